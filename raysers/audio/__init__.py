@@ -1,0 +1,1 @@
+"""Decoding, levels and windows: numpy, soundfile, soxr, scipy; never torch or ray."""

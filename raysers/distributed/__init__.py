@@ -1,0 +1,1 @@
+"""The only place that imports ray: cluster, indexing, the shard engine, progress."""

@@ -1,0 +1,1 @@
+"""Backbones, masking, heads, loading and batched inference on torch and transformers."""

@@ -1,0 +1,86 @@
+"""Arrow schemas of every table; units and meaning live in the field metadata.
+
+The first columns are audformat's (`file`, `start`, `end`), so any table opens there as well.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from raysers.types import DIMENSIONS
+
+
+def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
+    metadata = {"meaning": meaning} | ({"unit": unit} if unit else {})
+    return pa.field(name, kind, metadata=metadata)
+
+
+_DURATION = pa.duration("ns")
+
+#: Identity of a clip; the first columns of every clip table.
+CLIP_FIELDS = (
+    _field("file", pa.string(), "path or URI; a tar member is <tar URI>#<member>"),
+    _field("start", _DURATION, "start of the clip in the file", "ns"),
+    _field("end", _DURATION, "end of the clip in the file; null: end of file", "ns"),
+    _field("clip_id", pa.string(), "stable hash of file, start and end"),
+)
+
+_FATE_FIELDS = (
+    _field("status", pa.string(), "ok, or why the clip has no scores"),
+    _field("error", pa.string(), "what went wrong; empty when ok"),
+)
+
+#: Optional label and speaker columns a manifest carries when they are known.
+LABEL_FIELDS = (
+    _field("speaker", pa.string(), "speaker identity"),
+    _field("sex", pa.string(), "female or male as given by the corpus"),
+    _field("language", pa.string(), "language of the clip"),
+    _field("split", pa.string(), "train, dev or test"),
+    _field("transcript", pa.string(), "words spoken"),
+    _field("emotion", pa.string(), "categorical label of the corpus"),
+    *(_field(name, pa.float32(), f"{name} label", "0..1") for name in DIMENSIONS),
+)
+
+MANIFEST = pa.schema(
+    [
+        *CLIP_FIELDS,
+        _field("duration_s", pa.float64(), "length of the clip; null: header unreadable", "s"),
+        _field("sample_rate_hz", pa.int32(), "sample rate of the file", "Hz"),
+        _field("channels", pa.int32(), "channels of the file"),
+        _field("codec", pa.string(), "container/encoding as libsndfile names them"),
+        _field("num_bytes", pa.int64(), "size of the file or tar member", "bytes"),
+        _field("etag", pa.string(), "the store's version mark; empty when it has none"),
+        *_FATE_FIELDS,
+        _field("byte_offset", pa.int64(), "tar member: offset of its data in the tar", "bytes"),
+        _field("byte_size", pa.int64(), "tar member: size of its data", "bytes"),
+    ]
+)
+
+#: What listing an input yields, before headers are read: one row per audio object or table row.
+OBJECTS = pa.schema(
+    [
+        *CLIP_FIELDS[:3],
+        *(MANIFEST.field(n) for n in ("num_bytes", "etag", "byte_offset", "byte_size")),
+    ]
+)
+
+ANNOTATIONS = pa.schema(
+    [
+        *CLIP_FIELDS,
+        *_FATE_FIELDS,
+        *(_field(name, pa.float32(), f"predicted {name}", "about 0..1") for name in DIMENSIONS),
+        _field("duration_s", pa.float64(), "length of the decoded clip", "s"),
+        _field("rms_db", pa.float32(), "level of the decoded clip", "dB re full scale"),
+        _field("clipped_ratio", pa.float32(), "share of samples at full scale", "0..1"),
+        _field("model", pa.string(), "model name or path"),
+        _field("model_revision", pa.string(), "commit or content hash of the model"),
+        _field("run_id", pa.string(), "run that wrote the row"),
+        _field("created_at", pa.timestamp("us", tz="UTC"), "when the row was made"),
+    ]
+)
+
+
+def with_embeddings(schema: pa.Schema, size: int) -> pa.Schema:
+    """`schema` with an `embedding` column: masked mean of the last layer, `size` floats."""
+    kind = pa.list_(pa.float32(), size)
+    return schema.append(_field("embedding", kind, "masked mean of the last hidden layer"))

@@ -1,0 +1,71 @@
+"""The words every layer shares: statuses, dimensions, clips.
+
+Times are whole nanoseconds (as in audformat tables), so a segment's identity never depends on
+floating point; seconds (`_s`) are for sizes and durations only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+#: What the models predict, each about 0..1, always in this order (Wagner et al. 2022, section 3.1).
+DIMENSIONS = ("arousal", "dominance", "valence")
+
+#: Sample rate of every model in this project.
+SAMPLE_RATE_HZ = 16_000
+
+NS_PER_S = 1_000_000_000
+
+
+class Status(StrEnum):
+    """Fate of one clip; only `OK` rows carry scores."""
+
+    OK = "ok"
+    MISSING = "missing"
+    FORBIDDEN = "forbidden"
+    UNREADABLE = "unreadable"
+    UNSUPPORTED = "unsupported"
+    EMPTY = "empty"
+    TOO_SHORT = "too_short"
+    TOO_LONG = "too_long"
+    NOT_FINITE = "not_finite"
+    TRUNCATED = "truncated"
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_DIED = "worker_died"
+    MODEL_ERROR = "model_error"
+
+
+def clip_id(file: str, start_ns: int, end_ns: int | None) -> str:
+    """Stable identity of a clip: 32 hex digits of BLAKE2b over file, start and end.
+
+    >>> clip_id("a.wav", 0, None)
+    '78e408b6163072e6d083036945670312'
+    """
+    end = "" if end_ns is None else str(end_ns)
+    # surrogateescape: a local file name need not be valid UTF-8
+    key = f"{file}\0{start_ns}\0{end}".encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(key, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One row of the manifest: the reference that travels to a worker in place of audio.
+
+    `file` is an absolute path or an `s3://` URI; a tar member is `<tar URI>#<member name>` and has
+    `byte_offset` and `byte_size` (its data inside the tar object). `end_ns` None means the end of
+    the file. `duration_s` is NaN when the header could not be read.
+    """
+
+    clip_id: str
+    file: str
+    start_ns: int = 0
+    end_ns: int | None = None
+    duration_s: float = math.nan
+    num_bytes: int | None = None
+    byte_offset: int | None = None
+    byte_size: int | None = None
+    status: Status = Status.OK
+    error: str = ""
