@@ -1,0 +1,47 @@
+# make help lists the targets. PYTHON=python3.12 picks an interpreter, AUDIO=folder the demo's input.
+.DEFAULT_GOAL := help
+.PHONY: setup demo test lint bench help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+EXTRAS := vad,speech,report,dev
+# the first of these that is new enough; expanded only when there is something to install
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+setup: $(STAMP)  ## make .venv with everything; nothing to do when it is current
+
+$(STAMP): pyproject.toml constraints.txt
+	@python="$(PYTHON)"; \
+	"$${python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "raysers needs Python 3.11 or newer: install it, or name it: make setup PYTHON=python3.12"; exit 1; }; \
+	test -x $(BIN)/python || { echo "setup: new $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); } || \
+		{ rm -rf $(VENV); echo "Python's venv module is incomplete: install it (Debian, Ubuntu: python3-venv)"; exit 1; }
+	@echo "setup: installing raysers[$(EXTRAS)] as pinned in constraints.txt (minutes on the first run)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup  ## annotate made-up speech, or your own: make demo AUDIO=folder
+	@$(BIN)/python jobs/demo.py $(if $(AUDIO),--audio '$(AUDIO)')
+
+test: setup  ## every test that needs no GPU
+	@echo "test: pytest"
+	@$(BIN)/python -m pytest
+
+lint: setup  ## style, types and import rules
+	@echo "lint: ruff check"
+	@$(BIN)/ruff check -q .
+	@echo "lint: ruff format"
+	@$(BIN)/ruff format -q --check . || { $(BIN)/ruff format --check .; exit 1; }
+	@echo "lint: mypy"
+	@$(BIN)/mypy --strict --no-error-summary -p raysers
+	@echo "lint: import rules"
+	@log=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$log"; exit 1; }
+
+bench: setup  ## speed, padding and memory, as JSON lines
+	@$(BIN)/python -m tests.benchmarks
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 8

@@ -1,0 +1,218 @@
+"""What a container's header promises, and what a file is when it is not audio we can decode.
+
+libsndfile hides truncation: a WAV cut in the middle opens as a shorter, healthy WAV. So the promise
+is read from the header bytes here, and compared with the bytes that are really there.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raysers.audio.source import Bytes
+
+#: More chunks than any real file has; a hostile one could hold millions of empty chunks.
+_MAX_CHUNKS = 1000
+
+#: An Ogg page is at most this long, so the last page starts within it.
+_OGG_TAIL_BYTES = 65_307
+
+#: Sizes that writers to a pipe leave in the header, besides 0: ffmpeg, sox and espeak, arecord.
+_STREAMING_SIZES = (range(0xFFFF_FF00, 0x1_0000_0000), range(0x7FFF_F000, 0x8000_0001))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How a chunked container writes its chunks: id, size, data, padding."""
+
+    first: int  # offset of the first chunk
+    id_bytes: int
+    size: str  # struct format of the size field
+    counts_header: bool  # the size includes id and size fields
+    align: int  # chunks start at multiples of this
+    data: bytes  # id of the chunk with the samples
+    preamble: int = 0  # bytes of the data chunk before the samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Promise:
+    """What a header says of the samples, and what the file holds of them."""
+
+    size_bytes: int
+    held_bytes: int
+    frame_bytes: int  # 0: several frames are coded together
+    frames: int  # 0: the header does not say
+
+
+_W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+_RIFF = Layout(first=12, id_bytes=4, size="<I", counts_header=False, align=2, data=b"data")
+_RIFX = Layout(first=12, id_bytes=4, size=">I", counts_header=False, align=2, data=b"data")
+_AIFF = Layout(
+    first=12, id_bytes=4, size=">I", counts_header=False, align=2, data=b"SSND", preamble=8
+)
+_W64 = Layout(first=40, id_bytes=16, size="<q", counts_header=True, align=8, data=_W64_DATA)
+_CAF = Layout(
+    first=8, id_bytes=4, size=">q", counts_header=False, align=1, data=b"data", preamble=4
+)
+
+_LAYOUTS = {b"RIFF": _RIFF, b"RF64": _RIFF, b"RIFX": _RIFX, b"FORM": _AIFF, b"riff": _W64}
+_LAYOUTS[b"caff"] = _CAF
+
+#: Chunk that describes the samples, the fields of it that cannot be zero, and its least length.
+_WAV_FORMAT = (b"fmt ", ((2, 4), (4, 8), (12, 14)), 16)
+_FORMAT_CHUNKS = {b"RIFF": _WAV_FORMAT, b"RF64": _WAV_FORMAT, b"RIFX": _WAV_FORMAT}
+_FORMAT_CHUNKS[b"FORM"] = (b"COMM", ((0, 2), (6, 8), (8, 16)), 18)
+
+
+def id3_bytes(source: Bytes) -> int:
+    """Length of the ID3v2 tags at the start of a file, 0 when there is none."""
+    offset = 0
+    for _ in range(_MAX_CHUNKS):
+        tag = source.at(offset, 10)
+        if len(tag) < 10 or tag[:3] != b"ID3":
+            break
+        # four bytes of seven bits each
+        offset += 10 + sum(
+            (b & 0x7F) << shift for b, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)
+        )
+    return offset
+
+
+def promised_frames(source: Bytes, frames: int) -> int:
+    """Frames the container's header promises; `frames`, what libsndfile finds, if no more.
+
+    Covers WAV (RIFF, RIFX, RF64), Wave64, AIFF, CAF, AU and Ogg, for Ogg only as "one more" since
+    a page does not tell how many follow. FLAC needs nothing: libsndfile reports its header's
+    count, and so it does for MP3 (see `mpeg`).
+    """
+    start = id3_bytes(source)
+    magic = source.at(start, 4)
+    if magic == b"OggS":
+        return frames + _ogg_is_cut(source)
+    if magic in (b".snd", b"dns."):
+        promise = _au_promise(source, start, ">I" if magic == b".snd" else "<I")
+    elif magic in _LAYOUTS:
+        promise = _data_promise(source, start, _LAYOUTS[magic])
+    else:
+        return frames
+    if promise is None or promise.size_bytes <= promise.held_bytes:
+        return frames
+    promised = promise.frames
+    if promise.frame_bytes:
+        promised = promise.size_bytes // promise.frame_bytes
+    elif not promised and promise.held_bytes > 0:
+        # about as many frames a byte as in the part that is there
+        promised = frames * promise.size_bytes // promise.held_bytes
+    return max(promised, frames + 1)
+
+
+def header_fault(source: Bytes) -> str | None:
+    """What is wrong with the header of a WAV or AIFF file; None when it is sound.
+
+    Only of use for a file libsndfile refuses: a sound header then means an unknown codec.
+    """
+    start = id3_bytes(source)
+    magic = source.at(start, 4)
+    if magic not in _FORMAT_CHUNKS:
+        return "the header cannot be parsed"
+    layout = _LAYOUTS[magic]
+    name, fields, least = _FORMAT_CHUNKS[magic]
+    found = {chunk: source.at(offset, 40) for chunk, offset, _ in chunks(source, start, layout)}
+    about = found.get(name, b"")
+    if len(about) < least:
+        return f"no complete {name.decode().strip()!r} chunk, which tells rate and channels"
+    if not all(any(about[a:b]) for a, b in fields):
+        return "it declares no channels, no sample rate or samples of 0 bytes"
+    if layout.data not in found:
+        return f"no {layout.data.decode()!r} chunk, which holds the samples"
+    return None
+
+
+def chunks(source: Bytes, start: int, layout: Layout) -> Iterator[tuple[bytes, int, int]]:
+    """(id, offset of the data, size by the header) of each chunk of a container at `start`."""
+    offset = start + layout.first
+    size_bytes = struct.calcsize(layout.size)
+    for _ in range(_MAX_CHUNKS):
+        head = source.at(offset, layout.id_bytes + size_bytes)
+        if len(head) < layout.id_bytes + size_bytes:
+            return
+        (size,) = struct.unpack_from(layout.size, head, layout.id_bytes)
+        if layout.counts_header:
+            size -= len(head)
+        offset += len(head)
+        yield head[: layout.id_bytes], offset, size
+        if size < 0:
+            return
+        offset += size + (-size) % layout.align
+
+
+def _data_promise(source: Bytes, start: int, layout: Layout) -> _Promise | None:
+    """What the chunk with the samples promises; None when it is absent or does not say."""
+    long_size = frame_bytes = frames = 0
+    for name, offset, size in chunks(source, start, layout):
+        if name == b"ds64":
+            long_size = _number("<Q", source.at(offset + 8, 8))
+        elif name.startswith(b"fmt "):
+            frame_bytes = _plain_frame_bytes(source.at(offset, 40), layout.size[0])
+        elif name.startswith(b"fact"):
+            frames = _number(layout.size[0] + "I", source.at(offset, 4))
+        elif name == b"COMM":
+            frames = _number(">I", source.at(offset + 2, 4))
+        elif name == layout.data:
+            promised = long_size if size == 0xFFFF_FFFF and long_size else size
+            if promised <= 0 or any(promised in sizes for sizes in _STREAMING_SIZES):
+                return None
+            return _Promise(
+                size_bytes=promised - layout.preamble,
+                held_bytes=source.size - offset - layout.preamble,
+                frame_bytes=frame_bytes,
+                frames=frames,
+            )
+    return None
+
+
+def _number(kind: str, data: bytes) -> int:
+    """`data` as a number of struct format `kind`; 0 when the file ends before it."""
+    return int(struct.unpack(kind, data)[0]) if len(data) == struct.calcsize(kind) else 0
+
+
+def _plain_frame_bytes(fmt: bytes, order: str) -> int:
+    """Bytes of a frame by a WAV `fmt ` chunk; 0 for codecs that pack several frames."""
+    if len(fmt) < 16:
+        return 0
+    tag, _, _, _, block_bytes = struct.unpack_from(order + "HHIIH", fmt)
+    if tag == 0xFFFE and len(fmt) >= 26:  # WAVE_FORMAT_EXTENSIBLE names the codec further on
+        (tag,) = struct.unpack_from(order + "H", fmt, 24)
+    return block_bytes if tag in (1, 3, 6, 7) else 0  # integer, float, A-law, mu-law
+
+
+def _au_promise(source: Bytes, start: int, order: str) -> _Promise | None:
+    """As `_data_promise`, for Sun AU."""
+    offset = _number(order, source.at(start + 4, 4))
+    size = _number(order, source.at(start + 8, 4))
+    if size in (0, 0xFFFF_FFFF):
+        return None
+    held = source.size - start - offset
+    return _Promise(size_bytes=size, held_bytes=held, frame_bytes=0, frames=0)
+
+
+def _ogg_is_cut(source: Bytes) -> bool:
+    """Whether the last page of an Ogg file is incomplete."""
+    start = max(0, source.size - 2 * _OGG_TAIL_BYTES)
+    tail = source.at(start, source.size - start)
+    at = tail.find(b"OggS")
+    while at >= 0:
+        table = tail[at + 26 : at + 27]
+        laces = tail[at + 27 : at + 27 + table[0]] if table else b""
+        end = at + 27 + len(laces) + sum(laces)
+        if not table or len(laces) < table[0] or end > len(tail):
+            # cut, unless the letters OggS only happened to stand in the audio
+            return tail[at + 4 : at + 5] in (b"", b"\0")
+        following = tail.find(b"OggS", end)
+        if following < 0:
+            # up to three bytes of the next page's OggS
+            rest = tail[end : end + 4]
+            return bool(rest) and len(rest) < 4 and b"OggS".startswith(rest)
+        at = following
+    return False

@@ -1,0 +1,232 @@
+"""Lists the audio inside a tar by reading its headers alone, so members can be read in place.
+
+Nothing is ever unpacked. A member that cannot be used (unsafe name, link, sparse, cut off) still
+becomes a row with its status, so a tar never loses one in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tarfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import IO, cast
+
+from raysers.data import storage
+from raysers.data.ranged import RangedFile
+from raysers.data.uris import ObjectInfo, is_hidden, is_member, suffix_of, tar_uri_of
+from raysers.errors import ConfigError
+from raysers.types import Status
+
+__all__ = ["TarMember", "check_tar_name", "index_tar", "is_compressed_tar", "tar_uri_of"]
+
+#: Tars whose members cannot be read in place.
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+_COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+
+#: A header block is read with what follows it: members below this cost no request of their own.
+_BLOCK_BYTES = 128 * 2**10
+#: A long name or a pax header above this is an attack or damage, not a name.
+_MAX_HEADER_BYTES = 2**20
+_DRIVE = re.compile(r"^[A-Za-z]:")
+_TAR_BLOCK_BYTES = 512
+#: Zeros looked through for another tar behind the end mark; usual padding is up to 10 KiB.
+_MAX_PADDING_BYTES = 2**16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TarMember:
+    """One audio member; `status` says why it cannot be used, `file` is unique within the tar."""
+
+    file: str
+    byte_offset: int
+    byte_size: int
+    etag: str
+    status: Status = Status.OK
+    error: str = ""
+
+
+def is_compressed_tar(uri: str) -> bool:
+    """Whether the name says that it is a compressed tar."""
+    return uri.lower().endswith(_COMPRESSED)
+
+
+def check_tar_name(uri: str) -> None:
+    """Refuses tars whose members could not be addressed.
+
+    Raises:
+        ConfigError: a compressed tar, or a path with `.tar#` in it.
+    """
+    if is_compressed_tar(uri):
+        raise ConfigError(_decompress(uri))
+    if is_member(uri):
+        raise ConfigError(
+            f"{uri}: '.tar#' in a tar's path clashes with how members are named; rename it"
+        )
+
+
+def index_tar(info: ObjectInfo, *, suffixes: Collection[str]) -> Iterator[TarMember]:
+    """Members with one of `suffixes`, in the order of the tar.
+
+    Hidden members (`._x.wav`) are skipped as in folders. Members past damage or a cut are reported
+    as one `truncated` row: the member that was cut, or the tar itself.
+
+    Raises:
+        ConfigError: compressed, or not a tar at all.
+        StorageError: the tar could not be read.
+    """
+    check_tar_name(info.uri)
+    file = storage.open_file(
+        info.uri, num_bytes=info.num_bytes, whole_bytes=_BLOCK_BYTES, block_bytes=_BLOCK_BYTES
+    )
+    if file.read(6).startswith(_COMPRESSED_MAGIC):
+        raise ConfigError(_decompress(info.uri))
+    file.seek(0)
+    wanted = frozenset(suffixes)
+    seen: set[int] = set()
+    for entry in _entries(file, info.uri):
+        member = _member(entry, info, wanted)
+        if member is None:
+            continue
+        if hash(member.file) in seen:
+            member = _repeated(member)
+        seen.add(hash(member.file))
+        yield member
+
+
+class _Headers:
+    """The tar as `tarfile` sees it: it refuses to read a whole recording as if it were a name."""
+
+    def __init__(self, file: RangedFile) -> None:
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._file.read(size)
+
+
+#: What the standard library raises on damaged headers.
+_DAMAGE = (tarfile.TarError, ValueError, ArithmeticError, LookupError)
+
+
+def _entries(file: RangedFile, uri: str) -> Iterator[tarfile.TarInfo | str]:
+    """Headers in order, and as the last item what is wrong with the rest, if anything is."""
+    if file.num_bytes == 0:
+        return
+    try:
+        tar = tarfile.open(fileobj=cast("IO[bytes]", _Headers(file)), mode="r:")  # noqa: SIM115
+    except _DAMAGE as error:
+        raise ConfigError(f"{uri} is not a tar ({error}): rename it or leave it out") from error
+    position = -1
+    while True:
+        try:
+            entry = tar.next()
+        except _DAMAGE as error:
+            yield f"damaged after byte {max(position, 0)}: {error}"
+            return
+        # tarfile would keep every header it has read
+        tar.members = []  # type: ignore[attr-defined]
+        if entry is None:
+            following = _first_used(file, tar.offset)
+            if following is None:
+                return
+            if following == tar.offset:
+                # tarfile takes a broken header for the end of the archive
+                yield f"the header at byte {tar.offset} is damaged"
+                return
+            # tars glued together: the next one starts behind the zeros that end this one
+            tar.offset = following
+            continue
+        if entry.offset_data <= position:
+            yield f"damaged after byte {position}: a header points back"
+            return
+        position = entry.offset_data
+        yield entry
+        if _is_cut(entry, file.num_bytes):
+            return
+
+
+def _first_used(file: RangedFile, offset: int) -> int | None:
+    """Where the first block that is not all zeros starts, None when only padding follows."""
+    file.seek(offset)
+    padding = file.read(_MAX_PADDING_BYTES)
+    used = len(padding) - len(padding.lstrip(b"\0"))
+    return None if used == len(padding) else offset + used - used % _TAR_BLOCK_BYTES
+
+
+def _is_cut(entry: tarfile.TarInfo, total_bytes: int) -> bool:
+    # the size of a sparse file is not the size it takes here
+    stored = entry.isreg() and not entry.issparse()
+    return stored and entry.offset_data + entry.size > total_bytes
+
+
+def _member(
+    entry: tarfile.TarInfo | str, info: ObjectInfo, suffixes: frozenset[str]
+) -> TarMember | None:
+    """The row of a header; None for what is neither audio nor a sign of loss."""
+    if isinstance(entry, str):
+        return TarMember(
+            file=info.uri,
+            byte_offset=0,
+            byte_size=info.num_bytes,
+            etag=info.etag,
+            status=Status.TRUNCATED,
+            error=f"{entry}; later members are lost",
+        )
+    if entry.isdir() or suffix_of(entry.name) not in suffixes or is_hidden(entry.name):
+        cut = _is_cut(entry, info.num_bytes)
+        return _member(f"cut inside {_printable(entry.name)}", info, suffixes) if cut else None
+    status, error = _verdict(entry, info.num_bytes)
+    return TarMember(
+        file=f"{info.uri}#{_printable(entry.name)}",
+        byte_offset=entry.offset_data,
+        byte_size=entry.size,
+        etag=info.etag,
+        status=status,
+        error=error,
+    )
+
+
+def _verdict(entry: tarfile.TarInfo, total_bytes: int) -> tuple[Status, str]:
+    if reason := _unsafe(entry.name):
+        return Status.UNSUPPORTED, f"unsafe member name: {reason}"
+    if entry.issparse() or not entry.isreg():
+        kind = "a link" if entry.islnk() or entry.issym() else "no regular file"
+        return Status.UNSUPPORTED, f"the member is {kind}; only plain files are read"
+    if _is_cut(entry, total_bytes):
+        return Status.TRUNCATED, "the tar ends inside this member"
+    return Status.OK, ""
+
+
+def _unsafe(name: str) -> str:
+    """Why the name must not become a path anywhere, empty when it may."""
+    reasons = (
+        (name.startswith("/"), "absolute"),
+        (".." in name.split("/"), "leaves its folder"),
+        ("\0" in name, "null byte"),
+        ("\\" in name, "backslash"),
+        (_DRIVE.match(name) is not None, "drive letter"),
+    )
+    return next((reason for found, reason in reasons if found), "")
+
+
+def _repeated(member: TarMember) -> TarMember:
+    return dataclasses.replace(
+        member,
+        file=f"{member.file}#{member.byte_offset}",
+        status=Status.UNSUPPORTED,
+        error="the tar has an earlier member of this name; only that one is used",
+    )
+
+
+def _printable(name: str) -> str:
+    """The name as valid text: Latin-1 names are common, and reading goes by offset anyway."""
+    return name.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _decompress(uri: str) -> str:
+    return f"{uri} is compressed, so members cannot be read in place: decompress it to a plain .tar"

@@ -1,0 +1,96 @@
+"""What a run would take, measured: a few real clips through the real model on a real worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from raysers.data.manifest import clips_of
+from raysers.distributed.cluster import Placement
+from raysers.distributed.feed import decode_run, micro_batches
+from raysers.distributed.planning import Plan
+from raysers.distributed.progress import duration, hours
+from raysers.distributed.stages import ClipTask
+from raysers.types import Status
+
+#: Clips measured, and the wall seconds after which measuring stops.
+_SAMPLE_CLIPS = 64
+_MEASURE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Measured speed of one worker and what follows for the whole plan."""
+
+    audio_s: float
+    speed: float
+    start_s: float
+    workers: int
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds the run would take."""
+        return self.start_s + (self.audio_s / (self.speed * self.workers) if self.speed else 0.0)
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours of all workers together."""
+        return self.wall_s * self.workers / 3600
+
+
+def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float) -> Estimate:
+    """Measure one worker on clips spread evenly over the plan's lengths."""
+    good = plan.manifest.filter(pc.equal(plan.manifest["status"], str(Status.OK)))
+    by_length = pc.sort_indices(good["duration_s"])
+    picks = np.unique(np.linspace(0, max(good.num_rows - 1, 0), _SAMPLE_CLIPS).astype(int))
+    sample = good.take(by_length.take(pa.array(picks))) if good.num_rows else good
+    measure = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(_measure)
+    speed, start_s = ray.get(measure.remote(sample, task, max_clip_s))
+    return Estimate(audio_s=plan.todo_s(), speed=speed, start_s=start_s, workers=placement.workers)
+
+
+def _measure(sample: pa.Table, task: ClipTask, max_clip_s: float) -> tuple[float, float]:
+    """Audio seconds per second of one warm worker, and the seconds it needed to start."""
+    began = time.perf_counter()
+    worker = task.open()
+    clips = clips_of(sample)
+    if not clips:
+        return 0.0, time.perf_counter() - began
+    worker.score([d.signal for d in decode_run(clips[:1], max_clip_s) if d.signal is not None])
+    start_s = time.perf_counter() - began
+    began, audio_s = time.perf_counter(), 0.0
+    decoded = (one for clip in clips for one in decode_run([clip], max_clip_s))
+    for batch in micro_batches(decoded, worker.max_padded_s):
+        worker.score([d.signal for d in batch if d.signal is not None])
+        audio_s += sum(d.duration_s for d in batch)
+        if time.perf_counter() - began > _MEASURE_S:
+            break
+    return audio_s / (time.perf_counter() - began), start_s
+
+
+def rows(
+    plan: Plan, guess: Estimate, placement: Placement, usd_per_hour: float
+) -> Mapping[str, Any]:
+    """The estimate as lines for people."""
+    device = "GPU" if placement.device == "cuda" else "CPU"
+    num_bytes = pc.sum(plan.manifest["num_bytes"]).as_py() or 0
+    lines = {
+        "clips": f"{plan.manifest.num_rows:,}",
+        "audio": hours(float(np.sum(plan.shards.seconds))),
+        "bytes": f"{num_bytes / 1e9:.3f} GB",
+        "shards": f"{len(plan.shards)} ({len(plan.todo)} to do)",
+        "workers": f"{placement.workers} x {placement.num_gpus or placement.num_cpus:g} {device}",
+        "measured speed": f"{guess.speed:.1f} x real time per worker",
+        "wall time": f"{duration(guess.wall_s)} (of it {guess.start_s:.0f} s to start)",
+        f"{device} hours": f"{guess.worker_hours * (placement.num_gpus or placement.num_cpus):.2f}",
+    }
+    if usd_per_hour:
+        lines["cost"] = f"${guess.worker_hours * usd_per_hour:.2f}"
+    return lines

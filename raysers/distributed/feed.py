@@ -1,0 +1,154 @@
+"""Fetching and decoding ahead of the model, in threads, within a bounded amount of audio.
+
+Clips come out in the order they were asked for. Neighbouring clips of one recording share one open
+reader, so a long recording cut into windows is opened once per stretch, not once per window.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysers.audio.decode import AudioReader
+from raysers.audio.level import clipped_ratio, rms_db
+from raysers.data import storage
+from raysers.data.tar import tar_uri_of
+from raysers.errors import ClipError, ObjectForbidden, ObjectMissing
+from raysers.types import SAMPLE_RATE_HZ, Clip, Status
+
+#: Audio seconds decoded by one thread in one go; also the longest stretch per open reader.
+_RUN_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it."""
+
+    clip: Clip
+    signal: NDArray[np.float32] | None = None
+    error: ClipError | None = None
+    rms_db: float | None = None
+    clipped_ratio: float | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of decoded audio; 0 when there is none."""
+        return 0.0 if self.signal is None else len(self.signal) / SAMPLE_RATE_HZ
+
+
+def decode_ahead(
+    clips: Sequence[Clip], pool: Executor, *, max_clip_s: float, ahead_s: float
+) -> Iterator[Decoded]:
+    """Start decoding at once; yields every clip in order, at most `ahead_s` seconds in flight.
+
+    The first decodes are submitted by this call, not by the first `next()`, so that a shard can
+    warm up while the model still works on the one before.
+    """
+    waiting = deque(_runs(clips))
+    in_flight: deque[tuple[float, Future[list[Decoded]]]] = deque()
+
+    def top_up() -> None:
+        flying_s = sum(s for s, _ in in_flight)
+        while waiting and (not in_flight or flying_s + waiting[0][0] <= ahead_s):
+            seconds, run = waiting.popleft()
+            in_flight.append((seconds, pool.submit(decode_run, run, max_clip_s)))
+            flying_s += seconds
+
+    def drain() -> Iterator[Decoded]:
+        try:
+            while in_flight:
+                _, future = in_flight[0]
+                decoded = future.result()
+                in_flight.popleft()
+                top_up()
+                yield from decoded
+        finally:
+            for _, future in in_flight:
+                future.cancel()
+
+    top_up()
+    return drain()
+
+
+def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
+    """Stretches of neighbouring clips of one file, each with its audio seconds."""
+    for _, same_file in groupby(clips, key=lambda c: c.file):
+        run: list[Clip] = []
+        run_s = 0.0
+        for clip in same_file:
+            clip_s = clip.duration_s if clip.duration_s == clip.duration_s else 0.0
+            if run and run_s + clip_s > _RUN_S:
+                yield run_s, run
+                run, run_s = [], 0.0
+            run.append(clip)
+            run_s += clip_s
+        yield run_s, run
+
+
+def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
+    """Decode clips of one file; whatever is wrong with the audio becomes the clips' error.
+
+    Raises:
+        TransientStorageError, CredentialsError: not the clips' fault; the job must stop.
+    """
+    first = clips[0]
+    if first.status != Status.OK:
+        return [_failed(c, ClipError(c.status, c.error)) for c in clips]
+    try:
+        with AudioReader(_source(first), name=first.file) as reader:
+            return [_read(reader, clip, max_clip_s) for clip in clips]
+    except ClipError as error:
+        return [_failed(clip, error) for clip in clips]
+    except ObjectMissing as error:
+        return [_failed(clip, ClipError(Status.MISSING, str(error))) for clip in clips]
+    except ObjectForbidden as error:
+        return [_failed(clip, ClipError(Status.FORBIDDEN, str(error))) for clip in clips]
+
+
+def _source(clip: Clip) -> storage.AudioSource:
+    uri = clip.file if clip.byte_offset is None else tar_uri_of(clip.file)
+    return storage.open_source(
+        uri,
+        num_bytes=clip.num_bytes,
+        byte_offset=clip.byte_offset,
+        byte_size=clip.byte_size,
+    )
+
+
+def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
+    try:
+        signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s)
+    except ClipError as error:
+        return _failed(clip, error)
+    return Decoded(
+        clip=clip, signal=signal, rms_db=rms_db(signal), clipped_ratio=clipped_ratio(signal)
+    )
+
+
+def _failed(clip: Clip, error: ClipError) -> Decoded:
+    return Decoded(clip=clip, error=error)
+
+
+def micro_batches(decoded: Iterable[Decoded], max_padded_s: float) -> Iterator[list[Decoded]]:
+    """Cut a stream, best sorted by length, so that clips x longest stays within the budget.
+
+    A clip longer than the budget is alone. Clips without a signal pass through in their place.
+    """
+    batch: list[Decoded] = []
+    longest_s, with_signal = 0.0, 0
+    for one in decoded:
+        grown_s = max(longest_s, one.duration_s)
+        if with_signal and one.signal is not None and (with_signal + 1) * grown_s > max_padded_s:
+            yield batch
+            batch, with_signal, grown_s = [], 0, one.duration_s
+        batch.append(one)
+        with_signal += one.signal is not None
+        longest_s = grown_s
+    if batch:
+        yield batch

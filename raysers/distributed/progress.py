@@ -1,0 +1,149 @@
+"""What a person sees while a job runs: audio hours, speed, time left, failures by status.
+
+Workers tell a small actor how far each shard is; the driver only reads it. Figures of a shard that
+is worked on twice replace each other, so nothing is counted double.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from raysers.types import Status
+
+#: Seconds between two lines when the output is not a terminal.
+LINE_EVERY_S = 10.0
+
+
+class Monitor:
+    """Keeps, per shard in work, audio seconds and clips by status; and facts all workers share."""
+
+    def __init__(self) -> None:
+        self._shards: dict[int, tuple[float, dict[str, int]]] = {}
+        self._facts: dict[str, str] = {}
+
+    def report(self, shard: int, audio_s: float, statuses: dict[str, int]) -> None:
+        """Replace what is known of `shard`."""
+        self._shards[shard] = (audio_s, statuses)
+
+    def settle(self, fact: str, proposal: str) -> str:
+        """The first proposal for `fact` wins, and everybody gets it."""
+        return self._facts.setdefault(fact, proposal)
+
+    def facts(self) -> dict[str, str]:
+        """What has been settled."""
+        return dict(self._facts)
+
+    def snapshot(self) -> dict[int, tuple[float, dict[str, int]]]:
+        """Everything, by shard."""
+        return dict(self._shards)
+
+
+class ThrottledReport:
+    """Sends a worker's figures to the monitor, at most about once a second per shard."""
+
+    def __init__(self, monitor: Any, every_s: float = 1.0) -> None:
+        self._monitor = monitor
+        self._every_s = every_s
+        self._last_s: dict[int, float] = {}
+
+    def __call__(self, shard: int, audio_s: float, statuses: dict[str, int]) -> None:
+        """Report unless this shard was reported a moment ago."""
+        if time.monotonic() - self._last_s.get(shard, 0.0) >= self._every_s:
+            self._last_s[shard] = time.monotonic()
+            self._monitor.report.remote(shard, audio_s, statuses)
+
+
+@dataclass(slots=True)
+class Totals:
+    """How far the whole run is. `total_s` and `clips` count what this run has to do."""
+
+    total_s: float
+    clips: int
+    audio_s: float = 0.0
+    started_s: float = field(default_factory=time.monotonic)
+    statuses: Counter[str] = field(default_factory=Counter)
+
+    def line(self) -> str:
+        """One line: audio hours, x real time, time left, clips, failures by status."""
+        elapsed_s = max(time.monotonic() - self.started_s, 1e-6)
+        speed = self.audio_s / elapsed_s
+        left = duration((self.total_s - self.audio_s) / speed) if self.audio_s else "starting"
+        text = (
+            f"{hours(self.audio_s)} of {hours(self.total_s)} audio | {speed:.1f} x real time | "
+            f"{left} left | {sum(self.statuses.values())}/{self.clips} clips"
+        )
+        return text + failures_text(self.statuses)
+
+
+def hours(seconds: float) -> str:
+    """Audio time for people: `12.3 h`, `4.5 min` or `30 s`."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def duration(seconds: float) -> str:
+    """Wall time as `h:mm:ss` or `m:ss`."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    whole_hours, minutes = divmod(minutes, 60)
+    return f"{whole_hours}:{minutes:02d}:{rest:02d}" if whole_hours else f"{minutes}:{rest:02d}"
+
+
+def failures_text(statuses: Mapping[str, int]) -> str:
+    """` | failed: missing 2, truncated 1`, or nothing when all are ok."""
+    bad = sorted((n, s) for s, n in statuses.items() if s != Status.OK and n)
+    if not bad:
+        return ""
+    return " | failed: " + ", ".join(f"{status} {n}" for n, status in reversed(bad))
+
+
+@contextmanager
+def live(totals: Totals, monitor: Any) -> Iterator[None]:
+    """Show progress until the block ends: a live line on a terminal, else a line every 10 s."""
+    stop = threading.Event()
+    console = Console(stderr=True)
+    show = _on_terminal if console.is_terminal else _in_log
+    thread = threading.Thread(target=show, args=(totals, monitor, stop, console), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def _refresh(totals: Totals, monitor: Any) -> None:
+    try:
+        shards = ray.get(monitor.snapshot.remote(), timeout=5).values()
+    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+        return  # progress is a courtesy; the run itself reports what matters
+    totals.audio_s = sum(audio_s for audio_s, _ in shards)
+    counts: Counter[str] = Counter()
+    for _, statuses in shards:
+        counts.update(statuses)
+    totals.statuses = counts
+
+
+def _on_terminal(totals: Totals, monitor: Any, stop: threading.Event, console: Console) -> None:
+    with Live(console=console, refresh_per_second=4, transient=True) as view:
+        while not stop.wait(0.5):
+            _refresh(totals, monitor)
+            view.update(Text(totals.line()))
+
+
+def _in_log(totals: Totals, monitor: Any, stop: threading.Event, _: Console) -> None:
+    while not stop.wait(LINE_EVERY_S):
+        _refresh(totals, monitor)
+        print(totals.line(), file=sys.stderr, flush=True)

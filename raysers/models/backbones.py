@@ -1,0 +1,256 @@
+"""Names of models: the paper's aliases with their exact shapes, and how a `--model` text is read.
+
+`w2v2-L` is the Libri-Light model: the paper names `wav2vec2-large`, but the authors' export has
+the layer-norm stack of `facebook/wav2vec2-large-lv60`; `wav2vec2-large` is a different network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysers.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """One alias: where its weights live and the network they fit.
+
+    `differences` are laid over the common shape; `transformers` builds the network from both.
+    """
+
+    alias: str
+    hub_id: str | None
+    model_type: str = "wav2vec2"
+    differences: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, layers: int | None = None) -> dict[str, Any]:
+        """The network as `config.json` keys, cut to the bottom `layers` if given.
+
+        Raises:
+            ConfigError: the network has fewer layers than asked for.
+        """
+        full = {"model_type": self.model_type, **_COMMON, **self.differences}
+        return keep_layers(full, layers, self.alias)
+
+
+#: What all seven backbones of the paper share (its table 3 and the authors' exports).
+_COMMON: dict[str, Any] = {
+    "conv_dim": [512] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "feat_extract_activation": "gelu",
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "hidden_act": "gelu",
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "feat_proj_dropout": 0.1,
+    "layer_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+    "apply_spec_augment": True,
+    "mask_time_length": 10,
+    "mask_time_min_masks": 2,
+    "mask_feature_prob": 0.0,
+    "mask_feature_length": 10,
+    "mask_feature_min_masks": 0,
+    "pooling_mode": "mean",
+}
+
+_BASE: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "feat_extract_norm": "group",
+    "do_stable_layer_norm": False,
+    "conv_bias": False,
+    "activation_dropout": 0.0,
+    "final_dropout": 0.0,
+    "layerdrop": 0.05,
+    "mask_time_prob": 0.05,
+}
+
+_LARGE: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+    "activation_dropout": 0.0,
+    "final_dropout": 0.0,
+    "layerdrop": 0.1,
+    "mask_time_prob": 0.075,
+}
+
+_ROBUST: dict[str, Any] = _LARGE | {
+    "activation_dropout": 0.1,
+    "final_dropout": 0.1,
+    "mask_time_prob": 0.05,
+}
+
+#: The large layout at toy width: standard 400-sample window and 320-sample hop, 0.2 M parameters.
+_TINY: dict[str, Any] = _LARGE | {
+    "conv_dim": [64] * 7,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
+
+_HUBERT_BASE: dict[str, Any] = _BASE | {
+    "feat_proj_layer_norm": True,
+    "activation_dropout": 0.1,
+    "final_dropout": 0.1,
+    "layerdrop": 0.1,
+}
+
+BACKBONES: dict[str, Backbone] = {
+    row.alias: row
+    for row in (
+        Backbone(alias="w2v2-b", hub_id="facebook/wav2vec2-base", differences=_BASE),
+        Backbone(
+            alias="hubert-b",
+            hub_id="facebook/hubert-base-ls960",
+            model_type="hubert",
+            differences=_HUBERT_BASE,
+        ),
+        Backbone(alias="w2v2-L", hub_id="facebook/wav2vec2-large-lv60", differences=_LARGE),
+        Backbone(
+            alias="hubert-L",
+            hub_id="facebook/hubert-large-ll60k",
+            model_type="hubert",
+            differences=_LARGE | {"feat_proj_layer_norm": True},
+        ),
+        Backbone(
+            alias="w2v2-L-robust", hub_id="facebook/wav2vec2-large-robust", differences=_ROBUST
+        ),
+        Backbone(
+            alias="w2v2-L-vox",
+            hub_id="facebook/wav2vec2-large-100k-voxpopuli",
+            differences=_LARGE,
+        ),
+        Backbone(alias="w2v2-L-xls-r", hub_id="facebook/wav2vec2-xls-r-300m", differences=_LARGE),
+        Backbone(
+            alias="msp-dim",
+            hub_id="audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim",
+            differences=_ROBUST | {"num_hidden_layers": 12},
+        ),
+        Backbone(alias="tiny", hub_id=None, differences=_TINY),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelName:
+    """A `--model` text, read: exactly one of `alias` and `path` is set.
+
+    `path` is a local folder, a hub id (`owner/name`) or an `s3://` prefix; `layers` keeps that
+    many bottom layers; `random` means seeded random weights in place of trained ones.
+    """
+
+    text: str
+    alias: str | None = None
+    path: str | None = None
+    revision: str | None = None
+    layers: int | None = None
+    random: bool = False
+
+    @property
+    def hub_id(self) -> str | None:
+        """`owner/name` on the model hub, or None for folders and for aliases without weights."""
+        if self.alias is not None:
+            return BACKBONES[self.alias].hub_id
+        return self.path if self.path and _HUB_ID.fullmatch(self.path) else None
+
+    @property
+    def is_object_store(self) -> bool:
+        """Whether the folder lies in an object store and has to be fetched before loading."""
+        return self.path is not None and self.path.startswith("s3://")
+
+
+_RANDOM_PREFIX = "random:"
+#: A hub id must not look like a path, so a leading dot, slash or tilde never matches.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def parse_model_name(text: str) -> ModelName:
+    """Read `[random:]NAME[-LAYERS][@REVISION]`.
+
+    NAME is an alias, a hub id, a local folder or an `s3://` prefix; only aliases take `-LAYERS`,
+    only aliases and hub ids `@REVISION`.
+
+    >>> parse_model_name("random:w2v2-L-robust-12").layers
+    12
+
+    Raises:
+        ConfigError: the name is neither an alias nor a place, or the parts do not go together.
+    """
+    random = text.startswith(_RANDOM_PREFIX)
+    body = text.removeprefix(_RANDOM_PREFIX)
+    if _is_place(body):
+        return _place(text, body, random)
+    name, at, revision = body.partition("@")
+    if at and not revision:
+        raise ConfigError(f"--model {text!r}: nothing follows '@'; give a branch, tag or commit")
+    if random and revision:
+        raise ConfigError(f"--model {text!r}: random weights have no revision; drop '@{revision}'")
+    alias, layers = _split_layers(name)
+    if alias in BACKBONES:
+        BACKBONES[alias].config(layers)  # refuse impossible depths here, not on the workers
+        return ModelName(
+            text=text, alias=alias, revision=revision or None, layers=layers, random=random
+        )
+    if _HUB_ID.fullmatch(name) and not random:
+        return ModelName(text=text, path=name, revision=revision or None)
+    raise ConfigError(_unknown(text, alias))
+
+
+def keep_layers(config: dict[str, Any], layers: int | None, name: str) -> dict[str, Any]:
+    """`config` with `num_hidden_layers` cut to `layers` (section 6.2: pruning from the top).
+
+    Raises:
+        ConfigError: `layers` is not between 1 and what the network has.
+    """
+    if layers is None:
+        return dict(config)
+    most = config["num_hidden_layers"]
+    if not 1 <= layers <= most:
+        raise ConfigError(f"{name} has {most} layers: keep 1 to {most} of them, not {layers}")
+    return config | {"num_hidden_layers": layers}
+
+
+def _is_place(body: str) -> bool:
+    """Whether `body` names a folder: spelled like one, or there and not an alias."""
+    if body.startswith(("s3://", "/", "./", "../", "~")) or body in (".", ".."):
+        return True
+    return bool(body) and _split_layers(body)[0] not in BACKBONES and os.path.exists(body)
+
+
+def _place(text: str, body: str, random: bool) -> ModelName:
+    if not body.startswith("s3://"):
+        body = str(Path(body).expanduser())
+    return ModelName(text=text, path=body, random=random)
+
+
+def _split_layers(name: str) -> tuple[str, int | None]:
+    stem, dash, number = name.rpartition("-")
+    if dash and stem in BACKBONES and number.isdecimal():
+        return stem, int(number)
+    return name, None
+
+
+def _unknown(text: str, name: str) -> str:
+    close = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return (
+        f"unknown model {text!r}: {hint}aliases are {', '.join(BACKBONES)} (add -N for the bottom"
+        " N layers, random: in front for random weights); or give owner/name, a folder"
+        " (./folder) or s3://bucket/prefix"
+    )

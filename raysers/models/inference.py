@@ -1,0 +1,288 @@
+"""Scoring batches of clips: precision, padding, one forward pass, and whose fault a failure is.
+
+A clip's scores do not depend on its neighbours. In fp32 they equal a plain single-file pass of
+`transformers` to about 1e-6. In bf16 the rounding follows the shape of the batch, so the same
+clip may differ between batches by as much as it differs from fp32: {BF16}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from raysers.errors import ClipError, ConfigError
+from raysers.models.loading import LoadedModel
+from raysers.models.masking import normalise
+from raysers.types import SAMPLE_RATE_HZ, Status
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """A number format of the backbone; `on_cpu` tells whether CPUs compute in it at all."""
+
+    name: str
+    dtype: torch.dtype
+    on_cpu: bool = True
+
+
+PRECISIONS: dict[str, Precision] = {
+    row.name: row
+    for row in (
+        Precision(name="fp32", dtype=torch.float32),
+        Precision(name="bf16", dtype=torch.bfloat16),
+        Precision(name="fp16", dtype=torch.float16, on_cpu=False),
+    )
+}
+
+#: First CUDA generation (Ampere) with bfloat16 units.
+_BF16_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One clip's result: scores float32 [3] in the order of `DIMENSIONS`, embedding [hidden]."""
+
+    scores: Floats
+    embedding: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """A batch's results: scores float32 [clips, 3], embeddings float32 [clips, hidden]."""
+
+    scores: Floats
+    embeddings: Floats
+
+
+def choose_dtype(requested: str, device: str) -> torch.dtype:
+    """The format for `--dtype`: `auto` is bf16 where the hardware has it, else fp32.
+
+    Args:
+        requested: auto, fp32, bf16 or fp16.
+        device: `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: unknown, or not on this device.
+    """
+    if requested == "auto":
+        return torch.bfloat16 if _has_bf16(device) else torch.float32
+    precision = PRECISIONS.get(requested)
+    if precision is None:
+        raise ConfigError(f"--dtype {requested!r}: choose from auto, {', '.join(PRECISIONS)}")
+    if device.startswith("cpu") and not precision.on_cpu:
+        raise ConfigError(f"--dtype {requested} needs a GPU; on CPUs use auto, bf16 or fp32")
+    return precision.dtype
+
+
+class Scorer:
+    """A loaded model on its device, ready for batches.
+
+    It takes the model over: precision, device and folded weights change in place, so that a
+    second copy never exists.
+
+    Args:
+        loaded: fresh from `load_emotion_model`.
+        dtype: auto, fp32, bf16 or fp16, of the backbone; pooling and head stay in fp32.
+        device: `cpu`, `cuda` or `cuda:N`.
+        threads: compute threads of this process on CPUs; None leaves torch's setting.
+
+    Raises:
+        ConfigError: the precision or device is not there, or another scorer has the model.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, *, dtype: str, device: str, threads: int | None = None
+    ) -> None:
+        chosen = choose_dtype(dtype, device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._model = loaded.model
+        if not _fold_weight_norm(self._model):
+            raise ConfigError(f"model {loaded.name} already has a scorer; load it again")
+        self._device = _usable(device)
+        self._model.eval().requires_grad_(False).to(self._device)
+        self._model.backbone.to(chosen)
+        self._dtype = chosen
+        self._do_normalize = loaded.do_normalize
+        self.name = loaded.name
+        self.revision = loaded.revision
+        self.min_samples = loaded.min_samples
+        self.hidden_size = loaded.hidden_size
+
+    @property
+    def dtype_name(self) -> str:
+        """fp32, bf16 or fp16."""
+        return next(row.name for row in PRECISIONS.values() if row.dtype == self._dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
+
+    @torch.inference_mode()
+    def score(self, signals: Sequence[Floats]) -> Scores:
+        """Score clips in one forward pass.
+
+        Args:
+            signals: 16 kHz mono float32 clips of any lengths from `min_samples` up, at least one.
+        """
+        padded, lengths = _pad(signals, pinned=self._device.type == "cuda")
+        padded = padded.to(self._device, non_blocking=True)
+        if self._do_normalize:
+            padded = normalise(padded, lengths.to(self._device, non_blocking=True))
+        with _exact_convolutions(self._dtype):
+            scores, embeddings = self._model(padded, lengths)
+        return Scores(scores=scores.float().cpu().numpy(), embeddings=embeddings.cpu().numpy())
+
+
+def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipError]:
+    """Score clips so that each has a fate of its own.
+
+    Out of memory halves the batch, down to single clips (`out_of_memory`); any other error of a
+    batch is retried clip by clip (`model_error`), as are clips whose scores are not numbers.
+
+    Args:
+        scorer: the model.
+        signals: 16 kHz mono float32 clips of any lengths.
+
+    Returns:
+        A `Row` or the reason for none, in the order of `signals`.
+
+    Raises:
+        RuntimeError: the accelerator is broken for good; the process has to end.
+    """
+    rows: list[Row | ClipError] = [_too_short(len(s), scorer.min_samples) for s in signals]
+    fitting = [i for i, signal in enumerate(signals) if len(signal) >= scorer.min_samples]
+    scored = _score_or_split(scorer, [signals[i] for i in fitting])
+    for index, row in zip(fitting, scored, strict=True):
+        rows[index] = row
+    return rows
+
+
+def auto_padded_s(scorer: Scorer) -> float:
+    """Padded audio seconds per forward pass for `--max-padded-s 0`.
+
+    CPUs are fastest with what fits into their caches; GPUs get what their free memory holds.
+    """
+    if scorer.device.type == "cpu":
+        return _CPU_PADDED_S
+    free_bytes, _ = torch.cuda.mem_get_info(scorer.device)
+    return max(_CPU_PADDED_S, min(_MOST_PADDED_S, free_bytes * _FREE_SHARE / _BYTES_PER_S))
+
+
+#: Best of the budgets tried on CPUs (see the benchmark): larger ones lose to cache misses.
+_CPU_PADDED_S = 12.0
+#: Beyond this a GPU is busy anyway, and results would only come in bigger lumps.
+_MOST_PADDED_S = 960.0
+#: Share of the free memory to plan with: allocation is uneven, and others use the GPU too.
+_FREE_SHARE = 0.5
+#: Activations of a second of padded audio at the widest point of the large models, fp32.
+_BYTES_PER_S = 24e6
+
+
+def _score_or_split(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipError]:
+    if not signals:
+        return []
+    status = Status.OUT_OF_MEMORY
+    try:
+        return _rows(scorer.score(signals))
+    except (RuntimeError, MemoryError) as error:
+        if _is_fatal(error):
+            raise
+        status = Status.OUT_OF_MEMORY if _is_out_of_memory(error) else Status.MODEL_ERROR
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+    # outside the handler: its traceback would keep the failed batch's tensors alive
+    if len(signals) == 1:
+        return [ClipError(status, f"{len(signals[0]) / SAMPLE_RATE_HZ:.1f} s clip: {message}")]
+    if status == Status.OUT_OF_MEMORY and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    size = (len(signals) + 1) // 2 if status == Status.OUT_OF_MEMORY else 1
+    parts = (signals[start : start + size] for start in range(0, len(signals), size))
+    return [row for part in parts for row in _score_or_split(scorer, part)]
+
+
+def _rows(batch: Scores) -> list[Row | ClipError]:
+    return [
+        Row(scores=scores, embedding=embedding)
+        if np.isfinite(scores).all()
+        else ClipError(Status.MODEL_ERROR, "the model's scores are not finite numbers")
+        for scores, embedding in zip(batch.scores, batch.embeddings, strict=True)
+    ]
+
+
+def _too_short(samples: int, least: int) -> ClipError:
+    return ClipError(
+        Status.TOO_SHORT, f"{samples} samples at 16 kHz; the model needs at least {least}"
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in text for words in ("not enough memory", "DefaultCPUAllocator", "out of memory")
+    )
+
+
+def _is_fatal(error: BaseException) -> bool:
+    """Whether the accelerator is lost to this process: every later call would fail as well."""
+    broken = isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+    return broken and not _is_out_of_memory(error)
+
+
+def _pad(signals: Sequence[Floats], *, pinned: bool) -> tuple[Tensor, Tensor]:
+    lengths = [len(signal) for signal in signals]
+    padded = torch.zeros((len(signals), max(lengths)), dtype=torch.float32, pin_memory=pinned)
+    rows = padded.numpy()
+    for row, signal in zip(rows, signals, strict=True):
+        row[: len(signal)] = signal
+    return padded, torch.tensor(lengths)
+
+
+def _fold_weight_norm(model: torch.nn.Module) -> bool:
+    """Replace normalised weights by their product, computed once; whether they were still apart.
+
+    data2vec has none to fold, so there the flag of gradients tells a fresh model.
+    """
+    fresh = any(parameter.requires_grad for parameter in model.parameters())
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return fresh
+
+
+@contextlib.contextmanager
+def _exact_convolutions(dtype: torch.dtype) -> Iterator[None]:
+    """Keep cuDNN from rounding fp32 convolutions to 10 bits, which it does unless told."""
+    if dtype != torch.float32 or not torch.cuda.is_available():
+        yield
+        return
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def _usable(device: str) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used: {reason}") from error
+    return chosen
+
+
+def _has_bf16(device: str) -> bool:
+    if device.startswith("cpu"):
+        return any(
+            getattr(torch.cpu, probe, bool)()
+            for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        )
+    return torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY

@@ -1,0 +1,221 @@
+"""From a model's name to a network that is ready to score, and back to a folder.
+
+A folder of an object store is fetched by the caller first: here, names are local folders, hub
+ids and aliases. Nothing that comes with a checkpoint is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raysers.errors import CheckpointError, ConfigError
+from raysers.models import checkpoint
+from raysers.models.backbones import BACKBONES, ModelName, keep_layers, parse_model_name
+from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from raysers.models.emotion import FAMILIES, EmotionModel
+from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
+
+#: Seed of `random:` models: the same weights on every worker and machine.
+RANDOM_SEED = 0
+
+#: What is fetched from the hub: never code, never optimiser state.
+_HUB_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, "*.safetensors", "*.index.json", "pytorch_model*.bin")
+
+
+#: What impossible values of a configuration lead to inside the network's constructors.
+_BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    ZeroDivisionError,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A network in evaluation mode, float32, on the CPU, and what must be known to use it.
+
+    `revision` is the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`;
+    `min_samples` is the receptive field: shorter clips have no frame.
+    """
+
+    model: EmotionModel
+    name: str
+    revision: str
+    do_normalize: bool
+    hidden_size: int
+    min_samples: int
+
+
+def load_emotion_model(
+    name: ModelName | str, *, cache_dir: str | Path | None = None
+) -> LoadedModel:
+    """Load a model by name.
+
+    Args:
+        name: what `--model` says, parsed or not.
+        cache_dir: where hub downloads are kept; default: the hub library's own place.
+
+    Raises:
+        ConfigError: no such name, or no way to fetch it.
+        CheckpointError: the folder is not a model whose scores can be trusted.
+    """
+    name = parse_model_name(name) if isinstance(name, str) else name
+    if name.is_object_store:
+        raise ConfigError(f"{name.text}: fetch the folder first and load the local copy")
+    if name.random:
+        return _random(name)
+    if name.hub_id is not None:
+        folder = _fetch(name.hub_id, name.revision, cache_dir)
+        return _from_folder(name, folder, revision=folder.name)
+    if name.path is None:
+        raise ConfigError(f"{name.text} has no trained weights yet: use random:{name.text}")
+    return _from_folder(name, Path(name.path))
+
+
+def save_emotion_model(
+    model: EmotionModel, folder: str | Path, *, do_normalize: bool = True
+) -> None:
+    """Write `model` as a checkpoint folder in the published layout, float32.
+
+    Args:
+        model: its parameters may be in any precision.
+        folder: made if it is not there; files of the same names are replaced.
+        do_normalize: whether the model was trained on normalised samples.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_dict() | {
+        "architectures": ["EmotionModel"],
+        "dtype": "float32",
+        "id2label": {str(index): label for index, label in enumerate(DIMENSIONS)},
+        "label2id": {label: index for index, label in enumerate(DIMENSIONS)},
+        "pooling_mode": "mean",
+        "problem_type": "regression",
+    }
+    preprocessor = {
+        "do_normalize": do_normalize,
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+        "sampling_rate": SAMPLE_RATE_HZ,
+    }
+    for file, content in ((CONFIG_FILE, config), (PREPROCESSOR_FILE, preprocessor)):
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        (folder / file).write_text(text, encoding="utf-8")
+    checkpoint.write_weights(model.state_dict(), folder / WEIGHTS_FILE)
+
+
+def build_network(config: dict[str, Any], where: object) -> EmotionModel:
+    """An `EmotionModel` of the keys of a `config.json`, weights as initialised.
+
+    Raises:
+        CheckpointError: a value the network cannot be built from.
+    """
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    checkpoint.check_config(config, where)
+    config_class = getattr(transformers, FAMILIES[config["model_type"]].config_class)
+    known = {k: v for k, v in config.items() if k in _shape_keys(config_class)}
+    try:
+        return EmotionModel(config_class(**known))
+    except (*_BUILD_ERRORS, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{where}: no network can be built from {CONFIG_FILE}: {reason}"
+        ) from error
+
+
+def _shape_keys(config_class: Any) -> set[str]:
+    """Keys that describe the network; the rest of a `config.json` is about other tasks."""
+    base = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
+    return {k for k in config_class.__annotations__ if k not in base}
+
+
+def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> LoadedModel:
+    if not folder.is_dir():
+        raise CheckpointError(f"model folder {folder} does not exist")
+    config = checkpoint.read_json(folder / CONFIG_FILE)
+    checkpoint.check_config(config, folder)
+    checkpoint.check_labels(config, folder)
+    do_normalize = checkpoint.read_do_normalize(folder)
+    paths = checkpoint.weight_paths(folder)
+    with torch.device("meta"):  # shapes only: no time or memory for weights that are replaced
+        model = build_network(keep_layers(config, name.layers, name.text), folder)
+    weights = checkpoint.read_weights(paths)
+    if name.layers is not None:
+        weights = checkpoint.drop_layers(weights, name.layers)
+    checkpoint.fit_weights(model, weights, folder)
+    if revision is None:
+        revision = checkpoint.content_hash(
+            [folder / CONFIG_FILE, folder / PREPROCESSOR_FILE, *paths]
+        )
+    return _loaded(model, name.text, revision, do_normalize)
+
+
+def _random(name: ModelName) -> LoadedModel:
+    if name.alias is not None:
+        config = BACKBONES[name.alias].config(name.layers)
+    else:
+        path = Path(name.path or "")
+        config = checkpoint.read_json(path if path.suffix == ".json" else path / CONFIG_FILE)
+    # the network is drawn by the stock initialisation from torch's own generator: fix it, and
+    # give it back as it was
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        model = build_network(config, name.text)
+    key = json.dumps(config, sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    return _loaded(model, name.text, f"random-{RANDOM_SEED}-{digest}", do_normalize=True)
+
+
+def _loaded(model: EmotionModel, name: str, revision: str, do_normalize: bool) -> LoadedModel:
+    return LoadedModel(
+        model=model.eval(),
+        name=name,
+        revision=revision,
+        do_normalize=do_normalize,
+        hidden_size=model.config.hidden_size,
+        min_samples=model.geometry.receptive_field_samples,
+    )
+
+
+def _fetch(hub_id: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+    """The local snapshot of a hub model; its folder is named after the commit.
+
+    Raises:
+        ConfigError: not there, not allowed, or no network and not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: the transport's
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+    )
+
+    wanted = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        folder = snapshot_download(
+            hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(_HUB_FILES)
+        )
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(
+            f"model {wanted} is not in the local cache and the hub cannot be reached: connect once"
+            " to download it, or give a folder with --model"
+        ) from error
+    except (HTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model {wanted} cannot be fetched: {reason}") from error
+    return Path(folder)

@@ -1,0 +1,118 @@
+"""What is speech and what is padding: the arithmetic that keeps a clip's scores its own.
+
+The stock recipe (attention mask, masked mean) is not enough for models whose first layer has a
+group norm: its statistics run over the whole padded row, so they need the mask as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+_Count = TypeVar("_Count", int, Tensor)
+
+#: Added to the variance of the samples, as the published feature extractor does.
+_NORMALISE_EPS = 1e-7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvGeometry:
+    """Kernels and strides of the convolutional front, in the order of the layers."""
+
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples from one frame to the next (320 for the standard front)."""
+        return math.prod(self.strides)
+
+    @property
+    def receptive_field_samples(self) -> int:
+        """Samples one frame sees (400 for the standard front): the shortest clip that scores."""
+        return self.span_samples(1)
+
+    def span_samples(self, frames: int) -> int:
+        """Samples that `frames` consecutive frames see."""
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            frames = (frames - 1) * stride + kernel
+        return frames
+
+    def frames(self, samples: _Count, layers: int | None = None) -> _Count:
+        """Frames after the first `layers` layers (default: all) of a clip of `samples`."""
+        for kernel, stride in list(zip(self.kernels, self.strides, strict=True))[:layers]:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+
+def valid(lengths: Tensor, longest: int) -> Tensor:
+    """Bool [rows, longest]: True for the first `lengths[i]` places of row i."""
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def normalise(padded: Tensor, lengths: Tensor) -> Tensor:
+    """Zero mean and unit population variance of each row's first `lengths[i]` samples.
+
+    `padded` is float32 [clips, samples]; what lies behind a row's length comes out as 0 whatever
+    it held. Equals the published feature extractor (eps 1e-7 inside the root) row by row; sums
+    are in float64, so that a constant offset cannot drown the speech.
+    """
+    mask = valid(lengths, padded.shape[1])
+    count = lengths[:, None]
+    centred = padded.masked_fill(~mask, 0.0)
+    mean = centred.sum(1, keepdim=True, dtype=torch.float64) / count
+    centred = (centred - mean.to(padded.dtype)).mul_(mask)
+    power = torch.linalg.vector_norm(centred, dim=1, keepdim=True, dtype=torch.float64) ** 2
+    return centred.mul_(torch.rsqrt(power / count + _NORMALISE_EPS).to(padded.dtype))
+
+
+def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """float32 [rows, size]: mean of [rows, frames, size] over the frames where `mask` is True."""
+    hidden = hidden.float()
+    if mask is None:
+        return hidden.mean(1)
+    weights = mask.to(hidden.dtype)
+    return torch.einsum("bts,bt->bs", hidden, weights) / weights.sum(1, keepdim=True)
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group norm, one group a channel, whose statistics leave out each row's padding.
+
+    It has the parameters of the norm it replaces. It is applied together with the bias-free
+    convolution in front of it: mean and variance of a linear layer's output follow exactly from
+    mean and covariance of its input windows, so norm and convolution become one small linear
+    layer per clip, and the widest tensor of the whole network is never stored unnormalised.
+    """
+
+    def fold(
+        self, kernel: Tensor, padded: Tensor, frames: Tensor, stride: int
+    ) -> tuple[Tensor, Tensor]:
+        """The layer "convolve, then normalise" as one linear layer per row.
+
+        Args:
+            kernel: [channels, taps] weights of the convolution; a bias would cancel out.
+            padded: float32 [clips, samples], zero behind each clip.
+            frames: int64 [clips], frames of each clip after this convolution.
+            stride: samples between windows.
+
+        Returns:
+            float32 weight [clips, channels, taps] and bias [clips, channels]:
+            `gamma (w.x - w.mean) / sqrt(w' cov w + eps) + beta`, biased covariance.
+        """
+        taps = kernel.shape[1]
+        kernel = kernel.double()
+        windows = padded.unfold(1, taps, stride)
+        mask = valid(frames, windows.shape[1])
+        windows = windows.double() * mask[..., None]
+        count = frames[:, None].double()
+        mean = windows.sum(1) / count
+        covariance = windows.transpose(1, 2) @ windows / count[..., None]
+        covariance = covariance - mean[:, :, None] * mean[:, None, :]
+        variance = torch.einsum("ck,bkl,cl->bc", kernel, covariance, kernel).clamp_min(0.0)
+        gain = torch.rsqrt(variance + self.eps) * self.weight.double()
+        bias = self.bias.double() - gain * (mean @ kernel.T)
+        return (gain[..., None] * kernel).float(), bias.float()

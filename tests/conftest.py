@@ -1,0 +1,39 @@
+"""Environment of every test, and the one Ray session that most cluster tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# before anything imports ray: no tokens on disk, no telemetry, no bars
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    HF_HUB_OFFLINE="1",
+)
+os.environ.pop("RAY_ADDRESS", None)
+
+pytest_plugins = ["tests.s3"]
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local cluster of 4 logical CPUs, whatever the machine has."""
+    import ray
+
+    from raysers.distributed.cluster import configure_ray_data
+
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    configure_ray_data()
+    yield
+    ray.shutdown()
