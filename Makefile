@@ -36,7 +36,7 @@ lint: setup  ## style, types and import rules
 	@echo "lint: ruff format"
 	@$(BIN)/ruff format -q --check . || { $(BIN)/ruff format --check .; exit 1; }
 	@echo "lint: mypy"
-	@$(BIN)/mypy --strict --no-error-summary -p raysers
+	@$(BIN)/mypy --strict --no-error-summary --explicit-package-bases raysers jobs
 	@echo "lint: import rules"
 	@log=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$log"; exit 1; }
 

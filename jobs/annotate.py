@@ -57,6 +57,8 @@ def annotate(flags: AnnotateFlags) -> int:
         own = {**task.settings, "max_clip_s": flags.max_clip_s}
         plan = planning.make_plan(flags, task.table, planning.row_settings(flags, own), earlier)
     summary.print_plan(JOB, plan)
+    if task.has_random_weights:
+        summary.print_warning(f"{task.model} has random weights: its scores mean nothing")
     if flags.dry_run:
         guess = estimate.estimate(plan, task, placement, flags.max_clip_s)
         lines = estimate.rows(plan, guess, placement, flags.usd_per_hour)

@@ -23,7 +23,7 @@ import soundfile
 import soxr
 
 from raysers.config import parse
-from raysers.errors import WriteError
+from raysers.errors import ConfigError
 from raysers.models.tts import speak
 from raysers.run import run_main
 
@@ -116,7 +116,7 @@ def _name(uri: str) -> str:
 
 def _say_where(table: Path) -> None:
     if table.is_dir():
-        print(f"demo: the table is {table}/part-*.parquet; one way to look at it:")
+        print(f"demo: the table is in {table}; one way to read it:")
         print(f"""  {sys.executable} -c 'import pandas; print(pandas.read_parquet("{table}"))'""")
 
 
@@ -129,8 +129,7 @@ def make_audio(folder: Path) -> tuple[int, int]:
         How many files of each there are.
 
     Raises:
-        ConfigError: espeak-ng is not installed.
-        WriteError: `folder` cannot be written.
+        ConfigError: espeak-ng is not installed, or `folder` cannot be written.
     """
     clips, broken = _clips(_sentences()), _broken_files()
     try:
@@ -140,7 +139,7 @@ def make_audio(folder: Path) -> tuple[int, int]:
                 _write_atomic(folder / name, make())
     except OSError as error:
         message = f"cannot write the demo's clips ({error}): choose another --output"
-        raise WriteError(message) from None
+        raise ConfigError(message) from None
     return len(clips), len(broken)
 
 

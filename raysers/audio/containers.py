@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raysers.audio.source import Bytes
+from raysers.audio.source import Bytes, SplicedBytes
 
 #: More chunks than any real file has; a hostile one could hold millions of empty chunks.
 _MAX_CHUNKS = 1000
@@ -107,25 +107,59 @@ def promised_frames(source: Bytes, frames: int) -> int:
     return max(promised, frames + 1)
 
 
+def untagged(source: Bytes) -> Bytes:
+    """`source` without ID3 tags in front of anything but MP3.
+
+    libsndfile skips the tags, but takes their length off the end of the samples as well.
+    """
+    start = id3_bytes(source)
+    if start and source.at(start, 4) in (*_LAYOUTS, b"fLaC", b"OggS", b".snd"):
+        return SplicedBytes(b"", source, start)
+    return source
+
+
+def closed(source: Bytes) -> Bytes:
+    """`source`, with the size its writer never came to fill in if it is a WAV left open.
+
+    Such a file says in all sizes that nothing follows its header, and yet something does.
+    """
+    if source.at(0, 4) != b"RIFF":
+        return source
+    outer = _number("<I", source.at(4, 4))
+    for name, offset, size in chunks(source, 0, _RIFF):
+        if name == b"data":
+            held = source.size - offset
+            if size == 0 and outer + 8 <= offset and 0 < held < 0xFFFF_FF00:
+                sizeless = source.at(0, offset - 4)
+                return SplicedBytes(sizeless + struct.pack("<I", held), source, offset)
+            break
+    return source
+
+
+#: `header_fault` of containers that have no chunks to look for.
+UNKNOWN_HEADER = "the header cannot be parsed"
+
+
 def header_fault(source: Bytes) -> str | None:
-    """What is wrong with the header of a WAV or AIFF file; None when it is sound.
+    """What is wrong with the header of a chunked file (WAV, AIFF, CAF, Wave64); None when sound.
 
     Only of use for a file libsndfile refuses: a sound header then means an unknown codec.
     """
     start = id3_bytes(source)
     magic = source.at(start, 4)
-    if magic not in _FORMAT_CHUNKS:
-        return "the header cannot be parsed"
+    if magic not in _LAYOUTS:
+        return UNKNOWN_HEADER
     layout = _LAYOUTS[magic]
-    name, fields, least = _FORMAT_CHUNKS[magic]
     found = {chunk: source.at(offset, 40) for chunk, offset, _ in chunks(source, start, layout)}
-    about = found.get(name, b"")
-    if len(about) < least:
-        return f"no complete {name.decode().strip()!r} chunk, which tells rate and channels"
-    if not all(any(about[a:b]) for a, b in fields):
-        return "it declares no channels, no sample rate or samples of 0 bytes"
+    if magic in _FORMAT_CHUNKS:
+        name, fields, least = _FORMAT_CHUNKS[magic]
+        about = found.get(name, b"")
+        if len(about) < least:
+            return f"no complete {name.decode().strip()!r} chunk, which tells rate and channels"
+        if not all(any(about[a:b]) for a, b in fields):
+            return "it declares no channels, no sample rate or samples of 0 bytes"
     if layout.data not in found:
-        return f"no {layout.data.decode()!r} chunk, which holds the samples"
+        return f"no {layout.data[:4].decode()!r} chunk, which holds the samples"
     return None
 
 
@@ -148,7 +182,7 @@ def chunks(source: Bytes, start: int, layout: Layout) -> Iterator[tuple[bytes, i
 
 
 def _data_promise(source: Bytes, start: int, layout: Layout) -> _Promise | None:
-    """What the chunk with the samples promises; None when it is absent or does not say."""
+    """What the chunk with the samples promises; None when it does not say."""
     long_size = frame_bytes = frames = 0
     for name, offset, size in chunks(source, start, layout):
         if name == b"ds64":
@@ -169,7 +203,8 @@ def _data_promise(source: Bytes, start: int, layout: Layout) -> _Promise | None:
                 frame_bytes=frame_bytes,
                 frames=frames,
             )
-    return None
+    # libsndfile opens a file that ends just before the samples as an empty one
+    return _Promise(size_bytes=1, held_bytes=0, frame_bytes=0, frames=0)
 
 
 def _number(kind: str, data: bytes) -> int:

@@ -115,6 +115,9 @@ class AudioReader:
         total = resample.converted_length(info.promised_frames, info.sample_rate_hz)
         first = resample.to_sample(start_ns)
         last = total if end_ns is None else min(resample.to_sample(end_ns), total)
+        if end_ns is not None and end_ns > start_ns:
+            # shorter than half a sample at 16 kHz is still a sample of audio, not none
+            last = min(max(last, first + 1), total)
         if total == 0:
             raise _no_frames()
         is_cut = info.promised_frames > info.frames + self._stream.slack_frames
@@ -152,16 +155,23 @@ class AudioReader:
             float32 samples, shape (n,), n >= 1.
 
         Raises:
-            ClipError: as `read` does; `truncated` only after the part that is there.
+            ClipError: as `read` does; `truncated` only after the part that is there
+                (of FLAC up to a block less).
         """
         info, size = self.info, max(1, round(block_s * SAMPLE_RATE_HZ))
         if info.promised_frames == 0:
             raise _no_frames()
-        pieces = self._pieces(0, info.frames, (0, info.frames), shared=False)
-        yield from _regroup(pieces, size)
-        short = info.promised_frames - self._stream.end
-        if self._stream.is_promise and short > self._stream.slack_frames:
-            raise _cut(info, held=self._stream.end)
+        held = 0
+
+        def native() -> Iterator[np.ndarray]:
+            nonlocal held
+            for block in self._stream.blocks(0, info.frames, (0, info.frames)):
+                held += block.size
+                yield block
+
+        yield from _regroup(self._converted(native()), size)
+        if self._stream.is_promise and info.promised_frames - held > self._stream.slack_frames:
+            raise _cut(info, held=held)
 
     def _samples(self, first: int, last: int) -> np.ndarray:
         """The 16 kHz samples `[first, last)`, or as many of them as the file holds."""
@@ -175,7 +185,8 @@ class AudioReader:
         )
         signal = np.empty(last - first, np.float32)
         skip, filled = first - at, 0
-        for piece in self._pieces(start, min(end, info.frames), span, shared=True):
+        blocks = self._stream.blocks(start, min(end, info.frames), span)
+        for piece in self._converted(blocks):
             kept = piece[skip : skip + signal.size - filled]
             signal[filled : filled + kept.size] = kept
             filled += kept.size
@@ -184,19 +195,16 @@ class AudioReader:
             raise ClipError(Status.NOT_FINITE, "samples too large for float32")
         return signal[:filled]
 
-    def _pieces(
-        self, start: int, end: int, span: tuple[int, int], *, shared: bool
-    ) -> Iterator[np.ndarray]:
-        """Frames `[start, end)` as consecutive pieces at 16 kHz."""
+    def _converted(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Consecutive blocks of the file as consecutive pieces at 16 kHz."""
         rate_hz = self.info.sample_rate_hz
-        blocks = self._stream.blocks(start, end, span)
         if rate_hz == SAMPLE_RATE_HZ:
             yield from blocks
         elif resample.rounds_to_nothing(self.info.frames, rate_hz):
             # a file of a few frames at a high rate: soxr would give no sample at all
             yield from (block.mean(keepdims=True) for block in blocks)
         else:
-            yield from resample.converted(blocks, resample.converter(rate_hz, shared=shared))
+            yield from resample.converted(blocks, rate_hz)
 
 
 def _regroup(pieces: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:

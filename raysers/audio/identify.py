@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 
-from raysers.audio.containers import header_fault, id3_bytes, promised_frames
+from raysers.audio.containers import UNKNOWN_HEADER, header_fault, id3_bytes, promised_frames
 from raysers.audio.source import Bytes, printable
 from raysers.errors import ClipError
 from raysers.types import Status
@@ -111,19 +111,20 @@ def refusal(source: Bytes, name: str) -> ClipError:
     if text := _text(head, source.size):
         return ClipError(Status.UNREADABLE, text)
     if os.path.splitext(name)[1].lower() in _HEADERLESS:
-        message = f"headerless audio: the file does not say its sample rate; {_CONVERT}"
+        message = f"headerless audio: the file does not say its sample rate: {_CONVERT}"
         return ClipError(Status.UNSUPPORTED, message)
     return ClipError(Status.UNREADABLE, f"not audio of a known format ({source.size} bytes)")
 
 
 def _refuse_known(source: Bytes, known: str) -> ClipError:
     """The error for a container libsndfile knows but would not open."""
-    if promised_frames(source, 0) > 0:
+    fault = header_fault(source)
+    is_chunked = fault != UNKNOWN_HEADER
+    if promised_frames(source, 0) > 0 and (fault is None or not is_chunked):
         message = f"{known} file cut after {source.size} bytes: copy or download it again"
         return ClipError(Status.TRUNCATED, message)
-    fault = header_fault(source)
     if fault is None:
-        message = f"{known} with a codec that cannot be decoded; {_CONVERT}"
+        message = f"{known} with a codec that cannot be decoded: {_CONVERT}"
         return ClipError(Status.UNSUPPORTED, message)
     return ClipError(Status.UNREADABLE, f"damaged {known} file of {source.size} bytes: {fault}")
 

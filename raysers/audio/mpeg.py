@@ -17,7 +17,12 @@ from raysers.audio.source import Bytes, SplicedBytes
 #: Frames an encoder's count may be off by without anything missing: padding and delay.
 SLACK_FRAMES = 3 * 1152
 
+#: Decoded and dropped after a seek: a frame uses bits of those before it (up to 511 bytes, six of
+#: the smallest frames), and libsndfile's decoder goes back only four, giving silence instead.
+PREROLL_FRAMES = 12 * 1152
+
 _SEARCH_BYTES = 1 << 16
+_PROBE_BYTES = 1 << 13
 _SCAN_BYTES = 1 << 18
 
 #: kbit/s by (MPEG-1, layer); index 0 is the free format, which is not handled, as in the decoder.
@@ -91,7 +96,7 @@ def survey(source: Bytes, frames: int) -> Survey:
     believed = Survey(
         frames=frames, promised_frames=frames, is_promise=True, bytes_to_open=source
     )  # fmt: skip
-    found = _first_frame(source)
+    found = _first_frame(source, id3_bytes(source), _SEARCH_BYTES)
     if found is None:
         return believed
     start, frame = found
@@ -122,10 +127,9 @@ def survey(source: Bytes, frames: int) -> Survey:
     return Survey(frames=total, promised_frames=total, is_promise=False, bytes_to_open=opened)
 
 
-def _first_frame(source: Bytes) -> tuple[int, Frame] | None:
-    """Offset and header of the first frame that another frame of its kind follows."""
-    base = id3_bytes(source)
-    head = source.at(base, _SEARCH_BYTES)
+def _first_frame(source: Bytes, base: int, search_bytes: int) -> tuple[int, Frame] | None:
+    """Offset and header of the first frame from `base` on that another of its kind follows."""
+    head = source.at(base, search_bytes)
     at = head.find(b"\xff")
     while at >= 0:
         frame = parse_frame(head, at)
@@ -157,12 +161,17 @@ def _xing(source: Bytes, start: int, frame: Frame) -> tuple[int, int] | None:
 
 
 def _is_uniform(source: Bytes, start: int) -> bool:
-    """Whether the frames in the first 64 KiB share one bit rate."""
+    """Whether the frames of the first 64 KiB, and some further on, share one bit rate."""
     data = source.at(start, _SEARCH_BYTES)
     rates, at = set(), 0
     while (frame := parse_frame(data, at)) is not None:
         rates.add(frame.bitrate)
         at += frame.size
+    for eighth in range(1, 8):
+        # a variable rate may begin with minutes of silence
+        offset = start + (source.size - start) * eighth // 8
+        if offset > start + len(data) and (found := _first_frame(source, offset, _PROBE_BYTES)):
+            rates.add(found[1].bitrate)
     return len(rates) == 1
 
 

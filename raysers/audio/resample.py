@@ -7,9 +7,7 @@ audio on both sides of a cut, so cutting a recording leaves no click at its bord
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import soxr
@@ -19,8 +17,6 @@ from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
 
 #: Context on each side of a span, samples of the lower rate; soxr's HQ filter is shorter.
 _CONTEXT = 512
-
-_local = threading.local()
 
 
 def to_sample(time_ns: int) -> int:
@@ -54,41 +50,32 @@ def context(start: int, end: int, rate_hz: int) -> tuple[int, int, int]:
     return units * unit_in, frames_for(end + margin_out, rate_hz), units * unit_out
 
 
-def converter(rate_hz: int, *, shared: bool) -> Any:
-    """A streaming converter from `rate_hz` to 16 kHz, mono float32, quality HQ.
-
-    Args:
-        rate_hz: input rate.
-        shared: reuse this thread's last one (saves a fifth of the time of a 3 s clip); only for
-            a conversion that ends before the thread starts another.
+def converted(blocks: Iterable[np.ndarray], rate_hz: int) -> Iterator[np.ndarray]:
+    """Consecutive mono blocks at `rate_hz` as one continuous signal at 16 kHz, in pieces.
 
     Raises:
         ClipError: `unsupported`, if soxr cannot convert from this rate.
     """
-    if shared and getattr(_local, "rate_hz", None) == rate_hz:
-        _local.converter.clear()
-        return _local.converter
+    stream, held = None, None
     try:
-        made = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
-    except (ValueError, RuntimeError, MemoryError) as error:
-        raise ClipError(
-            Status.UNSUPPORTED, f"cannot convert {rate_hz} Hz to {SAMPLE_RATE_HZ} Hz: {error}"
-        ) from error
-    if shared:
-        _local.rate_hz, _local.converter = rate_hz, made
-    return made
-
-
-def converted(blocks: Iterable[np.ndarray], stream: Any) -> Iterator[np.ndarray]:
-    """Convert consecutive mono blocks; what comes out together is one continuous signal."""
-    held = None
-    for block in blocks:
+        for block in blocks:
+            # one block behind, to know the last one
+            if held is not None:
+                stream = stream or soxr.ResampleStream(
+                    rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ"
+                )
+                yield stream.resample_chunk(held)
+            held = block
         if held is not None:
-            yield stream.resample_chunk(held)
-        held = block
-    if held is not None:
-        # one block behind, to know the last one
-        yield stream.resample_chunk(held, last=True)
+            # a single block without a stream: the same samples, and a fifth faster for 3 s
+            yield (
+                soxr.resample(held, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+                if stream is None
+                else stream.resample_chunk(held, last=True)
+            )
+    except (ValueError, RuntimeError) as error:
+        message = f"cannot convert {rate_hz} Hz to {SAMPLE_RATE_HZ} Hz: {error}"
+        raise ClipError(Status.UNSUPPORTED, message) from error
 
 
 def rounds_to_nothing(frames: int, rate_hz: int) -> bool:

@@ -7,6 +7,7 @@ turns into a verdict on the audio.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import BinaryIO
@@ -60,7 +61,7 @@ class LocalBytes(Bytes):
         self._fd = _open_local(path)
         self.handle = self._fd
         try:
-            self.size = _regular_size(self._fd, path)
+            self.size = _regular_size(self._fd)
             self._head = os.pread(self._fd, HEAD_BYTES, 0)
         except BaseException:
             os.close(self._fd)
@@ -194,29 +195,38 @@ def open_bytes(source: AudioSource) -> Bytes:
     return LocalBytes(source) if isinstance(source, str) else ObjectBytes(source)
 
 
-_LOCAL_FATES: tuple[tuple[type[Exception], Status, str], ...] = (
-    (FileNotFoundError, Status.MISSING, "no such file"),
-    (NotADirectoryError, Status.MISSING, "no such file"),
-    (PermissionError, Status.FORBIDDEN, "no permission to read the file"),
-    (ValueError, Status.MISSING, "no such file: the name holds a null byte"),
-)
+_NO_SUCH_FILE = (Status.MISSING, "no such file")
+_NO_PERMISSION = (Status.FORBIDDEN, "no permission to read the file")
+_NOT_A_FILE = (Status.UNREADABLE, "not a regular file")
+
+#: What the system says of one file's own fate; anything else (too many open files) is not its own.
+_LOCAL_FATES = {
+    errno.ENOENT: _NO_SUCH_FILE,
+    errno.ENOTDIR: _NO_SUCH_FILE,
+    errno.ELOOP: _NO_SUCH_FILE,
+    errno.ENAMETOOLONG: _NO_SUCH_FILE,
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.ENXIO: _NOT_A_FILE,
+}
 
 
 def _open_local(path: str) -> int:
     try:
         # a pipe without a writer would block for ever
         return os.open(os.fsencode(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        for kind, status, message in _LOCAL_FATES:
-            if isinstance(error, kind):
-                raise ClipError(status, message) from error
-        raise StorageError(f"cannot open {printable(path)}: {error}") from error
+    except ValueError as error:  # a null byte in the name
+        raise ClipError(*_NO_SUCH_FILE) from error
+    except OSError as error:
+        if error.errno in _LOCAL_FATES:
+            raise ClipError(*_LOCAL_FATES[error.errno]) from error
+        raise StorageError(f"cannot open {printable(path)}: {error.strerror}") from error
 
 
-def _regular_size(fd: int, path: str) -> int:
+def _regular_size(fd: int) -> int:
     about = os.fstat(fd)
     if not stat.S_ISREG(about.st_mode):
-        raise ClipError(Status.UNREADABLE, f"{printable(path)} is not a regular file")
+        raise ClipError(*_NOT_A_FILE)
     return about.st_size
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from raysers.audio import mpeg
-from raysers.audio.containers import promised_frames
+from raysers.audio.containers import closed, promised_frames, untagged
 from raysers.audio.identify import refusal
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
@@ -75,18 +75,22 @@ class FrameStream:
 
     def __init__(self, source: AudioSource, *, name: str) -> None:
         self._name = name
-        self._bytes = open_bytes(source)
+        self._bytes = opened = open_bytes(source)
         self.is_promise = True
         self.end = 0
         self._position: int | None = 0
+        self._preroll = 0
         try:
+            self._bytes = untagged(opened)
             self._sound = _open(self._bytes, name)
             self.info = self._survey(self._sound)
         except BaseException:
-            self._bytes.close()
+            opened.close()
             raise
         subtype = self.info.codec.partition("/")[2]
-        self.slack_frames = mpeg.SLACK_FRAMES if subtype.startswith("MPEG") else 0
+        is_mpeg = subtype.startswith("MPEG")
+        self.slack_frames = mpeg.SLACK_FRAMES if is_mpeg else 0
+        self._preroll = mpeg.PREROLL_FRAMES if is_mpeg else 0
         self._may_be_nonfinite = not subtype.startswith("PCM")
 
     def close(self) -> None:
@@ -158,14 +162,22 @@ class FrameStream:
         if container == "MP3":
             found = mpeg.survey(self._bytes, frames)
             self.is_promise = found.is_promise
-            if found.bytes_to_open is not self._bytes:
-                self._bytes = found.bytes_to_open
-                self._reopen()
+            self._replace(found.bytes_to_open)
             return found.frames, found.promised_frames
         if frames >= _UNKNOWN_FRAMES:
             frames = self._count(sound.channels)
             self._reopen()
+        elif frames == 0 and self._replace(closed(self._bytes)):
+            frames = self._sound.frames
         return frames, promised_frames(self._bytes, frames)
+
+    def _replace(self, source: Bytes) -> bool:
+        """Open `source` instead; whether it is another one."""
+        if source is self._bytes:
+            return False
+        self._bytes = source
+        self._reopen()
+        return True
 
     def _count(self, channels: int) -> int:
         """Frames of a stream whose header does not tell, by decoding it."""
@@ -191,18 +203,24 @@ class FrameStream:
     def _seek(self, frame: int) -> None:
         if frame == self._position:
             return
-        try:
-            if self._sound.seek(frame) == frame:
-                self._position = frame
-                return
-        except soundfile.SoundFileError:
-            self._bytes.check()
-        self._skip_to(frame)
+        target = max(0, frame - self._preroll)
+        # on the way already, when the next span begins just behind the last one
+        if self._position is None or not target <= self._position < frame:
+            try:
+                found = self._sound.seek(target) == target
+            except soundfile.SoundFileError:
+                self._bytes.check()
+                found = False
+            if not found:
+                # such streams are decoded from their start
+                self._reopen()
+                target = 0
+            self._position = target
+        self._drop(frame)
 
-    def _skip_to(self, frame: int) -> None:
-        """Decode from the start up to `frame`: for streams that cannot be sought in."""
-        self._reopen()
-        channels, position = self.info.channels, 0
+    def _drop(self, frame: int) -> None:
+        """Decode from the position up to `frame`."""
+        channels, position = self.info.channels, self._position or 0
         most = max(1, _BLOCK_SAMPLES // channels)
         while position < frame:
             wanted = min(most, frame - position)

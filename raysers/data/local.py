@@ -71,7 +71,9 @@ def fetch(path: str, offset: int, size: int) -> Fetched:
         with open(path, "rb") as file:
             info = _info(path, os.fstat(file.fileno()))
             file.seek(offset)
-            return Fetched(file.read(size), info.num_bytes, info.etag)
+            # not more than there is: read() makes room for all it is asked for
+            left = max(0, info.num_bytes - offset)
+            return Fetched(file.read(min(size, left)), info.num_bytes, info.etag)
 
     return _retried(read, path)
 

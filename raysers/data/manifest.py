@@ -113,12 +113,11 @@ def _read_part(uri: str, columns: Sequence[str] | None) -> pa.Table:
     try:
         file = pq.ParquetFile(source)
         present = file.schema_arrow.names
-        table = file.read(columns=[n for n in columns or present if n in present])
+        if missing := [name for name in columns or MANIFEST.names if name not in present]:
+            raise ConfigError(f"{uri} is no manifest: it has no column {', '.join(missing)}")
+        return _shaped(file.read(columns=[n for n in columns or present if n in present]), columns)
     except pa.ArrowInvalid as error:
-        raise ConfigError(f"{uri} is not a Parquet table: {error}") from error
-    if missing := [n for n in columns or MANIFEST.names if n not in table.column_names]:
-        raise ConfigError(f"{uri} is no manifest: it has no column {', '.join(missing)}")
-    return _shaped(table, columns)
+        raise ConfigError(f"{uri} is not a manifest in Parquet: {error}") from error
 
 
 def _shaped(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:

@@ -151,7 +151,7 @@ def _look(row: _Listed, find_speech: FindSpeech | None) -> _File:
     try:
         source = _open(row)
         info = decode.probe(source, name=row.file)
-        speech = None if find_speech is None else find_speech(_open(row))
+        speech = None if find_speech is None else find_speech(source)
     except ClipError as error:
         failed = error
     except ObjectMissing as error:
@@ -186,8 +186,8 @@ def _clips(row: _Listed, file: _File, segmenting: Segmenting) -> list[_Row]:
     if file.failure is not None:
         length_s = None if file.info is None or given else file.info.duration_s
         end_ns = row.end if length_s is None else to_ns(length_s)
-        row = _Row(start_ns=start_ns, end_ns=end_ns, duration_s=length_s)
-        return [_replaced(row, file.failure.status, file.failure.message)]
+        failed = _Row(start_ns=start_ns, end_ns=end_ns, duration_s=length_s)
+        return [_replaced(failed, file.failure.status, file.failure.message)]
     assert file.info is not None
     if given:
         return [_given(start_ns, row.end, file.info)]

@@ -159,6 +159,9 @@ def _kind_of(error: Exception) -> type[StorageError]:
         return by_code or _kind_of_status(_http_status(error), code_of(error))
     if isinstance(error, _CREDENTIAL_FAILURES):
         return CredentialsError
+    if isinstance(error, boto.ParamValidationError):
+        # a bucket name that S3 does not allow
+        return ObjectMissing
     if isinstance(error, boto.SSLError):
         return StorageError
     if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, boto.ClientError):

@@ -172,8 +172,8 @@ def pack(durations_s: Sequence[float], max_padded_s: float) -> list[list[int]]:
 def padding_waste(batches: Sequence[Sequence[int]], durations_s: Sequence[float]) -> float:
     """Share of the padded seconds that is padding, 0 (none) to below 1.
 
-    >>> padding_waste([[0, 1]], [3.0, 1.0])
-    0.3333333333333333
+    >>> padding_waste([[0, 1]], [4.0, 2.0])
+    0.25
     """
     padded_s = sum(len(batch) * max(durations_s[i] for i in batch) for batch in batches if batch)
     heard_s = sum(durations_s[i] for batch in batches for i in batch)

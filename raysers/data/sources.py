@@ -9,21 +9,24 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from raysers.data import storage
+from raysers.data.listed import LISTING, member_rows, object_rows, refused_row
 from raysers.data.manifest import manifest_parts
 from raysers.data.members import resolve_members
 from raysers.data.tables import TABLE_SUFFIXES, read_clip_table
 from raysers.data.tar import check_tar_name, index_tar, is_compressed_tar
 from raysers.data.uris import ObjectInfo, suffix_of
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
-from raysers.schemas import MANIFEST, OBJECTS
 from raysers.types import Status
+
+__all__ = ["AUDIO_SUFFIXES", "LISTING", "ListingNotes", "list_inputs"]
 
 _READABLE = (
     "wav wave wavex bwf rf64 w64 flac ogg oga opus mp3 mp2 aiff aif aifc au snd caf sph nist"
@@ -39,9 +42,10 @@ _TARS_AHEAD = 8
 #: Objects looked at to say what a folder without audio holds instead.
 _LOOKED_AT = 1000
 
-#: Schema of every listed batch, before the label columns of tables; status null: not known yet.
-LISTING = pa.schema([*OBJECTS, MANIFEST.field("status"), MANIFEST.field("error")])
+#: For messages; the full list is longer than a line.
+_KINDS = ".wav, .flac, .mp3, .ogg, .opus, .aiff, .tar and others"
 
+Item = TypeVar("Item")
 Kind = Literal["table", "folder", "tar", "audio"]
 
 
@@ -82,7 +86,6 @@ def list_inputs(
     names = list(dict.fromkeys(map(storage.absolute, uris)))
     with ThreadPoolExecutor(_THREADS) as pool:
         inputs = list(pool.map(_classify, names))
-    inputs.sort(key=lambda one: one.kind != "table")
     return _stream(inputs, notes or ListingNotes())
 
 
@@ -110,116 +113,108 @@ def _classify(uri: str) -> _Input:
 
 def _stream(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.RecordBatch]:
     seen = _Seen() if len(inputs) > 1 else None
+    for kind, listing in _LISTINGS.items():
+        for table in listing([one for one in inputs if one.kind == kind], notes):
+            fresh = table if seen is None else seen.new_rows(table, kind == "table")
+            yield from fresh.combine_chunks().to_batches(max_chunksize=_BATCH_ROWS)
+
+
+@contextmanager
+def _named(one: _Input) -> Iterator[None]:
+    """What cannot be read below something the user named is the user's to change."""
+    try:
+        yield
+    except (ObjectForbidden, ObjectMissing) as error:
+        raise ConfigError(f"--input {one.uri}: {error}") from error
+
+
+def _tables(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
+    for one in inputs:
+        with _named(one):
+            clips, warnings = read_clip_table(one.parts)
+            notes.warnings += warnings
+            clips = resolve_members(clips, suffixes=AUDIO_SUFFIXES)
+        if not len(clips):
+            raise ConfigError(f"--input {one.uri}: the table has no rows")
+        for start in range(0, len(clips), _BATCH_ROWS):
+            yield clips.slice(start, _BATCH_ROWS)
+
+
+def _folders(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
     for one in inputs:
         listed = 0
-        try:
-            for table in _TABLES_OF[one.kind](one, notes):
+        with _named(one):
+            for table in _folder(one.uri):
                 listed += len(table)
-                fresh = table if seen is None else seen.new_rows(table, one.kind == "table")
-                yield from fresh.combine_chunks().to_batches(max_chunksize=_BATCH_ROWS)
-        except (ObjectForbidden, ObjectMissing) as error:
-            raise ConfigError(f"--input {one.uri}: {error}") from error
-        if not listed:
-            raise ConfigError(_no_audio(one))
+                yield table
+            if not listed:
+                raise ConfigError(_no_audio(one.uri))
 
 
-def _from_table(one: _Input, notes: ListingNotes) -> Iterator[pa.Table]:
-    clips, warnings = read_clip_table(one.parts)
-    notes.warnings += warnings
-    clips = resolve_members(clips, suffixes=AUDIO_SUFFIXES)
-    for start in range(0, len(clips), _BATCH_ROWS):
-        yield clips.slice(start, _BATCH_ROWS)
-
-
-def _from_folder(one: _Input, notes: ListingNotes) -> Iterator[pa.Table]:
+def _folder(uri: str) -> Iterator[pa.Table]:
     """Plain files as they are found, tars after them."""
     tars: list[ObjectInfo] = []
 
     def plain() -> Iterator[ObjectInfo]:
-        for info in storage.list_objects(one.uri, suffixes=AUDIO_SUFFIXES | _TAR_SUFFIXES):
+        for info in storage.list_objects(uri, suffixes=AUDIO_SUFFIXES | _TAR_SUFFIXES):
             if suffix_of(info.uri) in AUDIO_SUFFIXES:
                 yield info
             elif suffix_of(info.uri) == ".tar" or is_compressed_tar(info.uri):
                 tars.append(info)
 
     for infos in _batched(plain(), _BATCH_ROWS):
-        yield _objects(infos)
+        yield object_rows(infos)
     # by name, so that which of two equal files comes first does not depend on timing
-    yield from _in_order(_from_found_tar, sorted(tars, key=lambda info: info.uri))
+    yield from _in_order(_found_tar, sorted(tars, key=lambda info: info.uri))
 
 
-def _from_tar(one: _Input, notes: ListingNotes) -> Iterator[pa.Table]:
-    assert one.info is not None
-    return _members(one.info)
+def _files(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
+    for batch in _batched(inputs, _BATCH_ROWS):
+        yield object_rows([_info(one) for one in batch])
 
 
-def _from_audio(one: _Input, notes: ListingNotes) -> Iterator[pa.Table]:
-    assert one.info is not None
-    yield _objects([one.info])
+def _tars(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
+    return _in_order(_named_tar, inputs)
 
 
-_TABLES_OF: dict[Kind, Callable[[_Input, ListingNotes], Iterator[pa.Table]]] = {
-    "table": _from_table,
-    "folder": _from_folder,
-    "tar": _from_tar,
-    "audio": _from_audio,
+_LISTINGS: dict[Kind, Callable[[Sequence[_Input], ListingNotes], Iterator[pa.Table]]] = {
+    # first, so that labels win
+    "table": _tables,
+    "folder": _folders,
+    "audio": _files,
+    "tar": _tars,
 }
 
 
-def _objects(infos: Sequence[ObjectInfo]) -> pa.Table:
-    """Rows of plain files; a name that Arrow cannot hold is spelled out and refused."""
-    names = [info.uri.encode("utf-8", "backslashreplace").decode("utf-8") for info in infos]
-    odd = [name != info.uri for name, info in zip(names, infos, strict=True)]
-    return _rows(
-        file=names,
-        num_bytes=[info.num_bytes for info in infos],
-        etag=[info.etag for info in infos],
-        status=[str(Status.UNSUPPORTED) if bad else None for bad in odd],
-        error=["the file name is not valid UTF-8: rename it" if bad else None for bad in odd],
-    )
+def _info(one: _Input) -> ObjectInfo:
+    assert one.info is not None
+    return one.info
 
 
 def _members(info: ObjectInfo) -> Iterator[pa.Table]:
     for members in _batched(index_tar(info, suffixes=AUDIO_SUFFIXES), _BATCH_ROWS):
-        bad = [member.status != Status.OK for member in members]
-        yield _rows(
-            file=[member.file for member in members],
-            num_bytes=[member.byte_size for member in members],
-            etag=[member.etag for member in members],
-            byte_offset=[member.byte_offset for member in members],
-            byte_size=[member.byte_size for member in members],
-            status=[str(m.status) if b else None for m, b in zip(members, bad, strict=True)],
-            error=[m.error if b else None for m, b in zip(members, bad, strict=True)],
-        )
+        yield member_rows(members)
 
 
-def _from_found_tar(info: ObjectInfo) -> pa.Table:
+def _named_tar(one: _Input) -> pa.Table:
+    with _named(one):
+        tables = list(_members(_info(one)))
+    if not tables:
+        raise ConfigError(f"--input {one.uri}: the tar has no audio in it (looked for {_KINDS})")
+    return pa.concat_tables(tables)
+
+
+def _found_tar(info: ObjectInfo) -> pa.Table:
     """Members of a tar inside a folder; a tar that is none becomes one row, as a bad file does."""
     try:
         tables = list(_members(info))
     except ConfigError as error:
-        return _refused_tar(info, Status.UNSUPPORTED, str(error))
+        return refused_row(info, Status.UNSUPPORTED, str(error))
     except ObjectMissing as error:
-        return _refused_tar(info, Status.MISSING, str(error))
+        return refused_row(info, Status.MISSING, str(error))
     except ObjectForbidden as error:
-        return _refused_tar(info, Status.FORBIDDEN, str(error))
+        return refused_row(info, Status.FORBIDDEN, str(error))
     return pa.concat_tables(tables) if tables else LISTING.empty_table()
-
-
-def _refused_tar(info: ObjectInfo, status: Status, error: str) -> pa.Table:
-    return _rows(
-        file=[info.uri],
-        num_bytes=[info.num_bytes],
-        etag=[info.etag],
-        status=[str(status)],
-        error=[error],
-    )
-
-
-def _rows(**columns: Sequence[Any]) -> pa.Table:
-    length = len(columns["file"])
-    arrays = [pa.array(columns.get(f.name, [None] * length), f.type) for f in LISTING]
-    return pa.table(arrays, schema=LISTING)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -228,9 +223,7 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _in_order(
-    work: Callable[[ObjectInfo], pa.Table], items: Iterable[ObjectInfo]
-) -> Iterator[pa.Table]:
+def _in_order(work: Callable[[Item], pa.Table], items: Iterable[Item]) -> Iterator[pa.Table]:
     """`work` over items in threads, a few ahead of the consumer."""
     waiting: deque[Future[pa.Table]] = deque()
     with ThreadPoolExecutor(_TARS_AHEAD) as pool:
@@ -263,15 +256,9 @@ class _Seen:
         return table.filter(pa.array(fresh, pa.bool_()))
 
 
-def _no_audio(one: _Input) -> str:
-    if one.kind == "table":
-        return f"--input {one.uri}: the table has no rows"
-    kinds = ".wav, .flac, .mp3, .ogg, .opus, .aiff, .tar and others"
-    if one.kind == "tar":
-        return f"--input {one.uri}: the tar has no audio in it (looked for {kinds})"
+def _no_audio(uri: str) -> str:
     found = Counter(
-        suffix_of(info.uri) or "no suffix"
-        for info in islice(storage.list_objects(one.uri), _LOOKED_AT)
+        suffix_of(info.uri) or "no suffix" for info in islice(storage.list_objects(uri), _LOOKED_AT)
     )
     holds = ", ".join(f"{count} x {suffix}" for suffix, count in found.most_common(5))
-    return f"--input {one.uri}: no audio in it (looked for {kinds}); it holds {holds or 'nothing'}"
+    return f"--input {uri}: no audio in it (looked for {_KINDS}); it holds {holds or 'nothing'}"

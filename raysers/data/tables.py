@@ -23,6 +23,7 @@ from raysers.data.times import TimeColumnError, to_durations
 from raysers.data.uris import is_remote, parent, resolve, suffix_of
 from raysers.errors import ConfigError
 from raysers.schemas import LABEL_FIELDS, MANIFEST, OBJECTS
+from raysers.types import NS_PER_S
 
 Result = TypeVar("Result")
 
@@ -68,10 +69,9 @@ def read_clip_table(parts: Sequence[str]) -> tuple[pa.Table, list[str]]:
     """
     tables, notes = [], dict[str, None]()
     for uri in parts:
-        table = _read(uri)
-        _check_columns(uri, table.column_names)
+        names, table = _read(uri)
         tables.append(_clips(uri, table))
-        notes.update(dict.fromkeys(_notes(parent(uri) if len(parts) > 1 else uri, table)))
+        notes.update(dict.fromkeys(_notes(parent(uri) if len(parts) > 1 else uri, names, table)))
     clips = pa.concat_tables(tables, promote_options="default")
     _check_unique(parts[0] if len(parts) == 1 else parent(parts[0]), clips)
     return clips, list(notes)
@@ -92,22 +92,22 @@ def _clips(uri: str, table: pa.Table) -> pa.Table:
     return clips
 
 
-def _read(uri: str) -> pa.Table:
-    if suffix_of(uri) in (".parquet", ".pq"):
-        return _reading(uri, lambda: _read_parquet(uri))
-    return _reading(uri, lambda: _read_csv(uri))
+def _read(uri: str) -> tuple[list[str], pa.Table]:
+    """Names of all columns, and the columns known here."""
+    read = _read_parquet if suffix_of(uri) in (".parquet", ".pq") else _read_csv
+    return _reading(uri, lambda: read(uri))
 
 
-def _read_parquet(uri: str) -> pa.Table:
+def _read_parquet(uri: str) -> tuple[list[str], pa.Table]:
     file = pq.ParquetFile(_opened(uri))
-    names = file.schema_arrow.names
-    known = file.read(columns=[n for n in names if n in _KNOWN])
-    # a nested column hides behind its leaves' names, an unused one is not read at all
-    return _with_names(known, names)
+    names = list(file.schema_arrow.names)
+    _check_columns(uri, names)
+    return names, file.read(columns=[name for name in names if name in _KNOWN])
 
 
-def _read_csv(uri: str) -> pa.Table:
+def _read_csv(uri: str) -> tuple[list[str], pa.Table]:
     names, delimiter, encoding = _csv_header(uri)
+    _check_columns(uri, names)
     table = pacsv.read_csv(
         _opened(uri),
         read_options=pacsv.ReadOptions(encoding=encoding, use_threads=False),
@@ -119,15 +119,7 @@ def _read_csv(uri: str) -> pa.Table:
             null_values=[""],
         ),
     )
-    return _with_names(table, names)
-
-
-def _with_names(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """`table` with empty columns for those of `names` it lacks: only their names matter."""
-    for name in names:
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(len(table)))
-    return table
+    return names, table
 
 
 def _csv_header(uri: str) -> tuple[list[str], str, str]:
@@ -218,9 +210,12 @@ def _check_order(uri: str, clips: pa.Table) -> None:
     rows = np.flatnonzero(bad.to_numpy(zero_copy_only=False))
     if len(rows):
         row = int(rows[0])
-        start, end = (clips[name][row].as_py() for name in ("start", "end"))
+        start_s, end_s = (
+            pc.fill_null(clips[name].cast(pa.int64()), 0)[row].as_py() / NS_PER_S
+            for name in ("start", "end")
+        )
         raise ConfigError(
-            f"{uri}, row {row + 1}: end {end} is not after start {start or 0} of "
+            f"{uri}, row {row + 1}: end {end_s:g} s is not after start {start_s:g} s of "
             f"{clips['file'][row].as_py()}"
         )
 
@@ -246,9 +241,9 @@ def _check_unique(uri: str, clips: pa.Table) -> None:
     )
 
 
-def _notes(name: str, table: pa.Table) -> list[str]:
+def _notes(name: str, columns: Sequence[str], table: pa.Table) -> list[str]:
     notes = []
-    if unused := [column for column in table.column_names if column not in _KNOWN]:
+    if unused := [column for column in columns if column not in _KNOWN]:
         notes.append(f"{name}: columns not used: {', '.join(unused)}")
     for field in LABEL_FIELDS:
         if field.name in table.column_names and pa.types.is_floating(field.type):

@@ -24,7 +24,8 @@ _FORMS = (
     re.compile(r"(?P<d>\d+)\s*days?$"),
     # PT1.5S or P0DT0H1M2.5S
     re.compile(
-        rf"P(?:(?P<d>\d+)D)?(?:T(?:(?P<h>\d+)H)?(?:(?P<m>\d+)M)?(?:{_SECONDS}S)?)?$", re.IGNORECASE
+        rf"P(?=T?\d)(?:(?P<d>\d+)D)?(?:T(?:(?P<h>\d+)H)?(?:(?P<m>\d+)M)?(?:{_SECONDS}S)?)?$",
+        re.IGNORECASE,
     ),
 )
 _SECONDS_PER = {"d": 86_400, "h": 3600, "m": 60, "s": 1}

@@ -57,6 +57,11 @@ class AnnotateTask:
         return with_embeddings(ANNOTATIONS, self.hidden_size) if self.embeddings else ANNOTATIONS
 
     @property
+    def has_random_weights(self) -> bool:
+        """True when nobody ever trained the model."""
+        return parse_model_name(self.model).random
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What of this decides the rows."""
         return {

@@ -14,7 +14,7 @@ import pyarrow as pa
 from raysers.config import ClipJobFlags, ListingFlags
 from raysers.data import storage
 from raysers.data.manifest import write_manifest
-from raysers.distributed import parts, summary
+from raysers.distributed import ledger, parts, summary
 from raysers.distributed.audformat_header import write_header
 from raysers.distributed.cluster import Placement
 from raysers.distributed.pipeline import ShardResult, new_monitor, run_shards, shard_blocks
@@ -151,6 +151,7 @@ def conclude(flags: ClipJobFlags, plan: Plan, table: str, record: RunRecord, ran
         "decoded": ran.decoded,
         "padding_waste": round(1 - ran.audio_s / ran.padded_s, 4) if ran.padded_s else 0.0,
     }
+    ledger.tidy(flags.output)
     good = failed <= flags.max_failed
     finished(record, "done" if good else "done_with_failures", outcome).save(flags.output)
     summary.print_outcome(outcome, storage.join(flags.output, table))

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 
 from raysers.data.manifest import clips_of
-from raysers.distributed.cluster import Placement
+from raysers.distributed.cluster import Placement, own_errors
 from raysers.distributed.feed import decode_run, micro_batches
 from raysers.distributed.planning import Plan
 from raysers.distributed.progress import duration, hours
@@ -52,7 +52,8 @@ def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float
     picks = np.unique(np.linspace(0, max(good.num_rows - 1, 0), _SAMPLE_CLIPS).astype(int))
     sample = good.take(by_length.take(pa.array(picks))) if good.num_rows else good
     measure = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(_measure)
-    speed, start_s = ray.get(measure.remote(sample, task, max_clip_s))
+    with own_errors():
+        speed, start_s = ray.get(measure.remote(sample, task, max_clip_s))
     return Estimate(audio_s=plan.todo_s(), speed=speed, start_s=start_s, workers=placement.workers)
 
 

@@ -77,8 +77,8 @@ def decode_ahead(
 
 
 def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
-    """Stretches of neighbouring clips of one file, each with its audio seconds."""
-    for _, same_file in groupby(clips, key=lambda c: c.file):
+    """Stretches of neighbouring clips of one file and fate, each with its audio seconds."""
+    for _, same_file in groupby(clips, key=lambda c: (c.file, c.status)):
         run: list[Clip] = []
         run_s = 0.0
         for clip in same_file:

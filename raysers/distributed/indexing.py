@@ -21,7 +21,7 @@ from raysers.data.manifest import (
     sort_manifest,
 )
 from raysers.data.sources import list_inputs
-from raysers.distributed.cluster import own_errors
+from raysers.distributed.failures import carried, raise_carried
 from raysers.errors import ConfigError
 from raysers.models.vad import find_speech
 
@@ -60,8 +60,8 @@ def _probed(inputs: Sequence[str], segmenting: Segmenting) -> list[pa.Table]:
     probed = ray.data.from_arrow(blocks).map_batches(
         _probe, fn_kwargs={"segmenting": segmenting}, batch_size=None, batch_format="pyarrow"
     )
-    with own_errors():
-        return list(probed.iter_batches(batch_size=None, batch_format="pyarrow"))
+    found = probed.iter_batches(batch_size=None, batch_format="pyarrow")
+    return [raise_carried(table) for table in found]
 
 
 def _refuse_doubles(manifest: pa.Table) -> None:
@@ -80,6 +80,7 @@ def _sliced(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordB
             yield batch.slice(start, size)
 
 
+@carried
 def _probe(block: pa.Table, segmenting: Segmenting) -> pa.Table:
     speech = partial(_speech_in, segmenting=segmenting) if segmenting.kind == "vad" else None
     return probe_batch(block, segmenting, find_speech=speech)

@@ -1,12 +1,19 @@
 """The attempts ledger: which shards were begun and not finished, kept beside the output.
 
-A mark is written before a shard is touched and removed when it is written, so a mark found at the
-start means that a process died on it. The ledger outlives workers, nodes and drivers.
+A mark is written before a shard is touched and removed when its part is written, so a mark found at
+the start means that a process died on it. The ledger outlives workers, nodes and drivers.
+
+A death may be nobody's fault (a node was taken away), so suspicion grows step by step: the shard is
+worked on again in the same micro-batches with a mark for each; the clips of a micro-batch that was
+being worked on at a death are then taken alone; a clip is given up after two deaths alone.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +23,8 @@ from raysers.errors import ObjectMissing
 #: A clip whose process died this often while it alone was being worked on is given up.
 MAX_DEATHS = 2
 
+_FOLDER = "_attempts"
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -24,27 +33,29 @@ class Attempt:
     Attributes:
         uri: the mark.
         deaths: processes that died on the shard.
-        clip: id of the clip being worked on alone, if any.
-        clip_deaths: processes that died on each such clip.
+        suspects: clips being worked on just now, when the shard is worked on with care.
+        apart: clips to take alone.
+        deaths_alone: processes that died on each such clip.
     """
 
     uri: str
     deaths: int = 0
-    clip: str = ""
-    clip_deaths: dict[str, int] = field(default_factory=dict)
+    suspects: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
+    deaths_alone: dict[str, int] = field(default_factory=dict)
 
     @property
     def suspicious(self) -> bool:
-        """True when an earlier attempt died: work clip by clip."""
+        """True when an earlier attempt died: work with care."""
         return self.deaths > 0
 
     def given_up(self, clip_id: str) -> bool:
-        """True when the clip has killed `MAX_DEATHS` processes."""
-        return self.clip_deaths.get(clip_id, 0) >= MAX_DEATHS
+        """True when the clip alone has killed `MAX_DEATHS` processes."""
+        return self.deaths_alone.get(clip_id, 0) >= MAX_DEATHS
 
-    def enter(self, clip_id: str) -> None:
-        """Record that this clip alone is about to be worked on."""
-        self.clip = clip_id
+    def enter(self, clip_ids: Sequence[str]) -> None:
+        """Record that just these clips are about to be worked on."""
+        self.suspects = list(clip_ids)
         self._write()
 
     def close(self) -> None:
@@ -52,31 +63,45 @@ class Attempt:
         storage.delete(self.uri)
 
     def _write(self) -> None:
-        record = {"deaths": self.deaths, "clip": self.clip, "clip_deaths": self.clip_deaths}
+        names = ("deaths", "suspects", "apart", "deaths_alone")
+        record = {name: getattr(self, name) for name in names}
         storage.write_atomic(self.uri, json.dumps(record).encode())
 
+    def _after_death(self) -> None:
+        """Draw the conclusions from a mark that was left behind."""
+        self.deaths += 1
+        if len(self.suspects) == 1:
+            (clip,) = self.suspects
+            self.deaths_alone[clip] = self.deaths_alone.get(clip, 0) + 1
+        self.apart = sorted({*self.apart, *self.suspects})
+        self.suspects = []
 
-def begin(output: str, shard: str) -> Attempt:
-    """Mark `shard` as begun and return what earlier attempts left.
+
+def begin(output: str, part: str) -> Attempt:
+    """Mark the shard of `part` as begun and return what earlier attempts left.
 
     Raises:
         WriteError: the mark cannot be written.
     """
-    attempt = Attempt(uri=storage.join(output, "_attempts", f"{shard}.json"))
-    earlier = _read(attempt.uri)
-    if earlier is not None:
-        attempt.deaths = int(earlier["deaths"]) + 1
-        attempt.clip_deaths = {str(k): int(v) for k, v in earlier["clip_deaths"].items()}
-        died_on = str(earlier["clip"])
-        if died_on:
-            attempt.clip_deaths[died_on] = attempt.clip_deaths.get(died_on, 0) + 1
+    uri = storage.join(output, _FOLDER, f"{part}.json")
+    left_behind = _read(uri)
+    attempt = Attempt(uri, **left_behind)
+    if left_behind:
+        attempt._after_death()
     attempt._write()
     return attempt
 
 
-def _read(uri: str) -> dict[str, Any] | None:
+def tidy(output: str) -> None:
+    """Remove the ledger's folder once no mark is left; stores without folders have none."""
+    if not storage.is_remote(output):
+        with suppress(OSError):
+            os.rmdir(storage.join(output, _FOLDER))
+
+
+def _read(uri: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(storage.read_bytes(uri))
     except ObjectMissing:
-        return None
+        return {}
     return record

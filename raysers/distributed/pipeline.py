@@ -7,16 +7,19 @@ writes its own parts, and only a summary row per shard comes back.
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from raysers.distributed.cluster import Placement, own_errors
+from raysers.distributed.cluster import Placement
+from raysers.distributed.failures import carried, raise_carried
 from raysers.distributed.progress import Monitor, ThrottledReport
 from raysers.distributed.stages import ClipTask, ShardStage, StageSettings
 
@@ -42,11 +45,20 @@ class ShardResult:
     statuses: Counter[str] = field(default_factory=Counter)
 
 
-class _Worker(ShardStage):
-    """The stage as Ray Data builds it: everything by keyword, reporting to the monitor."""
+class _Worker:
+    """The stage as Ray Data builds it: its own errors travel back as rows."""
 
     def __init__(self, *, settings: StageSettings, task: ClipTask, monitor: Any) -> None:
-        super().__init__(settings, task, ThrottledReport(monitor))
+        self._stage: ShardStage | None = None
+        self._make = partial(ShardStage, settings, task, ThrottledReport(monitor))
+        self._making = threading.Lock()
+
+    @carried
+    def __call__(self, block: pa.Table) -> pa.Table:
+        # the model is loaded by the first call, because an error in a constructor has no row
+        with self._making:
+            self._stage = self._stage or self._make()
+        return self._stage(block)
 
 
 def shard_blocks(manifest: pa.Table, shards: Iterable[tuple[int, np.ndarray]]) -> list[pa.Table]:
@@ -93,11 +105,8 @@ def run_shards(
         num_cpus=placement.num_cpus,
         num_gpus=placement.num_gpus or None,
     )
-    with own_errors():
-        for batch in results.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
-            yield from _results(batch)
+    for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from _results(raise_carried(batch))
 
 
 def _results(batch: pa.Table) -> Iterator[ShardResult]:

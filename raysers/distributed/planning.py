@@ -18,6 +18,7 @@ from raysers.config import ClipJobFlags, ListingFlags
 from raysers.data import storage
 from raysers.data.manifest import Segmenting, fingerprint, read_manifest
 from raysers.data.shards import ShardPlan, plan_shards, shard_name
+from raysers.data.sources import list_inputs
 from raysers.distributed import parts
 from raysers.distributed.indexing import index
 from raysers.errors import ConfigError, RaysersError, StorageError, TransientStorageError
@@ -95,7 +96,7 @@ def row_settings(flags: ClipJobFlags, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_output(flags: ListingFlags, job: str, table: str) -> RunRecord | None:
-    """The record of the run to resume, or None for a fresh folder.
+    """The record of the run to resume, or None for a fresh folder and inputs that exist.
 
     Raises:
         RefusedError: the folder belongs to another job.
@@ -108,6 +109,8 @@ def open_output(flags: ListingFlags, job: str, table: str) -> RunRecord | None:
         )
     if earlier is not None and earlier.job != job:
         refuse_other_settings(flags.output, earlier, job, {})
+    if earlier is None:
+        list_inputs(flags.input)  # only looks at each: a misspelt one should not cost a start
     return earlier
 
 

@@ -1,18 +1,15 @@
 """What a worker does with one shard: fetch, decode, score, write one Parquet object.
 
 Two shards are in a worker at a time: the model scores one while the next one is already fetched
-and decoded by threads. A shard on which a process died before is worked on clip by clip, alone.
+and decoded by threads. A shard on which a process died before is worked on alone and with care, in
+the same micro-batches, so that its rows do not depend on what happened.
 """
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -25,10 +22,16 @@ from raysers.data.manifest import clips_of
 from raysers.data.shards import shard_name
 from raysers.distributed import ledger, parts
 from raysers.distributed.feed import Decoded, decode_ahead, decode_run, micro_batches
+from raysers.distributed.gate import Gate
+from raysers.distributed.tally import Tally, summary_row
 from raysers.errors import ClipError
 from raysers.types import Clip, Status
 
 Signal = NDArray[np.float32]
+Row = dict[str, Any]
+
+#: Audio seconds decoded ahead of the model, per shard.
+_AHEAD_S = 600.0
 
 
 class ClipWorker(Protocol):
@@ -38,7 +41,7 @@ class ClipWorker(Protocol):
     max_padded_s: float
     provenance: dict[str, Any]
 
-    def score(self, signals: Sequence[Signal]) -> list[dict[str, Any] | ClipError]:
+    def score(self, signals: Sequence[Signal]) -> list[Row | ClipError]:
         """One forward pass; per signal its columns, or why it has none."""
 
 
@@ -91,7 +94,7 @@ class ShardStage:
         self._io = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="decode")
         # one thread owns the model: shards are scored first come, first served
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._gate = _Gate()
+        self._gate = Gate()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Work on one shard. Safe to repeat: the part has the same name and the same rows."""
@@ -102,78 +105,65 @@ class ShardStage:
         if earlier is not None:
             clips = _to_redo(clips, earlier, self._settings.redo, self._settings.run_id)
             if not clips:  # a finished shard whose summary was lost with its worker
-                return _summary(shard, earlier, Tally())
+                return summary_row(shard, earlier, Tally())
         attempt = ledger.begin(self._settings.output, shard_name(shard))
         tally = Tally()
-        work = self._clip_by_clip if attempt.suspicious else self._batched
-        rows = work(shard, clips, attempt, tally)
-        table = parts.to_table(rows, self._worker.schema)
+        rows = self._rows_of(shard, clips, attempt, tally)
+        table = parts.to_table([rows[clip.clip_id] for clip in clips], self._worker.schema)
         if earlier is not None:
             table = parts.replace_rows(earlier, table)
         parts.write_part(uri, table)
         attempt.close()
-        return _summary(shard, table, tally)
+        return summary_row(shard, table, tally)
 
-    def _batched(
-        self, shard: int, clips: list[Clip], _: ledger.Attempt, tally: Tally
-    ) -> list[dict[str, Any]]:
-        order = _decode_order(clips)
-        with self._gate.shared():
-            feed = decode_ahead(
-                [clips[i] for i in order],
-                self._io,
-                max_clip_s=self._settings.max_clip_s,
-                ahead_s=max(600.0, 4 * self._worker.max_padded_s),
-            )
-            rows = self._model.submit(self._score_feed, shard, feed, tally).result()
-        in_order: list[dict[str, Any]] = [{}] * len(clips)
-        for position, row in zip(order, rows, strict=True):
-            in_order[position] = row
-        return in_order
+    def _rows_of(
+        self, shard: int, clips: list[Clip], attempt: ledger.Attempt, tally: Tally
+    ) -> dict[str, Row]:
+        clips = _decode_order(clips)
+        with self._gate.exclusive() if attempt.suspicious else self._gate.shared():
+            feed = self._careful_feed(clips, attempt) if attempt.suspicious else self._feed(clips)
+            return self._model.submit(self._score_feed, shard, feed, attempt, tally).result()
+
+    def _feed(self, clips: list[Clip]) -> Iterator[Decoded]:
+        return decode_ahead(
+            clips,
+            self._io,
+            max_clip_s=self._settings.max_clip_s,
+            ahead_s=max(_AHEAD_S, 4 * self._worker.max_padded_s),
+        )
+
+    def _careful_feed(self, clips: list[Clip], attempt: ledger.Attempt) -> Iterator[Decoded]:
+        for clip in clips:
+            if attempt.given_up(clip.clip_id):
+                message = f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
+                yield Decoded(clip=clip, error=ClipError(Status.WORKER_DIED, message))
+            else:
+                attempt.enter([clip.clip_id])
+                yield from decode_run([clip], self._settings.max_clip_s)
 
     def _score_feed(
-        self, shard: int, feed: Iterator[Decoded], tally: Tally
-    ) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
+        self, shard: int, feed: Iterator[Decoded], attempt: ledger.Attempt, tally: Tally
+    ) -> dict[str, Row]:
+        rows: dict[str, Row] = {}
         for batch in micro_batches(tally.timing_waits(feed), self._worker.max_padded_s):
-            rows += self._score(batch, tally)
+            for group in _groups(batch, attempt):
+                for row in self._score(group, tally):
+                    rows[row["clip_id"]] = row
             self._report(shard, tally.audio_s, dict(tally.statuses))
         return rows
 
-    def _clip_by_clip(
-        self, shard: int, clips: list[Clip], attempt: ledger.Attempt, tally: Tally
-    ) -> list[dict[str, Any]]:
-        """Alone in the process, so that a death has one suspect."""
-        rows: list[dict[str, Any]] = []
-        with self._gate.exclusive():
-            for clip in clips:
-                rows += self._model.submit(self._alone, clip, attempt, tally).result()
-                self._report(shard, tally.audio_s, dict(tally.statuses))
-        return rows
-
-    def _alone(self, clip: Clip, attempt: ledger.Attempt, tally: Tally) -> list[dict[str, Any]]:
-        if attempt.given_up(clip.clip_id):
-            message = f"its worker process died {ledger.MAX_DEATHS} times on this clip"
-            dead = Decoded(clip=clip, error=ClipError(Status.WORKER_DIED, message))
-            return self._score([dead], tally)
-        attempt.enter(clip.clip_id)
-        return self._score(decode_run([clip], self._settings.max_clip_s), tally)
-
-    def _score(self, batch: Sequence[Decoded], tally: Tally) -> list[dict[str, Any]]:
+    def _score(self, batch: Sequence[Decoded], tally: Tally) -> Iterator[Row]:
         signals = [one.signal for one in batch if one.signal is not None]
         started = time.perf_counter()
         results = iter(self._worker.score(signals) if signals else ())
         tally.model_s += time.perf_counter() - started
         tally.padded_s += len(signals) * max((d.duration_s for d in batch), default=0.0)
-        rows = []
         for one in batch:
-            result = one.error if one.signal is None else next(results)
-            row = self._row(one, result)
+            row = self._row(one, one.error if one.signal is None else next(results))
             tally.add(one, row["status"])
-            rows.append(row)
-        return rows
+            yield row
 
-    def _row(self, one: Decoded, result: dict[str, Any] | ClipError | None) -> dict[str, Any]:
+    def _row(self, one: Decoded, result: Row | ClipError | None) -> Row:
         clip = one.clip
         status, error, columns = str(Status.OK), "", {}
         if isinstance(result, ClipError):
@@ -197,6 +187,18 @@ class ShardStage:
         }
 
 
+def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Decoded]]:
+    """The batch itself; with care, each clip that is to be taken alone, then the others."""
+    if not attempt.suspicious:
+        yield batch
+        return
+    apart = [[d] for d in batch if d.clip.clip_id in attempt.apart]
+    others = [d for d in batch if d.clip.clip_id not in attempt.apart]
+    for group in [*apart, others] if others else apart:
+        attempt.enter([d.clip.clip_id for d in group if d.signal is not None])
+        yield group
+
+
 def _to_redo(clips: list[Clip], earlier: pa.Table, redo: frozenset[str], run_id: str) -> list[Clip]:
     """Clips, as if unprobed, whose row has a status to redo and is not of this very run."""
     rows = earlier.select(["clip_id", "status", "run_id"]).to_pylist()
@@ -204,92 +206,12 @@ def _to_redo(clips: list[Clip], earlier: pa.Table, redo: frozenset[str], run_id:
     return [parts.unprobed(c) for c in clips if c.clip_id in again]
 
 
-def _decode_order(clips: Sequence[Clip]) -> list[int]:
+def _decode_order(clips: list[Clip]) -> list[Clip]:
     """Longest first for the least padding; stretches of one recording stay as the plan has them.
 
     The plan groups by length to within some percent already, so keeping neighbours together costs
     little padding and saves opening a long recording once per clip.
     """
-    order = list(range(len(clips)))
-    if len({clip.file for clip in clips}) == len(clips):
-        order.sort(key=lambda i: -clips[i].duration_s if clips[i].duration_s > 0 else 0.0)
-    return order
-
-
-class Tally:
-    """Running figures of one shard."""
-
-    def __init__(self) -> None:
-        self.audio_s = 0.0
-        self.padded_s = 0.0
-        self.model_s = 0.0
-        self.wait_s = 0.0
-        self.decoded = 0
-        self.statuses: Counter[str] = Counter()
-
-    def add(self, one: Decoded, status: str) -> None:
-        """Count a finished clip."""
-        self.audio_s += one.duration_s
-        self.decoded += one.signal is not None
-        self.statuses[status] += 1
-
-    def timing_waits(self, feed: Iterator[Decoded]) -> Iterator[Decoded]:
-        """Pass `feed` on, adding up how long its consumer had to wait."""
-        while True:
-            started = time.perf_counter()
-            try:
-                one = next(feed)
-            except StopIteration:
-                return
-            self.wait_s += time.perf_counter() - started
-            yield one
-
-
-def _summary(shard: int, table: pa.Table, tally: Tally) -> pa.Table:
-    statuses = Counter(table["status"].to_pylist())
-    return pa.table(
-        {
-            "shard": pa.array([shard], pa.int64()),
-            "clips": [table.num_rows],
-            "audio_s": [float(np.nansum(table["duration_s"].to_numpy()))],
-            "padded_s": [tally.padded_s],
-            "scored_s": [tally.audio_s],
-            "model_s": [tally.model_s],
-            "wait_s": [tally.wait_s],
-            "decoded": [tally.decoded],
-            "statuses": [json.dumps(statuses)],
-        }
-    )
-
-
-class _Gate:
-    """Many may be inside shared, or one exclusive."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._sharing = 0
-        self._taken = False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken)
-            self._sharing += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._sharing -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken and not self._sharing)
-            self._taken = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken = False
-                self._changed.notify_all()
+    if len({clip.file for clip in clips}) < len(clips):
+        return clips
+    return sorted(clips, key=lambda c: -c.duration_s if c.duration_s > 0 else 0.0)

@@ -196,21 +196,13 @@ class EmotionModel(nn.Module):
         return kernel[None], bias[None]
 
     def _convolve(self, signal: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        """[rows, frames, channels] of [rows, samples], channels last all the way.
-
-        Channels last is what layer norm wants; the stock front transposes back and forth and
-        then convolves a transposed tensor, which costs bfloat16 half of its speed on CPUs.
-        """
+        """[rows, frames, channels] of [rows, samples] through all convolutions."""
         first, *others = self.backbone.feature_extractor.conv_layers
         windows = signal.unfold(1, kernel.shape[2], self.geometry.strides[0])
         hidden = torch.matmul(windows, kernel.transpose(1, 2)) + bias[:, None]
         hidden = _norm_and_activation(first, hidden)
-        for layer, stride in zip(others, self.geometry.strides[1:], strict=True):
-            image = hidden[:, None].permute(0, 3, 1, 2)  # [rows, channels, 1, frames], a view
-            image = functional.conv2d(
-                image, layer.conv.weight[:, :, None], layer.conv.bias, stride=(1, stride)
-            )
-            hidden = _norm_and_activation(layer, image.permute(0, 2, 3, 1)[:, 0])
+        for layer in others:
+            hidden = _norm_and_activation(layer, _conv_over_frames(layer.conv, hidden))
         return hidden
 
     def _encode(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -234,19 +226,38 @@ class EmotionModel(nn.Module):
         return cast(Tensor, encoder.layer_norm(hidden)) if stable else hidden
 
 
-def _positions(embedding: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Convolutional position embedding; stacked convolutions (data2vec) are masked in between.
+def _positions(embedding: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Convolutional position embedding of [clips, frames, size].
 
-    One convolution of zeros is what a single file sees at its end, but its output behind the end
-    is not zero: a second one would carry it back into the clip.
+    data2vec stacks several, and the stock module lets them see the padding: one convolution of
+    zeros is what a single file sees at its end, but what comes out behind the end is not zero,
+    and the next one would carry it back into the clip. So the mask is applied in between.
     """
-    layers = getattr(embedding, "layers", None)
-    if layers is None or mask is None:
-        return cast(Tensor, embedding(hidden))
+    stack = getattr(embedding, "layers", None)
+    if stack is None:
+        frames = hidden.shape[1]  # an even kernel yields one more
+        hidden = _conv_over_frames(embedding.conv, hidden)[:, :frames]
+        return cast(Tensor, embedding.activation(hidden))
     hidden = hidden.transpose(1, 2)
-    for layer in cast(nn.ModuleList, layers):
-        hidden = layer(hidden).masked_fill(~mask[:, None], 0.0)
+    for layer in stack:
+        hidden = layer(hidden)
+        hidden = hidden if mask is None else hidden.masked_fill(~mask[:, None], 0.0)
     return hidden.transpose(1, 2)
+
+
+def _conv_over_frames(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
+    """`conv` over the frames of [rows, frames, channels].
+
+    Written as the two-dimensional convolution of an image one pixel high, because that takes the
+    channels-last layout as it is; the stock `Conv1d` of a transposed tensor needs up to twice
+    the time on CPUs.
+    """
+    image = hidden[:, None].permute(0, 3, 1, 2)  # [rows, channels, 1, frames], a view
+    (stride,), (padding,) = conv.stride, cast(tuple[int], conv.padding)
+    image = functional.conv2d(
+        image, conv.weight[:, :, None], conv.bias, (1, stride), (0, padding), groups=conv.groups
+    )
+    return image.permute(0, 2, 3, 1)[:, 0]
 
 
 def _norm_and_activation(layer: Any, hidden: Tensor) -> Tensor:

@@ -256,6 +256,9 @@ def _fold_weight_norm(model: torch.nn.Module) -> bool:
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        if isinstance(module, torch.nn.Conv1d):  # channels last in memory, as the data will be
+            weight = module.weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
+            module.weight = torch.nn.Parameter(weight)
     return fresh
 
 

@@ -15,18 +15,23 @@ def test_a_shard_is_suspicious_only_after_a_death(tmp_path):
     assert not ledger.begin(str(tmp_path), "part-000001.parquet").suspicious
 
 
-def test_a_clip_is_given_up_after_it_alone_was_worked_on_at_two_deaths(tmp_path):
+def test_a_clip_is_given_up_after_two_deaths_alone_and_its_neighbours_never(tmp_path):
     def attempt() -> ledger.Attempt:
         return ledger.begin(str(tmp_path), "part-000007.parquet")
 
-    attempt()  # dies in a batch: nobody in particular is to blame
-    one = attempt()
-    one.enter("good")
-    one.enter("poison")  # dies alone, once
-    two = attempt()
-    assert not two.given_up("poison")
-    two.enter("good")
-    two.enter("poison")  # dies alone, twice
-    three = attempt()
-    assert three.given_up("poison")
-    assert not three.given_up("good")
+    attempt()  # dies in the middle of something: nobody in particular is to blame
+    careful = attempt()
+    assert careful.suspicious
+    assert not careful.apart
+    careful.enter(["one", "two"])
+    careful.enter(["three", "poison"])  # dies in this micro-batch
+    apart = attempt()
+    assert apart.apart == ["poison", "three"]
+    apart.enter(["three"])
+    apart.enter(["poison"])  # dies alone, once
+    again = attempt()
+    assert not again.given_up("poison")
+    again.enter(["poison"])  # dies alone, twice
+    last = attempt()
+    assert last.given_up("poison")
+    assert not any(last.given_up(name) for name in ("one", "two", "three"))

@@ -1,0 +1,264 @@
+"""Annotation end to end on local files: every row, whatever is in the folder and however it runs."""
+
+from __future__ import annotations
+
+import shutil
+import wave
+from pathlib import Path
+
+import audformat
+import numpy as np
+import pytest
+import soundfile as sf
+
+from jobs.annotate import main
+from tests.jobs.conftest import comparable, record_of, rows_of
+from tests.places import SHARED_DATA, needs_shared
+from tests.published import score_files, write_checkpoint
+
+pytestmark = [needs_shared, pytest.mark.usefixtures("ray_session")]
+DIMENSIONS = ("arousal", "dominance", "valence")
+
+
+def run(*args: object) -> int:
+    return main([str(a) for a in args])
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, emodb_files) -> dict[str, np.ndarray]:
+    """Scores and embedding by file name, one file at a time with plain transformers."""
+    return {Path(f).name: v for f, v in score_files(checkpoint[1], emodb_files).items()}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("--workers", 1),
+        ("--workers", 2, "--shard-s", 5),
+        ("--workers", 2, "--shard-s", 1800, "--max-padded-s", 60),
+        ("--workers", 1, "--max-padded-s", 0.5),
+    ],
+    ids=["one-worker", "tiny-shards", "large-batches", "single-clips"],
+)
+def test_scores_equal_the_single_file_forward_however_the_work_is_cut(
+    way, checkpoint, expected, clips_folder, tmp_path
+):
+    out = tmp_path / "out"
+    fp32 = ("--dtype", "fp32", "--embeddings")
+    code = run("--input", clips_folder, "--output", out, "--model", checkpoint[0], *fp32, *way)
+    assert code == 0
+    rows = rows_of(out)
+    assert sorted(Path(r["file"]).name for r in rows) == sorted(expected)
+    for row in rows:
+        got = np.array([*(row[d] for d in DIMENSIONS), *row["embedding"]])
+        np.testing.assert_allclose(got, expected[Path(row["file"]).name], atol=1e-5, rtol=0)
+        assert row["status"] == "ok"
+        assert row["model"] == checkpoint[0]
+        assert row["duration_s"] == pytest.approx(sf.info(row["file"]).duration)
+    assert np.std([r["arousal"] for r in rows]) > 1e-3  # the model tells clips apart
+
+
+def test_the_output_opens_as_an_audformat_database(checkpoint, clips_folder, tmp_path):
+    out = tmp_path / "out"
+    assert run("--input", clips_folder, "--output", out, "--model", checkpoint[0]) == 0
+    table = audformat.Database.load(str(out), load_data=True)["annotations"].get()
+    assert table.index.names == ["file", "start", "end"]
+    by_file = {r["file"]: r["arousal"] for r in rows_of(out)}
+    assert table["arousal"].droplevel(["start", "end"]).to_dict() == by_file
+    assert record_of(out)["status"] == "done"
+
+
+#: What must become of every odd file, decided by hand.
+ODD = {
+    "cpy_pluck-alaw.aifc": "ok",
+    "cpy_pluck-pcm8.wav": "ok",
+    "emodb_03a01Fa.mp3": "ok",
+    "hound_nonstandard-01.wav": "too_short",
+    "hound_oom-48ae4cd061ff8578ad3f23dc87624bd365cf5216.wav": "unreadable",
+    "hound_pop.wav": "too_short",
+    "lfs_1001_IEO_ANG_HI.wav": "unreadable",
+    "lh_common_voice_en_651325.mp3": "ok",
+    "lh_real_8ch.wav": "ok",
+    "lh_stereo.mp3": "ok",
+    "ps_awful.wav": "unsupported",
+    "ps_goforward.raw": "unsupported",
+    "ps_null.wav": "empty",
+    "pydub_test5.webm": "unsupported",
+    "pydub_wrong_extension.aac": "unsupported",
+    "sr_french.aiff": "ok",
+    "trunc_30395_03a01Fa.wav": "truncated",
+    "tt_8khz_5s.opus": "ok",
+    "tt_empty_file.wav": "empty",
+    "tt_invalid_file.wav": "unreadable",
+    "tt_mp3_audio.wav": "ok",
+    "ünïcode näme – 03a01Fa.wav": "ok",
+}
+
+
+def test_every_file_is_exactly_one_row_with_its_status_and_good_ones_are_untouched(
+    checkpoint, expected, clips_folder, tmp_path
+):
+    shutil.copytree(SHARED_DATA / "ci" / "odd", clips_folder / "odd")
+    (clips_folder / "odd" / "manifest.csv").unlink()
+    awkward = clips_folder / "a b#c%20d'e\"f&g;h\nend.wav"
+    sf.write(awkward, np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    (clips_folder / "gone.wav").symlink_to("/nowhere/at/all.wav")
+    with wave.open(str(clips_folder / "hours.wav"), "wb") as long:
+        long.setparams((1, 1, 8000, 0, "NONE", ""))
+        long.writeframes(bytes(8000 * 700))
+    out = tmp_path / "out"
+    code = run(
+        "--input", clips_folder, "--output", out, "--model", checkpoint[0], "--dtype", "fp32"
+    )  # fmt: skip
+    assert code == 3  # far more than 5 % are not ok
+    rows = {r["file"]: r for r in rows_of(out)}
+    files = {str(p) for p in clips_folder.rglob("*") if not p.is_dir() or p.is_symlink()}
+    assert set(rows) == files
+    assert len(rows_of(out)) == len(files)
+    fates = {Path(f).name: r["status"] for f, r in rows.items()}
+    assert {name: fates[name] for name in ODD} == ODD
+    assert fates[awkward.name] == "not_finite"
+    assert fates["gone.wav"] == "missing"
+    assert fates["hours.wav"] == "too_long"
+    for file, row in rows.items():
+        assert bool(row["error"]) == (row["status"] != "ok"), file
+        assert (row["arousal"] is None) == (row["status"] != "ok"), file
+        if Path(file).name in expected:
+            got = [row[d] for d in DIMENSIONS]
+            np.testing.assert_allclose(got, expected[Path(file).name][:3], atol=1e-5, rtol=0)
+
+
+def test_digital_silence_is_scored_and_its_level_says_so(checkpoint, tmp_path):
+    sf.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
+    out = tmp_path / "out"
+    assert run("--input", tmp_path / "silence.wav", "--output", out, "--model", checkpoint[0]) == 0
+    (row,) = rows_of(out)
+    assert (row["status"], row["rms_db"], row["clipped_ratio"]) == ("ok", -120.0, 0.0)
+
+
+def test_the_same_command_again_does_nothing_and_changes_nothing(
+    checkpoint, clips_folder, tmp_path
+):
+    out = tmp_path / "out"
+    args = ("--input", clips_folder, "--output", out, "--model", checkpoint[0])
+    assert run(*args) == 0
+    before = {p: p.read_bytes() for p in out.glob("annotations/*")}
+    first = record_of(out)
+    assert run(*args) == 0
+    assert {p: p.read_bytes() for p in out.glob("annotations/*")} == before
+    again = record_of(out)
+    assert [h["run_id"] for h in again["history"]] == [first["run_id"]]
+    assert again["outcome"]["decoded"] == 0
+
+
+def test_lost_parts_are_made_again_and_nothing_else(checkpoint, clips_folder, tmp_path):
+    out = tmp_path / "out"
+    args = ("--input", clips_folder, "--output", out, "--model", checkpoint[0], "--shard-s", 10)
+    assert run(*args) == 0
+    rows = comparable(rows_of(out))
+    parts = sorted(out.glob("annotations/*"))
+    assert len(parts) > 5
+    kept = {p: p.read_bytes() for p in parts[2:]}
+    for part in parts[:2]:
+        part.unlink()
+    assert run(*args) == 0
+    assert comparable(rows_of(out)) == rows
+    assert {p: p.read_bytes() for p in parts[2:]} == kept
+
+
+def test_retry_redoes_rows_of_the_named_statuses_only(checkpoint, clips_folder, tmp_path):
+    broken = clips_folder / "broken.wav"
+    broken.write_text("not audio at all")
+    (clips_folder / "empty.wav").touch()
+    out = tmp_path / "out"
+    args = ("--input", clips_folder, "--output", out, "--model", checkpoint[0])
+    assert run(*args, "--max-failed", 0.5) == 0
+    before = {r["file"]: r for r in rows_of(out)}
+    assert before[str(broken)]["status"] == "unreadable"
+    sf.write(broken, np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    sf.write(clips_folder / "empty.wav", np.zeros(16_000), 16_000)
+    assert run(*args, "--max-failed", 0.5) == 0
+    assert {r["file"]: r for r in rows_of(out)} == before
+    assert run(*args, "--max-failed", 0.5, "--retry", "unreadable", "missing") == 0
+    after = {r["file"]: r for r in rows_of(out)}
+    assert after.pop(str(broken))["status"] == "ok"
+    before.pop(str(broken))
+    assert after == before
+
+
+def test_windows_cover_a_recording_and_each_is_scored_as_if_alone(checkpoint, tmp_path):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    signal = np.random.default_rng(1).normal(0, 0.1, 16_000 * 25).astype(np.float32)
+    sf.write(audio / "long.flac", signal, 16_000, subtype="PCM_16")
+    stored, _ = sf.read(audio / "long.flac", dtype="float32")
+    out = tmp_path / "out"
+    code = run(
+        "--input", audio, "--output", out, "--model", checkpoint[0], "--dtype", "fp32",
+        "--segment", "window", "--window-s", 10, "--hop-s", 5, "--min-s", 1,
+    )  # fmt: skip
+    assert code == 0
+    rows = sorted(rows_of(out), key=lambda r: r["start"])
+    spans = [(r["start"].total_seconds(), r["end"].total_seconds()) for r in rows]
+    assert spans == [(0, 10), (5, 15), (10, 20), (15, 25)]
+    for row, (start, end) in zip(rows, spans, strict=True):
+        cut = tmp_path / "cut.wav"
+        sf.write(cut, stored[int(start * 16_000) : int(end * 16_000)], 16_000, subtype="FLOAT")
+        (alone,) = score_files(checkpoint[1], [str(cut)]).values()
+        np.testing.assert_allclose([row[d] for d in DIMENSIONS], alone[:3], atol=1e-5, rtol=0)
+
+
+def test_a_clip_below_the_receptive_field_is_too_short_and_one_at_it_is_scored(
+    checkpoint, tmp_path
+):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    for samples in (1, 399, 400):
+        sf.write(audio / f"{samples}.wav", np.full(samples, 0.1), 16_000)
+    out = tmp_path / "out"
+    args = ("--input", audio, "--output", out, "--model", checkpoint[0], "--max-failed", 1)
+    assert run(*args) == 0
+    fates = {Path(r["file"]).stem: r["status"] for r in rows_of(out)}
+    assert fates == {"1": "too_short", "399": "too_short", "400": "ok"}
+
+
+def test_another_model_or_segmenting_into_the_same_folder_is_refused(
+    checkpoint, clips_folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    args = ("--input", clips_folder, "--output", out)
+    assert run(*args, "--model", checkpoint[0]) == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    write_checkpoint(tmp_path / "other", seed=1)
+    for change, words in [
+        (("--model", tmp_path / "other"), "model_revision was"),
+        (("--model", checkpoint[0], "--segment", "window"), "segment was 'whole', now 'window'"),
+        (("--model", checkpoint[0], "--embeddings"), "embeddings was False, now True"),
+        (("--model", checkpoint[0], "--limit", 3), "limit was 0, now 3"),
+    ]:
+        assert run(*args, *change) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert "Traceback" not in error
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_dry_run_writes_nothing_and_estimates_from_a_measurement(
+    checkpoint, clips_folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    args = ("--input", clips_folder, "--output", out, "--model", checkpoint[0])
+    assert run(*args, "--dry-run", "--usd-per-hour", 3) == 0
+    printed = capsys.readouterr().out
+    for word in ("30 ", "x real time per worker", "wall time", "CPU hours", "$"):
+        assert word in printed
+    assert not out.exists()
+
+
+def test_a_run_is_repeated_from_its_run_json(checkpoint, clips_folder, tmp_path):
+    out, again = tmp_path / "out", tmp_path / "again"
+    args = ("--input", clips_folder, "--model", checkpoint[0], "--limit", 5, "--embeddings")
+    assert run(*args, "--output", out) == 0
+    assert run("--config", out / "run.json", "--output", again) == 0
+    assert comparable(rows_of(again)) == comparable(rows_of(out))
+    assert len(rows_of(again)) == 5

@@ -1,0 +1,126 @@
+"""MP3 files whose headers are absent or lie keep all their audio."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from raysers.audio.decode import AudioReader, decode, probe
+from raysers.audio.mpeg import parse_frame
+from raysers.errors import ClipError
+from raysers.types import Status
+from tests.unit.audio.sounds import encode, noise
+
+
+def mp3(signal: np.ndarray, rate_hz: int, mode: str) -> bytes:
+    return encode(
+        signal, rate_hz, "MP3", "MPEG_LAYER_III", bitrate_mode=mode, compression_level=0.5
+    )
+
+
+def without_header(data: bytes) -> bytes:
+    """Less the first frame, which holds the Xing or Info header and no audio."""
+    return data[parse_frame(data).size :]
+
+
+def uneven(rate_hz: int, loud_first: bool) -> np.ndarray:
+    """8 s of which a variable rate spends few bits on one half and many on the other."""
+    tone = 0.2 * np.sin(np.arange(4 * rate_hz) * 0.05).astype(np.float32)
+    halves = [tone, noise(4, rate_hz)]
+    return np.concatenate(halves[::-1] if loud_first else halves)
+
+
+@pytest.mark.parametrize("rate_hz", [44100, 16000, 8000])
+@pytest.mark.parametrize("loud_first", [True, False])
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_nothing_is_lost_without_a_header(rate_hz, loud_first, mode):
+    data = mp3(uneven(rate_hz, loud_first), rate_hz, mode)
+    bare = without_header(data)
+    frame_s = parse_frame(bare).samples / rate_hz
+    signal = decode(io.BytesIO(bare), name="x")
+    assert signal.size / 16000 == pytest.approx(8.0, abs=3 * frame_s)
+    assert probe(io.BytesIO(bare), name="x").duration_s == pytest.approx(8.0, abs=4 * frame_s)
+    # and it is the same audio, later by the encoder's delay that nothing tells any more
+    good = decode(io.BytesIO(data), name="x")
+    middle = good[16000:48000]
+    shifts = [np.corrcoef(middle, signal[16000 + k : 48000 + k])[0, 1] for k in range(2400)]
+    assert max(shifts) > 0.95
+
+
+def test_a_long_quiet_beginning_does_not_pass_for_a_constant_rate():
+    quiet = np.zeros(20 * 44100, np.float32)
+    bare = without_header(mp3(np.concatenate([quiet, noise(20, 44100)]), 44100, "VARIABLE"))
+    # by the first frames' rate it would last minutes
+    assert probe(io.BytesIO(bare), name="x").duration_s == pytest.approx(40.0, abs=0.1)
+    assert decode(io.BytesIO(bare), name="x").size / 16000 == pytest.approx(40.0, abs=0.1)
+
+
+def test_the_lie_is_real():
+    # libsndfile alone would drop more than half of it
+    bare = without_header(mp3(uneven(44100, loud_first=False), 44100, "VARIABLE"))
+    assert sf.info(io.BytesIO(bare)).duration < 4.0
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_joined_files_are_read_to_the_end(mode):
+    first, second = mp3(noise(4, 44100), 44100, mode), mp3(uneven(44100, True), 44100, mode)
+    joined = first + second
+    signal = decode(io.BytesIO(joined), name="x")
+    assert signal.size / 16000 == pytest.approx(12.0, abs=0.15)
+    tail = decode(io.BytesIO(joined), name="x", start_ns=11 * 10**9)
+    np.testing.assert_allclose(tail, signal[11 * 16000 :], atol=1e-5)
+
+
+def test_spans_and_paths_of_a_headerless_file(tmp_path):
+    bare = without_header(mp3(uneven(44100, loud_first=True), 44100, "VARIABLE"))
+    path = tmp_path / "bare.mp3"
+    path.write_bytes(b"ID3\x04\0\0\0\0\x01\0" + bytes(128) + bare + b"TAG" + bytes(125))
+    whole = decode(str(path), name="x")
+    np.testing.assert_allclose(whole, decode(io.BytesIO(bare), name="x"), atol=1e-6)
+    span = decode(str(path), name="x", start_ns=5 * 10**9, end_ns=6 * 10**9)
+    np.testing.assert_allclose(span, whole[80000:96000], atol=1e-5)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100, 48000])
+def test_windows_of_a_low_bit_rate_do_not_begin_in_silence(rate_hz):
+    # small frames lean on many before them
+    signal = np.concatenate([noise(3, rate_hz), uneven(rate_hz, loud_first=True)])
+    data = encode(
+        signal, rate_hz, "MP3", "MPEG_LAYER_III", bitrate_mode="VARIABLE", compression_level=0.99
+    )
+    whole = decode(io.BytesIO(data), name="x")
+    for hop_ns in (10**9, 370_000_000):
+        with AudioReader(io.BytesIO(data), name="x") as reader:
+            for start_ns in range(0, 9 * 10**9, hop_ns):
+                first = (start_ns * 16 + 500_000) // 1_000_000
+                span = reader.read(start_ns, start_ns + 10**9, max_s=2)
+                np.testing.assert_allclose(span, whole[first : first + 16000], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_a_few_missing_frames_are_no_truncation_but_more_are(mode):
+    data = mp3(noise(8, 44100), 44100, mode)
+    assert decode(io.BytesIO(data[:-400]), name="x").size == pytest.approx(128000, abs=1300)
+    cut = data[: len(data) * 8 // 10]
+    info = probe(io.BytesIO(cut), name="x")
+    assert info.promised_frames == 8 * 44100
+    assert info.frames / info.promised_frames == pytest.approx(0.8, abs=0.03)
+    with pytest.raises(ClipError) as caught:
+        decode(io.BytesIO(cut), name="x")
+    assert caught.value.status is Status.TRUNCATED
+
+
+def test_opening_does_not_read_the_file():
+    class Counting(io.BytesIO):
+        total = 0
+
+        def read(self, count=-1):
+            data = super().read(count)
+            self.total += len(data)
+            return data
+
+    data = mp3(noise(60, 44100), 44100, "VARIABLE")
+    file = Counting(data)
+    assert probe(file, name="x").duration_s == 60.0
+    assert file.total < 140_000 < len(data) / 3

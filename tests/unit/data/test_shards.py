@@ -1,0 +1,215 @@
+"""Plans and packs: every row once, budgets kept, the same everywhere, small in memory."""
+
+from __future__ import annotations
+
+import math
+import random
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysers.data.shards import (
+    MAX_CLIPS,
+    ShardPlan,
+    pack,
+    padding_waste,
+    plan_shards,
+    shard_name,
+)
+from raysers.errors import ConfigError
+
+NS = 10**9
+
+
+def manifest(
+    durations_s: list[float | None], files: list[str] | None = None, status: list[str] | None = None
+) -> pa.Table:
+    n = len(durations_s)
+    files = files or [f"{i:06d}.wav" for i in range(n)]
+    return pa.table(
+        {
+            "file": files,
+            "start": pa.array(range(n), pa.duration("ns")),
+            "end": pa.array([None] * n, pa.duration("ns")),
+            "duration_s": pa.array(durations_s, pa.float64()),
+            "status": status or ["ok"] * n,
+        }
+    )
+
+
+def shards_of(plan: ShardPlan) -> list[list[int]]:
+    return [plan.rows(i).tolist() for i in range(len(plan))]
+
+
+lengths = st.one_of(st.none(), st.floats(0, 4000), st.floats(0.1, 10))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(lengths, st.sampled_from(["ok", "ok", "ok", "unreadable"])), max_size=120),
+    st.floats(1, 5000),
+)
+def test_every_row_is_in_one_shard_and_shards_keep_the_budget(
+    clips: list[tuple[float | None, str]], shard_s: float
+) -> None:
+    durations = [duration for duration, _ in clips]
+    status = [state for _, state in clips]
+    plan = plan_shards(manifest(durations, status=status), shard_s=shard_s)
+    shards = shards_of(plan)
+    assert sorted(row for rows in shards for row in rows) == list(range(len(clips)))
+    assert all(shards)
+    kinds = []
+    for rows, seconds in zip(shards, plan.seconds, strict=True):
+        known = [status[r] == "ok" and durations[r] is not None for r in rows]
+        assert len(set(known)) == 1, "clips without a length have shards of their own"
+        kinds.append(known[0])
+        if not known[0]:
+            assert seconds == 0
+            continue
+        longest = max(durations[r] or 0 for r in rows)
+        assert len(rows) == 1 or len(rows) * longest <= shard_s * (1 + 1e-12)
+        assert len(rows) <= MAX_CLIPS
+        assert seconds == pytest.approx(sum(durations[r] or 0 for r in rows))
+    assert kinds == sorted(kinds, reverse=True), "clips without a length come last"
+
+
+def test_shards_hold_similar_lengths_and_keep_recordings_together() -> None:
+    rng = np.random.default_rng(0)
+    durations = np.exp(rng.normal(1.2, 0.6, 20_000)).clip(0.3, 30).tolist()
+    plan = plan_shards(manifest(durations), shard_s=1800)
+    in_order, packed = [], []
+    for rows in shards_of(plan):
+        lengths_s = [durations[row] for row in rows]
+        packed += [[rows[i] for i in batch] for batch in pack(lengths_s, 60)]
+        # a stream cannot sort: clips as they come, cut where the budget is full
+        in_order += [rows[i : i + 5] for i in range(0, len(rows), 5)]
+    assert padding_waste(packed, durations) < 0.01
+    assert padding_waste(in_order, durations) < 0.04
+    unsorted = [list(range(i, i + 5)) for i in range(0, 20_000, 5)]
+    assert padding_waste(unsorted, durations) > 0.3
+    # windows of equal length: a recording's windows are consecutive
+    windows = manifest([10.0] * 1000, files=[f"rec{i % 10}.wav" for i in range(1000)])
+    order = plan_shards(windows, shard_s=1800).order
+    recordings = windows["file"].take(pa.array(order)).to_pylist()
+    assert recordings == sorted(recordings)
+
+
+def test_a_small_archive_still_spreads_and_a_tiny_one_does_not() -> None:
+    assert len(plan_shards(manifest([3.0] * 3200), shard_s=1800)) == 32
+    assert len(plan_shards(manifest([3.0] * 10), shard_s=1800)) == 1
+    assert len(plan_shards(manifest([1800.0] * 100), shard_s=1800)) == 100
+
+
+def test_a_plan_depends_on_the_clips_and_not_on_the_order_or_chunks_of_rows() -> None:
+    rng = random.Random(1)
+    durations: list[float | None] = [rng.uniform(0.5, 20) for _ in range(500)]
+    table = manifest(durations)
+    plan = plan_shards(table, shard_s=100)
+    mixed = list(range(500))
+    rng.shuffle(mixed)
+    shuffled = pa.concat_tables([table.take(mixed[:123]), table.take(mixed[123:])])
+    again = plan_shards(shuffled, shard_s=100)
+    names = [[table["file"][r].as_py() for r in rows] for rows in shards_of(plan)]
+    assert names == [[shuffled["file"][r].as_py() for r in rows] for rows in shards_of(again)]
+
+
+def test_clip_count_is_bounded_for_very_short_clips() -> None:
+    plan = plan_shards(manifest([0.001] * (2 * MAX_CLIPS + 1)), shard_s=1e9)
+    assert max(len(rows) for rows in shards_of(plan)) <= MAX_CLIPS
+    failed = plan_shards(
+        manifest([None] * (MAX_CLIPS + 1), status=["missing"] * (MAX_CLIPS + 1)), shard_s=60
+    )
+    assert [len(rows) for rows in shards_of(failed)] == [MAX_CLIPS, 1]
+
+
+def test_empty_and_wrong() -> None:
+    plan = plan_shards(manifest([]), shard_s=60)
+    assert len(plan) == 0
+    with pytest.raises(IndexError):
+        plan.rows(0)
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(ConfigError, match="--shard-s"):
+            plan_shards(manifest([1.0]), shard_s=bad)
+    assert shard_name(7) == "part-000007.parquet"
+
+
+def test_planning_200_000_rows_takes_little_memory() -> None:
+    rng = np.random.default_rng(0)
+    n = 200_000
+    table = pa.table(
+        {
+            "file": pa.array([f"s3://bucket/corpus/speaker{i % 999}/{i}.wav" for i in range(n)]),
+            "start": pa.array(np.zeros(n, np.int64)).cast(pa.duration("ns")),
+            "end": pa.array(np.zeros(n, np.int64)).cast(pa.duration("ns")),
+            "duration_s": rng.uniform(0.5, 20, n),
+            "status": pa.array(["ok"] * n),
+        }
+    )
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    plan = plan_shards(table, shard_s=1800)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sorted(plan.order.tolist()) == list(range(n))
+    assert peak < 60 * 2**20
+    assert pa.total_allocated_bytes() - before < 10 * 2**20
+
+
+# pack -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0, 100), max_size=60), st.floats(0.5, 200))
+def test_pack_uses_each_clip_once_and_keeps_the_budget(
+    durations: list[float], budget: float
+) -> None:
+    batches = pack(durations, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(durations)))
+    for batch in batches:
+        samples = [max(1, round(durations[i] * 16_000)) for i in batch]
+        assert samples == sorted(samples, reverse=True)
+        assert len(batch) == 1 or len(batch) * max(samples) <= round(budget * 16_000)
+    assert pack(list(durations), budget) == batches
+
+
+def fewest_batches(durations: list[float], budget: float) -> int:
+    """Exhaustive: fewest runs of the sorted clips that keep the budget."""
+    ordered = sorted(durations, reverse=True)
+    best = [0] + [10**9] * len(ordered)
+    for end in range(1, len(ordered) + 1):
+        for start in range(end):
+            if end - start == 1 or (end - start) * ordered[start] <= budget + 1e-9:
+                best[end] = min(best[end], best[start] + 1)
+    return best[-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=14), st.integers(5, 90))
+def test_pack_needs_the_fewest_batches(quarters: list[int], budget: int) -> None:
+    durations = [quarter / 4 for quarter in quarters]
+    assert len(pack(durations, budget / 4)) == fewest_batches(durations, budget / 4)
+
+
+def test_pack_of_speech_wastes_little() -> None:
+    rng = np.random.default_rng(0)
+    durations = np.exp(rng.normal(1.2, 0.6, 600)).clip(0.3, 30).tolist()
+    sorted_waste = padding_waste(pack(durations, 60), durations)
+    unsorted = [list(range(i, min(i + 16, 600))) for i in range(0, 600, 16)]
+    assert sorted_waste < 0.05
+    assert padding_waste(unsorted, durations) > 0.4
+
+
+def test_pack_edge_cases() -> None:
+    assert pack([], 10) == []
+    assert pack([50.0, 1.0], 10) == [[0], [1]]
+    assert pack([0.1] * 3, 0.3) == [[0, 1, 2]], "no clip lost to rounding"
+    assert pack([0.0, 0.0], 1) == [[0, 1]]
+    for bad in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="unknown"):
+            pack([bad], 10)
+    assert padding_waste([], []) == 0
+    assert padding_waste([[0, 1], [2]], [4.0, 2.0, 9.0]) == pytest.approx(2 / 17)

@@ -1,0 +1,223 @@
+"""What `--input` may name: folders, tars, files, tables, together, locally and on S3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysers.data.manifest import Segmenting, is_manifest, probe_batch, write_manifest
+from raysers.data.sources import LISTING, ListingNotes, list_inputs
+from raysers.errors import ConfigError, CredentialsError, TransientStorageError
+from raysers.types import Status
+from tests.s3 import Bucket, Faults
+from tests.unit.data.test_tar import build
+
+
+def make(path: Path, data: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def rows(*uris: object, notes: ListingNotes | None = None) -> list[dict[str, object]]:
+    tables = [
+        pa.Table.from_batches([batch]) for batch in list_inputs(list(map(str, uris)), notes=notes)
+    ]
+    return pa.concat_tables(tables, promote_options="default").to_pylist()
+
+
+def files(*uris: object) -> list[object]:
+    return sorted(str(row["file"]) for row in rows(*uris))
+
+
+def test_a_folder_with_audio_tars_and_other_things(tmp_path: Path) -> None:
+    for name in ("a.wav", "sub/b.FLAC", "c.m4a", "d.txt", "readme"):
+        make(tmp_path / name)
+    make(tmp_path / "shards" / "s.tar", build([("m.wav", b"mm"), ("m.json", b"{}")]))
+    make(tmp_path / "shards" / "broken.tar", b"no tar at all" * 100)
+    make(tmp_path / "shards" / "packed.tar.gz", b"\x1f\x8b")
+    found = {str(r["file"]).removeprefix(f"{tmp_path}/"): r for r in rows(tmp_path)}
+    assert sorted(found) == [
+        "a.wav",
+        "c.m4a",
+        "shards/broken.tar",
+        "shards/packed.tar.gz",
+        "shards/s.tar#m.wav",
+        "sub/b.FLAC",
+    ]
+    assert found["shards/s.tar#m.wav"]["byte_size"] == 2
+    assert found["shards/broken.tar"]["status"] == Status.UNSUPPORTED
+    assert "decompress" in str(found["shards/packed.tar.gz"]["error"])
+    assert found["a.wav"]["status"] is None
+    assert found["a.wav"]["num_bytes"] == 1
+
+
+def test_batches_stream_in_bounded_size_with_one_schema(tmp_path: Path) -> None:
+    for i in range(2500):
+        make(tmp_path / f"{i % 9}" / f"{i}.wav", b"")
+    batches = list(list_inputs([str(tmp_path)]))
+    assert sum(batch.num_rows for batch in batches) == 2500
+    assert max(batch.num_rows for batch in batches) <= 2000
+    assert all(batch.schema.equals(LISTING) for batch in batches)
+
+
+def test_inputs_that_overlap_are_listed_once_and_labels_win(tmp_path: Path) -> None:
+    for name in ("x/a.wav", "x/b.wav", "x/y/c.wav"):
+        make(tmp_path / name)
+    make(tmp_path / "t.csv", b"file,start,end,speaker\nx/a.wav,0,1,s1\nx/a.wav,1,2,s1\n")
+    make(tmp_path / "u.csv", b"file,start,end,speaker\nx/a.wav,1,2,s2\nx/b.wav,,,s3\n")
+    found = rows(
+        tmp_path / "x", tmp_path / "x/y", tmp_path / "x/y/c.wav", tmp_path / "t.csv",
+        tmp_path / "u.csv", f"{tmp_path}/x/",
+    )  # fmt: skip
+    got = sorted((Path(str(r["file"])).name, str(r["end"]), r["speaker"]) for r in found)
+    assert got == [
+        ("a.wav", "0 days 00:00:01", "s1"),
+        ("a.wav", "0 days 00:00:02", "s1"),
+        ("b.wav", "None", "s3"),
+        ("c.wav", "None", None),
+    ]
+
+
+def test_table_that_names_tar_members(tmp_path: Path) -> None:
+    make(tmp_path / "s.tar", build([("m/1.wav", b"one"), ("m/2.wav", b"three")]))
+    make(tmp_path / "odd.tar#1" / "plain.wav")
+    make(
+        tmp_path / "t.csv",
+        b"file,speaker\ns.tar#m/2.wav,x\ns.tar#m/1.wav,y\ns.tar#gone.wav,z\nodd.tar#1/plain.wav,w\n",
+    )
+    first, second, gone, plain = rows(tmp_path / "t.csv")
+    data = (tmp_path / "s.tar").read_bytes()
+    assert data[first["byte_offset"] :][:5] == b"three"  # type: ignore[misc]
+    assert (second["byte_size"], second["num_bytes"]) == (3, 3)
+    assert (gone["status"], gone["speaker"]) == (Status.MISSING, "z")
+    assert (plain["status"], plain["byte_offset"]) == (None, None)
+
+
+def test_notes_reach_the_caller(tmp_path: Path) -> None:
+    make(tmp_path / "t.csv", b"file,age\na.wav,31\n")
+    notes = ListingNotes()
+    rows(tmp_path / "t.csv", notes=notes)
+    assert notes.warnings == [f"{tmp_path}/t.csv: columns not used: age"]
+
+
+def test_file_name_that_is_no_utf8_is_a_row(tmp_path: Path) -> None:
+    make(tmp_path / "good.wav")
+    with open(bytes(tmp_path) + b"/gr\xfc\xdfe.wav", "wb"):
+        pass
+    good, bad = sorted(rows(tmp_path), key=lambda row: row["status"] is not None)
+    assert bad["status"] == Status.UNSUPPORTED
+    assert "UTF-8" in str(bad["error"])
+    assert str(good["file"]).endswith("good.wav")
+
+
+def test_folder_of_parts_is_a_table(tmp_path: Path) -> None:
+    make(tmp_path / "x.wav")
+    (tmp_path / "run" / "manifest").mkdir(parents=True)
+    pq.write_table(
+        pa.table({"file": [f"{tmp_path}/x.wav"]}), tmp_path / "run/manifest/part-0.parquet"
+    )
+    assert files(tmp_path / "run") == files(tmp_path / "run/manifest") == [f"{tmp_path}/x.wav"]
+    assert not is_manifest(str(tmp_path / "run"))
+    table = probe_batch(next(list_inputs([str(tmp_path / "run")])), Segmenting())
+    write_manifest(str(tmp_path / "ours" / "manifest"), table)
+    for name in ("ours", "ours/manifest", "ours/manifest/part-00000.parquet"):
+        assert is_manifest(str(tmp_path / name))
+    assert not is_manifest(str(tmp_path))
+    assert not is_manifest(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing", "nothing there"),
+        ("missing.wav", "nothing there"),
+        ("missing/*.tar", "nothing there"),
+        ("empty", "it holds nothing"),
+        ("texts", "2 x .txt"),
+        ("notes.txt", "not a folder"),
+        ("packed.tgz", "decompress"),
+        ("fake.tar", "not a tar"),
+        ("none.tar", "no audio"),
+        ("header.csv", "no rows"),
+        ("pickle.pkl", "not a folder"),
+    ],
+)
+def test_inputs_that_cannot_be(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    for text in ("texts/a.txt", "texts/sub/b.txt", "notes.txt", "pickle.pkl", "packed.tgz"):
+        make(tmp_path / text)
+    make(tmp_path / "fake.tar", b"not a tar" * 200)
+    make(tmp_path / "none.tar", build([("a.txt", b"x")]))
+    make(tmp_path / "header.csv", b"file\n")
+    with pytest.raises(ConfigError, match=words) as raised:
+        rows(tmp_path / name)
+    assert str(tmp_path / name) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_misspelt_input_is_found_before_anything_is_listed(tmp_path: Path) -> None:
+    make(tmp_path / "a.wav")
+    with pytest.raises(ConfigError, match="nothing there"):
+        list_inputs([str(tmp_path), str(tmp_path / "misspelt")])
+    with pytest.raises(ConfigError, match="--input"):
+        list_inputs([])
+    with pytest.raises(ConfigError, match="not supported"):
+        list_inputs(["gs://b/x"])
+
+
+# S3 ---------------------------------------------------------------------------------------------
+
+
+def test_s3_inputs(s3: Bucket) -> None:
+    for key in ("in/a #1.wav", "in/sub/b.wav", "in/sub/", "single/x%20y.wav"):
+        s3.put(key)
+    s3.put("in/s.tar", build([("m.wav", b"mm")]))
+    s3.put("in/labels.csv", b"file,speaker\na #1.wav,03\n")
+    assert files(f"{s3.uri}/in/") == [
+        f"{s3.uri}/in/a #1.wav",
+        f"{s3.uri}/in/s.tar#m.wav",
+        f"{s3.uri}/in/sub/b.wav",
+    ]
+    assert files(f"{s3.uri}/single/x%20y.wav") == [f"{s3.uri}/single/x%20y.wav"]
+    assert files(f"{s3.uri}/in/s.tar") == [f"{s3.uri}/in/s.tar#m.wav"]
+    assert len(files(s3.uri)) == 4
+    (row,) = rows(f"{s3.uri}/in/labels.csv")
+    assert (row["file"], row["speaker"]) == (f"{s3.uri}/in/a #1.wav", "03")
+
+
+def test_s3_inputs_that_cannot_be(s3: Bucket, s3_faults: Faults) -> None:
+    s3.put("there/a.wav")
+    s3_faults.add("shut", 403, code="AccessDenied")
+    for uri, words in (
+        ("s3://no-such-bucket-here", "nothing there"),
+        ("s3://no-such-bucket-here/x", "nothing there"),
+        (f"{s3.uri}/ther", "nothing there"),
+        (f"{s3.uri}/shut", "no permission"),
+    ):
+        with pytest.raises(ConfigError, match=words) as raised:
+            rows(uri)
+        assert uri in str(raised.value)
+    s3_faults.clear()
+    s3_faults.add("there", 403, code="InvalidAccessKeyId")
+    with pytest.raises(CredentialsError):
+        rows(f"{s3.uri}/there")
+    s3_faults.clear()
+    s3_faults.add("there", 503)
+    with pytest.raises(TransientStorageError):
+        rows(f"{s3.uri}/there")
+
+
+def test_many_files_and_tars_on_the_command_line_come_in_full_batches(tmp_path: Path) -> None:
+    audio = [str(make(tmp_path / f"{i}.wav")) for i in range(50)]
+    tars = [
+        str(make(tmp_path / f"{i}.tar", build([(f"{j}.wav", b"x") for j in range(3)])))
+        for i in range(20)
+    ]
+    batches = list(list_inputs([*tars, *audio]))
+    assert [batch.num_rows for batch in batches] == [50] + [3] * 20
+    with pytest.raises(ConfigError, match="no audio"):
+        rows(*tars, make(tmp_path / "none.tar", build([("a.txt", b"x")])))

@@ -1,0 +1,239 @@
+"""Tables of clips: CSV dialects, Parquet types, audformat's own files, errors that name the row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import audformat
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysers.data.tables import read_clip_table, table_columns
+from raysers.errors import ConfigError
+from raysers.schemas import OBJECTS
+from tests.s3 import Bucket
+
+S = 10**9
+
+
+def table(path: Path, text: str, name: str = "t.csv", encoding: str = "utf-8") -> pa.Table:
+    (path / name).write_bytes(text.encode(encoding))
+    return read_clip_table([str(path / name)])[0]
+
+
+def spans(clips: pa.Table) -> list[tuple[int | None, int | None]]:
+    columns = (clips[name].cast(pa.int64()).to_pylist() for name in ("start", "end"))
+    return list(zip(*columns, strict=True))
+
+
+def test_minimal_csv(tmp_path: Path) -> None:
+    clips = table(tmp_path, "file\na.wav\nsub/b c.wav\n/abs/d.wav\ns3://b/#1.wav\n")
+    assert clips.schema.equals(OBJECTS)
+    assert clips["file"].to_pylist() == [
+        f"{tmp_path}/a.wav",
+        f"{tmp_path}/sub/b c.wav",
+        "/abs/d.wav",
+        "s3://b/#1.wav",
+    ]
+    assert spans(clips) == [(None, None)] * 4
+
+
+def test_text_stays_the_text_it_is(tmp_path: Path) -> None:
+    rows = [
+        ["03", 'it\'s, "quoted"', "1.0"],
+        ["007", "two\nlines", ""],
+        ["1e5", "semi;colon", "0.25"],
+        ["NA", "", "nan"],
+        ["True", "NaN", "0"],
+    ]
+    sink = io.StringIO()
+    writer = csv.writer(sink)
+    writer.writerow(["file", "speaker", "transcript", "arousal"])
+    writer.writerows([f"{i}.wav", *row] for i, row in enumerate(rows))
+    clips = table(tmp_path, sink.getvalue())
+    assert clips["speaker"].to_pylist() == [row[0] for row in rows]
+    assert clips["transcript"].to_pylist() == [row[1] or None for row in rows]
+    assert clips["arousal"].to_pylist() == [1.0, None, 0.25, None, 0.0]
+    assert clips.schema.field("arousal").type == pa.float32()
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "encoding", "newline"),
+    [
+        ("t.csv", ",", "utf-8", "\n"),
+        ("t.csv", ",", "utf-8-sig", "\r\n"),
+        ("t.csv", ";", "utf-8", "\r\n"),
+        ("t.csv", "\t", "utf-8", "\n"),
+        ("t.tsv", "\t", "utf-8", "\n"),
+        ("t.csv", ",", "utf-16", "\n"),
+    ],
+)
+def test_dialects(tmp_path: Path, name: str, delimiter: str, encoding: str, newline: str) -> None:
+    rows = [["file", "speaker", "start"], ["grüße.wav", "03", "1.5"], ['"b.wav"', "04", ""]]
+    text = newline.join(delimiter.join(row) for row in rows) + newline
+    clips = table(tmp_path, text, name, encoding)
+    assert clips["file"].to_pylist() == [f"{tmp_path}/grüße.wav", f"{tmp_path}/b.wav"]
+    assert clips["speaker"].to_pylist() == ["03", "04"]
+    assert spans(clips) == [(1_500_000_000, None), (None, None)]
+
+
+def test_other_columns_are_dropped_and_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,age,speaker,valence,licence\na.wav,31,x,4.5,CC0\n")
+    clips, notes = read_clip_table([str(tmp_path / "t.csv")])
+    assert clips.column_names == [*OBJECTS.names, "speaker", "valence"]
+    assert len(notes) == 2
+    assert "age, licence" in notes[0]
+    assert "valence" in notes[1]
+    assert "4.5" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,start\na.wav,1\n", ["no column 'file'", "'path', 'start'", "did you mean 'path'"]),
+        ("Filename\na.wav\n", ["did you mean 'Filename'"]),
+        ("File,x\na.wav,1\n", ["did you mean 'File'"]),
+        ("x,y\n1,2\n", ["no column 'file'", "'x', 'y'"]),
+        ("", ["empty"]),
+        ("file,start,end\na.wav,0,1\nb.wav,2,1\n", ["row 2", "b.wav", "not after"]),
+        ("file,start,end\na.wav,1,1\n", ["row 1", "not after"]),
+        ("file,end\na.wav,0\n", ["row 1", "not after"]),
+        ("file,start\na.wav,0\nb.wav,-0.5\n", ["row 2", "start", "-0.5"]),
+        ("file,start\na.wav,soon\n", ["row 1", "start", "'soon'"]),
+        ("file,start\na.wav,1500000000\n", ["row 1", "too large for seconds"]),
+        ("file,start\na.wav,0\nb.wav,1\na.wav,\n", ["rows 1 and 3", "same clip", "a.wav"]),
+        ("file,speaker\na.wav,1\n,2\n", ["row 2", "no file name"]),
+        ("file,arousal\na.wav,high\n", ["arousal", "high"]),
+        ("file,speaker\na.wav,1,2\n", ["cannot be read", "Expected 2 columns, got 3"]),
+        ("file,file\na.wav,b.wav\n", ["'file' more than once"]),
+    ],
+)
+def test_bad_tables_are_refused_with_table_and_row(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        table(tmp_path, text)
+    message = str(raised.value)
+    for word in [f"{tmp_path}/t.csv", *words]:
+        assert word in message
+    assert "\n" not in message
+
+
+def test_not_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"t\.csv.*UTF"):
+        table(tmp_path, "file,speaker\ngrüße.wav,ü\n", encoding="latin-1")
+
+
+def test_same_file_with_other_segments_is_no_duplicate(tmp_path: Path) -> None:
+    clips = table(tmp_path, "file,start,end\na.wav,0,1\na.wav,1,2\na.wav,0,2\na.wav,1,\n")
+    assert spans(clips) == [(0, S), (S, 2 * S), (0, 2 * S), (S, None)]
+
+
+# audformat --------------------------------------------------------------------------------------
+
+
+def audformat_database() -> audformat.Database:
+    database = audformat.Database("db", source="here", usage="research")
+    database.schemes["arousal"] = audformat.Scheme("float", minimum=0, maximum=1)
+    database.schemes["speaker"] = audformat.Scheme("str", labels=["03", "08"])
+    segments = audformat.segmented_index(
+        ["a.wav", "a.wav", "b.wav"],
+        ["0s", "1.25s", "0s"],
+        ["1.25s", "2.000000001s", pd.NaT],
+    )
+    database["segments"] = audformat.Table(segments)
+    database["files"] = audformat.Table(audformat.filewise_index(["a.wav", "b.wav"]))
+    for name, count in (("segments", 3), ("files", 2)):
+        for column, values in (("arousal", [0.25, None, 1.0]), ("speaker", ["03", "08", "03"])):
+            database[name][column] = audformat.Column(scheme_id=column)
+            database[name][column].set(values[:count])
+    return database
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables_that_audformat_wrote(tmp_path: Path, kind: str) -> None:
+    audformat_database().save(str(tmp_path), storage_format=kind)
+    segments, notes = read_clip_table([str(tmp_path / f"db.segments.{kind}")])
+    assert notes == []
+    assert segments["file"].to_pylist() == [f"{tmp_path}/{f}.wav" for f in "aab"]
+    assert spans(segments) == [(0, 1_250_000_000), (1_250_000_000, 2_000_000_001), (0, None)]
+    assert segments["arousal"].to_pylist() == [0.25, None, 1.0]
+    assert segments["speaker"].to_pylist() == ["03", "08", "03"]
+    files, _ = read_clip_table([str(tmp_path / f"db.files.{kind}")])
+    assert spans(files) == [(None, None)] * 2
+
+
+# Parquet ----------------------------------------------------------------------------------------
+
+
+def write(path: Path, columns: dict[str, Any]) -> str:
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def test_parquet_types_are_cast(tmp_path: Path) -> None:
+    uri = write(
+        tmp_path / "t.parquet",
+        {
+            "file": pa.array(["a.wav", "b.wav"], pa.large_string()).dictionary_encode(),
+            "start": pa.array([0.5, None]),
+            "end": pa.array([1, 2]),
+            "speaker": pa.array([3, 4]),
+            "emotion": pa.array(["joy", None]).dictionary_encode(),
+            "valence": pa.array([0.1, 0.2]),
+            "nested": pa.array([{"file": "x"}, None]),
+        },
+    )
+    clips, notes = read_clip_table([uri])
+    assert spans(clips) == [(S // 2, S), (None, 2 * S)]
+    assert clips["speaker"].to_pylist() == ["3", "4"]
+    assert clips["emotion"].to_pylist() == ["joy", None]
+    assert clips["valence"].type == pa.float32()
+    assert clips["file"].type == pa.string()
+    assert "nested" in notes[0]
+
+
+def test_pandas_index_and_timedeltas(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"file": ["a.wav"], "start": pd.to_timedelta(["1.5s"]), "end": pd.to_timedelta([None])}
+    )
+    frame.set_index(["file", "start", "end"]).assign(sex="f").to_parquet(tmp_path / "t.pq")
+    clips, _ = read_clip_table([str(tmp_path / "t.pq")])
+    assert spans(clips) == [(1_500_000_000, None)]
+    assert clips["sex"].to_pylist() == ["f"]
+
+
+def test_broken_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ConfigError, match=r"t\.parquet cannot be read"):
+        read_clip_table([str(tmp_path / "t.parquet")])
+    uri = write(tmp_path / "u.parquet", {"file": [["a.wav"]]})
+    with pytest.raises(ConfigError, match="not text"):
+        read_clip_table([uri])
+
+
+def test_parts_are_one_table(tmp_path: Path) -> None:
+    first = write(tmp_path / "part-0.parquet", {"file": ["a.wav"], "sex": ["f"]})
+    second = write(tmp_path / "part-1.parquet", {"file": ["b.wav"]})
+    clips, _ = read_clip_table([first, second])
+    assert clips["sex"].to_pylist() == ["f", None]
+    third = write(tmp_path / "part-2.parquet", {"file": ["a.wav"]})
+    with pytest.raises(ConfigError, match="rows 1 and 3"):
+        read_clip_table([first, second, third])
+
+
+def test_tables_on_s3(s3: Bucket, tmp_path: Path) -> None:
+    write(tmp_path / "t.parquet", {"file": ["a #1.wav", "../b.wav"], "start": [0.0, 1.0]})
+    uri = s3.put("data/t x/t.parquet", (tmp_path / "t.parquet").read_bytes())
+    clips, _ = read_clip_table([uri])
+    assert clips["file"].to_pylist() == [f"{s3.uri}/data/t x/a #1.wav", f"{s3.uri}/data/b.wav"]
+    assert table_columns(uri) == ["file", "start"]
+    uri = s3.put("data/t.csv", b"file;speaker\nx.wav;03\n")
+    clips, _ = read_clip_table([uri])
+    assert clips["file"].to_pylist() == [f"{s3.uri}/data/x.wav"]
+    assert clips["speaker"].to_pylist() == ["03"]
