@@ -28,6 +28,7 @@ def ray_session() -> Iterator[None]:
     from raysers.distributed.cluster import configure_ray_data
 
     ray.init(
+        address="local",
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=200 * 2**20,

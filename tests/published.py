@@ -1,6 +1,6 @@
-"""A checkpoint in the published layout and its plain single-file forward, by torch and transformers.
+"""A checkpoint in the published layout and its plain single-file forward.
 
-Nothing of the project is used here, so that tests compare with independent code.
+Torch and transformers only: nothing of the project, so that tests compare with other code.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from raysers.data import storage
 from raysers.data.probe import Segmenting, probe_batch
 from raysers.data.tables import TABLE_SUFFIXES, table_columns
 from raysers.data.uris import suffix_of
-from raysers.errors import ConfigError, ObjectMissing
+from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import Clip, Status
 
@@ -47,9 +47,17 @@ _AUDIO_COLUMNS = ("clip_id", "etag", "num_bytes", "byte_offset", "duration_s", "
 
 
 def sort_manifest(table: pa.Table) -> pa.Table:
-    """Rows by file, start and end; an open end comes last."""
+    """Rows by file, start and end, an open end last; a clip that appears twice is kept once.
+
+    Twice, because a table's open end and its explicit one, or a window, may be the same clip.
+    """
     keys = [(name, "ascending") for name in ("file", "start", "end")]
-    return table.take(pc.sort_indices(table, keys))
+    table = table.take(pc.sort_indices(table, keys))
+    if len(table) < 2:
+        return table
+    repeated = pc.equal(table["clip_id"].slice(1), table["clip_id"].slice(0, len(table) - 1))
+    fresh = np.append(True, ~repeated.to_numpy())
+    return table if fresh.all() else table.filter(pa.array(fresh))
 
 
 def write_manifest(uri: str, table: pa.Table) -> None:
@@ -73,6 +81,7 @@ def write_manifest(uri: str, table: pa.Table) -> None:
 
 def manifest_parts(uri: str) -> list[str]:
     """Tables that `uri` stands for: itself, or the parts in it or in its `manifest` folder."""
+    uri = storage.absolute(uri)
     if suffix_of(uri) in TABLE_SUFFIXES and not storage.is_folder(uri):
         return [uri]
     parts = storage.list_parts(storage.join(uri, "manifest")) or storage.list_parts(uri)
@@ -84,7 +93,8 @@ def is_manifest(uri: str) -> bool:
     try:
         parts = manifest_parts(uri)
         return bool(parts) and set(MANIFEST.names) <= set(table_columns(parts[0]))
-    except ObjectMissing:
+    except (ObjectMissing, ObjectForbidden):
+        # for whoever lists it to report
         return False
 
 

@@ -51,9 +51,10 @@ def connect() -> None:
         return
     # Ray warns about its own coming defaults; users can do nothing about them here
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
+    options: dict[str, Any] = {"logging_level": logging.ERROR}
     if not os.environ.get("RAY_ADDRESS"):
-        options |= {"include_dashboard": False, "log_to_driver": False}
+        # "local": never the remains of a cluster whose driver was killed
+        options |= {"address": "local", "include_dashboard": False, "log_to_driver": False}
     try:
         ray.init(**options)
     except ConnectionError as error:

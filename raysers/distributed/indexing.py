@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from raysers.audio.decode import AudioReader, AudioSource
@@ -50,7 +49,6 @@ def index(inputs: Sequence[str], segmenting: Segmenting, *, limit: int = 0) -> p
     if others:
         tables += _probed(others, segmenting)
     manifest = sort_manifest(pa.concat_tables(tables, promote_options="default"))
-    _refuse_doubles(manifest)
     return manifest.slice(0, limit) if limit else manifest
 
 
@@ -62,16 +60,6 @@ def _probed(inputs: Sequence[str], segmenting: Segmenting) -> list[pa.Table]:
     )
     found = probed.iter_batches(batch_size=None, batch_format="pyarrow")
     return [raise_carried(table) for table in found]
-
-
-def _refuse_doubles(manifest: pa.Table) -> None:
-    """A clip that two inputs name would be two rows of one identity."""
-    if pc.count_distinct(manifest["clip_id"]).as_py() == manifest.num_rows:
-        return
-    counts = pc.value_counts(manifest["clip_id"])
-    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    row = manifest.filter(pc.is_in(manifest["clip_id"], twice)).slice(0, 1).to_pylist()[0]
-    raise ConfigError(f"--input names {row['file']} (from {row['start']}) twice: leave one out")
 
 
 def _sliced(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:

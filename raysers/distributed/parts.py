@@ -91,12 +91,8 @@ def read_parts(output: str, table: str, shards: int, columns: Sequence[str]) -> 
 
 def parts_done(output: str, table: str) -> set[str]:
     """Names of the parts that are there."""
-    try:
-        found = list(storage.list_objects(storage.join(output, table)))
-    except ObjectMissing:
-        return set()
-    names = (obj.uri.rsplit("/", 1)[-1] for obj in found)
-    return {name for name in names if name.startswith("part-") and name.endswith(".parquet")}
+    found = storage.list_parts(storage.join(output, table))
+    return {part.uri.rpartition("/")[2] for part in found}
 
 
 def check_complete(expected: pa.ChunkedArray, found: pa.ChunkedArray, output: str) -> None:

@@ -149,25 +149,20 @@ BACKBONES: dict[str, Backbone] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelName:
-    """A `--model` text, read: exactly one of `alias` and `path` is set.
+    """A `--model` text, read.
 
-    `path` is a local folder, a hub id (`owner/name`) or an `s3://` prefix; `layers` keeps that
-    many bottom layers; `random` means seeded random weights in place of trained ones.
+    `alias` is one of `BACKBONES`; `path` a local folder or an `s3://` prefix; `hub_id` an
+    `owner/name` (also of an alias that has one). `layers` keeps that many bottom layers; `random`
+    means seeded random weights in place of trained ones.
     """
 
     text: str
     alias: str | None = None
     path: str | None = None
+    hub_id: str | None = None
     revision: str | None = None
     layers: int | None = None
     random: bool = False
-
-    @property
-    def hub_id(self) -> str | None:
-        """`owner/name` on the model hub, or None for folders and for aliases without weights."""
-        if self.alias is not None:
-            return BACKBONES[self.alias].hub_id
-        return self.path if self.path and _HUB_ID.fullmatch(self.path) else None
 
     @property
     def is_object_store(self) -> bool:
@@ -205,10 +200,15 @@ def parse_model_name(text: str) -> ModelName:
     if alias in BACKBONES:
         BACKBONES[alias].config(layers)  # refuse impossible depths here, not on the workers
         return ModelName(
-            text=text, alias=alias, revision=revision or None, layers=layers, random=random
+            text=text,
+            alias=alias,
+            hub_id=BACKBONES[alias].hub_id,
+            revision=revision or None,
+            layers=layers,
+            random=random,
         )
     if _HUB_ID.fullmatch(name) and not random:
-        return ModelName(text=text, path=name, revision=revision or None)
+        return ModelName(text=text, hub_id=name, revision=revision or None)
     raise ConfigError(_unknown(text, alias))
 
 

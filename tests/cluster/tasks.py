@@ -46,9 +46,9 @@ class LevelWorker:
     """The worker half of `LevelTask`."""
 
     schema = ANNOTATIONS
-    provenance = {"model": "level", "model_revision": "1"}
 
     def __init__(self, task: LevelTask) -> None:
+        self.provenance = {"model": "level", "model_revision": "1"}
         self.max_padded_s = task.max_padded_s
         self._pause_s = task.pause_s
         self._diary = Path(task.diary) / str(os.getpid())

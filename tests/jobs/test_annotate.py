@@ -1,4 +1,4 @@
-"""Annotation end to end on local files: every row, whatever is in the folder and however it runs."""
+"""Annotation end to end on local files: every clip is a row, whatever is in the folder."""
 
 from __future__ import annotations
 

@@ -1,0 +1,144 @@
+"""Which CPU layout is fastest: one worker with all threads or many with one, and which budget.
+
+The defaults `raysers.distributed.cluster._widest` and `raysers.models.inference.auto_padded_s` are
+to be chosen from this table. Workers run the engine's stage, but without Ray: they stay alive over
+all budgets, so that only the scoring is compared.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysers.distributed.stages import ShardStage, StageSettings
+from raysers.errors import ClipError
+from raysers.schemas import ANNOTATIONS
+from raysers.types import DIMENSIONS
+from tests.benchmarks import corpus
+from tests.benchmarks.end_to_end import MODELS
+from tests.benchmarks.measure import Line, Scale, cores, medians
+
+BUDGETS_S = (3.0, 6.0, 12.0, 24.0, 48.0)
+
+
+class ScoringWorker:
+    """A loaded model whose budget may change; both halves of a task."""
+
+    table = "annotations"
+    schema = ANNOTATIONS
+    max_padded_s = 0.0
+
+    def __init__(self, model: str, threads: int) -> None:
+        from raysers.models.inference import Scorer
+        from raysers.models.loading import load_emotion_model
+
+        self.provenance = {"model": model, "model_revision": "1"}
+        loaded = load_emotion_model(model)
+        self._scorer = Scorer(loaded, dtype="auto", device="cpu", threads=threads)
+
+    def open(self) -> ScoringWorker:
+        return self
+
+    def score(self, signals: Sequence[np.ndarray]) -> list[dict[str, Any] | ClipError]:
+        from raysers.models.inference import score_rows
+
+        return [
+            row if isinstance(row, ClipError) else dict(zip(DIMENSIONS, row.scores, strict=True))
+            for row in score_rows(self._scorer, signals)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """Running workers that share the machine in one way."""
+
+    name: str
+    pipes: list[Connection]
+
+    def run(self, blocks: Sequence[pa.Table], budget_s: float) -> float:
+        """Wall seconds until every block is scored; each worker gets an equal part of them."""
+        for i, pipe in enumerate(self.pipes):
+            pipe.send((blocks[i :: len(self.pipes)], budget_s))
+        spans = [pipe.recv() for pipe in self.pipes]
+        return float(max(end for _, end in spans) - min(start for start, _ in spans))
+
+
+def layout(scale: Scale) -> Iterator[Line]:
+    """One line per model, layout and budget, then the best of each layout."""
+    manifest = corpus.manifest_of([str(path) for path in corpus.emodb(scale.layout_clips)])
+    for model in MODELS:
+        lines = _scan(model, manifest, scale.repeats)
+        yield from lines
+        for name in dict.fromkeys(line["layout"] for line in lines):
+            mine = [line for line in lines if line["layout"] == name]
+            best = max(mine, key=lambda line: line["x_real_time"])
+            yield {**best, "bench": "layout best"}
+
+
+def _scan(model: str, manifest: pa.Table, repeats: int) -> list[Line]:
+    audio_s = float(np.sum(manifest["duration_s"].to_numpy()))
+    blocks = _equal_blocks(manifest, 2 * cores())
+    layouts = [_start(model, 1, cores()), _start(model, cores(), 1)]
+    for one in layouts:  # first forward passes are slow
+        one.run(blocks, BUDGETS_S[0])
+    points = [(budget_s, one) for budget_s in BUDGETS_S for one in layouts]
+    turns = [
+        {(b, one.name): {"wall_s": one.run(blocks, b)} for b, one in points} for _ in range(repeats)
+    ]
+    for one in layouts:
+        for pipe in one.pipes:
+            pipe.send(None)
+    about = {"bench": "layout", "model": model, "clips": manifest.num_rows}
+    return [
+        {
+            **about,
+            "layout": one.name,
+            "max_padded_s": b,
+            "x_real_time": audio_s / medians([turn[b, one.name] for turn in turns])["wall_s"],
+            "fastest_x_real_time": audio_s / min(turn[b, one.name]["wall_s"] for turn in turns),
+        }
+        for b, one in points
+    ]
+
+
+def _equal_blocks(manifest: pa.Table, blocks: int) -> list[pa.Table]:
+    """Shards with the same mixture of lengths, longest first."""
+    order = np.argsort(-manifest["duration_s"].to_numpy(), kind="stable")
+    return [
+        manifest.take(rows).append_column("shard", pa.array(np.full(len(rows), i)))
+        for i, rows in enumerate(order[i::blocks] for i in range(blocks))
+    ]
+
+
+def _start(model: str, workers: int, threads: int) -> _Layout:
+    spawn = multiprocessing.get_context("spawn")
+    pipes = []
+    for _ in range(workers):
+        here, there = spawn.Pipe()
+        spawn.Process(target=_work, args=(there, model, threads), daemon=True).start()
+        pipes.append(here)
+    return _Layout(name=f"{workers} x {threads} threads", pipes=pipes)
+
+
+def _work(pipe: Connection, model: str, threads: int) -> None:
+    worker = ScoringWorker(model, threads)
+    while (order := pipe.recv()) is not None:
+        blocks, worker.max_padded_s = order
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+            settings = StageSettings(
+                output=folder, run_id="bench", redo=frozenset(), max_clip_s=600.0,
+                io_threads=max(2, threads),
+            )  # fmt: skip
+            stage = ShardStage(settings, worker, lambda *_: None)
+            start = time.time()
+            list(pool.map(stage, blocks))
+            pipe.send((start, time.time()))

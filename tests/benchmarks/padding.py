@@ -1,0 +1,63 @@
+"""How much of what the model computes is padding, as the engine cuts its batches."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raysers.data.shards import padding_waste, plan_shards
+from raysers.distributed.pipeline import shard_blocks
+from raysers.distributed.stages import ShardStage, StageSettings
+from tests.benchmarks import corpus
+from tests.benchmarks.engine import NullTask
+from tests.benchmarks.measure import Line, Scale, judged
+
+TARGET = 0.05
+#: Budgets from a CPU's to a big GPU's.
+_BUDGETS_S = (12.0, 120.0, 960.0)
+
+
+def padding(scale: Scale) -> Iterator[Line]:
+    """One line per length distribution and budget."""
+    emodb = corpus.manifest_of([str(path) for path in corpus.emodb(535)])
+    yield from _wastes("emodb", emodb)
+    with tempfile.TemporaryDirectory() as folder:
+        files = corpus.skewed_files(Path(folder) / "skewed", scale.skewed_clips)
+        yield from _wastes("log-normal 0.3-300 s", corpus.manifest_of([str(Path(files[0]).parent)]))
+
+
+def _wastes(name: str, manifest: pa.Table) -> Iterator[Line]:
+    unsorted = _waste_of_sixteens(manifest)
+    for budget_s in _BUDGETS_S:
+        line = {
+            "bench": "padding",
+            "lengths": name,
+            "clips": manifest.num_rows,
+            "max_padded_s": budget_s,
+            "waste_of_unsorted_16": unsorted,
+        }
+        yield judged(line, ratio=_our_waste(manifest, budget_s), target=TARGET, lower=True)
+
+
+def _our_waste(manifest: pa.Table, budget_s: float) -> float:
+    """Through the stage itself, with a model that only counts."""
+    shards = plan_shards(manifest, shard_s=1800.0)
+    blocks = shard_blocks(manifest, [(i, shards.rows(i)) for i in range(len(shards))])
+    with tempfile.TemporaryDirectory() as folder:
+        settings = StageSettings(
+            output=folder, run_id="bench", redo=frozenset(), max_clip_s=600.0, io_threads=2
+        )
+        stage = ShardStage(settings, NullTask(max_padded_s=budget_s), lambda *_: None)
+        rows = pa.concat_tables([stage(block) for block in blocks])
+    return float(1 - sum(rows["scored_s"].to_pylist()) / sum(rows["padded_s"].to_pylist()))
+
+
+def _waste_of_sixteens(manifest: pa.Table) -> float:
+    """What batches of 16 in random order would waste."""
+    lengths_s = manifest["duration_s"].to_pylist()
+    order = np.random.default_rng(0).permutation(len(lengths_s)).tolist()
+    return padding_waste([order[i : i + 16] for i in range(0, len(order), 16)], lengths_s)

@@ -1,0 +1,133 @@
+"""The manifest job: what it lists, how it cuts, and that the other jobs take its output."""
+
+from __future__ import annotations
+
+import csv
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from jobs.annotate import main as annotate
+from jobs.index import main as index
+from tests.jobs.conftest import record_of, rows_of
+from tests.places import SHARED_DATA, needs_shared
+
+pytestmark = [needs_shared, pytest.mark.usefixtures("ray_session")]
+
+
+def run(job, *args: object) -> int:
+    return job([str(a) for a in args])
+
+
+def test_same_input_same_manifest_byte_for_byte(clips_folder, tmp_path):
+    with tarfile.open(clips_folder / "more.tar", "w") as tar:
+        for file in sorted((SHARED_DATA / "ci" / "audio").iterdir())[:5]:
+            tar.add(file, arcname=file.name)
+    for out in ("one", "two"):
+        assert run(index, "--input", clips_folder, "--output", tmp_path / out) == 0
+    one, two = (sorted((tmp_path / out / "manifest").iterdir()) for out in ("one", "two"))
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+    rows = rows_of(tmp_path / "one", "manifest")
+    assert len(rows) == 35
+    members = [r for r in rows if r["byte_offset"] is not None]
+    assert len(members) == 5
+    for row in rows:
+        if row["byte_offset"] is None:
+            info = sf.info(row["file"])
+            facts = (info.duration, info.samplerate, info.channels)
+            assert (row["duration_s"], row["sample_rate_hz"], row["channels"]) == facts
+
+
+def test_the_other_jobs_take_the_manifest_as_it_is(clips_folder, checkpoint, tmp_path):
+    folder, out = tmp_path / "index", tmp_path / "out"
+    cut = ("--segment", "window", "--window-s", 1, "--hop-s", 0.5, "--min-s", 0.25)
+    assert run(index, "--input", clips_folder, "--output", folder, *cut) == 0
+    model = ("--model", checkpoint[0])
+    assert run(annotate, "--input", folder, "--output", out, *model) == 0
+    listed = {r["clip_id"]: (r["file"], r["start"], r["end"]) for r in rows_of(folder, "manifest")}
+    scored = {r["clip_id"]: (r["file"], r["start"], r["end"]) for r in rows_of(out)}
+    assert scored == listed
+    assert len(scored) > 60
+    again = ("--input", folder, "--output", tmp_path / "x", "--segment", "window")
+    assert run(annotate, *again, *model) == 2
+
+
+def test_a_table_with_spans_and_labels_becomes_clips_with_labels(emodb_files, tmp_path, checkpoint):
+    table = tmp_path / "labels.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "start", "end", "speaker", "arousal", "transcript"])
+        writer.writerow([emodb_files[0], "0 days 00:00:00.25", "0.75", "03", 0.5, 'a "b", c'])
+        writer.writerow([emodb_files[0], 0.75, "", "03", "", "two\nlines"])
+        writer.writerow([emodb_files[1], "", "", "08", 1, "<b>"])
+    assert run(index, "--input", table, "--output", tmp_path / "index") == 0
+    rows = rows_of(tmp_path / "index", "manifest")
+    assert [r["speaker"] for r in rows] == ["03", "03", "08"]
+    assert [r["arousal"] for r in rows] == [0.5, None, 1.0]
+    assert [r["transcript"] for r in rows] == ['a "b", c', "two\nlines", "<b>"]
+    assert rows[0]["duration_s"] == 0.5
+    length = sf.info(emodb_files[0]).duration
+    assert rows[1]["duration_s"] == pytest.approx(length - 0.75)
+    out = tmp_path / "out"
+    assert run(annotate, "--input", table, "--output", out, "--model", checkpoint[0]) == 0
+    assert [
+        r["duration_s"] for r in sorted(rows_of(out), key=lambda r: (r["file"], r["start"]))
+    ] == [pytest.approx(r["duration_s"], abs=1e-4) for r in rows]
+
+
+def test_speech_is_found_in_a_long_recording_and_silence_is_not_lost(emodb_files, tmp_path):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    speech = [sf.read(f, dtype="float32")[0] for f in emodb_files[:3]]
+    pause = np.zeros(2 * 16_000, np.float32)
+    sf.write(
+        audio / "talk.flac",
+        np.concatenate([pause, *[x for s in speech for x in (s, pause)]]),
+        16_000,
+    )
+    sf.write(audio / "silence.wav", np.zeros(5 * 16_000), 16_000)
+    assert run(index, "--input", audio, "--output", tmp_path / "out", "--segment", "vad") == 0
+    rows = rows_of(tmp_path / "out", "manifest")
+    silent = [r for r in rows if r["file"].endswith("silence.wav")]
+    assert [r["status"] for r in silent] == ["empty"]
+    spans = [
+        (r["start"].total_seconds(), r["end"].total_seconds())
+        for r in rows
+        if r["file"].endswith("talk.flac")
+    ]
+    begin = 2.0
+    for signal in speech:  # every utterance is inside what was found, give or take its fade
+        end = begin + len(signal) / 16_000
+        inside = sum(max(0.0, min(e, end) - max(s, begin)) for s, e in spans)
+        assert inside > 0.8 * (end - begin)
+        begin = end + 2.0
+    assert sum(e - s for s, e in spans) < begin - 3.0  # the pauses are left out
+
+
+def test_a_cut_recording_keeps_its_good_windows_and_one_row_names_the_rest(tmp_path):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    whole = tmp_path / "whole.wav"
+    sf.write(whole, np.random.default_rng(0).normal(0, 0.1, 16_000 * 30), 16_000, subtype="PCM_16")
+    (audio / "cut.wav").write_bytes(whole.read_bytes()[: 44 + 2 * 16_000 * 25])
+    cut = ("--segment", "window", "--window-s", 10, "--hop-s", 10, "--min-s", 1)
+    assert run(index, "--input", audio, "--output", tmp_path / "out", *cut) == 0
+    rows = rows_of(tmp_path / "out", "manifest")
+    spans = [(r["start"].total_seconds(), r["end"].total_seconds(), r["status"]) for r in rows]
+    assert spans == [(0, 10, "ok"), (10, 20, "ok"), (20, 25, "ok"), (25, 30, "truncated")]
+
+
+def test_indexing_again_changes_nothing_and_other_settings_are_refused(
+    clips_folder, tmp_path, capsys
+):
+    args = ("--input", clips_folder, "--output", tmp_path / "out")
+    assert run(index, *args) == 0
+    before = record_of(tmp_path / "out")
+    assert run(index, *args) == 0
+    assert record_of(tmp_path / "out") == before
+    assert run(index, *args, "--segment", "window") == 2
+    assert "segment was 'whole', now 'window'" in capsys.readouterr().err
+    assert Path(tmp_path / "out" / "db.yaml").exists()

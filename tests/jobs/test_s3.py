@@ -1,0 +1,145 @@
+"""The job on object storage: a real S3 server process, and a proxy that injects its bad days."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.jobs import processes
+from tests.places import needs_shared
+from tests.published import score_files
+
+pytestmark = needs_shared
+JOB = "jobs/annotate.py"
+#: Names that break sloppy URL handling.
+ODD_NAMES = (
+    "a b.wav",
+    "50%20.wav",
+    "x#y.wav",
+    "q?v=1.wav",
+    'it\'s "q".wav',
+    "ünï–c.wav",
+    "a+b&c.wav",
+)
+
+
+def _rows(bucket: Any, prefix: str) -> list[dict[str, Any]]:
+    keys = [k for k in sorted(bucket.keys()) if k.startswith(f"{prefix}/annotations/part-")]
+    tables = [pq.ParquetFile(pa.BufferReader(bucket.get(key))).read() for key in keys]
+    return pa.concat_tables(tables).to_pylist()
+
+
+def _tar_of(files: list[str]) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for file in files:
+            tar.add(file, arcname=f"inner/{Path(file).name}")
+    return sink.getvalue()
+
+
+@pytest.fixture
+def archive(s3, emodb_files) -> dict[str, str]:
+    """Objects with odd names, a tar shard and plain ones; which real file each clip is."""
+    clips = {}
+    for name, file in zip(ODD_NAMES, emodb_files, strict=False):
+        clips[s3.put(f"in/{name}", Path(file).read_bytes())] = file
+    members = emodb_files[len(ODD_NAMES) : len(ODD_NAMES) + 5]
+    tar = s3.put("in/shards/000.tar", _tar_of(members))
+    clips |= {f"{tar}#inner/{Path(m).name}": m for m in members}
+    for file in emodb_files[12:16]:
+        clips[s3.put(f"in/deep/er/{Path(file).name}", Path(file).read_bytes())] = file
+    return clips
+
+
+def test_in_and_out_of_s3_with_odd_keys_and_tar_members(s3, archive, checkpoint):
+    s3.put("in/broken.wav", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    model, plain = checkpoint
+    for file in Path(model).iterdir():
+        s3.put(f"model/{file.name}", file.read_bytes())
+    args = (
+        "--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", f"{s3.uri}/model",
+        "--dtype", "fp32", "--max-failed", 0.1,
+    )  # fmt: skip
+    code, _, err = processes.run(JOB, *args)
+    assert code == 0, err
+    rows = {r["file"]: r for r in _rows(s3, "out")}
+    expected = score_files(plain, sorted(set(archive.values())))
+    assert rows.pop(f"{s3.uri}/in/broken.wav")["status"] == "unreadable"
+    assert set(rows) == set(archive)
+    for file, row in rows.items():
+        got = [row["arousal"], row["dominance"], row["valence"]]
+        np.testing.assert_allclose(got, expected[archive[file]][:3], atol=1e-5, rtol=0)
+    keys = s3.keys()
+    assert {"out/run.json", "out/db.yaml", "out/manifest/part-00000.parquet"} <= set(keys)
+    assert not [k for k in keys if "_attempts" in k or "probe" in k]
+
+
+def test_a_bad_day_of_the_store_changes_no_row_and_each_refusal_finds_its_clip(
+    s3, s3_faults, archive, checkpoint
+):
+    for pattern, fault in [
+        (r"a b\.wav", 503),
+        (r"x#y\.wav", "reset"),
+        (r"000\.tar", "reset"),
+        (r"a\+b&c\.wav", 500),
+        (r"out/annotations/part-000000", 503),
+    ]:
+        s3_faults.add(pattern, fault, times=2)
+    args = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0])
+    code, _, err = processes.run(JOB, *args, "--dtype", "fp32")
+    assert code == 0, err
+    assert {r["file"]: r["status"] for r in _rows(s3, "out")} == dict.fromkeys(archive, "ok")
+
+    names = list(archive)
+    s3_faults.clear()
+    s3_faults.add(r"50%20\.wav", 403, code="AccessDenied")
+    s3_faults.add(r"ünï–c\.wav", 404, code="NoSuchKey")
+    again = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/again", "--model", checkpoint[0])
+    code, _, err = processes.run(JOB, *again, "--max-failed", 0.5)
+    assert code == 0, err
+    fates = {r["file"]: r["status"] for r in _rows(s3, "again") if r["status"] != "ok"}
+    assert fates == {names[1]: "forbidden", names[5]: "missing"}
+
+
+def test_a_store_that_stays_down_stops_the_job_and_the_same_command_goes_on(
+    s3, s3_faults, archive, checkpoint
+):
+    args = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0])
+    down = s3_faults.add(r"out/annotations/part-", 503, method="PUT")
+    code, _, err = processes.run(JOB, *args)
+    assert code == 1
+    assert "Traceback" not in err
+    assert "503" in err
+    assert b'"status": "failed"' in s3.get("out/run.json")
+    assert down is not None
+    s3_faults.clear()
+    code, _, err = processes.run(JOB, *args)
+    assert code == 0, err
+    assert {r["file"]: r["status"] for r in _rows(s3, "out")} == dict.fromkeys(archive, "ok")
+
+
+def test_bad_credentials_and_missing_buckets_end_with_exit_2_and_one_line(
+    s3, s3_faults, archive, checkpoint, capsys, ray_session
+):
+    from jobs.annotate import main
+
+    s3_faults.add(r"/in/?", 403, code="InvalidAccessKeyId")
+    s3_faults.add(rf"{s3.name}\?", 403, code="InvalidAccessKeyId")
+    given = ["--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0]]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert "AWS_ACCESS_KEY_ID" in error
+    s3_faults.clear()
+    missing = ["--input", f"{s3.uri}/in", "--output", "s3://no-such-bucket-at-all/x"]
+    assert main([*missing, "--model", checkpoint[0]]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert "no-such-bucket-at-all" in error

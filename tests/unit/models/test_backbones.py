@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from raysers.errors import ConfigError
+from raysers.models.backbones import BACKBONES, parse_model_name
+from raysers.models.emotion import FAMILIES
+from raysers.models.loading import build_network
+from tests.places import SHARED_DATA, needs_shared
+from tests.unit.models.networks import PAPER
+
+REFERENCE = SHARED_DATA.parent / "reference"
+
+
+def exported(alias: str) -> dict[str, Any]:
+    return json.loads((REFERENCE / "paper_models_hf_configs.json").read_text())[alias]["config"]
+
+
+def network_of(config: dict[str, Any]) -> Any:
+    family = FAMILIES[config["model_type"]]
+    known = {k: v for k, v in config.items() if k not in ("vocab_size", "torch_dtype")}
+    with torch.device("meta"):
+        return getattr(transformers, family.model_class)(
+            getattr(transformers, family.config_class)(**known)
+        )
+
+
+@needs_shared
+@pytest.mark.parametrize("alias", PAPER)
+def test_alias_agrees_with_the_authors_export(alias: str) -> None:
+    ours, theirs = BACKBONES[alias].config(), exported(alias)
+    # HuBERT's flag is the only one some exports leave out
+    assert {k: theirs.get(k, v) for k, v in ours.items()} == ours
+
+
+@needs_shared
+@pytest.mark.parametrize("alias", PAPER)
+def test_alias_builds_the_authors_network(alias: str) -> None:
+    with torch.device("meta"):
+        ours = build_network(BACKBONES[alias].config(), alias).backbone
+    theirs = network_of(exported(alias))
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
+    # module by module: activations, kernels, strides, groups, dropouts and eps show up in the repr
+    assert repr(ours).replace("Masked", "") == repr(theirs)
+
+
+@needs_shared
+def test_published_model_is_the_msp_dim_alias() -> None:
+    theirs = json.loads((REFERENCE / "published_model" / "config.json").read_text())
+    ours = BACKBONES["msp-dim"].config()
+    assert {k: theirs.get(k) for k in ours} == ours
+
+
+@needs_shared
+@pytest.mark.parametrize("name", [*PAPER, "w2v2-L-robust-12"])
+def test_parameter_counts(name: str) -> None:
+    counts = json.loads((REFERENCE / "param_counts.json").read_text())
+    expected = counts.get(name) or counts["w2v2-L*"]
+    parsed = parse_model_name(name)
+    assert parsed.alias is not None
+    with torch.device("meta"):
+        model = build_network(BACKBONES[parsed.alias].config(parsed.layers), name)
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    assert count(model) == expected["total_with_head"]
+    assert count(model.backbone) == expected["backbone"]
+    assert count(model.classifier) == expected["head"]
+    assert count(model.backbone.feature_extractor) == expected["feature_extractor"]
+    assert count(model.backbone.encoder.layers[0]) == expected["per_layer"]
+
+
+def test_tiny_is_small_and_standard() -> None:
+    model = build_network(BACKBONES["tiny"].config(), "tiny")
+    assert sum(p.numel() for p in model.parameters()) < 400_000
+    assert model.geometry.receptive_field_samples == 400
+    assert model.geometry.hop_samples == 320
+
+
+def test_reads_every_part_of_a_name() -> None:
+    name = parse_model_name("random:w2v2-L-robust-12")
+    assert (name.alias, name.layers, name.random, name.revision) == (
+        "w2v2-L-robust",
+        12,
+        True,
+        None,
+    )
+    name = parse_model_name("msp-dim@v1.0")
+    assert (name.alias, name.revision, name.random) == ("msp-dim", "v1.0", False)
+    name = parse_model_name("facebook/wav2vec2-base-960h@main")
+    assert (name.hub_id, name.layers, name.revision) == (
+        "facebook/wav2vec2-base-960h",
+        None,
+        "main",
+    )
+
+
+def test_alias_knows_its_hub_id() -> None:
+    assert parse_model_name("w2v2-L").hub_id == "facebook/wav2vec2-large-lv60"
+    assert parse_model_name("tiny").hub_id is None
+
+
+@pytest.mark.parametrize("text", ["./a/b", "../a@b-3", "/models/a-12@x", "s3://bucket/a@b/m-12"])
+def test_places_are_taken_as_they_are(text: str) -> None:
+    name = parse_model_name(text)
+    assert name.path in (text, text.removeprefix("./"))
+    assert (name.alias, name.hub_id, name.layers, name.revision) == (None, None, None, None)
+    assert name.is_object_store == text.startswith("s3:")
+
+
+def test_existing_folder_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "best").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    name = parse_model_name("runs/best")
+    assert (name.path, name.hub_id) == ("runs/best", None)
+    name = parse_model_name("other/best")
+    assert (name.path, name.hub_id) == (None, "other/best")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("w2v2b", "did you mean 'w2v2-b'"),
+        ("hubert-large", "aliases are"),
+        ("w2v2-b-13", "12 layers"),
+        ("w2v2-b-0", "12 layers"),
+        ("random:tiny@main", "no revision"),
+        ("msp-dim@", "nothing follows"),
+        ("", "unknown model"),
+        ("random:", "unknown model"),
+        ("random:owner/name", "unknown model"),
+        ("a/b/c", "unknown model"),
+        ("owner/na me", "unknown model"),
+    ],
+)
+def test_bad_names_say_what_to_do(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        parse_model_name(text)
+    assert "\n" not in str(caught.value)

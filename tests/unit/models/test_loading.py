@@ -1,0 +1,408 @@
+"""Checkpoints: what loads gives the model card's scores, what does not is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from raysers.errors import CheckpointError, ConfigError
+from raysers.models.backbones import parse_model_name
+from raysers.models.inference import Scorer
+from raysers.models.loading import load_emotion_model, save_emotion_model
+from tests.unit.models.networks import PlainModel, small_config, small_model, speechlike
+
+LABELS = {"0": "arousal", "1": "dominance", "2": "valence"}
+Weights = dict[str, torch.Tensor]
+SIGNAL = speechlike(12_345, 5)
+
+
+class CardHead(nn.Module):
+    """The published head: its layout is all that matters here."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(size, size)
+        self.out_proj = nn.Linear(size, 3)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(torch.tanh(self.dense(pooled)))
+
+
+class CardModel(nn.Module):
+    """The published checkpoint's class in plain torch around the stock backbone."""
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.wav2vec2 = Wav2Vec2Model(config)
+        self.classifier = CardHead(config.hidden_size)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.wav2vec2(values)[0].mean(dim=1))
+
+
+@pytest.fixture(scope="module")
+def card() -> CardModel:
+    torch.manual_seed(11)
+    config = dict(small_config("msp-dim"))
+    config.pop("model_type")
+    return CardModel(Wav2Vec2Config(**config)).eval()
+
+
+def old_names(weights: Weights) -> Weights:
+    """As torch before 2.1 spelled weight norm: the published file."""
+    return {
+        k.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): v.clone()
+        for k, v in weights.items()
+    }
+
+
+def write_folder(folder: Path, card: CardModel) -> Path:
+    folder.mkdir()
+    config = small_config("msp-dim") | {"id2label": LABELS, "vocab_size": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    save_file(old_names(card.state_dict()), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, card: CardModel) -> Path:
+    return write_folder(tmp_path / "model", card)
+
+
+def card_scores(card: CardModel) -> np.ndarray:
+    normalised = (SIGNAL - SIGNAL.mean()) / np.sqrt(SIGNAL.var() + 1e-7)
+    with torch.inference_mode():
+        return card(torch.from_numpy(normalised)[None])[0].numpy()
+
+
+def our_scores(folder: Path | str) -> np.ndarray:
+    scorer = Scorer(load_emotion_model(str(folder)), dtype="fp32", device="cpu", threads=1)
+    return scorer.score([SIGNAL]).scores[0]
+
+
+def to_bin(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+def to_new_names(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    renamed = {
+        k.replace("weight_g", "parametrizations.weight.original0").replace(
+            "weight_v", "parametrizations.weight.original1"
+        ): v
+        for k, v in weights.items()
+    }
+    save_file(renamed, folder / "model.safetensors")
+
+
+def to_shards(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    keys = sorted(weights)
+    where = {k: f"model-{1 + (i % 2)}.safetensors" for i, k in enumerate(keys)}
+    for name in set(where.values()):
+        save_file({k: weights[k] for k in keys if where[k] == name}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+@pytest.mark.parametrize("rewrite", [None, to_bin, to_new_names, to_shards])
+def test_published_layout_scores_as_the_model_card(
+    folder: Path, card: CardModel, rewrite: Callable[[Path], None] | None
+) -> None:
+    if rewrite:
+        rewrite(folder)
+    np.testing.assert_allclose(our_scores(folder), card_scores(card), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_checkpoints_load_as_fp32(
+    folder: Path, card: CardModel, dtype: torch.dtype
+) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v.to(dtype) for k, v in weights.items()}, folder / "model.safetensors")
+    loaded = load_emotion_model(str(folder))
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    np.testing.assert_allclose(our_scores(folder), card_scores(card), rtol=0, atol=0.02)
+
+
+def test_spec_augment_vector_may_be_missing(folder: Path, card: CardModel) -> None:
+    edit_weights(folder, lambda w: w.pop("wav2vec2.masked_spec_embed"))
+    np.testing.assert_allclose(our_scores(folder), card_scores(card), rtol=0, atol=1e-5)
+
+
+def test_pretraining_leftovers_do_no_harm(folder: Path, card: CardModel) -> None:
+    edit_weights(folder, lambda w: w.update({"quantizer.weight_proj.bias": torch.zeros(2)}))
+    np.testing.assert_allclose(our_scores(folder), card_scores(card), rtol=0, atol=1e-5)
+
+
+def test_unnormalised_models_get_raw_samples(folder: Path, card: CardModel) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
+    with torch.inference_mode():
+        expected = card(torch.from_numpy(SIGNAL)[None])[0].numpy()
+    np.testing.assert_allclose(our_scores(folder), expected, rtol=0, atol=1e-5)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder: Path, edit: Callable[[Weights], Any]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def no_head(weights: Weights) -> None:
+    """What the stock classifier writes: other names in the same place."""
+    for key in [k for k in weights if k.startswith("classifier.")]:
+        del weights[key]
+    weights["projector.weight"] = torch.zeros(8, 48)
+    weights["classifier.weight"] = torch.zeros(3, 8)
+    weights["classifier.bias"] = torch.zeros(3)
+
+
+def poison(weights: Weights) -> None:
+    weights["wav2vec2.encoder.layer_norm.weight"][3] = float("nan")
+
+
+LAYER = "wav2vec2.encoder.layers.1.attention.k_proj.weight"
+REFUSALS: list[tuple[str, Callable[[Path], Any]]] = [
+    ("no emotion head.*projector.weight", lambda f: edit_weights(f, no_head)),
+    (
+        r"out_proj.weight \[4, 48\] for \[3, 48\]",
+        lambda f: edit_weights(
+            f, lambda w: w.update({"classifier.out_proj.weight": torch.zeros(4, 48)})
+        ),
+    ),
+    (f"missing: {LAYER}", lambda f: edit_weights(f, lambda w: w.pop(LAYER))),
+    (
+        "no place for.*adapter_layer",
+        lambda f: edit_weights(
+            f,
+            lambda w: w.update(
+                {"wav2vec2.encoder.layers.0.adapter_layer.norm.weight": torch.zeros(2)}
+            ),
+        ),
+    ),
+    (
+        "no place for.*layer_weights",
+        lambda f: edit_weights(f, lambda w: w.update({"layer_weights": torch.zeros(3)})),
+    ),
+    ("NaN.*encoder.layer_norm.weight", lambda f: edit_weights(f, poison)),
+    ("shapes do not fit", lambda f: edit_config(f, intermediate_size=80)),
+    ("missing.*layers.2", lambda f: edit_config(f, num_hidden_layers=3)),
+    ("no place for.*layers.1", lambda f: edit_config(f, num_hidden_layers=1)),
+    ("id2label is.*LABEL_0", lambda f: edit_config(f, id2label={"0": "LABEL_0"})),
+    (
+        "id2label",
+        lambda f: edit_config(f, id2label={"0": "arousal", "1": "valence", "2": "dominance"}),
+    ),
+    ("model_type is 'bert'", lambda f: edit_config(f, model_type="bert")),
+    ("add_adapter is True", lambda f: edit_config(f, add_adapter=True)),
+    ("use_weighted_layer_sum is True", lambda f: edit_config(f, use_weighted_layer_sum=True)),
+    ("pooling_mode is 'max'", lambda f: edit_config(f, pooling_mode="max")),
+    ("no network can be built", lambda f: edit_config(f, hidden_size="wide")),
+    ("no network can be built", lambda f: edit_config(f, num_attention_heads=5)),
+    ("no network can be built", lambda f: edit_config(f, hidden_act="nonsense")),
+    ("config.json cannot be read", lambda f: (f / "config.json").unlink()),
+    ("not JSON", lambda f: (f / "config.json").write_text("{")),
+    ("not an object", lambda f: (f / "config.json").write_text("[]")),
+    ("no preprocessor_config.json", lambda f: (f / "preprocessor_config.json").unlink()),
+    (
+        "8000 Hz",
+        lambda f: (f / "preprocessor_config.json").write_text('{"sampling_rate": 8000}'),
+    ),
+    ("no weights", lambda f: (f / "model.safetensors").unlink()),
+    ("not a readable weights", lambda f: (f / "model.safetensors").write_bytes(b"x" * 99)),
+    ("does not exist", shutil.rmtree),
+]
+
+
+@pytest.mark.parametrize(("words", "spoil"), REFUSALS, ids=[words for words, _ in REFUSALS])
+def test_refused_by_name(folder: Path, words: str, spoil: Callable[[Path], Any]) -> None:
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_emotion_model(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_batch_norm_positions(folder: Path) -> None:
+    edit_config(folder, model_type="hubert", conv_pos_batch_norm=True)
+    with pytest.raises(CheckpointError, match="conv_pos_batch_norm"):
+        load_emotion_model(str(folder))
+
+
+class Exploit:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.target),))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_malicious_pickle_is_refused_and_not_run(folder: Path, plain: bool) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    payload = {**weights, "extra": Exploit(folder / "owned")}
+    if plain:
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(payload, protocol=2))
+    else:
+        torch.save(payload, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        load_emotion_model(str(folder))
+    assert not (folder / "owned").exists()
+
+
+def test_index_cannot_reach_outside_its_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}})
+    )
+    with pytest.raises(CheckpointError, match="same folder"):
+        load_emotion_model(str(folder))
+
+
+def test_revision_follows_the_content(folder: Path, tmp_path: Path) -> None:
+    first = load_emotion_model(str(folder)).revision
+    shutil.copytree(folder, tmp_path / "copy")
+    assert load_emotion_model(str(tmp_path / "copy")).revision == first
+    edit_weights(folder, lambda w: w["classifier.out_proj.bias"].add_(0.5))
+    assert load_emotion_model(str(folder)).revision != first
+
+
+@pytest.mark.parametrize("kind", ["hubert-b", "wavlm-base", "data2vec", "w2v2-L"])
+def test_saved_folder_comes_back_exactly(kind: str, tmp_path: Path) -> None:
+    model = small_model(kind)
+    save_emotion_model(model, tmp_path / "saved", do_normalize=False)
+    loaded = load_emotion_model(str(tmp_path / "saved"))
+    assert not loaded.do_normalize
+    assert loaded.hidden_size == 48
+    expected = model.state_dict()
+    got = loaded.model.state_dict()
+    assert list(got) == list(expected)
+    assert all(torch.equal(got[k], expected[k]) for k in expected)
+
+
+def test_saved_folder_opens_with_stock_tools(tmp_path: Path) -> None:
+    """Others can load ours: the stock backbone finds every weight under its prefix."""
+    model = small_model("w2v2-L")
+    save_emotion_model(model, tmp_path)
+    stock, report = Wav2Vec2Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    values = torch.from_numpy(SIGNAL)[None]
+    with torch.inference_mode():
+        expected = stock.eval()(values)[0].mean(1)
+        _, embeddings = model(values, torch.tensor([len(SIGNAL)]))
+    torch.testing.assert_close(embeddings, expected, rtol=0, atol=1e-5)
+
+
+def test_bottom_layers_of_a_checkpoint(folder: Path, card: CardModel) -> None:
+    name = parse_model_name("msp-dim-1")
+    local = type(name)(text=name.text, path=str(folder), layers=name.layers)
+    model = load_emotion_model(local).model
+    plain = PlainModel(model)  # stock network of one layer, the card's final norm on top
+    assert len(plain.backbone.encoder.layers) == 1
+    kept = card.wav2vec2.encoder.layers[0].feed_forward.output_dense.weight
+    assert torch.equal(model.backbone.encoder.layers[0].feed_forward.output_dense.weight, kept)
+
+
+DIGEST = """
+import hashlib, sys, torch
+torch.manual_seed(int(sys.argv[1])); torch.rand(3)
+from raysers.models.loading import load_emotion_model
+loaded = load_emotion_model("random:tiny")
+digest = hashlib.sha256()
+for key, value in sorted(loaded.model.state_dict().items()):
+    digest.update(key.encode() + value.numpy().tobytes())
+print(loaded.revision, digest.hexdigest())
+"""
+
+
+def test_random_models_are_the_same_in_every_process() -> None:
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", DIGEST, seed], capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+    assert outputs.pop().startswith("random-0-")
+
+
+def test_random_models_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    load_emotion_model("random:tiny")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_random_weights_for_a_folder_or_its_config(folder: Path) -> None:
+    first = load_emotion_model(f"random:{folder}")
+    second = load_emotion_model(f"random:{folder}/config.json")
+    assert first.revision == second.revision
+    assert first.hidden_size == 48
+
+
+def hub_cache(root: Path, folder: Path, commit: str) -> None:
+    """A downloaded model as the hub library keeps it."""
+    repo = root / "models--owner--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, repo / "snapshots" / commit)
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that refuses connections, at once and on every machine."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_cached_hub_model_loads_without_network(
+    folder: Path, tmp_path: Path, card: CardModel
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub_cache(tmp_path / "cache", folder, commit)
+    loaded = load_emotion_model("owner/name", cache_dir=tmp_path / "cache")
+    assert loaded.revision == commit
+    scorer = Scorer(loaded, dtype="fp32", device="cpu")
+    np.testing.assert_allclose(
+        scorer.score([SIGNAL]).scores[0], card_scores(card), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("name", ["owner/absent", "msp-dim", "owner/absent@v2"])
+def test_absent_hub_model_is_one_clear_line(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be (reached|fetched)") as caught:
+        load_emotion_model(name, cache_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_alias_without_weights_says_so() -> None:
+    with pytest.raises(ConfigError, match="random:tiny"):
+        load_emotion_model("tiny")

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from raysers.errors import ConfigError
+from raysers.models.vad import find_speech
+from tests.places import SHARED_DATA, needs_shared
+
+pytest.importorskip("silero_vad")
+
+NS = 1_000_000_000
+
+
+def recording(seconds_of_silence: float = 2.0) -> np.ndarray:
+    """Three acted sentences with digital silence around and between them."""
+    import soundfile
+
+    files = sorted((SHARED_DATA / "emodb" / "wav").glob("*.wav"))[100:300:70]
+    silence = np.zeros(int(seconds_of_silence * 16_000), np.float32)
+    parts = [silence]
+    for file in files:
+        parts += [soundfile.read(file, dtype="float32")[0], silence]
+    return np.concatenate(parts)
+
+
+def blocks(signal: np.ndarray, size: int) -> list[np.ndarray]:
+    return [signal[i : i + size] for i in range(0, len(signal), size)]
+
+
+@needs_shared
+def test_equals_the_package_on_the_whole_recording() -> None:
+    import silero_vad
+
+    signal = recording()
+    expected = silero_vad.get_speech_timestamps(
+        torch.from_numpy(signal),
+        silero_vad.load_silero_vad(),
+        min_speech_duration_ms=300,
+        max_speech_duration_s=10,
+    )
+    got = find_speech(blocks(signal, 16_000), min_s=0.3, max_s=10)
+    assert got == [(s["start"] * NS // 16_000, s["end"] * NS // 16_000) for s in expected]
+    assert len(got) >= 3
+
+
+@needs_shared
+@pytest.mark.parametrize("size", [100, 512, 777, 10**9])
+def test_block_size_does_not_matter(size: int) -> None:
+    signal = recording()
+    expected = find_speech(blocks(signal, 4_096), min_s=0.25, max_s=30)
+    assert find_speech(iter(blocks(signal, size)), min_s=0.25, max_s=30) == expected
+
+
+@needs_shared
+def test_long_speech_is_split_and_nothing_overlaps() -> None:
+    signal = recording(seconds_of_silence=0.0)
+    got = find_speech([signal], min_s=0.1, max_s=1.0)
+    assert len(got) > 4
+    assert all(0 < end - start <= 1.0 * NS for start, end in got)
+    flat = [time for segment in got for time in segment]
+    assert flat == sorted(flat)
+    assert flat[-1] <= len(signal) * NS // 16_000
+
+
+@pytest.mark.parametrize("signal", [np.zeros(0, np.float32), np.zeros(48_000, np.float32)])
+def test_no_speech(signal: np.ndarray) -> None:
+    assert find_speech([signal], min_s=0.25, max_s=10) == []
+    assert find_speech([], min_s=0.25, max_s=10) == []
+
+
+def test_impossible_bounds() -> None:
+    with pytest.raises(ConfigError, match="min"):
+        find_speech([], min_s=2.0, max_s=1.0)
+
+
+def test_threads_of_torch_survive_the_import() -> None:
+    """The package sets torch to one thread when it is imported, which would slow every model."""
+    code = (
+        "import torch, numpy as np; torch.set_num_threads(2)\n"
+        "from raysers.models.vad import find_speech\n"
+        "find_speech([np.zeros(2000, np.float32)], min_s=.2, max_s=5)\n"
+        "print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2"]
+
+
+def test_missing_package_names_the_extra() -> None:
+    code = (
+        "import sys; sys.modules['silero_vad'] = None\n"
+        "import numpy as np\n"
+        "from raysers.errors import ConfigError\n"
+        "from raysers.models.vad import find_speech\n"
+        "try:\n    find_speech([np.zeros(9, np.float32)], min_s=.2, max_s=5)\n"
+        "except ConfigError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "raysers[vad]" in done.stdout
