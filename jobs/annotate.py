@@ -57,6 +57,7 @@ def annotate(flags: AnnotateFlags) -> int:
         own = {**task.settings, "max_clip_s": flags.max_clip_s}
         plan = planning.make_plan(flags, task.table, planning.row_settings(flags, own), earlier)
     summary.print_plan(JOB, plan)
+    summary.warn_of_long_clips(plan, flags.max_clip_s)
     if task.has_random_weights:
         summary.print_warning(f"{task.model} has random weights: its scores mean nothing")
     if flags.dry_run:

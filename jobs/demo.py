@@ -9,6 +9,7 @@ Clips are made once and kept, so running the demo again shows how a finished fol
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,9 +110,10 @@ def _demo(argv: Sequence[str] | None) -> int:
 
 
 def _name(uri: str) -> str:
-    if "://" in uri:
-        return uri.rstrip("/").rsplit("/", 1)[-1]
-    return Path(uri).resolve().name or "root"
+    """A folder name of its own for every input, with its last part to be recognised by."""
+    place = uri if "://" in uri else str(Path(uri).resolve())
+    mark = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return f"{place.rstrip('/').rsplit('/', 1)[-1] or 'root'}-{mark}"
 
 
 def _say_where(table: Path) -> None:

@@ -40,8 +40,9 @@ def index(flags: IndexFlags) -> int:
         earlier = planning.open_output(flags, JOB, "manifest")
         if earlier is not None:
             refuse_other_settings(flags.output, earlier, JOB, settings)
-            print(f"{flags.output} holds this manifest already; for new files index elsewhere")
-            return Exit.DONE
+            if earlier.status == "done":
+                print(f"{flags.output} holds this manifest already; for new files index elsewhere")
+                return Exit.DONE
         cluster.connect()
         manifest = planning.list_clips(flags)
     record = new_record(JOB, as_plain(flags), settings, None)

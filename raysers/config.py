@@ -52,7 +52,15 @@ class ListingFlags:
         _require(bool(self.output), "--output", "nothing", "a folder or an s3:// prefix")
         _require(self.window_s > 0, "--window-s", self.window_s, "a length above 0 seconds")
         hop = f"above 0 and at most --window-s ({self.window_s:g}), or audio would be skipped"
-        _require(0 < self.hop_s <= self.window_s, "--hop-s", self.hop_s, hop)
+        fits = 0 < self.hop_s <= self.window_s or self.segment != "window"
+        _require(fits, "--hop-s", self.hop_s, hop)
+        for flag, value, default in (
+            ("--window-s", self.window_s, ListingFlags.window_s),
+            ("--hop-s", self.hop_s, ListingFlags.hop_s),
+            ("--min-s", self.min_s, ListingFlags.min_s),
+        ):
+            used = self.segment != "whole" or value == default
+            _require(used, flag, value, "also --segment window (or vad): whole files are not cut")
         least = f"above 0 and at most --window-s ({self.window_s:g})"
         _require(0 < self.min_s <= self.window_s, "--min-s", self.min_s, least)
         _require(self.limit >= 0, "--limit", self.limit, "0 (all) or more")
@@ -75,7 +83,7 @@ class ClipJobFlags(ListingFlags):
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the plan with a measured estimate of time and cost, and write nothing."""
     usd_per_hour: float = 0.0
-    """Price of one worker's machine per hour, for the estimate."""
+    """Price of one worker per hour (its machine's, divided by the workers on it)."""
     max_failed: float = 0.05
     """Highest share of rows that are not ok before the job ends with exit code 3."""
     retry: tuple[Status, ...] = ()

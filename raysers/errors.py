@@ -8,12 +8,14 @@
     ├── StorageError           an object store operation failed
     │   ├── ObjectMissing      not there (404)
     │   ├── ObjectForbidden    there, but not for us (403)
+    │   ├── ObjectChanged      another version than the one that was listed
     │   ├── CredentialsError   the credentials themselves are bad: stops the job at once
     │   └── TransientStorageError  still failing after every retry: stops the job
+    ├── DeviceLost             the accelerator failed this process, which has to end
     └── WriteError             output cannot be written (disk full, no permission): stops it too
 
-`ObjectMissing` and `ObjectForbidden` become rows when they hit a clip, and configuration errors
-when they hit something the user named on the command line.
+`ObjectMissing`, `ObjectForbidden` and `ObjectChanged` become rows when they hit a clip, and the
+first two configuration errors when they hit something the user named on the command line.
 """
 
 from __future__ import annotations
@@ -61,6 +63,10 @@ class ObjectForbidden(StorageError):
     """The object exists but may not be read."""
 
 
+class ObjectChanged(StorageError):
+    """The object is not the version that was listed, or changed while it was read."""
+
+
 class CredentialsError(StorageError):
     """Credentials are missing, wrong or expired."""
 
@@ -71,3 +77,7 @@ class TransientStorageError(StorageError):
 
 class WriteError(RaysersError):
     """Output could not be written: full disk, read-only folder."""
+
+
+class DeviceLost(RaysersError):
+    """The accelerator failed for good in this process; another process may have it working."""

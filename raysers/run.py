@@ -20,7 +20,7 @@ from typing import Any
 
 import raysers
 from raysers.data import storage
-from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedError, StorageError
+from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedError
 
 _VERSIONED = ("ray", "torch", "transformers", "soundfile", "soxr", "pyarrow", "numpy")
 
@@ -77,6 +77,7 @@ def new_record(
             "status": earlier.status,
             "started_at": earlier.started_at,
             "finished_at": earlier.finished_at,
+            "outcome": earlier.outcome,
         }
         history = (*earlier.history, past)
     return RunRecord(
@@ -160,7 +161,10 @@ def run_main(job: Callable[[], int]) -> int:
         print("\ninterrupted: the same command resumes where it stopped", file=sys.stderr)
         return int(Exit.FAILED)
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else int(Exit.BAD_CONFIG)
+        if error.code in (Exit.DONE, Exit.BAD_CONFIG):  # --help, or arguments that do not parse
+            return int(error.code)
+        print("\nended by a signal: the same command resumes where it stopped", file=sys.stderr)
+        return int(Exit.FAILED)
     except Exception:
         traceback.print_exc()
         print("error: this is a bug; the same command resumes once it is mended", file=sys.stderr)
@@ -171,11 +175,6 @@ def _report(error: BaseException, code: Exit) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
     print(f"error: {text}", file=sys.stderr)
     return int(code)
-
-
-def user_error(flag: str, uri: str, error: StorageError) -> ConfigError:
-    """A storage error about something the user named on the command line."""
-    return ConfigError(f"{flag} {uri}: {error}")
 
 
 def quiet_environment() -> None:

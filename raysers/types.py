@@ -56,7 +56,8 @@ class Clip:
 
     `file` is an absolute path or an `s3://` URI; a tar member is `<tar URI>#<member name>` and has
     `byte_offset` and `byte_size` (its data inside the tar object). `end_ns` None means the end of
-    the file. `duration_s` is NaN when the header could not be read.
+    the file. `duration_s` is NaN when the header could not be read. `etag` is the version the clip
+    was listed with (of the tar, for a member); empty when unknown.
     """
 
     clip_id: str
@@ -67,5 +68,6 @@ class Clip:
     num_bytes: int | None = None
     byte_offset: int | None = None
     byte_size: int | None = None
+    etag: str = ""
     status: Status = Status.OK
     error: str = ""

@@ -15,8 +15,13 @@ from raysers.audio.source import Bytes, SplicedBytes
 #: More chunks than any real file has; a hostile one could hold millions of empty chunks.
 _MAX_CHUNKS = 1000
 
+#: Behind this no header of a recording that was never closed is looked for.
+_MAX_HEADER_BYTES = 1 << 20
+
 #: An Ogg page is at most this long, so the last page starts within it.
 _OGG_TAIL_BYTES = 65_307
+#: Flag of the first page of a stream.
+_OGG_BEGIN = 2
 
 #: Sizes that writers to a pipe leave in the header, besides 0: ffmpeg, sox and espeak, arecord.
 _STREAMING_SIZES = (range(0xFFFF_FF00, 0x1_0000_0000), range(0x7FFF_F000, 0x8000_0001))
@@ -129,7 +134,8 @@ def closed(source: Bytes) -> Bytes:
     for name, offset, size in chunks(source, 0, _RIFF):
         if name == b"data":
             held = source.size - offset
-            if size == 0 and outer + 8 <= offset and 0 < held < 0xFFFF_FF00:
+            is_open = size == 0 and outer + 8 <= offset <= _MAX_HEADER_BYTES
+            if is_open and 0 < held < 0xFFFF_FF00:
                 sizeless = source.at(0, offset - 4)
                 return SplicedBytes(sizeless + struct.pack("<I", held), source, offset)
             break
@@ -232,10 +238,32 @@ def _au_promise(source: Bytes, start: int, order: str) -> _Promise | None:
     return _Promise(size_bytes=size, held_bytes=held, frame_bytes=0, frames=0)
 
 
+def is_joined(source: Bytes) -> bool:
+    """Whether an Ogg file goes on with another stream, as files do that were joined.
+
+    libsndfile reads the first stream alone.
+    """
+    serials, offset = set(), id3_bytes(source)
+    for _ in range(_MAX_CHUNKS):
+        page = source.at(offset, 27 + 255)
+        # streams that run side by side all begin here
+        if len(page) < 27 or page[:4] != b"OggS" or not page[5] & _OGG_BEGIN:
+            break
+        serials.add(page[14:18])
+        offset += 27 + page[26] + sum(page[27 : 27 + page[26]])
+    tail = _ogg_tail(source)
+    last = tail.rfind(b"OggS\0")
+    return bool(serials) and 0 <= last <= len(tail) - 18 and tail[last + 14 :][:4] not in serials
+
+
+def _ogg_tail(source: Bytes) -> bytes:
+    start = max(0, source.size - 2 * _OGG_TAIL_BYTES)
+    return source.at(start, source.size - start)
+
+
 def _ogg_is_cut(source: Bytes) -> bool:
     """Whether the last page of an Ogg file is incomplete."""
-    start = max(0, source.size - 2 * _OGG_TAIL_BYTES)
-    tail = source.at(start, source.size - start)
+    tail = _ogg_tail(source)
     at = tail.find(b"OggS")
     while at >= 0:
         table = tail[at + 26 : at + 27]

@@ -21,7 +21,7 @@ from raysers.audio.stream import AudioInfo, FrameStream
 from raysers.errors import ClipError
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
 
-__all__ = ["AudioInfo", "AudioReader", "AudioSource", "decode", "probe"]
+__all__ = ["AudioInfo", "AudioReader", "AudioSource", "cut_message", "decode", "probe"]
 
 
 def probe(source: AudioSource, *, name: str) -> AudioInfo:
@@ -145,31 +145,40 @@ class AudioReader:
             raise _no_samples(start_ns, end_ns, info)
         return signal
 
-    def blocks(self, block_s: float = 30.0) -> Iterator[np.ndarray]:
+    def blocks(
+        self, block_s: float = 30.0, *, zero_nonfinite: bool = False
+    ) -> Iterator[np.ndarray]:
         """The whole file as consecutive pieces of one continuous 16 kHz signal.
 
         Args:
             block_s: length of every block but the last, seconds.
+            zero_nonfinite: NaN and infinity become zeros in place of an error.
 
         Yields:
             float32 samples, shape (n,), n >= 1.
 
         Raises:
-            ClipError: as `read` does; `truncated` only after the part that is there
-                (of FLAC up to a block less).
+            ClipError: as `read` does, after the part that is there (of FLAC up to a block of
+                the codec less).
         """
         info, size = self.info, max(1, round(block_s * SAMPLE_RATE_HZ))
         if info.promised_frames == 0:
             raise _no_frames()
-        held = 0
+        held, failure = 0, None
+        span = (0, 0) if zero_nonfinite else (0, info.frames)
 
         def native() -> Iterator[np.ndarray]:
-            nonlocal held
-            for block in self._stream.blocks(0, info.frames, (0, info.frames)):
-                held += block.size
-                yield block
+            nonlocal held, failure
+            try:
+                for block in self._stream.blocks(0, info.frames, span):
+                    held += block.size
+                    yield block
+            except ClipError as error:
+                failure = error  # what came before it is still on its way
 
         yield from _regroup(self._converted(native()), size)
+        if failure is not None:
+            raise failure
         if self._stream.is_promise and info.promised_frames - held > self._stream.slack_frames:
             raise _cut(info, held=held)
 
@@ -234,9 +243,15 @@ def _no_samples(start_ns: int, end_ns: int | None, info: AudioInfo) -> ClipError
 
 
 def _cut(info: AudioInfo, held: int | None = None) -> ClipError:
+    return ClipError(Status.TRUNCATED, cut_message(info, held))
+
+
+def cut_message(info: AudioInfo, held: int | None = None) -> str:
+    """What is missing of a cut file that holds `held` frames, those of `info` if None."""
     rate_hz, held = info.sample_rate_hz, info.frames if held is None else held
-    return ClipError(
-        Status.TRUNCATED,
+    if info.is_joined and held == info.frames:
+        return f"several streams are joined; only the first {info.duration_s:.3f} s can be read"
+    return (
         f"the header promises {info.promised_frames / rate_hz:.3f} s, "
-        f"the file holds {held / rate_hz:.3f} s: copy or download it again",
+        f"the file holds {held / rate_hz:.3f} s: copy or download it again"
     )

@@ -10,10 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import BinaryIO
+import time
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar
 
-from raysers.errors import ClipError, StorageError
+from raysers.errors import ClipError, StorageError, TransientStorageError
 from raysers.types import Status
+
+Result = TypeVar("Result")
 
 #: A local path, or a seekable binary file object (a ranged object of a store, BytesIO).
 AudioSource = str | BinaryIO
@@ -58,11 +62,12 @@ class LocalBytes(Bytes):
     """
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._fd = _open_local(path)
         self.handle = self._fd
         try:
             self.size = _regular_size(self._fd)
-            self._head = os.pread(self._fd, HEAD_BYTES, 0)
+            self._head = self._read(HEAD_BYTES, 0)
         except BaseException:
             os.close(self._fd)
             raise
@@ -71,7 +76,15 @@ class LocalBytes(Bytes):
         """See `Bytes`."""
         if offset + count <= len(self._head):
             return self._head[offset : offset + count]
-        return os.pread(self._fd, count, max(offset, 0))
+        return self._read(count, max(offset, 0))
+
+    def _read(self, count: int, offset: int) -> bytes:
+        return _steadily(lambda: os.pread(self._fd, count, offset), self._path)
+
+    def check(self) -> None:
+        """See `Bytes`."""
+        # libsndfile takes a disk that fails for the end of the file, and stops where it failed
+        self._read(1, self.tell())
 
     def tell(self) -> int:
         """See `Bytes`."""
@@ -211,10 +224,31 @@ _LOCAL_FATES = {
 }
 
 
+#: A network disk in trouble; it often passes.
+_PASSING = frozenset({errno.EIO, errno.ESTALE})
+_WAITS_S = (0.05, 0.1, 0.2)
+
+
+def _steadily(call: Callable[[], Result], path: str) -> Result:
+    """`call()`, tried again while a network disk is in trouble."""
+    for wait_s in (*_WAITS_S, None):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            if wait_s is None:
+                message = f"{printable(path)}: {error.strerror}, still after every retry"
+                raise TransientStorageError(message) from error
+        time.sleep(wait_s)
+    raise AssertionError("the loop above returns or raises")
+
+
 def _open_local(path: str) -> int:
+    # a pipe without a writer would block for ever
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        # a pipe without a writer would block for ever
-        return os.open(os.fsencode(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return _steadily(lambda: os.open(os.fsencode(path), flags), path)
     except ValueError as error:  # a null byte in the name
         raise ClipError(*_NO_SUCH_FILE) from error
     except OSError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from raysers.audio import mpeg
-from raysers.audio.containers import closed, promised_frames, untagged
+from raysers.audio.containers import closed, is_joined, promised_frames, untagged
 from raysers.audio.identify import refusal
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
@@ -29,6 +29,14 @@ _BLOCK_SAMPLES = 1 << 18
 #: libsndfile's count for streams whose header does not tell their length.
 _UNKNOWN_FRAMES = 1 << 60
 
+#: More frames a byte than any encoder makes of silence: FLAC packs 65,535 into 11 bytes, Opus and
+#: Vorbis about 2,000 into one, but leave gaps out; of all others MPEG layer II does best, with 48.
+_MOST_FRAMES_PER_BYTE = {"FLAC": 8192, "OGG": 8192}
+_MOST_OF_OTHERS = 64
+
+#: Thirty years; twenty times as much would be too many nanoseconds for 64 bits.
+_LONGEST_S = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioInfo:
@@ -41,6 +49,7 @@ class AudioInfo:
         frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
         promised_frames: frames the header promises; more than `frames` when the file is cut.
         duration_s: length of `frames`, seconds.
+        is_joined: further streams follow, which cannot be read; they are promised as one frame.
     """
 
     sample_rate_hz: int
@@ -49,6 +58,7 @@ class AudioInfo:
     frames: int
     promised_frames: int
     duration_s: float
+    is_joined: bool = False
 
 
 class _Sound(soundfile.SoundFile):  # type: ignore[misc]
@@ -147,14 +157,28 @@ class FrameStream:
             )
         container, channels = sound.format, sound.channels
         frames, promised = self._lengths(sound, container)
+        self._check_claim(frames, rate_hz, container)
+        joined = container == "OGG" and is_joined(self._bytes)
         return AudioInfo(
             sample_rate_hz=rate_hz,
             channels=channels,
             codec=f"{container}/{sound.subtype}",
             frames=frames,
-            promised_frames=promised,
+            # a header may promise more than there are numbers for
+            promised_frames=min(max(promised, frames + joined), _LONGEST_S * rate_hz),
             duration_s=frames / rate_hz,
+            is_joined=joined,
         )
+
+    def _check_claim(self, frames: int, rate_hz: int, container: str) -> None:
+        """Refuse a length that the bytes of the file cannot hold."""
+        most = self._bytes.size * _MOST_FRAMES_PER_BYTE.get(container, _MOST_OF_OTHERS)
+        if frames > min(most, _LONGEST_S * rate_hz):
+            raise ClipError(
+                Status.TRUNCATED,
+                f"the header claims {frames / rate_hz:.0f} s of audio in {self._bytes.size} bytes: "
+                "copy or download it again",
+            )
 
     def _lengths(self, sound: _Sound, container: str) -> tuple[int, int]:
         """(frames held, frames promised)."""
@@ -164,7 +188,7 @@ class FrameStream:
             self.is_promise = found.is_promise
             self._replace(found.bytes_to_open)
             return found.frames, found.promised_frames
-        if frames >= _UNKNOWN_FRAMES:
+        if not 0 <= frames < _UNKNOWN_FRAMES:
             frames = self._count(sound.channels)
             self._reopen()
         elif frames == 0 and self._replace(closed(self._bytes)):

@@ -54,21 +54,16 @@ def is_folder(path: str) -> bool:
     return os.path.isdir(path)
 
 
-def check_readable(path: str) -> None:
-    """Opens and closes the file, so that the decoder's own vague error never has to be read."""
-
-    def touch() -> None:
-        with open(path, "rb"):
-            pass
-
-    _retried(touch, path)
+def _opener(path: str, flags: int) -> int:
+    # a pipe without a writer would block for ever
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def fetch(path: str, offset: int, size: int) -> Fetched:
     """Up to `size` bytes from `offset`; fewer at the end of the file."""
 
     def read() -> Fetched:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_opener) as file:
             info = _info(path, os.fstat(file.fileno()))
             file.seek(offset)
             # not more than there is: read() makes room for all it is asked for
@@ -82,6 +77,8 @@ class _Folder(NamedTuple):
     path: str
     #: (device, inode) of the folder and those above it: a link back to one of them is a loop
     above: tuple[tuple[int, int], ...]
+    #: it, or one above it, was reached by a link
+    is_linked: bool = False
 
 
 def list_objects(path: str, suffixes: frozenset[str] | None) -> Iterator[ObjectInfo]:
@@ -191,16 +188,16 @@ def _look(
     """A file to list, a folder to enter, or nothing of interest."""
     wanted = suffixes is None or suffix_of(path) in suffixes
     try:
-        result = os.stat(path)
-    except OSError as error:
+        result = _retried(lambda: os.stat(path), path)
+    except ObjectMissing:
         # a dangling or circular link, or gone since: reading it will say so, in a row of its own
-        if error.errno in _MISSING:
-            return ObjectInfo(path, 0, "") if wanted else None
-        raise _storage_error(error, path) from error
+        return ObjectInfo(path, 0, "") if wanted else None
     if stat_module.S_ISDIR(result.st_mode):
-        identity = _identity(result)
-        looped = identity in folder.above
-        return None if looped else _Folder(path, (*folder.above, identity))
+        identity, is_link = _identity(result), os.path.islink(path)
+        # links in linked folders could multiply without end
+        if identity in folder.above or (is_link and folder.is_linked):
+            return None
+        return _Folder(path, (*folder.above, identity), folder.is_linked or is_link)
     regular = stat_module.S_ISREG(result.st_mode)
     return _info(path, result) if wanted and regular else None
 
@@ -219,6 +216,8 @@ def _retried(call: Callable[[], Result], path: str) -> Result:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return call()
+        except ValueError as error:
+            raise ObjectMissing(f"{path!r}: no file can have this name") from error
         except OSError as error:
             fate = _storage_error(error, path)
             if not isinstance(fate, TransientStorageError) or attempt == _ATTEMPTS:

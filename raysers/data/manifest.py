@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from raysers.data import storage
 from raysers.data.probe import Segmenting, probe_batch
-from raysers.data.tables import TABLE_SUFFIXES, table_columns
+from raysers.data.tables import PARQUET_SUFFIXES, READ_FAILURES, TABLE_SUFFIXES, table_columns
 from raysers.data.uris import suffix_of
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.schemas import LABEL_FIELDS, MANIFEST
@@ -49,9 +49,12 @@ _AUDIO_COLUMNS = ("clip_id", "etag", "num_bytes", "byte_offset", "duration_s", "
 def sort_manifest(table: pa.Table) -> pa.Table:
     """Rows by file, start and end, an open end last; a clip that appears twice is kept once.
 
-    Twice, because a table's open end and its explicit one, or a window, may be the same clip.
+    Twice, because a table's open end and its explicit one, or a window, may be the same clip. Then
+    the row with labels stays, and among several of those the content decides.
     """
-    keys = [(name, "ascending") for name in ("file", "start", "end")]
+    names = ["file", "start", "end", *(f.name for f in LABEL_FIELDS), *MANIFEST.names]
+    present = (name for name in dict.fromkeys(names) if name in table.column_names)
+    keys = [(name, "ascending") for name in present]
     table = table.take(pc.sort_indices(table, keys))
     if len(table) < 2:
         return table
@@ -91,7 +94,7 @@ def manifest_parts(uri: str) -> list[str]:
 def is_manifest(uri: str) -> bool:
     """Whether `uri` is a manifest, to be used as it is, rather than audio or a bare table."""
     try:
-        parts = manifest_parts(uri)
+        parts = [part for part in manifest_parts(uri) if suffix_of(part) in PARQUET_SUFFIXES]
         return bool(parts) and set(MANIFEST.names) <= set(table_columns(parts[0]))
     except (ObjectMissing, ObjectForbidden):
         # for whoever lists it to report
@@ -115,7 +118,33 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         raise ConfigError(f"the manifest in {uri} is incomplete: delete it and index again")
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         tables = list(pool.map(lambda part: _read_part(part, columns), parts))
-    return pa.concat_tables(tables, promote_options="default")
+    table = pa.concat_tables(tables, promote_options="default")
+    _check_rows(uri, table)
+    return table
+
+
+def _check_rows(uri: str, table: pa.Table) -> None:
+    """Refuses what another program wrote and no job could use."""
+    columns = {name: table[name] for name in table.column_names}
+    known = pa.array(list(map(str, Status)))
+    faults = [
+        f"{name} is empty"
+        for name in ("file", "start", "clip_id", "status")
+        if name in columns and columns[name].null_count
+    ]
+    if "status" in columns and not _every(pc.is_in(columns["status"], known)):
+        faults.append("a status is unknown")
+    for name in ("start", "end", "num_bytes", "byte_offset", "byte_size"):
+        if name in columns and not _every(pc.greater_equal(columns[name].cast(pa.int64()), 0)):
+            faults.append(f"{name} is negative")
+    if "clip_id" in columns and pc.count_distinct(columns["clip_id"]).as_py() != len(table):
+        faults.append("two rows have the same clip_id")
+    if faults:
+        raise ConfigError(f"{uri} is a damaged manifest ({faults[0]}): index again")
+
+
+def _every(column: pa.ChunkedArray) -> bool:
+    return pc.all(column).as_py() is not False
 
 
 def _read_part(uri: str, columns: Sequence[str] | None) -> pa.Table:
@@ -126,7 +155,7 @@ def _read_part(uri: str, columns: Sequence[str] | None) -> pa.Table:
         if missing := [name for name in columns or MANIFEST.names if name not in present]:
             raise ConfigError(f"{uri} is no manifest: it has no column {', '.join(missing)}")
         return _shaped(file.read(columns=[n for n in columns or present if n in present]), columns)
-    except pa.ArrowInvalid as error:
+    except READ_FAILURES as error:
         raise ConfigError(f"{uri} is not a manifest in Parquet: {error}") from error
 
 
@@ -188,6 +217,7 @@ def clips_of(table: pa.Table) -> list[Clip]:
         "num_bytes": values("num_bytes"),
         "byte_offset": values("byte_offset"),
         "byte_size": values("byte_size"),
+        "etag": values("etag", ""),
         "status": [Status(status) for status in values("status", "ok")],
         "error": values("error", ""),
     }

@@ -6,63 +6,43 @@ or with the credentials is raised, because no clip is to blame for it.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from raysers.audio import decode, mpeg
-from raysers.audio.decode import AudioInfo, AudioSource
-from raysers.audio.windows import to_ns, windows
-from raysers.data import storage
+from raysers.audio import decode
+from raysers.audio.decode import AudioInfo, AudioReader, AudioSource
+from raysers.audio.windows import to_ns
+from raysers.data import segments, storage
 from raysers.data.ranged import RangedFile
-from raysers.errors import ClipError, ConfigError, ObjectForbidden, ObjectMissing, StorageError
+from raysers.data.segments import Segment, Segmenting, Speech
+from raysers.errors import (
+    ClipError,
+    ObjectChanged,
+    ObjectForbidden,
+    ObjectMissing,
+    RaysersError,
+    StorageError,
+)
 from raysers.schemas import LABEL_FIELDS, MANIFEST
-from raysers.types import NS_PER_S, Status, clip_id
+from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status, clip_id
 
-#: Speech segments of an opened source as (start_ns, end_ns), in order.
-FindSpeech = Callable[[AudioSource], Sequence[tuple[int, int]]]
+__all__ = ["FindSpeech", "Segmenting", "probe_batch"]
 
-#: A table's segment may end this much after the file: tables round, and rates do not divide.
-_END_TOLERANCE_NS = 1_000_000
+#: Speech in consecutive blocks of 16 kHz audio, as (start_ns, end_ns) in order.
+FindSpeech = Callable[[Iterator[NDArray[np.float32]]], Sequence[tuple[int, int]]]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segmenting:
-    """How a recording without given segments becomes clips.
-
-    Attributes:
-        kind: the whole file, fixed windows, or the stretches of speech.
-        window_s: length of a window, seconds.
-        hop_s: from one window's start to the next one's, seconds.
-        min_s: a last window shorter than this is dropped, seconds.
-    """
-
-    kind: Literal["whole", "window", "vad"] = "whole"
-    window_s: float = 10.0
-    hop_s: float = 10.0
-    min_s: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("whole", "window", "vad"):
-            raise ConfigError(f"--segment {self.kind}: choose whole, window or vad")
-        if not (self.window_s > 0 and self.hop_s > 0 and self.min_s >= 0):
-            raise ConfigError("--window-s and --hop-s must be more than 0 s, --min-s at least 0 s")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
-    """One clip of a file."""
-
-    start_ns: int
-    end_ns: int | None
-    duration_s: float | None
-    status: Status = Status.OK
-    error: str = ""
+_FATES: dict[type[StorageError], Status] = {
+    ObjectMissing: Status.MISSING,
+    ObjectForbidden: Status.FORBIDDEN,
+    ObjectChanged: Status.UNREADABLE,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +67,7 @@ class _File:
     info: AudioInfo | None
     num_bytes: int | None
     etag: str
-    speech: Sequence[tuple[int, int]] | None = None
+    speech: Speech | None = None
     failure: ClipError | None = None
 
 
@@ -106,11 +86,13 @@ def probe_batch(
     Args:
         batch: rows of `sources.list_inputs`.
         segmenting: for rows without a segment.
-        threads: files opened at a time.
-        find_speech: needed for `vad`; may raise ClipError.
+        threads: files opened at a time; one with `vad`, which decodes them whole.
+        find_speech: needed for `vad`; may raise ClipError. It hears NaN as silence, and of a
+            broken recording what comes before the break.
 
     Raises:
         TransientStorageError, CredentialsError: not the clips' fault.
+        ConfigError: what `find_speech` misses.
     """
     if segmenting.kind == "vad" and find_speech is None:
         raise ValueError("segmenting by voice activity needs find_speech")
@@ -125,7 +107,7 @@ def probe_batch(
     def look(row: _Listed) -> _File:
         return _look(row, speech if (row.file, row.byte_offset) in cut else None)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(1 if speech else threads) as pool:
         files = dict(zip(first_of, pool.map(look, firsts), strict=True))
     return _table(batch, listed, files, segmenting)
 
@@ -149,29 +131,55 @@ def _look(row: _Listed, find_speech: FindSpeech | None) -> _File:
         return _File(info=None, num_bytes=row.num_bytes, etag=row.etag or "", failure=failure)
     info, speech, failed, source = None, None, None, None
     try:
-        source = _open(row)
+        source = _open(row, headers_only=find_speech is None)
         info = decode.probe(source, name=row.file)
-        speech = None if find_speech is None else find_speech(source)
+        speech = None if find_speech is None else _hear(source, row.file, find_speech)
     except ClipError as error:
         failed = error
-    except ObjectMissing as error:
-        failed = ClipError(Status.MISSING, str(error))
-    except ObjectForbidden as error:
-        failed = ClipError(Status.FORBIDDEN, str(error))
+    except (ObjectMissing, ObjectForbidden, ObjectChanged) as error:
+        failed, source = ClipError(_FATES[type(error)], str(error)), None
+    except RaysersError:
+        raise
+    except MemoryError:
+        failed = ClipError(Status.OUT_OF_MEMORY, "no memory left to read the file")
+    except Exception as error:  # one file nobody thought of must not stop a million others
+        failed = ClipError(Status.UNREADABLE, f"{type(error).__name__}: {error}")
     num_bytes, etag = _version(row, source)
     return _File(info=info, num_bytes=num_bytes, etag=etag, speech=speech, failure=failed)
 
 
-def _open(row: _Listed) -> AudioSource:
+def _hear(source: AudioSource, name: str, find_speech: FindSpeech) -> Speech:
+    samples, failure = 0, None
+
+    def heard(reader: AudioReader) -> Iterator[NDArray[np.float32]]:
+        nonlocal samples, failure
+        try:
+            for block in reader.blocks(zero_nonfinite=True):
+                samples += len(block)
+                yield block
+        except ClipError as error:
+            failure = error
+
+    with AudioReader(source, name=name) as reader:
+        spans = find_speech(heard(reader))
+    return Speech(spans=spans, heard_ns=samples * NS_PER_S // SAMPLE_RATE_HZ, failure=failure)
+
+
+def _open(row: _Listed, *, headers_only: bool) -> AudioSource:
     return storage.open_source(
-        row.file, num_bytes=row.num_bytes, byte_offset=row.byte_offset, byte_size=row.byte_size
+        row.file,
+        num_bytes=row.num_bytes,
+        byte_offset=row.byte_offset,
+        byte_size=row.byte_size,
+        etag=row.etag or "",
+        headers_only=headers_only,
     )
 
 
 def _version(row: _Listed, source: AudioSource | None) -> tuple[int | None, str]:
     """Size and etag: as listed, else as learned while reading (tables do not know them)."""
     num_bytes, etag = row.num_bytes, row.etag or ""
-    if isinstance(source, RangedFile) and source.failure is None:
+    if isinstance(source, RangedFile):
         return num_bytes or source.num_bytes, etag or source.etag
     if isinstance(source, str) and not etag:
         with suppress(StorageError):
@@ -180,79 +188,24 @@ def _version(row: _Listed, source: AudioSource | None) -> tuple[int | None, str]
     return num_bytes, etag
 
 
-def _clips(row: _Listed, file: _File, segmenting: Segmenting) -> list[_Row]:
+def _clips(row: _Listed, file: _File, segmenting: Segmenting) -> list[Segment]:
     """The clips of one listed row; at least one."""
     start_ns, given = row.start or 0, bool(row.start or row.end)
     if file.failure is not None:
         length_s = None if file.info is None or given else file.info.duration_s
-        end_ns = row.end if length_s is None else to_ns(length_s)
-        failed = _Row(start_ns=start_ns, end_ns=end_ns, duration_s=length_s)
-        return [_replaced(failed, file.failure.status, file.failure.message)]
+        return [
+            Segment(
+                start_ns=start_ns,
+                end_ns=row.end if length_s is None else to_ns(length_s),
+                duration_s=length_s,
+                status=file.failure.status,
+                error=file.failure.message,
+            )
+        ]
     assert file.info is not None
     if given:
-        return [_given(start_ns, row.end, file.info)]
-    if segmenting.kind == "whole":
-        return [_whole(file.info)]
-    if segmenting.kind == "window":
-        spans: Sequence[tuple[int, int]] = windows(
-            file.info.duration_s,
-            window_s=segmenting.window_s,
-            hop_s=segmenting.hop_s,
-            min_s=segmenting.min_s,
-        )
-    else:
-        spans = file.speech or ()
-    rows = [_Row(start_ns=a, end_ns=b, duration_s=(b - a) / NS_PER_S) for a, b in spans]
-    if not rows:
-        rows = [_replaced(_span(0, to_ns(file.info.duration_s)), Status.EMPTY, "no speech found")]
-    return rows + _lost_tail(file.info)
-
-
-def _given(start_ns: int, end_ns: int | None, info: AudioInfo) -> _Row:
-    """A table's own segment, judged by what the file holds."""
-    held_ns = to_ns(info.duration_s)
-    last_ns = held_ns if end_ns is None else min(end_ns, held_ns)
-    row = _Row(start_ns=start_ns, end_ns=end_ns, duration_s=max(0, last_ns - start_ns) / NS_PER_S)
-    if end_ns is None:
-        row = dataclasses.replace(row, end_ns=max(held_ns, start_ns))
-    if start_ns >= held_ns:
-        return _replaced(row, Status.EMPTY, f"starts after the file's end at {info.duration_s:g} s")
-    if end_ns is not None and end_ns > held_ns + _END_TOLERANCE_NS:
-        return _replaced(row, Status.TRUNCATED, f"the file ends at {info.duration_s:g} s")
-    if end_ns is None and _is_cut(info):
-        return _replaced(row, Status.TRUNCATED, _cut_message(info))
-    return row
-
-
-def _whole(info: AudioInfo) -> _Row:
-    row = _Row(start_ns=0, end_ns=to_ns(info.duration_s), duration_s=info.duration_s)
-    return _replaced(row, Status.TRUNCATED, _cut_message(info)) if _is_cut(info) else row
-
-
-def _lost_tail(info: AudioInfo) -> list[_Row]:
-    """The part of a cut file that is not there: a row of its own, so the loss is counted."""
-    if not _is_cut(info):
-        return []
-    tail = _span(to_ns(info.duration_s), to_ns(info.promised_frames / info.sample_rate_hz))
-    return [_replaced(tail, Status.TRUNCATED, _cut_message(info))]
-
-
-def _span(start_ns: int, end_ns: int) -> _Row:
-    return _Row(start_ns=start_ns, end_ns=end_ns, duration_s=(end_ns - start_ns) / NS_PER_S)
-
-
-def _replaced(row: _Row, status: Status, error: str) -> _Row:
-    return dataclasses.replace(row, status=status, error=error)
-
-
-def _is_cut(info: AudioInfo) -> bool:
-    slack = mpeg.SLACK_FRAMES if "MPEG" in info.codec else 0
-    return info.promised_frames > info.frames + slack
-
-
-def _cut_message(info: AudioInfo) -> str:
-    promised_s = info.promised_frames / info.sample_rate_hz
-    return f"the header promises {promised_s:.3f} s, the file holds {info.duration_s:.3f} s"
+        return [segments.given(start_ns, row.end, file.info)]
+    return segments.of_recording(file.info, segmenting, file.speech)
 
 
 def _table(
@@ -262,7 +215,7 @@ def _table(
     segmenting: Segmenting,
 ) -> pa.Table:
     owners: list[int] = []
-    clips: list[_Row] = []
+    clips: list[Segment] = []
     for index, row in enumerate(listed):
         rows = _clips(row, files[row.file, row.byte_offset], segmenting)
         owners += [index] * len(rows)

@@ -1,7 +1,7 @@
 """A seekable file over ranged reads: what the audio decoder sees of an object or a tar member.
 
-libsndfile calls back from C, where an exception is printed and lost and the file then looks cut;
-so the first storage error stays in `failure`, and whoever decodes must look there.
+All of it comes from one version of the object: an object replaced between two reads would otherwise
+give half of each, and sound like a healthy file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from raysers.errors import StorageError
+from raysers.errors import ObjectChanged
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -43,8 +43,8 @@ class RangedFile(io.RawIOBase):
     Holds at most `whole_bytes`, or 12 blocks of `block_bytes`, whatever the object's size.
 
     Attributes:
-        failure: The first storage error; every later read raises it again.
-        etag: The store's version mark, known after the first read.
+        etag: The version read, as the store marks it: as given, else known after the first read;
+            another version raises `ObjectChanged`.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class RangedFile(io.RawIOBase):
         name: str,
         num_bytes: int | None = None,
         base_bytes: int = 0,
+        etag: str = "",
         whole_bytes: int = WHOLE_BYTES,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         """Opens nothing yet; `num_bytes` None asks the store with the first read."""
         super().__init__()
         self.name = name
-        self.failure: StorageError | None = None
-        self.etag = ""
+        self.etag = etag
         self._fetch = fetch
         self._base = base_bytes
         self._size = num_bytes
@@ -166,12 +166,8 @@ class RangedFile(io.RawIOBase):
         self._next_block = len(self._blocks)
 
     def _get(self, offset: int, size: int) -> Fetched:
-        if self.failure is not None:
-            raise self.failure
-        try:
-            fetched = self._fetch(self._base + offset, size)
-        except StorageError as error:
-            self.failure = error
-            raise
-        self.etag = fetched.etag
+        fetched = self._fetch(self._base + offset, size)
+        if self.etag and fetched.etag and fetched.etag != self.etag:
+            raise ObjectChanged(f"{self.name} changed since it was listed: index again")
+        self.etag = self.etag or fetched.etag
         return fetched

@@ -108,17 +108,26 @@ def fetch(uri: str, offset: int, size: int) -> Fetched:
         span = f"bytes={offset}-{offset + size - 1}"
         answer = client().get_object(Bucket=bucket, Key=key, Range=span)
         with answer["Body"] as body:
-            if "ContentRange" not in answer and (offset or answer["ContentLength"] > size):
+            got, _, total = answer.get("ContentRange", "").rpartition("/")
+            whole = not got and offset == 0 and answer.get("ContentLength", size + 1) <= size
+            if not whole and not got.startswith(f"bytes {offset}-"):
                 raise StorageError(f"{uri}: the store ignores Range requests")
             data = body.read()
-        total = answer.get("ContentRange", "").rpartition("/")[2]
-        return Fetched(data, int(total or len(data)), answer["ETag"].strip('"'))
+        if not whole and not total.isdigit():
+            # a store need not tell the size with a range
+            total = str(_head(uri).num_bytes)
+        return Fetched(data, len(data) if whole else int(total), etag_of(answer))
 
     try:
         return _retried(get, uri)
     except _BeyondEnd:
         # nothing there: an empty object, or an offset at its end
         return _empty(uri)
+
+
+def etag_of(answer: Any) -> str:
+    """The version mark in an answer or a listing, bare; empty where the store gives none."""
+    return str(answer.get("ETag", "")).removeprefix("W/").strip('"')
 
 
 def stat(uri: str) -> ObjectInfo:
@@ -143,7 +152,7 @@ def _head(uri: str) -> ObjectInfo:
 
     def head() -> ObjectInfo:
         answer = client().head_object(Bucket=bucket, Key=key)
-        return ObjectInfo(uri, answer["ContentLength"], answer["ETag"].strip('"'))
+        return ObjectInfo(uri, answer["ContentLength"], etag_of(answer))
 
     return _retried(head, uri)
 

@@ -129,7 +129,7 @@ def _is_part(key: str) -> bool:
 
 def _info(bucket: str, item: Any) -> ObjectInfo:
     uri = f"{S3_SCHEME}{bucket}/{item['Key']}"
-    return ObjectInfo(uri, item["Size"], item.get("ETag", "").strip('"'))
+    return ObjectInfo(uri, item["Size"], s3.etag_of(item))
 
 
 def _page(uri: str, **options: Any) -> Any:

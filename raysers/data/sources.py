@@ -29,13 +29,13 @@ from raysers.types import Status
 __all__ = ["AUDIO_SUFFIXES", "LISTING", "ListingNotes", "list_inputs"]
 
 _READABLE = (
-    "wav wave wavex bwf rf64 w64 flac ogg oga opus mp3 mp2 aiff aif aifc au snd caf sph nist"
+    "wav wave wavex bwf rf64 w64 flac ogg oga opus mp3 mp2 aiff aif aifc au snd caf sph nist "
+    "voc avr paf pvf svx 8svx wve sds htk sf ircam"
 )
 #: Audio that libsndfile cannot read: listed all the same, to be `unsupported` rows and not lost.
 _UNREADABLE = "m4a m4b aac wma amr 3gp webm mka mkv mp4 mov avi raw pcm ac3 ape wv spx gsm vox"
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in f"{_READABLE} {_UNREADABLE}".split())
 
-_TAR_SUFFIXES = frozenset({".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".lz4"})
 _BATCH_ROWS = 2000
 _THREADS = 16
 _TARS_AHEAD = 8
@@ -144,28 +144,33 @@ def _folders(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table
     for one in inputs:
         listed = 0
         with _named(one):
-            for table in _folder(one.uri):
+            for table in _folder(one.uri, notes):
                 listed += len(table)
                 yield table
             if not listed:
                 raise ConfigError(_no_audio(one.uri))
 
 
-def _folder(uri: str) -> Iterator[pa.Table]:
+def _folder(uri: str, notes: ListingNotes) -> Iterator[pa.Table]:
     """Plain files as they are found, tars after them."""
     tars: list[ObjectInfo] = []
+    skipped: Counter[str] = Counter()
 
     def plain() -> Iterator[ObjectInfo]:
-        for info in storage.list_objects(uri, suffixes=AUDIO_SUFFIXES | _TAR_SUFFIXES):
+        for info in storage.list_objects(uri):
             if suffix_of(info.uri) in AUDIO_SUFFIXES:
                 yield info
             elif suffix_of(info.uri) == ".tar" or is_compressed_tar(info.uri):
                 tars.append(info)
+            else:
+                skipped[suffix_of(info.uri)] += 1
 
     for infos in _batched(plain(), _BATCH_ROWS):
         yield object_rows(infos)
     # by name, so that which of two equal files comes first does not depend on timing
     yield from _in_order(_found_tar, sorted(tars, key=lambda info: info.uri))
+    if skipped:
+        notes.warnings.append(f"{uri}: skipped {_kinds(skipped)}: no suffix of audio")
 
 
 def _files(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
@@ -257,8 +262,19 @@ class _Seen:
 
 
 def _no_audio(uri: str) -> str:
-    found = Counter(
-        suffix_of(info.uri) or "no suffix" for info in islice(storage.list_objects(uri), _LOOKED_AT)
-    )
-    holds = ", ".join(f"{count} x {suffix}" for suffix, count in found.most_common(5))
-    return f"--input {uri}: no audio in it (looked for {_KINDS}); it holds {holds or 'nothing'}"
+    found = Counter(suffix_of(info.uri) for info in islice(storage.list_objects(uri), _LOOKED_AT))
+    holds = _kinds(found) or "nothing"
+    return f"--input {uri}: no audio in it (looked for {_KINDS}); it holds {holds}"
+
+
+def _kinds(found: Counter[str]) -> str:
+    """How many files of which suffix, the most common five first.
+
+    >>> _kinds(Counter({".dat": 12, "": 3}))
+    '12 x .dat, 3 without suffix'
+    """
+    # by name as well: the order of a listing is not the same twice
+    ranked = sorted(found.items(), key=lambda one: (-one[1], one[0]))
+    words = [f"{n} x {suffix}" if suffix else f"{n} without suffix" for suffix, n in ranked[:5]]
+    others = sum(n for _, n in ranked[5:])
+    return ", ".join([*words, f"{others} others"] if others else words)

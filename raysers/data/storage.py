@@ -14,11 +14,12 @@ from functools import partial
 from types import ModuleType
 from typing import BinaryIO, cast
 
+from raysers.audio.source import AudioSource
 from raysers.data import local, s3, s3_listing
 from raysers.data.ranged import BLOCK_BYTES, WHOLE_BYTES, RangedFile
 from raysers.data.s3 import S3Settings
 from raysers.data.uris import ObjectInfo, absolute, is_remote, join, parent, suffix_of, tar_uri_of
-from raysers.errors import ConfigError, ObjectMissing, RaysersError, StorageError
+from raysers.errors import ConfigError, ObjectChanged, ObjectMissing, RaysersError, StorageError
 
 __all__ = [
     "AudioSource",
@@ -27,7 +28,6 @@ __all__ = [
     "absolute",
     "check_writable",
     "delete",
-    "exists",
     "is_folder",
     "is_remote",
     "join",
@@ -43,11 +43,10 @@ __all__ = [
     "write_atomic",
 ]
 
-#: What the audio decoder opens: a local path, or a seekable binary file.
-AudioSource = str | BinaryIO
-
 #: `read_bytes` without a limit still stops somewhere.
 _MAX_READ_BYTES = 5 * 2**30
+#: Holds nearly every audio header.
+_HEADER_BYTES = 2**16
 
 
 def list_objects(uri: str, *, suffixes: Collection[str] | None = None) -> Iterator[ObjectInfo]:
@@ -89,15 +88,6 @@ def stat(uri: str) -> ObjectInfo:
         ObjectMissing, ObjectForbidden, CredentialsError, TransientStorageError: as the store says.
     """
     return cast(ObjectInfo, _store(uri).stat(uri))
-
-
-def exists(uri: str) -> bool:
-    """Whether a file or object of this name is there; folders and prefixes do not count."""
-    try:
-        stat(uri)
-    except ObjectMissing:
-        return False
-    return True
 
 
 def is_folder(uri: str) -> bool:
@@ -154,30 +144,39 @@ def open_source(
     num_bytes: int | None = None,
     byte_offset: int | None = None,
     byte_size: int | None = None,
+    etag: str = "",
+    headers_only: bool = False,
 ) -> AudioSource:
     """What the audio decoder opens: the path of a local file, else a file over ranged reads.
 
     Args:
         uri: file, object, tar, or tar member (`<tar>#<member>`, when its offset is given).
-        num_bytes: size of the object if known; otherwise the first 8 MiB are read to learn it.
+        num_bytes: size of the object if known; otherwise its first bytes are read to learn it.
         byte_offset: where a tar member's data start; the source then is that member alone.
         byte_size: length of the member's data.
+        etag: version of the object to insist on; empty takes any.
+        headers_only: little of the source will be read, so it is fetched in pieces of 64 KiB.
 
     Raises:
-        ObjectMissing, ObjectForbidden, TransientStorageError: at once for a local file; out of
-            `read()` for everything else, with CredentialsError.
+        ObjectChanged, ObjectMissing, ObjectForbidden, TransientStorageError: at once for a local
+            file with an etag; out of `read()` for everything else, with CredentialsError.
+            Without an etag a local file is not looked at: its decoder says what is wrong.
     """
-    if byte_offset is not None:
-        tar = tar_uri_of(uri)
-        fetch = partial(_store(tar).fetch, tar)
-        name = f"{uri}@{byte_offset}"
-        return cast(
-            BinaryIO, RangedFile(fetch, name=name, num_bytes=byte_size, base_bytes=byte_offset)
-        )
-    if is_remote(uri):
-        return cast(BinaryIO, open_file(uri, num_bytes=num_bytes))
-    local.check_readable(uri)
-    return uri
+    if byte_offset is None and not is_remote(uri):
+        if etag and stat(uri).etag != etag:
+            raise ObjectChanged(f"{uri} changed since it was listed: index again")
+        return uri
+    held = uri if byte_offset is None else tar_uri_of(uri)
+    source = RangedFile(
+        partial(_store(held).fetch, held),
+        name=uri,
+        num_bytes=num_bytes if byte_offset is None else byte_size,
+        base_bytes=byte_offset or 0,
+        etag=etag,
+        whole_bytes=_HEADER_BYTES if headers_only else WHOLE_BYTES,
+        block_bytes=_HEADER_BYTES if headers_only else BLOCK_BYTES,
+    )
+    return cast(BinaryIO, source)
 
 
 def write_atomic(uri: str, data: bytes) -> None:

@@ -10,6 +10,7 @@ import csv
 import difflib
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,14 +21,21 @@ import pyarrow.parquet as pq
 
 from raysers.data import storage
 from raysers.data.times import TimeColumnError, to_durations
-from raysers.data.uris import is_remote, parent, resolve, suffix_of
+from raysers.data.uris import parent, resolve, suffix_of
 from raysers.errors import ConfigError
 from raysers.schemas import LABEL_FIELDS, MANIFEST, OBJECTS
 from raysers.types import NS_PER_S
 
 Result = TypeVar("Result")
 
-TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet", ".pq"})
+PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"}) | PARQUET_SUFFIXES
+
+#: What the readers raise on damaged or hostile files.
+READ_FAILURES = (pa.ArrowException, OSError, csv.Error, ArithmeticError, UnicodeError)
+#: A Parquet file of a few kilobytes may hold the same megabyte a million times.
+_MAX_TABLE_BYTES = 2 * 2**30
+_BATCH_ROWS = 2**16
 
 _KNOWN = {field.name: field for field in (*MANIFEST, *LABEL_FIELDS)}
 #: What else people call the file column.
@@ -52,7 +60,7 @@ _BOM_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 def table_columns(uri: str) -> list[str]:
     """Column names of a CSV or Parquet table, without reading its rows."""
-    if suffix_of(uri) in (".parquet", ".pq"):
+    if suffix_of(uri) in PARQUET_SUFFIXES:
         return list(_reading(uri, lambda: pq.ParquetFile(_opened(uri)).schema_arrow.names))
     return _csv_header(uri)[0]
 
@@ -70,7 +78,7 @@ def read_clip_table(parts: Sequence[str]) -> tuple[pa.Table, list[str]]:
     tables, notes = [], dict[str, None]()
     for uri in parts:
         names, table = _read(uri)
-        tables.append(_clips(uri, table))
+        tables.append(_reading(uri, partial(_clips, uri, table)))
         notes.update(dict.fromkeys(_notes(parent(uri) if len(parts) > 1 else uri, names, table)))
     clips = pa.concat_tables(tables, promote_options="default")
     _check_unique(parts[0] if len(parts) == 1 else parent(parts[0]), clips)
@@ -94,15 +102,43 @@ def _clips(uri: str, table: pa.Table) -> pa.Table:
 
 def _read(uri: str) -> tuple[list[str], pa.Table]:
     """Names of all columns, and the columns known here."""
-    read = _read_parquet if suffix_of(uri) in (".parquet", ".pq") else _read_csv
+    read = _read_parquet if suffix_of(uri) in PARQUET_SUFFIXES else _read_csv
     return _reading(uri, lambda: read(uri))
 
 
 def _read_parquet(uri: str) -> tuple[list[str], pa.Table]:
-    file = pq.ParquetFile(_opened(uri))
-    names = list(file.schema_arrow.names)
-    _check_columns(uri, names)
-    return names, file.read(columns=[name for name in names if name in _KNOWN])
+    schema = pq.ParquetFile(_opened(uri)).schema_arrow
+    _check_columns(uri, schema.names)
+    wanted = [name for name in schema.names if name in _KNOWN]
+    # as dictionaries, texts take no more memory than the file spends on them
+    texts = [n for n in wanted if pa.types.is_string(schema.field(n).type)]
+    file = pq.ParquetFile(_opened(uri), read_dictionary=texts)
+    batches, total_bytes = [], 0
+    for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
+        total_bytes += sum(map(_plain_bytes, batch.columns))
+        if total_bytes > _MAX_TABLE_BYTES:
+            raise ConfigError(f"{uri} unpacks to more than {_MAX_TABLE_BYTES} bytes: split it")
+        batches.append(pa.record_batch([_plain(column) for column in batch.columns], wanted))
+    empty = pa.table({name: pa.nulls(0) for name in wanted})
+    return schema.names, pa.Table.from_batches(batches) if batches else empty
+
+
+def _plain_bytes(column: pa.Array) -> int:
+    """Bytes a column takes once its texts are spelled out."""
+    row_bytes = 8 * len(column)  # even of nothing
+    if not _is_text(column.type):
+        return int(column.nbytes) + row_bytes
+    lengths = pc.binary_length(column.dictionary)
+    return int(pc.sum(lengths.take(column.indices)).as_py() or 0) + row_bytes
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    return column.cast(column.type.value_type) if _is_text(column.type) else column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    text = pa.types.is_dictionary(kind) and kind.value_type
+    return bool(text) and pa.types.is_string(text)
 
 
 def _read_csv(uri: str) -> tuple[list[str], pa.Table]:
@@ -140,12 +176,12 @@ def _csv_header(uri: str) -> tuple[list[str], str, str]:
 def _reading(uri: str, read: Callable[[], Result]) -> Result:
     try:
         return read()
-    except pa.ArrowInvalid as error:
+    except READ_FAILURES as error:
         raise ConfigError(f"{uri} cannot be read as a table: {_first_line(error)}") from error
 
 
 def _opened(uri: str) -> Any:
-    return storage.open_file(uri) if is_remote(uri) else storage.open_source(uri)
+    return storage.open_file(uri)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ becomes a row with its status, so a tar never loses one in silence.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import tarfile
 from collections.abc import Collection, Iterator
@@ -29,6 +30,8 @@ _COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x
 _BLOCK_BYTES = 128 * 2**10
 #: A long name or a pax header above this is an attack or damage, not a name.
 _MAX_HEADER_BYTES = 2**20
+#: Longer paths can be opened nowhere, and a million of them would fill the memory.
+_MAX_NAME_CHARS = 4096
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _TAR_BLOCK_BYTES = 512
 #: Zeros looked through for another tar behind the end mark; usual padding is up to 10 KiB.
@@ -110,7 +113,8 @@ class _Headers:
 
 
 #: What the standard library raises on damaged headers.
-_DAMAGE = (tarfile.TarError, ValueError, ArithmeticError, LookupError)
+#: (RecursionError: headers about headers about headers.)
+_DAMAGE = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError)
 
 
 def _entries(file: RangedFile, uri: str) -> Iterator[tarfile.TarInfo | str]:
@@ -128,8 +132,8 @@ def _entries(file: RangedFile, uri: str) -> Iterator[tarfile.TarInfo | str]:
         except _DAMAGE as error:
             yield f"damaged after byte {max(position, 0)}: {error}"
             return
-        # tarfile would keep every header it has read
-        tar.members = []  # type: ignore[attr-defined]
+        # tarfile would keep every header, and copy all global words for each member
+        tar.members, tar.pax_headers = [], {}  # type: ignore[attr-defined]
         if entry is None:
             following = _first_used(file, tar.offset)
             if following is None:
@@ -184,7 +188,7 @@ def _member(
     return TarMember(
         file=f"{info.uri}#{_printable(entry.name)}",
         byte_offset=entry.offset_data,
-        byte_size=entry.size,
+        byte_size=max(0, entry.size),
         etag=info.etag,
         status=status,
         error=error,
@@ -197,6 +201,8 @@ def _verdict(entry: tarfile.TarInfo, total_bytes: int) -> tuple[Status, str]:
     if entry.issparse() or not entry.isreg():
         kind = "a link" if entry.islnk() or entry.issym() else "no regular file"
         return Status.UNSUPPORTED, f"the member is {kind}; only plain files are read"
+    if entry.size < 0:
+        return Status.UNSUPPORTED, "the header claims a negative size"
     if _is_cut(entry, total_bytes):
         return Status.TRUNCATED, "the tar ends inside this member"
     return Status.OK, ""
@@ -205,6 +211,7 @@ def _verdict(entry: tarfile.TarInfo, total_bytes: int) -> tuple[Status, str]:
 def _unsafe(name: str) -> str:
     """Why the name must not become a path anywhere, empty when it may."""
     reasons = (
+        (len(name) > _MAX_NAME_CHARS, f"{len(name)} characters"),
         (name.startswith("/"), "absolute"),
         (".." in name.split("/"), "leaves its folder"),
         ("\0" in name, "null byte"),
@@ -225,6 +232,9 @@ def _repeated(member: TarMember) -> TarMember:
 
 def _printable(name: str) -> str:
     """The name as valid text: Latin-1 names are common, and reading goes by offset anyway."""
+    if len(name) > _MAX_NAME_CHARS:
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8)
+        name = f"{name[:100]}...{digest.hexdigest()}"
     return name.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -33,6 +33,8 @@ _SECONDS_PER = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _MAX_PLAIN_S = 1_000_000
 _TOO_LARGE = "is too large for seconds: divide it, or store the column as a duration"
 _FRACTION_DIGITS = 9
+_MAX_NS = 2**63 - 1
+_NS_PER_UNIT = {"s": NS_PER_S, "ms": 1_000_000, "us": 1000, "ns": 1}
 
 
 class TimeColumnError(ValueError):
@@ -60,7 +62,7 @@ def parse_ns(text: str) -> int | None:
         return _float_ns(text)
     parts = found.groupdict()
     whole_s = sum(int(parts[unit]) * s for unit, s in _SECONDS_PER.items() if parts.get(unit))
-    if found.re is _FORMS[0] and whole_s > _MAX_PLAIN_S:
+    if whole_s > (_MAX_PLAIN_S if found.re is _FORMS[0] else _MAX_NS // NS_PER_S - 1):
         raise ValueError(f"{text} {_TOO_LARGE}")
     digits = (parts.get("fraction") or "")[:_FRACTION_DIGITS]
     return whole_s * NS_PER_S + int(digits.ljust(_FRACTION_DIGITS, "0"))
@@ -88,7 +90,7 @@ def to_durations(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_duration(kind):
-        values = _whole(column.cast(pa.duration("ns"))).cast(pa.int64())
+        values = _from_durations(column)
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
         values = _from_seconds(column)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -102,6 +104,17 @@ def to_durations(column: pa.ChunkedArray) -> pa.Array:
         row = int(negative[0])
         raise TimeColumnError(row, f"{values[row].as_py() / NS_PER_S} s is negative")
     return values.cast(pa.duration("ns"))
+
+
+def _from_durations(column: pa.ChunkedArray) -> pa.Array:
+    values, factor = _whole(column).cast(pa.int64()), _NS_PER_UNIT[column.type.unit]
+    most = _MAX_NS // factor
+    within = pc.fill_null(pc.and_(pc.less_equal(values, most), pc.greater(values, -most)), True)
+    large = np.flatnonzero(~within.to_numpy(zero_copy_only=False))
+    if len(large):
+        row = int(large[0])
+        raise TimeColumnError(row, f"{values[row].as_py()} {column.type.unit} is too long a time")
+    return pc.multiply(values, factor)
 
 
 def _from_seconds(column: pa.ChunkedArray) -> pa.Array:

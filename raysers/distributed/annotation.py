@@ -6,6 +6,7 @@ pinned to the revision that was checked.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +15,14 @@ import pyarrow as pa
 import ray
 
 from raysers.data import storage
-from raysers.distributed.cluster import Placement, is_one_machine, own_errors
+from raysers.distributed.cluster import Placement, is_one_machine, patient_get
 from raysers.distributed.model_files import local_model
 from raysers.distributed.stages import Signal
-from raysers.errors import ClipError
+from raysers.errors import CheckpointError, ClipError
 from raysers.models.backbones import parse_model_name
-from raysers.models.inference import PRECISIONS, Scorer, auto_padded_s, choose_dtype, score_rows
+from raysers.models.inference import Scorer, auto_padded_s, score_rows
 from raysers.models.loading import load_emotion_model
+from raysers.models.precision import dtype_name
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, with_embeddings
 from raysers.types import DIMENSIONS
@@ -114,15 +116,10 @@ def placed(task: AnnotateTask, placement: Placement, earlier: RunRecord | None) 
 
 def _ask_worker(dtype: str, placement: Placement) -> str:
     if placement.device == "cpu" and is_one_machine():
-        return _dtype_name(dtype, "cpu")
-    ask = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(_dtype_name)
-    with own_errors():
-        return str(ray.get(ask.remote(dtype, placement.device)))
-
-
-def _dtype_name(requested: str, device: str) -> str:
-    chosen = choose_dtype(requested, device)
-    return next(p.name for p in PRECISIONS.values() if p.dtype == chosen)
+        return dtype_name(dtype, "cpu")
+    ask = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(dtype_name)
+    wanted = f"one worker ({placement.num_gpus:g} GPU, {placement.num_cpus:g} CPU)"
+    return str(patient_get(ask.remote(dtype, placement.device), wanted))
 
 
 class Annotator:
@@ -131,6 +128,11 @@ class Annotator:
     def __init__(self, task: AnnotateTask) -> None:
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         loaded = load_emotion_model(local_model(task.load_from))
+        if loaded.revision != task.revision:
+            raise CheckpointError(
+                f"{task.model} is {loaded.revision} on {platform.node()} but was {task.revision} "
+                "when the job began: every node must have the same, and it must not change"
+            )
         self.scorer = Scorer(loaded, dtype=task.dtype, device=device, threads=task.threads)
         self.max_padded_s = task.max_padded_s or auto_padded_s(self.scorer)
         self.schema = task.schema

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,12 @@ from raysers.data import storage
 from raysers.data.manifest import write_manifest
 from raysers.distributed import ledger, parts, summary
 from raysers.distributed.audformat_header import write_header
-from raysers.distributed.cluster import Placement
+from raysers.distributed.cluster import Placement, io_threads
 from raysers.distributed.pipeline import ShardResult, new_monitor, run_shards, shard_blocks
 from raysers.distributed.planning import Plan
 from raysers.distributed.progress import Totals, live
 from raysers.distributed.stages import ClipTask, StageSettings
-from raysers.errors import RaysersError
+from raysers.errors import ConfigError, RaysersError
 from raysers.run import Exit, RunRecord, finished, new_record
 from raysers.types import Status
 
@@ -36,6 +36,7 @@ class Ran:
     wait_s: float = 0.0
     wall_s: float = 0.0
     decoded: int = 0
+    peak_bytes: int = 0
 
     def add(self, result: ShardResult) -> None:
         """Count a finished shard."""
@@ -44,6 +45,7 @@ class Ran:
         self.model_s += result.model_s
         self.wait_s += result.wait_s
         self.decoded += result.decoded
+        self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
 
 
 def begin_output(
@@ -53,12 +55,7 @@ def begin_output(
     tables: Mapping[str, pa.Schema],
     record: RunRecord,
 ) -> None:
-    """Write what comes before any row: manifest, `db.yaml` and, last, the record.
-
-    Raises:
-        ConfigError: the output cannot be written at all.
-    """
-    storage.check_writable(flags.output)
+    """Write what comes before any row: manifest, `db.yaml` and, last, the record."""
     if not record.history:
         write_manifest(storage.join(flags.output, "manifest"), manifest)
     schemas = {"manifest": manifest.schema, **tables}
@@ -75,6 +72,20 @@ def start(
     return record
 
 
+@contextmanager
+def recorded(record: RunRecord, output: str) -> Iterator[None]:
+    """Note in `run.json` how the block failed, if it does; rows may have been written by then."""
+    try:
+        yield
+    except BaseException as error:
+        note = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        with suppress(RaysersError):  # the disk may be what failed
+            finished(record, "failed", note).save(output)
+        if isinstance(error, ConfigError):  # no longer the command's fault
+            raise RaysersError(f"on a worker: {error}") from error
+        raise
+
+
 def run_plan(
     flags: ClipJobFlags,
     plan: Plan,
@@ -89,46 +100,35 @@ def run_plan(
         output=flags.output,
         run_id=record.run_id,
         redo=frozenset(str(s) for s in flags.retry),
+        whole=flags.segment == "whole",
         max_clip_s=max_clip_s,
-        io_threads=_io_threads(plan, placement),
+        io_threads=io_threads(plan.manifest, placement),
     )
-    try:
-        for result in _results(plan, settings, task, placement, flags.shard_s):
+    with recorded(record, flags.output):
+        for result in _results(plan, settings, task, placement):
             ran.add(result)
-    except BaseException as error:
-        note = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        with suppress(RaysersError):  # the disk may be what failed
-            finished(record, "failed", note).save(flags.output)
-        raise
     ran.wall_s = time.perf_counter() - started
     return ran
 
 
 def _results(
-    plan: Plan, settings: StageSettings, task: ClipTask, placement: Placement, shard_s: float
+    plan: Plan, settings: StageSettings, task: ClipTask, placement: Placement
 ) -> Iterator[ShardResult]:
     if not plan.todo:
         return
-    rows = [(i, plan.shards.rows(i)) for i in plan.todo]
-    totals = Totals(total_s=plan.todo_s(), clips=sum(len(r) for _, r in rows))
+    blocks = shard_blocks(plan.manifest, plan.shards, plan.todo)
+    totals = Totals(total_s=plan.todo_s(), clips=sum(block.num_rows for block in blocks))
     monitor = new_monitor()
     with live(totals, monitor):
-        yield from run_shards(
-            shard_blocks(plan.manifest, rows),
+        for result in run_shards(
+            blocks,
             settings=settings,
             task=task,
             placement=placement,
             monitor=monitor,
-            longest_shard_s=shard_s,
-        )
-
-
-def _io_threads(plan: Plan, placement: Placement) -> int:
-    """Local disks need few threads; object stores answer slowly but to many at once."""
-    remote = storage.is_remote(plan.manifest["file"][0].as_py())
-    if placement.device == "cuda":
-        return 32 if remote else 8
-    return 16 if remote else max(2, placement.threads)
+        ):
+            totals.finished[result.shard] = (result.audio_s, result.statuses)
+            yield result
 
 
 def conclude(flags: ClipJobFlags, plan: Plan, table: str, record: RunRecord, ran: Ran) -> Exit:
@@ -137,9 +137,9 @@ def conclude(flags: ClipJobFlags, plan: Plan, table: str, record: RunRecord, ran
     Raises:
         RaysersError: rows are missing or too many.
     """
-    found = parts.read_parts(flags.output, table, len(plan.shards), ["clip_id", "status"])
-    rows = pa.concat_tables(found.values())
-    parts.check_complete(plan.manifest["clip_id"], rows["clip_id"], flags.output)
+    with recorded(record, flags.output):
+        rows = parts.read_all(flags.output, table, len(plan.shards), ["clip_id", "status"])
+        parts.check_complete(plan.manifest["clip_id"], rows["clip_id"], flags.output)
     statuses = Counter(summary.count_statuses(rows))
     failed = 1 - statuses[Status.OK] / rows.num_rows
     outcome = {
@@ -148,6 +148,9 @@ def conclude(flags: ClipJobFlags, plan: Plan, table: str, record: RunRecord, ran
         "failed_share": round(failed, 6),
         "audio_s": round(ran.audio_s, 3),
         "wall_s": round(ran.wall_s, 3),
+        "model_s": round(ran.model_s, 3),
+        "wait_s": round(ran.wait_s, 3),
+        "worker_peak_bytes": ran.peak_bytes,
         "decoded": ran.decoded,
         "padding_waste": round(1 - ran.audio_s / ran.padded_s, 4) if ran.padded_s else 0.0,
     }

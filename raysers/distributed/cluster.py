@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from raysers.errors import ConfigError, RaysersError
 
 #: More workers than this per CPU only take memory from each other.
 _MAX_WORKERS_PER_CPU = 4
+
+#: More compute threads than this wait for each other within one small forward pass.
+_MAX_THREADS = 8
+
+#: How long nodes of a cluster that is still starting are waited for, and how often they are asked.
+_NODES_WAIT_S = 900.0
+_ASK_AGAIN_S = 10.0
+_SAY_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +63,39 @@ def connect() -> None:
         return
     # Ray warns about its own coming defaults; users can do nothing about them here
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    options: dict[str, Any] = {"logging_level": logging.ERROR}
-    if not os.environ.get("RAY_ADDRESS"):
-        # "local": never the remains of a cluster whose driver was killed
-        options |= {"address": "local", "include_dashboard": False, "log_to_driver": False}
-    try:
-        ray.init(**options)
-    except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS")
-        raise ConfigError(
-            f"RAY_ADDRESS={address} does not answer: start the cluster, or unset it to run here"
-        ) from error
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"RAY_ADDRESS={address} does not answer: start the cluster, or unset it to run here"
+            ) from error
+    else:
+        with _muted_stderr():
+            # "local": never the remains of a cluster whose driver was killed
+            ray.init(
+                address="local",
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+                log_to_driver=False,
+            )
     configure_ray_data()
+
+
+@contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Keep what Ray's core prints at its start, past Python, off the terminal."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def configure_ray_data() -> None:
@@ -71,6 +104,8 @@ def configure_ray_data() -> None:
     context.enable_progress_bars = False
     context.enable_rich_progress_bars = False
     context.print_on_execution_start = False
+    # a slow stretch is no fault; what really hangs is named by the progress line standing still
+    context.execution_no_progress_timeout_s = 24 * 3600.0
     # an error in a worker stops the job; rows are never dropped to go on
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -102,48 +137,65 @@ def is_one_machine() -> bool:
 def place(workers: int) -> Placement:
     """Choose the workers' resources on the connected cluster; `workers` 0 means as many as fit.
 
+    Nodes of a cluster that was just started are waited for, with a word about it.
+
     Raises:
         ConfigError: the cluster cannot hold that many workers.
     """
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    ceiling = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return choose_placement(workers, nodes, ceiling)
+    deadline = time.monotonic() + (_NODES_WAIT_S if os.environ.get("RAY_ADDRESS") else 0.0)
+    while True:
+        try:
+            return choose_placement(workers, [n["Resources"] for n in ray.nodes() if n["Alive"]])
+        except ConfigError as error:
+            if time.monotonic() >= deadline:
+                raise
+            print(f"waiting for nodes: {error}", file=sys.stderr, flush=True)
+            time.sleep(_ASK_AGAIN_S)
 
 
-def choose_placement(
-    workers: int, nodes: Sequence[dict[str, float]], ceiling: dict[str, float]
-) -> Placement:
-    """Placement for the given nodes' resources and the autoscaler's `ceiling` (may be empty).
-
-    One worker per GPU; without GPUs, one worker per node with all its CPUs, because two compute
-    threads of one process share one copy of the model.
+def patient_get(ref: Any, waiting_for: str) -> Any:
+    """`ray.get`, saying every now and then what it waits for.
 
     Raises:
-        ConfigError: they cannot hold that many workers.
+        RaysersError: what the worker raised on purpose.
+        ray.exceptions.RayError: a bug in the worker.
     """
-    gpus = max(sum(n.get("GPU", 0) for n in nodes), ceiling.get("GPU", 0))
-    if gpus >= 1:
-        return _place_on_gpus(workers, int(gpus))
-    return _place_on_cpus(workers, [n.get("CPU", 0) for n in nodes], ceiling.get("CPU", 0))
+    while not ray.wait([ref], timeout=_SAY_EVERY_S)[0]:
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        print(f"waiting for {waiting_for} (free now: {free})", file=sys.stderr, flush=True)
+    with own_errors():
+        return ray.get(ref)
 
 
-def _place_on_gpus(workers: int, gpus: int) -> Placement:
-    if workers > gpus:
+def choose_placement(workers: int, nodes: Sequence[dict[str, float]]) -> Placement:
+    """Placement on nodes with these resources.
+
+    One worker per GPU, each with a CPU of its node. Without GPUs, workers of up to eight CPUs,
+    because the compute threads of one process share one copy of the model.
+
+    Raises:
+        ConfigError: the nodes cannot hold that many workers.
+    """
+    if any(n.get("GPU", 0) >= 1 for n in nodes):
+        return _place_on_gpus(workers, nodes)
+    return _place_on_cpus(workers, [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1])
+
+
+def _place_on_gpus(workers: int, nodes: Sequence[dict[str, float]]) -> Placement:
+    most = sum(min(int(n.get("GPU", 0)), int(n.get("CPU", 0))) for n in nodes)
+    if most == 0 or workers > most:
         raise ConfigError(
-            f"--workers {workers} needs {workers} GPUs but the cluster has {gpus}: "
-            f"give --workers {gpus}, or 0 to use them all"
+            f"--workers {workers} needs as many GPUs, each with a CPU, but the cluster has {most}: "
+            f"give --workers {most}, or 0 to use them all"
         )
-    return Placement(workers=workers or gpus, num_cpus=1, num_gpus=1)
+    return Placement(workers=workers or most, num_cpus=1, num_gpus=1)
 
 
-def _place_on_cpus(workers: int, node_cpus: list[float], ceiling: float) -> Placement:
-    cpus = [int(c) for c in node_cpus if c >= 1]
-    if not cpus and ceiling < 1:
+def _place_on_cpus(workers: int, cpus: list[int]) -> Placement:
+    if not cpus:
         raise ConfigError(
             "the cluster has no CPU or GPU for workers: add worker nodes, or give its head some"
         )
-    if not cpus:
-        return Placement(workers=workers or int(ceiling), num_cpus=1, num_gpus=0)
     if workers == 0:
         return _widest(cpus)
     for threads in range(max(cpus), 0, -1):
@@ -152,8 +204,6 @@ def _place_on_cpus(workers: int, node_cpus: list[float], ceiling: float) -> Plac
     for share in range(2, _MAX_WORKERS_PER_CPU + 1):
         if sum(c * share for c in cpus) >= workers:
             return Placement(workers=workers, num_cpus=1 / share, num_gpus=0)
-    if ceiling >= workers:
-        return Placement(workers=workers, num_cpus=1, num_gpus=0)
     most = sum(cpus)
     raise ConfigError(
         f"--workers {workers} is too many for the cluster's {most} CPUs: "
@@ -161,7 +211,23 @@ def _place_on_cpus(workers: int, node_cpus: list[float], ceiling: float) -> Plac
     )
 
 
-def _widest(cpus: list[int], most_threads: int = 8) -> Placement:
-    """One worker per node up to `most_threads` CPUs, then as many as fit."""
-    threads = min(*cpus, most_threads)
+def _widest(cpus: list[int]) -> Placement:
+    """The number of threads, half the most sensible to that, which leaves the fewest CPUs idle."""
+    most = min(*cpus, _MAX_THREADS)
+
+    def used(threads: int) -> tuple[int, int]:
+        return threads * sum(c // threads for c in cpus), threads
+
+    threads = max(range((most + 1) // 2, most + 1), key=used)
     return Placement(workers=sum(c // threads for c in cpus), num_cpus=threads, num_gpus=0)
+
+
+def io_threads(manifest: pa.Table, placement: Placement) -> int:
+    """Threads of a worker that fetch and decode.
+
+    Local disks need few; object stores answer slowly, but to many at once.
+    """
+    remote = pc.any(pc.starts_with(manifest["file"], "s3://")).as_py()
+    if placement.device == "cuda":
+        return 32 if remote else 8
+    return 16 if remote else max(2, placement.threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,17 @@ import pyarrow.compute as pc
 import ray
 
 from raysers.data.manifest import clips_of
-from raysers.distributed.cluster import Placement, own_errors
-from raysers.distributed.feed import decode_run, micro_batches
+from raysers.distributed.cluster import Placement, io_threads, patient_get
+from raysers.distributed.feed import AHEAD_S, decode_ahead, micro_batches
 from raysers.distributed.planning import Plan
 from raysers.distributed.progress import duration, hours
-from raysers.distributed.stages import ClipTask
-from raysers.types import Status
+from raysers.distributed.stages import ClipTask, ClipWorker
+from raysers.types import Clip, Status
 
 #: Clips measured, and the wall seconds after which measuring stops.
-_SAMPLE_CLIPS = 64
+_SAMPLE_CLIPS = 256
+_LENGTHS_IN_TURN = 8
+_WARM_CLIPS = 4
 _MEASURE_S = 10.0
 
 
@@ -48,32 +51,51 @@ class Estimate:
 def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float) -> Estimate:
     """Measure one worker on clips spread evenly over the plan's lengths."""
     good = plan.manifest.filter(pc.equal(plan.manifest["status"], str(Status.OK)))
-    by_length = pc.sort_indices(good["duration_s"])
+    by_length = pc.sort_indices(good["duration_s"]).to_numpy()
     picks = np.unique(np.linspace(0, max(good.num_rows - 1, 0), _SAMPLE_CLIPS).astype(int))
-    sample = good.take(by_length.take(pa.array(picks))) if good.num_rows else good
+    # short and long ones in turn, so that stopping early still measures all lengths
+    picks = np.concatenate([picks[i::_LENGTHS_IN_TURN] for i in range(_LENGTHS_IN_TURN)])
+    sample = good.take(by_length[picks]) if good.num_rows else good
     measure = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(_measure)
-    with own_errors():
-        speed, start_s = ray.get(measure.remote(sample, task, max_clip_s))
+    threads = io_threads(plan.manifest, placement)
+    ref = measure.remote(sample, task, max_clip_s, threads)
+    speed, start_s = patient_get(ref, "a worker to measure on")
     return Estimate(audio_s=plan.todo_s(), speed=speed, start_s=start_s, workers=placement.workers)
 
 
-def _measure(sample: pa.Table, task: ClipTask, max_clip_s: float) -> tuple[float, float]:
+def _measure(
+    sample: pa.Table, task: ClipTask, max_clip_s: float, io_threads: int
+) -> tuple[float, float]:
     """Audio seconds per second of one warm worker, and the seconds it needed to start."""
     began = time.perf_counter()
     worker = task.open()
     clips = clips_of(sample)
     if not clips:
         return 0.0, time.perf_counter() - began
-    worker.score([d.signal for d in decode_run(clips[:1], max_clip_s) if d.signal is not None])
-    start_s = time.perf_counter() - began
-    began, audio_s = time.perf_counter(), 0.0
-    decoded = (one for clip in clips for one in decode_run([clip], max_clip_s))
-    for batch in micro_batches(decoded, worker.max_padded_s):
+    with ThreadPoolExecutor(io_threads) as pool:
+        for part in _turns(clips)[:1]:  # a first batch of each length warms the model up
+            _score(worker, part[:_WARM_CLIPS], pool, max_clip_s)
+        start_s = time.perf_counter() - began
+        began, audio_s = time.perf_counter(), 0.0
+        for part in _turns(clips):
+            audio_s += _score(worker, part, pool, max_clip_s)
+            if time.perf_counter() - began > _MEASURE_S:
+                break
+        return audio_s / (time.perf_counter() - began), start_s
+
+
+def _turns(clips: list[Clip]) -> list[list[Clip]]:
+    size = -(-len(clips) // _LENGTHS_IN_TURN)
+    return [clips[i : i + size] for i in range(0, len(clips), size)]
+
+
+def _score(worker: ClipWorker, clips: list[Clip], pool: Executor, max_clip_s: float) -> float:
+    feed = decode_ahead(clips, pool, max_clip_s=max_clip_s, ahead_s=AHEAD_S)
+    audio_s = 0.0
+    for batch in micro_batches(feed, worker.max_padded_s):
         worker.score([d.signal for d in batch if d.signal is not None])
         audio_s += sum(d.duration_s for d in batch)
-        if time.perf_counter() - began > _MEASURE_S:
-            break
-    return audio_s / (time.perf_counter() - began), start_s
+    return audio_s
 
 
 def rows(

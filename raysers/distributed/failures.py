@@ -11,7 +11,7 @@ from functools import wraps
 import pyarrow as pa
 
 from raysers import errors
-from raysers.errors import RaysersError
+from raysers.errors import ClipError, RaysersError
 
 _CLASS, _MESSAGE = "error_class", "error_message"
 
@@ -23,6 +23,8 @@ def carried(work: Callable[..., pa.Table]) -> Callable[..., pa.Table]:
     def careful(*args: object, **kwargs: object) -> pa.Table:
         try:
             return work(*args, **kwargs)
+        except ClipError:
+            raise  # a clip's fate has no business here: a bug
         except RaysersError as error:
             return pa.table({_CLASS: [type(error).__name__], _MESSAGE: [str(error)]})
 
@@ -32,5 +34,6 @@ def carried(work: Callable[..., pa.Table]) -> Callable[..., pa.Table]:
 def raise_carried(table: pa.Table) -> pa.Table:
     """The table itself, or the error it carries, raised."""
     if _CLASS in table.column_names:
-        raise getattr(errors, table[_CLASS][0].as_py())(table[_MESSAGE][0].as_py())
+        kind = getattr(errors, table[_CLASS][0].as_py(), RaysersError)
+        raise kind(table[_MESSAGE][0].as_py())
     return table

@@ -15,15 +15,26 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from raysers.audio.decode import AudioReader
+from raysers.audio.decode import AudioReader, AudioSource
 from raysers.audio.level import clipped_ratio, rms_db
 from raysers.data import storage
-from raysers.data.tar import tar_uri_of
-from raysers.errors import ClipError, ObjectForbidden, ObjectMissing
+from raysers.errors import (
+    ClipError,
+    ObjectChanged,
+    ObjectForbidden,
+    ObjectMissing,
+    RaysersError,
+)
 from raysers.types import SAMPLE_RATE_HZ, Clip, Status
+
+#: Audio seconds decoded ahead of the model, per shard.
+AHEAD_S = 600.0
 
 #: Audio seconds decoded by one thread in one go; also the longest stretch per open reader.
 _RUN_S = 120.0
+
+#: What a clip of unknown length counts as.
+_UNKNOWN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +51,13 @@ class Decoded:
     def duration_s(self) -> float:
         """Seconds of decoded audio; 0 when there is none."""
         return 0.0 if self.signal is None else len(self.signal) / SAMPLE_RATE_HZ
+
+
+_FATES = (
+    (ObjectMissing, Status.MISSING),
+    (ObjectForbidden, Status.FORBIDDEN),
+    (ObjectChanged, Status.UNREADABLE),
+)
 
 
 def decode_ahead(
@@ -82,7 +100,7 @@ def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
         run: list[Clip] = []
         run_s = 0.0
         for clip in same_file:
-            clip_s = clip.duration_s if clip.duration_s == clip.duration_s else 0.0
+            clip_s = clip.duration_s if clip.duration_s >= 0 else _UNKNOWN_S
             if run and run_s + clip_s > _RUN_S:
                 yield run_s, run
                 run, run_s = [], 0.0
@@ -103,32 +121,42 @@ def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
     try:
         with AudioReader(_source(first), name=first.file) as reader:
             return [_read(reader, clip, max_clip_s) for clip in clips]
-    except ClipError as error:
-        return [_failed(clip, error) for clip in clips]
-    except ObjectMissing as error:
-        return [_failed(clip, ClipError(Status.MISSING, str(error))) for clip in clips]
-    except ObjectForbidden as error:
-        return [_failed(clip, ClipError(Status.FORBIDDEN, str(error))) for clip in clips]
+    except Exception as error:
+        fate = _fate(error)
+        return [_failed(clip, fate) for clip in clips]
 
 
-def _source(clip: Clip) -> storage.AudioSource:
-    uri = clip.file if clip.byte_offset is None else tar_uri_of(clip.file)
+def _source(clip: Clip) -> AudioSource:
     return storage.open_source(
-        uri,
+        clip.file,
         num_bytes=clip.num_bytes,
         byte_offset=clip.byte_offset,
         byte_size=clip.byte_size,
+        etag=clip.etag,
     )
 
 
 def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
     try:
         signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s)
-    except ClipError as error:
-        return _failed(clip, error)
+    except Exception as error:
+        return _failed(clip, _fate(error))
     return Decoded(
         clip=clip, signal=signal, rms_db=rms_db(signal), clipped_ratio=clipped_ratio(signal)
     )
+
+
+def _fate(error: Exception) -> ClipError:
+    """What an exception means for the clip; raised again when it is not the clip's fault."""
+    if isinstance(error, ClipError):
+        return error
+    for kind, status in _FATES:
+        if isinstance(error, kind):
+            return ClipError(status, str(error))
+    if isinstance(error, RaysersError):
+        raise error
+    # the row boundary: whatever a decoder does on a hostile file, the job goes on without it
+    return ClipError(Status.UNREADABLE, f"{type(error).__name__}: {error}")
 
 
 def _failed(clip: Clip, error: ClipError) -> Decoded:

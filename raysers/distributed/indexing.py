@@ -5,13 +5,16 @@ The result does not depend on how the work was spread: rows are sorted by file a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 
-from raysers.audio.decode import AudioReader, AudioSource
 from raysers.data.manifest import (
     Segmenting,
     is_manifest,
@@ -19,14 +22,14 @@ from raysers.data.manifest import (
     read_manifest,
     sort_manifest,
 )
-from raysers.data.sources import list_inputs
+from raysers.data.sources import ListingNotes, list_inputs
 from raysers.distributed.failures import carried, raise_carried
+from raysers.distributed.progress import LINE_EVERY_S
 from raysers.errors import ConfigError
-from raysers.models.vad import find_speech
 
 #: Objects whose headers one task reads. Finding speech decodes whole files, so its tasks are small.
 _OBJECTS_PER_TASK = 2000
-_OBJECTS_PER_VAD_TASK = 16
+_OBJECTS_PER_VAD_TASK = 1
 
 
 def index(inputs: Sequence[str], segmenting: Segmenting, *, limit: int = 0) -> pa.Table:
@@ -47,25 +50,36 @@ def index(inputs: Sequence[str], segmenting: Segmenting, *, limit: int = 0) -> p
     tables = [read_manifest(uri) for uri in finished]
     others = [uri for uri in inputs if uri not in finished]
     if others:
-        tables += _probed(others, segmenting)
+        tables += _probed(others, segmenting, limit)
     manifest = sort_manifest(pa.concat_tables(tables, promote_options="default"))
     return manifest.slice(0, limit) if limit else manifest
 
 
-def _probed(inputs: Sequence[str], segmenting: Segmenting) -> list[pa.Table]:
+def _probed(inputs: Sequence[str], segmenting: Segmenting, limit: int) -> list[pa.Table]:
     size = _OBJECTS_PER_VAD_TASK if segmenting.kind == "vad" else _OBJECTS_PER_TASK
-    blocks = [pa.Table.from_batches([b]) for b in _sliced(list_inputs(inputs), size)]
+    notes = ListingNotes()
+    listed = pa.Table.from_batches(list_inputs(inputs, notes=notes))
+    for warning in notes.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if limit:  # every object is at least one clip
+        listed = listed.sort_by([("file", "ascending"), ("start", "ascending")]).slice(0, limit)
+    blocks = [listed.slice(start, size) for start in range(0, listed.num_rows, size)]
     probed = ray.data.from_arrow(blocks).map_batches(
         _probe, fn_kwargs={"segmenting": segmenting}, batch_size=None, batch_format="pyarrow"
     )
     found = probed.iter_batches(batch_size=None, batch_format="pyarrow")
-    return [raise_carried(table) for table in found]
+    return list(_told(map(raise_carried, found), listed.num_rows))
 
 
-def _sliced(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        for start in range(0, batch.num_rows, size):
-            yield batch.slice(start, size)
+def _told(tables: Iterator[pa.Table], objects: int) -> Iterator[pa.Table]:
+    """The same tables, with a line every now and then about how many headers are read."""
+    clips, last_s = 0, time.monotonic()
+    for table in tables:
+        clips += table.num_rows
+        if time.monotonic() - last_s >= LINE_EVERY_S:
+            last_s = time.monotonic()
+            print(f"reading headers: {clips:,} clips of {objects:,} files", file=sys.stderr)
+        yield table
 
 
 @carried
@@ -74,6 +88,9 @@ def _probe(block: pa.Table, segmenting: Segmenting) -> pa.Table:
     return probe_batch(block, segmenting, find_speech=speech)
 
 
-def _speech_in(source: AudioSource, segmenting: Segmenting) -> list[tuple[int, int]]:
-    with AudioReader(source, name="recording") as reader:
-        return find_speech(reader.blocks(), min_s=segmenting.min_s, max_s=segmenting.window_s)
+def _speech_in(
+    blocks: Iterator[NDArray[np.float32]], segmenting: Segmenting
+) -> list[tuple[int, int]]:
+    from raysers.models.vad import find_speech  # torch, which reading headers does not need
+
+    return find_speech(blocks, min_s=segmenting.min_s, max_s=segmenting.window_s)

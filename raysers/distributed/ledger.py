@@ -5,7 +5,8 @@ the start means that a process died on it. The ledger outlives workers, nodes an
 
 A death may be nobody's fault (a node was taken away), so suspicion grows step by step: the shard is
 worked on again in the same micro-batches with a mark for each; the clips of a micro-batch that was
-being worked on at a death are then taken alone; a clip is given up after two deaths alone.
+being worked on at a death are then taken alone; a clip is given up after two deaths alone. What a
+driver's end interrupts makes suspicious, but no death of it counts against a clip.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysers.data import storage
-from raysers.errors import ObjectMissing
+from raysers.errors import ObjectMissing, WriteError
 
 #: A clip whose process died this often while it alone was being worked on is given up.
 MAX_DEATHS = 2
@@ -32,6 +33,7 @@ class Attempt:
 
     Attributes:
         uri: the mark.
+        run_id: the run that works on the shard.
         deaths: processes that died on the shard.
         suspects: clips being worked on just now, when the shard is worked on with care.
         apart: clips to take alone.
@@ -39,6 +41,7 @@ class Attempt:
     """
 
     uri: str
+    run_id: str
     deaths: int = 0
     suspects: list[str] = field(default_factory=list)
     apart: list[str] = field(default_factory=list)
@@ -60,40 +63,56 @@ class Attempt:
 
     def close(self) -> None:
         """Remove the mark: the shard's part is written."""
-        storage.delete(self.uri)
+        discard(self.uri)
 
     def _write(self) -> None:
-        names = ("deaths", "suspects", "apart", "deaths_alone")
+        names = ("run_id", "deaths", "suspects", "apart", "deaths_alone")
         record = {name: getattr(self, name) for name in names}
         storage.write_atomic(self.uri, json.dumps(record).encode())
 
-    def _after_death(self) -> None:
+    def _after_death(self, run_id: str) -> None:
         """Draw the conclusions from a mark that was left behind."""
         self.deaths += 1
-        if len(self.suspects) == 1:
+        # in the same run only the worker can have died; else the driver ended, for any reason
+        if len(self.suspects) == 1 and run_id == self.run_id:
             (clip,) = self.suspects
             self.deaths_alone[clip] = self.deaths_alone.get(clip, 0) + 1
         self.apart = sorted({*self.apart, *self.suspects})
         self.suspects = []
+        self.run_id = run_id
 
 
-def begin(output: str, part: str) -> Attempt:
+def begin(output: str, part: str, run_id: str) -> Attempt:
     """Mark the shard of `part` as begun and return what earlier attempts left.
 
     Raises:
         WriteError: the mark cannot be written.
     """
-    uri = storage.join(output, _FOLDER, f"{part}.json")
+    uri = mark_uri(output, part)
     left_behind = _read(uri)
-    attempt = Attempt(uri, **left_behind)
+    attempt = Attempt(uri, **(left_behind or {"run_id": run_id}))
     if left_behind:
-        attempt._after_death()
+        attempt._after_death(run_id)
     attempt._write()
     return attempt
 
 
+def mark_uri(output: str, part: str) -> str:
+    """Where the mark of a part's shard lies."""
+    return storage.join(output, _FOLDER, f"{part}.json")
+
+
+def discard(uri: str) -> None:
+    """Remove a mark; a store that lets nobody delete keeps it, and it harms nobody."""
+    with suppress(WriteError):
+        storage.delete(uri)
+
+
 def tidy(output: str) -> None:
-    """Remove the ledger's folder once no mark is left; stores without folders have none."""
+    """Remove what is left of the ledger when every part is there."""
+    with suppress(ObjectMissing):
+        for mark in storage.list_objects(storage.join(output, _FOLDER)):
+            discard(mark.uri)
     if not storage.is_remote(output):
         with suppress(OSError):
             os.rmdir(storage.join(output, _FOLDER))

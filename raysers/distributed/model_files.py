@@ -10,11 +10,13 @@ import hashlib
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from raysers.data import storage
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 
+_COPY_BYTES = 8 << 20
 _WANTED = (".json", ".safetensors", ".bin", ".md")
 
 
@@ -50,16 +52,18 @@ def _cache_folder() -> Path:
 
 
 def _fetch(uris: dict[str, str], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    except OSError as error:
+        raise ConfigError(f"{folder.parent} cannot be written; set XDG_CACHE_HOME") from error
     try:
         for name, uri in uris.items():
-            (partial / name).write_bytes(storage.read_bytes(uri))
-        try:
+            with storage.open_file(uri) as source, (partial / name).open("wb") as copy:
+                shutil.copyfileobj(source, copy, _COPY_BYTES)
+        with suppress(OSError):  # another process was first; its copy is the same
             partial.rename(folder)
-        except OSError:
-            # another process was first; its copy is the same
-            if not folder.is_dir():
-                raise
+    except OSError as error:
+        raise ConfigError(f"no room for the model in {folder.parent}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

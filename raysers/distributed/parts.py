@@ -29,7 +29,9 @@ def part_uri(output: str, table: str, shard: int) -> str:
 
 
 def unprobed(clip: Clip) -> Clip:
-    """The clip as if its header had never been looked at: whatever was wrong may be mended."""
+    """The clip as if its file had never been looked at: whatever was wrong may be mended."""
+    if clip.byte_offset is None:
+        clip = replace(clip, num_bytes=None, etag="")
     return replace(clip, status=Status.OK, error="")
 
 
@@ -74,7 +76,7 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table | None
             return file.read(columns=None if columns is None else [*columns])
     except ObjectMissing:
         return None
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         # parts are written whole or not at all, so this one was damaged by something else
         raise RaysersError(
             f"{uri} is damaged ({error}): delete it and run the same command"
@@ -87,6 +89,18 @@ def read_parts(output: str, table: str, shards: int, columns: Sequence[str]) -> 
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda uri: read_part(uri, columns), uris)
         return {i: part for i, part in enumerate(found) if part is not None}
+
+
+def read_all(output: str, table: str, shards: int, columns: Sequence[str]) -> pa.Table:
+    """Columns of all parts that are there, as one table.
+
+    Raises:
+        RaysersError: none is there.
+    """
+    found = read_parts(output, table, shards, columns)
+    if not found:
+        raise RaysersError(f"no part of {table} is in {output}: was it removed?")
+    return pa.concat_tables(found.values())
 
 
 def parts_done(output: str, table: str) -> set[str]:

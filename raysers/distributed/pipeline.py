@@ -7,32 +7,53 @@ writes its own parts, and only a summary row per shard comes back.
 from __future__ import annotations
 
 import json
+import os
+import platform
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
+from raysers.data.shards import ShardPlan
 from raysers.distributed.cluster import Placement
 from raysers.distributed.failures import carried, raise_carried
 from raysers.distributed.progress import Monitor, ThrottledReport
 from raysers.distributed.stages import ClipTask, ShardStage, StageSettings
+from raysers.errors import DeviceLost, RaysersError
+from raysers.run import load_record
 
 #: Columns of the manifest that a worker needs.
 _TRAVELLING = (
-    "clip_id", "file", "start", "end", "duration_s", "num_bytes",
+    "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",
     "byte_offset", "byte_size", "status", "error",
 )  # fmt: skip
 
 
+#: Starts per worker that may die while loading before the job gives up.
+_FAILED_STARTS = 3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardResult:
-    """What a worker says of a finished shard."""
+    """What a worker says of a finished shard: what it holds, and what this attempt did for it.
+
+    Attributes:
+        shard: its number.
+        clips: rows of its part.
+        audio_s: audio seconds of its part.
+        padded_s: seconds that went through the model, padding included.
+        scored_s: audio seconds that went through the model.
+        model_s: wall seconds of forward passes.
+        wait_s: wall seconds in which the model waited for decoded audio.
+        decoded: clips decoded.
+        peak_bytes: most memory the worker ever held.
+        statuses: rows of its part by status.
+    """
 
     shard: int
     clips: int
@@ -42,15 +63,19 @@ class ShardResult:
     model_s: float
     wait_s: float
     decoded: int
+    peak_bytes: int
     statuses: Counter[str] = field(default_factory=Counter)
 
 
 class _Worker:
     """The stage as Ray Data builds it: its own errors travel back as rows."""
 
-    def __init__(self, *, settings: StageSettings, task: ClipTask, monitor: Any) -> None:
+    def __init__(
+        self, *, settings: StageSettings, task: ClipTask, monitor: Any, workers: int
+    ) -> None:
+        self._settings, self._task, self._monitor = settings, task, monitor
+        self._workers = workers
         self._stage: ShardStage | None = None
-        self._make = partial(ShardStage, settings, task, ThrottledReport(monitor))
         self._making = threading.Lock()
 
     @carried
@@ -58,16 +83,40 @@ class _Worker:
         # the model is loaded by the first call, because an error in a constructor has no row
         with self._making:
             self._stage = self._stage or self._make()
-        return self._stage(block)
+        try:
+            return self._stage(block)
+        except DeviceLost:
+            os._exit(1)  # nothing works in this process any more; the ledger finds the clip
+
+    def _make(self) -> ShardStage:
+        """The stage with its model loaded, unless loading it keeps killing workers."""
+        self._require_same_output()
+        if ray.get(self._monitor.loading.remote()) > _FAILED_STARTS * self._workers:
+            raise RaysersError(
+                "workers die while they load the model: give fewer --workers or more memory"
+            )
+        stage = ShardStage(self._settings, self._task, ThrottledReport(self._monitor))
+        self._monitor.loaded.remote()
+        return stage
+
+    def _require_same_output(self) -> None:
+        record = load_record(self._settings.output)
+        if record is None or record.run_id != self._settings.run_id:
+            raise RaysersError(
+                f"{platform.node()} does not see {self._settings.output}: give an --output that "
+                "every node reaches, s3:// or a shared disk"
+            )
 
 
-def shard_blocks(manifest: pa.Table, shards: Iterable[tuple[int, np.ndarray]]) -> list[pa.Table]:
-    """One block of clip references per (shard number, row indices)."""
-    travelling = manifest.select(_TRAVELLING)
-    return [
-        travelling.take(rows).append_column("shard", pa.array(np.full(len(rows), shard)))
-        for shard, rows in shards
-    ]
+def shard_blocks(manifest: pa.Table, plan: ShardPlan, shards: Sequence[int]) -> list[pa.Table]:
+    """One block of clip references per shard number; the blocks are views of one table."""
+    rows = [plan.rows(shard) for shard in shards]
+    sizes = np.array([len(r) for r in rows])
+    references = manifest.select(_TRAVELLING).combine_chunks()
+    references = references.take(np.concatenate(rows)).combine_chunks()
+    references = references.append_column("shard", pa.array(np.repeat(shards, sizes)))
+    starts = np.cumsum(sizes) - sizes
+    return [references.slice(s, n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
 
 
 def run_shards(
@@ -77,7 +126,6 @@ def run_shards(
     task: ClipTask,
     placement: Placement,
     monitor: Any,
-    longest_shard_s: float,
 ) -> Iterator[ShardResult]:
     """Work on every block; results come as shards finish, in any order.
 
@@ -85,9 +133,6 @@ def run_shards(
         RaysersError: what a worker raised on purpose (credentials, storage, writing).
         ray.exceptions.RayError: a bug in a worker.
     """
-    context = ray.data.DataContext.get_current()
-    # a slow worker may take long over one shard without anything being wrong
-    context.execution_no_progress_timeout_s = max(3600.0, 20 * longest_shard_s)
     pool = ray.data.ActorPoolStrategy(
         size=min(placement.workers, len(blocks)),
         # one shard is scored while the next is decoded
@@ -97,7 +142,12 @@ def run_shards(
     )
     results = ray.data.from_arrow(list(blocks)).map_batches(
         _Worker,
-        fn_constructor_kwargs={"settings": settings, "task": task, "monitor": monitor},
+        fn_constructor_kwargs={
+            "settings": settings,
+            "task": task,
+            "monitor": monitor,
+            "workers": placement.workers,
+        },
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

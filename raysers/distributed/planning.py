@@ -5,6 +5,8 @@ Everything that can be wrong with the command is found here, before the first by
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,16 +18,22 @@ import pyarrow.compute as pc
 
 from raysers.config import ClipJobFlags, ListingFlags
 from raysers.data import storage
-from raysers.data.manifest import Segmenting, fingerprint, read_manifest
+from raysers.data.manifest import Segmenting, clips_of, fingerprint, read_manifest
 from raysers.data.shards import ShardPlan, plan_shards, shard_name
 from raysers.data.sources import list_inputs
 from raysers.distributed import parts
+from raysers.distributed.cluster import is_one_machine
 from raysers.distributed.indexing import index
+from raysers.distributed.stages import can_redo
 from raysers.errors import ConfigError, RaysersError, StorageError, TransientStorageError
 from raysers.run import RunRecord, load_record, refuse_other_settings
+from raysers.types import Status
 
 #: Version of what the rows mean; another one is never mixed into an output folder.
 ROWS_VERSION = 1
+
+#: Where Ray unpacks what `ray job submit --working-dir` sends.
+_RAY_PACKAGES = "runtime_resources"
 
 FlagsT = TypeVar("FlagsT", bound=ListingFlags)
 
@@ -71,6 +79,15 @@ def anchored(flags: FlagsT) -> FlagsT:
         ConfigError: a flag has an impossible value.
     """
     flags.check()
+    if (
+        _RAY_PACKAGES in os.getcwd()
+        and not storage.is_remote(flags.output)
+        and not os.path.isabs(os.path.expanduser(flags.output))
+    ):
+        raise ConfigError(
+            f"--output {flags.output} would be inside the job's own copy of the code, which is "
+            "thrown away: give an absolute path or an s3:// prefix"
+        )
     places = tuple(storage.absolute(uri) for uri in flags.input)
     return replace(flags, input=places, output=storage.absolute(flags.output))
 
@@ -103,7 +120,7 @@ def open_output(flags: ListingFlags, job: str, table: str) -> RunRecord | None:
         ConfigError: it holds tables of unknown origin.
     """
     earlier = load_record(flags.output)
-    if earlier is None and parts.parts_done(flags.output, table):
+    if earlier is None and table != "manifest" and parts.parts_done(flags.output, table):
         raise ConfigError(
             f"--output {flags.output} has {table} but no run.json: choose another folder"
         )
@@ -111,7 +128,20 @@ def open_output(flags: ListingFlags, job: str, table: str) -> RunRecord | None:
         refuse_other_settings(flags.output, earlier, job, {})
     if earlier is None:
         list_inputs(flags.input)  # only looks at each: a misspelt one should not cost a start
+    if not getattr(flags, "dry_run", False):
+        _check_writable(flags.output)
     return earlier
+
+
+def _check_writable(output: str) -> None:
+    """As `storage.check_writable`, leaving no folder behind for a command that may yet be wrong."""
+    new = [output]
+    while not storage.is_remote(output) and not os.path.exists(os.path.dirname(new[-1])):
+        new.append(os.path.dirname(new[-1]))
+    existed = storage.is_remote(output) or os.path.exists(output)
+    storage.check_writable(output)
+    for folder in [] if existed else new:
+        os.rmdir(folder)
 
 
 def list_clips(flags: ListingFlags) -> pa.Table:
@@ -123,7 +153,19 @@ def list_clips(flags: ListingFlags) -> pa.Table:
     kind = Segmenting(
         kind=flags.segment, window_s=flags.window_s, hop_s=flags.hop_s, min_s=flags.min_s
     )
-    return index(flags.input, kind, limit=flags.limit)
+    manifest = index(flags.input, kind, limit=flags.limit)
+    _refuse_unseen_input(manifest)
+    return manifest
+
+
+def _refuse_unseen_input(manifest: pa.Table) -> None:
+    """Files that are here but on no other node would be a table of `missing` rows."""
+    first = manifest["file"][0].as_py()
+    nothing = pc.all(pc.equal(manifest["status"], str(Status.MISSING))).as_py()
+    if nothing and not is_one_machine() and os.path.exists(first):
+        raise ConfigError(
+            f"--input: the nodes do not see {first}: put the audio on a shared disk or in s3://"
+        )
 
 
 def make_plan(
@@ -147,6 +189,7 @@ def make_plan(
     todo = {i for i in range(len(shards)) if shard_name(i) not in done}
     if flags.retry and done:
         todo |= _shards_to_retry(flags, table, len(shards))
+        _warn_of_rows_to_list_anew(flags, manifest)
     return Plan(
         manifest=manifest, shards=shards, todo=sorted(todo), earlier=earlier, settings=settings
     )
@@ -160,6 +203,19 @@ def _stored_manifest(output: str, expected: str) -> pa.Table:
             "outside; start again in another folder"
         )
     return manifest
+
+
+def _warn_of_rows_to_list_anew(flags: ClipJobFlags, manifest: pa.Table) -> None:
+    wanted = pa.array([str(s) for s in flags.retry])
+    failed = manifest.filter(pc.is_in(manifest["status"], wanted))
+    whole = flags.segment == "whole"
+    left = sum(not can_redo(clip, whole=whole) for clip in clips_of(failed))
+    if left:
+        print(
+            f"warning: {left} rows stay as they are, because their clips were cut from what could "
+            "be read: to score the mended files, give them a new --output",
+            file=sys.stderr,
+        )
 
 
 def _shards_to_retry(flags: ClipJobFlags, table: str, shards: int) -> set[int]:

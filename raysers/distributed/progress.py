@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,23 +27,24 @@ LINE_EVERY_S = 10.0
 
 
 class Monitor:
-    """Keeps, per shard in work, audio seconds and clips by status; and facts all workers share."""
+    """Keeps, per shard in work, audio seconds and clips by status; and how worker starts went."""
 
     def __init__(self) -> None:
         self._shards: dict[int, tuple[float, dict[str, int]]] = {}
-        self._facts: dict[str, str] = {}
+        self._failed_starts = 0
 
     def report(self, shard: int, audio_s: float, statuses: dict[str, int]) -> None:
         """Replace what is known of `shard`."""
         self._shards[shard] = (audio_s, statuses)
 
-    def settle(self, fact: str, proposal: str) -> str:
-        """The first proposal for `fact` wins, and everybody gets it."""
-        return self._facts.setdefault(fact, proposal)
+    def loading(self) -> int:
+        """A worker begins to load its model; returns how many such starts never came to an end."""
+        self._failed_starts += 1
+        return self._failed_starts - 1
 
-    def facts(self) -> dict[str, str]:
-        """What has been settled."""
-        return dict(self._facts)
+    def loaded(self) -> None:
+        """That worker has its model."""
+        self._failed_starts -= 1
 
     def snapshot(self) -> dict[int, tuple[float, dict[str, int]]]:
         """Everything, by shard."""
@@ -67,24 +68,38 @@ class ThrottledReport:
 
 @dataclass(slots=True)
 class Totals:
-    """How far the whole run is. `total_s` and `clips` count what this run has to do."""
+    """How far the whole run is.
+
+    Attributes:
+        total_s: audio seconds this run has to do.
+        clips: clips it has to do.
+        finished: per finished shard, audio seconds and clips by status.
+        in_work: the same of shards that workers have told about.
+        started_s: when the first figures came, on the monotonic clock; loading does not count.
+    """
 
     total_s: float
     clips: int
-    audio_s: float = 0.0
-    started_s: float = field(default_factory=time.monotonic)
-    statuses: Counter[str] = field(default_factory=Counter)
+    finished: dict[int, tuple[float, dict[str, int]]] = field(default_factory=dict)
+    in_work: dict[int, tuple[float, dict[str, int]]] = field(default_factory=dict)
+    began_s: float = field(default_factory=time.monotonic)
+    started_s: float | None = None
 
     def line(self) -> str:
         """One line: audio hours, x real time, time left, clips, failures by status."""
-        elapsed_s = max(time.monotonic() - self.started_s, 1e-6)
-        speed = self.audio_s / elapsed_s
-        left = duration((self.total_s - self.audio_s) / speed) if self.audio_s else "starting"
-        text = (
-            f"{hours(self.audio_s)} of {hours(self.total_s)} audio | {speed:.1f} x real time | "
-            f"{left} left | {sum(self.statuses.values())}/{self.clips} clips"
-        )
-        return text + failures_text(self.statuses)
+        shards = {**self.in_work, **self.finished}
+        if not shards:
+            return f"loading the model ({duration(time.monotonic() - self.began_s)})"
+        self.started_s = self.started_s or time.monotonic()
+        audio_s = sum(done_s for done_s, _ in shards.values())
+        statuses: Counter[str] = Counter()
+        for _, counts in shards.values():
+            statuses.update(counts)
+        speed = audio_s / max(time.monotonic() - self.started_s, 1.0)
+        text = f"{hours(audio_s)} of {hours(self.total_s)} audio | {speed:.1f} x real time"
+        if speed:
+            text += f" | {duration((self.total_s - audio_s) / speed)} left"
+        return f"{text} | {statuses.total()}/{self.clips} clips" + failures_text(statuses)
 
 
 def hours(seconds: float) -> str:
@@ -125,15 +140,9 @@ def live(totals: Totals, monitor: Any) -> Iterator[None]:
 
 
 def _refresh(totals: Totals, monitor: Any) -> None:
-    try:
-        shards = ray.get(monitor.snapshot.remote(), timeout=5).values()
-    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-        return  # progress is a courtesy; the run itself reports what matters
-    totals.audio_s = sum(audio_s for audio_s, _ in shards)
-    counts: Counter[str] = Counter()
-    for _, statuses in shards:
-        counts.update(statuses)
-    totals.statuses = counts
+    # progress is a courtesy: the run itself reports what matters
+    with suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+        totals.in_work = ray.get(monitor.snapshot.remote(), timeout=5)
 
 
 def _on_terminal(totals: Totals, monitor: Any, stop: threading.Event, console: Console) -> None:

@@ -2,7 +2,8 @@
 
 Two shards are in a worker at a time: the model scores one while the next one is already fetched
 and decoded by threads. A shard on which a process died before is worked on alone and with care, in
-the same micro-batches, so that its rows do not depend on what happened.
+the same micro-batches, so that its rows do not depend on what happened; only clips that were being
+worked on at a second death are scored alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from raysers.data.manifest import clips_of
 from raysers.data.shards import shard_name
 from raysers.distributed import ledger, parts
-from raysers.distributed.feed import Decoded, decode_ahead, decode_run, micro_batches
+from raysers.distributed.feed import AHEAD_S, Decoded, decode_ahead, micro_batches
 from raysers.distributed.gate import Gate
 from raysers.distributed.tally import Tally, summary_row
 from raysers.errors import ClipError
@@ -30,8 +32,8 @@ from raysers.types import Clip, Status
 Signal = NDArray[np.float32]
 Row = dict[str, Any]
 
-#: Audio seconds decoded ahead of the model, per shard.
-_AHEAD_S = 600.0
+#: Clips decoded together on the first attempt after a death.
+_STRETCH = 32
 
 
 class ClipWorker(Protocol):
@@ -68,6 +70,7 @@ class StageSettings:
         output: the run's folder.
         run_id: written into every row.
         redo: statuses whose rows are made again (`--retry`).
+        whole: clips are whole files, so one whose header failed may be tried again.
         max_clip_s: longer clips are `too_long`.
         io_threads: threads that fetch and decode.
     """
@@ -75,6 +78,7 @@ class StageSettings:
     output: str
     run_id: str
     redo: frozenset[str]
+    whole: bool
     max_clip_s: float
     io_threads: int
 
@@ -103,10 +107,11 @@ class ShardStage:
         earlier = parts.read_part(uri)
         clips = clips_of(block)
         if earlier is not None:
-            clips = _to_redo(clips, earlier, self._settings.redo, self._settings.run_id)
-            if not clips:  # a finished shard whose summary was lost with its worker
+            clips = _to_redo(clips, earlier, self._settings)
+            if not clips:  # nothing to redo, or a finished shard whose summary was lost
+                ledger.discard(ledger.mark_uri(self._settings.output, shard_name(shard)))
                 return summary_row(shard, earlier, Tally())
-        attempt = ledger.begin(self._settings.output, shard_name(shard))
+        attempt = ledger.begin(self._settings.output, shard_name(shard), self._settings.run_id)
         tally = Tally()
         rows = self._rows_of(shard, clips, attempt, tally)
         table = parts.to_table([rows[clip.clip_id] for clip in clips], self._worker.schema)
@@ -129,17 +134,17 @@ class ShardStage:
             clips,
             self._io,
             max_clip_s=self._settings.max_clip_s,
-            ahead_s=max(_AHEAD_S, 4 * self._worker.max_padded_s),
+            ahead_s=max(AHEAD_S, 4 * self._worker.max_padded_s),
         )
 
     def _careful_feed(self, clips: list[Clip], attempt: ledger.Attempt) -> Iterator[Decoded]:
-        for clip in clips:
-            if attempt.given_up(clip.clip_id):
+        for stretch in _stretches(clips, attempt):
+            if attempt.given_up(stretch[0].clip_id):
                 message = f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
-                yield Decoded(clip=clip, error=ClipError(Status.WORKER_DIED, message))
-            else:
-                attempt.enter([clip.clip_id])
-                yield from decode_run([clip], self._settings.max_clip_s)
+                yield Decoded(clip=stretch[0], error=ClipError(Status.WORKER_DIED, message))
+                continue
+            attempt.enter([clip.clip_id for clip in stretch])
+            yield from self._feed(stretch)
 
     def _score_feed(
         self, shard: int, feed: Iterator[Decoded], attempt: ledger.Attempt, tally: Tally
@@ -199,11 +204,33 @@ def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Deco
         yield group
 
 
-def _to_redo(clips: list[Clip], earlier: pa.Table, redo: frozenset[str], run_id: str) -> list[Clip]:
+def _stretches(clips: list[Clip], attempt: ledger.Attempt) -> Iterator[list[Clip]]:
+    """Clips to decode under one mark: those under suspicion alone, the others some at a time."""
+    for apart, group in groupby(clips, key=lambda c: c.clip_id in attempt.apart):
+        members = list(group)
+        size = 1 if apart else _STRETCH
+        yield from (members[i : i + size] for i in range(0, len(members), size))
+
+
+def _to_redo(clips: list[Clip], earlier: pa.Table, settings: StageSettings) -> list[Clip]:
     """Clips, as if unprobed, whose row has a status to redo and is not of this very run."""
     rows = earlier.select(["clip_id", "status", "run_id"]).to_pylist()
-    again = {r["clip_id"] for r in rows if r["status"] in redo and r["run_id"] != run_id}
-    return [parts.unprobed(c) for c in clips if c.clip_id in again]
+    again = {
+        r["clip_id"]
+        for r in rows
+        if r["status"] in settings.redo and r["run_id"] != settings.run_id
+    }
+    wanted = (c for c in clips if c.clip_id in again and can_redo(c, whole=settings.whole))
+    return [parts.unprobed(c) for c in wanted]
+
+
+def can_redo(clip: Clip, *, whole: bool) -> bool:
+    """Whether the clip means the same once its file is mended.
+
+    A file whose header failed was never cut into windows, and a cut one has a clip as long as what
+    was left of it; both need a new list of clips.
+    """
+    return clip.status == Status.OK or (whole and clip.end_ns is None)
 
 
 def _decode_order(clips: list[Clip]) -> list[Clip]:

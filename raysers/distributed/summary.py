@@ -26,6 +26,16 @@ def print_plan(job: str, plan: Plan) -> None:
     _console().print(line)
 
 
+def warn_of_long_clips(plan: Plan, max_clip_s: float) -> None:
+    """Say before the work how many clips will not be scored for their length."""
+    too_long = pc.sum(pc.greater(plan.manifest["duration_s"], max_clip_s)).as_py() or 0
+    if too_long:
+        print_warning(
+            f"{too_long:,} clips are longer than --max-clip-s {max_clip_s:g} and will be too_long: "
+            "--segment window cuts recordings into clips"
+        )
+
+
 def print_pairs(title: str, pairs: Mapping[str, Any]) -> None:
     """Names and values in two columns."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
@@ -90,4 +100,4 @@ def _clips_and_audio(manifest: pa.Table) -> str:
 
 def _console() -> Console:
     # soft_wrap keeps paths whole when another program reads the output
-    return Console(soft_wrap=True, highlight=False)
+    return Console(soft_wrap=True, highlight=False, markup=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -55,6 +57,13 @@ def summary_row(shard: int, table: pa.Table, tally: Tally) -> pa.Table:
             "model_s": [tally.model_s],
             "wait_s": [tally.wait_s],
             "decoded": [tally.decoded],
+            "peak_bytes": [_peak_bytes()],
             "statuses": [json.dumps(statuses)],
         }
     )
+
+
+def _peak_bytes() -> int:
+    """Most memory this process ever held; the kernel counts in KiB on Linux, in bytes on macOS."""
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes

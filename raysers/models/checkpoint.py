@@ -1,4 +1,4 @@
-"""Reading a checkpoint folder without trusting it: JSON, safetensors, restricted unpickling.
+"""What a checkpoint folder says about itself: configuration, labels, where the weights are.
 
 Everything is refused that stock classes accept in silence: a head that is not there is drawn at
 random, and an unknown key (an adapter, a projector) is dropped, and both still yield numbers.
@@ -8,16 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from raysers.errors import CheckpointError
 from raysers.models.emotion import FAMILIES
@@ -46,16 +39,27 @@ _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "pooling_mode": ("mean", None),
 }
 
-#: Parts of pre-training that a checkpoint may carry along and that never touch the scores.
-_HARMLESS = re.compile(
-    r"(quantizer|project_hid|project_q|lm_head)\.|.*\bmasked_spec_embed$|.*\bnum_batches_tracked$"
-)
+#: Largest whole numbers of a configuration, far above any model that exists: a line of JSON must
+#: not be able to fill the memory.
+_MOST = {
+    "num_hidden_layers": 200,
+    "hidden_size": 16_384,
+    "intermediate_size": 65_536,
+    "num_attention_heads": 256,
+    "num_conv_pos_embeddings": 4_096,
+    "num_conv_pos_embedding_groups": 1_024,
+    "conv_pos_kernel_size": 4_096,
+    "num_buckets": 65_536,
+    "max_bucket_distance": 1_000_000,
+    "num_feat_extract_layers": 32,
+}
 
-#: Spellings of weight norm before parametrizations (torch < 2.1), and ours.
-_OLD_NAMES = (
-    (".conv.weight_g", ".conv.parametrizations.weight.original0"),
-    (".conv.weight_v", ".conv.parametrizations.weight.original1"),
-)
+#: The same for entries of the lists that describe the convolutions.
+_MOST_PER_CONV = {"conv_dim": 8_192, "conv_kernel": 4_096, "conv_stride": 4_096}
+_MOST_CONVS = 32
+
+#: The largest speech backbones have 2e9.
+_MOST_PARAMETERS = 4_000_000_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def check_config(config: dict[str, Any], where: object) -> None:
     """Refuse a configuration whose scores we would get wrong.
 
     Raises:
-        CheckpointError: another kind of network, or labels that are not the three dimensions.
+        CheckpointError: another kind of network, or numbers no network has.
     """
     if config.get("model_type") not in FAMILIES:
         raise CheckpointError(
@@ -96,6 +100,28 @@ def check_config(config: dict[str, Any], where: object) -> None:
                 f"{where}: {key} is {config[key]!r}, which changes the network;"
                 f" only {allowed[0]!r} can be scored"
             )
+    for key, most in _MOST.items():
+        if key in config:
+            _check_number(config[key], most, f"{where}: {key}")
+    for key, most in _MOST_PER_CONV.items():
+        entries = config.get(key, [1])
+        if not isinstance(entries, list) or not 1 <= len(entries) <= _MOST_CONVS:
+            raise CheckpointError(f"{where}: {key} is not a list of 1 to {_MOST_CONVS} numbers")
+        for entry in entries:
+            _check_number(entry, most, f"{where}: an entry of {key}")
+
+
+def check_size(parameters: int, where: object) -> None:
+    """Refuse a network of more parameters than any that exists.
+
+    Raises:
+        CheckpointError: each number of the configuration is possible, but all of them are not.
+    """
+    if parameters > _MOST_PARAMETERS:
+        raise CheckpointError(
+            f"{where}: {CONFIG_FILE} describes a network of {parameters:.1e} parameters; at most"
+            f" {_MOST_PARAMETERS:.0e} are built"
+        )
 
 
 def check_labels(config: dict[str, Any], where: object) -> None:
@@ -123,7 +149,7 @@ def read_do_normalize(folder: Path) -> bool:
     a folder that does not say is refused.
 
     Raises:
-        CheckpointError: the file is missing, or asks for another rate than 16 kHz.
+        CheckpointError: the file is missing or does not say, or asks for another rate than 16 kHz.
     """
     path = folder / PREPROCESSOR_FILE
     if not path.exists():
@@ -135,7 +161,12 @@ def read_do_normalize(folder: Path) -> bool:
     rate = content.get("sampling_rate", SAMPLE_RATE_HZ)
     if rate != SAMPLE_RATE_HZ:
         raise CheckpointError(f"{path}: the model wants {rate} Hz, only {SAMPLE_RATE_HZ} is fed")
-    flag = content.get("do_normalize", True)
+    if "do_normalize" not in content:
+        raise CheckpointError(
+            f"{path} does not say whether the model wants normalised samples; add the line"
+            ' "do_normalize": true, or false if it was trained on samples as they are'
+        )
+    flag = content["do_normalize"]
     if not isinstance(flag, bool):
         raise CheckpointError(f"{path}: do_normalize is {flag!r}, not true or false")
     return flag
@@ -159,78 +190,6 @@ def weight_paths(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(cast(set[str], names))]
 
 
-def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of the files, under today's names, floats as float32.
-
-    Raises:
-        CheckpointError: unreadable, not tensors, or a pickle that wants to run code.
-    """
-    weights: dict[str, Tensor] = {}
-    for path in paths:
-        for key, value in _read_file(path).items():
-            if not isinstance(value, Tensor):
-                raise CheckpointError(f"{path}: {key} is a {type(value).__name__}, not a tensor")
-            weights[_today(key)] = value.float() if value.is_floating_point() else value
-    return weights
-
-
-def fit_weights(model: nn.Module, weights: dict[str, Tensor], where: object) -> None:
-    """Put `weights` into `model`, every one in its place and none left over.
-
-    Only SpecAugment's `masked_spec_embed` may be missing (it is used in training alone) and is
-    zero then.
-
-    Raises:
-        CheckpointError: naming the keys that are missing, unexpected, misshapen or not finite.
-    """
-    expected = model.state_dict()
-    _check_head(expected, weights, where)
-    missing = [k for k in expected if k not in weights and not k.endswith("masked_spec_embed")]
-    if missing:
-        raise CheckpointError(f"{where}: weights are missing: {_some(missing)}")
-    unexpected = [k for k in weights if k not in expected and not _HARMLESS.match(k)]
-    if unexpected:
-        raise CheckpointError(
-            f"{where}: weights this network has no place for, so its scores would be wrong:"
-            f" {_some(unexpected)}"
-        )
-    fitting = {k: weights.get(k, torch.zeros(v.shape)) for k, v in expected.items()}
-    misshapen = [
-        f"{k} {list(fitting[k].shape)} for {list(v.shape)}"
-        for k, v in expected.items()
-        if fitting[k].shape != v.shape
-    ]
-    if misshapen:
-        raise CheckpointError(f"{where}: shapes do not fit {CONFIG_FILE}: {_some(misshapen)}")
-    broken = [k for k, v in fitting.items() if not torch.isfinite(v).all()]
-    if broken:
-        raise CheckpointError(f"{where}: weights are NaN or infinite: {_some(broken)}")
-    model.load_state_dict(fitting, assign=True)
-
-
-def write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, floats as float32."""
-    save_file(
-        {
-            key: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous()
-            for key, value in weights.items()
-        },
-        path,
-        metadata={"format": "pt"},
-    )
-
-
-def drop_layers(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """`weights` without the transformer layers from number `layers` up."""
-    number = re.compile(r".*\.encoder\.layers\.(\d+)\.")
-
-    def keep(key: str) -> bool:
-        match = number.match(key)
-        return match is None or int(match[1]) < layers
-
-    return {key: value for key, value in weights.items() if keep(key)}
-
-
 def content_hash(paths: Iterable[Path]) -> str:
     """16 hex digits of SHA-256 over names and contents of the files."""
     digest = hashlib.sha256()
@@ -241,42 +200,6 @@ def content_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors and is not opened, because a pickle can run code;"
-            f" convert it to {WEIGHTS_FILE} where you trust it"
-        ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(f"{path} is not a readable weights file: {reason[0]}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors")
-    return content
-
-
-def _today(key: str) -> str:
-    for old, new in _OLD_NAMES:
-        if key.endswith(old):
-            return key.removesuffix(old) + new
-    return key
-
-
-def _check_head(expected: dict[str, Tensor], weights: dict[str, Tensor], where: object) -> None:
-    head = [k for k in expected if k.startswith("classifier.")]
-    others = [k for k in weights if k.startswith(("classifier.", "projector."))]
-    if any(k not in weights for k in head):
-        raise CheckpointError(
-            f"{where} has no emotion head ({', '.join(head)}); it has"
-            f" {_some(others) if others else 'none of these'}. A bare backbone must be fine-tuned"
-            " first; random:NAME tries a network without training"
-        )
-
-
-def _some(keys: list[str], most: int = 4) -> str:
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
+def _check_number(value: object, most: int, what: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise CheckpointError(f"{what} is {str(value)[:40]!r}, not a whole number from 1 to {most}")

@@ -85,6 +85,9 @@ class EmotionModel(nn.Module):
             depend on its batch.
     """
 
+    #: Whether a scorer changed the weights in place, so that no other may have the model.
+    taken: bool = False
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         import transformers
@@ -155,7 +158,7 @@ class EmotionModel(nn.Module):
         Exact: frames f0..f1 depend on samples f0*hop .. (f1-1)*hop + receptive field only.
         """
         kernel, bias = self._first_layer(padded, lengths)
-        signal = padded.to(self.backbone.feature_extractor.conv_layers[0].conv.weight.dtype)
+        signal = padded.to(kernel.dtype)
         clips, samples = signal.shape
         rows_of_blocks = []
         for rows in _blocks(clips, max(1, self._chunk_samples(signal) // samples)):
@@ -184,14 +187,18 @@ class EmotionModel(nn.Module):
     def _first_layer(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """First layer as linear weights [1 or clips, channels, taps] and biases, norm folded in.
 
-        One row for all clips where no statistics over a clip are involved.
+        One row for all clips where no statistics over a clip are involved. A folded norm stays in
+        float32 whatever the backbone's precision: weights and bias then cancel each other (an
+        offset or a rumble the norm takes out), which rounding either would spoil.
         """
         layer = self.backbone.feature_extractor.conv_layers[0]
         kernel, bias = layer.conv.weight[:, 0], layer.conv.bias
         if isinstance(getattr(layer, "layer_norm", None), MaskedGroupNorm):
             frames = self.geometry.frames(lengths.to(padded.device), layers=1)
-            weights = layer.layer_norm.fold(kernel, padded, frames, self.geometry.strides[0])
-            return weights[0].to(kernel.dtype), weights[1].to(kernel.dtype)
+            folded: tuple[Tensor, Tensor] = layer.layer_norm.fold(
+                kernel, padded, frames, self.geometry.strides[0]
+            )
+            return folded
         bias = kernel.new_zeros(kernel.shape[0]) if bias is None else bias
         return kernel[None], bias[None]
 
@@ -200,6 +207,7 @@ class EmotionModel(nn.Module):
         first, *others = self.backbone.feature_extractor.conv_layers
         windows = signal.unfold(1, kernel.shape[2], self.geometry.strides[0])
         hidden = torch.matmul(windows, kernel.transpose(1, 2)) + bias[:, None]
+        hidden = hidden.to(first.conv.weight.dtype)
         hidden = _norm_and_activation(first, hidden)
         for layer in others:
             hidden = _norm_and_activation(layer, _conv_over_frames(layer.conv, hidden))

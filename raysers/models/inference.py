@@ -9,8 +9,7 @@ batch by up to 0.001 and 0.005.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,34 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from raysers.errors import ClipError, ConfigError
+from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.models.loading import LoadedModel
 from raysers.models.masking import normalise
+from raysers.models.precision import choose_dtype, exact_convolutions
 from raysers.types import SAMPLE_RATE_HZ, Status
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Precision:
-    """A number format of the backbone; `on_cpu` tells whether CPUs compute in it at all."""
-
-    name: str
-    dtype: torch.dtype
-    on_cpu: bool = True
-
-
-PRECISIONS: dict[str, Precision] = {
-    row.name: row
-    for row in (
-        Precision(name="fp32", dtype=torch.float32),
-        Precision(name="bf16", dtype=torch.bfloat16),
-        Precision(name="fp16", dtype=torch.float16, on_cpu=False),
-    )
-}
-
-#: First CUDA generation (Ampere) with bfloat16 units.
-_BF16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,24 +43,11 @@ class Scores:
     embeddings: Floats
 
 
-def choose_dtype(requested: str, device: str) -> torch.dtype:
-    """The format for `--dtype`: `auto` is bf16 where the hardware has it, else fp32.
+class DeviceLost(RuntimeError):
+    """The accelerator is lost to this process: every later call would fail, so it has to end.
 
-    Args:
-        requested: auto, fp32, bf16 or fp16.
-        device: `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        ConfigError: unknown, or not on this device.
+    No clip's fate: whoever runs the process replaces it and scores the batch again elsewhere.
     """
-    if requested == "auto":
-        return torch.bfloat16 if _has_bf16(device) else torch.float32
-    precision = PRECISIONS.get(requested)
-    if precision is None:
-        raise ConfigError(f"--dtype {requested!r}: choose from auto, {', '.join(PRECISIONS)}")
-    if device.startswith("cpu") and not precision.on_cpu:
-        raise ConfigError(f"--dtype {requested} needs a GPU; on CPUs use auto, bf16 or fp32")
-    return precision.dtype
 
 
 class Scorer:
@@ -108,9 +73,11 @@ class Scorer:
         if threads is not None:
             torch.set_num_threads(threads)
         self._model = loaded.model
-        if not _fold_weight_norm(self._model):
+        if self._model.taken:
             raise ConfigError(f"model {loaded.name} already has a scorer; load it again")
         self._device = _usable(device)
+        self._model.taken = True
+        _fold_weight_norm(self._model)
         self._model.eval().requires_grad_(False).to(self._device)
         self._model.backbone.to(chosen)
         self._dtype = chosen
@@ -119,11 +86,6 @@ class Scorer:
         self.revision = loaded.revision
         self.min_samples = loaded.min_samples
         self.hidden_size = loaded.hidden_size
-
-    @property
-    def dtype_name(self) -> str:
-        """fp32, bf16 or fp16."""
-        return next(row.name for row in PRECISIONS.values() if row.dtype == self._dtype)
 
     @property
     def device(self) -> torch.device:
@@ -141,7 +103,7 @@ class Scorer:
         padded = padded.to(self._device, non_blocking=True)
         if self._do_normalize:
             padded = normalise(padded, lengths.to(self._device, non_blocking=True))
-        with _exact_convolutions(self._dtype):
+        with exact_convolutions(self._dtype):
             scores, embeddings = self._model(padded, lengths)
         return Scores(scores=scores.float().cpu().numpy(), embeddings=embeddings.cpu().numpy())
 
@@ -149,8 +111,9 @@ class Scorer:
 def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipError]:
     """Score clips so that each has a fate of its own.
 
-    Out of memory halves the batch, down to single clips (`out_of_memory`); any other error of a
-    batch is retried clip by clip (`model_error`), as are clips whose scores are not numbers.
+    Out of memory halves the batch, down to single clips (`out_of_memory`). After any other error
+    the clips of the batch are tried one by one; those that fail again are a `model_error`, and so
+    are clips whose scores are not numbers. The message names the exception's type.
 
     Args:
         scorer: the model.
@@ -160,7 +123,8 @@ def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipErro
         A `Row` or the reason for none, in the order of `signals`.
 
     Raises:
-        RuntimeError: the accelerator is broken for good; the process has to end.
+        DeviceLost: the accelerator is broken for good; the process has to end.
+        RaysersError: as raised below here; what the project raises on purpose is no accident.
     """
     rows: list[Row | ClipError] = [_too_short(len(s), scorer.min_samples) for s in signals]
     fitting = [i for i, signal in enumerate(signals) if len(signal) >= scorer.min_samples]
@@ -198,11 +162,14 @@ def _score_or_split(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | Cli
     status = Status.OUT_OF_MEMORY
     try:
         return _rows(scorer.score(signals))
-    except (RuntimeError, MemoryError) as error:
+    except RaysersError:
+        raise
+    except Exception as error:  # the row boundary: whatever a clip provokes is its own fate
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if _is_fatal(error):
-            raise
-        status = Status.OUT_OF_MEMORY if _is_out_of_memory(error) else Status.MODEL_ERROR
-        message = " ".join(str(error).split())[:300] or type(error).__name__
+            raise DeviceLost(f"{scorer.device} is lost to this process: {message}") from error
+        if not _is_out_of_memory(error):
+            status = Status.MODEL_ERROR
     # outside the handler: its traceback would keep the failed batch's tensors alive
     if len(signals) == 1:
         return [ClipError(status, f"{len(signals[0]) / SAMPLE_RATE_HZ:.1f} s clip: {message}")]
@@ -250,29 +217,14 @@ def _pad(signals: Sequence[Floats], *, pinned: bool) -> tuple[Tensor, Tensor]:
     return padded, torch.tensor(lengths)
 
 
-def _fold_weight_norm(model: torch.nn.Module) -> bool:
-    """Replace normalised weights by their product, computed once; whether they were still apart.
-
-    data2vec has none to fold, so there the flag of gradients tells a fresh model.
-    """
-    fresh = any(parameter.requires_grad for parameter in model.parameters())
+def _fold_weight_norm(model: torch.nn.Module) -> None:
+    """Replace normalised weights by their product, computed once."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         if isinstance(module, torch.nn.Conv1d):  # channels last in memory, as the data will be
             weight = module.weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
             module.weight = torch.nn.Parameter(weight)
-    return fresh
-
-
-@contextlib.contextmanager
-def _exact_convolutions(dtype: torch.dtype) -> Iterator[None]:
-    """Keep cuDNN from rounding fp32 convolutions to 10 bits, which it does unless told."""
-    if dtype != torch.float32 or not torch.cuda.is_available():
-        yield
-        return
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
 
 
 def _usable(device: str) -> torch.device:
@@ -283,12 +235,3 @@ def _usable(device: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {device!r} cannot be used: {reason}") from error
     return chosen
-
-
-def _has_bf16(device: str) -> bool:
-    if device.startswith("cpu"):
-        return any(
-            getattr(torch.cpu, probe, bool)()
-            for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        )
-    return torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from raysers.errors import CheckpointError, ConfigError
-from raysers.models import checkpoint
+from raysers.models import checkpoint, weights
 from raysers.models.backbones import BACKBONES, ModelName, keep_layers, parse_model_name
 from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
 from raysers.models.emotion import FAMILIES, EmotionModel
@@ -114,7 +114,7 @@ def save_emotion_model(
     for file, content in ((CONFIG_FILE, config), (PREPROCESSOR_FILE, preprocessor)):
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (folder / file).write_text(text, encoding="utf-8")
-    checkpoint.write_weights(model.state_dict(), folder / WEIGHTS_FILE)
+    weights.write_weights(model.state_dict(), folder / WEIGHTS_FILE)
 
 
 def build_network(config: dict[str, Any], where: object) -> EmotionModel:
@@ -152,17 +152,24 @@ def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> 
     checkpoint.check_labels(config, folder)
     do_normalize = checkpoint.read_do_normalize(folder)
     paths = checkpoint.weight_paths(folder)
-    with torch.device("meta"):  # shapes only: no time or memory for weights that are replaced
-        model = build_network(keep_layers(config, name.layers, name.text), folder)
-    weights = checkpoint.read_weights(paths)
+    model = _sketch(keep_layers(config, name.layers, name.text), folder)
+    tensors = weights.read_weights(paths)
     if name.layers is not None:
-        weights = checkpoint.drop_layers(weights, name.layers)
-    checkpoint.fit_weights(model, weights, folder)
+        tensors = weights.drop_layers(tensors, name.layers)
+    weights.fit_weights(model, tensors, folder)
     if revision is None:
         revision = checkpoint.content_hash(
             [folder / CONFIG_FILE, folder / PREPROCESSOR_FILE, *paths]
         )
     return _loaded(model, name.text, revision, do_normalize)
+
+
+def _sketch(config: dict[str, Any], where: object) -> EmotionModel:
+    """The network's shapes alone: no time or memory for weights that are replaced or refused."""
+    with torch.device("meta"):
+        model = build_network(config, where)
+    checkpoint.check_size(sum(p.numel() for p in model.parameters()), where)
+    return model
 
 
 def _random(name: ModelName) -> LoadedModel:
@@ -171,6 +178,7 @@ def _random(name: ModelName) -> LoadedModel:
     else:
         path = Path(name.path or "")
         config = checkpoint.read_json(path if path.suffix == ".json" else path / CONFIG_FILE)
+        _sketch(config, name.text)
     # the network is drawn by the stock initialisation from torch's own generator: fix it, and
     # give it back as it was
     with torch.random.fork_rng(devices=[]):

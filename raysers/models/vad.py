@@ -2,17 +2,19 @@
 
 The detector sees 512 samples at a time and only its probabilities are kept (one number per 32 ms),
 so ten hours take no more memory than ten seconds; block borders leave no trace in the result.
+Importing this module is cheap: torch and the detector come with the first use.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from raysers.errors import ConfigError
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ
@@ -22,7 +24,11 @@ _WINDOW_SAMPLES = 512
 
 _NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ
 
-_per_thread = threading.local()
+#: Loaded networks that nobody uses now: as many as streams were ever open at the same time.
+_idle: list[Any] = []
+
+# importing the package and loading the network change torch's state for the whole process
+_lock = threading.Lock()
 
 
 def find_speech(
@@ -43,13 +49,12 @@ def find_speech(
     """
     if not 0 <= min_s < max_s:
         raise ConfigError(f"speech segments need 0 <= min ({min_s} s) < max ({max_s} s)")
-    package, network = _detector()
-    network.reset_states()
+    package = _package()
     probabilities: list[float] = []
     samples = 0
-    with torch.inference_mode():
+    with _detector(package) as probability:
         for window, length in _windows(blocks):
-            probabilities.append(network(torch.from_numpy(window), SAMPLE_RATE_HZ).item())
+            probabilities.append(probability(window))
             samples += length
     stretches = package.get_speech_timestamps_from_probs(
         probabilities,
@@ -76,15 +81,42 @@ def _windows(
         yield np.pad(rest, (0, _WINDOW_SAMPLES - len(rest))), len(rest)
 
 
-def _detector() -> tuple[Any, Any]:
-    """The package and this thread's own network (it carries state from window to window)."""
-    threads = torch.get_num_threads()
+@contextmanager
+def _detector(package: Any) -> Iterator[Callable[[npt.NDArray[np.float32]], float]]:
+    """Speech probability of each next window, by a network of this stream's own.
+
+    The network carries state from window to window, so streams cannot share one; they take turns.
+    """
+    import torch
+
+    with _lock:
+        network = _idle.pop() if _idle else package.load_silero_vad()
+    network.reset_states()
+
+    def probability(window: npt.NDArray[np.float32]) -> float:
+        with torch.inference_mode():  # not around the loop: the stream is the caller's code
+            return float(network(torch.from_numpy(window), SAMPLE_RATE_HZ).item())
+
     try:
-        import silero_vad
-    except ImportError as error:
-        raise ConfigError("--segment vad needs silero-vad: pip install 'raysers[vad]'") from error
+        yield probability
     finally:
-        torch.set_num_threads(threads)  # importing the package sets it to 1 for the process
-    if not hasattr(_per_thread, "network"):
-        _per_thread.network = silero_vad.load_silero_vad()
-    return silero_vad, _per_thread.network
+        _idle.append(network)
+
+
+def _package() -> Any:
+    """The detector's package, which sets torch to one thread for the process when imported."""
+    with _lock:
+        if (package := sys.modules.get("silero_vad")) is not None:
+            return package
+        import torch
+
+        threads = torch.get_num_threads()
+        try:
+            import silero_vad
+        except ImportError as error:
+            raise ConfigError(
+                "--segment vad needs silero-vad: pip install 'raysers[vad]'"
+            ) from error
+        finally:
+            torch.set_num_threads(threads)
+        return silero_vad

@@ -136,6 +136,7 @@ def _run(manifest: pa.Table, task: ClipTask, placement: Any, folder: Path) -> Li
     plan = Plan(manifest=manifest, shards=shards, todo=todo, earlier=None, settings={})
     stamped = StampedTask(task=task, stamps=str(folder / "stamps"))
     record = replace(new_record("bench", {}, {}, None), run_id="bench")
+    record.save(flags.output)
     ran = clipjob.run_plan(flags, plan, stamped, placement, record, 600.0)
     if ran.decoded != manifest.num_rows:
         raise RuntimeError(f"{ran.decoded} of {manifest.num_rows} clips were decoded")

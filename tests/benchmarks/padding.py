@@ -46,7 +46,7 @@ def _wastes(name: str, manifest: pa.Table) -> Iterator[Line]:
 def _our_waste(manifest: pa.Table, budget_s: float) -> float:
     """Through the stage itself, with a model that only counts."""
     shards = plan_shards(manifest, shard_s=1800.0)
-    blocks = shard_blocks(manifest, [(i, shards.rows(i)) for i in range(len(shards))])
+    blocks = shard_blocks(manifest, shards, range(len(shards)))
     with tempfile.TemporaryDirectory() as folder:
         settings = StageSettings(
             output=folder, run_id="bench", redo=frozenset(), max_clip_s=600.0, io_threads=2

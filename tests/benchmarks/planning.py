@@ -74,7 +74,7 @@ def _plan(folder: str) -> Line:
     with steps("shards"):
         shards = plan_shards(table, shard_s=1800.0)
     with steps("blocks"):
-        blocks = shard_blocks(table, [(i, shards.rows(i)) for i in range(len(shards))])
+        blocks = shard_blocks(table, shards, range(len(shards)))
     own_bytes = rss_bytes("VmHWM") - before_bytes
     with steps("dataset"):
         dataset = ray.data.from_arrow(blocks)

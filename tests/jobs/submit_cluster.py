@@ -21,6 +21,7 @@ def serve() -> None:
             "dashboard_port": port,
         },
     )
+    time.sleep(5)  # the head takes jobs only when its agent is up
     print(f"http://127.0.0.1:{port}", flush=True)
     time.sleep(3600)
 

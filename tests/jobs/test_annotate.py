@@ -111,6 +111,7 @@ def test_every_file_is_exactly_one_row_with_its_status_and_good_ones_are_untouch
         "--input", clips_folder, "--output", out, "--model", checkpoint[0], "--dtype", "fp32"
     )  # fmt: skip
     assert code == 3  # far more than 5 % are not ok
+    assert record_of(out)["outcome"]["worker_peak_bytes"] < 2e9
     rows = {r["file"]: r for r in rows_of(out)}
     files = {str(p) for p in clips_folder.rglob("*") if not p.is_dir() or p.is_symlink()}
     assert set(rows) == files

@@ -194,10 +194,11 @@ def test_missing_bucket_prefix_and_object(s3: Bucket) -> None:
         assert not storage.is_folder(uri)
         assert storage.list_parts(uri) == []
     for uri in (f"{s3.uri}/nothing.wav", "s3://no-such-bucket-here/a.wav", f"{s3.uri}/there"):
-        assert not storage.exists(uri)
+        with pytest.raises(ObjectMissing):
+            storage.stat(uri)
         with pytest.raises(ObjectMissing):
             storage.read_bytes(uri)
-    assert storage.exists(f"{s3.uri}/there/x.wav")
+    assert storage.stat(f"{s3.uri}/there/x.wav").num_bytes == 1
     assert storage.is_folder(f"{s3.uri}/there")
 
 
@@ -276,11 +277,6 @@ def test_lasting_trouble_is_transient_error_after_the_allowed_attempts(
     s3_faults.add("/x.wav", kind)
     source = storage.open_source(uri)
     assert isinstance(source, RangedFile)
-    with pytest.raises(TransientStorageError):
-        source.read(10)
-    assert s3_faults.count("/x.wav") == 4
-    # the decoder swallows exceptions in callbacks: the error is kept, and not waited for again
-    assert isinstance(source.failure, TransientStorageError)
     with pytest.raises(TransientStorageError):
         source.read(10)
     assert s3_faults.count("/x.wav") == 4

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,20 @@ REFUSALS: list[tuple[str, Callable[[Path], Any]]] = [
     ("add_adapter is True", lambda f: edit_config(f, add_adapter=True)),
     ("use_weighted_layer_sum is True", lambda f: edit_config(f, use_weighted_layer_sum=True)),
     ("pooling_mode is 'max'", lambda f: edit_config(f, pooling_mode="max")),
-    ("no network can be built", lambda f: edit_config(f, hidden_size="wide")),
+    ("hidden_size is 'wide'", lambda f: edit_config(f, hidden_size="wide")),
+    ("hidden_size is '16385'", lambda f: edit_config(f, hidden_size=16_385)),
+    ("hidden_size is 'True'", lambda f: edit_config(f, hidden_size=True)),
+    ("num_hidden_layers is '-1'", lambda f: edit_config(f, num_hidden_layers=-1)),
+    ("entry of conv_stride is '0'", lambda f: edit_config(f, conv_stride=[5, 2, 2, 2, 0, 2, 2])),
+    ("entry of conv_kernel is '-3'", lambda f: edit_config(f, conv_kernel=[10, 3, 3, 3, 3, 2, -3])),
+    ("conv_dim is not a list", lambda f: edit_config(f, conv_dim=[8] * 33)),
+    ("conv_dim is not a list", lambda f: edit_config(f, conv_dim=512)),
+    (
+        "describes a network of",
+        lambda f: edit_config(
+            f, num_hidden_layers=200, hidden_size=16_384, intermediate_size=65_536
+        ),
+    ),
     ("no network can be built", lambda f: edit_config(f, num_attention_heads=5)),
     ("no network can be built", lambda f: edit_config(f, hidden_act="nonsense")),
     ("config.json cannot be read", lambda f: (f / "config.json").unlink()),
@@ -231,6 +245,14 @@ REFUSALS: list[tuple[str, Callable[[Path], Any]]] = [
     (
         "8000 Hz",
         lambda f: (f / "preprocessor_config.json").write_text('{"sampling_rate": 8000}'),
+    ),
+    (
+        'add the line "do_normalize": true',
+        lambda f: (f / "preprocessor_config.json").write_text('{"sampling_rate": 16000}'),
+    ),
+    (
+        "do_normalize is 1",
+        lambda f: (f / "preprocessor_config.json").write_text('{"do_normalize": 1}'),
     ),
     ("no weights", lambda f: (f / "model.safetensors").unlink()),
     ("not a readable weights", lambda f: (f / "model.safetensors").write_bytes(b"x" * 99)),
@@ -244,6 +266,72 @@ def test_refused_by_name(folder: Path, words: str, spoil: Callable[[Path], Any])
     with pytest.raises(CheckpointError, match=words) as caught:
         load_emotion_model(str(folder))
     assert "\n" not in str(caught.value)
+
+
+HUGE = 1 << 40
+ODD_TENSORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "int8": ("torch.int8", lambda t: t.to(torch.int8)),
+    "complex": ("torch.complex64", lambda t: t.to(torch.complex64)),
+    "float8": ("torch.float8", lambda t: t.to(torch.float8_e4m3fn)),
+    "sparse": ("torch.sparse_coo", lambda t: t.to_sparse()),
+    "meta": ("on meta", lambda t: t.to("meta")),
+    "zero stride": ("more elements than stored", lambda t: torch.zeros(1).expand(t.shape)),
+    "zero stride, huge": ("more elements than stored", lambda t: torch.zeros(1).expand(HUGE)),
+    "zero stride, huge, half": (
+        "more elements than stored",
+        lambda t: torch.zeros(1, dtype=torch.float16).expand(HUGE),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_only_plain_float_tensors_are_taken(folder: Path, kind: str) -> None:
+    words, spoil = ODD_TENSORS[kind]
+    to_bin(folder)
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save(weights | {LAYER: spoil(weights[LAYER])}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=rf"{LAYER} \(.*{words}"):
+        load_emotion_model(str(folder))
+
+
+def test_wide_tensors_are_refused_before_they_are_converted(folder: Path) -> None:
+    """64 MB of bytes on disk would become 128 MB of float32."""
+    edit_weights(folder, lambda w: w.update({LAYER: torch.zeros(32 << 20, dtype=torch.float16)}))
+    with pytest.raises(CheckpointError, match="shapes do not fit"):
+        load_emotion_model(str(folder))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_archives_that_inflate_are_not_opened(folder: Path, method: int) -> None:
+    """Both would load: the reader inflates what is compressed, and entries may overlap."""
+    to_bin(folder)
+    path = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        if method == zipfile.ZIP_STORED:  # the largest entry a thousand times
+            largest = max(archive.infolist(), key=lambda info: info.file_size)
+            archive.filelist.extend([largest] * 1_000)
+    with pytest.raises(CheckpointError, match="is compressed"):
+        load_emotion_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 1 << 20}, "hidden_size"),
+        ({"conv_stride": [0] * 7}, "conv_stride"),
+        ({"num_hidden_layers": 200, "hidden_size": 16_384}, "describes a network of"),
+    ],
+)
+def test_random_weights_are_bounded_as_well(
+    folder: Path, changes: dict[str, Any], words: str
+) -> None:
+    edit_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=words):
+        load_emotion_model(f"random:{folder}/config.json")
 
 
 def test_refuses_batch_norm_positions(folder: Path) -> None:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from raysers.errors import ConfigError
+from raysers.models import vad
 from raysers.models.vad import find_speech
 from tests.places import SHARED_DATA, needs_shared
 
@@ -101,3 +105,71 @@ def test_missing_package_names_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "raysers[vad]" in done.stdout
+
+
+IMPORT = """
+import sys
+from raysers.models.vad import find_speech
+print("torch" in sys.modules, "silero_vad" in sys.modules)
+"""
+
+
+def test_importing_the_finder_loads_no_torch() -> None:
+    """Workers that read headers import it and mostly never call it."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
+
+
+def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    import silero_vad
+
+    loads: list[int] = []
+    load = silero_vad.load_silero_vad
+    monkeypatch.setattr(vad, "_idle", [])
+    monkeypatch.setattr(silero_vad, "load_silero_vad", lambda: loads.append(1) or load())
+    return loads
+
+
+def test_threads_that_come_and_go_load_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = count_loads(monkeypatch)
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(find_speech, [np.zeros(2_000, np.float32)], min_s=0.2, max_s=5).result()
+    assert len(loads) == 1
+
+
+def test_a_stream_that_breaks_off_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = count_loads(monkeypatch)
+    signal = np.random.default_rng(0).normal(0, 0.3, 16_000).astype(np.float32)
+
+    def broken() -> Iterator[np.ndarray]:
+        yield signal
+        raise OSError("gone")
+
+    expected = find_speech([signal], min_s=0.01, max_s=5)
+    with pytest.raises(OSError, match="gone"):
+        find_speech(broken(), min_s=0.01, max_s=5)
+    assert find_speech([signal], min_s=0.01, max_s=5) == expected
+    assert len(loads) == 1
+
+
+@needs_shared
+def test_interleaved_streams_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stream waits for the others in the middle, so all are open at once."""
+    loads = count_loads(monkeypatch)
+    signals = [recording()[start:] for start in (0, 40_000, 80_000)]
+    alone = [find_speech([signal], min_s=0.25, max_s=10) for signal in signals]
+    assert len({tuple(found) for found in alone}) == 3
+    meet = threading.Barrier(3, timeout=30)
+
+    def halves(signal: np.ndarray) -> Iterator[np.ndarray]:
+        yield signal[: len(signal) // 2]
+        meet.wait()
+        yield signal[len(signal) // 2 :]
+
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda s: find_speech(halves(s), min_s=0.25, max_s=10), signals))
+    assert together == alone
+    assert len(loads) == 3
