@@ -57,8 +57,9 @@ class Fault:
     """One way to misbehave, for requests whose unquoted `/bucket/key?query` matches `pattern`.
 
     `kind`: an HTTP status ("503"), `delay` (answers late), `reset` (cuts the body in the middle
-    and resets the connection), `short` (closes politely after half of the body). `code` is the
-    S3 error code in the XML body. `times` requests suffer, the next ones pass.
+    and resets the connection), `short` (closes politely after half of the body), `headers` (sends
+    `headers` in place of the server's own, none where they are empty). `code` is the S3 error code
+    in the XML body. `times` requests suffer, the next ones pass.
     """
 
     pattern: str
@@ -67,6 +68,7 @@ class Fault:
     times: int = ALWAYS
     method: str = ""
     delay_s: float = 0.0
+    headers: dict[str, str] = field(default_factory=dict)
     hits: int = 0
 
     def takes(self, method: str, target: str) -> bool:
@@ -191,13 +193,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def relay(self, answer: http.client.HTTPResponse, body: bytes, fault: Fault | None) -> None:
         self.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection", "content-length", "date"):
+        changed = fault.headers if fault else {}
+        for name, own in answer.getheaders():
+            value = changed.get(name.lower(), own)
+            ours = ("transfer-encoding", "connection", "content-length", "date")
+            if value and name.lower() not in ours:
                 self.send_header(name, value)
         length = answer.getheader("Content-Length") if self.command == "HEAD" else len(body)
         self.send_header("Content-Length", str(length or 0))
         self.end_headers()
-        if fault is None or fault.kind == "delay":
+        if fault is None or fault.kind in ("delay", "headers"):
             self.wfile.write(b"" if self.command == "HEAD" else body)
             return
         self.wfile.write(body[: len(body) // 2])

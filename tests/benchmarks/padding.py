@@ -49,7 +49,12 @@ def _our_waste(manifest: pa.Table, budget_s: float) -> float:
     blocks = shard_blocks(manifest, shards, range(len(shards)))
     with tempfile.TemporaryDirectory() as folder:
         settings = StageSettings(
-            output=folder, run_id="bench", redo=frozenset(), max_clip_s=600.0, io_threads=2
+            output=folder,
+            run_id="bench",
+            redo=frozenset(),
+            whole=True,
+            max_clip_s=600.0,
+            io_threads=2,
         )
         stage = ShardStage(settings, NullTask(max_padded_s=budget_s), lambda *_: None)
         rows = pa.concat_tables([stage(block) for block in blocks])
