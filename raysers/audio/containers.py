@@ -56,6 +56,7 @@ _RIFX = Layout(first=12, id_bytes=4, size=">I", counts_header=False, align=2, da
 _AIFF = Layout(
     first=12, id_bytes=4, size=">I", counts_header=False, align=2, data=b"SSND", preamble=8
 )
+_SVX = Layout(first=12, id_bytes=4, size=">I", counts_header=False, align=2, data=b"BODY")
 _W64 = Layout(first=40, id_bytes=16, size="<q", counts_header=True, align=8, data=_W64_DATA)
 _CAF = Layout(
     first=8, id_bytes=4, size=">q", counts_header=False, align=1, data=b"data", preamble=4
@@ -98,7 +99,8 @@ def promised_frames(source: Bytes, frames: int) -> int:
     if magic in (b".snd", b"dns."):
         promise = _au_promise(source, start, ">I" if magic == b".snd" else "<I")
     elif magic in _LAYOUTS:
-        promise = _data_promise(source, start, _LAYOUTS[magic])
+        is_svx = magic == b"FORM" and source.at(start + 8, 4) in (b"8SVX", b"16SV")
+        promise = _data_promise(source, start, _SVX if is_svx else _LAYOUTS[magic])
     else:
         return frames
     if promise is None or promise.size_bytes <= promise.held_bytes:

@@ -1,4 +1,4 @@
-"""Cuts a manifest into shards and a shard into micro-batches, by audio length.
+"""Cuts a manifest into shards by audio length.
 
 A plan depends on the manifest and on `shard_s` alone, never on the cluster: shard 12 is the same
 list of clips on every machine and in every run, which is what makes resume safe.
@@ -140,33 +140,6 @@ def _even_sizes(rows: int, most: int) -> Indices:
     """Sizes of the fewest shards of at most `most` rows."""
     starts = np.arange(0, rows, most)
     return np.diff(np.append(starts, rows)).astype(np.int64)
-
-
-def pack(durations_s: Sequence[float], max_padded_s: float) -> list[list[int]]:
-    """Micro-batches: indices into `durations_s`, longest first, each exactly once.
-
-    Every batch keeps clips x longest <= `max_padded_s`, counted in samples as the padded tensor
-    is; a clip longer than the budget is alone. Neighbours in length share a batch, and no other
-    cut needs fewer batches. Equal lengths keep their order.
-
-    Raises:
-        ValueError: a negative or unknown length.
-
-    >>> pack([1.0, 3.0, 1.0, 2.9], max_padded_s=6.0)
-    [[1, 3], [0, 2]]
-    """
-    lengths_s = np.asarray(durations_s, dtype=np.float64)
-    if not np.all(lengths_s >= 0):
-        raise ValueError("pack needs lengths of zero seconds or more; leave unknown clips out")
-    samples = np.maximum(np.rint(lengths_s * SAMPLE_RATE_HZ).astype(np.int64), 1)
-    budget = int(max_padded_s * SAMPLE_RATE_HZ + 0.5)
-    order = np.argsort(-samples, kind="stable").tolist()
-    batches, start = [], 0
-    while start < len(order):
-        count = max(1, budget // int(samples[order[start]]))
-        batches.append(order[start : start + count])
-        start += count
-    return batches
 
 
 def padding_waste(batches: Sequence[Sequence[int]], durations_s: Sequence[float]) -> float:

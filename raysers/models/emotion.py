@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raysers.errors import CheckpointError
-from raysers.models.masking import ConvGeometry, MaskedGroupNorm, masked_mean, valid
+from raysers.models.masking import (
+    ConvGeometry,
+    MaskedGroupNorm,
+    convolve_once,
+    masked_mean,
+    valid,
+)
 from raysers.types import DIMENSIONS
 
 #: Samples of audio (rows x length) that go through the convolutional front at once. Its first
@@ -205,9 +211,9 @@ class EmotionModel(nn.Module):
     def _convolve(self, signal: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         """[rows, frames, channels] of [rows, samples] through all convolutions."""
         first, *others = self.backbone.feature_extractor.conv_layers
-        windows = signal.unfold(1, kernel.shape[2], self.geometry.strides[0])
-        hidden = torch.matmul(windows, kernel.transpose(1, 2)) + bias[:, None]
-        hidden = hidden.to(first.conv.weight.dtype)
+        hidden = convolve_once(
+            signal, kernel, bias, self.geometry.strides[0], first.conv.weight.dtype
+        )
         hidden = _norm_and_activation(first, hidden)
         for layer in others:
             hidden = _norm_and_activation(layer, _conv_over_frames(layer.conv, hidden))

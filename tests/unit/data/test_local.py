@@ -164,6 +164,8 @@ def test_passing_disk_trouble_is_retried_and_lasting_trouble_is_transient(
 
     monkeypatch.setattr(local.os, "stat", flaky)
     assert storage.stat(path).num_bytes == 1
+    failures[:] = [errno.EIO]
+    assert names(tmp_path) == ["x.wav"], "a listing waits as well"
     failures[:] = [errno.EIO] * 10
     with pytest.raises(TransientStorageError, match=r"x\.wav"):
         storage.stat(path)

@@ -420,3 +420,53 @@ def test_segmenting_is_checked() -> None:
     for bad in ({"kind": "words"}, {"window_s": 0}, {"hop_s": -1.0}, {"min_s": -1.0}):
         with pytest.raises(ConfigError, match=r"--segment|--window-s"):
             Segmenting(**bad)  # type: ignore[arg-type]
+
+
+def test_of_equal_clips_the_labelled_one_stays_in_any_order(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav")
+    bare = index(tmp_path)
+    labelled = bare.append_column("speaker", pa.array(["s2"]))
+    other = bare.append_column("speaker", pa.array(["s1"]))
+    for tables in ([bare, labelled, other], [other, bare, labelled], [labelled, other, bare]):
+        table = sort_manifest(pa.concat_tables(tables, promote_options="default"))
+        assert table["speaker"].to_pylist() == ["s1"]
+
+
+def test_csv_with_the_columns_of_a_manifest_is_a_table(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(",".join(MANIFEST.names) + "\n")
+    assert not manifest_module.is_manifest(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("status", ["ok", "fine"], "status is unknown"),
+        ("status", ["ok", None], "status is empty"),
+        ("clip_id", ["x", "x"], "same clip_id"),
+        ("clip_id", ["x", None], "clip_id is empty"),
+        ("file", [None, "x"], "file is empty"),
+        ("byte_offset", [None, -5], "byte_offset is negative"),
+        ("num_bytes", [-1, 1], "num_bytes is negative"),
+    ],
+)
+def test_manifests_of_others_are_checked(
+    tmp_path: Path, column: str, values: list[object], words: str
+) -> None:
+    table = many(2)
+    assert len(table) == 2
+    place = table.schema.get_field_index(column)
+    kind = MANIFEST.field(column)
+    pq.write_table(
+        table.set_column(place, kind, pa.array(values, kind.type)), tmp_path / "m.parquet"
+    )
+    with pytest.raises(ConfigError, match=words):
+        read_manifest(str(tmp_path / "m.parquet"))
+
+
+def test_damaged_manifest_is_the_users_to_mend(tmp_path: Path) -> None:
+    pq.write_table(many(5000), tmp_path / "m.parquet")
+    data = bytearray((tmp_path / "m.parquet").read_bytes())
+    data[4:60] = b"\xff" * 56
+    (tmp_path / "m.parquet").write_bytes(data)
+    with pytest.raises(ConfigError, match="not a manifest in Parquet"):
+        read_manifest(str(tmp_path / "m.parquet"))

@@ -63,15 +63,16 @@ def loud(blocks: Iterable[np.ndarray]) -> list[tuple[int, int]]:
 
 def test_speech_before_a_cut_is_kept_and_the_rest_counted(tmp_path: Path) -> None:
     truncated(tmp_path / "a.wav", 10, 4)
-    flac = encode(noise(10, 16_000), 16_000, "FLAC", "PCM_16")
+    flac = encode(noise(60, 16_000), 16_000, "FLAC", "PCM_16")
     (tmp_path / "b.flac").write_bytes(flac[: len(flac) // 2])
     table = index(tmp_path, segmenting=VAD, find_speech=loud)
     first, tail, *compressed = spans(table)
     assert (first, tail) == ((0, 4 * S, "ok"), (4 * S, 10 * S, "truncated"))
     (start, cut, ok), (lost, end, fate) = compressed
-    assert (start, end, ok, fate) == (0, 10 * S, "ok", "truncated")
+    assert (start, end, ok, fate) == (0, 60 * S, "ok", "truncated")
     assert cut == lost
-    assert 4 * S < (cut or 0) < 5.5 * S
+    # libsndfile gives nothing of the 16 seconds in which the data end
+    assert 14 * S <= (cut or 0) <= 32 * S
 
 
 def test_speech_around_nan_is_found(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from raysers.data.manifest import Segmenting, is_manifest, probe_batch, write_manifest
 from raysers.data.sources import LISTING, ListingNotes, list_inputs
@@ -221,3 +223,47 @@ def test_many_files_and_tars_on_the_command_line_come_in_full_batches(tmp_path: 
     assert [batch.num_rows for batch in batches] == [50] + [3] * 20
     with pytest.raises(ConfigError, match="no audio"):
         rows(*tars, make(tmp_path / "none.tar", build([("a.txt", b"x")])))
+
+
+def test_files_that_are_not_listed_are_counted(tmp_path: Path) -> None:
+    for name in ("a.wav", *(f"{i}.dat" for i in range(12)), "x/README", "LICENSE", ".hidden.dat"):
+        make(tmp_path / name)
+    notes = ListingNotes()
+    assert len(rows(tmp_path, notes=notes)) == 1
+    assert notes.warnings == [
+        f"{tmp_path}: skipped 12 x .dat, 2 without suffix: no suffix of audio"
+    ]
+
+
+#: Formats under the suffix by which the sound library itself knows them.
+SUFFIX_OF = {"VOC": "voc", "AVR": "avr", "PAF": "paf", "PVF": "pvf", "SVX": "svx", "WVE": "wve"}
+SUFFIX_OF |= {"SDS": "sds", "HTK": "htk", "IRCAM": "sf", "NIST": "sph"}
+
+
+@pytest.mark.parametrize(("fmt", "suffix"), SUFFIX_OF.items())
+def test_rare_formats_are_found_and_read(tmp_path: Path, fmt: str, suffix: str) -> None:
+    subtype = "ALAW" if fmt == "WVE" else "PCM_16"
+    soundfile.write(tmp_path / f"x.{suffix}", np.full(8000, 0.1), 8000, subtype=subtype, format=fmt)
+    (batch,) = list_inputs([str(tmp_path)])
+    (row,) = probe_batch(batch, Segmenting()).to_pylist()
+    assert (row["status"], round(row["duration_s"], 2)) == ("ok", 1.0)
+
+
+def test_a_cut_svx_is_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "x.svx"
+    soundfile.write(path, np.full(8000, 0.1), 8000, subtype="PCM_16", format="SVX")
+    path.write_bytes(path.read_bytes()[:9000])
+    (batch,) = list_inputs([str(tmp_path)])
+    assert probe_batch(batch, Segmenting())["status"].to_pylist() == ["truncated"]
+
+
+def test_links_in_linked_folders_are_not_entered(tmp_path: Path) -> None:
+    """Without a limit, ten folders of links to each other are millions of paths."""
+    for i in range(7):
+        make(tmp_path / "pool" / str(i) / "x.wav")
+        for j in range(7):
+            (tmp_path / "pool" / str(i) / f"to{j}").symlink_to(tmp_path / "pool" / str(j))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "in").symlink_to(tmp_path / "pool")
+    assert len(rows(tmp_path / "root")) == 7
+    assert len(rows(tmp_path / "pool")) == 7 + 7 * 6

@@ -237,3 +237,53 @@ def test_tables_on_s3(s3: Bucket, tmp_path: Path) -> None:
     clips, _ = read_clip_table([uri])
     assert clips["file"].to_pylist() == [f"{s3.uri}/data/x.wav"]
     assert clips["speaker"].to_pylist() == ["03"]
+
+
+def test_parquet_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    name = "n" * 1_000_000 + ".wav"
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 600_000, pa.int32()), [name])
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"file": column}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 2_000_000
+    with pytest.raises(ConfigError, match="unpacks to more than"):
+        read_clip_table([str(path)])
+
+
+def test_damaged_parquet_pages_are_the_users_to_mend(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"file": [f"{i}.wav" for i in range(5000)]}), path)
+    data = bytearray(path.read_bytes())
+    data[4:60] = b"\xff" * 56
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"t\.parquet cannot be read as a table"):
+        read_clip_table([str(path)])
+
+
+def test_endless_csv_header_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"t\.csv cannot be read as a table"):
+        table(tmp_path, "file," + "x" * 200_000 + "\na.wav,1\n")
+
+
+@pytest.mark.parametrize("text", ["999999999999 days", "9999999999:00:00", "PT999999999999999S"])
+def test_times_beyond_64_bits_name_their_row(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"t\.csv, row 2: end"):
+        table(tmp_path, f"file,end\na.wav,1\nb.wav,{text}\n")
+
+
+def test_durations_beyond_64_bits_name_their_row(tmp_path: Path) -> None:
+    ends = pa.array([1, 2**60], pa.duration("s"))
+    uri = write(tmp_path / "t.parquet", {"file": ["a.wav", "b.wav"], "end": ends})
+    with pytest.raises(ConfigError, match=r"t\.parquet, row 2: end"):
+        read_clip_table([uri])
+    ends = pa.array([1, None], pa.duration("ms"))
+    uri = write(tmp_path / "u.parquet", {"file": ["a.wav", "b.wav"], "end": ends})
+    assert spans(read_clip_table([uri])[0]) == [(None, 1_000_000), (None, None)]
+
+
+def test_text_that_is_no_utf8_is_the_users_to_mend(tmp_path: Path) -> None:
+    bad = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
+    uri = write(tmp_path / "t.parquet", {"file": bad})
+    with pytest.raises(ConfigError, match=r"t\.parquet cannot be read"):
+        read_clip_table([uri])

@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,45 @@ def test_headers_are_not_kept_in_memory(tmp_path: Path) -> None:
         next(members)
     alive = sum(isinstance(thing, tarfile.TarInfo) for thing in gc.get_objects())
     assert alive < 10
+
+
+def test_headers_about_headers_without_end_are_damage(tmp_path: Path) -> None:
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 512
+    chain = (name.tobuf(tarfile.GNU_FORMAT) + b"n".ljust(512, b"\0")) * 2000
+    good = build([("a.wav", b"one")])[:1024]
+    first, lost = index(tmp_path / "x.tar", good + chain)
+    assert (content(first), lost.status) == (b"one", Status.TRUNCATED)
+
+
+def test_member_of_negative_size_is_refused(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("a.wav")
+    member.size = -512
+    bad, lost = index(tmp_path / "x.tar", member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    assert (bad.status, bad.byte_size) == (Status.UNSUPPORTED, 0)
+    assert "negative" in bad.error
+    assert lost.status == Status.TRUNCATED
+
+
+def test_words_for_all_members_are_not_copied_for_each(tmp_path: Path) -> None:
+    """Every global header would be merged with all before it, and copied for every member."""
+    blocks = []
+    for number in range(3000):
+        words = {f"word{number}.{i}": "x" for i in range(10)}
+        blocks.append(tarfile.TarInfo.create_pax_global_header(words))
+        blocks.append(build([(f"{number}.wav", b"x")], tarfile.USTAR_FORMAT)[:1024])
+    (tmp_path / "x.tar").write_bytes(b"".join(blocks) + bytes(1024))
+    tracemalloc.start()
+    assert len(index(tmp_path / "x.tar")) == 3000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 2**20
+
+
+def test_endless_names_are_shortened_and_refused(tmp_path: Path) -> None:
+    names = ["n" * 9000 + f"{i}.wav" for i in range(2)]
+    rows = index(tmp_path / "x.tar", build([(name, b"x") for name in names]))
+    assert [row.status for row in rows] == [Status.UNSUPPORTED] * 2
+    assert len({row.file for row in rows}) == 2
+    assert max(len(row.file) for row in rows) < 300
+    assert "9005 characters" in rows[0].error

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Wav2Vec2FeatureExtractor
 
-from raysers.models.masking import (
+from raysers.models.masking import convolve_once, (
     ConvGeometry,
     MaskedGroupNorm,
     masked_mean,
@@ -86,3 +86,22 @@ def test_masked_mean_by_hand() -> None:
     assert masked_mean(hidden, mask).tolist() == [[2.0], [4.0]]
     assert masked_mean(hidden[1:], None).tolist() == [[4.0]]
     assert masked_mean(hidden.bfloat16(), mask).dtype == torch.float32
+
+
+def test_short_types_round_a_convolution_only_at_its_end() -> None:
+    """Kernel and bias cancel an offset 3000 times the rest; rounding any input would show."""
+    generator = torch.Generator().manual_seed(0)
+    signal = 3_000 + torch.randn(2, 500, generator=generator)
+    kernel = torch.randn(2, 8, 10, generator=generator)
+    bias = -3_000 * kernel.sum(2)
+    got = convolve_once(signal, kernel, bias, 5, torch.bfloat16)
+    exact = torch.stack(
+        [
+            torch.nn.functional.conv1d(s[None, None], k[:, None], b, stride=5)[0].T
+            for s, k, b in zip(signal.double(), kernel.double(), bias.double(), strict=True)
+        ]
+    )
+    assert got.dtype == torch.bfloat16
+    # bf16 holds 8 bits: half a unit of 2 ** -8, and what float32 loses against the offset
+    assert ((got.double() - exact).abs() <= exact.abs() * 2**-8 + 0.25).all()
+    assert exact.abs().max() < 30
