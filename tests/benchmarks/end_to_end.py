@@ -6,7 +6,6 @@ time; the textbook pipeline is compared both ways.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -88,8 +87,6 @@ def _command(model: str, files: Sequence[str]) -> Line:
         subprocess.run(
             [*command, "--input", str(table), "--output", str(output)],
             check=True, capture_output=True,
-            # its own place: without one, Ray joins whatever cluster runs on this machine
-            env={**os.environ, "RAY_TMPDIR": folder},
         )  # fmt: skip
         wall_s = time.perf_counter() - began
         parts = (output / "annotations").glob("part-*.parquet")

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raysers.config import ClipJobFlags
 from raysers.data.shards import plan_shards
-from raysers.distributed.stages import ClipTask, ClipWorker
+from raysers.distributed.stages import ClipTask, ClipWorker, StageSettings
 from raysers.errors import ClipError
 from raysers.schemas import ANNOTATIONS
 from tests.benchmarks.measure import Line
@@ -86,17 +86,26 @@ def latest(folder: str | Path, pattern: str) -> float:
 
 
 def start_ray() -> float:
-    """A Ray of our own, whatever else runs on this machine; returns the seconds it took."""
-    import ray
-
-    from raysers.distributed.cluster import configure_ray_data
+    """Start Ray as the jobs do; returns the seconds it took."""
+    from raysers.distributed import cluster
     from raysers.run import quiet_environment
 
     quiet_environment()
     began = time.perf_counter()
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    configure_ray_data()
+    cluster.connect()
     return time.perf_counter() - began
+
+
+def stage_settings(output: str, threads: int) -> StageSettings:
+    """Settings of a stage that works outside of Ray."""
+    return StageSettings(
+        output=output,
+        run_id="bench",
+        redo=frozenset(),
+        whole=True,
+        max_clip_s=600.0,
+        io_threads=max(2, threads),
+    )
 
 
 def run_task(manifest: pa.Table, task: ClipTask, *, workers: int = 0) -> Line:

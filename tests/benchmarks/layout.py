@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysers.distributed.stages import ShardStage, StageSettings
+from raysers.distributed.stages import ShardStage
 from raysers.errors import ClipError
 from raysers.schemas import ANNOTATIONS
 from raysers.types import DIMENSIONS
 from tests.benchmarks import corpus
 from tests.benchmarks.end_to_end import MODELS
+from tests.benchmarks.engine import stage_settings
 from tests.benchmarks.measure import Line, Scale, cores, medians
 
 BUDGETS_S = (3.0, 6.0, 12.0, 24.0, 48.0)
@@ -134,11 +135,7 @@ def _work(pipe: Connection, model: str, threads: int) -> None:
     while (order := pipe.recv()) is not None:
         blocks, worker.max_padded_s = order
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-            settings = StageSettings(
-                output=folder, run_id="bench", redo=frozenset(), max_clip_s=600.0,
-                io_threads=max(2, threads),
-            )  # fmt: skip
-            stage = ShardStage(settings, worker, lambda *_: None)
+            stage = ShardStage(stage_settings(folder, threads), worker, lambda *_: None)
             start = time.time()
             list(pool.map(stage, blocks))
             pipe.send((start, time.time()))

@@ -108,7 +108,7 @@ def machine() -> Line:
     import ray
     import torch
 
-    from raysers.models.inference import choose_dtype
+    from raysers.models.precision import choose_dtype
 
     device = device_name()
     return {

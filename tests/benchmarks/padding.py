@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from raysers.data.shards import padding_waste, plan_shards
 from raysers.distributed.pipeline import shard_blocks
-from raysers.distributed.stages import ShardStage, StageSettings
+from raysers.distributed.stages import ShardStage
 from tests.benchmarks import corpus
-from tests.benchmarks.engine import NullTask
+from tests.benchmarks.engine import NullTask, stage_settings
 from tests.benchmarks.measure import Line, Scale, judged
 
 TARGET = 0.05
@@ -48,15 +48,8 @@ def _our_waste(manifest: pa.Table, budget_s: float) -> float:
     shards = plan_shards(manifest, shard_s=1800.0)
     blocks = shard_blocks(manifest, shards, range(len(shards)))
     with tempfile.TemporaryDirectory() as folder:
-        settings = StageSettings(
-            output=folder,
-            run_id="bench",
-            redo=frozenset(),
-            whole=True,
-            max_clip_s=600.0,
-            io_threads=2,
-        )
-        stage = ShardStage(settings, NullTask(max_padded_s=budget_s), lambda *_: None)
+        task = NullTask(max_padded_s=budget_s)
+        stage = ShardStage(stage_settings(folder, 2), task, lambda *_: None)
         rows = pa.concat_tables([stage(block) for block in blocks])
     return float(1 - sum(rows["scored_s"].to_pylist()) / sum(rows["padded_s"].to_pylist()))
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysers.errors import ClipError, ConfigError, RaysersError
+from raysers.errors import ClipError, ConfigError, DeviceLost, RaysersError
 from raysers.models.emotion import EmotionModel
-from raysers.models.inference import DeviceLost, Row, Scorer, score_rows
+from raysers.models.inference import Row, Scorer, score_rows
 from raysers.models.loading import load_emotion_model
 from raysers.models.precision import choose_dtype, dtype_name
 from raysers.types import Status

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Wav2Vec2FeatureExtractor
 
-from raysers.models.masking import convolve_once, (
+from raysers.models.masking import (
     ConvGeometry,
     MaskedGroupNorm,
+    convolve_once,
     masked_mean,
     normalise,
 )
