@@ -19,6 +19,8 @@ def serve() -> None:
             "object_store_memory": 150 * 2**20,
             "include_dashboard": True,
             "dashboard_port": port,
+            # the usual one belongs to another cluster of this machine, if there is one
+            "dashboard_agent_listen_port": free_port(),
         },
     )
     time.sleep(5)  # the head takes jobs only when its agent is up

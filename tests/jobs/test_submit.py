@@ -17,7 +17,7 @@ def _submitted(command: list[str], env: dict[str, str]) -> subprocess.CompletedP
     """Submit, again while the young cluster says that it cannot take jobs yet."""
     for _ in range(30):
         done = subprocess.run(
-            command, cwd=REPO, env=env, capture_output=True, text=True, timeout=240, check=False
+            command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120, check=False
         )
         if "No available agent" not in done.stdout + done.stderr:
             break
