@@ -75,7 +75,7 @@ class Totals:
         clips: clips it has to do.
         finished: per finished shard, audio seconds and clips by status.
         in_work: the same of shards that workers have told about.
-        started_s: when the first figures came, on the monotonic clock; loading does not count.
+        began_s: when the run began, on the monotonic clock; loading the model counts.
     """
 
     total_s: float
@@ -83,19 +83,18 @@ class Totals:
     finished: dict[int, tuple[float, dict[str, int]]] = field(default_factory=dict)
     in_work: dict[int, tuple[float, dict[str, int]]] = field(default_factory=dict)
     began_s: float = field(default_factory=time.monotonic)
-    started_s: float | None = None
 
     def line(self) -> str:
         """One line: audio hours, x real time, time left, clips, failures by status."""
         shards = {**self.in_work, **self.finished}
+        elapsed_s = max(time.monotonic() - self.began_s, 1.0)
         if not shards:
-            return f"loading the model ({duration(time.monotonic() - self.began_s)})"
-        self.started_s = self.started_s or time.monotonic()
+            return f"loading the model ({duration(elapsed_s)})"
         audio_s = sum(done_s for done_s, _ in shards.values())
         statuses: Counter[str] = Counter()
         for _, counts in shards.values():
             statuses.update(counts)
-        speed = audio_s / max(time.monotonic() - self.started_s, 1.0)
+        speed = audio_s / elapsed_s
         text = f"{hours(audio_s)} of {hours(self.total_s)} audio | {speed:.1f} x real time"
         if speed:
             text += f" | {duration((self.total_s - audio_s) / speed)} left"
