@@ -3,7 +3,11 @@
     python jobs/index.py --input s3://bucket/calls --output s3://bucket/calls-manifest \
         --segment window --window-s 10 --hop-s 5
 
+    python jobs/index.py --corpus emodb --emotion-map russell-mehrabian --input emodb --output M
+
 Reads headers only (all of the audio for --segment vad). The other jobs take OUTPUT as --input.
+With --corpus, each --input is the folder of a corpus, and speaker, sex, split, words and labels go
+into the manifest.
 Result: OUTPUT/manifest/part-*.parquet, the same bytes for the same input.
 """
 
@@ -13,7 +17,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raysers.config import ListingFlags, as_plain, parse
+import pyarrow as pa
+
+from raysers.config import CorpusName, ListingFlags, as_plain, parse
+from raysers.data.storage import absolute, suffix_of
 from raysers.distributed import clipjob, cluster, planning, summary
 from raysers.run import (
     Exit,
@@ -31,11 +38,35 @@ JOB = "index"
 class IndexFlags(ListingFlags):
     """Flags of this job."""
 
+    corpus: CorpusName = "none"
+    """Which corpus the folders are, for labels; auto recognises them, none takes plain audio."""
+    emotion_map: str = ""
+    """Map from categories to missing dimensions: russell-mehrabian, or a YAML file."""
+    speakers: str = ""
+    """CSV with video or speaker, and sex, for corpora that do not say."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether anything asks for labels."""
+        return self.corpus != "none" or bool(self.emotion_map or self.speakers)
+
+    def label_settings(self) -> dict[str, str]:
+        """Where labels come from; empty without any, so that older outputs stay valid."""
+        if not self.is_labelled:
+            return {}
+        is_file = "/" in self.emotion_map or bool(suffix_of(self.emotion_map))
+        return {
+            "corpus": self.corpus,
+            "emotion_map": absolute(self.emotion_map) if is_file else self.emotion_map,
+            "speakers": absolute(self.speakers) if self.speakers else "",
+        }
+
 
 def index(flags: IndexFlags) -> int:
     """List, read headers, cut into clips, write; returns the exit code."""
     flags = planning.anchored(flags)
-    settings = planning.listing_settings(flags)
+    labels = flags.label_settings()
+    settings = planning.listing_settings(flags) | labels
     with planning.before_writing():
         earlier = planning.open_output(flags, JOB, "manifest")
         if earlier is not None:
@@ -44,7 +75,9 @@ def index(flags: IndexFlags) -> int:
                 print(f"{flags.output} holds this manifest already; for new files index elsewhere")
                 return Exit.DONE
         cluster.connect()
-        manifest = planning.list_clips(flags)
+        manifest, notes = _clips(flags, labels)
+    for note in notes:
+        summary.print_warning(note)
     record = new_record(JOB, as_plain(flags), settings, None)
     clipjob.begin_output(flags, JOB, manifest, {}, record)
     outcome = {"clips": manifest.num_rows, "statuses": summary.count_statuses(manifest)}
@@ -52,6 +85,12 @@ def index(flags: IndexFlags) -> int:
     summary.print_statuses(outcome["statuses"])
     summary.print_manifest(manifest, flags.output)
     return Exit.DONE
+
+
+def _clips(flags: IndexFlags, labels: dict[str, str]) -> tuple[pa.Table, list[str]]:
+    if labels:
+        return planning.list_labelled_clips(flags, **labels)
+    return planning.list_clips(flags), []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from raysers.data.labelled import read_labelled
 from raysers.data.manifest import (
     Segmenting,
     is_manifest,
@@ -42,25 +43,68 @@ def index(inputs: Sequence[str], segmenting: Segmenting, *, limit: int = 0) -> p
         CredentialsError, TransientStorageError: the store does not answer as it should.
     """
     finished = [uri for uri in inputs if is_manifest(uri)]
+    _refuse_cutting(finished, segmenting)
+    tables = [read_manifest(uri) for uri in finished]
+    others = [uri for uri in inputs if uri not in finished]
+    if others:
+        notes = ListingNotes()
+        listed = pa.Table.from_batches(list_inputs(others, notes=notes))
+        for warning in notes.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        tables += _probed(listed, segmenting, limit)
+    return _manifest(tables, limit)
+
+
+def index_labelled(
+    inputs: Sequence[str],
+    *,
+    corpus: str = "auto",
+    emotion_map: str = "",
+    speakers: str = "",
+    segmenting: Segmenting | None = None,
+    limit: int = 0,
+) -> tuple[pa.Table, list[str]]:
+    """The manifest of labelled inputs, as `index` makes it, and notes for the user.
+
+    Every label column is there, null where nothing is known. Finished manifests among the inputs
+    are not probed again.
+
+    Args:
+        inputs: corpora, tables, manifests, audio.
+        corpus: as `read_labelled`, like the next two.
+        emotion_map: a map from categories to missing dimensions; empty for none.
+        speakers: a table of speakers and their sex; empty for none.
+        segmenting: for rows without a segment of their own; None leaves files whole.
+        limit: only the first clips; 0 takes all.
+
+    Raises:
+        ConfigError: as `read_labelled` and `index`.
+        CredentialsError, TransientStorageError: the store does not answer as it should.
+    """
+    segmenting = segmenting or Segmenting()
+    _refuse_cutting([uri for uri in inputs if is_manifest(uri)], segmenting)
+    found = read_labelled(inputs, corpus=corpus, emotion_map=emotion_map, speakers=speakers)
+    tables = [found.table.slice(0, found.finished)]
+    if found.finished < found.table.num_rows:
+        tables += _probed(found.table.slice(found.finished), segmenting, limit)
+    return _manifest(tables, limit), list(found.notes)
+
+
+def _refuse_cutting(finished: Sequence[str], segmenting: Segmenting) -> None:
     if finished and segmenting.kind != "whole":
         raise ConfigError(
             f"--segment {segmenting.kind}: {finished[0]} is a manifest whose clips are decided "
             "already; leave --segment out, or index the audio again"
         )
-    tables = [read_manifest(uri) for uri in finished]
-    others = [uri for uri in inputs if uri not in finished]
-    if others:
-        tables += _probed(others, segmenting, limit)
+
+
+def _manifest(tables: Sequence[pa.Table], limit: int) -> pa.Table:
     manifest = sort_manifest(pa.concat_tables(tables, promote_options="default"))
     return manifest.slice(0, limit) if limit else manifest
 
 
-def _probed(inputs: Sequence[str], segmenting: Segmenting, limit: int) -> list[pa.Table]:
+def _probed(listed: pa.Table, segmenting: Segmenting, limit: int) -> list[pa.Table]:
     size = _OBJECTS_PER_VAD_TASK if segmenting.kind == "vad" else _OBJECTS_PER_TASK
-    notes = ListingNotes()
-    listed = pa.Table.from_batches(list_inputs(inputs, notes=notes))
-    for warning in notes.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     if limit:  # every object is at least one clip
         listed = listed.sort_by([("file", "ascending"), ("start", "ascending")]).slice(0, limit)
     blocks = [listed.slice(start, size) for start in range(0, listed.num_rows, size)]

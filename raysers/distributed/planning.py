@@ -23,7 +23,7 @@ from raysers.data.shards import ShardPlan, plan_shards, shard_name
 from raysers.data.sources import list_inputs
 from raysers.distributed import parts
 from raysers.distributed.cluster import is_one_machine
-from raysers.distributed.indexing import index
+from raysers.distributed.indexing import index, index_labelled
 from raysers.distributed.stages import can_redo
 from raysers.errors import ConfigError, RaysersError, StorageError, TransientStorageError
 from raysers.run import RunRecord, load_record, refuse_other_settings
@@ -150,12 +150,35 @@ def list_clips(flags: ListingFlags) -> pa.Table:
     Raises:
         ConfigError: an input is not there or holds no audio.
     """
-    kind = Segmenting(
-        kind=flags.segment, window_s=flags.window_s, hop_s=flags.hop_s, min_s=flags.min_s
-    )
-    manifest = index(flags.input, kind, limit=flags.limit)
+    manifest = index(flags.input, _segmenting(flags), limit=flags.limit)
     _refuse_unseen_input(manifest)
     return manifest
+
+
+def list_labelled_clips(
+    flags: ListingFlags, *, corpus: str, emotion_map: str, speakers: str
+) -> tuple[pa.Table, list[str]]:
+    """The manifest of labelled input, on the connected cluster, and notes for the user.
+
+    Raises:
+        ConfigError: as `indexing.index_labelled`.
+    """
+    manifest, notes = index_labelled(
+        flags.input,
+        corpus=corpus,
+        emotion_map=emotion_map,
+        speakers=speakers,
+        segmenting=_segmenting(flags),
+        limit=flags.limit,
+    )
+    _refuse_unseen_input(manifest)
+    return manifest, notes
+
+
+def _segmenting(flags: ListingFlags) -> Segmenting:
+    return Segmenting(
+        kind=flags.segment, window_s=flags.window_s, hop_s=flags.hop_s, min_s=flags.min_s
+    )
 
 
 def _refuse_unseen_input(manifest: pa.Table) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ import soundfile as sf
 
 from jobs.annotate import main as annotate
 from jobs.index import main as index
+from raysers.data.manifest import write_manifest
+from raysers.distributed.indexing import index_labelled
+from raysers.types import clip_id
 from tests.jobs.conftest import record_of, rows_of
 from tests.places import SHARED_DATA, needs_shared
+from tests.unit.data.corpora.trees import iemocap, msp_podcast
 
 pytestmark = [needs_shared, pytest.mark.usefixtures("ray_session")]
 
@@ -131,3 +136,50 @@ def test_indexing_again_changes_nothing_and_other_settings_are_refused(
     assert run(index, *args, "--segment", "window") == 2
     assert "segment was 'whole', now 'window'" in capsys.readouterr().err
     assert Path(tmp_path / "out" / "db.yaml").exists()
+
+
+def test_a_corpus_becomes_a_labelled_manifest(tmp_path):
+    args = ("--corpus", "emodb", "--emotion-map", "russell-mehrabian")
+    out = tmp_path / "out"
+    assert run(index, *args, "--input", SHARED_DATA / "emodb", "--output", out) == 0
+    rows = rows_of(out, "manifest")
+    assert len(rows) == 535
+    assert {r["status"] for r in rows} == {"ok"}
+    assert Counter(r["sex"] for r in rows) == {"female": 302, "male": 233}
+    angry = next(r for r in rows if r["emotion"] == "anger")
+    assert angry["arousal"] == pytest.approx(0.795)
+    assert angry["duration_s"] == sf.info(angry["file"]).duration
+    settings = record_of(out)["settings"]
+    assert (settings["corpus"], settings["emotion_map"]) == ("emodb", "russell-mehrabian")
+    # the same command resumes, another map is another manifest
+    assert run(index, *args, "--input", SHARED_DATA / "emodb", "--output", out) == 0
+    assert run(index, "--corpus", "emodb", "--input", SHARED_DATA / "emodb", "--output", out) == 2
+
+
+def test_labels_are_refused_before_anything_is_written(tmp_path, capsys):
+    root = msp_podcast(tmp_path / "msp", ["MSP-PODCAST_1_1.wav,N,4,loud,4,1,Male,Train"])
+    args = ("--input", root, "--output", tmp_path / "out")
+    assert run(index, *args, "--corpus", "auto") == 2
+    assert "labels_consensus.csv, line 2: EmoVal is 'loud'" in capsys.readouterr().err
+    assert run(index, *args, "--corpus", "none", "--emotion-map", "russel") == 2
+    assert "--emotion-map russel is no map known here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_labelled_clips_for_training_are_probed_once(tmp_path):
+    root = iemocap(tmp_path / "iemocap")
+    first, notes = index_labelled([str(root)], corpus="auto", emotion_map="", speakers="")
+    assert len(first) == 4
+    assert set(first["status"].to_pylist()) == {"ok"}
+    assert set(first["duration_s"].to_pylist()) == {0.05}
+    assert first["clip_id"].to_pylist() == [
+        clip_id(file, 0, 50_000_000) for file in first["file"].to_pylist()
+    ]
+    assert any("4 of the 10,039 turns" in note for note in notes)
+    write_manifest(str(tmp_path / "manifest"), first)
+    for file in first["file"].to_pylist():
+        Path(file).unlink()  # what is in a manifest is not looked at again
+    again, _ = index_labelled([str(tmp_path / "manifest")], corpus="iemocap")
+    assert again.equals(first)
+    two, _ = index_labelled([str(tmp_path / "manifest")], limit=2)
+    assert two.equals(first.slice(0, 2))

@@ -1,0 +1,196 @@
+"""CMU-MOSI (Zadeh et al. 2016): opinions in 93 videos, one sentiment per segment on -3..3.
+
+Sentiment is read as valence, (y + 3) / 6; there is no arousal, dominance or category. Segments
+count from 1 here and from 0 in the SDK. The corpus names no speakers: the video stands for its one
+speaker, though 89 people made the 93 videos; a table given with --speakers says it better.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from raysers.data import storage
+from raysers.data.corpora import words
+from raysers.data.corpora.files import (
+    csv_records,
+    first_of,
+    is_file,
+    lines_of,
+    number,
+    objects_below,
+    stem_of,
+    text_of,
+)
+from raysers.data.corpora.mosi_folds import SPLIT_OF
+from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
+from raysers.data.uris import ObjectInfo, suffix_of
+from raysers.errors import ConfigError
+
+NAME = "cmu-mosi"
+
+_OPINIONS = tuple(
+    prefix + "OpinionLevelSentiment.csv" for prefix in ("Labels/", "Raw/Labels/", "Raw/", "")
+)
+_LABEL_CSV = "label.csv"
+_LABEL_COLUMNS = ("video_id", "clip_id", "label")
+_OPINION_CELLS = 5
+_DECODABLE = (".wav", ".flac", ".mp3", ".ogg")
+_VIDEO = frozenset({".mp4"})
+_SPOKEN = re.compile(r"\s*(\d+)_DELIM_(.*)")
+#: Segments of the complete corpus.
+_SEGMENTS = 2199
+_LOW, _HIGH = -3.0, 3.0
+
+
+class _Key(NamedTuple):
+    """A segment: its video, and its number from 1 without leading zeros."""
+
+    video: str
+    number: str
+
+
+def recognise(root: str) -> bool:
+    """Whether `root` has `OpinionLevelSentiment.csv`, or a `label.csv` with MOSI's columns."""
+    if first_of(root, _OPINIONS, is_file) is not None:
+        return True
+    uri = storage.join(root, _LABEL_CSV)
+    if not is_file(uri):
+        return False
+    header = storage.read_range(uri, 0, 2000).decode("utf-8-sig", "replace").splitlines()[:1]
+    return {*_LABEL_COLUMNS, "mode"} <= {c.strip() for line in header for c in line.split(",")}
+
+
+def read(root: str) -> CorpusRows:
+    """The labelled segments below `root` that have audio.
+
+    Raises:
+        ConfigError: no label table, a bad value or numbering, or no audio that can be decoded.
+    """
+    table = storage.join(root, _LABEL_CSV)
+    opinions = first_of(root, _OPINIONS, is_file)
+    if opinions is None and not is_file(table):
+        raise ConfigError(f"--input {root}: no {_OPINIONS[0]} and no {_LABEL_CSV} in it")
+    labels: dict[_Key, Row] = {}
+    for where, key, row in _labels(table) if opinions is None else _opinions(opinions):
+        if key in labels:
+            raise ConfigError(f"{where}: segment {key.number} of {key.video} a second time")
+        labels[key] = row
+    audio = _audio(root)
+    spoken = _transcripts(root)
+    rows: list[Row] = []
+    lost: list[str] = []
+    for key, labelled in labels.items():
+        info = audio.get(key)
+        if info is None:
+            lost.append("_".join(key))
+        else:
+            rows.append(of_file(info) | {"transcript": spoken.get(key)} | labelled)
+    if not rows:
+        raise ConfigError(_no_audio(root, len(lost)))
+    return CorpusRows(table=to_table(rows), notes=_notes(root, rows, lost, len(labels)))
+
+
+def _opinions(uri: str) -> Iterator[tuple[str, _Key, Row]]:
+    """The table without a header: start, end, video, segment, sentiment."""
+    reader = csv.reader(io.StringIO(text_of(uri), newline=""))
+    for cells in reader:
+        where = f"{uri}, line {reader.line_num}"
+        if not cells or (reader.line_num == 1 and "video_id" in cells):
+            continue
+        if len(cells) < _OPINION_CELLS:
+            raise ConfigError(f"{where}: write start, end, video, segment, sentiment")
+        _, _, video, segment, sentiment = (cell.strip() for cell in cells[:_OPINION_CELLS])
+        row = _row(where, video, sentiment, SPLIT_OF.get(video))
+        yield where, _key(where, video, segment), row
+
+
+def _labels(uri: str) -> Iterator[tuple[str, _Key, Row]]:
+    """The table of MMSA: its `mode` wins over the standard split."""
+    for where, record in csv_records(uri, _LABEL_COLUMNS):
+        video, mode = record["video_id"], record.get("mode", "")
+        split = words.split_of(mode) if mode else SPLIT_OF.get(video)
+        if mode and split is None:
+            raise ConfigError(f"{where}: mode is {mode!r}, not train, valid or test")
+        row = _row(where, video, record["label"], split)
+        text = record.get("text") or None
+        key = _key(where, video, record["clip_id"])
+        yield where, key, row | ({"transcript": text} if text else {})
+
+
+def _key(where: str, video: str, segment: str) -> _Key:
+    if not segment.isdigit():
+        raise ConfigError(f"{where}: segment is {segment!r}, not a number")
+    if int(segment) == 0:
+        raise ConfigError(
+            f"{where}: segment 0 of {video}: these numbers count from 0 as the SDK's do, the wavs "
+            "from 1; add 1 to each"
+        )
+    return _Key(video, str(int(segment)))
+
+
+def _row(where: str, video: str, sentiment: str, split: str | None) -> Row:
+    value = number(where, "sentiment", sentiment, _LOW, _HIGH)
+    if value is None:
+        raise ConfigError(f"{where}: no sentiment")
+    return {
+        "valence": (value - _LOW) / (_HIGH - _LOW),
+        "speaker": video,
+        "language": "en",
+        "split": split,
+        "corpus": NAME,
+        "session": video,
+    }
+
+
+def _audio(root: str) -> dict[_Key, ObjectInfo]:
+    """Segments' audio: `<video>_<n>.wav` in `Segmented`, or `<video>/<n>.wav`."""
+    audio: dict[_Key, ObjectInfo] = {}
+    for info in objects_below(root, _DECODABLE):
+        folder, stem = storage.parent(info.uri).rpartition("/")[2], stem_of(info.uri)
+        video, _, segment = stem.rpartition("_")
+        if folder == "Full":
+            continue
+        if stem.isdigit():
+            video, segment = folder, stem
+        if segment.isdigit():
+            key = _Key(video, str(int(segment)))
+            held = audio.get(key)
+            # the earlier suffix of the list wins: the wav over an mp3 of it
+            if held is None or _rank(info) < _rank(held):
+                audio[key] = info
+    return audio
+
+
+def _rank(info: ObjectInfo) -> int:
+    return _DECODABLE.index(suffix_of(info.uri))
+
+
+def _transcripts(root: str) -> dict[_Key, str]:
+    folder = first_of(root, ("Raw/Transcript/Segmented", "Transcript/Segmented"))
+    spoken: dict[_Key, str] = {}
+    for info in objects_below(folder, {".annotprocessed"}) if folder else ():
+        for _, line in lines_of(info.uri):
+            if found := _SPOKEN.fullmatch(line):
+                spoken[_Key(stem_of(info.uri), str(int(found[1])))] = found[2].strip()
+    return spoken
+
+
+def _no_audio(root: str, segments: int) -> str:
+    if objects_below(root, _VIDEO):
+        return f"--input {root}: its clips are .mp4: extract a .wav of the same name beside each"
+    return f"--input {root}: no wav of its {segments:,} segments, such as <video>_<segment>.wav"
+
+
+def _notes(root: str, rows: list[Row], lost: list[str], labelled: int) -> tuple[str, ...]:
+    notes = []
+    if labelled < _SEGMENTS:
+        notes.append(f"{root}: {labelled:,} of the {_SEGMENTS:,} segments of CMU-MOSI are labelled")
+    if lost:
+        notes.append(f"{root}: segments without audio, left out: {some(lost)}")
+    if strange := {row["session"] for row in rows if row["split"] is None}:
+        notes.append(f"{root}: videos of no standard split: {some(strange)}")
+    return tuple(notes)

@@ -1,0 +1,109 @@
+"""From categories of emotion to arousal, dominance and valence, by a documented table.
+
+A mapped label is one point for a whole category: it says nothing about how strongly a clip was
+spoken, so figures against such labels are not comparable with figures against ratings.
+
+"russell-mehrabian" takes the means that Russell and Mehrabian (1977), "Evidence for a three-factor
+theory of emotions", Journal of Research in Personality 11, 273-294, report for the terms angry,
+bored, disgusted, fearful, happy, sad and surprised on pleasure, arousal and dominance from -1 to
+1, here as (x + 1) / 2 with valence for pleasure. The values were checked against several
+independent public transcriptions of their table of 151 terms, which agree on all seven; the paper
+itself was not at hand. Neutral is our own addition: the middle of every scale. Contempt is left
+out, because transcriptions of it differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import yaml
+
+from raysers.data import storage
+from raysers.errors import ConfigError, StorageError
+from raysers.types import DIMENSIONS
+
+#: Arousal, dominance, valence, each 0..1, by category.
+EmotionMap = Mapping[str, tuple[float, float, float]]
+
+#: (pleasure, arousal, dominance), each -1..1.
+_RUSSELL_MEHRABIAN = {
+    "anger": (-0.51, 0.59, 0.25),
+    "boredom": (-0.65, -0.62, -0.33),
+    "disgust": (-0.60, 0.35, 0.11),
+    "fear": (-0.64, 0.60, -0.43),
+    "happiness": (0.81, 0.51, 0.46),
+    "neutral": (0.0, 0.0, 0.0),
+    "sadness": (-0.63, -0.27, -0.33),
+    "surprise": (0.40, 0.67, -0.13),
+}
+
+
+def _from_pad(pleasure: float, arousal: float, dominance: float) -> tuple[float, float, float]:
+    return (arousal + 1) / 2, (dominance + 1) / 2, (pleasure + 1) / 2
+
+
+EMOTION_MAPS: Mapping[str, EmotionMap] = {
+    "russell-mehrabian": {name: _from_pad(*pad) for name, pad in _RUSSELL_MEHRABIAN.items()},
+}
+
+#: What else corpora call a category.
+_SYNONYMS = {
+    "anger": ("ang", "angry"),
+    "boredom": ("bored",),
+    "contempt": ("contemptuous",),
+    "disgust": ("dis", "disgusted"),
+    "excitement": ("exc", "excited"),
+    "fear": ("afraid", "anxiety", "anxious", "fea", "fearful"),
+    "frustration": ("fru", "frustrated"),
+    "happiness": ("hap", "happy", "joy", "joyful"),
+    "neutral": ("neu", "no emotion"),
+    "sadness": ("sad",),
+    "surprise": ("sur", "surprised"),
+}
+_COMMON_NAMES = {word: name for name, words in _SYNONYMS.items() for word in words}
+
+
+def common_name(category: str) -> str:
+    """The one name a category goes by here; a word nobody knows stays as it is, in lower case.
+
+    >>> common_name("Angry"), common_name("fru"), common_name("wistful")
+    ('anger', 'frustration', 'wistful')
+    """
+    word = category.strip().lower()
+    return _COMMON_NAMES.get(word, word)
+
+
+def load_emotion_map(name_or_uri: str) -> EmotionMap:
+    """A map of `EMOTION_MAPS` by name, or a YAML file of `category: [arousal, dominance, valence]`.
+
+    Raises:
+        ConfigError: neither, or a line of the file that is not three numbers from 0 to 1.
+    """
+    if name_or_uri in EMOTION_MAPS:
+        return EMOTION_MAPS[name_or_uri]
+    known = ", ".join(EMOTION_MAPS)
+    try:
+        document = yaml.safe_load(storage.read_bytes(name_or_uri).decode("utf-8"))
+    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--emotion-map {name_or_uri} is no map known here ({known}), nor a YAML file that "
+            f"can be read: {first_line}"
+        ) from error
+    if not isinstance(document, dict) or not document:
+        raise ConfigError(f"--emotion-map {name_or_uri}: write category: [{', '.join(DIMENSIONS)}]")
+    return {
+        common_name(str(category)): _point(f"--emotion-map {name_or_uri}: {category}", value)
+        for category, value in document.items()
+    }
+
+
+def _point(where: str, value: object) -> tuple[float, float, float]:
+    numbers = value if isinstance(value, list) else []
+    good = [v for v in numbers if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) != len(DIMENSIONS) or len(good) != len(numbers):
+        raise ConfigError(f"{where} is {value!r}: write [{', '.join(DIMENSIONS)}]")
+    if not all(0 <= v <= 1 for v in good):
+        raise ConfigError(f"{where} is {value!r}: each number is from 0 to 1")
+    arousal, dominance, valence = map(float, good)
+    return arousal, dominance, valence

@@ -1,0 +1,160 @@
+"""IEMOCAP (Busso et al. 2008): acted dialogs in five sessions, ratings on 1..5.
+
+Who speaks is the letter of a turn's last field: the `F` in `Ses01F_impro01_M013` is who wears the
+markers, `M` is who talks. The summary line is valence, arousal, dominance, in that order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from raysers.data import storage
+from raysers.data.corpora.emotions import common_name
+from raysers.data.corpora.files import lines_of, name_of, number, objects_below, stem_of
+from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
+from raysers.data.uris import ObjectInfo
+from raysers.errors import ConfigError
+
+NAME = "iemocap"
+
+_SESSIONS = range(1, 6)
+#: Turns of the complete corpus.
+_TURNS = 10_039
+_LABELS = "dialog/EmoEvaluation"
+_DIALOG_FILE = re.compile(r"(Ses0[1-5][FM]_\w+)\.txt")
+_SUMMARY = re.compile(
+    r"\[\s*[\d.]+\s*-\s*[\d.]+\s*\]\s+(?P<turn>\S+)\s+(?P<emotion>\S+)\s+"
+    r"\[(?P<valence>[^,\]]+),(?P<arousal>[^,\]]+),(?P<dominance>[^,\]]+)\]\s*"
+)
+_SPOKEN = re.compile(r"(Ses\w+)\s+\[[\d.]+\s*-\s*[\d.]+\]:\s*(.*)")
+_CODES = ("ang", "hap", "sad", "neu", "fru", "exc", "fea", "sur", "dis")
+#: Majority votes that are no emotion of their own.
+_EMOTION_OF = {code: common_name(code) for code in _CODES} | {
+    "oth": "other",
+    "xxx": "no_agreement",
+}
+_SEX_OF = {"F": "female", "M": "male"}
+#: Means just off the scale are known of; they count as its end.
+_LOWEST, _LOW, _HIGH, _HIGHEST = 0.5, 1.0, 5.0, 5.5
+
+
+def recognise(root: str) -> bool:
+    """Whether `root`, or the release folder in it, has a session with its label folder."""
+    return any(_is_release(folder) for folder in _candidates(root))
+
+
+def read(root: str) -> CorpusRows:
+    """The turns of every session there is; labels are (y - 1) / 4.
+
+    Raises:
+        ConfigError: no session, a summary line that cannot be read, a rating far off the scale, or
+            no audio.
+    """
+    release = next((folder for folder in _candidates(root) if _is_release(folder)), None)
+    if release is None:
+        raise ConfigError(f"--input {root}: no Session1 .. Session5 with {_LABELS} in it")
+    rows: list[Row] = []
+    lost: list[str] = []
+    extra: list[str] = []
+    off_scale: list[str] = []
+    for session in _SESSIONS:
+        folder = storage.join(release, f"Session{session}")
+        audio = _audio(folder)
+        for labelled in _turns(folder, off_scale):
+            info = audio.pop(labelled["turn"], None)
+            if info is None:
+                lost.append(labelled["turn"])
+            else:
+                rows.append(of_file(info) | labelled)
+        extra += audio
+    if not rows:
+        raise ConfigError(f"--input {root}: none of its {len(lost):,} turns has a sentence wav")
+    return CorpusRows(table=to_table(rows), notes=_notes(root, rows, lost, extra, off_scale))
+
+
+def _candidates(root: str) -> list[str]:
+    return [root, storage.join(root, "IEMOCAP_full_release")]
+
+
+def _is_release(folder: str) -> bool:
+    return any(storage.is_folder(storage.join(folder, f"Session{n}", _LABELS)) for n in _SESSIONS)
+
+
+def _audio(session: str) -> dict[str, ObjectInfo]:
+    folder = storage.join(session, "sentences/wav")
+    return {stem_of(info.uri): info for info in objects_below(folder, {".wav"})}
+
+
+def _turns(session: str, off_scale: list[str]) -> Iterator[Row]:
+    """Label columns of a session's turns, each with its `turn`."""
+    spoken = objects_below(storage.join(session, "dialog/transcriptions"), {".txt"}, direct=True)
+    words_in = {stem_of(info.uri): info.uri for info in spoken}
+    for info in objects_below(storage.join(session, _LABELS), {".txt"}, direct=True):
+        dialog = _DIALOG_FILE.fullmatch(name_of(info.uri))
+        if dialog is None:
+            continue
+        words = _transcripts(words_in.get(dialog[1]))
+        for line_number, line in lines_of(info.uri):
+            # raters' own lines begin with C- or A-, the header with %
+            if line.startswith("["):
+                where = f"{info.uri}, line {line_number}"
+                row = _row(where, line, dialog[1], off_scale)
+                yield row | {"transcript": words.get(row["turn"])}
+
+
+def _row(where: str, line: str, dialog: str, off_scale: list[str]) -> Row:
+    found = _SUMMARY.fullmatch(line)
+    if found is None:
+        raise ConfigError(
+            f"{where}: not a summary line: [start - end] turn emotion [valence, arousal, dominance]"
+        )
+    turn, code = found["turn"], found["emotion"]
+    speaker = turn.removeprefix(dialog + "_")[:1]
+    if not turn.startswith(dialog + "_") or speaker not in _SEX_OF:
+        raise ConfigError(f"{where}: {turn} is no turn of {dialog}")
+    if code not in _EMOTION_OF:
+        raise ConfigError(f"{where}: {code!r} is none of {', '.join(_EMOTION_OF)}")
+    labels: Row = {}
+    for name in ("arousal", "dominance", "valence"):
+        rating = number(where, name, found[name], _LOWEST, _HIGHEST)
+        if rating is not None:
+            if not _LOW <= rating <= _HIGH:
+                off_scale.append(turn)
+            labels[name] = (min(max(rating, _LOW), _HIGH) - 1) / 4
+    return labels | {
+        "turn": turn,
+        "speaker": turn[:5] + speaker,
+        "sex": _SEX_OF[speaker],
+        "language": "en",
+        "emotion": _EMOTION_OF[code],
+        "corpus": NAME,
+        "session": turn[:5],
+    }
+
+
+def _transcripts(uri: str | None) -> dict[str, str]:
+    """Words by turn; lines that are no turn are passed over."""
+    if uri is None:
+        return {}
+    spoken = (_SPOKEN.fullmatch(line.strip()) for _, line in lines_of(uri))
+    return {match[1]: match[2].strip() for match in spoken if match}
+
+
+def _notes(
+    root: str, rows: list[Row], lost: list[str], extra: list[str], off_scale: list[str]
+) -> tuple[str, ...]:
+    notes = []
+    if len(rows) != _TURNS:
+        sessions = Counter(row["session"] for row in rows)
+        counts = ", ".join(f"{name} {count:,}" for name, count in sorted(sessions.items()))
+        notes.append(f"{root}: {len(rows):,} of the {_TURNS:,} turns of IEMOCAP ({counts})")
+    if lost:
+        notes.append(f"{root}: turns without a wav, left out: {some(lost)}")
+    if extra:
+        notes.append(f"{root}: wavs without a label, left out: {some(extra)}")
+    if off_scale:
+        turns = some(set(off_scale))
+        notes.append(f"{root}: ratings off the scale of 1 to 5 count as its end: {turns}")
+    return tuple(notes)

@@ -1,0 +1,207 @@
+"""MSP-Podcast (Lotfian and Busso 2019), releases 1.6 to 2.0: podcast turns, ratings on 1..7.
+
+The releases spell folders, files and splits differently, and the columns are arousal, valence,
+dominance: everything is read by name. Test3 has audio and no labels; a speaker the corpus calls
+`Unknown` may be anyone, so unknown speakers are never one group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from raysers.data import storage
+from raysers.data.corpora import words
+from raysers.data.corpora.emotions import common_name
+from raysers.data.corpora.files import (
+    csv_records,
+    first_of,
+    is_file,
+    lines_of,
+    number,
+    objects_below,
+    require,
+    stem_of,
+    text_of,
+    texts_of,
+)
+from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
+from raysers.data.uris import ObjectInfo, suffix_of
+from raysers.errors import ConfigError
+
+NAME = "msp-podcast"
+
+_LABEL_FOLDERS = ("Labels", "labels", "label")
+#: The misspelt name is that of every release before 1.10.
+_LABEL_FILES = tuple(
+    f"labels_{word}.{suffix}" for suffix in ("csv", "json") for word in ("consensus", "concensus")
+)
+_AUDIO_FOLDERS = ("Audios", "Audio")
+_PARTITION_FILES = ("Partitions.txt", "Partition.txt")
+_COLUMNS = {"arousal": "EmoAct", "dominance": "EmoDom", "valence": "EmoVal"}
+_NEEDED = ("FileName", *_COLUMNS.values(), "Split_Set")
+_EMOTION_OF = {
+    "A": "anger",
+    "S": "sadness",
+    "H": "happiness",
+    "U": "surprise",
+    "F": "fear",
+    "D": "disgust",
+    "C": "contempt",
+    "N": "neutral",
+    "O": "other",
+    "X": "no_agreement",
+}
+_LOW, _HIGH = 1.0, 7.0
+
+
+def recognise(root: str) -> bool:
+    """Whether `root` has a label folder with a consensus file in it."""
+    return _labels(root) is not None
+
+
+def read(root: str) -> CorpusRows:
+    """Every wav of a release, with its labels where the consensus file has some; (y - 1) / 6.
+
+    Raises:
+        ConfigError: no label folder, consensus file or audio, a missing column, a bad value.
+    """
+    uri = _labels(root)
+    if uri is None:
+        raise ConfigError(_no_labels(root))
+    folder = first_of(root, _AUDIO_FOLDERS)
+    audio = {} if folder is None else _audio(folder)
+    if not audio:
+        raise ConfigError(f"--input {root}: no wavs in {' or '.join(_AUDIO_FOLDERS)}: unpack them")
+    speakers = _Speakers(root)
+    rows: list[Row] = []
+    lost: list[str] = []
+    seen: set[str] = set()
+    for where, record in _records(uri):
+        name, row = record["FileName"], _row(where, record, speakers)
+        if name in seen:
+            raise ConfigError(f"{where}: {name} a second time")
+        seen.add(name)
+        info = audio.pop(name, None)
+        if info is None:
+            lost.append(name)
+        else:
+            rows.append(of_file(info) | row)
+    if not rows:
+        raise ConfigError(f"--input {root}: {folder} has none of the {len(lost):,} wavs of {uri}")
+    unlabelled = _unlabelled(root, audio)
+    _add_transcripts(root, [*rows, *unlabelled])
+    notes = []
+    if lost:
+        notes.append(f"{root}: rows without a wav, left out (an incomplete copy?): {some(lost)}")
+    if unlabelled:
+        test3 = sum(row["split"] == "test3" for row in unlabelled)
+        about = f"{test3:,} of them Test3, which has no labels"
+        notes.append(f"{root}: wavs without a row: {some(audio)}; {about}")
+    return CorpusRows(table=to_table([*rows, *unlabelled]), notes=tuple(notes))
+
+
+def _labels(root: str) -> str | None:
+    folders = (storage.join(root, name) for name in _LABEL_FOLDERS)
+    found = (first_of(folder, _LABEL_FILES, is_file) for folder in folders)
+    return next((uri for uri in found if uri), None)
+
+
+def _no_labels(root: str) -> str:
+    folder = first_of(root, _LABEL_FOLDERS)
+    if folder is not None:
+        return f"--input {root}: no {' or '.join(_LABEL_FILES[:2])} (or .json) in {folder}"
+    packed = first_of(root, [f"{name}.zip" for name in _LABEL_FOLDERS], is_file)
+    fix = f"unpack {packed}" if packed else "is this the folder of a release?"
+    return f"--input {root}: no label folder ({', '.join(_LABEL_FOLDERS)}): {fix}"
+
+
+def _audio(folder: str) -> dict[str, ObjectInfo]:
+    return {info.uri.rpartition("/")[2]: info for info in objects_below(folder, {".wav"})}
+
+
+def _records(uri: str) -> Iterator[tuple[str, dict[str, str]]]:
+    if suffix_of(uri) == ".csv":
+        yield from csv_records(uri, _NEEDED)
+        return
+    try:
+        document: Any = json.loads(text_of(uri))
+    except ValueError as error:
+        raise ConfigError(f"{uri} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{uri} is not a JSON object with a record for each file name")
+    for name, record in document.items():
+        where = f"{uri}, {name}"
+        if not isinstance(record, dict):
+            raise ConfigError(f"{where}: not a record")
+        require(where, record, _NEEDED[1:])
+        yield (
+            where,
+            {k: "" if v is None else str(v) for k, v in record.items()} | {"FileName": name},
+        )
+
+
+class _Speakers:
+    """`Speaker_ids.txt`, for rows of the consensus file that do not say who speaks."""
+
+    def __init__(self, root: str) -> None:
+        self.speaker_of: dict[str, str] = {}
+        self.sex_of: dict[str, str] = {}
+        uri = storage.join(root, "Speaker_ids.txt")
+        for _, line in lines_of(uri) if is_file(uri) else ():
+            first, _, second = (part.strip() for part in line.partition(";"))
+            if first.endswith(".wav"):
+                if speaker := words.speaker_of(second):
+                    self.speaker_of[first] = speaker
+            elif first.startswith("Speaker_") and (sex := words.sex_of(second)):
+                self.sex_of[first.removeprefix("Speaker_")] = sex
+
+
+def _row(where: str, record: dict[str, str], speakers: _Speakers) -> Row:
+    name, code = record["FileName"], record.get("EmoClass", "")
+    split = words.split_of(record["Split_Set"])
+    if split is None:
+        raise ConfigError(f"{where}: Split_Set is {record['Split_Set']!r}, no split known here")
+    speaker = words.speaker_of(record.get("SpkrID")) or speakers.speaker_of.get(name)
+    sex = words.sex_of(record.get("Gender")) or speakers.sex_of.get(speaker or "")
+    row: Row = {
+        "speaker": speaker,
+        "sex": sex,
+        "split": split,
+        "emotion": _EMOTION_OF.get(code) or common_name(code) or None,
+    }
+    for label, column in _COLUMNS.items():
+        rating = number(where, column, record[column], _LOW, _HIGH)
+        row[label] = None if rating is None else (rating - _LOW) / (_HIGH - _LOW)
+    return row | _of_every_wav(name)
+
+
+def _of_every_wav(name: str) -> Row:
+    """What the name alone tells: `MSP-PODCAST_0001_0008.wav` is of podcast 0001."""
+    parts = name.split("_")
+    podcast = parts[1] if len(parts) > 2 and parts[1].isdigit() else None
+    return {"language": "en", "corpus": NAME, "session": podcast}
+
+
+def _unlabelled(root: str, audio: dict[str, ObjectInfo]) -> list[Row]:
+    """Wavs without a row: the partition file is the only one that lists Test3."""
+    uri = first_of(root, _PARTITION_FILES, is_file)
+    split_of: dict[str, str | None] = {}
+    for _, line in lines_of(uri) if audio and uri else ():
+        split, separator, name = line.partition(";")
+        if separator:
+            split_of[name.strip()] = words.split_of(split)
+    return [
+        of_file(info) | _of_every_wav(name) | {"split": split_of.get(name)}
+        for name, info in audio.items()
+    ]
+
+
+def _add_transcripts(root: str, rows: list[Row]) -> None:
+    found = objects_below(storage.join(root, "Transcripts"), {".txt"})
+    uri_of = {stem_of(info.uri): info.uri for info in found}
+    spoken = [(row, uri) for row in rows if (uri := uri_of.get(stem_of(row["file"])))]
+    texts = texts_of([uri for _, uri in spoken])
+    for (row, _), text in zip(spoken, texts, strict=True):
+        row["transcript"] = text or None

@@ -1,0 +1,231 @@
+"""Who is trained on and who is not: folds, leaks between splits, subsets, the shuffled control.
+
+Nothing here depends on the order of the rows. A group (a speaker, or a session whose speakers share
+a room) stays in one split; clips of nobody known are trained on and never judged by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raysers.errors import ConfigError
+from raysers.schemas import LABEL_FIELDS
+from raysers.types import DIMENSIONS
+
+_TRAIN, _DEV, _TEST = "train", "dev", "test"
+#: Columns whose values must not cross splits; most corpora are looked at for both. An actor of
+#: IEMOCAP is in one session, so the session says it all.
+_GROUPS = {"iemocap": ("session",)}
+_USUAL_GROUPS = ("speaker", "session")
+#: Its sessions are podcasts: many people, one of whom an unknown speaker is.
+_PODCASTS = "msp-podcast"
+_WORDS = {("cmu-mosi", "session"): "video", (_PODCASTS, "session"): "podcast"}
+_TOLD = 3
+
+
+@dataclass(frozen=True, slots=True, order=True, kw_only=True)
+class Group:
+    """Clips that belong together: one speaker, session, video or podcast of one corpus."""
+
+    corpus: str
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}" + (f" of {self.corpus}" if self.corpus else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leak:
+    """A group that is trained on and judged by: the other splits it is in, and its clips there."""
+
+    group: Group
+    splits: tuple[str, ...]
+    clips: int
+
+    def __str__(self) -> str:
+        return f"{self.group} is in train and in {', '.join(self.splits)} ({self.clips:,} clips)"
+
+
+def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
+    """`table` with `split` decided anew: `dev` is fold number `fold` of `folds`, `train` the rest.
+
+    Women and men are dealt apart: a speaker's fold is its rank among the sorted speakers of its sex
+    (and corpus), modulo `folds`. Where speakers share sessions, whole sessions are dealt. Clips of
+    an unknown speaker are trained on; clips of a test split stay there.
+
+    Args:
+        table: clips with label columns.
+        folds: how many, at least 2.
+        fold: from 0 to `folds` - 1.
+
+    Raises:
+        ConfigError: no speakers, fewer than folds, or an impossible number.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise ConfigError(f"--folds {folds}, fold {fold}: give 2 or more, and a fold below that")
+    splits = _texts(table, "split")
+    open_rows = [row for row, split in enumerate(splits) if not (split or "").startswith(_TEST)]
+    units = _units(table, open_rows)
+    dev = {
+        row
+        for dealt in _dealt(units, _texts(table, "sex"))
+        for rank, unit in enumerate(dealt)
+        if rank % folds == fold
+        for row in units[unit]
+    }
+    if not dev:
+        known = f"only {len(units)} speakers or sessions are known" if units else "no speaker is"
+        raise ConfigError(f"--folds {folds}: fold {fold} is empty, {known}: give fewer folds")
+    for row in open_rows:
+        splits[row] = _DEV if row in dev else _TRAIN
+    return _with(table, "split", pa.array(splits, pa.string()))
+
+
+def _dealt(units: dict[Group, list[int]], sexes: Sequence[str | None]) -> Iterable[Sequence[Group]]:
+    """Units in the order they are dealt, each corpus and sex apart.
+
+    A corpus in which one unit holds both sexes, as IEMOCAP's sessions do, is dealt as a whole.
+    """
+    sex_of = {unit: {sexes[row] or "" for row in rows} for unit, rows in units.items()}
+    mixed = {unit.corpus for unit, found in sex_of.items() if len(found) > 1}
+    dealt: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for unit in sorted(units):
+        sex = "" if unit.corpus in mixed else next(iter(sex_of[unit]))
+        dealt[unit.corpus, sex].append(unit)
+    return dealt.values()
+
+
+def _units(table: pa.Table, rows: Sequence[int]) -> dict[Group, list[int]]:
+    """Rows by what must stay together: groups that share a clip are one, named by the first."""
+    above: dict[Group, Group] = {}
+
+    def top(group: Group) -> Group:
+        while above.setdefault(group, group) != group:
+            group = above[group]
+        return group
+
+    of_row: dict[int, Group] = {}
+    wanted = set(rows)
+    for row, groups in enumerate(_groups(table)):
+        if row not in wanted or not groups or groups[0].kind == "podcast":
+            continue
+        first, *others = sorted({top(group) for group in groups})
+        for other in others:
+            above[other] = first
+        of_row[row] = first
+    units: dict[Group, list[int]] = defaultdict(list)
+    for row, group in of_row.items():
+        units[top(group)].append(row)
+    return dict(units)
+
+
+def leaks(table: pa.Table) -> list[Leak]:
+    """Groups with clips in train and also in dev or a test split, sorted; best none.
+
+    Groups are speakers and sessions; in IEMOCAP the sessions alone, in CMU-MOSI videos, and in
+    MSP-Podcast podcasts for clips of unknown speakers (against each other). Test splits may share
+    speakers with one another.
+    """
+    found: dict[Group, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for split, groups in zip(_texts(table, "split"), _groups(table), strict=True):
+        for group in groups if split else ():
+            found[group][split or ""] += 1
+    return [
+        Leak(group=group, splits=others, clips=sum(counts[split] for split in others))
+        for group, counts in sorted(found.items())
+        if _TRAIN in counts and (others := tuple(sorted(set(counts) - {_TRAIN})))
+    ]
+
+
+def check_leakage(table: pa.Table, allow: bool) -> list[str]:
+    """One line for each leak, for the record of a run that allows them.
+
+    Raises:
+        ConfigError: there are leaks and `allow` is False; it names the first of them.
+    """
+    found = leaks(table)
+    if found and not allow:
+        told = "; ".join(map(str, found[:_TOLD]))
+        more = f"; and {len(found) - _TOLD:,} more" if len(found) > _TOLD else ""
+        raise ConfigError(
+            f"training and evaluation share voices: {told}{more}. Split by speaker, or give "
+            "--allow-leakage, which marks the results"
+        )
+    return [str(leak) for leak in found]
+
+
+def take_fraction(table: pa.Table, fraction: float, seed: int) -> pa.Table:
+    """The share `fraction` of the clips, at least one, in their order.
+
+    With the same seed a smaller share is a subset of a larger one: clips are ranked by a hash of
+    seed and clip_id.
+
+    Raises:
+        ConfigError: `fraction` is not above 0 and at most 1.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"--train-fraction is {fraction:g}: give a share above 0 and at most 1")
+    count = max(1, round(fraction * len(table)))
+    return table.take(np.sort(_by_hash(table, seed)[:count]))
+
+
+def shuffle_labels(table: pa.Table, seed: int) -> pa.Table:
+    """The same clips with the labels dealt anew among them, dimensions and category together.
+
+    A control: what a model still learns from these has not come from the voices.
+    """
+    receivers = np.argsort(np.array(table["clip_id"].to_pylist()), kind="stable")
+    source = np.empty(len(table), np.int64)
+    source[receivers] = _by_hash(table, seed)
+    for name in (*DIMENSIONS, "emotion"):
+        if name in table.column_names:
+            table = _with(table, name, table[name].take(pa.array(source)))
+    return table
+
+
+def _by_hash(table: pa.Table, seed: int) -> NDArray[np.int64]:
+    """Row numbers in the order of a hash of seed and clip."""
+    digests = [
+        hashlib.blake2b(f"{seed}\0{clip}".encode(), digest_size=16).hexdigest()
+        for clip in table["clip_id"].to_pylist()
+    ]
+    return np.argsort(np.array(digests), kind="stable")
+
+
+def _groups(table: pa.Table) -> Iterator[list[Group]]:
+    """The groups of each row."""
+    columns = (_texts(table, name) for name in ("corpus", "speaker", "session"))
+    for named, speaker, session in zip(*columns, strict=True):
+        corpus = named or ""
+        kinds = _GROUPS.get(corpus, _USUAL_GROUPS)
+        if corpus == _PODCASTS:
+            kinds = ("speaker",) if speaker else ("session",)
+        names = {"speaker": speaker, "session": session}
+        if not any(names[kind] for kind in kinds):
+            kinds = _USUAL_GROUPS  # a copy of the corpus that names only the other
+        yield [
+            Group(corpus=corpus, kind=_WORDS.get((corpus, kind), kind), name=name)
+            for kind in kinds
+            if (name := names[kind])
+        ]
+
+
+def _texts(table: pa.Table, name: str) -> list[str | None]:
+    if name not in table.column_names:
+        return [None] * len(table)
+    return list(table[name].to_pylist())
+
+
+def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    field = next(field for field in LABEL_FIELDS if field.name == name)
+    if name not in table.column_names:
+        return table.append_column(field, column)
+    return table.set_column(table.schema.get_field_index(name), field, column)

@@ -1,0 +1,76 @@
+"""EmoDB, on the real corpus and on a made tree."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+
+import pytest
+
+from raysers.data.corpora import recognise
+from raysers.data.corpora.emodb import read
+from raysers.errors import ConfigError
+from tests.places import SHARED_DATA, needs_shared
+from tests.unit.data.corpora import trees
+
+
+@needs_shared
+def test_the_real_corpus():
+    root = SHARED_DATA / "emodb"
+    assert recognise(str(root)) == "emodb"
+    found = read(str(root))
+    rows = found.table.to_pylist()
+    assert (len(rows), found.notes) == (535, ())
+    # counts as published with the corpus
+    assert Counter(row["emotion"] for row in rows) == {
+        "anger": 127, "boredom": 81, "disgust": 46, "fear": 69, "happiness": 71, "neutral": 79,
+        "sadness": 62,
+    }  # fmt: skip
+    assert len({row["speaker"] for row in rows}) == 10
+    with (root / "manifest.csv").open(newline="") as file:
+        listed = {line["file"]: line for line in csv.DictReader(file)}
+    for row in rows:
+        line = listed[row["file"].removeprefix(f"{root}/")]
+        assert row["speaker"] == line["speaker"]
+        assert row["sex"] == {"m": "male", "f": "female"}[line["sex"]]
+        assert row["transcript"] == line["transcript"]
+
+
+def test_a_is_fear_and_w_is_anger(tmp_path):
+    for name in ("03a01Fa.wav", "08b10Ab.wav", "16a05Wc.wav", "._03a01Fa.wav"):
+        trees.wav(tmp_path / "wav" / name)
+    trees.text(
+        tmp_path / "erkennung.txt",
+        "Nr.\tSatz\terkannt\tnatürlich\n1\t03a01Fa.wav\t79,50\t75,00\n2\t08b10Ab.wav\t90,00\xa0\n"
+        "3\t99z99Zz.wav\tx\n",
+        "latin-1",
+    )
+    found = read(str(tmp_path))
+    rows = {row["file"].rpartition("/")[2]: row for row in found.table.to_pylist()}
+    assert [rows[name]["emotion"] for name in sorted(rows)] == ["happiness", "fear", "anger"]
+    assert [rows[name]["sex"] for name in sorted(rows)] == ["male", "female", "female"]
+    assert rows["08b10Ab.wav"]["transcript"] == (
+        "Die wird auf dem Platz sein, wo wir sie immer hinlegen."
+    )
+    assert any("3 clips of EmoDB" in note for note in found.notes)
+    assert any("recognised by less than 80 %: 1 (03a01Fa.wav)" in note for note in found.notes)
+
+
+def test_the_wav_folder_itself_and_strange_names(tmp_path):
+    trees.wav(tmp_path / "03a01Fa.wav")
+    assert recognise(str(tmp_path)) == "emodb"
+    trees.wav(tmp_path / "17a01Fa.wav")  # no such speaker
+    assert recognise(str(tmp_path)) is None
+    found = read(str(tmp_path))
+    assert found.table.num_rows == 1
+    assert any("left out: 1 (17a01Fa.wav)" in note for note in found.notes)
+
+
+def test_nothing_like_it(tmp_path):
+    trees.wav(tmp_path / "a.wav")
+    with pytest.raises(ConfigError, match="no file is named as EmoDB's are"):
+        read(str(tmp_path))
+    trees.wav(tmp_path / "wav/03a01Fa.wav")
+    trees.text(tmp_path / "erkennung.txt", "Nr. Satz\n1 03a01Fa.wav\n")
+    with pytest.raises(ConfigError, match=r"erkennung.txt, line 2"):
+        read(str(tmp_path))
