@@ -12,6 +12,7 @@
     │   ├── CredentialsError   the credentials themselves are bad: stops the job at once
     │   └── TransientStorageError  still failing after every retry: stops the job
     ├── DeviceLost             the accelerator failed this process, which has to end
+    ├── TrainingDiverged       loss or gradients are not finite: the parameters stay as they were
     └── WriteError             output cannot be written (disk full, no permission): stops it too
 
 `ObjectMissing`, `ObjectForbidden` and `ObjectChanged` become rows when they hit a clip, and the
@@ -81,3 +82,7 @@ class WriteError(RaysersError):
 
 class DeviceLost(RaysersError):
     """The accelerator failed for good in this process; another process may have it working."""
+
+
+class TrainingDiverged(RaysersError):
+    """The loss or its gradient is not a finite number; nothing was learned from that batch."""

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from raysers.errors import ConfigError
+from raysers.models.embedded import EMBEDDED, embedded_folder
+
+#: The one network that is no transformer: alias and model type.
+CNN14 = "cnn14"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,8 @@ class Backbone:
         Raises:
             ConfigError: the network has fewer layers than asked for.
         """
-        full = {"model_type": self.model_type, **_COMMON, **self.differences}
+        common = {} if self.model_type == CNN14 else _COMMON
+        full = {"model_type": self.model_type, **common, **self.differences}
         return keep_layers(full, layers, self.alias)
 
 
@@ -143,6 +148,7 @@ BACKBONES: dict[str, Backbone] = {
             differences=_ROBUST | {"num_hidden_layers": 12},
         ),
         Backbone(alias="tiny", hub_id=None, differences=_TINY),
+        Backbone(alias=CNN14, hub_id=None, model_type=CNN14),
     )
 }
 
@@ -151,8 +157,9 @@ BACKBONES: dict[str, Backbone] = {
 class ModelName:
     """A `--model` text, read.
 
-    `alias` is one of `BACKBONES`; `path` a local folder or an `s3://` prefix; `hub_id` an
-    `owner/name` (also of an alias that has one). `layers` keeps that many bottom layers; `random`
+    `alias` is one of `BACKBONES` or `EMBEDDED`; `path` a local folder or an `s3://` prefix (of an
+    embedded model: where it lies on this machine); `hub_id` an `owner/name` (also of an alias
+    that has one). `layers` keeps that many bottom layers; `random`
     means seeded random weights in place of trained ones.
     """
 
@@ -170,6 +177,7 @@ class ModelName:
         return self.path is not None and self.path.startswith("s3://")
 
 
+_ALIASES = (*BACKBONES, *EMBEDDED)
 _RANDOM_PREFIX = "random:"
 #: A hub id must not look like a path, so a leading dot, slash or tilde never matches.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -207,6 +215,11 @@ def parse_model_name(text: str) -> ModelName:
             layers=layers,
             random=random,
         )
+    if alias in EMBEDDED:
+        if revision:
+            raise ConfigError(f"--model {text!r}: {alias} comes with raysers; drop '@{revision}'")
+        place = str(embedded_folder(alias))
+        return ModelName(text=text, alias=alias, path=place, layers=layers, random=random)
     if _HUB_ID.fullmatch(name) and not random:
         return ModelName(text=text, hub_id=name, revision=revision or None)
     raise ConfigError(_unknown(text, alias))
@@ -216,10 +229,12 @@ def keep_layers(config: dict[str, Any], layers: int | None, name: str) -> dict[s
     """`config` with `num_hidden_layers` cut to `layers` (section 6.2: pruning from the top).
 
     Raises:
-        ConfigError: `layers` is not between 1 and what the network has.
+        ConfigError: `layers` is not between 1 and what the network has, or it has none.
     """
     if layers is None:
         return dict(config)
+    if "num_hidden_layers" not in config:
+        raise ConfigError(f"{name} has no transformer layers to keep; leave their number out")
     most = config["num_hidden_layers"]
     if not 1 <= layers <= most:
         raise ConfigError(f"{name} has {most} layers: keep 1 to {most} of them, not {layers}")
@@ -230,7 +245,7 @@ def _is_place(body: str) -> bool:
     """Whether `body` names a folder: spelled like one, or there and not an alias."""
     if body.startswith(("s3://", "/", "./", "../", "~")) or body in (".", ".."):
         return True
-    return bool(body) and _split_layers(body)[0] not in BACKBONES and os.path.exists(body)
+    return bool(body) and _split_layers(body)[0] not in _ALIASES and os.path.exists(body)
 
 
 def _place(text: str, body: str, random: bool) -> ModelName:
@@ -241,16 +256,16 @@ def _place(text: str, body: str, random: bool) -> ModelName:
 
 def _split_layers(name: str) -> tuple[str, int | None]:
     stem, dash, number = name.rpartition("-")
-    if dash and stem in BACKBONES and number.isdecimal():
+    if dash and stem in _ALIASES and number.isdecimal():
         return stem, int(number)
     return name, None
 
 
 def _unknown(text: str, name: str) -> str:
-    close = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, _ALIASES, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return (
-        f"unknown model {text!r}: {hint}aliases are {', '.join(BACKBONES)} (add -N for the bottom"
+        f"unknown model {text!r}: {hint}aliases are {', '.join(_ALIASES)} (add -N for the bottom"
         " N layers, random: in front for random weights); or give owner/name, a folder"
         " (./folder) or s3://bucket/prefix"
     )

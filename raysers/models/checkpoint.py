@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from raysers.errors import CheckpointError
+from raysers.models.backbones import CNN14
 from raysers.models.emotion import FAMILIES
+from raysers.models.pooling import POOLINGS
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 CONFIG_FILE = "config.json"
@@ -28,6 +30,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
+_LABELS = {str(index): name for index, name in enumerate(DIMENSIONS)}
+
 #: A configuration is a few kilobytes; anything bigger is not one.
 _MOST_JSON_BYTES = 16 << 20
 
@@ -36,7 +40,7 @@ _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "add_adapter": (False, None),
     "adapter_attn_dim": (None,),
     "use_weighted_layer_sum": (False, None),
-    "pooling_mode": ("mean", None),
+    "pooling_mode": (*POOLINGS, None),
 }
 
 #: Largest whole numbers of a configuration, far above any model that exists: a line of JSON must
@@ -52,10 +56,18 @@ _MOST = {
     "num_buckets": 65_536,
     "max_bucket_distance": 1_000_000,
     "num_feat_extract_layers": 32,
+    "mel_bands": 1_024,
+    "window_samples": 65_536,
+    "hop_samples": 65_536,
 }
 
 #: The same for entries of the lists that describe the convolutions.
-_MOST_PER_CONV = {"conv_dim": 8_192, "conv_kernel": 4_096, "conv_stride": 4_096}
+_MOST_PER_CONV = {
+    "conv_dim": 8_192,
+    "conv_kernel": 4_096,
+    "conv_stride": 4_096,
+    "widths": 8_192,
+}
 _MOST_CONVS = 32
 
 #: The largest speech backbones have 2e9.
@@ -90,15 +102,16 @@ def check_config(config: dict[str, Any], where: object) -> None:
     Raises:
         CheckpointError: another kind of network, or numbers no network has.
     """
-    if config.get("model_type") not in FAMILIES:
+    model_type = config.get("model_type")
+    if model_type not in (*FAMILIES, CNN14):
         raise CheckpointError(
-            f"{where}: model_type is {config.get('model_type')!r}; supported: {', '.join(FAMILIES)}"
+            f"{where}: model_type is {model_type!r}; supported: {', '.join((*FAMILIES, CNN14))}"
         )
     for key, allowed in _ONLY_VALUES.items():
         if config.get(key, allowed[0]) not in allowed:
             raise CheckpointError(
-                f"{where}: {key} is {config[key]!r}, which changes the network;"
-                f" only {allowed[0]!r} can be scored"
+                f"{where}: {key} is {config[key]!r}, which changes the network; only"
+                f" {' and '.join(repr(a) for a in allowed if a is not None)} can be scored"
             )
     for key, most in _MOST.items():
         if key in config:
@@ -133,13 +146,18 @@ def check_labels(config: dict[str, Any], where: object) -> None:
     Raises:
         CheckpointError: with the entry to write into the configuration.
     """
-    labels = config.get("id2label")
-    wanted = {str(index): name for index, name in enumerate(DIMENSIONS)}
-    if not isinstance(labels, dict) or {str(k): v for k, v in labels.items()} != wanted:
+    if not has_our_labels(config):
         raise CheckpointError(
-            f"{where}: id2label is {json.dumps(labels)}; if the outputs are arousal, dominance and"
-            f' valence in this order, say so in {CONFIG_FILE}: "id2label": {json.dumps(wanted)}'
+            f"{where}: id2label is {json.dumps(config.get('id2label'))}; if the outputs are"
+            f" arousal, dominance and valence in this order, say so in {CONFIG_FILE}:"
+            f' "id2label": {json.dumps(_LABELS)}'
         )
+
+
+def has_our_labels(config: dict[str, Any]) -> bool:
+    """Whether the outputs are named arousal, dominance, valence in this order."""
+    labels = config.get("id2label")
+    return isinstance(labels, dict) and {str(k): v for k, v in labels.items()} == _LABELS
 
 
 def read_do_normalize(folder: Path) -> bool:

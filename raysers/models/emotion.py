@@ -1,4 +1,4 @@
-"""The emotion network: a pre-trained speech backbone, its masked mean, and a small head.
+"""The emotion network: a pre-trained speech backbone, pooling over frames, and a small head.
 
 Parameters are named as in the published checkpoint (`<family>.*`, `classifier.dense`,
 `classifier.out_proj`). The forward pass is not the stock one: it walks through the stock modules
@@ -8,29 +8,27 @@ positional convolutions included) and so that long recordings fit into memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from raysers.errors import CheckpointError
-from raysers.models.masking import (
-    ConvGeometry,
-    MaskedGroupNorm,
-    convolve_once,
-    masked_mean,
-    valid,
+from raysers.errors import CheckpointError, ConfigError
+from raysers.models.front import (
+    conv_over_frames,
+    frames_in_blocks,
+    frames_to_train,
+    has_group_norm,
+    mask_group_norm,
 )
+from raysers.models.masking import ConvGeometry, valid
+from raysers.models.network import EmotionNetwork
+from raysers.models.pooling import POOLINGS
+from raysers.models.specaugment import augment_hidden
 from raysers.types import DIMENSIONS
-
-#: Samples of audio (rows x length) that go through the convolutional front at once. Its first
-#: layers hold 3,200 wide frames a second: on CPUs four seconds stay in the cache (a third faster
-#: than a whole batch), on GPUs the bound is only there to keep long recordings small.
-_CPU_CHUNK_SAMPLES = 4 * 16_000
-_GPU_CHUNK_SAMPLES = 240 * 16_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,36 +63,40 @@ FAMILIES: dict[str, Family] = {
 
 
 class EmotionHead(nn.Module):
-    """Dense, tanh, projection to the three dimensions (the paper's section 3.2)."""
+    """Dense, tanh, projection to the three dimensions (the paper's section 3.2).
 
-    def __init__(self, size: int, dropout: float) -> None:
+    `embedding_size` numbers come in; `size` is the width in between.
+    """
+
+    def __init__(self, embedding_size: int, size: int, dropout: float, std: float) -> None:
         super().__init__()
-        self.dense = nn.Linear(size, size)
+        self.dense = nn.Linear(embedding_size, size)
         self.dropout = nn.Dropout(dropout)
         self.out_proj = nn.Linear(size, len(DIMENSIONS))
+        for projection in (self.dense, self.out_proj):
+            nn.init.normal_(projection.weight, std=std)
+            nn.init.zeros_(projection.bias)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Scores [clips, 3] of embeddings [clips, size]."""
+        """Scores [clips, 3] of embeddings [clips, embedding_size]."""
         hidden = self.dropout(embeddings.to(self.dense.weight.dtype))
         hidden = self.dropout(torch.tanh(self.dense(hidden)))
         return cast(Tensor, self.out_proj(hidden))
 
 
-class EmotionModel(nn.Module):
+class EmotionModel(EmotionNetwork):
     """Speech to arousal, dominance, valence.
 
     Args:
         config: a `transformers` configuration of one of `FAMILIES`.
+        pooling_mode: one of `POOLINGS`.
 
     Raises:
         CheckpointError: the configuration asks for something that would make a clip's scores
             depend on its batch.
     """
 
-    #: Whether a scorer changed the weights in place, so that no other may have the model.
-    taken: bool = False
-
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, pooling_mode: str = "mean") -> None:
         super().__init__()
         import transformers
 
@@ -106,20 +108,37 @@ class EmotionModel(nn.Module):
         config._attn_implementation = family.attention
         self.config = config
         self.family = family
+        self.pooling_mode = pooling_mode
         self.geometry = ConvGeometry(
             kernels=tuple(config.conv_kernel), strides=tuple(config.conv_stride)
         )
         self.add_module(family.prefix, getattr(transformers, family.model_class)(config))
-        self.classifier = EmotionHead(config.hidden_size, config.final_dropout)
-        for projection in (self.classifier.dense, self.classifier.out_proj):
-            nn.init.normal_(projection.weight, std=config.initializer_range)
-            nn.init.zeros_(projection.bias)
-        self._mask_group_norm()
+        self.draw_head()
+        mask_group_norm(self.backbone.feature_extractor)
+        self._frozen: tuple[nn.Module, ...] = ()
 
     @property
     def backbone(self) -> Any:
         """The stock `transformers` module that holds the pre-trained parameters."""
         return getattr(self, self.family.prefix)
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of an embedding: the hidden size, twice that with attentive pooling."""
+        return self.pooling.embedding_size
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest clip: the receptive field of one frame."""
+        return self.geometry.receptive_field_samples
+
+    def draw_head(self) -> None:
+        """Pooling and head as new, drawn from torch's generator."""
+        size = self.config.hidden_size
+        self.pooling = POOLINGS[self.pooling_mode](size)
+        self.classifier = EmotionHead(
+            self.embedding_size, size, self.config.final_dropout, self.config.initializer_range
+        )
 
     def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Score normalised clips.
@@ -131,93 +150,83 @@ class EmotionModel(nn.Module):
 
         Returns:
             float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and float32
-            embeddings [clips, hidden]. Pooling and head run in the head's precision (float32)
-            whatever the backbone's. With a float32 backbone both equal a plain single-file
-            forward pass to about 1e-6; see `raysers.models.inference` for bfloat16.
+            embeddings [clips, embedding_size]. Pooling and head run in the head's precision
+            (float32) whatever the backbone's. With a float32 backbone both equal a plain
+            single-file forward pass to about 1e-6; see `raysers.models.inference` for bfloat16.
         """
-        features = self._features(padded, lengths)
         frames = self.geometry.frames(lengths)
+        # a backbone that is frozen as a whole needs no graph
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone not in self._frozen):
+            hidden, mask = self._hidden(padded, lengths, frames)
+        with torch.autocast(hidden.device.type, enabled=False):
+            embeddings = self.pooling(hidden, mask)
+            return self.classifier(embeddings), embeddings
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the backbone compute in `dtype`."""
+        self.backbone.to(dtype)
+
+    def freeze(self, part: str) -> None:
+        """Keep `cnn` (the convolutional front), `backbone` (all but pooling and head) or `none`.
+
+        Whatever the part, parameters that no score depends on want no gradient either: keys'
+        biases (a softmax does not see them) and a bias in front of a group norm. Their gradients
+        are rounding noise, which Adam would turn into full steps.
+        """
+        parts = {
+            "cnn": (self.backbone.feature_extractor,),
+            "backbone": (self.backbone,),
+            "none": (),
+        }
+        if part not in parts:
+            raise ConfigError(f"--freeze {part}: choose from {', '.join(parts)}")
+        self._frozen = parts[part]
+        self.requires_grad_(True)
+        for module in self._frozen:
+            module.requires_grad_(False)
+        for name, parameter in self.named_parameters():
+            if name.endswith("k_proj.bias"):
+                parameter.requires_grad_(False)
+        extractor = self.backbone.feature_extractor
+        if has_group_norm(extractor) and extractor.conv_layers[0].conv.bias is not None:
+            extractor.conv_layers[0].conv.bias.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> EmotionModel:
+        """Training mode, in which frozen parts stay as in evaluation (no dropout, no masking)."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def gradient_checkpointing(self, on: bool) -> None:
+        """Keep only each transformer layer's input in training; dropout is drawn the same again."""
+        for layer in self.backbone.encoder.layers:
+            layer.gradient_checkpointing = on
+            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+
+    def _hidden(
+        self, padded: Tensor, lengths: Tensor, frames: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """[clips, frames, hidden] of the backbone and the mask of valid frames, None if all are."""
+        features = self._features(padded, lengths)
         # without padding there is no mask, which is what lets attention take its fastest kernel
         ragged = bool((frames < features.shape[1]).any())
         mask = valid(frames, features.shape[1]).to(features.device) if ragged else None
         projected = self.backbone.feature_projection(features)
         hidden = projected if isinstance(projected, Tensor) else projected[0]
-        if self.training:  # SpecAugment, as the authors' fine-tuning had it
-            hidden = self.backbone._mask_hidden_states(
-                hidden, attention_mask=None if mask is None else mask.long()
-            )
-        embeddings = masked_mean(self._encode(hidden, mask), mask)
-        return self.classifier(embeddings), embeddings
-
-    def _mask_group_norm(self) -> None:
-        """Put `MaskedGroupNorm` where the stock front has a group norm, same parameters."""
-        first = self.backbone.feature_extractor.conv_layers[0]
-        norm = getattr(first, "layer_norm", None)
-        if isinstance(norm, nn.GroupNorm):
-            masked = MaskedGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
-            masked.weight, masked.bias = norm.weight, norm.bias
-            first.layer_norm = masked
+        if self.backbone.training:  # SpecAugment, as the authors' fine-tuning had it
+            hidden = augment_hidden(hidden, frames.tolist(), self.backbone)
+        return self._encode(hidden, mask), mask
 
     def _features(self, padded: Tensor, lengths: Tensor) -> Tensor:
-        """[clips, frames, channels] of the convolutional front, computed block by block.
-
-        Exact: frames f0..f1 depend on samples f0*hop .. (f1-1)*hop + receptive field only.
-        """
-        kernel, bias = self._first_layer(padded, lengths)
-        signal = padded.to(kernel.dtype)
-        clips, samples = signal.shape
-        rows_of_blocks = []
-        for rows in _blocks(clips, max(1, self._chunk_samples(signal) // samples)):
-            hop = self.geometry.hop_samples
-            step = max(1, self._chunk_samples(signal) // ((rows.stop - rows.start) * hop))
-            shared = kernel.shape[0] == 1
-            weights = (kernel, bias) if shared else (kernel[rows], bias[rows])
-            rows_of_blocks.append(
-                torch.cat(
-                    [
-                        self._convolve(signal[rows, self._samples(block)], *weights)
-                        for block in _blocks(self.geometry.frames(samples), step)
-                    ],
-                    dim=1,
-                )
-            )
-        return torch.cat(rows_of_blocks)
-
-    def _samples(self, frames: slice) -> slice:
-        start = frames.start * self.geometry.hop_samples
-        return slice(start, start + self.geometry.span_samples(frames.stop - frames.start))
-
-    def _chunk_samples(self, signal: Tensor) -> int:
-        return _CPU_CHUNK_SAMPLES if signal.device.type == "cpu" else _GPU_CHUNK_SAMPLES
-
-    def _first_layer(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """First layer as linear weights [1 or clips, channels, taps] and biases, norm folded in.
-
-        One row for all clips where no statistics over a clip are involved. A folded norm stays in
-        float32 whatever the backbone's precision: weights and bias then cancel each other (an
-        offset or a rumble the norm takes out), which rounding either would spoil.
-        """
-        layer = self.backbone.feature_extractor.conv_layers[0]
-        kernel, bias = layer.conv.weight[:, 0], layer.conv.bias
-        if isinstance(getattr(layer, "layer_norm", None), MaskedGroupNorm):
-            frames = self.geometry.frames(lengths.to(padded.device), layers=1)
-            folded: tuple[Tensor, Tensor] = layer.layer_norm.fold(
-                kernel, padded, frames, self.geometry.strides[0]
-            )
-            return folded
-        bias = kernel.new_zeros(kernel.shape[0]) if bias is None else bias
-        return kernel[None], bias[None]
-
-    def _convolve(self, signal: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        """[rows, frames, channels] of [rows, samples] through all convolutions."""
-        first, *others = self.backbone.feature_extractor.conv_layers
-        hidden = convolve_once(
-            signal, kernel, bias, self.geometry.strides[0], first.conv.weight.dtype
-        )
-        hidden = _norm_and_activation(first, hidden)
-        for layer in others:
-            hidden = _norm_and_activation(layer, _conv_over_frames(layer.conv, hidden))
-        return hidden
+        """[clips, frames, channels] of the convolutional front."""
+        extractor = self.backbone.feature_extractor
+        if extractor.training:
+            return frames_to_train(extractor, self.geometry, padded, lengths)
+        learns = any(parameter.requires_grad for parameter in extractor.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            return frames_in_blocks(extractor, self.geometry, padded, lengths)
 
     def _encode(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """[clips, frames, hidden] of the transformer; `mask` is True on valid frames."""
@@ -234,9 +243,10 @@ class EmotionModel(nn.Module):
         # one row of keys for all queries: a frames x frames table is never stored
         keys = None if mask is None else mask[:, None, None, :]
         for layer in encoder.layers:
-            if self.training and torch.rand(()).item() < self.config.layerdrop:
-                continue
-            hidden = layer(hidden, attention_mask=keys)
+            # drawn for every layer, so that what is drawn later does not depend on it
+            dropped = encoder.training and torch.rand(()).item() < self.config.layerdrop
+            if not dropped:
+                hidden = layer(hidden, attention_mask=keys)
         return cast(Tensor, encoder.layer_norm(hidden)) if stable else hidden
 
 
@@ -250,37 +260,10 @@ def _positions(embedding: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
     stack = getattr(embedding, "layers", None)
     if stack is None:
         frames = hidden.shape[1]  # an even kernel yields one more
-        hidden = _conv_over_frames(embedding.conv, hidden)[:, :frames]
+        hidden = conv_over_frames(embedding.conv, hidden)[:, :frames]
         return cast(Tensor, embedding.activation(hidden))
     hidden = hidden.transpose(1, 2)
     for layer in stack:
         hidden = layer(hidden)
         hidden = hidden if mask is None else hidden.masked_fill(~mask[:, None], 0.0)
     return hidden.transpose(1, 2)
-
-
-def _conv_over_frames(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
-    """`conv` over the frames of [rows, frames, channels].
-
-    Written as the two-dimensional convolution of an image one pixel high, because that takes the
-    channels-last layout as it is; the stock `Conv1d` of a transposed tensor needs up to twice
-    the time on CPUs.
-    """
-    image = hidden[:, None].permute(0, 3, 1, 2)  # [rows, channels, 1, frames], a view
-    (stride,), (padding,) = conv.stride, cast(tuple[int], conv.padding)
-    image = functional.conv2d(
-        image, conv.weight[:, :, None], conv.bias, (1, stride), (0, padding), groups=conv.groups
-    )
-    return image.permute(0, 2, 3, 1)[:, 0]
-
-
-def _norm_and_activation(layer: Any, hidden: Tensor) -> Tensor:
-    """What follows a convolution, on [..., channels]; a group norm is already folded in."""
-    norm = getattr(layer, "layer_norm", None)
-    if isinstance(norm, nn.LayerNorm):
-        hidden = norm(hidden)
-    return cast(Tensor, layer.activation(hidden))
-
-
-def _blocks(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -73,7 +73,7 @@ class Scorer:
         self._model.taken = True
         _fold_weight_norm(self._model)
         self._model.eval().requires_grad_(False).to(self._device)
-        self._model.backbone.to(chosen)
+        self._model.cast(chosen)
         self._dtype = chosen
         self._do_normalize = loaded.do_normalize
         self.name = loaded.name

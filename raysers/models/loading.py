@@ -16,16 +16,31 @@ import torch
 
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models import checkpoint, weights
-from raysers.models.backbones import BACKBONES, ModelName, keep_layers, parse_model_name
+from raysers.models.backbones import (
+    BACKBONES,
+    CNN14,
+    ModelName,
+    keep_layers,
+    parse_model_name,
+)
 from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.emotion import FAMILIES, EmotionModel
+from raysers.models.network import EmotionNetwork
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 #: Seed of `random:` models: the same weights on every worker and machine.
 RANDOM_SEED = 0
 
 #: What is fetched from the hub: never code, never optimiser state.
-_HUB_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, "*.safetensors", "*.index.json", "pytorch_model*.bin")
+_HUB_FILES = (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    "*.safetensors",
+    "*.index.json",
+    "pytorch_model*.bin",
+    "README.md",  # its header names the licence
+)
 
 
 #: What impossible values of a configuration lead to inside the network's constructors.
@@ -45,10 +60,10 @@ class LoadedModel:
     """A network in evaluation mode, float32, on the CPU, and what must be known to use it.
 
     `revision` is the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`;
-    `min_samples` is the receptive field: shorter clips have no frame.
+    `hidden_size` is the size of an embedding; clips shorter than `min_samples` have no frame.
     """
 
-    model: EmotionModel
+    model: EmotionNetwork
     name: str
     revision: str
     do_normalize: bool
@@ -75,7 +90,7 @@ def load_emotion_model(
     if name.random:
         return _random(name)
     if name.hub_id is not None:
-        folder = _fetch(name.hub_id, name.revision, cache_dir)
+        folder = fetch_snapshot(name.hub_id, name.revision, cache_dir)
         return _from_folder(name, folder, revision=folder.name)
     if name.path is None:
         raise ConfigError(f"{name.text} has no trained weights yet: use random:{name.text}")
@@ -83,23 +98,31 @@ def load_emotion_model(
 
 
 def save_emotion_model(
-    model: EmotionModel, folder: str | Path, *, do_normalize: bool = True
+    model: EmotionNetwork,
+    folder: str | Path,
+    *,
+    do_normalize: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write `model` as a checkpoint folder in the published layout, float32.
+    """Write `model` as a checkpoint folder in the published layout.
 
     Args:
         model: its parameters may be in any precision.
         folder: made if it is not there; files of the same names are replaced.
         do_normalize: whether the model was trained on normalised samples.
+        dtype: number format of the weights in the file; loading makes them float32 again.
+
+    Raises:
+        CheckpointError: a weight is too large for `dtype`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config.to_dict() | {
-        "architectures": ["EmotionModel"],
-        "dtype": "float32",
+        "architectures": [type(model).__name__],
+        "dtype": str(dtype).removeprefix("torch."),
         "id2label": {str(index): label for index, label in enumerate(DIMENSIONS)},
         "label2id": {label: index for index, label in enumerate(DIMENSIONS)},
-        "pooling_mode": "mean",
+        "pooling_mode": model.pooling_mode,
         "problem_type": "regression",
     }
     preprocessor = {
@@ -114,11 +137,11 @@ def save_emotion_model(
     for file, content in ((CONFIG_FILE, config), (PREPROCESSOR_FILE, preprocessor)):
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (folder / file).write_text(text, encoding="utf-8")
-    weights.write_weights(model.state_dict(), folder / WEIGHTS_FILE)
+    weights.write_weights(model.state_dict(), folder / WEIGHTS_FILE, dtype=dtype)
 
 
-def build_network(config: dict[str, Any], where: object) -> EmotionModel:
-    """An `EmotionModel` of the keys of a `config.json`, weights as initialised.
+def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
+    """The network of the keys of a `config.json`, weights as initialised.
 
     Raises:
         CheckpointError: a value the network cannot be built from.
@@ -127,10 +150,12 @@ def build_network(config: dict[str, Any], where: object) -> EmotionModel:
     from huggingface_hub.errors import StrictDataclassError
 
     checkpoint.check_config(config, where)
-    config_class = getattr(transformers, FAMILIES[config["model_type"]].config_class)
-    known = {k: v for k, v in config.items() if k in _shape_keys(config_class)}
     try:
-        return EmotionModel(config_class(**known))
+        if config["model_type"] == CNN14:
+            return Cnn14(Cnn14Config.from_dict(config))
+        config_class = getattr(transformers, FAMILIES[config["model_type"]].config_class)
+        known = {k: v for k, v in config.items() if k in _shape_keys(config_class)}
+        return EmotionModel(config_class(**known), config.get("pooling_mode") or "mean")
     except (*_BUILD_ERRORS, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
@@ -141,7 +166,8 @@ def build_network(config: dict[str, Any], where: object) -> EmotionModel:
 def _shape_keys(config_class: Any) -> set[str]:
     """Keys that describe the network; the rest of a `config.json` is about other tasks."""
     base = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
-    return {k for k in config_class.__annotations__ if k not in base}
+    # SpecAugment's switch works in every family, though some configurations do not declare it
+    return {k for k in config_class.__annotations__ if k not in base} | {"apply_spec_augment"}
 
 
 def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> LoadedModel:
@@ -152,7 +178,7 @@ def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> 
     checkpoint.check_labels(config, folder)
     do_normalize = checkpoint.read_do_normalize(folder)
     paths = checkpoint.weight_paths(folder)
-    model = _sketch(keep_layers(config, name.layers, name.text), folder)
+    model = sketch(keep_layers(config, name.layers, name.text), folder)
     tensors = weights.read_weights(paths)
     if name.layers is not None:
         tensors = weights.drop_layers(tensors, name.layers)
@@ -164,7 +190,7 @@ def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> 
     return _loaded(model, name.text, revision, do_normalize)
 
 
-def _sketch(config: dict[str, Any], where: object) -> EmotionModel:
+def sketch(config: dict[str, Any], where: object) -> EmotionNetwork:
     """The network's shapes alone: no time or memory for weights that are replaced or refused."""
     with torch.device("meta"):
         model = build_network(config, where)
@@ -173,34 +199,40 @@ def _sketch(config: dict[str, Any], where: object) -> EmotionModel:
 
 
 def _random(name: ModelName) -> LoadedModel:
-    if name.alias is not None:
-        config = BACKBONES[name.alias].config(name.layers)
+    if name.path is None:
+        config = BACKBONES[str(name.alias)].config(name.layers)
     else:
-        path = Path(name.path or "")
+        path = Path(name.path)
         config = checkpoint.read_json(path if path.suffix == ".json" else path / CONFIG_FILE)
-        _sketch(config, name.text)
+        config = keep_layers(config, name.layers, name.text)
+        sketch(config, name.text)
     # the network is drawn by the stock initialisation from torch's own generator: fix it, and
     # give it back as it was
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         model = build_network(config, name.text)
-    key = json.dumps(config, sort_keys=True)
-    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    return _loaded(model, name.text, f"random-{RANDOM_SEED}-{digest}", do_normalize=True)
+    normalised = config["model_type"] != CNN14
+    return _loaded(model, name.text, random_revision(config, RANDOM_SEED), do_normalize=normalised)
 
 
-def _loaded(model: EmotionModel, name: str, revision: str, do_normalize: bool) -> LoadedModel:
+def random_revision(config: dict[str, Any], seed: int) -> str:
+    """What tells networks drawn at random apart: the seed and a hash of the configuration."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    return f"random-{seed}-{digest}"
+
+
+def _loaded(model: EmotionNetwork, name: str, revision: str, do_normalize: bool) -> LoadedModel:
     return LoadedModel(
         model=model.eval(),
         name=name,
         revision=revision,
         do_normalize=do_normalize,
-        hidden_size=model.config.hidden_size,
-        min_samples=model.geometry.receptive_field_samples,
+        hidden_size=model.embedding_size,
+        min_samples=model.min_samples,
     )
 
 
-def _fetch(hub_id: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+def fetch_snapshot(hub_id: str, revision: str | None, cache_dir: str | Path | None) -> Path:
     """The local snapshot of a hub model; its folder is named after the commit.
 
     Raises:

@@ -116,11 +116,25 @@ def _two_parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 class MaskedGroupNorm(nn.GroupNorm):
     """Group norm, one group a channel, whose statistics leave out each row's padding.
 
-    It has the parameters of the norm it replaces. It is applied together with the bias-free
-    convolution in front of it: mean and variance of a linear layer's output follow exactly from
-    mean and covariance of its input windows, so norm and convolution become one small linear
-    layer per clip, and the widest tensor of the whole network is never stored unnormalised.
+    It has the parameters of the norm it replaces. Training applies it as it is (`over_frames`),
+    scoring together with the bias-free convolution in front of it (`fold`): mean and variance of
+    a linear layer's output follow exactly from mean and covariance of its input windows, so norm
+    and convolution become one small linear layer per clip, and the widest tensor of the whole
+    network is never stored unnormalised.
     """
+
+    def over_frames(self, hidden: Tensor, frames: Tensor) -> Tensor:
+        """The norm by itself, of [clips, frames, channels] as the convolution left them.
+
+        float32; what lies behind a clip's `frames` (int64 [clips]) counts in no statistic and
+        comes out as some finite number.
+        """
+        hidden = hidden.float()
+        # [clips, 1, frames]: multiplying with it takes the mean over a clip's own frames
+        shares = (valid(frames, hidden.shape[1]) / frames[:, None])[:, None]
+        centred = hidden - shares @ hidden
+        variance = shares @ centred.square()
+        return torch.addcmul(self.bias, centred, torch.rsqrt(variance + self.eps) * self.weight)
 
     def fold(
         self, kernel: Tensor, padded: Tensor, frames: Tensor, stride: int

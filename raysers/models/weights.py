@@ -30,6 +30,9 @@ _HARMLESS = re.compile(
     r"(quantizer|project_hid|project_q|lm_head)\.|.*\bmasked_spec_embed$|.*\bnum_batches_tracked$"
 )
 
+#: How names start in a backbone that was saved by itself.
+_BACKBONE_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
+
 #: Spellings of weight norm before parametrizations (torch < 2.1), and ours.
 _OLD_NAMES = (
     (".conv.weight_g", ".conv.parametrizations.weight.original0"),
@@ -94,16 +97,25 @@ def fit_weights(model: nn.Module, weights: dict[str, Tensor], where: object) -> 
     model.load_state_dict(fitting | zeros, assign=True)
 
 
-def write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, floats as float32."""
-    save_file(
-        {
-            key: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous()
-            for key, value in weights.items()
-        },
-        path,
-        metadata={"format": "pt"},
-    )
+def write_weights(
+    weights: dict[str, Tensor], path: Path, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write tensors as safetensors, floats as `dtype`.
+
+    Raises:
+        CheckpointError: a finite weight is beyond what `dtype` holds; nothing is written.
+    """
+    stored = {
+        key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in weights.items()
+    }
+    if lost := [key for key in stored if _overflows(weights[key], stored[key])]:
+        raise CheckpointError(f"{path}: weights too large for {dtype}: {_some(lost)}")
+    save_file(stored, path, metadata={"format": "pt"})
+
+
+def _overflows(value: Tensor, stored: Tensor) -> bool:
+    return bool((value.isfinite().cpu() & ~stored.isfinite()).any())
 
 
 def drop_layers(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
@@ -115,6 +127,22 @@ def drop_layers(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
         return match is None or int(match[1]) < layers
 
     return {key: value for key, value in weights.items() if keep(key)}
+
+
+def with_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """`weights` of a backbone by itself under the names they have inside an emotion model.
+
+    Names that carry the family's `prefix` already, and parts that are no backbone, stay.
+    """
+    return {
+        f"{prefix}.{key}" if key.startswith(_BACKBONE_PARTS) else key: value
+        for key, value in weights.items()
+    }
+
+
+def is_head(key: str) -> bool:
+    """Whether a weight belongs to what sits on the backbone: pooling, head, or another head."""
+    return key.startswith(("pooling.", "classifier.", "projector."))
 
 
 def _read_file(path: Path) -> dict[str, Any]:

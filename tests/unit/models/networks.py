@@ -47,6 +47,18 @@ def small_config(kind: str) -> dict[str, Any]:
     return base | others[kind]
 
 
+#: Nothing random is left in training: dropout, layer drop, SpecAugment.
+NOTHING_RANDOM = {
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "final_dropout": 0.0,
+    "layerdrop": 0.0,
+    "apply_spec_augment": False,
+}
+
+
 def lively(model: EmotionModel) -> EmotionModel:
     """Move norms and biases away from 1 and 0, where a swapped one would go unnoticed."""
     generator = torch.Generator().manual_seed(7)
@@ -57,9 +69,11 @@ def lively(model: EmotionModel) -> EmotionModel:
     return model
 
 
-def small_model(kind: str) -> EmotionModel:
+def small_model(kind: str, **config: Any) -> EmotionModel:
     torch.manual_seed(3)
-    return lively(build_network(small_config(kind), kind)).eval()
+    model = build_network(small_config(kind) | config, kind)
+    assert isinstance(model, EmotionModel)
+    return lively(model).eval()
 
 
 def loaded(model: EmotionModel, *, do_normalize: bool = True) -> LoadedModel:
@@ -68,8 +82,8 @@ def loaded(model: EmotionModel, *, do_normalize: bool = True) -> LoadedModel:
         name="test",
         revision="r",
         do_normalize=do_normalize,
-        hidden_size=model.config.hidden_size,
-        min_samples=model.geometry.receptive_field_samples,
+        hidden_size=model.embedding_size,
+        min_samples=model.min_samples,
     )
 
 
@@ -94,6 +108,15 @@ class PlainModel:
         dense = torch.tanh(pooled @ self.head["dense.weight"].T + self.head["dense.bias"])
         scores = dense @ self.head["out_proj.weight"].T + self.head["out_proj.bias"]
         return scores[0].numpy(), pooled[0].numpy()
+
+
+def padded_batch(signals: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[clips, samples] float32, zero behind each clip, and int64 [clips] lengths."""
+    lengths = torch.tensor([len(signal) for signal in signals])
+    padded = torch.zeros(len(signals), int(lengths.max()))
+    for row, signal in zip(padded, signals, strict=True):
+        row[: len(signal)] = torch.from_numpy(signal)
+    return padded, lengths
 
 
 def speechlike(samples: int, seed: int) -> np.ndarray:

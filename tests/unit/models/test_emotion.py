@@ -8,10 +8,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raysers.models import emotion
+from raysers.models import front
 from raysers.models.inference import Scorer
 from raysers.models.loading import build_network
 from tests.unit.models.networks import (
+    NOTHING_RANDOM,
     PAPER,
     PlainModel,
     loaded,
@@ -66,7 +67,7 @@ def test_any_composition_gives_the_same_scores(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["w2v2-b", "w2v2-L", "data2vec", "mel-front"])
 def test_blocks_of_the_front_leave_no_trace(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, scorer, signals = pair(kind)
-    monkeypatch.setattr(emotion, "_CPU_CHUNK_SAMPLES", 2_000)  # many blocks a row, odd borders
+    monkeypatch.setattr(front, "_CPU_CHUNK_SAMPLES", 2_000)  # many blocks a row, odd borders
     batch = scorer.score(signals)
     for signal, embedding in zip(signals, batch.embeddings, strict=True):
         np.testing.assert_allclose(embedding, plain(signal)[1], rtol=0, atol=TOLERANCE)
@@ -96,16 +97,7 @@ def test_equal_lengths_build_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_training_and_evaluation_share_the_forward_pass() -> None:
     """With nothing random left, a training step sees the deployed scores and all weights learn."""
-    config_off = {
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "feat_proj_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "final_dropout": 0.0,
-        "layerdrop": 0.0,
-        "apply_spec_augment": False,
-    }
-    model = build_network(small_config("w2v2-b") | config_off, "w2v2-b")
+    model = build_network(small_config("w2v2-b") | NOTHING_RANDOM, "w2v2-b")
     padded = torch.zeros(2, 9_000)
     padded[0], padded[1, :5_000] = torch.randn(9_000), torch.randn(5_000)
     lengths = torch.tensor([9_000, 5_000])

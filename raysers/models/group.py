@@ -1,0 +1,76 @@
+"""The processes that train together, as far as arithmetic goes: who I am, sums, copies.
+
+Every process must make the same calls in the same order; one that leaves makes the others wait
+until the process group itself gives up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.distributed
+from torch import Tensor
+
+
+class Group(Protocol):
+    """`rank` of `size` processes, from 0."""
+
+    @property
+    def rank(self) -> int:
+        """Which process this is."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, the same bits in each."""
+
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by that of process 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A group of one."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Nothing to add."""
+
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Nothing to copy."""
+
+
+class TorchGroup:
+    """A process group of `torch.distributed`; by default all processes, which have to be up.
+
+    Tensors have to be contiguous; all of a call are under way at the same time.
+    """
+
+    def __init__(self, processes: torch.distributed.ProcessGroup | None = None) -> None:
+        self._processes = processes
+        self.rank = torch.distributed.get_rank(processes)
+        self.size = torch.distributed.get_world_size(processes)
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes."""
+        self._finish(
+            torch.distributed.all_reduce(tensor, group=self._processes, async_op=True)
+            for tensor in tensors
+        )
+
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by that of process 0."""
+        self._finish(
+            torch.distributed.broadcast(tensor, group_src=0, group=self._processes, async_op=True)
+            for tensor in tensors
+        )
+
+    def _finish(self, started: Iterable[torch.distributed.Work | None]) -> None:
+        for work in [work for work in started if work is not None]:
+            work.wait()

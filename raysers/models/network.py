@@ -1,0 +1,75 @@
+"""What every network that scores clips offers, whatever it is built from.
+
+Loading, scoring and training know this class only. A network is frozen through `freeze`, not by
+hand: frozen parts must also stay in evaluation mode when the rest of the model trains.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class EmotionNetwork(nn.Module, ABC):
+    """Speech to arousal, dominance, valence: `model(padded, lengths) -> (scores, embeddings)`.
+
+    `config` is an object with `to_dict()`, the keys of `config.json` that describe the network;
+    `pooling_mode` how frames become an embedding, `mean` or `attentive`; `taken` whether a scorer
+    changed the weights in place, so that no other may have the model.
+    """
+
+    config: Any
+    pooling_mode: str = "mean"
+    taken: bool = False
+
+    @property
+    @abstractmethod
+    def embedding_size(self) -> int:
+        """Numbers of an embedding."""
+
+    @property
+    @abstractmethod
+    def min_samples(self) -> int:
+        """Samples (16 kHz) of the shortest clip that scores."""
+
+    @abstractmethod
+    def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 scores [clips, 3] and embeddings [clips, embedding_size] of a batch.
+
+        Args:
+            padded: float32 [clips, samples], 16 kHz, zero behind each clip.
+            lengths: int64 [clips], samples of each clip, at least `min_samples`.
+        """
+
+    @abstractmethod
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the bulk of the network compute in `dtype`; pooling and head stay in float32."""
+
+    @abstractmethod
+    def freeze(self, part: str) -> None:
+        """Keep a part of the network as it is in training: `cnn`, `backbone` or `none`.
+
+        Its parameters want no gradient, and it stays in evaluation mode after `train()`. What
+        came before is forgotten.
+
+        Raises:
+            ConfigError: the network has no such part.
+        """
+
+    @abstractmethod
+    def gradient_checkpointing(self, on: bool) -> None:
+        """Whether training keeps a layer's input only and computes the rest again for gradients."""
+
+    def collected_statistics(self) -> Tensor | None:
+        """What the training passes since the last `apply_statistics` saw, as sums.
+
+        A float32 vector of fixed length: add those of all workers, then hand the sum to
+        `apply_statistics` of each. None where the network keeps no statistics.
+        """
+        return None
+
+    def apply_statistics(self, sums: Tensor) -> None:
+        """Update running statistics from the sums over all workers, once an optimiser step."""

@@ -1,0 +1,267 @@
+"""What a training step sees: the deployed numbers where nothing is random, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from raysers.errors import ConfigError
+from raysers.models.emotion import EmotionModel
+from raysers.models.specaugment import draw_spans
+from tests.unit.models.networks import (
+    NOTHING_RANDOM,
+    padded_batch,
+    small_model,
+    speechlike,
+)
+
+#: Group and layer norm in both families; a front without gelu; a stack of positional convolutions.
+KINDS = ("w2v2-b", "w2v2-L", "hubert-b", "hubert-L", "data2vec", "mel-front")
+
+LENGTHS = (16_000, 3_400, 9_000, 23_457)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+
+
+def clips() -> list[np.ndarray]:
+    signals = [speechlike(n, seed) for seed, n in enumerate(LENGTHS)]
+    return [((s - s.mean()) / s.std()).astype(np.float32) for s in signals]
+
+
+def trained(kind: str, **config: Any) -> EmotionModel:
+    model = small_model(kind, **(NOTHING_RANDOM | config))
+    model.freeze("none")
+    return model.train()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def some_loss(scores: Tensor, embeddings: Tensor) -> Tensor:
+    """Every number counts with a weight of its own; a sum over clips."""
+    generator = torch.Generator().manual_seed(1)
+    both = torch.cat((scores, embeddings), 1)
+    return (both @ torch.randn(both.shape[1], generator=generator)).square().sum()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "wavlm-base"])
+def test_training_equals_evaluation(kind: str) -> None:
+    model = trained(kind)
+    batch = padded_batch(clips())
+    in_training = model(*batch)
+    with torch.no_grad():
+        in_evaluation = model.eval()(*batch)
+    torch.testing.assert_close(in_training, in_evaluation, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "wavlm-base"])
+def test_batch_gradient_is_the_sum_over_single_clips(kind: str) -> None:
+    model = trained(kind)
+    some_loss(*model(*padded_batch(clips()))).backward()
+    batch = gradients(model)
+    model.zero_grad()
+    for signal in clips():
+        some_loss(*model(*padded_batch([signal]))).backward()
+    for name, single in gradients(model).items():
+        largest = single.abs().max().item()
+        torch.testing.assert_close(batch[name], single, rtol=0, atol=1e-5 * max(1.0, largest))
+
+
+class Stock(nn.Module):
+    """Stock backbone, mean over time, head written out: one clip at a time, no mask."""
+
+    def __init__(self, model: EmotionModel) -> None:
+        super().__init__()
+        name = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert"}[model.config.model_type]
+        config = getattr(transformers, f"{name}Config")(**model.config.to_dict())
+        backbone = getattr(transformers, f"{name}Model")(config)
+        self.add_module(model.family.prefix, backbone)
+        self.classifier = nn.ModuleDict({"dense": nn.Linear(48, 48), "out_proj": nn.Linear(48, 3)})
+        self.load_state_dict(model.state_dict())
+        self.backbone = [backbone]
+
+    def forward(self, signal: np.ndarray) -> tuple[Tensor, Tensor]:
+        pooled = self.backbone[0](torch.from_numpy(signal)[None])[0].mean(1)
+        hidden = torch.tanh(self.classifier["dense"](pooled))
+        return self.classifier["out_proj"](hidden), pooled
+
+
+@pytest.mark.parametrize("kind", ["w2v2-b", "w2v2-L", "hubert-b", "hubert-L"])
+def test_gradients_are_those_of_the_stock_network_clip_by_clip(kind: str) -> None:
+    model = trained(kind)
+    some_loss(*model(*padded_batch(clips()))).backward()
+    stock = Stock(model).train()
+    for signal in clips():
+        some_loss(*stock(signal)).backward()
+    expected = gradients(stock)
+    blind = {n for n in expected if n.endswith("k_proj.bias")}
+    assert gradients(model).keys() == expected.keys() - blind
+    for name, gradient in gradients(model).items():
+        largest = expected[name].abs().max().item()
+        assert largest > 0
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=0, atol=2e-5 * max(1.0, largest), msg=name
+        )
+
+
+def test_frozen_front_neither_learns_nor_drops() -> None:
+    model = small_model("w2v2-b")
+    model.freeze("cnn")
+    model.train()
+    assert not model.backbone.feature_extractor.training
+    assert model.backbone.feature_projection.training
+    some_loss(*model(*padded_batch(clips()))).backward()
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n for n, p in model.named_parameters() if p.grad is not None} <= learning
+    assert not any("feature_extractor" in n or n.endswith("k_proj.bias") for n in learning)
+    assert any("feature_projection" in n for n in learning)
+    model.freeze("none")
+    assert model.backbone.feature_extractor.training
+    assert all(p.requires_grad for p in model.backbone.feature_extractor.parameters())
+
+
+def test_frozen_backbone_gives_the_deployed_embeddings() -> None:
+    """No dropout, no masked frames: linear probing on what will be scored."""
+    model = small_model("hubert-b", final_dropout=0.5)
+    batch = padded_batch(clips())
+    with torch.no_grad():
+        deployed = model(*batch)[1]
+    model.freeze("backbone")
+    model.train()
+    torch.manual_seed(0)
+    scores, embeddings = model(*batch)
+    torch.testing.assert_close(embeddings, deployed, rtol=0, atol=1e-6)
+    scores.sum().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+        f"classifier.{layer}.{kind}"
+        for layer in ("dense", "out_proj")
+        for kind in ("weight", "bias")
+    }
+
+
+def test_a_part_there_is_not_cannot_be_frozen() -> None:
+    with pytest.raises(ConfigError, match="--freeze half"):
+        small_model("w2v2-b").freeze("half")
+
+
+@pytest.mark.parametrize("kind", ["w2v2-b", "w2v2-L", "wavlm-base", "data2vec"])
+def test_checkpointing_changes_no_gradient(kind: str) -> None:
+    """Dropout, SpecAugment and layer drop are on: what is computed again must draw the same."""
+    model = small_model(kind, layerdrop=0.3, hidden_dropout=0.2, final_dropout=0.1)
+    model.freeze("none")
+    model.train()
+    found = []
+    for on in (False, True):
+        model.gradient_checkpointing(on)
+        model.zero_grad()
+        torch.manual_seed(11)
+        some_loss(*model(*padded_batch(clips()))).backward()
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def test_checkpointing_keeps_less() -> None:
+    model = trained("w2v2-L", num_hidden_layers=4)
+    model.freeze("cnn")
+    kept = []
+    for on in (False, True):
+        model.gradient_checkpointing(on)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
+        ):
+            model(*padded_batch(clips()))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_everything_random_comes_from_torchs_seed() -> None:
+    model = small_model("w2v2-L-robust", layerdrop=0.5, mask_time_prob=0.5)
+    model.train()
+    batch = padded_batch(clips())
+
+    def draws() -> Iterator[Tensor]:
+        for seed in (0, 1, 0):
+            np.random.seed(seed + 5)  # where the stock masks come from
+            torch.manual_seed(seed)
+            yield model(*batch)[0].detach()
+
+    first, other, again = draws()
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3)
+
+
+def test_short_clips_train_too() -> None:
+    """One frame; nine (one fewer than a masked span); twelve. The stock masking raises."""
+    model = small_model("w2v2-L")
+    model.train()
+    signals = [speechlike(n, n) for n in (400, 400 + 8 * 320, 400 + 11 * 320)]
+    for batch in (signals[:1], signals[1:2], signals):
+        assert model(*padded_batch(batch))[0].isfinite().all()
+
+
+def test_masked_spans_keep_their_share_and_their_rows() -> None:
+    torch.manual_seed(2)
+    lengths = [1_000, 500, 9, 10, 0] * 40
+    mask = draw_spans(lengths, 1_000, share=0.05, span=10, least=2)
+    counts = mask.sum(1).reshape(40, 5)
+    # 5 spans of 10 frames (2.5, so 2 or 3, of 10); overlaps take a little away
+    assert 45 < counts[:, 0].float().mean() <= 50
+    assert 21 < counts[:, 1].float().mean() <= 25
+    assert counts[:, 2].sum() == 0
+    assert (counts[:, 3] == 10).all()  # one span fits, though two are the least
+    assert not mask[1::5, 500:].any()
+    starts = mask[0::5].float().mean(0)
+    assert starts[:200].mean() == pytest.approx(starts[-200:].mean().item(), abs=0.03)
+
+
+def test_masked_frames_are_the_learned_vector() -> None:
+    """The one parameter that only masking reaches gets a gradient, and only with masking on."""
+    for on in (True, False):
+        model = trained("w2v2-L", apply_spec_augment=on, mask_time_prob=0.3)
+        some_loss(*model(*padded_batch(clips()))).backward()
+        assert (model.backbone.masked_spec_embed.grad is not None) == on
+
+
+def test_feature_masking_zeroes_channels() -> None:
+    model = trained("w2v2-L", apply_spec_augment=True, mask_time_prob=0.0, mask_feature_prob=0.9)
+    batch = padded_batch(clips())
+    torch.manual_seed(0)
+    masked = model(*batch)[0]
+    with torch.no_grad():
+        assert not torch.allclose(masked, model.eval()(*batch)[0], atol=1e-3)
+
+
+def test_no_bias_in_front_of_a_norm_learns() -> None:
+    """Adam would make steps of full size from its rounding noise."""
+    model = trained("w2v2-b", conv_bias=True)
+    some_loss(*model(*padded_batch(clips()))).backward()
+    layers = model.backbone.feature_extractor.conv_layers
+    assert layers[0].conv.bias.grad is None
+    assert layers[1].conv.bias.grad is not None
+    with torch.no_grad():
+        before = model(*padded_batch(clips()))[0]
+        layers[0].conv.bias.add_(3.0)
+        torch.testing.assert_close(model(*padded_batch(clips()))[0], before)
+
+
+def test_autocast_leaves_pooling_and_head_in_float32() -> None:
+    model = trained("w2v2-b")
+    batch = padded_batch(clips())
+    exact = model(*batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(*batch)
+    assert {t.dtype for t in rounded} == {torch.float32}
+    some_loss(*rounded).backward()
+    assert all(g.isfinite().all() for g in gradients(model).values())
+    torch.testing.assert_close(rounded[0], exact[0], rtol=0, atol=0.05)
+    # a head in bfloat16 would leave 8 bits
+    assert not torch.equal(rounded[0], rounded[0].bfloat16().float())
