@@ -35,9 +35,11 @@ LABEL_FIELDS = (
     _field("speaker", pa.string(), "speaker identity"),
     _field("sex", pa.string(), "female or male as given by the corpus"),
     _field("language", pa.string(), "language of the clip"),
-    _field("split", pa.string(), "train, dev or test"),
+    _field("split", pa.string(), "train, dev, test or test1, test2, test3"),
     _field("transcript", pa.string(), "words spoken"),
     _field("emotion", pa.string(), "categorical label of the corpus"),
+    _field("corpus", pa.string(), "name of the corpus the clip belongs to"),
+    _field("session", pa.string(), "session, video or podcast; its clips stay in one split"),
     *(_field(name, pa.float32(), f"{name} label", "0..1") for name in DIMENSIONS),
 )
 
@@ -79,8 +81,38 @@ ANNOTATIONS = pa.schema(
     ]
 )
 
+#: Results of an evaluation, one value a row.
+METRICS = pa.schema(
+    [
+        _field("model", pa.string(), "model the value is about"),
+        _field("dataset", pa.string(), "corpus of the clips"),
+        _field("split", pa.string(), "split of the corpus; all: the whole corpus"),
+        _field("group", pa.string(), "column the clips are grouped by; empty: all clips"),
+        _field("group_value", pa.string(), "value of that column; of model: what is compared with"),
+        _field("dimension", pa.string(), "arousal, dominance, valence; mean: over several"),
+        _field("metric", pa.string(), "name of the metric"),
+        _field("value", pa.float64(), "its value; null: undefined"),
+        _field("ci_low", pa.float64(), "lower end of the 95 % interval; null: none"),
+        _field("ci_high", pa.float64(), "upper end of the 95 % interval; null: none"),
+        _field("n", pa.int64(), "clips (for rank correlations: speakers) the value is from"),
+        _field("paper", pa.float64(), "the value in Wagner et al. 2022; null: none there"),
+        _field("run_id", pa.string(), "run that wrote the row"),
+    ]
+)
+
 
 def with_embeddings(schema: pa.Schema, size: int) -> pa.Schema:
     """`schema` with an `embedding` column: masked mean of the last layer, `size` floats."""
     kind = pa.list_(pa.float32(), size)
     return schema.append(_field("embedding", kind, "masked mean of the last hidden layer"))
+
+
+#: Scores of every clip and its changed versions; the key is `clip_id` and `perturbation`.
+ROBUSTNESS = pa.schema(
+    [
+        *CLIP_FIELDS,
+        _field("perturbation", pa.string(), "what was done to the clip; clean: nothing"),
+        _field("parameters", pa.string(), "what was drawn for it, as JSON"),
+        *(ANNOTATIONS.field(n) for n in ANNOTATIONS.names if n not in MANIFEST.names[:4]),
+    ]
+)

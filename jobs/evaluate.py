@@ -1,0 +1,190 @@
+"""How good, how fair and how sure: predictions against labels, as the paper measures them.
+
+    python jobs/evaluate.py --predictions ANNOTATED TRAINED --labels MANIFEST --output EVALUATED \
+        --by sex
+
+Instead of finished predictions, `--model M --input AUDIO` predicts first. Once predicted, 15,000
+clips take seconds.
+Result: EVALUATED/metrics/part-00000.parquet, one value a row with its 95 % interval; printed too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import tyro
+
+from jobs.annotate import AnnotateFlags, annotate
+from raysers.config import ListingFlags, Uris, as_plain, parse
+from raysers.data import storage
+from raysers.distributed import annotation, evaluating, planning
+from raysers.distributed.predictions import Predictions, read_predictions
+from raysers.errors import ConfigError
+from raysers.evaluation import table
+from raysers.evaluation.assess import Options
+from raysers.run import Exit, new_record, quiet_environment, run_main
+
+JOB = "evaluate"
+#: Flags that change nothing in the rows.
+_NOT_DECIDING = ("output", "workers", "max_failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags:
+    """Flags of this job."""
+
+    labels: Uris
+    """Labelled clips: manifests, tables, corpus folders, audformat databases."""
+    output: str
+    """Folder or s3:// prefix for the metrics."""
+    predictions: Uris = ()
+    """Output folders of annotate or train; each is one model's."""
+    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL ...]")] = ()
+    """Models to predict with first, into OUTPUT/predictions."""
+    input: Uris = ()
+    """What --model predicts: audio or manifests; default: the labelled data."""
+    pool: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The predictions are one model's: the folds of a cross-validation, each clip once."""
+    by: tuple[Literal["sex", "speaker", "language", "emotion", "split", "session"], ...] = ()
+    """Also measure every value of these columns by itself."""
+    bootstrap: int = 1000
+    """Draws behind the intervals; 0 leaves them out."""
+    speaker_samples: int = 200
+    """Per-speaker CCC: clips drawn of each speaker, who must have more than that."""
+    in_domain: str = ""
+    """Corpus the models were trained on, for the cross-corpus drop; default: msp-podcast."""
+    seed: int = 0
+    """Of the draws and of the random baseline."""
+    corpus: str = "auto"
+    """Layout of the labelled data, when it is not to be recognised by itself."""
+    emotion_map: str = ""
+    """Map from emotion categories to the dimensions (a name or YAML), for data without them."""
+    speakers: str = ""
+    """CSV with the `sex` of every `speaker` or `video`, for data that does not say."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of --model."""
+    workers: int = 0
+    """Model workers for --model; 0 uses every GPU, or every CPU when there is none."""
+    max_failed: float = 0.05
+    """Highest share of failed predictions before the job ends with exit code 3."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        rules = (
+            (bool(self.labels), "--labels is empty: give labelled clips"),
+            (bool(self.output), "--output is empty: give a folder or an s3:// prefix"),
+            (
+                bool(self.predictions or self.model),
+                "nothing to evaluate: give --predictions FOLDER or --model MODEL",
+            ),
+            (
+                bool(self.model) or not self.input,
+                "--input is what --model predicts: give --model, or drop it",
+            ),
+            (
+                not self.pool or len(self.predictions) + len(self.model) > 1,
+                "--pool puts several predictions together: give more than one",
+            ),
+            (self.bootstrap >= 0, f"--bootstrap is {self.bootstrap}: give 0 (none) or more draws"),
+            (
+                self.speaker_samples >= 2,
+                f"--speaker-samples is {self.speaker_samples}: give at least 2 clips",
+            ),
+            (self.workers >= 0, f"--workers is {self.workers}: give 0 (automatic) or more"),
+            (
+                0 <= self.max_failed <= 1,
+                f"--max-failed is {self.max_failed}: give a share from 0 to 1",
+            ),
+        )
+        for good, message in rules:
+            if not good:
+                raise ConfigError(message)
+
+
+def evaluate(flags: EvaluateFlags) -> int:
+    """Read, predict what is left to predict, measure, write, print; returns the exit code."""
+    flags = _anchored(flags)
+    settings = {k: v for k, v in as_plain(flags).items() if k not in _NOT_DECIDING}
+    with planning.before_writing():
+        earlier = evaluating.open_output(flags.output, JOB, settings)
+        labels = evaluating.read_labels(
+            flags.labels,
+            corpus=flags.corpus,
+            emotion_map=flags.emotion_map,
+            speakers=flags.speakers,
+        )
+        found = [read_predictions(uri) for uri in flags.predictions]
+        report = None if flags.model else _measure(flags, labels, found)
+        for model in flags.model[1:]:  # the first is checked before anything is written anyway
+            annotation.prepare(model, dtype=flags.dtype, max_padded_s=0, embeddings=False)
+        if report is not None:
+            storage.check_writable(flags.output)
+    if report is None:
+        folders = _predict(flags)
+        with evaluating.after_writing():
+            found += [read_predictions(uri) for uri in folders]
+            report = _measure(flags, labels, found)
+    good = report.failed_share <= flags.max_failed
+    record = new_record(JOB, as_plain(flags), settings, earlier)
+    evaluating.write(report, record, flags.output, good=good)
+    table.print_coverage(report.coverage)
+    table.print_metrics(report.rows)
+    table.print_notes(report.notes)
+    print(f"metrics: {storage.join(flags.output, 'metrics')}")
+    return Exit.DONE if good else Exit.TOO_MANY_FAILED
+
+
+def _anchored(flags: EvaluateFlags) -> EvaluateFlags:
+    flags.check()
+    place = planning.anchored(ListingFlags(input=flags.labels, output=flags.output))
+    return replace(
+        flags,
+        labels=place.input,
+        output=place.output,
+        predictions=tuple(map(storage.absolute, flags.predictions)),
+        input=tuple(map(storage.absolute, flags.input)),
+    )
+
+
+def _predict(flags: EvaluateFlags) -> list[str]:
+    """Annotate with every model; the folders of the predictions."""
+    folders = []
+    for model, name in evaluating.folder_names(flags.model).items():
+        folders.append(storage.join(flags.output, "predictions", name))
+        annotate(
+            AnnotateFlags(
+                input=flags.input or flags.labels,
+                output=folders[-1],
+                model=model,
+                dtype=flags.dtype,
+                workers=flags.workers,
+                max_failed=flags.max_failed,
+            )
+        )
+    return folders
+
+
+def _measure(
+    flags: EvaluateFlags, labels: evaluating.Labels, found: Sequence[Predictions]
+) -> evaluating.Report:
+    options = Options(
+        by=tuple(dict.fromkeys(flags.by)),
+        draws=flags.bootstrap,
+        seed=flags.seed,
+        speaker_samples=flags.speaker_samples,
+        in_domain=flags.in_domain,
+    )
+    return evaluating.measure(labels, found, options, pool=flags.pool)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with `argv` (default: the command line); returns the exit code."""
+    quiet_environment()
+    return run_main(lambda: evaluate(parse(EvaluateFlags, argv, description=__doc__ or "")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What predictions are worth: correctness, fairness, speakers and comparisons, with intervals."""

@@ -1,0 +1,107 @@
+"""Labelled clips beside the predictions of one or several models, and how they fall into cells.
+
+A cell is what one line of a report is about: the clips of a dataset and split, or of a group of
+them. A dataset with several splits also has the cell "all".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysers.evaluation.metrics import Floats
+
+#: Split of the cell over a whole dataset, and of clips that no split was given for.
+ALL = "all"
+UNSPLIT = "none"
+#: Dataset of clips whose corpus nobody named.
+UNNAMED = "unnamed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Labels and predictions of the same clips.
+
+    Attributes:
+        clip_id: identity of every clip, [n].
+        truth: labels 0..1 in the order of `types.DIMENSIONS`, [n, 3]; NaN: no label.
+        predictions: by model, [n, 3]; NaN: not predicted.
+        columns: what else is known of the clips (`speaker`, `sex`, `corpus`, `split`, ...), each
+            [n]; None or an empty string: unknown. A column nobody knows may be left out.
+    """
+
+    clip_id: Sequence[str]
+    truth: Floats
+    predictions: Mapping[str, Floats]
+    columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows = len(self.clip_id)
+        for name, values in [("truth", self.truth), *self.predictions.items()]:
+            if np.shape(values) != (rows, 3):
+                raise ValueError(f"{name} has shape {np.shape(values)}, not ({rows}, 3)")
+        for name, column in self.columns.items():
+            if len(column) != rows:
+                raise ValueError(f"column {name} has {len(column)} values, not {rows}")
+
+    def column(self, name: str) -> list[str]:
+        """Values of a column, [n]; empty strings where they are unknown."""
+        values = self.columns.get(name)
+        return [""] * len(self.clip_id) if values is None else [value or "" for value in values]
+
+    def predicted(self) -> NDArray[np.bool_]:
+        """Clips with a label that some model predicted in the same dimension, [n]."""
+        labelled = np.isfinite(self.truth)
+        found = [labelled & np.isfinite(p) for p in self.predictions.values()]
+        return np.any(found, axis=(0, 2)) if found else np.zeros(len(self.clip_id), bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Rows (numbers of clips) of a dataset and split, or of one group of them."""
+
+    dataset: str
+    split: str
+    group: str = ""
+    group_value: str = ""
+    rows: NDArray[np.intp]
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What names the cell."""
+        return self.dataset, self.split, self.group, self.group_value
+
+
+def base_cells(scores: Scores) -> list[Cell]:
+    """The cells of every dataset: its splits, and all of it. Clips nobody predicted are in none."""
+    used = np.flatnonzero(scores.predicted())
+    corpora = np.array([name or UNNAMED for name in scores.column("corpus")], object)
+    splits = np.array(scores.column("split"), object)
+    cells = []
+    for dataset in sorted(set(corpora[used])):
+        rows = used[corpora[used] == dataset]
+        names = sorted(set(splits[rows]))
+        if names != [""]:
+            cells += [
+                Cell(dataset=dataset, split=name or UNSPLIT, rows=rows[splits[rows] == name])
+                for name in names
+            ]
+        if len(names) > 1 or names == [""]:
+            cells.append(Cell(dataset=dataset, split=ALL, rows=rows))
+    return cells
+
+
+def group_cells(scores: Scores, cell: Cell, group: str) -> Iterator[Cell]:
+    """The parts of a cell with the same value of the column `group`, where it is known."""
+    values = np.array(scores.column(group), object)[cell.rows]
+    for value in sorted(set(values) - {""}):
+        yield Cell(
+            dataset=cell.dataset,
+            split=cell.split,
+            group=group,
+            group_value=value,
+            rows=cell.rows[values == value],
+        )

@@ -1,0 +1,67 @@
+"""Bootstrap draws of a cell for all models at once.
+
+The generator is named by the cell, so every model, metric and comparison of a cell sees the same
+draws, and two cells (women, men) independent ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysers.evaluation.clips import Cell, Scores
+from raysers.evaluation.intervals import generator, resample, resampling_units
+from raysers.evaluation.metrics import Floats
+from raysers.evaluation.moments import unit_sums
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """How often to draw (0: no intervals), and the seed of the draws."""
+
+    draws: int = 1000
+    seed: int = 0
+
+
+def drawn_sums(
+    scores: Scores, cell: Cell, predictions: Sequence[Floats], bootstrap: Bootstrap
+) -> Floats:
+    """Sums of every draw, [draws, len(predictions), 3, len(moments.COLUMNS)].
+
+    Args:
+        scores: the clips the cell is of.
+        cell: which of them.
+        predictions: arrays [n, 3] of all clips; NaN leaves a clip out.
+        bootstrap: number of draws, and seed.
+    """
+    rows = cell.rows.tolist()
+    speakers = scores.columns.get("speaker")
+    names = [speakers[i] for i in rows] if speakers is not None else [None] * len(rows)
+    unit, units = resampling_units(names, [scores.clip_id[i] for i in rows])
+    truth = scores.truth[cell.rows]
+    offset = mean_label(truth)
+    sums = [unit_sums(truth, p[cell.rows], unit, units, offset) for p in predictions]
+    rng = generator(bootstrap.seed, *cell.key)
+    return resample(np.stack(sums, axis=1), bootstrap.draws, rng)
+
+
+def mean_label(truth: Floats) -> Floats:
+    """Mean of the labels that are there, [n, 3] -> [3]; 0 where there is none."""
+    there = np.isfinite(truth)
+    total: Floats = np.where(there, truth, 0.0).sum(axis=0)
+    return np.asarray(total / np.maximum(there.sum(axis=0), 1), np.float64)
+
+
+def known_speakers(scores: Scores, cell: Cell) -> int:
+    """How many speakers of the cell are known; with fewer than two, clips are drawn."""
+    speakers = scores.column("speaker")
+    return len({speakers[i] for i in cell.rows.tolist()} - {""})
+
+
+def pairs(truth: Floats, prediction: Floats) -> NDArray[np.int64]:
+    """How many clips have both label and prediction, [n, 3] and [n, 3] -> [3]."""
+    both = np.isfinite(truth) & np.isfinite(prediction)
+    return np.asarray(both.sum(axis=0), np.int64)

@@ -1,0 +1,217 @@
+"""Which prediction belongs to which label.
+
+A clip is the same when its id is, or else when file, start and end are: the file's path below the
+folder all label files share, so a corpus may have been moved between labelling and predicting, and
+an open end, which labels read without headers have, equals the end of the file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raysers.errors import ConfigError
+from raysers.evaluation.clips import Scores
+from raysers.evaluation.metrics import Floats
+from raysers.types import DIMENSIONS, Status
+
+#: Label columns that describe a clip and may be grouped by.
+COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split", "session")
+_OPEN_END = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """What became of one model's predictions.
+
+    Attributes:
+        rows: predicted clips.
+        by_id: those with the id of a labelled clip.
+        by_path: those that only share path, start and end with one.
+        unlabelled: those without any label.
+        unpredicted: labelled clips without a prediction, failed or not.
+        statuses: predictions with a label, by status; only `ok` has scores.
+    """
+
+    rows: int
+    by_id: int
+    by_path: int
+    unlabelled: int
+    unpredicted: int
+    statuses: Mapping[str, int]
+
+    @property
+    def failed_share(self) -> float:
+        """Share of the labelled clips' predictions that have no scores."""
+        total = sum(self.statuses.values())
+        return 1 - self.statuses.get(Status.OK, 0) / total if total else 0.0
+
+
+def labelled_only(labels: pa.Table) -> pa.Table:
+    """The clips that have a label in at least one dimension."""
+    there = [name for name in DIMENSIONS if name in labels.column_names]
+    return labels.filter(pa.array(np.isfinite(_dimensions(labels.select(there))).any(axis=1)))
+
+
+def join(
+    labels: pa.Table, predictions: Mapping[str, pa.Table]
+) -> tuple[Scores, dict[str, Coverage]]:
+    """Labels beside the predictions of every model, and what did not fit together.
+
+    Args:
+        labels: clips with labels (`labelled_only`): `clip_id, file, start, end`, the dimensions
+            and what is known of `COLUMNS`.
+        predictions: by model, tables with the annotations' columns.
+
+    Raises:
+        ConfigError: a model predicted a clip twice, or none of the labelled ones.
+    """
+    scores: dict[str, Floats] = {}
+    coverage: dict[str, Coverage] = {}
+    for model, table in predictions.items():
+        match, by_path = _match(labels, table, model)
+        scores[model], coverage[model] = _aligned(labels, table, match, by_path)
+    known = [name for name in COLUMNS if name in labels.column_names]
+    return (
+        Scores(
+            clip_id=labels["clip_id"].to_pylist(),
+            truth=_dimensions(labels),
+            predictions=scores,
+            columns={name: labels[name].to_pylist() for name in known},
+        ),
+        coverage,
+    )
+
+
+def _aligned(
+    labels: pa.Table, table: pa.Table, match: NDArray[np.intp], by_path: int
+) -> tuple[Floats, Coverage]:
+    """The predictions in the order of the labels, [labels, 3], NaN where there is none."""
+    values = _dimensions(table)
+    status = np.array(table["status"].to_pylist(), object)
+    status[(status == str(Status.OK)) & ~np.isfinite(values).all(axis=1)] = str(Status.NOT_FINITE)
+    joined = match >= 0
+    good = joined & (status == str(Status.OK))
+    aligned: Floats = np.full((len(labels), len(DIMENSIONS)), np.nan)
+    aligned[match[good]] = values[good]
+    found = int(joined.sum())
+    return aligned, Coverage(
+        rows=len(table),
+        by_id=found - by_path,
+        by_path=by_path,
+        unlabelled=len(table) - found,
+        unpredicted=len(labels) - found,
+        statuses=dict(Counter(status[joined].tolist())),
+    )
+
+
+def _match(labels: pa.Table, table: pa.Table, model: str) -> tuple[NDArray[np.intp], int]:
+    """Row of the label of every prediction (-1: none), and how many were found by path."""
+    row_of = {clip: row for row, clip in enumerate(labels["clip_id"].to_pylist())}
+    match = np.array([row_of.get(clip, -1) for clip in table["clip_id"].to_pylist()], np.intp)
+    free = np.setdiff1d(np.arange(len(labels)), match)
+    rest = np.flatnonzero(match < 0)
+    if len(free) and len(rest):
+        match[rest] = _match_by_path(labels.take(free), table.take(rest), free)
+    found, times = np.unique(match[match >= 0], return_counts=True)
+    if len(table) and not len(found):
+        raise ConfigError(
+            f"--labels: none of the {len(table):,} clips that {model} predicted is among the "
+            f"{len(labels):,} labelled ones (predicted: {_example(table)}; labelled: "
+            f"{_example(labels)}): give the labels of the same files"
+        )
+    if (times > 1).any():
+        twice = labels["file"][int(found[times > 1][0])].as_py()
+        raise ConfigError(
+            f"--predictions: {model} predicted {int((times > 1).sum()):,} labelled clips more than "
+            f"once (first: {twice}): each clip must be predicted once"
+        )
+    return match, int((match[rest] >= 0).sum())
+
+
+def _match_by_path(labels: pa.Table, table: pa.Table, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Number (of `rows`) of the label of every prediction, -1 where there is none."""
+    files = labels["file"].to_pylist()
+    below = len(_common_folder(files))
+    spans: dict[str, list[_Span]] = defaultdict(list)
+    for file, (start, end), row in zip(files, _times(labels), rows.tolist(), strict=True):
+        spans[file[below:]].append(_Span(start, end, row))
+    predicted = list(zip(table["file"].to_pylist(), _times(table), strict=True))
+    last_start: dict[str, int] = {}
+    for file, (start, _) in predicted:
+        last_start[file] = max(start, last_start.get(file, 0))
+    found = []
+    for file, (start, end) in predicted:
+        near = next((spans[tail] for tail in _tails(file) if tail in spans), [])
+        found.append(_same_span(near, start, end, is_last=start == last_start[file]))
+    return np.array(found, np.intp)
+
+
+class _Span(NamedTuple):
+    start: int
+    end: int
+    row: int
+
+
+def _same_span(spans: list[_Span], start: int, end: int, *, is_last: bool) -> int:
+    """The row of the label of a prediction among the labels of its file, or -1.
+
+    An open end means the end of the file, which a header tells later: it is any end, as long as
+    nothing in the file begins later. (A window is not the label of a whole recording.)
+    """
+    for span in spans:
+        if (span.start, span.end) == (start, end):
+            return span.row
+    for span in spans:
+        if span.start != start:
+            continue
+        last_label = span.start == max(other.start for other in spans)
+        if (span.end == _OPEN_END and is_last) or (end == _OPEN_END and last_label):
+            return span.row
+    return -1
+
+
+def _common_folder(files: list[str]) -> str:
+    """The longest folder all files are in, with its slash; empty when they share none."""
+    # the lowest and the highest differ as early as any two
+    low, high = min(files), max(files)
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return low[: low.rfind("/", 0, same) + 1]
+
+
+def _tails(path: str) -> Iterator[str]:
+    """The path, then without its first folder, and so on to the name; the longest first."""
+    tail = path
+    while tail:
+        yield tail
+        _, slash, tail = tail.partition("/")
+        if not slash:
+            return
+
+
+def _times(table: pa.Table) -> list[tuple[int, int]]:
+    start, end = (table[name].cast(pa.int64()) for name in ("start", "end"))
+    ends = pc.fill_null(end, _OPEN_END).to_pylist()
+    return list(zip(pc.fill_null(start, 0).to_pylist(), ends, strict=True))
+
+
+def _example(table: pa.Table) -> str:
+    return str(table["file"][0].as_py()) if len(table) else "nothing"
+
+
+def _dimensions(table: pa.Table) -> Floats:
+    """The dimensions of every row, [n, columns]; missing columns and nulls are NaN."""
+    columns = [
+        table[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        if name in table.column_names
+        else np.full(len(table), np.nan)
+        for name in DIMENSIONS
+    ]
+    return np.stack(columns, axis=1)

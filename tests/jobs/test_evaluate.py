@@ -1,0 +1,380 @@
+"""Evaluation end to end: made predictions beside made labels, and a model that predicts first."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import audmetric
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from jobs.evaluate import main
+from raysers.schemas import ANNOTATIONS, METRICS
+from raysers.types import NS_PER_S, clip_id
+from tests.jobs.conftest import record_of
+from tests.places import SHARED_DATA, needs_shared
+
+CLIPS = 120
+RNG = np.random.default_rng(11)
+TRUTH = RNG.beta(4, 4, (CLIPS, 3)).astype(np.float32)
+GOOD = TRUTH + RNG.normal(0, 0.1, TRUTH.shape)
+POOR = TRUTH + RNG.normal(0.05, 0.3, TRUTH.shape)
+FILES = [f"spk{i % 6}/{i:03d}.wav" for i in range(CLIPS)]
+DIMENSIONS = ("arousal", "dominance", "valence")
+
+
+def run(*args: object) -> int:
+    return main([str(a) for a in args])
+
+
+def metrics_of(output: Path) -> list[dict[str, Any]]:
+    table = pq.ParquetFile(output / "metrics" / "part-00000.parquet").read()
+    assert table.schema.names == METRICS.names
+    return table.to_pylist()
+
+
+def the(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    found = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
+    assert len(found) == 1, f"{len(found)} rows with {wanted}"
+    return found[0]
+
+
+def write_labels(path: Path, **columns: list[str]) -> Path:
+    """A CSV of labels beside the audio it names, with splits: 96 test clips, 24 dev."""
+    known = {
+        "file": FILES,
+        "speaker": [f"spk{i % 6}" for i in range(CLIPS)],
+        "sex": ["female" if i % 2 else "male" for i in range(CLIPS)],
+        "corpus": ["made"] * CLIPS,
+        "split": ["dev" if i % 5 == 0 else "test" for i in range(CLIPS)],
+        **{d: [f"{v:.9g}" for v in TRUTH[:, k]] for k, d in enumerate(DIMENSIONS)},
+        **columns,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(known)
+        writer.writerows(zip(*known.values(), strict=True))
+    return path
+
+
+def write_predictions(
+    folder: Path,
+    values: np.ndarray,
+    *,
+    model: str = "good",
+    revision: str = "r1",
+    clips: Iterable[int] = range(CLIPS),
+    failed: Iterable[int] = (),
+    table: str = "annotations",
+    root: str = "/moved/away",
+) -> Path:
+    rows = []
+    for i in clips:
+        scores = [None] * 3 if i in set(failed) else values[i].tolist()
+        end = (i + 1) * NS_PER_S
+        file = f"{root}/{FILES[i]}"
+        row = {"file": file, "start": 0, "end": end, "clip_id": clip_id(file, 0, end)}
+        row |= {"status": "unreadable" if i in set(failed) else "ok", "error": ""}
+        row |= {"model": model, "model_revision": revision, **dict(zip(DIMENSIONS, scores))}  # noqa: B905
+        rows.append(row)
+    columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in ANNOTATIONS]
+    part = folder / table / "part-00000.parquet"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns, schema=ANNOTATIONS), part)
+    return folder
+
+
+@pytest.fixture
+def labels(tmp_path) -> Path:
+    return write_labels(tmp_path / "corpus" / "labels.csv")
+
+
+@pytest.fixture
+def good(tmp_path) -> Path:
+    return write_predictions(tmp_path / "good", GOOD)
+
+
+@pytest.fixture
+def poor(tmp_path) -> Path:
+    return write_predictions(tmp_path / "poor", POOR, model="poor")
+
+
+def test_metrics_equal_audmetric_per_split_and_need_no_cluster(labels, good, tmp_path, capsys):
+    had_ray = ray.is_initialized()
+    out = tmp_path / "out"
+    assert run("--predictions", good, "--labels", labels, "--output", out) == 0
+    assert ray.is_initialized() == had_ray
+    rows = metrics_of(out)
+    dev = np.arange(CLIPS) % 5 == 0
+    theirs = {
+        "ccc": audmetric.concordance_cc,
+        "pearson": audmetric.pearson_cc,
+        "mae": audmetric.mean_absolute_error,
+    }
+    for split, mask in {"dev": dev, "test": ~dev, "all": dev | True}.items():
+        for k, dimension in enumerate(DIMENSIONS):
+            for metric, function in theirs.items():
+                where = {"split": split, "dimension": dimension, "metric": metric, "group": ""}
+                row = the(rows, model="good", **where)
+                wanted = function(TRUTH[mask, k].astype(float), GOOD[mask, k].astype(np.float32))
+                assert row["value"] == pytest.approx(wanted, abs=1e-6)
+                assert row["ci_low"] < row["value"] < row["ci_high"]
+                assert (row["n"], row["dataset"], row["paper"]) == (mask.sum(), "made", None)
+    random = the(rows, model="random-gaussian", split="all", dimension="arousal", metric="ccc")
+    assert abs(random["value"]) < 0.3
+    record = record_of(out)
+    assert record["status"] == "done"
+    assert {row["run_id"] for row in rows} == {record["run_id"]}
+    coverage = record["outcome"]["models"]["good"]
+    assert (coverage["rows"], coverage["by_path"], coverage["unpredicted"]) == (120, 120, 0)
+    printed = capsys.readouterr().out
+    assert (
+        f"{the(rows, model='good', split='test', dimension='valence', metric='ccc')['value']:.3f}"[
+            1:
+        ]
+        in printed
+    )
+    assert max(map(len, printed.splitlines()[:-1])) <= 100
+
+
+def test_several_models_are_compared_on_the_same_clips(labels, good, poor, tmp_path):
+    out = tmp_path / "out"
+    args = ("--predictions", good, poor, "--labels", labels, "--output", out)
+    assert run(*args, "--by", "sex", "speaker", "--speaker-samples", 10) == 0
+    rows = metrics_of(out)
+    where = {"split": "test", "dimension": "arousal"}
+    difference = the(rows, metric="ccc_difference", group_value="poor", **where)
+    values = [
+        the(rows, model=m, metric="ccc", group="", **where)["value"] for m in ("good", "poor")
+    ]
+    assert difference["value"] == pytest.approx(values[0] - values[1])
+    assert difference["ci_low"] > 0
+    assert the(rows, metric="ccc_difference_above_0", **where)["value"] == 1
+    ranks = the(rows, metric="speaker_spearman", **where)
+    assert (ranks["model"], ranks["group_value"], ranks["n"]) == ("good", "poor", 6)
+    groups = {(r["group"], r["group_value"]) for r in rows if r["metric"] == "ccc"}
+    assert {("sex", "female"), ("sex", "male"), ("speaker", "spk3")} <= groups
+    women, men = (
+        the(rows, model="good", metric="ccc", group_value=sex, **where)["value"]
+        for sex in ("female", "male")
+    )
+    score = the(rows, model="good", metric="sex_fairness_score", **where)
+    assert score["value"] == pytest.approx(women - men)
+
+
+def test_the_same_command_replaces_its_result_and_another_is_refused(
+    labels, good, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    args = ("--predictions", good, "--labels", labels, "--output", out)
+    assert run(*args) == 0
+    first = metrics_of(out)
+    assert run(*args) == 0
+    again = metrics_of(out)
+    assert first[0]["run_id"] != again[0]["run_id"]
+    assert [{**r, "run_id": ""} for r in first] == [{**r, "run_id": ""} for r in again]
+    before = (out / "run.json").read_text()
+    capsys.readouterr()
+    assert run(*args, "--bootstrap", 10) == 2
+    assert "bootstrap was 1000, now 10" in capsys.readouterr().err
+    assert (out / "run.json").read_text() == before
+
+
+def test_failed_and_missing_predictions_are_counted(labels, tmp_path, capsys):
+    some = write_predictions(tmp_path / "p", GOOD, clips=range(100), failed=range(10))
+    out = tmp_path / "out"
+    args = ("--predictions", some, "--labels", labels)
+    assert run(*args, "--output", out) == 3
+    coverage = record_of(out)["outcome"]["models"]["good"]
+    assert coverage["statuses"] == {"unreadable": 10, "ok": 90}
+    assert coverage["unpredicted"] == 20
+    assert record_of(out)["status"] == "done_with_failures"
+    row = the(metrics_of(out), model="good", split="all", dimension="valence", metric="ccc")
+    assert row["n"] == 90
+    assert run(*args, "--output", tmp_path / "other", "--max-failed", 0.1) == 0
+
+
+def test_folds_pool_to_one_model(labels, good, tmp_path):
+    folds = [
+        write_predictions(
+            tmp_path / f"cv/fold{k}",
+            GOOD,
+            model=f"/cv/fold{k}",
+            revision=f"r{k}",
+            clips=range(k, CLIPS, 3),
+            table="predictions",
+        )
+        for k in range(3)
+    ]
+    pooled, whole = tmp_path / "pooled", tmp_path / "whole"
+    common = ("--labels", labels, "--bootstrap", 50)
+    assert run("--predictions", *folds, "--pool", *common, "--output", pooled) == 0
+    assert run("--predictions", good, *common, "--output", whole) == 0
+    ours, theirs = (
+        {(r["split"], r["dimension"], r["metric"]): r for r in metrics_of(out) if r["model"] == m}
+        for out, m in ((pooled, "/cv (pool of 3)"), (whole, "good"))
+    )
+    assert ours.keys() == theirs.keys()
+    for key, row in ours.items():
+        names = ("value", "ci_low", "ci_high", "n")
+        assert [row[n] for n in names] == [theirs[key][n] for n in names]
+
+
+def test_one_model_on_two_corpora_is_one_model_with_a_drop(good, tmp_path):
+    corpus = ["here" if i % 2 else "there" for i in range(CLIPS)]
+    labels = write_labels(tmp_path / "c" / "labels.csv", corpus=corpus)
+    parts = [
+        write_predictions(tmp_path / name, GOOD, clips=range(k, CLIPS, 2))
+        for k, name in enumerate(("a", "b"))
+    ]
+    out = tmp_path / "out"
+    args = ("--labels", labels, "--output", out, "--in-domain", "here", "--bootstrap", 20)
+    assert run("--predictions", *parts, *args) == 0
+    rows = metrics_of(out)
+    assert {r["model"] for r in rows} == {"good", "random-gaussian"}
+    drop = the(rows, metric="ccc_drop", dimension="arousal")
+    inside, outside = (
+        the(
+            rows, model="good", dataset=d, split="test", dimension="arousal", metric="ccc", group=""
+        )
+        for d in ("here", "there")
+    )
+    assert drop["value"] == pytest.approx(1 - outside["value"] / inside["value"])
+
+
+def test_two_runs_of_one_model_on_the_same_clips_stay_apart(labels, good, tmp_path):
+    again = write_predictions(tmp_path / "bf16", GOOD.round(2))
+    newer = write_predictions(tmp_path / "newer", POOR, revision="r2")
+    out = tmp_path / "out"
+    args = ("--labels", labels, "--output", out, "--bootstrap", 0)
+    assert run("--predictions", good, again, newer, *args) == 0
+    models = {r["model"] for r in metrics_of(out)} - {"random-gaussian"}
+    assert models == {f"good in {good}", f"good in {again}", "good"}
+
+
+@pytest.mark.parametrize("by_path", [True, False], ids=["path", "name"])
+def test_the_papers_number_stands_beside_a_model_trained_from_its_backbone(tmp_path, by_path):
+    count = ["test1"] * CLIPS
+    labels = write_labels(
+        tmp_path / "c" / "labels.csv", corpus=["msp-podcast"] * CLIPS, split=count
+    )
+    model = tmp_path / "trained"
+    name = str(model) if by_path else "trained"
+    write_predictions(model, GOOD, model=name, table="predictions")
+    (model / "training.json").write_text(json.dumps({"config": {"backbone": "hubert-L"}}))
+    out = tmp_path / "out"
+    assert run("--predictions", model, "--labels", labels, "--output", out) == 0
+    rows = metrics_of(out)
+    where = {"model": name, "metric": "ccc", "group": ""}
+    assert the(rows, dimension="dominance", **where)["paper"] == 0.655
+    assert any("12,902 in the paper" in note for note in record_of(out)["outcome"]["notes"])
+
+
+def test_a_store_holds_predictions_labels_and_result(s3, labels, good):
+    part = "annotations/part-00000.parquet"
+    s3.put(f"good/{part}", (good / part).read_bytes())
+    at = s3.put("corpus/labels.csv", labels.read_bytes())
+    args = ("--predictions", s3.uri + "/good", "--labels", at, "--output", s3.uri + "/out")
+    assert run(*args, "--bootstrap", 10) == 0
+    table = pq.ParquetFile(pa.BufferReader(s3.get("out/metrics/part-00000.parquet"))).read()
+    assert table.num_rows > 0
+    assert json.loads(s3.get("out/run.json"))["status"] == "done"
+
+
+def mixed(folder: Path) -> Path:
+    write_predictions(folder, GOOD)
+    other = write_predictions(folder / "other", POOR, model="poor")
+    (other / "annotations/part-00000.parquet").rename(folder / "annotations/part-00001.parquet")
+    return folder
+
+
+WRONG = {
+    "nothing-to-do": ([], "give --predictions FOLDER or --model MODEL"),
+    "no-folder": (["--predictions", "{tmp}/nowhere"], "nowhere has no annotations or predictions"),
+    "other-files": (["--predictions", "{other}"], "none of the 120 clips that good predicted"),
+    "two-models": (["--predictions", "{mixed}"], "rows of 2 models (good r1, poor r1)"),
+    "input-alone": (["--predictions", "{good}", "--input", "x"], "--input is what --model"),
+    "pool-of-one": (["--predictions", "{good}", "--pool"], "give more than one"),
+    "pool-twice": (["--predictions", "{good}", "{poor}", "--pool"], "120 predictions are of clips"),
+    "negative": (["--predictions", "{good}", "--bootstrap", "-1"], "--bootstrap is -1"),
+    "unknown-group": (["--predictions", "{good}", "--by", "language"], "--by language"),
+    "unknown-home": (["--predictions", "{good}", "--in-domain", "x"], "the clips are of made"),
+    "all-failed": (["--predictions", "{failed}"], "no labelled clip has scores"),
+    "labels-twice": (
+        ["--predictions", "{good}", "--labels", "{labels}", "{copy}"],
+        "120 clips are labelled twice",
+    ),
+    "unlabelled": (
+        ["--predictions", "{good}", "--labels", "{bare}"],
+        "none of its 120 clips has a label",
+    ),
+    "unknown-model": (["--model", "no-such-model"], "no-such-model"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
+def test_a_wrong_command_ends_with_2_one_line_and_nothing_written(
+    case, labels, good, poor, tmp_path, capsys
+):
+    args, message = case
+    empty = dict.fromkeys(DIMENSIONS, [""] * CLIPS)
+    places = {
+        "tmp": tmp_path,
+        "good": good,
+        "poor": poor,
+        "labels": labels,
+        "copy": write_labels(labels.parent / "copy.csv"),
+        "bare": write_labels(labels.parent / "bare.csv", **empty),
+        "mixed": mixed(tmp_path / "mixed"),
+        "failed": write_predictions(tmp_path / "failed", GOOD, failed=range(CLIPS)),
+        "other": write_predictions(tmp_path / "other", GOOD, clips=range(CLIPS), root="/x/y"),
+    }
+    moved = tmp_path / "other/annotations/part-00000.parquet"
+    table = pq.ParquetFile(moved).read()
+    files = pa.array([f.as_py().replace("spk", "who") for f in table["file"]])
+    pq.write_table(table.set_column(0, table.schema.field("file"), files), moved)
+    out = tmp_path / "out"
+    given = [arg.format(**places) for arg in args]
+    if "--labels" not in given:
+        given += ["--labels", str(labels)]
+    assert run(*given, "--output", out) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+@needs_shared
+@pytest.mark.usefixtures("ray_session")
+def test_a_model_predicts_first_and_the_same_command_only_measures_again(tmp_path, emodb_files):
+    labels = tmp_path / "emodb.csv"
+    with (SHARED_DATA / "emodb" / "manifest.csv").open() as file:
+        known = {r["file"].rpartition("/")[2]: r for r in csv.DictReader(file)}
+    with labels.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "speaker", "sex", "emotion", "corpus"])
+        for name in emodb_files:
+            row = known[Path(name).name]
+            writer.writerow([name, row["speaker"], row["sex"], row["emotion"], "emodb"])
+    out = tmp_path / "out"
+    args = ("--model", "random:tiny", "--labels", labels, "--output", out, "--input", *emodb_files)
+    args += ("--emotion-map", "russell-mehrabian", "--workers", 1, "--bootstrap", 100)
+    assert run(*args) == 0
+    predicted = out / "predictions" / "random-tiny" / "annotations"
+    written = {p: p.stat().st_mtime_ns for p in predicted.iterdir()}
+    assert written
+    rows = metrics_of(out)
+    row = the(rows, model="random:tiny", dimension="arousal", metric="ccc")
+    assert row["n"] == len(emodb_files)
+    assert row["ci_low"] < 0.5
+    assert any("random weights" in note for note in record_of(out)["outcome"]["notes"])
+    assert run(*args) == 0
+    assert {p: p.stat().st_mtime_ns for p in predicted.iterdir()} == written

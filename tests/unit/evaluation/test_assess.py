@@ -1,0 +1,58 @@
+"""An evaluation as a whole: what it measures and what it tells the reader."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from raysers.evaluation.assess import Options, assess, home_dataset
+from raysers.evaluation.baseline import NAME
+from tests.unit.evaluation.worlds import speakers_world
+
+
+def notes_of(made, **options) -> str:
+    return "\n".join(assess(made, Options(draws=10, **options))[1])
+
+
+def with_columns(made, **columns):
+    return dataclasses.replace(made, columns={**made.columns, **columns})
+
+
+def test_the_baseline_is_measured_but_not_compared():
+    rows, _ = assess(speakers_world(), Options(draws=10, speaker_samples=10))
+    metrics = {r.metric for r in rows if r.model == NAME}
+    assert metrics == {"ccc", "pearson", "mae", "sex_fairness_score", "sex_fairness_bias"}
+    assert NAME not in {r.group_value for r in rows}
+    others = {r.metric for r in rows} - metrics
+    assert {"ccc_difference", "speaker_ccc", "speaker_spearman"} <= others
+
+
+def test_training_clips_are_pointed_out():
+    made = speakers_world()
+    assert "training clips" not in notes_of(made)
+    split = ["train"] * 40 + ["test"] * 200
+    assert "made: 40 predicted clips are training clips" in notes_of(
+        with_columns(made, split=split)
+    )
+
+
+def test_what_is_missing_is_said():
+    made = speakers_world()
+    assert "no CCC per speaker" in notes_of(made)
+    assert "no CCC per speaker" not in notes_of(made, speaker_samples=10)
+    bare = with_columns(made, speaker=[None] * 240, sex=[None] * 240)
+    assert "clips were resampled" in notes_of(bare)
+    assert "no fairness" in notes_of(bare)
+    assert "so few speakers" not in notes_of(made)
+    few = with_columns(made, speaker=["a", "b", "c"] * 80)
+    assert "made test (3): intervals from so few speakers" in notes_of(few)
+
+
+def test_the_home_corpus_is_the_papers_unless_named():
+    made = with_columns(speakers_world(), corpus=["msp-podcast"] * 120 + ["emodb"] * 120)
+    assert home_dataset(made, "") == "msp-podcast"
+    assert home_dataset(made, "emodb") == "emodb"
+    drops = [r for r in assess(made, Options(draws=10))[0] if r.metric == "ccc_drop"]
+    assert {r.dataset for r in drops} == {"emodb"}
+    other = with_columns(made, corpus=["a"] * 120 + ["b"] * 120)
+    assert "--in-domain" in notes_of(other)
+    assert home_dataset(speakers_world(), "made") == ""  # there is no other

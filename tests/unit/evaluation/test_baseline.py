@@ -1,0 +1,46 @@
+"""The random model: its distribution, and that it depends on nothing but id and seed."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from raysers.evaluation.baseline import NAME, random_scores, with_baseline
+from raysers.evaluation.correctness import correctness_rows
+from tests.unit.evaluation.worlds import only, scores
+
+IDS = [f"{i:x}" for i in range(8000)]
+
+
+def test_scores_are_truncated_gaussian():
+    found = random_scores(IDS)
+    theirs = stats.truncnorm(-3, 3, loc=0.5, scale=1 / 6)
+    for column in found.T:
+        assert stats.kstest(column, theirs.cdf).pvalue > 0.001
+    assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.05
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_scores_follow_the_clip_and_the_seed_only():
+    some = random_scores(IDS[100:50:-1])
+    np.testing.assert_array_equal(some, random_scores(IDS)[100:50:-1])
+    assert np.abs(random_scores(IDS, 1) - random_scores(IDS)).min() > 0
+
+
+def test_its_agreement_is_none_and_the_interval_says_so():
+    rng = np.random.default_rng(5)
+    made = scores(rng.beta(4, 4, 2000), model=rng.random(2000))
+    both = with_baseline(made)
+    row = only(correctness_rows(both), model=NAME, metric="ccc")
+    assert row.ci_low < 0 < row.ci_high
+    assert abs(row.value) < 0.06
+    assert row.n == 2000
+
+
+def test_it_is_measured_on_the_clips_a_model_was_measured_on():
+    truth = np.linspace(0, 1, 10)
+    prediction = truth.copy()
+    prediction[:4] = np.nan
+    rows = correctness_rows(with_baseline(scores(truth, model=prediction)), draws=0)
+    assert {r.n for r in rows} == {6}

@@ -1,0 +1,90 @@
+"""Paired differences: by hand, against brute force, and why the pairing matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raysers.evaluation.comparison import comparison_rows
+from raysers.evaluation.correctness import correctness_rows
+from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.intervals import generator
+from raysers.evaluation.metrics import ccc
+from tests.unit.evaluation.worlds import only, scores, speakers_world
+
+TRUTH = np.array([0.0, 0.5, 1.0])
+
+
+def test_difference_by_hand():
+    made = scores(TRUTH, one=TRUTH, two=np.array([0.0, 0.5, 0.5]))
+    rows = comparison_rows(made, Bootstrap(draws=0))
+    difference = only(rows, metric="ccc_difference")
+    assert difference.value == pytest.approx(1 - 2 / 3)
+    assert (difference.model, difference.group, difference.group_value) == ("one", "model", "two")
+    assert only(rows, metric="mae_difference").value == pytest.approx(-1 / 6)
+    assert only(rows, metric="ccc_difference_above_0").n == 3
+
+
+def test_a_model_does_not_differ_from_itself():
+    made = speakers_world()
+    good = made.predictions["good"]
+    rows = comparison_rows(
+        scores(made.truth, columns=made.columns, one=good, two=good), Bootstrap(draws=100)
+    )
+    for row in rows:
+        expected = (0,) if row.metric.endswith("above_0") else (0, 0, 0)
+        assert (row.value, row.ci_low, row.ci_high)[: len(expected)] == expected
+
+
+def test_interval_and_share_equal_brute_force():
+    made = speakers_world(clips=80, speakers=8)
+    rows = comparison_rows(made, Bootstrap(draws=200, seed=9))
+    speakers = np.array(made.column("speaker"))
+    names = sorted(set(speakers))
+    differences = []
+    for picked in generator(9, "made", "test", "", "").integers(0, 8, size=(200, 8)):
+        clips = np.concatenate([np.flatnonzero(speakers == names[i]) for i in picked])
+        good, poor = (
+            ccc(made.truth[clips, 0], made.predictions[m][clips, 0]) for m in ("good", "poor")
+        )
+        differences.append(good - poor)
+    row = only(rows, metric="ccc_difference", dimension="arousal")
+    low, high = np.percentile(differences, [2.5, 97.5])
+    assert (row.ci_low, row.ci_high) == pytest.approx((low, high))
+    share = only(rows, metric="ccc_difference_above_0", dimension="arousal")
+    assert share.value == np.mean(np.array(differences) > 0)
+
+
+def test_pairing_shows_a_small_difference_that_lies_within_both_intervals():
+    made = speakers_world(clips=400, speakers=20)
+    poor = made.predictions["poor"]
+    rng = np.random.default_rng(0)
+    made = scores(
+        made.truth, columns=made.columns, one=poor, two=poor + rng.normal(0, 0.06, poor.shape)
+    )
+    rows = [*correctness_rows(made), *comparison_rows(made, Bootstrap())]
+    one, two = (only(rows, metric="ccc", model=m, dimension="arousal") for m in ("one", "two"))
+    assert one.ci_low < two.value < one.ci_high
+    assert two.ci_low < one.value < two.ci_high
+    difference = only(rows, metric="ccc_difference", dimension="arousal")
+    assert difference.ci_high - difference.ci_low < (one.ci_high - one.ci_low) / 3
+    assert difference.ci_low > 0
+
+
+def test_only_clips_both_predicted_count():
+    made = speakers_world(clips=100)
+    poor = made.predictions["poor"].copy()
+    poor[:40] = np.nan
+    pair = {"good": made.predictions["good"], "poor": poor}
+    rows = comparison_rows(scores(made.truth, columns=made.columns, **pair), Bootstrap(draws=10))
+    row = only(rows, metric="ccc_difference", dimension="valence")
+    assert row.n == 60
+    expected = ccc(made.truth[40:, 2], pair["good"][40:, 2]) - ccc(made.truth[40:, 2], poor[40:, 2])
+    assert row.value == pytest.approx(expected)
+
+
+def test_three_models_are_compared_in_pairs():
+    made = scores(TRUTH, a=TRUTH, b=TRUTH, c=TRUTH)
+    rows = comparison_rows(made, Bootstrap(draws=0))
+    pairs = {(r.model, r.group_value) for r in rows}
+    assert pairs == {("a", "b"), ("a", "c"), ("b", "c")}

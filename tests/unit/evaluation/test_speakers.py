@@ -1,0 +1,87 @@
+"""CCC per speaker: who counts, the draws, and the agreement of models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from raysers.evaluation.metrics import ccc
+from raysers.evaluation.speakers import REPEATS, speaker_rows
+from tests.unit.evaluation.worlds import only, permuted, scores, speakers_world
+
+
+def test_speakers_need_more_clips_than_are_drawn():
+    made = speakers_world(clips=101, speakers=4)  # 26, 25, 25, 25
+    rows = speaker_rows(made, samples=25)
+    assert {r.group_value for r in rows if r.group == "speaker"} == {"s00"}
+    assert {r.n for r in rows} == {26}
+    assert speaker_rows(made, samples=26) == []
+
+
+def test_a_speaker_counts_only_in_dimensions_with_enough_labels():
+    made = speakers_world(clips=120, speakers=3)
+    truth = made.truth.copy()
+    truth[:60, 1] = np.nan  # leaves 20 clips of each
+    rows = speaker_rows(scores(truth, columns=made.columns, m=made.predictions["good"]), samples=30)
+    assert {r.dimension for r in rows} == {"arousal", "valence"}
+
+
+def test_mean_and_deviation_are_those_of_an_independent_bootstrap():
+    made = speakers_world(clips=120, speakers=3)
+    rows = speaker_rows(made, samples=30)
+    mean = only(rows, model="good", metric="speaker_ccc", group_value="s01", dimension="arousal")
+    sd = only(rows, model="good", metric="speaker_ccc_sd", group_value="s01", dimension="arousal")
+    clips = np.arange(1, 120, 3)
+    rng = np.random.default_rng(77)
+    draws = [
+        ccc(made.truth[c, 0], made.predictions["good"][c, 0])
+        for c in rng.choice(clips, size=(REPEATS, 30))
+    ]
+    assert mean.value == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / REPEATS**0.5)
+    assert sd.value == pytest.approx(np.std(draws), rel=0.12)
+    assert mean.ci_low == pytest.approx(np.percentile(draws, 2.5), abs=np.std(draws) / 3)
+
+
+def test_agreement_is_spearmans_of_the_means():
+    made = speakers_world(clips=360, speakers=9)
+    rows = speaker_rows(made, samples=30)
+    for dimension in ("arousal", "dominance", "valence"):
+        means = [
+            [
+                only(
+                    rows,
+                    metric="speaker_ccc",
+                    model=m,
+                    group_value=f"s{i:02d}",
+                    dimension=dimension,
+                ).value
+                for i in range(9)
+            ]
+            for m in ("good", "poor")
+        ]
+        row = only(rows, metric="speaker_spearman", dimension=dimension)
+        assert row.value == pytest.approx(stats.spearmanr(*means).statistic)
+        assert (row.model, row.group_value, row.n) == ("good", "poor", 9)
+
+
+def test_models_that_are_the_same_agree_and_opposites_do_not():
+    made = speakers_world(clips=360, speakers=9)
+    good = made.predictions["good"]
+    same = speaker_rows(scores(made.truth, columns=made.columns, a=good, b=good), samples=30)
+    assert [r.value for r in same if r.metric == "speaker_spearman"] == pytest.approx([1, 1, 1])
+    opposite = speaker_rows(
+        scores(made.truth, columns=made.columns, a=good, b=1 - good), samples=30
+    )
+    assert all(r.value < 0 for r in opposite if r.metric == "speaker_spearman")
+
+
+def test_two_speakers_cannot_be_ranked():
+    rows = speaker_rows(speakers_world(clips=100, speakers=2), samples=30)
+    assert {r.metric for r in rows} == {"speaker_ccc", "speaker_ccc_sd"}
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    made = speakers_world(clips=120, speakers=3)
+    ours, theirs = (speaker_rows(w, samples=20) for w in (made, permuted(made)))
+    assert [r.value for r in ours] == pytest.approx([r.value for r in theirs])

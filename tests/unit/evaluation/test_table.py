@@ -1,0 +1,76 @@
+"""The printed tables: figures as they are, within 100 columns."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from raysers.evaluation.assess import Options, assess
+from raysers.evaluation.clips import Scores
+from raysers.evaluation.table import WIDTH, number, print_metrics, short_names
+from tests.unit.evaluation.worlds import only, speakers_world
+
+
+def printed(rows) -> list[str]:
+    console = Console(width=WIDTH, highlight=False, markup=False, record=True, quiet=False)
+    with console.capture() as capture:
+        print_metrics(rows, console)
+    return capture.get().splitlines()
+
+
+@pytest.fixture(scope="module")
+def made() -> Scores:
+    world = speakers_world()
+    names = {"good": "/models/a long/way/to/w2v2-L-robust", "poor": "s3://bucket/run/wav-lm"}
+    return Scores(
+        clip_id=world.clip_id,
+        truth=world.truth,
+        columns={**world.columns, "corpus": ["msp-podcast"] * 240, "split": ["test1"] * 240},
+        predictions={names[k]: v for k, v in world.predictions.items()},
+    )
+
+
+def test_every_kind_of_result_is_printed_in_100_columns(made):
+    rows, _ = assess(made, Options(draws=100, by=("sex", "speaker"), speaker_samples=10))
+    lines = printed(rows)
+    assert max(map(len, lines)) <= WIDTH
+    text = "\n".join(lines)
+    one = only(
+        rows, metric="ccc", group="", model=next(iter(made.predictions)), dimension="valence"
+    )
+    assert f"{number(one.value)} [{number(one.ci_low)}, {number(one.ci_high)}]" in text
+    assert ".635" in text  # the paper's
+    for title in ("CCC", "Pearson", "absolute", "fairness score", "fairness bias", "paired", "rank", "per speaker"):  # fmt: skip  # noqa: E501
+        assert title in text
+    assert "w2v2-L-robust - wav-lm" in text
+    assert "more groups are in the table on disk" in text  # 12 speakers and two sexes
+
+
+def test_names_too_long_for_their_line_get_one_of_their_own(made):
+    name = "x" * 120
+    renamed = Scores(
+        clip_id=made.clip_id,
+        truth=made.truth,
+        predictions={name: next(iter(made.predictions.values()))},
+    )
+    rows, _ = assess(renamed, Options(draws=10))
+    lines = printed(rows)
+    place = lines.index(f"  {name}")
+    value = only(rows, model=name, metric="ccc", dimension="arousal").value
+    assert number(value) in lines[place + 1]
+    assert all(len(line) <= WIDTH for line in lines if name not in line)
+
+
+def test_numbers():
+    assert [number(v) for v in (0.5, -0.0456, 0.99951, -1, -0.0001)] == [
+        ".500",
+        "-.046",
+        "1.000",
+        "-1.000",
+        ".000",
+    ]
+
+
+def test_short_names_stay_different():
+    found = short_names(["/a/model", "/b/model", "/c/other", "hub/one"])
+    assert found == {"/a/model": "/a/model", "/b/model": "/b/model", "/c/other": "other", "hub/one": "one"}  # fmt: skip  # noqa: E501
