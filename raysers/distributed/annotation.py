@@ -86,7 +86,7 @@ def prepare(model: str, *, dtype: str, max_padded_s: float, embeddings: bool) ->
         CheckpointError: a model that cannot be trusted to score.
     """
     name = parse_model_name(model)
-    if name.path is not None and name.hub_id is None and not name.random:
+    if name.path is not None and name.alias is None and not name.random:
         model = storage.absolute(model)  # workers have working folders of their own
     loaded = load_emotion_model(local_model(model))
     pinned = name.hub_id is not None and not name.random

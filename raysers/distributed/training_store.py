@@ -1,0 +1,93 @@
+"""Writing the model folder: weights whenever a better epoch comes, the dev predictions at the end.
+
+Every file is replaced whole, so whoever loads the folder finds the old model or the new one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from raysers.data import storage
+from raysers.distributed import parts
+from raysers.distributed.model_files import local_model
+from raysers.distributed.training_dev import cut_by_length, predict_all
+from raysers.distributed.training_feed import Signal, Signals
+from raysers.distributed.training_job import TrainingJob
+from raysers.models.inference import Scorer
+from raysers.models.loading import load_emotion_model, save_emotion_model
+from raysers.models.network import EmotionNetwork
+from raysers.schemas import ANNOTATIONS
+from raysers.types import DIMENSIONS, Clip, Status
+
+#: The dev rows by the stored model, below the output.
+PREDICTIONS = "predictions/part-00000.parquet"
+
+
+def store_model(job: TrainingJob, model: EmotionNetwork, *, do_normalize: bool) -> None:
+    """Make `model` the one in the output.
+
+    Raises:
+        WriteError: disk full, no permission.
+    """
+    dtype = torch.float16 if job.flags.save_dtype == "fp16" else torch.float32
+    with tempfile.TemporaryDirectory() as place:
+        save_emotion_model(model, place, do_normalize=do_normalize, dtype=dtype)
+        for file in sorted(Path(place).iterdir(), key=lambda f: f.suffix == ".json"):
+            storage.write_atomic(storage.join(job.output, file.name), file.read_bytes())
+
+
+def store_predictions(
+    job: TrainingJob, dev: Signals, failed: Mapping[str, str], device: torch.device
+) -> None:
+    """Score the dev clips with the model in the output, as annotate would; process 0 writes.
+
+    A collective operation: every worker has to call it.
+
+    Args:
+        job: the training.
+        dev: feed of its dev clips.
+        failed: why a clip could not be decoded, by clip id.
+        device: of this worker.
+    """
+    loaded = load_emotion_model(local_model(job.output))
+    scorer = Scorer(loaded, dtype=job.flags.dtype, device=str(device), threads=job.threads)
+
+    def predict(signals: Sequence[Signal]) -> Signal:
+        return scorer.score(signals).scores
+
+    lengths_s = [clip.duration_s for clip in job.dev.clips]
+    pieces = cut_by_length(lengths_s, job.flags.max_padded_s)
+    found = predict_all(dev, pieces, predict, clips=len(lengths_s), device=device)
+    if distributed.get_rank() == 0:
+        now = datetime.now(UTC)
+        common = {
+            "model": job.output,
+            "model_revision": loaded.revision,
+            "run_id": job.run_id,
+            "created_at": now,
+        }
+        rows = [
+            _row(clip, scores, failed.get(clip.clip_id, "")) | common
+            for clip, scores in zip(job.dev.clips, found.tolist(), strict=True)
+        ]
+        parts.write_part(storage.join(job.output, PREDICTIONS), parts.to_table(rows, ANNOTATIONS))
+
+
+def _row(clip: Clip, scores: Sequence[float], error: str) -> dict[str, Any]:
+    return {
+        "file": clip.file,
+        "start": clip.start_ns,
+        "end": clip.end_ns,
+        "clip_id": clip.clip_id,
+        "status": str(Status.UNREADABLE if error else Status.OK),
+        "error": error,
+        "duration_s": None if error else clip.duration_s,
+        **({} if error else dict(zip(DIMENSIONS, scores, strict=True))),
+    }

@@ -1,0 +1,337 @@
+"""Training from labelled clips to a model folder that annotate loads, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+from safetensors.numpy import load_file
+
+from jobs import annotate, train
+from raysers.evaluation.metrics import ccc
+from raysers.types import DIMENSIONS
+from tests.jobs import processes
+from tests.jobs.conftest import rows_of
+from tests.jobs.voices import (
+    break_in_the_middle,
+    read_table,
+    write_table,
+    write_toy_config,
+    write_voices,
+)
+
+#: Long enough for the toy to learn something.
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def labels(place) -> Path:
+    """The table of the voices, one of whose training clips cannot be decoded."""
+    table = write_voices(place / "voices")
+    rows = read_table(table)
+    broken = table.parent / "broken.flac"
+    sf.write(broken, np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    break_in_the_middle(broken)
+    return write_table(table, [*rows, {**rows[-1], "file": broken.name, "split": "train"}])
+
+
+@pytest.fixture(scope="module")
+def command(place, labels) -> list[str]:
+    """A small training with everything random left in."""
+    config = write_toy_config(place)
+    return [
+        "--data", str(labels), "--backbone", f"random:{config}", "--epochs", str(EPOCHS),
+        "--batch-size", "7", "--lr", "3e-3", "--category-weight", "0.3", "--max-failed", "0.1",
+        "--noise-db", "10", "30", "--speed", "0.9", "1.0", "1.1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one(place, command, ray_session) -> Path:
+    """The result with one worker."""
+    out = place / "one"
+    assert train.main([*command, "--output", str(out), "--workers", "1"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(place, command, ray_session) -> Path:
+    """The result with two workers."""
+    out = place / "two"
+    assert train.main([*command, "--output", str(out), "--workers", "2"]) == 0
+    return out
+
+
+def _document(out: Path) -> dict:
+    return json.loads((out / "training.json").read_text())
+
+
+def _assert_same_model(out: Path, calm: Path) -> None:
+    ours, theirs = (load_file(o / "model.safetensors") for o in (out, calm))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], atol=1e-5, rtol=0, err_msg=name)
+    losses = [[r["train_loss"] for r in _document(o)["history"]] for o in (out, calm)]
+    np.testing.assert_allclose(*losses, atol=1e-5, rtol=0)
+
+
+def test_one_and_two_workers_give_the_same_model(one, two):
+    _assert_same_model(one, two)
+
+
+def _same_bytes(out: Path, calm: Path) -> bool:
+    return (out / "model.safetensors").read_bytes() == (calm / "model.safetensors").read_bytes()
+
+
+def _lasting(document: dict) -> list[dict]:
+    """History without what differs from run to run."""
+    timed = ("wall_s", "audio_hours_per_s")
+    return [{k: v for k, v in r.items() if k not in timed} for r in document["history"]]
+
+
+def _train_workers() -> list[psutil.Process]:
+    """Processes of Ray Train's workers below this one."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "TrainWorker" in " ".join(process.cmdline())
+    ]
+
+
+def test_kill_9_of_a_worker_in_mid_run_gives_the_same_model(place, command, two, capsys):
+    out, killed = place / "worker-killed", []
+
+    def kill_one() -> None:
+        while not _saved_steps(out):
+            time.sleep(0.01)
+        victim = _train_workers()[0]
+        victim.kill()
+        killed.append(victim.pid)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    args = [*command, "--output", str(out), "--workers", "2", "--checkpoint-steps", "2"]
+    assert train.main(args) == 0
+    thread.join(timeout=10)
+    assert len(killed) == 1
+    assert "workers died and were started again after step" in capsys.readouterr().err
+    assert _same_bytes(out, two)
+    assert _lasting(_document(out)) == _lasting(_document(two))
+
+
+def _saved_steps(out: Path) -> list[int]:
+    return [int(mark.parent.name) for mark in out.glob("state/*/state.json")]
+
+
+def test_kill_9_of_the_driver_then_the_same_command_gives_the_same_model(place, command, two):
+    out = place / "driver-killed"
+    args = (*command, "--output", out, "--workers", "2", "--checkpoint-steps", "2")
+    driver = processes.start("jobs/train.py", *args)
+    processes.kill_driver_when(driver, lambda: bool(_saved_steps(out)))
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    (step,) = _saved_steps(out)
+    # its workers live on for a moment; on a fast machine only the results are left to be made
+    assert 0 < step <= EPOCHS * 3
+    assert not (out / "training.json").exists()
+    assert train.main([str(arg) for arg in args]) == 0
+    # that process had as many CPUs as the machine, this one has another number of threads
+    _assert_same_model(out, two)
+    steps = [[r["step"] for r in _document(o)["history"]] for o in (out, two)]
+    assert steps[0] == steps[1]
+
+
+def test_the_kept_epoch_has_the_best_dev_ccc_and_the_model_has_learned(one):
+    history = _document(one)["history"]
+    means = [record["dev_ccc_mean"] for record in history]
+    best = int(np.argmax(means))
+    assert [r["epoch"] for r in history if r["kept"]][-1] == best + 1
+    assert _document(one)["outcome"]["kept_epoch"] == best + 1
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["step"] == EPOCHS * 3  # 15 clips in batches of at most 7
+
+
+def test_annotate_with_the_result_gives_the_dev_scores_of_the_card(one, labels):
+    out = one.parent / "scored"
+    args = ["--input", str(labels), "--output", str(out), "--model", str(one)]
+    assert annotate.main([*args, "--dtype", "fp32", "--max-failed", "0.1"]) == 0
+    scored = {row["file"]: row for row in rows_of(out)}
+    stored = pq.read_table(one / "predictions" / "part-00000.parquet").to_pylist()
+    truth = {str(labels.parent / row["file"]): row for row in read_table(labels)}
+    assert {row["file"] for row in stored} == {f for f, r in truth.items() if r["split"] == "dev"}
+    for row in stored:
+        for name in DIMENSIONS:
+            assert row[name] == pytest.approx(scored[row["file"]][name], abs=1e-5)
+    metrics = pq.read_table(one / "metrics" / "part-00000.parquet").to_pylist()
+    for name in ("arousal", "dominance"):
+        expected = ccc(
+            [float(truth[row["file"]][name]) for row in stored], [row[name] for row in stored]
+        )
+        (found,) = [
+            r["value"]
+            for r in metrics
+            if r["model"] == "one" and r["metric"] == "ccc" and not r["group"]
+            and r["split"] == "dev" and r["dimension"] == name
+        ]  # fmt: skip
+        assert found == pytest.approx(expected, abs=1e-6)
+        kept = _document(one)["outcome"]["kept_epoch"]
+        (of_epoch,) = [
+            r["value"]
+            for r in metrics
+            if r["group"] == "epoch" and r["group_value"] == str(kept) and r["dimension"] == name
+        ]
+        assert of_epoch == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_clip_that_cannot_be_decoded_is_counted_named_and_passed_over(one):
+    document = _document(one)
+    assert document["outcome"]["failed_clips"] == 1
+    (why,) = document["failed_clips"].values()
+    assert "broken.flac" in why
+
+
+def test_the_folder_holds_everything_and_no_state(one):
+    names = {str(p.relative_to(one)) for p in one.rglob("*") if p.is_file()}
+    events = {n for n in names if n.startswith("tensorboard/")}
+    assert len(events) == 1
+    assert names - events == {
+        "config.json", "preprocessor_config.json", "model.safetensors", "README.md",
+        "training.json", "learning_curve.png", "learning_curve.svg", "run.json",
+        "metrics/part-00000.parquet", "predictions/part-00000.parquet",
+        "manifest/part-00000.parquet",
+    }  # fmt: skip
+    document = _document(one)
+    assert document["data"]["speakers"]["dev"] == {"ann": 7, "cid": 7}
+    assert document["data"]["categories"] == ["high", "low"]
+    assert document["settings"]["lr"] == 3e-3
+    assert "arousal" in (one / "README.md").read_text()
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(one, command, capsys):
+    before = {p: p.stat().st_mtime_ns for p in one.rglob("*")}
+    assert train.main([*command, "--output", str(one), "--workers", "1"]) == 0
+    assert "nothing was left to do" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in one.rglob("*")} == before
+
+
+def test_another_setting_in_the_same_folder_is_refused_by_name(one, command, capsys):
+    assert train.main([*command, "--output", str(one), "--lr", "1e-4"]) == 2
+    error = capsys.readouterr().err
+    assert "lr was 0.003, now 0.0001" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_tensorboard_has_every_epoch_once(one):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = (one / "tensorboard").iterdir()
+    content, steps = file.read_bytes(), []
+    while content:  # length, its checksum, the event, its checksum
+        size = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + size])
+        steps += [event.step for v in event.summary.value if v.tag == "dev/ccc_arousal"]
+        content = content[16 + size :]
+    assert steps == list(range(1, EPOCHS + 1))
+
+
+def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(place, command, ray_session, capsys):
+    out = place / "strict"
+    args = [*command, "--output", str(out), "--max-failed", "0.01", "--epochs", "1"]
+    assert train.main([*args, "--workers", "1"]) == 3
+    error = capsys.readouterr().err
+    assert "1 of 29 clips" in error
+    assert "broken.flac" in error
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_loss_that_is_not_a_number_ends_with_exit_1_and_names_the_step(
+    place, command, ray_session, capsys
+):
+    out = place / "diverged"
+    args = [*command, "--output", str(out), "--lr", "1e30", "--optimiser", "sgd"]
+    assert train.main([*args, "--workers", "2"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: epoch 1, step ")
+    assert "--lr" in error
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), "--data is (): give labelled data"),
+        (("--data", "{tmp}/nowhere"), "nowhere"),
+        (("--data", "{tmp}/no-train.csv"), "no train clips"),
+        (("--data", "{tmp}/unsplit.csv"), "--folds"),
+        (("--data", "{tmp}/no-dev.csv"), "--keep last"),
+        (("--data", "{tmp}/beyond.csv"), "rescale"),
+        (("--data", "{tmp}/leaking.csv"), "--allow-leakage"),
+        (("--data", "{labels}", "--folds", "9", "--fold", "8"), "--folds 9"),
+        (("--data", "{labels}", "--fold", "1"), "--fold"),
+        (("--data", "{labels}", "--train", "{labels}"), "--data"),
+        (("--dev", "{labels}"), "--data"),
+        (("--data", "{labels}", "--backbone", "random:w2v2-l-robst"), "did you mean"),
+        (("--data", "{labels}", "--backbone", "w2v2-b"), "facebook/wav2vec2-base"),
+        (("--data", "{labels}", "--train-fraction", "0"), "--train-fraction"),
+        (("--data", "{labels}", "--front-steps", "3"), "--front mel"),
+        (("--data", "{labels}", "--patience", "2", "--keep", "last"), "--keep best"),
+        (("--data", "{labels}", "--workers", "1000"), "--workers"),
+        (("--data", "{labels}", "--track", "mlflow"), "MLFLOW_TRACKING_URI"),
+        (("--data", "{labels}", "--output", "/proc/here"), "/proc/here"),
+        (("--data", "{labels}", "--train-fracton", "1"), "--train-fraction"),
+    ],
+)
+def test_bad_commands_end_with_exit_2_and_one_clear_line_and_write_nothing(
+    args, words, labels, tmp_path, capsys, ray_session, monkeypatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    rows = [{**r, "file": str(labels.parent / r["file"])} for r in read_table(labels)[:-1]]
+    _bad_tables(tmp_path, rows)
+    given = [a.format(tmp=tmp_path, labels=labels) for a in args]
+    if "--output" not in given:
+        given += ["--output", str(tmp_path / "out")]
+    if "--backbone" not in given:
+        given += ["--backbone", "random:tiny"]
+    before = sorted(tmp_path.rglob("*"))
+    assert train.main(given) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    if "--train-fracton" not in given:  # the argument parser draws a box of its own
+        assert len(error.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def _bad_tables(place: Path, rows: list[dict[str, str]]) -> None:
+    changed = {
+        "no-train": [r | {"split": "dev"} for r in rows],
+        "unsplit": [r | {"split": ""} for r in rows],
+        "no-dev": [r | {"split": "train"} for r in rows],
+        "beyond": [r | {"arousal": "1.5"} for r in rows],
+        "leaking": [*rows[1:], rows[0] | {"split": "train"}],
+    }
+    for name, table in changed.items():
+        write_table(place / f"{name}.csv", table)
+
+
+def test_too_many_clips_without_labels_end_with_exit_3_and_write_nothing(
+    labels, tmp_path, capsys, ray_session
+):
+    rows = [{**r, "file": str(labels.parent / r["file"])} for r in read_table(labels)[:-1]]
+    rows[20] |= dict.fromkeys(DIMENSIONS, "")
+    table = write_table(tmp_path / "some.csv", rows)
+    out = tmp_path / "out"
+    args = ["--data", str(table), "--output", str(out), "--backbone", "random:tiny"]
+    assert train.main([*args, "--max-failed", "0.01"]) == 3
+    assert "no label 1" in capsys.readouterr().err
+    assert not out.exists()
