@@ -26,7 +26,8 @@ import soxr
 from raysers.config import parse
 from raysers.errors import ConfigError
 from raysers.models.tts import speak
-from raysers.run import run_main
+from raysers.run import Exit, run_main
+from raysers.types import DIMENSIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +106,28 @@ def _demo(argv: Sequence[str] | None) -> int:
         flags = ["--max-failed", "0.2"]
     tables = folder / "tables"
     code = annotate.main(["--input", audio, "--output", str(tables), *flags])
-    _say_where(tables / "annotations")
+    table = tables / "annotations"
+    if not config.audio and code in (Exit.DONE, Exit.TOO_MANY_FAILED):
+        _say_moods(table)
+    _say_where(table)
     return code
+
+
+def _say_moods(table: Path) -> None:
+    """Mean scores of the made clips by the mood they were spoken in."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(table, columns=["file", *DIMENSIONS])
+    mood = pc.extract_regex(rows["file"], r"(?P<mood>[a-z]+)-[^/]*$").combine_chunks().field("mood")
+    means = rows.append_column("mood", mood).group_by("mood", use_threads=False)
+    columns = [(name, "mean") for name in DIMENSIONS]
+    print("demo: mean scores by the mood espeak-ng was told to speak in")
+    print("  mood     " + "".join(f"{name:>11}" for name in DIMENSIONS))
+    for row in means.aggregate(columns).sort_by([("arousal_mean", "descending")]).to_pylist():
+        if row["mood"] in MANNERS:
+            scores = "".join(f"{row[f'{name}_mean']:11.2f}" for name in DIMENSIONS)
+            print(f"  {row['mood']:<9}{scores}")
 
 
 def _name(uri: str) -> str:

@@ -23,6 +23,8 @@ from tests.benchmarks.layout import layout
 from tests.benchmarks.measure import SCALES, Line, Scale, machine, rounded
 from tests.benchmarks.padding import padding
 from tests.benchmarks.planning import planning
+from tests.benchmarks.robustness import robustness
+from tests.benchmarks.training import training
 
 BENCHES: dict[str, Callable[[Scale], Iterator[Line]]] = {
     "planning": planning,
@@ -30,8 +32,10 @@ BENCHES: dict[str, Callable[[Scale], Iterator[Line]]] = {
     "feed": feed,
     "end_to_end": end_to_end,
     "layout": layout,
+    "training": training,
+    "robustness": robustness,
 }
-_NEED_SPEECH = ("padding", "feed", "end_to_end", "layout")
+_NEED_SPEECH = ("padding", "feed", "end_to_end", "layout", "training", "robustness")
 
 
 def main() -> int:
@@ -72,11 +76,13 @@ def _arguments() -> argparse.Namespace:
 def _print_table(lines: list[Line]) -> None:
     """What was compared, the ratio, its target."""
     table = Table(box=None, pad_edge=False)
-    for name in ("bench", "what", "x real time", "ratio", "target"):
+    for name in ("bench", "what", "speed (x real time)", "ratio", "target"):
         justify: Literal["left", "right"] = "left" if name in ("bench", "what") else "right"
         table.add_column(name, justify=justify, no_wrap=True)
     for line in lines[1:]:
         speed = line.get("x_real_time", line.get("ours_x_real_time", ""))
+        if "steps_per_s" in line:
+            speed = f"{line['steps_per_s']} steps/s"
         ratio = line.get("ratio", "")
         style = {True: "green", False: "red", None: None}[line.get("reached")]
         target = line.get("target", "")

@@ -29,6 +29,7 @@ class Scale:
         clips: EmoDB clips of the end-to-end bench.
         slow_repeats: turns of the slow sides of the end-to-end bench.
         layout_clips: EmoDB clips of the layout bench.
+        training_clips: EmoDB clips a large network is trained on; small ones get more.
         skewed_clips: files of the skewed length distribution.
         rows: manifest rows to plan.
         objects: objects to list.
@@ -39,6 +40,7 @@ class Scale:
     clips: int
     slow_repeats: int
     layout_clips: int
+    training_clips: int
     skewed_clips: int
     rows: int
     objects: int
@@ -47,11 +49,11 @@ class Scale:
 SCALES = {
     "small": Scale(
         repeats=1, feed_clips=2_000, clips=24, slow_repeats=1, layout_clips=8,
-        skewed_clips=400, rows=50_000, objects=20_000,
+        training_clips=16,        skewed_clips=400, rows=50_000, objects=20_000,
     ),
     "full": Scale(
         repeats=3, feed_clips=30_000, clips=535, slow_repeats=1, layout_clips=48,
-        skewed_clips=5_000, rows=1_000_000, objects=1_000_000,
+        training_clips=96,        skewed_clips=5_000, rows=1_000_000, objects=1_000_000,
     ),
 }  # fmt: skip
 

@@ -3,10 +3,12 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from jobs.demo import make_audio
+from jobs.demo import _say_moods, make_audio
 
 pytest.importorskip("espeakng_loader")
 
@@ -58,3 +60,16 @@ def test_same_samples_each_time_and_no_clip_made_twice(folder, tmp_path):
     assert len(before) == 66
     make_audio(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_mean_scores_are_said_by_mood_without_the_broken_files(tmp_path, capsys):
+    files = ["/a-b/happy-00-en-us.wav", "sad-01-en.wav", "/q/sad-02-en-us-f3.flac", "broken-x.wav"]
+    table = {"file": files, "arousal": [0.9, 0.1, 0.3, None]}
+    table |= {"dominance": [0.8, 0.2, 0.3, None], "valence": [0.7, 0.3, 0.4, None]}
+    pq.write_table(pa.table(table), tmp_path / "part-00000.parquet")
+    _say_moods(tmp_path)
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split() for row in rows] == [
+        ["happy", "0.90", "0.80", "0.70"],
+        ["sad", "0.20", "0.25", "0.35"],
+    ]

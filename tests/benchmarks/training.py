@@ -1,0 +1,239 @@
+"""Training speed of the job against a bare torch loop, on the same network, clips and batch size.
+
+The bare loop is what people write: one process, every clip decoded beforehand, a padded batch, the
+loss, `backward`, `step`. Ours reads the files, in epochs after the first from its cache. Both are
+timed after a first epoch, in fp32, with dropout on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+import torch
+
+from tests.benchmarks import corpus
+from tests.benchmarks.loops import normalised
+from tests.benchmarks.measure import Line, Scale, alternate, cores, fresh, judged, rss_bytes
+
+TARGET = 0.9
+_EPOCHS = 3
+_BATCH = 8
+_SEED = 0
+#: How the job cuts a batch on a CPU.
+_MAX_PADDED_S, _PIECES = 12.0, 4
+
+#: Network, and how many clips of the scale's number it hears: large ones are slow.
+_MODELS = (("random:tiny", 4), ("random:w2v2-b", 1))
+_CHECKPOINT_MODEL = "random:w2v2-b"
+
+
+def training(scale: Scale) -> Iterator[Line]:
+    """Steps a second by network and placement, and what a checkpoint costs."""
+    for model, times in _MODELS:
+        files = [str(path) for path in corpus.emodb(times * scale.training_clips)]
+        yield from _speeds(model, files, scale)
+    yield fresh(checkpoint, _CHECKPOINT_MODEL)
+
+
+def _speeds(model: str, files: Sequence[str], scale: Scale) -> Iterator[Line]:
+    all_cores = cores()
+    placements = {(1, all_cores), (1, 1), (min(2, all_cores), all_cores)}
+    sides: dict[str, Any] = {
+        f"ours {workers}x{cpus // workers}": partial(fresh, job, model, files, cpus, workers)
+        for workers, cpus in sorted(placements)
+    }
+    for threads in sorted({1, all_cores}):
+        sides[f"our step alone 1x{threads}"] = partial(fresh, step_alone, model, files, threads)
+        sides[f"bare 1x{threads}"] = partial(fresh, bare_loop, model, files, threads)
+    found = alternate(sides, dict.fromkeys(sides, scale.repeats))
+    about = {"bench": "training", "model": model, "clips": len(files), "batch_size": _BATCH}
+    for side, line in found.items():
+        yield {**about, "side": side, **line}
+    one, two = f"1x{all_cores}", f"{min(2, all_cores)}x{all_cores // min(2, all_cores)}"
+    for side, rival, target in ((one, f"bare {one}", TARGET), (two, f"ours {one}", None)):
+        ratio = found[f"ours {side}"]["steps_per_s"] / found[rival]["steps_per_s"]
+        line = {**about, "side": f"ours {side}", "against": rival}
+        yield judged(line, ratio=ratio, target=target) if target else {**line, "ratio": ratio}
+
+
+def labels_of(clips: int) -> np.ndarray:
+    """Made-up labels [clips, 3] on 0..1: the speed does not depend on them."""
+    return np.random.default_rng(_SEED).uniform(size=(clips, 3)).astype(np.float32)
+
+
+def job(model: str, files: Sequence[str], cpus: int, workers: int) -> Line:
+    """Train by the job itself on `cpus` cores of a Ray of its own. To be called in a fresh process.
+
+    Raises:
+        RuntimeError: the job did not end well, or not every clip was heard.
+    """
+    import ray
+
+    from jobs import train
+    from raysers.distributed import cluster
+    from raysers.run import quiet_environment
+
+    quiet_environment()
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    cluster.configure_ray_data()
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        table, output = Path(folder, "clips.csv"), Path(folder, "model")
+        _write_table(table, files)
+        args = ["--train", str(table), "--keep", "last", "--backbone", model, "--dtype", "fp32"]
+        args += ["--epochs", str(_EPOCHS), "--batch-size", str(_BATCH), "--workers", str(workers)]
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for our lines
+            code = train.main([*args, "--output", str(output)])
+        if code:
+            raise RuntimeError(f"the training job ended with {code}")
+        history = json.loads((output / "training.json").read_text())["history"]
+    steps = history[-1]["step"] - history[0]["step"]
+    timed_s = sum(epoch["wall_s"] for epoch in history[1:])
+    if steps != (_EPOCHS - 1) * -(-len(files) // _BATCH):
+        raise RuntimeError(f"{steps} steps for {len(files)} clips")
+    return {
+        "steps_per_s": steps / timed_s,
+        "steps": steps,
+        "timed_s": timed_s,
+        "first_epoch_s": history[0]["wall_s"],
+        "wall_s": time.perf_counter() - began,
+    }
+
+
+def _write_table(path: Path, files: Sequence[str]) -> None:
+    rows = zip(files, labels_of(len(files)).tolist(), strict=True)
+    lines = [",".join((file, *map(str, values), "train")) for file, values in rows]
+    path.write_text("\n".join(("file,arousal,dominance,valence,split", *lines, "")))
+
+
+def bare_loop(model: str, files: Sequence[str], threads: int) -> Line:
+    """The loop people write. To be called in a fresh process."""
+    from raysers.models.losses import ccc_loss
+    from raysers.models.starting import start_model
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(_SEED)
+    network = start_model(model, seed=_SEED).model.train()
+    optimiser = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-4)
+    signals = [normalised(signal) for signal in _decoded(files)]
+    labels = torch.from_numpy(labels_of(len(files)))
+
+    def step(chosen: np.ndarray) -> None:
+        lengths = torch.tensor([len(signals[i]) for i in chosen])
+        padded = torch.zeros(len(chosen), int(lengths.max()))
+        for row, i in zip(padded, chosen, strict=True):
+            row[: len(signals[i])] = torch.from_numpy(signals[i])
+        optimiser.zero_grad(set_to_none=True)
+        ccc_loss(network(padded, lengths)[0], labels[chosen]).backward()
+        optimiser.step()
+
+    return _timed(step, len(files))
+
+
+def step_alone(model: str, files: Sequence[str], threads: int) -> Line:
+    """Our step without Ray and files, on decoded clips. To be called in a fresh process."""
+    from raysers.data.batches import micro_batches
+    from raysers.models.training_batch import Batch, MicroBatch
+
+    torch.set_num_threads(threads)
+    signals, labels = _decoded(files), labels_of(len(files))
+    trainee = _trainee(model, _EPOCHS * -(-len(files) // _BATCH))
+
+    def step(chosen: np.ndarray) -> None:
+        cut = micro_batches([len(signals[i]) / 16_000 for i in chosen], _MAX_PADDED_S, _PIECES)
+        pieces = [
+            MicroBatch(number=n, rows=rows.tolist(), signals=[signals[chosen[r]] for r in rows])
+            for n, rows in enumerate(cut)
+        ]
+        trainee.step(Batch.of(labels[chosen], pieces))
+
+    return _timed(step, len(files))
+
+
+def _trainee(model: str, steps: int) -> Any:
+    from raysers.models.group import Alone
+    from raysers.models.starting import start_model
+    from raysers.models.train_settings import TrainSettings
+    from raysers.models.trainee import Trainee
+
+    start = start_model(model, seed=_SEED)
+    return Trainee(start, 0, TrainSettings(seed=_SEED), steps, "cpu", Alone())
+
+
+def _decoded(files: Sequence[str]) -> list[np.ndarray]:
+    """The clips in the order the job has them in."""
+    by_id = corpus.manifest_of(files).sort_by("clip_id")["file"].to_pylist()
+    return [sf.read(file, dtype="float32")[0] for file in by_id]
+
+
+def _timed(step: Callable[[np.ndarray], None], clips: int) -> Line:
+    """The job's batches through `step`; the first epoch is apart."""
+    from raysers.data.batches import epoch_order, global_batches
+
+    epochs_s, steps = [], 0
+    for epoch in range(_EPOCHS):
+        began = time.perf_counter()
+        for chosen in global_batches(epoch_order(clips, _SEED, epoch), _BATCH):
+            step(chosen)
+            steps += epoch > 0
+        epochs_s.append(time.perf_counter() - began)
+    return {
+        "steps_per_s": steps / sum(epochs_s[1:]),
+        "steps": steps,
+        "timed_s": sum(epochs_s[1:]),
+        "first_epoch_s": epochs_s[0],
+        "peak_bytes": rss_bytes("VmHWM"),
+    }
+
+
+def checkpoint(model: str) -> Line:
+    """What writing and reading back a state costs. To be called in a fresh process."""
+    from raysers.distributed import training_state
+    from raysers.models import train_state
+    from raysers.models.training_batch import Batch, MicroBatch
+
+    trainee = _trainee(model, 2)
+    noise = np.random.default_rng(_SEED).normal(size=(2, 8_000)).astype(np.float32)
+    piece = MicroBatch(number=0, rows=[0, 1], signals=list(noise))
+    trainee.step(Batch.of(labels_of(2), [piece]))  # from here on the optimiser has its moments
+    resident = rss_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        state = train_state.dump(trainee)
+        dumped = time.perf_counter()
+        files = {"weights": state.weights, "optimiser": state.optimiser}
+        training_state.save(folder, 1, files, state.scalars)
+        written = time.perf_counter()
+        extra_bytes = max(0, rss_bytes("VmHWM") - resident)
+        saved = training_state.latest(folder)
+        assert saved is not None
+        train_state.restore(trainee, saved.read("weights"), saved.read("optimiser"), saved.notes)
+        restored = time.perf_counter()
+    return {
+        "bench": "training",
+        "model": model,
+        "measure": "checkpoint",
+        "parameters": sum(p.numel() for p in trainee.model.parameters()),
+        "checkpoint_bytes": sum(map(len, files.values())),
+        "dump_s": dumped - began,
+        "write_s": written - dumped,
+        "read_s": restored - written,
+        "resident_before_bytes": resident,
+        "extra_peak_bytes": extra_bytes,
+    }
