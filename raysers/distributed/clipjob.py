@@ -21,6 +21,7 @@ from raysers.distributed.pipeline import ShardResult, new_monitor, run_shards, s
 from raysers.distributed.planning import Plan
 from raysers.distributed.progress import Totals, live
 from raysers.distributed.stages import ClipTask, StageSettings
+from raysers.distributed.versions import Versions, names_of
 from raysers.errors import ConfigError, RaysersError
 from raysers.run import Exit, RunRecord, finished, new_record
 from raysers.types import Status
@@ -93,6 +94,7 @@ def run_plan(
     placement: Placement,
     record: RunRecord,
     max_clip_s: float,
+    versions: Versions | None = None,
 ) -> Ran:
     """Work on every shard that is left, showing progress; a failure is noted in `run.json`."""
     ran, started = Ran(), time.perf_counter()
@@ -103,6 +105,7 @@ def run_plan(
         whole=flags.segment == "whole",
         max_clip_s=max_clip_s,
         io_threads=io_threads(plan.manifest, placement),
+        versions=versions,
     )
     with recorded(record, flags.output):
         for result in _results(plan, settings, task, placement):
@@ -117,7 +120,9 @@ def _results(
     if not plan.todo:
         return
     blocks = shard_blocks(plan.manifest, plan.shards, plan.todo)
-    totals = Totals(total_s=plan.todo_s(), clips=sum(block.num_rows for block in blocks))
+    rows = len(names_of(settings.versions))
+    clips = sum(block.num_rows for block in blocks)
+    totals = Totals(total_s=plan.todo_s() * rows, clips=clips * rows)
     monitor = new_monitor()
     with live(totals, monitor):
         for result in run_shards(
@@ -131,19 +136,26 @@ def _results(
             yield result
 
 
-def conclude(flags: ClipJobFlags, plan: Plan, table: str, record: RunRecord, ran: Ran) -> Exit:
-    """Check that every clip is exactly one row, write how the run ended, and print it.
+def conclude(
+    flags: ClipJobFlags,
+    plan: Plan,
+    table: str,
+    record: RunRecord,
+    ran: Ran,
+    versions: Versions | None = None,
+) -> Exit:
+    """Check that every clip is exactly one row (of each version), write how it ended, print it.
 
     Raises:
         RaysersError: rows are missing or too many.
     """
     with recorded(record, flags.output):
-        rows = parts.read_all(flags.output, table, len(plan.shards), ["clip_id", "status"])
-        parts.check_complete(plan.manifest["clip_id"], rows["clip_id"], flags.output)
+        rows = _checked_rows(flags.output, table, plan, versions)
     statuses = Counter(summary.count_statuses(rows))
     failed = 1 - statuses[Status.OK] / rows.num_rows
     outcome = {
-        "clips": rows.num_rows,
+        "clips": plan.manifest.num_rows,
+        "rows": rows.num_rows,
         "statuses": dict(statuses),
         "failed_share": round(failed, 6),
         "audio_s": round(ran.audio_s, 3),
@@ -164,3 +176,14 @@ def conclude(flags: ClipJobFlags, plan: Plan, table: str, record: RunRecord, ran
             "allows: see the columns status and error; --retry STATUS redoes such rows"
         )
     return Exit.DONE if good else Exit.TOO_MANY_FAILED
+
+
+def _checked_rows(output: str, table: str, plan: Plan, versions: Versions | None) -> pa.Table:
+    columns = ["clip_id", "status"] + ([parts.VERSION] if versions else [])
+    rows = parts.read_all(output, table, len(plan.shards), columns)
+    ids = plan.manifest["clip_id"]
+    if versions:
+        parts.check_versions(ids, rows, versions.names, output)
+    else:
+        parts.check_complete(ids, rows["clip_id"], output)
+    return rows

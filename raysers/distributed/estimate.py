@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from raysers.distributed.feed import AHEAD_S, decode_ahead, micro_batches
 from raysers.distributed.planning import Plan
 from raysers.distributed.progress import duration, hours
 from raysers.distributed.stages import ClipTask, ClipWorker
+from raysers.distributed.versions import Versions, ahead_s, expanded, names_of
 from raysers.types import Clip, Status
 
 #: Clips measured, and the wall seconds after which measuring stops.
@@ -48,7 +50,13 @@ class Estimate:
         return self.wall_s * self.workers / 3600
 
 
-def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float) -> Estimate:
+def estimate(
+    plan: Plan,
+    task: ClipTask,
+    placement: Placement,
+    max_clip_s: float,
+    versions: Versions | None = None,
+) -> Estimate:
     """Measure one worker on clips spread evenly over the plan's lengths."""
     good = plan.manifest.filter(pc.equal(plan.manifest["status"], str(Status.OK)))
     by_length = pc.sort_indices(good["duration_s"]).to_numpy()
@@ -58,13 +66,18 @@ def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float
     sample = good.take(by_length[picks]) if good.num_rows else good
     measure = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(_measure)
     threads = io_threads(plan.manifest, placement)
-    ref = measure.remote(sample, task, max_clip_s, threads)
+    ref = measure.remote(sample, task, max_clip_s, threads, versions)
     speed, start_s = patient_get(ref, "a worker to measure on")
-    return Estimate(audio_s=plan.todo_s(), speed=speed, start_s=start_s, workers=placement.workers)
+    audio_s = plan.todo_s() * len(names_of(versions))
+    return Estimate(audio_s=audio_s, speed=speed, start_s=start_s, workers=placement.workers)
 
 
 def _measure(
-    sample: pa.Table, task: ClipTask, max_clip_s: float, io_threads: int
+    sample: pa.Table,
+    task: ClipTask,
+    max_clip_s: float,
+    io_threads: int,
+    versions: Versions | None,
 ) -> tuple[float, float]:
     """Audio seconds per second of one warm worker, and the seconds it needed to start."""
     began = time.perf_counter()
@@ -74,11 +87,11 @@ def _measure(
         return 0.0, time.perf_counter() - began
     with ThreadPoolExecutor(io_threads) as pool:
         for part in _turns(clips)[:1]:  # a first batch of each length warms the model up
-            _score(worker, part[:_WARM_CLIPS], pool, max_clip_s)
+            _score(worker, part[:_WARM_CLIPS], pool, max_clip_s, versions)
         start_s = time.perf_counter() - began
         began, audio_s = time.perf_counter(), 0.0
         for part in _turns(clips):
-            audio_s += _score(worker, part, pool, max_clip_s)
+            audio_s += _score(worker, part, pool, max_clip_s, versions)
             if time.perf_counter() - began > _MEASURE_S:
                 break
         return audio_s / (time.perf_counter() - began), start_s
@@ -89,8 +102,20 @@ def _turns(clips: list[Clip]) -> list[list[Clip]]:
     return [clips[i : i + size] for i in range(0, len(clips), size)]
 
 
-def _score(worker: ClipWorker, clips: list[Clip], pool: Executor, max_clip_s: float) -> float:
-    feed = decode_ahead(clips, pool, max_clip_s=max_clip_s, ahead_s=AHEAD_S)
+def _score(
+    worker: ClipWorker,
+    clips: list[Clip],
+    pool: Executor,
+    max_clip_s: float,
+    versions: Versions | None,
+) -> float:
+    feed = decode_ahead(
+        clips,
+        pool,
+        max_clip_s=max_clip_s,
+        ahead_s=ahead_s(AHEAD_S, versions),
+        finish=partial(expanded, versions=versions),
+    )
     audio_s = 0.0
     for batch in micro_batches(feed, worker.max_padded_s):
         worker.score([d.signal for d in batch if d.signal is not None])

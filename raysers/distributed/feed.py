@@ -7,10 +7,11 @@ reader, so a long recording cut into windows is opened once per stretch, not onc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,13 +47,20 @@ _UNKNOWN_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it."""
+    """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it.
+
+    A version of a clip has a name, columns of its own for the row, and is `derived` when its
+    signal did not come out of the decoder.
+    """
 
     clip: Clip
     signal: NDArray[np.float32] | None = None
     error: ClipError | None = None
     rms_db: float | None = None
     clipped_ratio: float | None = None
+    version: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    derived: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -67,8 +75,17 @@ _FATES = (
 )
 
 
+#: What becomes of decoded clips in the thread that decoded them.
+Finish = Callable[[list[Decoded]], list[Decoded]]
+
+
 def decode_ahead(
-    clips: Sequence[Clip], pool: Executor, *, max_clip_s: float, ahead_s: float
+    clips: Sequence[Clip],
+    pool: Executor,
+    *,
+    max_clip_s: float,
+    ahead_s: float,
+    finish: Finish | None = None,
 ) -> Iterator[Decoded]:
     """Start decoding at once; yields every clip in order, at most `ahead_s` seconds in flight.
 
@@ -82,7 +99,7 @@ def decode_ahead(
         flying_s = sum(s for s, _ in in_flight)
         while waiting and (not in_flight or flying_s + waiting[0][0] <= ahead_s):
             seconds, runs = waiting.popleft()
-            in_flight.append((seconds, pool.submit(_decode_runs, runs, max_clip_s)))
+            in_flight.append((seconds, pool.submit(_decode_runs, runs, max_clip_s, finish)))
             flying_s += seconds
 
     def drain() -> Iterator[Decoded]:
@@ -120,8 +137,9 @@ def _jobs(clips: Sequence[Clip]) -> Iterator[tuple[float, list[list[Clip]]]]:
         yield job_s, job
 
 
-def _decode_runs(runs: list[list[Clip]], max_clip_s: float) -> list[Decoded]:
-    return [one for run in runs for one in decode_run(run, max_clip_s)]
+def _decode_runs(runs: list[list[Clip]], max_clip_s: float, finish: Finish | None) -> list[Decoded]:
+    decoded = [one for run in runs for one in decode_run(run, max_clip_s)]
+    return decoded if finish is None else finish(decoded)
 
 
 def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysers.data import storage
@@ -21,6 +22,9 @@ from raysers.errors import ObjectMissing, RaysersError
 from raysers.types import Clip, Status
 
 _READERS = 16
+
+#: Column that tells several rows of a clip apart, in the tables that have them.
+VERSION = "perturbation"
 
 
 def part_uri(output: str, table: str, shard: int) -> str:
@@ -42,14 +46,20 @@ def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def replace_rows(earlier: pa.Table, again: pa.Table) -> pa.Table:
-    """`earlier` with the rows of `again` in the places of the same clips."""
-    position = {c: i for i, c in enumerate(again["clip_id"].to_pylist())}
+    """`earlier` with the rows of `again` in the places of the same clips and versions."""
+    position = {key: i for i, key in enumerate(_keys(again))}
     both = pa.concat_tables([earlier, again.cast(earlier.schema)])
     take = [
-        earlier.num_rows + position[c] if c in position else i
-        for i, c in enumerate(earlier["clip_id"].to_pylist())
+        earlier.num_rows + position[key] if key in position else i
+        for i, key in enumerate(_keys(earlier))
     ]
     return both.take(take)
+
+
+def _keys(table: pa.Table) -> list[tuple[str, ...]]:
+    """What names each row: its clip, and its version where the table has versions."""
+    columns = [name for name in ("clip_id", VERSION) if name in table.column_names]
+    return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
 
 
 def write_part(uri: str, table: pa.Table) -> None:
@@ -107,6 +117,20 @@ def parts_done(output: str, table: str) -> set[str]:
     """Names of the parts that are there."""
     found = storage.list_parts(storage.join(output, table))
     return {part.uri.rpartition("/")[2] for part in found}
+
+
+def check_versions(
+    expected: pa.ChunkedArray, rows: pa.Table, names: Sequence[str], output: str
+) -> None:
+    """Raises RaysersError unless every clip is exactly one row under each name, and no other."""
+    for name in names:
+        found = rows.filter(pc.equal(rows[VERSION], name))
+        check_complete(expected, found["clip_id"], output)
+    if rows.num_rows != len(expected) * len(names):
+        raise RaysersError(
+            f"{output} holds rows that its run did not ask for: delete the table's folder and run "
+            "the same command"
+        )
 
 
 def check_complete(expected: pa.ChunkedArray, found: pa.ChunkedArray, output: str) -> None:

@@ -4,6 +4,9 @@ Two shards are in a worker at a time: the model scores one while the next one is
 and decoded by threads. A shard on which a process died before is worked on alone and with care, in
 the same micro-batches, so that its rows do not depend on what happened; only clips that were being
 worked on at a second death are scored alone.
+
+A job may ask for several rows of a clip (`versions`); they are made in the decoding threads and go
+through the model together with those of other clips.
 """
 
 from __future__ import annotations
@@ -26,11 +29,14 @@ from raysers.distributed import ledger, parts
 from raysers.distributed.feed import AHEAD_S, Decoded, decode_ahead, micro_batches
 from raysers.distributed.gate import Gate
 from raysers.distributed.tally import Tally, summary_row
+from raysers.distributed.versions import Versions, ahead_s, expanded, names_of
 from raysers.errors import ClipError
 from raysers.types import Clip, Status
 
 Signal = NDArray[np.float32]
 Row = dict[str, Any]
+#: Clip and version.
+Key = tuple[str, str]
 
 #: Clips decoded together on the first attempt after a death.
 _STRETCH = 32
@@ -73,6 +79,7 @@ class StageSettings:
         whole: clips are whole files, so one whose header failed may be tried again.
         max_clip_s: longer clips are `too_long`.
         io_threads: threads that fetch and decode.
+        versions: the rows of a clip, when it has several.
     """
 
     output: str
@@ -81,6 +88,7 @@ class StageSettings:
     whole: bool
     max_clip_s: float
     io_threads: int
+    versions: Versions | None = None
 
 
 #: (shard, audio seconds so far, clips by status so far)
@@ -114,7 +122,9 @@ class ShardStage:
         attempt = ledger.begin(self._settings.output, shard_name(shard), self._settings.run_id)
         tally = Tally()
         rows = self._rows_of(shard, clips, attempt, tally)
-        table = parts.to_table([rows[clip.clip_id] for clip in clips], self._worker.schema)
+        names = names_of(self._settings.versions)
+        ordered = [rows[clip.clip_id, name] for clip in clips for name in names]
+        table = parts.to_table(ordered, self._worker.schema)
         if earlier is not None:
             table = parts.replace_rows(earlier, table)
         parts.write_part(uri, table)
@@ -123,41 +133,47 @@ class ShardStage:
 
     def _rows_of(
         self, shard: int, clips: list[Clip], attempt: ledger.Attempt, tally: Tally
-    ) -> dict[str, Row]:
+    ) -> dict[Key, Row]:
         clips = _decode_order(clips)
         with self._gate.exclusive() if attempt.suspicious else self._gate.shared():
             feed = self._careful_feed(clips, attempt) if attempt.suspicious else self._feed(clips)
             return self._model.submit(self._score_feed, shard, feed, attempt, tally).result()
 
     def _feed(self, clips: list[Clip]) -> Iterator[Decoded]:
+        most_s = max(AHEAD_S, 4 * self._worker.max_padded_s)
         return decode_ahead(
             clips,
             self._io,
             max_clip_s=self._settings.max_clip_s,
-            ahead_s=max(AHEAD_S, 4 * self._worker.max_padded_s),
+            ahead_s=ahead_s(most_s, self._settings.versions),
+            finish=self._versions_of,
         )
+
+    def _versions_of(self, decoded: list[Decoded]) -> list[Decoded]:
+        return expanded(decoded, self._settings.versions)
 
     def _careful_feed(self, clips: list[Clip], attempt: ledger.Attempt) -> Iterator[Decoded]:
         for stretch in _stretches(clips, attempt):
             if attempt.given_up(stretch[0].clip_id):
                 message = f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
-                yield Decoded(clip=stretch[0], error=ClipError(Status.WORKER_DIED, message))
+                given_up = Decoded(clip=stretch[0], error=ClipError(Status.WORKER_DIED, message))
+                yield from self._versions_of([given_up])
                 continue
             attempt.enter([clip.clip_id for clip in stretch])
             yield from self._feed(stretch)
 
     def _score_feed(
         self, shard: int, feed: Iterator[Decoded], attempt: ledger.Attempt, tally: Tally
-    ) -> dict[str, Row]:
-        rows: dict[str, Row] = {}
+    ) -> dict[Key, Row]:
+        rows: dict[Key, Row] = {}
         for batch in micro_batches(tally.timing_waits(feed), self._worker.max_padded_s):
             for group in _groups(batch, attempt):
-                for row in self._score(group, tally):
-                    rows[row["clip_id"]] = row
+                for one, row in self._score(group, tally):
+                    rows[one.clip.clip_id, one.version] = row
             self._report(shard, tally.audio_s, dict(tally.statuses))
         return rows
 
-    def _score(self, batch: Sequence[Decoded], tally: Tally) -> Iterator[Row]:
+    def _score(self, batch: Sequence[Decoded], tally: Tally) -> Iterator[tuple[Decoded, Row]]:
         signals = [one.signal for one in batch if one.signal is not None]
         started = time.perf_counter()
         results = iter(self._worker.score(signals) if signals else ())
@@ -166,7 +182,7 @@ class ShardStage:
         for one in batch:
             row = self._row(one, one.error if one.signal is None else next(results))
             tally.add(one, row["status"])
-            yield row
+            yield one, row
 
     def _row(self, one: Decoded, result: Row | ClipError | None) -> Row:
         clip = one.clip
@@ -188,6 +204,7 @@ class ShardStage:
             "run_id": self._settings.run_id,
             "created_at": datetime.now(UTC),
             **self._worker.provenance,
+            **one.columns,
             **columns,
         }
 

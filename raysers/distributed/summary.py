@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +36,14 @@ def warn_of_long_clips(plan: Plan, max_clip_s: float) -> None:
         )
 
 
+def print_versions(versions: Sequence[str], left_out: Sequence[str]) -> None:
+    """How many versions of every clip are scored, and which were not asked for in full."""
+    console = _console()
+    console.print(f"{len(versions)} versions of every clip: {', '.join(versions)}")
+    if left_out:
+        print_warning(f"left out, for want of recordings: {', '.join(left_out)}")
+
+
 def print_pairs(title: str, pairs: Mapping[str, Any]) -> None:
     """Names and values in two columns."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
@@ -51,12 +59,12 @@ def print_warning(text: str) -> None:
     _console().print(text, style="yellow")
 
 
-def print_statuses(statuses: Mapping[str, int]) -> None:
-    """Clips by status, ok first, then the most frequent failure."""
+def print_statuses(statuses: Mapping[str, int], of: str = "clips") -> None:
+    """Clips (or what else is counted) by status, ok first, then the most frequent failure."""
     clips = sum(statuses.values())
     table = Table(box=None, pad_edge=False)
     table.add_column("status")
-    table.add_column("clips", justify="right")
+    table.add_column(of, justify="right")
     table.add_column("share", justify="right")
     for status, count in sorted(statuses.items(), key=lambda kv: (kv[0] != Status.OK, -kv[1])):
         style = "green" if status == Status.OK else "yellow"
@@ -66,7 +74,8 @@ def print_statuses(statuses: Mapping[str, int]) -> None:
 
 def print_outcome(outcome: Mapping[str, Any], where: str) -> None:
     """Clips by status, then audio and speed, then where the rows are."""
-    print_statuses(outcome["statuses"])
+    several = outcome["rows"] != outcome["clips"]
+    print_statuses(outcome["statuses"], "rows" if several else "clips")
     console = _console()
     console.print(speed_line(outcome))
     console.print(f"rows: {where}")

@@ -27,9 +27,9 @@ class Tally:
         self.statuses: Counter[str] = Counter()
 
     def add(self, one: Decoded, status: str) -> None:
-        """Count a finished clip."""
+        """Count a finished clip, or version of one."""
         self.audio_s += one.duration_s
-        self.decoded += one.signal is not None
+        self.decoded += one.signal is not None and not one.derived
         self.statuses[status] += 1
 
     def timing_waits(self, feed: Iterator[Decoded]) -> Iterator[Decoded]:

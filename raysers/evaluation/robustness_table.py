@@ -1,0 +1,138 @@
+"""The robustness of a model as tables to read in a terminal.
+
+What is printed is a selection: every value is a row of the metrics table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Table
+
+from raysers.evaluation.baseline import NAME as RANDOM
+from raysers.evaluation.robustness import MEAN, OVERALL
+from raysers.evaluation.robustness_numbers import of_ser_tests, ser_tests
+from raysers.evaluation.rows import Row
+from raysers.evaluation.table import number, report_console
+from raysers.types import DIMENSIONS
+
+_MOST_GROUPS, _MOST_WITH_BOUNDS = 8, 3
+_SHARE, _SIZE, _CCC = f"{OVERALL}_", "mean_change_", "ccc_change_"
+_ALL_OF_THEM = "all small changes"
+
+
+def print_robustness(rows: Sequence[Row], model: str, console: Console | None = None) -> None:
+    """The share of unchanged scores per dataset, then the change of CCC, then groups."""
+    console = console or report_console()
+    for (dataset, split), block in groupby(rows_by_place(rows), key=place):
+        mine = list(block)
+        whole = [row for row in mine if not row.group]
+        title = f"{dataset} {split}: share of scores that changed by less than the threshold"
+        _print(console, title, _share_table(whole, model))
+        _print(console, "absolute change: mean / 95th percentile", _size_table(whole))
+        _print(console, "change of CCC", _ccc_table(whole, model))
+        for group in dict.fromkeys(row.group for row in mine if row.group):
+            parts = [row for row in mine if row.group == group and row.model != RANDOM]
+            _print(console, f"share unchanged (mean) by {group}", _group_table(parts))
+
+
+def rows_by_place(rows: Sequence[Row]) -> list[Row]:
+    """Rows grouped by dataset and split, otherwise in their order."""
+    order = {where: i for i, where in enumerate(dict.fromkeys(map(place, rows)))}
+    return sorted(rows, key=lambda row: order[place(row)])
+
+
+def place(row: Row) -> tuple[str, str]:
+    """Dataset and split."""
+    return row.dataset, row.split
+
+
+def _print(console: Console, title: str, table: Table | None) -> None:
+    if table is not None:
+        console.print(title, style="italic")
+        console.print(table)
+        console.print()
+
+
+def _share_table(rows: Sequence[Row], model: str) -> Table | None:
+    values = {(r.model == RANDOM, r.metric, r.dimension): r for r in rows}
+    metrics = dict.fromkeys(r.metric for r in rows if r.metric.startswith(OVERALL))
+    table = _table("", *DIMENSIONS, "mean [95 %]", "paper", "ser-tests", "random")
+    small = [m.removeprefix(_SHARE) for m in metrics if m.removeprefix(_SHARE) in of_ser_tests()]
+    for metric in metrics:
+        name = metric.removeprefix(_SHARE) if metric != OVERALL else _ALL_OF_THEM
+        mean, random = (values.get((r, metric, MEAN)) for r in (False, True))
+        if mean is None:
+            continue
+        cells = [values[False, metric, d].value for d in DIMENSIONS]
+        names = small if metric == OVERALL else [name]
+        beside = fmean(ser_tests(OVERALL, n, MEAN, model) for n in names)
+        own = (mean.paper, beside, random.value if random else math.nan)
+        style = "bold" if metric == OVERALL else None
+        table.add_row(name, *map(number, cells), _with_bounds(mean), *map(number, own), style=style)
+    return table if table.row_count else None
+
+
+def _size_table(rows: Sequence[Row]) -> Table | None:
+    of = {(row.metric, row.dimension): row.value for row in rows}
+    table = _table("", *DIMENSIONS)
+    for metric in dict.fromkeys(row.metric for row in rows if row.metric.startswith(_SIZE)):
+        name = metric.removeprefix(_SIZE)
+        sizes = ((of[metric, d], of[f"p95_change_{name}", d]) for d in DIMENSIONS)
+        table.add_row(name, *(" / ".join(map(number, pair)) for pair in sizes))
+    return table if table.row_count else None
+
+
+def _ccc_table(rows: Sequence[Row], model: str) -> Table | None:
+    mine = [row for row in rows if row.metric.startswith(_CCC)]
+    table = _table("", *DIMENSIONS, "ser-tests, mean")
+    for metric, block in groupby(mine, key=lambda row: row.metric):
+        name = metric.removeprefix(_CCC)
+        cells = {row.dimension: _with_bounds(row) for row in block}
+        beside = number(ser_tests("ccc_change", name, MEAN, model))
+        table.add_row(name, *(cells.get(d, "-") for d in DIMENSIONS), beside)
+    return table if table.row_count else None
+
+
+def _group_table(rows: Sequence[Row]) -> Table | None:
+    mine = [r for r in rows if r.metric.startswith(OVERALL) and r.dimension == MEAN]
+    values = list(dict.fromkeys(row.group_value for row in mine))[:_MOST_GROUPS]
+    if len(values) < 2:  # one group is all clips, or nothing is known
+        return None
+    text = _with_bounds if len(values) <= _MOST_WITH_BOUNDS else _without_bounds
+    table = _table("", *values)
+    for metric in dict.fromkeys(row.metric for row in mine):
+        name = metric.removeprefix(_SHARE) if metric != OVERALL else _ALL_OF_THEM
+        of = {row.group_value: text(row) for row in mine if row.metric == metric}
+        table.add_row(name, *(of.get(value, "-") for value in values))
+    return table
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _with_bounds(row: Row) -> str:
+    bounds = f" [{number(row.ci_low)}, {number(row.ci_high)}]" if row.ci_low == row.ci_low else ""
+    return number(row.value) + bounds
+
+
+def _without_bounds(row: Row) -> str:
+    return number(row.value)
+
+
+def reading_notes(names: Sequence[str], *, amr: bool) -> Iterator[str]:
+    """What a reader should know of the figures beside ours."""
+    yield "paper: means over its models, corpora and dimensions (section 4.5)"
+    yield "ser-tests: mean over its corpora for this model, or for the paper's eight models"
+    if "phone" in names and not amr:
+        yield "phone: without the AMR codec, which needs the package av"
+    if any(name.startswith("tilt") for name in names):
+        yield "tilt: filters of our own, 3 dB per octave, not ser-tests' recordings"

@@ -1,0 +1,230 @@
+"""Several rows per clip through the engine: one decode, nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile as sf
+
+from raysers.distributed import clipjob, cluster, estimate, ledger, planning
+from raysers.distributed.feed import Decoded
+from raysers.distributed.stages import ShardStage, StageSettings
+from raysers.errors import ClipError, RaysersError
+from raysers.run import load_record
+from raysers.schemas import ROBUSTNESS
+from raysers.types import Status
+from tests.cluster.tasks import POISON, LevelTask, LevelWorker
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+NAMES = ("clean", "half", "none")
+
+
+class Halves:
+    """A clip, its first half, and a version that no clip has."""
+
+    names = NAMES
+
+    def of(self, one: Decoded) -> list[Decoded]:
+        made = [self._named(one, "clean")]
+        if one.signal is None:
+            return [self._named(one, name) for name in NAMES]
+        half = replace(one, signal=one.signal[: len(one.signal) // 2], derived=True)
+        none = Decoded(clip=one.clip, error=ClipError(Status.TOO_SHORT, "none: cannot be applied"))
+        return [*made, self._named(half, "half"), self._named(none, "none")]
+
+    def _named(self, one: Decoded, name: str) -> Decoded:
+        return replace(one, version=name, columns={"perturbation": name, "parameters": "{}"})
+
+
+class Gone(Halves):
+    """Versions that need a recording which is not there any more."""
+
+    def of(self, one: Decoded) -> list[Decoded]:
+        if one.clip.file.endswith("17.wav"):
+            raise RaysersError("noise.wav cannot be used as noise: not there")
+        return super().of(one)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionsTask(LevelTask):
+    table: str = "robustness"
+
+    @property
+    def schema(self) -> pa.Schema:
+        return ROBUSTNESS
+
+    def open(self) -> LevelWorker:
+        return VersionsWorker(self)
+
+
+class VersionsWorker(LevelWorker):
+    schema = ROBUSTNESS
+
+    def score(self, signals: Sequence[np.ndarray]) -> list[dict[str, Any] | ClipError]:
+        rows = super().score(signals)
+        return [{**row, "valence": 0.0} for row in rows]  # not the size of the batch
+
+
+@pytest.fixture
+def job(tmp_path, clips):
+    def run(*, out: str = "out", pause_s: float = 0.0, versions: Any = None, **changes: Any) -> int:
+        versions = versions or Halves()
+        diary = tmp_path / f"diary-{out}"
+        diary.mkdir(exist_ok=True)
+        flags = planning.ClipJobFlags(
+            input=(str(clips),), output=str(tmp_path / out), workers=2, shard_s=4.0, max_failed=1
+        )
+        flags = planning.anchored(replace(flags, **changes))
+        task = VersionsTask(diary=str(diary), pause_s=pause_s)
+        earlier = planning.open_output(flags, "versions", task.table)
+        settings = planning.row_settings(flags, {"model": "level"})
+        plan = planning.make_plan(flags, task.table, settings, earlier)
+        record = clipjob.start(flags, "versions", plan, {}, task)
+        placement = cluster.place(flags.workers)
+        ran = clipjob.run_plan(flags, plan, task, placement, record, 600.0, versions)
+        return clipjob.conclude(flags, plan, task.table, record, ran, versions)
+
+    return run
+
+
+@pytest.fixture
+def rows(tmp_path):
+    def read(out: str = "out") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for part in sorted((tmp_path / out / "robustness").glob("part-*.parquet")):
+            table = pa.parquet.ParquetFile(part).read()
+            found += table.drop(["run_id", "created_at"]).to_pylist()
+        return sorted(found, key=lambda r: (r["file"], NAMES.index(r["perturbation"])))
+
+    return read
+
+
+def test_every_clip_has_all_its_versions_from_one_decode_wherever_the_work_is_cut(
+    job, rows, tmp_path
+):
+    assert job(out="one", workers=1) == 0
+    assert job(out="two", workers=2) == 0
+    assert job(out="cut", workers=2, shard_s=15.0) == 0
+    assert rows("one") == rows("two") == rows("cut")
+    assert [r["perturbation"] for r in rows("one")] == [*NAMES] * 40
+    assert [r["status"] for r in rows("one")] == ["ok", "ok", "too_short"] * 40
+    lengths = [r["duration_s"] for r in rows("one")]
+    assert lengths[1::3] == pytest.approx([x / 2 for x in lengths[::3]], abs=1e-4)
+    outcome = load_record(str(tmp_path / "one")).outcome
+    assert (outcome["decoded"], outcome["clips"], outcome["rows"]) == (40, 40, 120)
+
+
+def test_lost_parts_are_made_again_and_strange_rows_are_noticed(job, rows, tmp_path):
+    assert job() == 0
+    before, parts = rows(), sorted((tmp_path / "out" / "robustness").iterdir())
+    parts[0].unlink()
+    parts[3].unlink()
+    assert job() == 0
+    assert rows() == before
+    doubled = pa.parquet.ParquetFile(parts[1]).read()
+    pa.parquet.write_table(pa.concat_tables([doubled, doubled.slice(0, 1)]), parts[1])
+    with pytest.raises(RaysersError, match="does not match its manifest"):
+        job()
+    odd = doubled.set_column(4, "perturbation", pa.array(["half"] * len(doubled)))
+    pa.parquet.write_table(odd, parts[1])
+    with pytest.raises(RaysersError, match="does not match its manifest"):
+        job()
+
+
+def test_retry_makes_all_rows_of_a_mended_clip_again_and_no_others(job, rows, clips, tmp_path):
+    healthy = (clips / "05.wav").read_bytes()
+    (clips / "05.wav").write_text("not audio")
+    assert job() == 0
+    before = rows()
+    broken = [r for r in before if r["file"].endswith("05.wav")]
+    assert [(r["perturbation"], r["status"]) for r in broken] == [(n, "unreadable") for n in NAMES]
+    (clips / "05.wav").write_bytes(healthy)
+    assert job(retry=(Status.UNREADABLE,)) == 0
+    after = rows()
+    mended = [r for r in after if r["file"].endswith("05.wav")]
+    assert [r["status"] for r in mended] == ["ok", "ok", "too_short"]
+    assert [r for r in after if r not in mended] == [r for r in before if r not in broken]
+
+
+def test_a_version_that_kills_its_worker_costs_its_clip_alone(job, rows, clips, tmp_path):
+    assert job(out="without") == 0
+    poison = clips / "17.wav"
+    signal_, rate_hz = sf.read(poison)
+    signal_[0] = POISON
+    sf.write(poison, signal_, rate_hz)
+    assert job() == 0
+    without = {(r["file"], r["perturbation"]): r for r in rows("without")}
+    for row in rows():
+        if row["file"] == str(poison):
+            assert row["status"] == "worker_died"
+        else:
+            assert row == without[row["file"], row["perturbation"]]
+    assert not (tmp_path / "out" / "_attempts").exists()
+
+
+def test_killing_a_worker_in_mid_run_changes_no_row(job, rows, tmp_path):
+    assert job(out="calm") == 0
+    killed: list[int] = []
+
+    def kill_one_worker() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not killed:
+            for diary in (tmp_path / "diary-out").glob("*"):
+                if len(diary.read_text().splitlines()) >= 2:
+                    os.kill(int(diary.name), signal.SIGKILL)
+                    killed.append(int(diary.name))
+                    break
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one_worker)
+    killer.start()
+    assert job(pause_s=0.1) == 0
+    killer.join()
+    assert killed
+    assert rows() == rows("calm")
+
+
+def test_noise_that_is_gone_stops_the_job_and_the_same_command_goes_on(job, rows):
+    assert job(out="calm") == 0
+    with pytest.raises(RaysersError, match=r"noise\.wav cannot be used"):
+        job(versions=Gone())
+    assert job() == 0
+    assert rows() == rows("calm")
+
+
+def test_a_given_up_clip_is_so_in_all_its_versions(clips, tmp_path):
+    files = sorted(map(str, clips.iterdir()))[:2]
+    block = pa.table({"clip_id": ["a", "b"], "file": files, "shard": [0, 0]})
+    attempt = ledger.begin(str(tmp_path), "part-000000.parquet", "run")
+    attempt.apart, attempt.deaths_alone = ["a"], {"a": ledger.MAX_DEATHS}
+    attempt.enter([])
+    settings = StageSettings(
+        output=str(tmp_path), run_id="run", redo=frozenset(), whole=True, max_clip_s=60.0,
+        io_threads=1, versions=Halves(),
+    )  # fmt: skip
+    ShardStage(settings, VersionsTask(diary=str(tmp_path)), lambda *_: None)(block)
+    table = pa.parquet.ParquetFile(tmp_path / "robustness" / "part-000000.parquet").read()
+    found = [(r["clip_id"], r["perturbation"], r["status"]) for r in table.to_pylist()]
+    assert found == [
+        ("a", "clean", "worker_died"), ("a", "half", "worker_died"), ("a", "none", "worker_died"),
+        ("b", "clean", "ok"), ("b", "half", "ok"), ("b", "none", "too_short"),
+    ]  # fmt: skip
+
+
+def test_the_estimate_counts_every_version(clips, tmp_path):
+    flags = planning.ClipJobFlags(input=(str(clips),), output=str(tmp_path / "out"), workers=1)
+    plan = planning.make_plan(flags, "robustness", {}, None)
+    task = VersionsTask(diary=str(tmp_path))
+    guess = estimate.estimate(plan, task, cluster.place(1), 60.0, Halves())
+    assert guess.audio_s == pytest.approx(3 * plan.todo_s())
+    assert guess.speed > 0
