@@ -20,11 +20,14 @@ import tyro
 from jobs.annotate import AnnotateFlags, annotate
 from raysers.config import ListingFlags, Uris, as_plain, parse
 from raysers.data import storage
-from raysers.distributed import annotation, evaluating, planning
+from raysers.data.manifest import is_manifest, write_manifest
+from raysers.distributed import annotation, cluster, evaluating, planning
+from raysers.distributed.indexing import index_labelled
 from raysers.distributed.predictions import Predictions, read_predictions
 from raysers.errors import ConfigError
 from raysers.evaluation import table
 from raysers.evaluation.assess import Options
+from raysers.evaluation.joining import labelled_only
 from raysers.run import Exit, new_record, quiet_environment, run_main
 
 JOB = "evaluate"
@@ -118,7 +121,7 @@ def evaluate(flags: EvaluateFlags) -> int:
         )
         found = [read_predictions(uri) for uri in flags.predictions]
         report = None if flags.model else _measure(flags, labels, found)
-        for model in flags.model[1:]:  # the first is checked before anything is written anyway
+        for model in flags.model:
             annotation.prepare(model, dtype=flags.dtype, max_padded_s=0, embeddings=False)
         if report is not None:
             storage.check_writable(flags.output)
@@ -151,12 +154,13 @@ def _anchored(flags: EvaluateFlags) -> EvaluateFlags:
 
 def _predict(flags: EvaluateFlags) -> list[str]:
     """Annotate with every model; the folders of the predictions."""
+    clips = flags.input or (_labelled_clips(flags),)
     folders = []
     for model, name in evaluating.folder_names(flags.model).items():
         folders.append(storage.join(flags.output, "predictions", name))
         annotate(
             AnnotateFlags(
-                input=flags.input or flags.labels,
+                input=clips,
                 output=folders[-1],
                 model=model,
                 dtype=flags.dtype,
@@ -165,6 +169,21 @@ def _predict(flags: EvaluateFlags) -> list[str]:
             )
         )
     return folders
+
+
+def _labelled_clips(flags: EvaluateFlags) -> str:
+    """A manifest of just the clips that have labels: a corpus has much else in its folders."""
+    place = storage.join(flags.output, "clips")
+    if not is_manifest(place):
+        cluster.connect()
+        clips, _ = index_labelled(
+            flags.labels,
+            corpus=flags.corpus,
+            emotion_map=flags.emotion_map,
+            speakers=flags.speakers,
+        )
+        write_manifest(place, labelled_only(clips))
+    return place
 
 
 def _measure(

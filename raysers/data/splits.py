@@ -130,14 +130,18 @@ def _units(table: pa.Table, rows: Sequence[int]) -> dict[Group, list[int]]:
 def leaks(table: pa.Table) -> list[Leak]:
     """Groups with clips in train and also in dev or a test split, sorted; best none.
 
-    Groups are speakers and sessions; in IEMOCAP the sessions alone, in CMU-MOSI videos, and in
-    MSP-Podcast podcasts for clips of unknown speakers (against each other). Test splits may share
-    speakers with one another.
+    Groups are speakers and sessions; in IEMOCAP the sessions alone, in CMU-MOSI videos, in
+    MSP-Podcast podcasts for clips of unknown speakers (against each other), and files where neither
+    is known. Test splits may share speakers with one another.
     """
     found: dict[Group, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for split, groups in zip(_texts(table, "split"), _groups(table), strict=True):
-        for group in groups if split else ():
-            found[group][split or ""] += 1
+    rows = zip(_texts(table, "split"), _groups(table), _texts(table, "file"), strict=True)
+    for judged, (split, groups, file) in zip(_has_label(table), rows, strict=True):
+        if not split or not judged:  # clips without labels judge nothing
+            continue
+        # nobody known speaks: then at least the same file must not be on both sides
+        for group in groups or ([Group(corpus="", kind="file", name=file)] if file else []):
+            found[group][split] += 1
     return [
         Leak(group=group, splits=others, clips=sum(counts[split] for split in others))
         for group, counts in sorted(found.items())
@@ -189,6 +193,14 @@ def shuffle_labels(table: pa.Table, seed: int) -> pa.Table:
         if name in table.column_names:
             table = _with(table, name, table[name].take(pa.array(source)))
     return table
+
+
+def _has_label(table: pa.Table) -> list[bool]:
+    """Whether a row has any label; all rows where the table has no label columns."""
+    names = [name for name in (*DIMENSIONS, "emotion") if name in table.column_names]
+    if not names:
+        return [True] * len(table)
+    return [any(v is not None for v in row.values()) for row in table.select(names).to_pylist()]
 
 
 def _by_hash(table: pa.Table, seed: int) -> NDArray[np.int64]:

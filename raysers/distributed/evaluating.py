@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from raysers.data import storage
 from raysers.data.labelled import read_labelled
 from raysers.distributed import parts
-from raysers.distributed.predictions import Predictions, backbones, merged, pooled
+from raysers.distributed.predictions import Predictions, backbones, leaking, merged, pooled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.assess import Options, assess, datasets
 from raysers.evaluation.joining import Coverage, join, labelled_only
@@ -94,11 +94,16 @@ def measure(
     if unknown := [name for name in options.by if not any(scores.column(name))]:
         raise ConfigError(f"--by {' '.join(unknown)}: the labels do not say it of any clip")
     rows, notes = assess(scores, replace(options, backbones=backbones(models)))
-    own = [note for one in models for note in one.notes]
+    own = [note for one in models for note in one.notes] + leaking(models)
     own += [
         f"{one.model} has random weights: its scores mean nothing"
         for one in models
         if one.model.startswith("random:")
+    ]
+    own += [
+        f"{model}: no file is where the labels say; taken for their folder: {', '.join(one.moved)}"
+        for model, one in coverage.items()
+        if one.moved
     ]
     return Report(rows=rows, notes=[*labels.notes, *own, *notes], coverage=coverage)
 

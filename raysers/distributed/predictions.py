@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +27,8 @@ from raysers.types import DIMENSIONS
 TABLES = ("annotations", "predictions")
 _COLUMNS = ("file", "start", "end", "clip_id", "status", *DIMENSIONS, "model", "model_revision")
 _READERS = 8
+#: What the paper's models were trained on.
+PAPER_CORPUS = "msp-podcast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,25 +164,51 @@ def _by_revision(one: Predictions) -> Predictions:
 
 
 def backbones(found: Sequence[Predictions]) -> dict[str, str]:
-    """By model, the whole backbone it was trained from.
+    """By model, the whole backbone it was fine-tuned from as the paper did.
 
-    The model's own folder says so, which may be the one its predictions are in.
+    The model's own folder says so, which may be the one its predictions are in. Another corpus,
+    other frozen parts, less data or shuffled labels make another model than the paper's.
     """
-    named = {p.model: _backbone(p) for p in found}
+    named = {p.model: _backbone(_training(p)) for p in found}
     return {model: name for model, name in named.items() if name}
 
 
-def _backbone(one: Predictions) -> str:
+def leaking(found: Sequence[Predictions]) -> list[str]:
+    """A note on every model whose training shared voices with what it was judged by."""
+    return [
+        f"{one.model} was trained with --allow-leakage ({leaks[0]}): its figures are too good"
+        for one in found
+        if (leaks := _part(_training(one), "data").get("leakage"))
+    ]
+
+
+def _training(one: Predictions) -> Mapping[str, Any]:
+    """`training.json` of a model, empty when there is none."""
     folders = [one.model] if "/" in one.model else []
-    return next(filter(None, map(_trained_from, [*folders, *one.folders])), "")
+    for folder in (*folders, *one.folders):
+        try:
+            document = json.loads(storage.read_bytes(storage.join(folder, "training.json")))
+        except (StorageError, ConfigError, ValueError):
+            continue
+        if isinstance(document, dict):
+            return document
+    return {}
 
 
-def _trained_from(folder: str) -> str:
-    try:
-        document = json.loads(storage.read_bytes(storage.join(folder, "training.json")))
-    except (StorageError, ConfigError, ValueError):
-        return ""
-    config = document.get("config", document) if isinstance(document, dict) else {}
-    if not isinstance(config, Mapping) or config.get("layers"):
-        return ""
-    return str(config.get("backbone") or "")
+def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = document.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _backbone(document: Mapping[str, Any]) -> str:
+    config = _part(document, "config")
+    splits = _part(document, "data").get("splits")
+    corpora = {row.get("corpus") for row in splits or () if isinstance(row, Mapping)}
+    changed = (
+        config.get("layers"),
+        config.get("shuffle_labels"),
+        config.get("freeze") in ("backbone", "none"),
+        config.get("train_fraction", 1.0) != 1.0,
+        corpora != {PAPER_CORPUS},
+    )
+    return "" if any(changed) else str(config.get("backbone") or "")

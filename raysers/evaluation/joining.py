@@ -1,16 +1,15 @@
 """Which prediction belongs to which label.
 
-A clip is the same when its id is, or else when file, start and end are: the file's path below the
-folder all label files share, so a corpus may have been moved between labelling and predicting, and
-an open end, which labels read without headers have, equals the end of the file.
+A clip is the same when its id is, or else when file, start and end are; an open end, which labels
+read without headers have, equals the end of the file. Only when no file is the same, the corpus may
+have been moved in between: then one folder stands for the other, and `Coverage.moved` says which.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +37,7 @@ class Coverage:
         unlabelled: those without any label.
         unpredicted: labelled clips without a prediction, failed or not.
         statuses: predictions with a label, by status; only `ok` has scores.
+        moved: folders of predictions that stand for the folder of the labels, if any.
     """
 
     rows: int
@@ -46,6 +46,7 @@ class Coverage:
     unlabelled: int
     unpredicted: int
     statuses: Mapping[str, int]
+    moved: tuple[str, ...] = ()
 
     @property
     def failed_share(self) -> float:
@@ -76,8 +77,9 @@ def join(
     scores: dict[str, Floats] = {}
     coverage: dict[str, Coverage] = {}
     for model, table in predictions.items():
-        match, by_path = _match(labels, table, model)
-        scores[model], coverage[model] = _aligned(labels, table, match, by_path)
+        match, by_path, moved = _match(labels, table, model)
+        scores[model], found = _aligned(labels, table, match, by_path)
+        coverage[model] = replace(found, moved=moved)
     known = [name for name in COLUMNS if name in labels.column_names]
     return (
         Scores(
@@ -112,14 +114,22 @@ def _aligned(
     )
 
 
-def _match(labels: pa.Table, table: pa.Table, model: str) -> tuple[NDArray[np.intp], int]:
-    """Row of the label of every prediction (-1: none), and how many were found by path."""
+def _match(
+    labels: pa.Table, table: pa.Table, model: str
+) -> tuple[NDArray[np.intp], int, tuple[str, ...]]:
+    """Row of the label of every prediction (-1: none), how many by path, and moved folders."""
     row_of = {clip: row for row, clip in enumerate(labels["clip_id"].to_pylist())}
     match = np.array([row_of.get(clip, -1) for clip in table["clip_id"].to_pylist()], np.intp)
     free = np.setdiff1d(np.arange(len(labels)), match)
     rest = np.flatnonzero(match < 0)
+    moved: tuple[str, ...] = ()
     if len(free) and len(rest):
-        match[rest] = _match_by_path(labels.take(free), table.take(rest), free)
+        spans = _Spans.of(labels.take(free), free)
+        files = table.take(rest)["file"].to_pylist()
+        names, moved = files, ()
+        if len(rest) == len(table) and not spans.hold_any(files):
+            names, moved = _renamed(labels["file"].to_pylist(), files)
+        match[rest] = spans.rows_of(names, _times(table.take(rest)))
     found, times = np.unique(match[match >= 0], return_counts=True)
     if len(table) and not len(found):
         raise ConfigError(
@@ -133,49 +143,85 @@ def _match(labels: pa.Table, table: pa.Table, model: str) -> tuple[NDArray[np.in
             f"--predictions: {model} predicted {int((times > 1).sum()):,} labelled clips more than "
             f"once (first: {twice}): each clip must be predicted once"
         )
-    return match, int((match[rest] >= 0).sum())
+    return match, int((match[rest] >= 0).sum()), moved
 
 
-def _match_by_path(labels: pa.Table, table: pa.Table, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Number (of `rows`) of the label of every prediction, -1 where there is none."""
-    files = labels["file"].to_pylist()
-    below = len(_common_folder(files))
-    spans: dict[str, list[_Span]] = defaultdict(list)
-    for file, (start, end), row in zip(files, _times(labels), rows.tolist(), strict=True):
-        spans[file[below:]].append(_Span(start, end, row))
-    predicted = list(zip(table["file"].to_pylist(), _times(table), strict=True))
-    last_start: dict[str, int] = {}
-    for file, (start, _) in predicted:
-        last_start[file] = max(start, last_start.get(file, 0))
-    found = []
-    for file, (start, end) in predicted:
-        near = next((spans[tail] for tail in _tails(file) if tail in spans), [])
-        found.append(_same_span(near, start, end, is_last=start == last_start[file]))
-    return np.array(found, np.intp)
+def _renamed(labelled: list[str], predicted: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Predicted files as they were called before they were moved, and the folders they moved to.
 
-
-class _Span(NamedTuple):
-    start: int
-    end: int
-    row: int
-
-
-def _same_span(spans: list[_Span], start: int, end: int, *, is_last: bool) -> int:
-    """The row of the label of a prediction among the labels of its file, or -1.
-
-    An open end means the end of the file, which a header tells later: it is any end, as long as
-    nothing in the file begins later. (A window is not the label of a whole recording.)
+    A file is told by its path below the folder that all labelled files share. Of several folders
+    that hold such paths, those count that end most like the labels' own.
     """
-    for span in spans:
-        if (span.start, span.end) == (start, end):
-            return span.row
-    for span in spans:
-        if span.start != start:
-            continue
-        last_label = span.start == max(other.start for other in spans)
-        if (span.end == _OPEN_END and is_last) or (end == _OPEN_END and last_label):
-            return span.row
-    return -1
+    home = _common_folder(labelled)
+    known = {file[len(home) :] for file in labelled}
+    tails = [next((tail for tail in _tails(file) if tail in known), "") for file in predicted]
+    pairs = list(zip(predicted, tails, strict=True))
+    roots = {file[: len(file) - len(tail)] for file, tail in pairs if tail}
+    likeness = {root: _same_end(root, home) for root in roots}
+    best = {root for root in roots if likeness[root] == max(likeness.values())}
+    names = [
+        home + tail if tail and file[: len(file) - len(tail)] in best else file
+        for file, tail in pairs
+    ]
+    return names, tuple(sorted(best))
+
+
+def _same_end(folder: str, other: str) -> int:
+    """How many folder names two paths have in common at their end."""
+    names, others = (reversed(path.rstrip("/").split("/")) for path in (folder, other))
+    pairs = zip(names, others, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(folder))
+
+
+class _Spans:
+    """Labelled stretches by file."""
+
+    def __init__(self) -> None:
+        self._exact: dict[tuple[str, int, int], int] = {}
+        self._from: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+        self._last_start: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, labels: pa.Table, rows: NDArray[np.intp]) -> _Spans:
+        """The stretches of a table whose rows have these numbers."""
+        spans = cls()
+        files = labels["file"].to_pylist()
+        for file, (start, end), row in zip(files, _times(labels), rows.tolist(), strict=True):
+            spans._exact.setdefault((file, start, end), row)
+            spans._from[file, start].append((end, row))
+            spans._last_start[file] = max(start, spans._last_start.get(file, 0))
+        return spans
+
+    def hold_any(self, files: list[str]) -> bool:
+        """Whether any of the files is labelled."""
+        return any(file in self._last_start for file in files)
+
+    def rows_of(self, files: list[str], times: list[tuple[int, int]]) -> NDArray[np.intp]:
+        """The row of every predicted stretch, -1 for none.
+
+        An open end means the end of the file, which a header tells later: it is any end, as long
+        as nothing in the file begins later. (A window is not the label of a whole recording.)
+        """
+        last_start: dict[str, int] = {}
+        for file, (start, _) in zip(files, times, strict=True):
+            last_start[file] = max(start, last_start.get(file, 0))
+        return np.array(
+            [
+                self._row(file, start, end, is_last=start == last_start[file])
+                for file, (start, end) in zip(files, times, strict=True)
+            ],
+            np.intp,
+        )
+
+    def _row(self, file: str, start: int, end: int, *, is_last: bool) -> int:
+        exact = self._exact.get((file, start, end))
+        if exact is not None:
+            return exact
+        last_label = start == self._last_start.get(file)
+        for label_end, row in self._from.get((file, start), ()):
+            if (label_end == _OPEN_END and is_last) or (end == _OPEN_END and last_label):
+                return row
+        return -1
 
 
 def _common_folder(files: list[str]) -> str:

@@ -269,10 +269,13 @@ def test_the_papers_number_stands_beside_a_model_trained_from_its_backbone(tmp_p
     model = tmp_path / "trained"
     name = str(model) if by_path else "trained"
     write_predictions(model, GOOD, model=name, table="predictions")
-    (model / "training.json").write_text(json.dumps({"config": {"backbone": "hubert-L"}}))
+    data = {"splits": [{"corpus": "msp-podcast"}], "leakage": ["speaker 7 is in train and dev"]}
+    training = {"config": {"backbone": "hubert-L"}, "data": data}
+    (model / "training.json").write_text(json.dumps(training))
     out = tmp_path / "out"
     assert run("--predictions", model, "--labels", labels, "--output", out) == 0
     rows = metrics_of(out)
+    assert any("--allow-leakage (speaker 7" in n for n in record_of(out)["outcome"]["notes"])
     where = {"model": name, "metric": "ccc", "group": ""}
     assert the(rows, dimension="dominance", **where)["paper"] == 0.655
     assert any("12,902 in the paper" in note for note in record_of(out)["outcome"]["notes"])
@@ -365,7 +368,7 @@ def test_a_model_predicts_first_and_the_same_command_only_measures_again(tmp_pat
             row = known[Path(name).name]
             writer.writerow([name, row["speaker"], row["sex"], row["emotion"], "emodb"])
     out = tmp_path / "out"
-    args = ("--model", "random:tiny", "--labels", labels, "--output", out, "--input", *emodb_files)
+    args = ("--model", "random:tiny", "--labels", labels, "--output", out)
     args += ("--emotion-map", "russell-mehrabian", "--workers", 1, "--bootstrap", 100)
     assert run(*args) == 0
     predicted = out / "predictions" / "random-tiny" / "annotations"

@@ -44,6 +44,8 @@ _SPOKEN = re.compile(r"\s*(\d+)_DELIM_(.*)")
 #: Segments of the complete corpus.
 _SEGMENTS = 2199
 _LOW, _HIGH = -3.0, 3.0
+#: Enough of a table for its header and first row.
+_HEAD_BYTES = 2**14
 
 
 class _Key(NamedTuple):
@@ -54,14 +56,22 @@ class _Key(NamedTuple):
 
 
 def recognise(root: str) -> bool:
-    """Whether `root` has `OpinionLevelSentiment.csv`, or a `label.csv` with MOSI's columns."""
+    """Whether `root` has `OpinionLevelSentiment.csv`, or a `label.csv` of MOSI's own videos.
+
+    MOSEI and CH-SIMS come with a table of the same form, but other videos and another scale.
+    """
     if first_of(root, _OPINIONS, is_file) is not None:
         return True
     uri = storage.join(root, _LABEL_CSV)
     if not is_file(uri):
         return False
-    header = storage.read_range(uri, 0, 2000).decode("utf-8-sig", "replace").splitlines()[:1]
-    return {*_LABEL_COLUMNS, "mode"} <= {c.strip() for line in header for c in line.split(",")}
+    head = storage.read_range(uri, 0, _HEAD_BYTES).decode("utf-8-sig", "replace")
+    header, *rows = csv.reader(io.StringIO(head, newline=""))
+    names = [name.strip() for name in header]
+    if not {*_LABEL_COLUMNS, "mode"} <= set(names) or not rows:
+        return False
+    place = names.index("video_id")
+    return len(rows[0]) > place and rows[0][place].strip() in SPLIT_OF
 
 
 def read(root: str) -> CorpusRows:
@@ -79,6 +89,7 @@ def read(root: str) -> CorpusRows:
         if key in labels:
             raise ConfigError(f"{where}: segment {key.number} of {key.video} a second time")
         labels[key] = row
+    _require_mosi(root, {key.video for key in labels})
     audio = _audio(root)
     spoken = _transcripts(root)
     rows: list[Row] = []
@@ -92,6 +103,15 @@ def read(root: str) -> CorpusRows:
     if not rows:
         raise ConfigError(_no_audio(root, len(lost)))
     return CorpusRows(table=to_table(rows), notes=_notes(root, rows, lost, len(labels)))
+
+
+def _require_mosi(root: str, videos: set[str]) -> None:
+    unknown = sorted(videos - SPLIT_OF.keys())
+    if 2 * len(unknown) > len(videos):
+        raise ConfigError(
+            f"--input {root}: {len(unknown)} of its {len(videos)} videos are not of CMU-MOSI (first"
+            f" {unknown[0]}): give other corpora as a table with --corpus none"
+        )
 
 
 def _opinions(uri: str) -> Iterator[tuple[str, _Key, Row]]:

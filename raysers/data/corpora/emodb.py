@@ -8,11 +8,11 @@ own page; an early audb release had four of them wrong.
 from __future__ import annotations
 
 import re
-from itertools import islice
 
 from raysers.data import storage
 from raysers.data.corpora.files import first_of, is_file, lines_of, name_of, objects_below
 from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
+from raysers.data.sources import AUDIO_SUFFIXES
 from raysers.data.uris import ObjectInfo, suffix_of
 from raysers.errors import ConfigError, ObjectMissing
 
@@ -48,21 +48,26 @@ _FILE_NAME = re.compile(
     r"[a-z]?\.wav"
 )
 _SUFFIXES = frozenset({".wav"})
-#: Files looked at to tell whether a folder is this corpus.
-_LOOKED_AT = 50
 #: Clips in the released part of the corpus, which at least this share of listeners recognised.
 _CLIPS, _RECOGNISED_PERCENT = 535, 80.0
 
 
 def recognise(root: str) -> bool:
-    """Whether the first files of `root`, or of its `wav` folder, are named as EmoDB's are."""
+    """Whether the audio in `root`, or in its `wav` folder, is named as EmoDB's is, all of it.
+
+    The first other name ends the search, so a bucket of anything else is not listed to its end.
+    """
+    folder, found = storage.absolute(_audio_folder(root)), 0
     try:
-        # of all kinds: to look for a wav where there is none would list a whole bucket
-        listed = islice(storage.list_objects(_audio_folder(root)), _LOOKED_AT)
-        names = [name_of(info.uri) for info in listed if suffix_of(info.uri) in _SUFFIXES]
+        for info in storage.list_objects(folder):
+            if suffix_of(info.uri) not in AUDIO_SUFFIXES:
+                continue
+            if storage.parent(info.uri) != folder or not _FILE_NAME.fullmatch(name_of(info.uri)):
+                return False
+            found += 1
     except ObjectMissing:
         return False
-    return bool(names) and all(_FILE_NAME.fullmatch(name) for name in names)
+    return found > 0
 
 
 def read(root: str) -> CorpusRows:

@@ -43,10 +43,12 @@ def split_of(word: str | None) -> str | None:
 def speaker_of(word: object) -> str | None:
     """The speaker's name, None where a corpus says that it does not know it.
 
-    >>> speaker_of(" 30 "), speaker_of("Unknown"), speaker_of(7.0)
-    ('30', None, '7')
+    >>> speaker_of(" 30 "), speaker_of("Unknown"), speaker_of(7.0), speaker_of("3.0")
+    ('30', None, '7', '3')
     """
     if isinstance(word, float) and word.is_integer():
         word = int(word)
     text = "" if word is None else str(word).strip()
+    # whole numbers beside gaps are written so by spreadsheets and data frames
+    text = re.sub(r"(?<=^)(\d+)\.0+$", r"\1", text)
     return None if text.lower() in _NO_SPEAKER else text

@@ -149,6 +149,21 @@ def test_a_copy_of_iemocap_without_sessions_leaks_by_speaker():
     assert [leak.group.kind for leak in leaks(table)] == ["speaker"]
 
 
+def test_of_nobody_known_the_same_file_on_both_sides_is_a_leak():
+    table = clips(*[(None, None, None, None, split) for split in ("train", "dev", "dev")])
+    table = table.append_column("file", pa.array(["/a.wav", "/a.wav", "/b.wav"]))
+    (leak,) = leaks(table)
+    assert "/a.wav" in str(leak)
+
+
+def test_clips_without_labels_judge_nothing():
+    table = clips(("c", "s", None, None, "train"), ("c", "s", None, None, "test3"))
+    assert len(leaks(table)) == 1
+    unlabelled = table.set_column(6, "arousal", pa.array([0.5, None], pa.float32()))
+    unlabelled = unlabelled.set_column(7, "emotion", pa.array(["e0", None]))
+    assert leaks(unlabelled) == []
+
+
 def test_leaks_are_refused_by_name_unless_allowed():
     rows = [("x", f"s{i}", None, None, split) for i in range(5) for split in ("train", "dev")]
     with pytest.raises(ConfigError) as caught:

@@ -100,6 +100,24 @@ def test_the_same_name_in_another_folder_is_another_clip():
     assert found.unlabelled == 1
 
 
+def test_another_speakers_file_of_the_same_name_is_not_taken_where_any_file_is_the_same():
+    labels = table([("/d/sam/1.wav", 0, None), ("/d/sam/2.wav", 0, None)])
+    both = [("/d/bea/1.wav", 0, 1), ("/d/sam/1.wav", 0, 1), ("/d/bea/2.wav", 0, 1)]
+    values, found = joined(labels, table(both, [0.1, 0.5, 0.2]))
+    assert values[0] == 0.5
+    assert math.isnan(values[1])
+    assert (found.unlabelled, found.moved) == (2, ())
+
+
+def test_of_several_folders_the_one_named_like_the_labels_is_theirs_and_is_told():
+    labels = table([("/d/sam/1.wav", 0, None), ("/d/sam/2.wav", 0, None)])
+    moved = [("/new/bea/1.wav", 0, 1), ("/new/sam/1.wav", 0, 1), ("/new/bea/2.wav", 0, 1)]
+    values, found = joined(labels, table(moved, [0.1, 0.5, 0.2]))
+    assert values[0] == 0.5
+    assert math.isnan(values[1])
+    assert found.moved == ("/new/sam/",)
+
+
 def test_failed_predictions_are_counted_and_have_no_scores():
     ok, failed = table(WHOLE[:1], [0.5]), table(WHOLE[1:2], [None], status="unreadable")
     odd = table(WHOLE[2:], [math.nan])

@@ -108,3 +108,12 @@ def test_unknown_videos_and_lost_segments_are_told(tmp_path):
     assert found.table.num_rows == 2
     assert any("segments without audio, left out: 1 (2iD-tVS8NPw_9)" in n for n in found.notes)
     assert any("videos of no standard split: 1 (new--video0)" in n for n in found.notes)
+
+
+def test_the_same_table_of_another_corpus_is_not_taken_for_it(tmp_path):
+    rows = "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode\n"
+    rows += "video_0001,1,x,-0.8,,,,Negative,train\n"
+    (tmp_path / "label.csv").write_text(rows)
+    assert recognise(str(tmp_path)) is None
+    with pytest.raises(ConfigError, match="not of CMU-MOSI"):
+        read(str(tmp_path))

@@ -74,3 +74,15 @@ def test_nothing_like_it(tmp_path):
     trees.text(tmp_path / "erkennung.txt", "Nr. Satz\n1 03a01Fa.wav\n")
     with pytest.raises(ConfigError, match=r"erkennung.txt, line 2"):
         read(str(tmp_path))
+
+
+def test_a_folder_with_other_audio_beside_it_is_not_the_corpus(tmp_path):
+    for name in ("03a01Na.wav", "03a01Wa.wav"):
+        (tmp_path / name).write_bytes(b"")
+    assert recognise(str(tmp_path)) == "emodb"
+    (tmp_path / "song.flac").write_bytes(b"")
+    assert recognise(str(tmp_path)) is None
+    (tmp_path / "song.flac").unlink()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "03a01Ta.wav").write_bytes(b"")
+    assert recognise(str(tmp_path)) is None
