@@ -79,17 +79,23 @@ def anchored(flags: FlagsT) -> FlagsT:
         ConfigError: a flag has an impossible value.
     """
     flags.check()
-    if (
-        _RAY_PACKAGES in os.getcwd()
-        and not storage.is_remote(flags.output)
-        and not os.path.isabs(os.path.expanduser(flags.output))
-    ):
+    places = tuple(storage.absolute(uri) for uri in flags.input)
+    return replace(flags, input=places, output=anchored_output(flags.output))
+
+
+def anchored_output(output: str) -> str:
+    """`--output` as a place that means the same in every process of the cluster.
+
+    Raises:
+        ConfigError: it would be thrown away with the job's copy of the code.
+    """
+    here = not storage.is_remote(output) and not os.path.isabs(os.path.expanduser(output))
+    if _RAY_PACKAGES in os.getcwd() and here:
         raise ConfigError(
-            f"--output {flags.output} would be inside the job's own copy of the code, which is "
+            f"--output {output} would be inside the job's own copy of the code, which is "
             "thrown away: give an absolute path or an s3:// prefix"
         )
-    places = tuple(storage.absolute(uri) for uri in flags.input)
-    return replace(flags, input=places, output=storage.absolute(flags.output))
+    return storage.absolute(output)
 
 
 def listing_settings(flags: ListingFlags) -> dict[str, Any]:
@@ -129,12 +135,16 @@ def open_output(flags: ListingFlags, job: str, table: str) -> RunRecord | None:
     if earlier is None:
         list_inputs(flags.input)  # only looks at each: a misspelt one should not cost a start
     if not getattr(flags, "dry_run", False):
-        _check_writable(flags.output)
+        check_writable(flags.output)
     return earlier
 
 
-def _check_writable(output: str) -> None:
-    """As `storage.check_writable`, leaving no folder behind for a command that may yet be wrong."""
+def check_writable(output: str) -> None:
+    """As `storage.check_writable`, leaving no folder behind for a command that may yet be wrong.
+
+    Raises:
+        ConfigError: nothing can be written there; one line with the reason.
+    """
     new = [output]
     while not storage.is_remote(output) and not os.path.exists(os.path.dirname(new[-1])):
         new.append(os.path.dirname(new[-1]))
@@ -183,6 +193,8 @@ def _segmenting(flags: ListingFlags) -> Segmenting:
 
 def _refuse_unseen_input(manifest: pa.Table) -> None:
     """Files that are here but on no other node would be a table of `missing` rows."""
+    if not manifest.num_rows:
+        raise ConfigError("--input: its tables name no clip: give tables with rows, or audio")
     first = manifest["file"][0].as_py()
     nothing = pc.all(pc.equal(manifest["status"], str(Status.MISSING))).as_py()
     if nothing and not is_one_machine() and os.path.exists(first):

@@ -5,7 +5,6 @@ The driver builds the network once, only to learn that it can be built and what 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ import ray
 from raysers.data import storage
 from raysers.data.manifest import write_manifest
 from raysers.distributed import cluster, training_data, training_state
+from raysers.distributed.planning import anchored_output
 from raysers.distributed.training_data import TrainingData
 from raysers.distributed.training_flags import TrainingFlags, deciding, with_recipe
 from raysers.distributed.training_job import TrainingJob, start_network
-from raysers.errors import ConfigError, ObjectMissing, RefusedError
+from raysers.errors import ObjectMissing, RefusedError
 from raysers.models.backbones import CNN14, parse_model_name
 from raysers.models.precision import dtype_name
 from raysers.run import RunRecord, load_record, new_record, refuse_other_settings
@@ -30,9 +30,6 @@ TRAINING_VERSION = 1
 #: `--max-padded-s 0`: what CPUs' caches like, and what training the large models leaves of a GPU
 #: of 24 GB. The same on every machine, because the pieces decide the dropout.
 _PADDED_S = {"cpu": 16.0, "cuda": 60.0}
-
-#: Where Ray unpacks what `ray job submit --working-dir` sends.
-_RAY_PACKAGES = "runtime_resources"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,15 +98,9 @@ def anchored(flags: TrainingFlags) -> TrainingFlags:
         ConfigError: a flag has an impossible value.
     """
     flags.check()
-    here = not storage.is_remote(flags.output) and not os.path.isabs(flags.output)
-    if _RAY_PACKAGES in os.getcwd() and here:
-        raise ConfigError(
-            f"--output {flags.output} would be inside the job's own copy of the code, which is "
-            "thrown away: give an absolute path or an s3:// prefix"
-        )
     return replace(
         flags,
-        output=storage.absolute(flags.output),
+        output=anchored_output(flags.output),
         data=tuple(map(storage.absolute, flags.data)),
         train=tuple(map(storage.absolute, flags.train)),
         dev=tuple(map(storage.absolute, flags.dev)),
@@ -256,9 +247,8 @@ def begin(plan: TrainingPlan, job: str, config: Mapping[str, Any]) -> RunRecord:
     """Write what comes before the training: the clips as they are used, and the record.
 
     Raises:
-        ConfigError: the output cannot be written.
+        WriteError: the output cannot be written.
     """
-    storage.check_writable(plan.flags.output)
     record = new_record(job, config, plan.settings, plan.earlier)
     if not record.history:
         write_manifest(storage.join(plan.flags.output, "manifest"), plan.data.table)

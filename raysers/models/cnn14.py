@@ -27,6 +27,10 @@ from raysers.types import DIMENSIONS
 _MOMENTUM = 0.1
 _EPS = 1e-5
 
+#: Of the first weights of the output. Scores begin near 0, because a concordance loss is all but
+#: blind to a target whose mean is off by several units, and such a target then learns nothing.
+_OUT_STD = 1e-3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cnn14Config:
@@ -113,12 +117,13 @@ class MaskedBatchNorm(nn.Module):
         return spread.transpose(1, 2), self._sums(own.shape[0] * own.shape[2], mean, variance)
 
     def _sums(self, count: int, mean: Tensor, variance: Tensor) -> Tensor:
-        """[1 + 2 * channels]: count, and sums of x - m and (x - m)^2, m the running mean.
+        """float64 [1 + 2 * channels]: count, sums of x - m and (x - m)^2, m the running mean.
 
-        Around the running mean, which all workers share, sums lose no digits to a large offset.
+        Around the running mean, which all workers share, sums lose no digits to a large offset;
+        as float64 they lose none in being added up either.
         """
-        offset = mean - self.running_mean
-        square = variance * ((count - 1) / count) + offset.square()
+        offset = mean.double() - self.running_mean
+        square = variance.double() * ((count - 1) / count) + offset.square()
         return torch.cat((offset.new_full((1,), count), count * offset, count * square))
 
     @torch.no_grad()
@@ -129,8 +134,8 @@ class MaskedBatchNorm(nn.Module):
             return
         offset, square = (sums[1:] / count).chunk(2)
         variance = (square - offset.square()).clamp_min(0.0) * (count / (count - 1))
-        self.running_var.lerp_(variance, _MOMENTUM)
-        self.running_mean.add_(offset, alpha=_MOMENTUM)
+        self.running_var.lerp_(variance.to(self.running_var), _MOMENTUM)
+        self.running_mean.add_(offset.to(self.running_mean), alpha=_MOMENTUM)
 
 
 class ConvBlock(nn.Module):
@@ -188,6 +193,7 @@ class Cnn14(EmotionNetwork):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        nn.init.normal_(self.out.weight, std=_OUT_STD)
         self._checkpointing = False
         self._sums: Tensor | None = None
 
@@ -251,13 +257,14 @@ class Cnn14(EmotionNetwork):
         gradient are not counted, so a first look at the predictions counts no clip twice.
         """
         if self._sums is None:
-            return self.out.weight.new_zeros(sum(self._sizes()))
+            device = self.out.weight.device
+            return torch.zeros(sum(self._sizes()), dtype=torch.float64, device=device)
         return self._sums
 
     def apply_statistics(self, sums: Tensor) -> None:
         """Update every norm's running statistics as one batch of all counted clips would."""
         norms = self._norms()
-        parts = torch.split(sums.to(self.out.weight), self._sizes())
+        parts = torch.split(sums.to(self.out.weight.device), self._sizes())
         for norm, part in zip(norms, parts, strict=True):
             norm.absorb(part)
         self._sums = None

@@ -115,6 +115,10 @@ class EmotionModel(EmotionNetwork):
         self.add_module(family.prefix, getattr(transformers, family.model_class)(config))
         self.draw_head()
         mask_group_norm(self.backbone.feature_extractor)
+        if family.prefix == "wavlm":
+            for layer in self.backbone.encoder.layers:
+                attention = layer.attention
+                attention.torch_multi_head_self_attention = functools.partial(_attend, attention)
         self._frozen: tuple[nn.Module, ...] = ()
 
     @property
@@ -248,6 +252,25 @@ class EmotionModel(EmotionNetwork):
             if not dropped:
                 hidden = layer(hidden, attention_mask=keys)
         return cast(Tensor, encoder.layer_norm(hidden)) if stable else hidden
+
+
+def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> Any:
+    """WavLM's attention, same numbers, with the mask laid into the position bias beforehand.
+
+    The stock module leaves that to torch, which warns at every step that it will refuse a mask
+    and a bias of two types.
+
+    Args:
+        attention: the stock module.
+        hidden: [clips, frames, size].
+        mask: bool [clips, frames], True on valid frames; None if all are.
+        bias: float [clips x heads, frames, frames].
+    """
+    if mask is not None:
+        padding = ~mask.repeat_interleave(attention.num_heads, 0)[:, None, :]
+        bias = bias.masked_fill(padding, -torch.inf)
+    stock = type(attention).torch_multi_head_self_attention
+    return stock(attention, hidden, None, bias)
 
 
 def _positions(embedding: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -66,7 +66,7 @@ class EmotionNetwork(nn.Module, ABC):
     def collected_statistics(self) -> Tensor | None:
         """What the training passes since the last `apply_statistics` saw, as sums.
 
-        A float32 vector of fixed length: add those of all workers, then hand the sum to
+        A float64 vector of fixed length: add those of all workers, then hand the sum to
         `apply_statistics` of each. None where the network keeps no statistics.
         """
         return None

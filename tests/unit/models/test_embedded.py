@@ -125,28 +125,17 @@ def test_the_default_model_loads_without_any_network():
     assert load_emotion_model(DEFAULT_MODEL).name == DEFAULT_MODEL
 
 
-#: From the moment it is the default, the shipped folder has to keep these promises.
-is_default = pytest.mark.skipif(DEFAULT_MODEL != NAME, reason=f"{NAME} is not the default")
-
-
-@is_default
 def test_the_shipped_folder_is_small_and_complete_and_holds_nothing_that_runs():
     sizes = {path.name: path.stat().st_size for path in embedded.embedded_folder(NAME).iterdir()}
     wanted = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
-    assert wanted | {"training.json"} <= sizes.keys()
+    assert wanted | {"training.json", "recipe.yaml"} <= sizes.keys()
     assert sizes["model.safetensors"] <= 3_000_000
-    assert {name.rpartition(".")[2] for name in sizes} <= {
-        "json",
-        "safetensors",
-        "md",
-        "png",
-        "svg",
-    }
+    kinds = {name.rpartition(".")[2] for name in sizes}
+    assert kinds == {"json", "safetensors", "md", "png", "yaml"}
     stored = load_file(embedded.embedded_folder(NAME) / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
 
 
-@is_default
 @needs_shared
 def test_the_shipped_model_hears_arousal_whatever_the_level():
     """On speakers it was trained on, so no measure of quality: it is the model it says it is."""

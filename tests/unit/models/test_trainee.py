@@ -93,9 +93,7 @@ def spread() -> dict[tuple[str, int], list[Any]]:
 def assert_close(found: Arrays, wanted: Arrays, atol: float = 1e-5) -> None:
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        # log-mel variances are around 10, and differences of larger numbers
-        rtol = 1e-5 if name.endswith("running_var") else 0.0
-        np.testing.assert_allclose(found[name], value, rtol=rtol, atol=atol, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("name", RUNS)

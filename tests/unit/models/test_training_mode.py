@@ -26,8 +26,6 @@ KINDS = ("w2v2-b", "w2v2-L", "hubert-b", "hubert-L", "data2vec", "mel-front")
 
 LENGTHS = (16_000, 3_400, 9_000, 23_457)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
-
 
 def clips() -> list[np.ndarray]:
     signals = [speechlike(n, seed) for seed, n in enumerate(LENGTHS)]
