@@ -23,7 +23,7 @@ from raysers.types import Status
 
 T = TypeVar("T")
 
-DEFAULT_MODEL = "random:tiny"
+DEFAULT_MODEL = "emodb-tiny"
 #: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
 CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
 Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
