@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from raysers.audio.perturb_suites import NOISE_KINDS, ROOM_KINDS, chosen
+from raysers.audio.perturb_hard import BACKGROUND, ROOMS
+from raysers.audio.perturb_suites import NOISE_KINDS, ROOM_KINDS, Suite, chosen
 from raysers.config import ClipJobFlags, as_plain, parse
 from raysers.distributed import annotation, clipjob, cluster, estimate, planning, summary
 from raysers.distributed.robustness import Options, make_task
@@ -28,6 +29,8 @@ from raysers.evaluation.robustness_changes import Comparison
 from raysers.run import Exit, quiet_environment, run_main
 
 JOB = "robustness"
+#: What is done to the clips unless something else is asked for.
+DEFAULT_SUITE: Suite = "paper"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +39,8 @@ class RobustnessFlags(ClipJobFlags):
 
     perturbations: tuple[str, ...] = ()
     """Only these, by name, in place of a suite."""
-    suite: Literal["paper", "small", "full"] = "paper"
-    """The paper's eight, ser-tests' ten small changes, or all there is material for."""
+    suite: Literal["", "paper", "small", "full"] = ""
+    """The paper's eight (as when left out), ser-tests' ten, or all there is material for."""
     tone_snr: Literal["peak", "rms"] = "peak"
     """What the tone's SNR is relative to: the clip's peak (paper) or RMS (ser-tests)."""
     seed: int = 0
@@ -62,7 +65,8 @@ class RobustnessFlags(ClipJobFlags):
         super().check()
         noise = NOISE_KINDS if self.noise_folder else ()
         rooms = ROOM_KINDS if self.impulse_responses else ()
-        chosen(self.perturbations, self.suite, (*noise, *rooms))
+        rows, _ = chosen(self.perturbations, self.suite or DEFAULT_SUITE, (*noise, *rooms))
+        self._check_use({row.name for row in rows}, {row.needs for row in rows})
         for flag, value, good, wanted in (
             ("--max-clip-s", self.max_clip_s, self.max_clip_s > 0, "a length above 0 seconds"),
             ("--repeats", self.repeats, self.repeats >= 1, "1 or more"),
@@ -72,12 +76,36 @@ class RobustnessFlags(ClipJobFlags):
             if not good:
                 raise ConfigError(f"{flag} is {value}: give {wanted}")
 
+    def _check_use(self, names: set[str], needs: set[str]) -> None:
+        """Raises ConfigError for a flag that nothing in this run would look at."""
+        uses = "give --suite full, or a perturbation that uses it:"
+        noise = ", ".join(row.name for row in BACKGROUND if row.needs)
+        rooms = ", ".join(row.name for row in ROOMS)
+        for flag, given, used, fix in (
+            ("--suite", self.suite, not self.perturbations, "leave it out beside --perturbations"),
+            ("--noise-folder", self.noise_folder, needs & set(NOISE_KINDS), f"{uses} {noise}"),
+            (
+                "--impulse-responses",
+                self.impulse_responses,
+                needs & set(ROOM_KINDS),
+                f"{uses} {rooms}",
+            ),
+            (
+                "--tone-snr",
+                "" if self.tone_snr == "peak" else self.tone_snr,
+                "additive_tone" in names,
+                "leave it out, or add the perturbation additive_tone",
+            ),
+        ):
+            if given and not used:
+                raise ConfigError(f"{flag} {given} is used by nothing in this run: {fix}")
+
     @property
     def options(self) -> Options:
         """What is done to the clips."""
         return Options(
             names=self.perturbations,
-            suite=self.suite,
+            suite=self.suite or DEFAULT_SUITE,
             tone_snr=self.tone_snr,
             seed=self.seed,
             repeats=self.repeats,
@@ -88,7 +116,12 @@ class RobustnessFlags(ClipJobFlags):
     @property
     def comparison(self) -> Comparison:
         """When a score counts as unchanged."""
-        return Comparison(threshold=self.threshold, rounded=self.round_scores, seed=self.seed)
+        return Comparison(
+            threshold=self.threshold,
+            rounded=self.round_scores,
+            seed=self.seed,
+            tone_snr=self.tone_snr,
+        )
 
 
 def robustness(flags: RobustnessFlags) -> int:

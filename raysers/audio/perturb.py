@@ -18,7 +18,7 @@ import scipy.signal
 from numpy.typing import ArrayLike, NDArray
 
 from raysers.audio.level import rms_db
-from raysers.audio.perturbation import Perturbation, Signal
+from raysers.audio.perturbation import Perturbation, Signal, TooShort
 from raysers.types import SAMPLE_RATE_HZ
 
 Reference = Literal["peak", "rms"]
@@ -69,7 +69,7 @@ def crop_beginning(signal: ArrayLike, samples: int) -> Signal:
     """Drop the first `samples`.
 
     Raises:
-        ValueError: nothing would be left.
+        TooShort: nothing would be left.
     """
     x = _mono(signal)
     return x[_less_than_all(samples, x) :].copy()
@@ -79,7 +79,7 @@ def crop_end(signal: ArrayLike, samples: int) -> Signal:
     """Drop the last `samples`.
 
     Raises:
-        ValueError: nothing would be left.
+        TooShort: nothing would be left.
     """
     x = _mono(signal)
     return x[: x.size - _less_than_all(samples, x)].copy()
@@ -209,7 +209,7 @@ def _count(samples: int) -> int:
 
 def _less_than_all(samples: int, x: Signal) -> int:
     if _count(samples) >= x.size:
-        raise ValueError(f"{samples} samples cannot be cropped from a clip of {x.size}")
+        raise TooShort(f"{samples} samples cannot be cropped from a clip of {x.size}")
     return samples
 
 

@@ -18,6 +18,8 @@ from raysers.audio.perturbation import Perturbation, Signal
 from raysers.types import SAMPLE_RATE_HZ
 
 _EPS = float(np.finfo(np.float32).eps)
+#: A level below the smallest normal number is silence.
+_LEAST = float(np.finfo(np.float32).tiny)
 
 #: Taps of a tilt filter, and where its slope begins.
 _TILT_TAPS, _TILT_FROM_HZ = 1025, 125.0
@@ -71,7 +73,7 @@ def convolve(signal: ArrayLike, impulse_response: ArrayLike) -> Signal:
     x = np.asarray(signal, np.float32)
     heard = scipy.signal.fftconvolve(x, np.asarray(impulse_response, np.float64))[: x.size]
     peak = float(np.abs(heard).max(initial=0.0))
-    return np.asarray(heard / peak if peak else heard, np.float32)
+    return np.asarray(heard / peak if peak >= _LEAST else heard, np.float32)
 
 
 def _background_white(signal: Signal, snr_db: float, rng: np.random.Generator) -> Signal:
@@ -126,7 +128,8 @@ def _levelled(signal: NDArray[np.float64], rms: float) -> Signal:
 
 
 def _rms(x: NDArray[np.floating]) -> float:
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+    rms = float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+    return rms if rms >= _LEAST else 0.0
 
 
 @lru_cache(maxsize=8)

@@ -22,6 +22,8 @@ _ATTACK_S, _RELEASE_S = 0.01, 0.02
 _THRESHOLD_DB, _KNEE_DB, _SLOPE = -20.0, 4.0, 0.8
 _PINK_DB, _PINK_FROM_HZ = -25.0, 3000.0
 _EPS = float(np.finfo(np.float32).eps)
+#: A peak below the smallest normal number is silence.
+_LEAST = float(np.finfo(np.float32).tiny)
 
 
 def phone(signal: ArrayLike, noise: ArrayLike, *, amr: bool = False) -> Signal:
@@ -39,11 +41,11 @@ def phone(signal: ArrayLike, noise: ArrayLike, *, amr: bool = False) -> Signal:
         ModuleNotFoundError: `amr` without the package `av`.
     """
     x = np.asarray(signal, np.float32)
-    peak = float(np.abs(x).max(initial=0.0))
-    if not peak:
+    narrow = soxr.resample(x, SAMPLE_RATE_HZ, _PHONE_HZ, quality="HQ") if x.size else x
+    peak = float(np.abs(narrow).max(initial=0.0))
+    if peak < _LEAST:
         return x.copy()
-    narrow = soxr.resample(x / peak, SAMPLE_RATE_HZ, _PHONE_HZ, quality="HQ")
-    sent = compressed(narrow, _PHONE_HZ)
+    sent = compressed(narrow / np.float32(peak), _PHONE_HZ)
     wide = np.zeros(x.size)
     back = soxr.resample(coded(sent) if amr else sent, _PHONE_HZ, SAMPLE_RATE_HZ, quality="HQ")
     kept = min(x.size, back.size)

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 Signal = NDArray[np.float32]
 
 
+class TooShort(ValueError):
+    """A perturbation cannot be applied to a clip, being too short for it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perturbation:
     """One row of the table.
@@ -50,7 +54,7 @@ class Perturbation:
         """The changed clip and the parameters that were drawn for it.
 
         Raises:
-            ValueError: it cannot be applied to this clip, being too short.
+            TooShort: it cannot be applied to this clip.
         """
         parameters = self.draw(rng)
         return self.change(signal, parameters, rng, material), parameters
@@ -71,7 +75,7 @@ class Perturbation:
         """The changed clip for drawn parameters, with the generator they were drawn from.
 
         Raises:
-            ValueError: as `apply`.
+            TooShort: as `apply`.
         """
         own: dict[str, Any] = {"rng": rng} if self.drawn else {}
         if self.needs:

@@ -35,6 +35,9 @@ AHEAD_S = 600.0
 #: Audio seconds decoded by one thread in one go; also the longest stretch per open reader.
 _RUN_S = 120.0
 
+#: What is in flight is at least about so many jobs, so that every thread has one.
+_JOBS_AHEAD = 4
+
 #: Local files decoded by one thread in one go.
 _LOCAL_RUNS = 8
 
@@ -49,8 +52,7 @@ _UNKNOWN_S = 60.0
 class Decoded:
     """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it.
 
-    A version of a clip has a name, columns of its own for the row, and is `derived` when its
-    signal did not come out of the decoder.
+    A version of a clip has a name, and columns of its own for the row.
     """
 
     clip: Clip
@@ -60,7 +62,6 @@ class Decoded:
     clipped_ratio: float | None = None
     version: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    derived: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -77,6 +78,12 @@ _FATES = (
 
 #: What becomes of decoded clips in the thread that decoded them.
 Finish = Callable[[list[Decoded]], list[Decoded]]
+#: Told, in the decoding thread, of every time that audio was decoded.
+Counted = Callable[[], None]
+
+
+def _uncounted() -> None:
+    """For feeds whose decodes nobody counts."""
 
 
 def decode_ahead(
@@ -86,30 +93,39 @@ def decode_ahead(
     max_clip_s: float,
     ahead_s: float,
     finish: Finish | None = None,
+    counted: Counted = _uncounted,
 ) -> Iterator[Decoded]:
     """Start decoding at once; yields every clip in order, at most `ahead_s` seconds in flight.
 
     The first decodes are submitted by this call, not by the first `next()`, so that a shard can
-    warm up while the model still works on the one before.
+    warm up while the model still works on the one before. What longer clips than `ahead_s` became
+    is mostly consumed before the next is begun, and nothing is kept once it was yielded.
     """
-    waiting = deque(_jobs(clips))
+    waiting = deque(_jobs(clips, min(_RUN_S, ahead_s / _JOBS_AHEAD)))
     in_flight: deque[tuple[float, Future[list[Decoded]]]] = deque()
 
-    def top_up() -> None:
+    def top_up(held_s: float = 0.0) -> None:
         flying_s = sum(s for s, _ in in_flight)
-        while waiting and (not in_flight or flying_s + waiting[0][0] <= ahead_s):
+        while waiting and held_s <= ahead_s:
+            if in_flight and flying_s + waiting[0][0] > ahead_s:
+                return
             seconds, runs = waiting.popleft()
-            in_flight.append((seconds, pool.submit(_decode_runs, runs, max_clip_s, finish)))
+            job = pool.submit(_decode_runs, runs, max_clip_s, finish, counted)
+            in_flight.append((seconds, job))
             flying_s += seconds
 
     def drain() -> Iterator[Decoded]:
         try:
             while in_flight:
-                _, future = in_flight[0]
-                decoded = future.result()
-                in_flight.popleft()
+                seconds = in_flight[0][0]
+                decoded = deque(in_flight[0][1].result())
+                in_flight.popleft()  # the future would keep what it returned
+                share_s = seconds / max(1, len(decoded))
+                top_up(len(decoded) * share_s)
+                while decoded:
+                    yield decoded.popleft()
+                    top_up(len(decoded) * share_s)
                 top_up()
-                yield from decoded
         finally:
             for _, future in in_flight:
                 future.cancel()
@@ -118,8 +134,8 @@ def decode_ahead(
     return drain()
 
 
-def _jobs(clips: Sequence[Clip]) -> Iterator[tuple[float, list[list[Clip]]]]:
-    """What one thread does in one go, with its audio seconds.
+def _jobs(clips: Sequence[Clip], most_s: float) -> Iterator[tuple[float, list[list[Clip]]]]:
+    """What one thread does in one go, files of `most_s` together, with its audio seconds.
 
     Waiting for an object store is best done one object a thread; short local files are decoded so
     fast that handing over each would cost a third of the time.
@@ -128,7 +144,7 @@ def _jobs(clips: Sequence[Clip]) -> Iterator[tuple[float, list[list[Clip]]]]:
     job: list[list[Clip]] = []
     job_s = 0.0
     for run_s, run in _runs(clips):
-        if job and (len(job) == most or job_s + run_s > _RUN_S):
+        if job and (len(job) == most or job_s + run_s > most_s):
             yield job_s, job
             job, job_s = [], 0.0
         job.append(run)
@@ -137,8 +153,10 @@ def _jobs(clips: Sequence[Clip]) -> Iterator[tuple[float, list[list[Clip]]]]:
         yield job_s, job
 
 
-def _decode_runs(runs: list[list[Clip]], max_clip_s: float, finish: Finish | None) -> list[Decoded]:
-    decoded = [one for run in runs for one in decode_run(run, max_clip_s)]
+def _decode_runs(
+    runs: list[list[Clip]], max_clip_s: float, finish: Finish | None, counted: Counted
+) -> list[Decoded]:
+    decoded = [one for run in runs for one in decode_run(run, max_clip_s, counted)]
     return decoded if finish is None else finish(decoded)
 
 
@@ -157,7 +175,9 @@ def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
         yield run_s, run
 
 
-def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
+def decode_run(
+    clips: Sequence[Clip], max_clip_s: float, counted: Counted = _uncounted
+) -> list[Decoded]:
     """Decode clips of one file; whatever is wrong with the audio becomes the clips' error.
 
     Raises:
@@ -168,7 +188,7 @@ def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
         return [_failed(c, ClipError(c.status, c.error)) for c in clips]
     try:
         with AudioReader(_source(first), name=first.file) as reader:
-            return [_read(reader, clip, max_clip_s) for clip in clips]
+            return [_read(reader, clip, max_clip_s, counted) for clip in clips]
     except Exception as error:
         fate = _fate(error)
         return [_failed(clip, fate) for clip in clips]
@@ -184,11 +204,12 @@ def _source(clip: Clip) -> AudioSource:
     )
 
 
-def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
+def _read(reader: AudioReader, clip: Clip, max_clip_s: float, counted: Counted) -> Decoded:
     try:
         signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s)
     except Exception as error:
         return _failed(clip, _fate(error))
+    counted()
     return Decoded(
         clip=clip, signal=signal, rms_db=rms_db(signal), clipped_ratio=clipped_ratio(signal)
     )

@@ -17,11 +17,11 @@ from raysers.audio.amr import is_installed
 from raysers.audio.level import clipped_ratio, rms_db
 from raysers.audio.perturb import Reference
 from raysers.audio.perturb_suites import CLEAN, Suite, chosen, with_options
-from raysers.audio.perturbation import Perturbation, generator
+from raysers.audio.perturbation import Perturbation, TooShort, generator
 from raysers.distributed.annotation import AnnotateTask, Annotator
 from raysers.distributed.feed import Decoded
-from raysers.distributed.recordings import Reading, Recording, listed
-from raysers.errors import ClipError, RaysersError
+from raysers.distributed.recordings import Reading, Recording, listed, usable
+from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.run import RunRecord
 from raysers.schemas import ROBUSTNESS
 from raysers.types import Status
@@ -82,7 +82,7 @@ class Perturbed:
         parameters = row.draw(rng)
         try:
             signal = row.change(one.signal, parameters, rng, reading)
-        except ValueError as error:
+        except TooShort as error:
             fate = ClipError(Status.TOO_SHORT, f"{row.name}: {error}")
             return _named(Decoded(clip=one.clip, error=fate), name, parameters)
         if reading.taken:
@@ -92,7 +92,6 @@ class Perturbed:
             signal=signal,
             rms_db=rms_db(signal),
             clipped_ratio=clipped_ratio(signal),
-            derived=True,
         )
         return _named(changed, name, parameters)
 
@@ -146,19 +145,23 @@ def make_task(scoring: AnnotateTask, options: Options, earlier: RunRecord | None
     """Settle what is done to the clips; needs the connected cluster to list recordings.
 
     Raises:
-        ConfigError: an unknown perturbation, or one without recordings.
+        ConfigError: an unknown perturbation, one without recordings, or no codec to resume with.
     """
     noise, noise_mark = listed("--noise-folder", options.noise_folder)
     rooms, rooms_mark = listed("--impulse-responses", options.impulse_responses)
-    material = {**noise, **rooms}
-    rows, left_out = chosen(options.names, options.suite, material)
+    rows, left_out = chosen(options.names, options.suite, {**noise, **rooms})
+    used = {row.needs for row in rows} - {""}
+    material = {
+        **usable("--noise-folder", noise, used),
+        **usable("--impulse-responses", rooms, used),
+    }
     codec = any(row.name == "phone" for row in rows) and _codec(earlier)
     rows = with_options(rows, tone_snr=options.tone_snr, amr=codec)
     versions = Perturbed(
         rows=tuple(rows),
         seed=options.seed,
         repeats=options.repeats,
-        material={kind: material[kind] for kind in sorted({row.needs for row in rows} - {""})},
+        material=material,
     )
     own = {
         "perturbations": [row.name for row in rows],
@@ -179,4 +182,12 @@ def make_task(scoring: AnnotateTask, options: Options, earlier: RunRecord | None
 
 def _codec(earlier: RunRecord | None) -> bool:
     """Whether to use AMR: as when the output was begun, else if it is installed here."""
-    return bool(earlier.settings.get("amr")) if earlier is not None else is_installed()
+    if earlier is None:
+        return is_installed()
+    began_with = bool(earlier.settings.get("amr"))
+    if began_with and not is_installed():
+        raise ConfigError(
+            "--output was begun with the AMR codec, which is not installed here: install the "
+            "package av, or give another --output"
+        )
+    return began_with

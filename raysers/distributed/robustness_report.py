@@ -53,11 +53,11 @@ def report(
     scores = read_scores(output, plan, task.versions.names)
     rows = robustness_rows(task.scoring.model, scores, changes_of(task.versions), comparison)
     parts.write_part(storage.join(output, METRICS_PART), to_table(rows, run_id))
-    for suffix, data in robustness_figure(rows, task.scoring.model).items():
+    for suffix, data in robustness_figure(rows, task.scoring.model, comparison).items():
         storage.write_atomic(storage.join(output, f"robustness.{suffix}"), data)
-    print_robustness(rows, task.scoring.model)
+    print_robustness(rows, task.scoring.model, comparison)
     names = [row.name for row in task.versions.rows]
-    print_notes(list(reading_notes(names, amr=task.needs_codec)))
+    print_notes(list(reading_notes(rows, names, comparison, amr=task.needs_codec)))
     print(f"metrics: {storage.join(output, 'metrics')}")
     return rows
 

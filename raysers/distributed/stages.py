@@ -136,10 +136,13 @@ class ShardStage:
     ) -> dict[Key, Row]:
         clips = _decode_order(clips)
         with self._gate.exclusive() if attempt.suspicious else self._gate.shared():
-            feed = self._careful_feed(clips, attempt) if attempt.suspicious else self._feed(clips)
+            careful = attempt.suspicious
+            feed = (
+                self._careful_feed(clips, attempt, tally) if careful else self._feed(clips, tally)
+            )
             return self._model.submit(self._score_feed, shard, feed, attempt, tally).result()
 
-    def _feed(self, clips: list[Clip]) -> Iterator[Decoded]:
+    def _feed(self, clips: list[Clip], tally: Tally) -> Iterator[Decoded]:
         most_s = max(AHEAD_S, 4 * self._worker.max_padded_s)
         return decode_ahead(
             clips,
@@ -147,12 +150,15 @@ class ShardStage:
             max_clip_s=self._settings.max_clip_s,
             ahead_s=ahead_s(most_s, self._settings.versions),
             finish=self._versions_of,
+            counted=tally.count_decode,
         )
 
     def _versions_of(self, decoded: list[Decoded]) -> list[Decoded]:
         return expanded(decoded, self._settings.versions)
 
-    def _careful_feed(self, clips: list[Clip], attempt: ledger.Attempt) -> Iterator[Decoded]:
+    def _careful_feed(
+        self, clips: list[Clip], attempt: ledger.Attempt, tally: Tally
+    ) -> Iterator[Decoded]:
         for stretch in _stretches(clips, attempt):
             if attempt.given_up(stretch[0].clip_id):
                 message = f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
@@ -160,7 +166,7 @@ class ShardStage:
                 yield from self._versions_of([given_up])
                 continue
             attempt.enter([clip.clip_id for clip in stretch])
-            yield from self._feed(stretch)
+            yield from self._feed(stretch, tally)
 
     def _score_feed(
         self, shard: int, feed: Iterator[Decoded], attempt: ledger.Attempt, tally: Tally

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,13 +25,18 @@ class Tally:
         self.model_s = 0.0
         self.wait_s = 0.0
         self.decoded = 0
+        self._decoding = threading.Lock()
         self.statuses: Counter[str] = Counter()
 
     def add(self, one: Decoded, status: str) -> None:
         """Count a finished clip, or version of one."""
         self.audio_s += one.duration_s
-        self.decoded += one.signal is not None and not one.derived
         self.statuses[status] += 1
+
+    def count_decode(self) -> None:
+        """Count that audio was decoded; called by the decoding threads."""
+        with self._decoding:
+            self.decoded += 1
 
     def timing_waits(self, feed: Iterator[Decoded]) -> Iterator[Decoded]:
         """Pass `feed` on, adding up how long its consumer had to wait."""

@@ -23,8 +23,8 @@ class Versions(Protocol):
     def of(self, one: Decoded) -> list[Decoded]:
         """One per name, in their order: with a signal of its own, or an error.
 
-        Only the first may carry the clip's own decode (`derived` False); each has its `version`
-        and the row's further `columns`. A clip without a signal gives the same error everywhere.
+        Each has its `version` and the row's further `columns`. A clip without a signal gives the
+        same error everywhere.
         """
 
 

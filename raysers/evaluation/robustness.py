@@ -64,7 +64,8 @@ def robustness_rows(
         for change in changes:
             rows += _ccc_rows(model, scores, cell, change, how)
     small = {change.name for change in changes if change.small}
-    return [replace(row, paper=_paper(row, small)) for row in rows]
+    found = {(row.dataset, row.split, row.metric) for row in rows if row.model == model}
+    return [replace(row, paper=_paper(row, _names_in(row, found, small), how)) for row in rows]
 
 
 def random_predictions(scores: Scores, seed: int) -> dict[str, Floats]:
@@ -100,17 +101,18 @@ def _change_rows(
     total = sums.by_unit.sum(axis=0)
     drawn = resample(sums.by_unit, how.draws, generator(how.seed, *cell.key))
     counts = sums.clips
+    there = sums.by_unit[:, 0] > 0
     small = np.array([c.small and c.against == CLEAN for c in changes])
 
     share, draws = _ratio(total[1], total[0]), _ratio(drawn[:, 1], drawn[:, 0])
-    low, high = _bounds(share, interval(draws), counts[:, None])
+    low, high = _bounds(share, interval(draws), there.sum(axis=0))
     for i, change in enumerate(changes):
         metric = f"{OVERALL}_{change.name}"
         yield from _rows(model, cell, metric, (share[i], low[i], high[i]), counts[i])
     if small.any():
         overall, over = _mean(share[small], 0), _mean(draws[:, small], 1)
         n = int(counts[small].max())
-        low, high = _bounds(overall, interval(over), counts[small].max())
+        low, high = _bounds(overall, interval(over), there[:, small].any(axis=1).sum(axis=0))
         yield from _rows(model, cell, OVERALL, (overall, low, high), n)
     if model == RANDOM:
         return
@@ -130,7 +132,9 @@ def _ccc_rows(
     """CCC of the perturbed clips less that of the same clips as they are."""
     before = scores.predictions[change.against]
     after = [scores.predictions[version] for version in change.versions]
-    both = [np.where(np.isfinite(p), before, np.nan) for p in after]
+    there = [np.isfinite(before) & np.isfinite(p) for p in after]
+    both = [np.where(t, before, np.nan) for t in there]
+    after = [np.where(t, p, np.nan) for t, p in zip(there, after, strict=True)]
     bootstrap = Bootstrap(draws=how.draws, seed=how.seed)
     of_draws = OF_SUMS["ccc"](drawn_sums(scores, cell, [*both, *after], bootstrap))
     truth = scores.truth[cell.rows]
@@ -158,14 +162,14 @@ def _ccc_rows(
 
 
 def _bounds(
-    share: Floats, bounds: tuple[Floats, Floats], clips: NDArray[np.int64]
+    share: Floats, bounds: tuple[Floats, Floats], units: NDArray[np.int64]
 ) -> tuple[Floats, Floats]:
     """Intervals of shares.
 
     Where all clips agree every draw of them does too, and the interval would be a point: there it
-    is the exact one (Clopper-Pearson) of as many independent clips.
+    is the exact one (Clopper-Pearson) of as many independent speakers, or clips without any.
     """
-    least = _TAIL ** (1 / np.maximum(clips, 1))
+    least = _TAIL ** (1 / np.maximum(units, 1))
     low = np.where(share == 1, least, np.where(share == 0, 0.0, bounds[0]))
     high = np.where(share == 0, 1 - least, np.where(share == 1, 1.0, bounds[1]))
     return low, high
@@ -191,13 +195,32 @@ def _rows(
             )
 
 
-def _paper(row: Row, small: Collection[str]) -> float:
-    """The paper's figure; its means are beside ours when both are over the same perturbations."""
+def _paper(row: Row, names: Collection[str], how: Comparison) -> float:
+    """The paper's figure, where ours was made in the same way.
+
+    Args:
+        row: ours.
+        names: the perturbations it is over.
+        how: threshold and tone.
+    """
     if row.model == RANDOM or row.group or not row.metric.startswith(OVERALL):
         return NAN
-    if row.metric == OVERALL and set(small) != published.of_the_paper():
+    if how.threshold != published.THRESHOLD:
+        return NAN
+    if how.tone_snr != "peak" and published.TONE in names:
+        return NAN
+    if row.metric == OVERALL and set(names) != published.of_the_paper():
         return NAN
     return published.paper(row.metric, row.dimension, row.model)
+
+
+def _names_in(
+    row: Row, found: Collection[tuple[str, str, str]], small: Collection[str]
+) -> set[str]:
+    """Perturbations a row is over: its own, or the small ones with a clip to compare."""
+    if row.metric != OVERALL:
+        return {row.metric.removeprefix(f"{OVERALL}_")}
+    return {name for name in small if (row.dataset, row.split, f"{OVERALL}_{name}") in found}
 
 
 def _ratio(upper: Floats, lower: Floats) -> Floats:

@@ -53,6 +53,7 @@ class Comparison:
         by: columns whose values get rows of their own.
         draws: bootstrap draws; 0: no intervals.
         seed: of the draws and of the random baseline.
+        tone_snr: what the added tone's SNR is relative to, `peak` (paper) or `rms` (ser-tests).
     """
 
     threshold: float = 0.05
@@ -60,6 +61,13 @@ class Comparison:
     by: Sequence[str] = ("sex", "language", "emotion")
     draws: int = 1000
     seed: int = 0
+    tone_snr: str = "peak"
+
+    @property
+    def text(self) -> str:
+        """When a score counts as unchanged, in words."""
+        rounding = f", scores rounded to {_DECIMALS} decimals" if self.rounded else ""
+        return f"changed by less than {self.threshold:g}{rounding}"
 
     def difference(self, before: Floats, after: Floats) -> Floats:
         """Magnitudes of the changes; whole hundredths when scores are rounded, free of error."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.robustness import MEAN, OVERALL
-from raysers.evaluation.robustness_numbers import ser_tests
+from raysers.evaluation.robustness_changes import Comparison
+from raysers.evaluation.robustness_numbers import ser_tests_share
 from raysers.evaluation.robustness_table import place, rows_by_place
 from raysers.evaluation.rows import Row
 from raysers.types import DIMENSIONS
@@ -46,12 +47,15 @@ _STYLE = {
 }
 
 
-def robustness_figure(rows: Sequence[Row], model: str) -> dict[str, bytes]:
+def robustness_figure(
+    rows: Sequence[Row], model: str, how: Comparison | None = None
+) -> dict[str, bytes]:
     """Share of unchanged scores by perturbation and dimension, with the published ones.
 
     Args:
         rows: of the metrics table; groups are left out, datasets and splits have a panel each.
         model: named in the title.
+        how: as scores were compared.
 
     Returns:
         The picture as `png` and `svg`; nothing without a perturbation to show.
@@ -64,7 +68,7 @@ def robustness_figure(rows: Sequence[Row], model: str) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"}):
-        figure = _draw(panels[:_MOST_PANELS], model)
+        figure = _draw(panels[:_MOST_PANELS], model, how or Comparison())
         FigureCanvasAgg(figure)
         return {
             "png": _bytes_of(figure, format="png", dpi=_DPI, metadata={"Software": None}),
@@ -78,7 +82,7 @@ def _bytes_of(figure: Any, **how: Any) -> bytes:
     return file.getvalue()
 
 
-def _draw(panels: Sequence[Sequence[Row]], model: str) -> Any:
+def _draw(panels: Sequence[Sequence[Row]], model: str, how: Comparison) -> Any:
     from matplotlib.figure import Figure
 
     lines = [len({row.metric for row in rows}) for rows in panels]
@@ -86,24 +90,27 @@ def _draw(panels: Sequence[Sequence[Row]], model: str) -> Any:
     figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=lines)[:, 0]
     for axis, rows in zip(axes, panels, strict=True):
-        _draw_panel(axis, rows, model)
+        _draw_panel(axis, rows, model, how)
     _legend(figure)
     return figure
 
 
-def _draw_panel(axis: Any, rows: Sequence[Row], model: str) -> None:
+def _draw_panel(axis: Any, rows: Sequence[Row], model: str, how: Comparison) -> None:
     metrics = list(dict.fromkeys(row.metric for row in rows))
     mine = {(r.metric, r.dimension): r for r in rows if r.model != RANDOM}
     random = [r.value for r in rows if r.model == RANDOM]
     for y, metric in enumerate(metrics):
-        _draw_line(axis, y, metric, mine)
+        _draw_line(axis, y, metric, mine, how)
     if random:
         chance = sum(random) / len(random)
         axis.axvline(chance, color=_SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
     _finish(axis, metrics, mine, model)
+    axis.set_xlabel(f"share of scores that {how.text}", loc="right")
 
 
-def _draw_line(axis: Any, y: int, metric: str, mine: Mapping[tuple[str, str], Row]) -> None:
+def _draw_line(
+    axis: Any, y: int, metric: str, mine: Mapping[tuple[str, str], Row], how: Comparison
+) -> None:
     for dimension in DIMENSIONS:
         row = mine.get((metric, dimension))
         if row is None:
@@ -114,10 +121,8 @@ def _draw_line(axis: Any, y: int, metric: str, mine: Mapping[tuple[str, str], Ro
         axis.plot(row.value, height, "o", color=colour, ms=5, mec="white", mew=0.6)
     mean = mine.get((metric, MEAN))
     name = metric.removeprefix(f"{OVERALL}_")
-    for value, marker in (
-        (mean.paper if mean else math.nan, "D"),
-        (ser_tests(OVERALL, name, MEAN), "|"),
-    ):
+    beside = ser_tests_share([name], threshold=how.threshold, tone_snr=how.tone_snr)
+    for value, marker in ((mean.paper if mean else math.nan, "D"), (beside, "|")):
         if not math.isnan(value):
             axis.plot(value, y, marker, color=_INK, ms=6, mfc="none", mew=1.1, zorder=1)
 
@@ -130,7 +135,6 @@ def _finish(
     axis.set_ylim(len(metrics) - 0.5, -0.5)
     axis.set_xlim(-0.01, 1.02)
     axis.grid(axis="x")
-    axis.set_xlabel("share of scores left unchanged", loc="right")
     first = next(iter(mine.values()))
     short = model.rstrip("/").rpartition("/")[2]
     title = f"Robustness of {short}: {first.dataset} {first.split}, {first.n:,} clips"

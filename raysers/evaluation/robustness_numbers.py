@@ -7,7 +7,7 @@ perturbations: what is beside a figure orients, it does not judge.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
 from statistics import fmean
@@ -15,6 +15,9 @@ from typing import Any
 
 from raysers.evaluation.paper import paper_model, paper_numbers
 
+#: Change below which both count a score as unchanged, and the perturbation they define apart.
+THRESHOLD = 0.05
+TONE = "additive_tone"
 _NAN = float("nan")
 _MEAN = "mean"
 _PREFIX = "robustness"
@@ -51,6 +54,18 @@ def paper(metric: str, dimension: str, model: str) -> float:
         return float(numbers["dimensions"][dimension])
     of_all = fmean(numbers["dimensions"].values())
     return float(numbers["models"].get(paper_model(model), of_all))
+
+
+def ser_tests_share(
+    names: Collection[str], model: str = "", *, threshold: float, tone_snr: str
+) -> float:
+    """Mean share unchanged over perturbations, as `ser_tests`.
+
+    NaN beside another threshold, and with the tone where its SNR is not of root mean squares.
+    """
+    if threshold != THRESHOLD or not names or (TONE in names and tone_snr != "rms"):
+        return _NAN
+    return fmean(ser_tests(_PREFIX, name, _MEAN, model) for name in names)
 
 
 def ser_tests(metric: str, perturbation: str, dimension: str, model: str = "") -> float:

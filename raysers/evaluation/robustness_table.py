@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
 
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.robustness import MEAN, OVERALL
-from raysers.evaluation.robustness_numbers import of_ser_tests, ser_tests
+from raysers.evaluation.robustness_changes import Comparison
+from raysers.evaluation.robustness_numbers import TONE, of_ser_tests, ser_tests, ser_tests_share
 from raysers.evaluation.rows import Row
 from raysers.evaluation.table import number, report_console
 from raysers.types import DIMENSIONS
@@ -25,16 +25,22 @@ _SHARE, _SIZE, _CCC = f"{OVERALL}_", "mean_change_", "ccc_change_"
 _ALL_OF_THEM = "all small changes"
 
 
-def print_robustness(rows: Sequence[Row], model: str, console: Console | None = None) -> None:
+def print_robustness(
+    rows: Sequence[Row],
+    model: str,
+    how: Comparison | None = None,
+    console: Console | None = None,
+) -> None:
     """The share of unchanged scores per dataset, then the change of CCC, then groups."""
+    how = how or Comparison()
     console = console or report_console()
     for (dataset, split), block in groupby(rows_by_place(rows), key=place):
         mine = list(block)
         whole = [row for row in mine if not row.group]
-        title = f"{dataset} {split}: share of scores that changed by less than the threshold"
-        _print(console, title, _share_table(whole, model))
+        title = f"{dataset} {split}: share of scores that {how.text}"
+        _print(console, title, _share_table(whole, model, how))
         _print(console, "absolute change: mean / 95th percentile", _size_table(whole))
-        _print(console, "change of CCC", _ccc_table(whole, model))
+        _print(console, "change of CCC", _ccc_table(whole, model, how))
         for group in dict.fromkeys(row.group for row in mine if row.group):
             parts = [row for row in mine if row.group == group and row.model != RANDOM]
             _print(console, f"share unchanged (mean) by {group}", _group_table(parts))
@@ -58,7 +64,7 @@ def _print(console: Console, title: str, table: Table | None) -> None:
         console.print()
 
 
-def _share_table(rows: Sequence[Row], model: str) -> Table | None:
+def _share_table(rows: Sequence[Row], model: str, how: Comparison) -> Table | None:
     values = {(r.model == RANDOM, r.metric, r.dimension): r for r in rows}
     metrics = dict.fromkeys(r.metric for r in rows if r.metric.startswith(OVERALL))
     table = _table("", *DIMENSIONS, "mean [95 %]", "paper", "ser-tests", "random")
@@ -70,7 +76,7 @@ def _share_table(rows: Sequence[Row], model: str) -> Table | None:
             continue
         cells = [values[False, metric, d].value for d in DIMENSIONS]
         names = small if metric == OVERALL else [name]
-        beside = fmean(ser_tests(OVERALL, n, MEAN, model) for n in names)
+        beside = ser_tests_share(names, model, threshold=how.threshold, tone_snr=how.tone_snr)
         own = (mean.paper, beside, random.value if random else math.nan)
         style = "bold" if metric == OVERALL else None
         table.add_row(name, *map(number, cells), _with_bounds(mean), *map(number, own), style=style)
@@ -87,14 +93,15 @@ def _size_table(rows: Sequence[Row]) -> Table | None:
     return table if table.row_count else None
 
 
-def _ccc_table(rows: Sequence[Row], model: str) -> Table | None:
+def _ccc_table(rows: Sequence[Row], model: str, how: Comparison) -> Table | None:
     mine = [row for row in rows if row.metric.startswith(_CCC)]
     table = _table("", *DIMENSIONS, "ser-tests, mean")
     for metric, block in groupby(mine, key=lambda row: row.metric):
         name = metric.removeprefix(_CCC)
         cells = {row.dimension: _with_bounds(row) for row in block}
-        beside = number(ser_tests("ccc_change", name, MEAN, model))
-        table.add_row(name, *(cells.get(d, "-") for d in DIMENSIONS), beside)
+        other_tone = name == TONE and how.tone_snr != "rms"
+        beside = math.nan if other_tone else ser_tests("ccc_change", name, MEAN, model)
+        table.add_row(name, *(cells.get(d, "-") for d in DIMENSIONS), number(beside))
     return table if table.row_count else None
 
 
@@ -128,8 +135,25 @@ def _without_bounds(row: Row) -> str:
     return number(row.value)
 
 
-def reading_notes(names: Sequence[str], *, amr: bool) -> Iterator[str]:
-    """What a reader should know of the figures beside ours."""
+def reading_notes(
+    rows: Sequence[Row], names: Sequence[str], how: Comparison, *, amr: bool
+) -> Iterator[str]:
+    """What a reader should know of the figures, and of those beside ours.
+
+    Args:
+        rows: of the metrics table.
+        names: the perturbations of the run.
+        how: as they were compared.
+        amr: whether the phone has its codec.
+    """
+    compared = {row.metric for row in rows}
+    lost = [name for name in names if _SHARE + name not in compared]
+    if lost:
+        yield f"no clip could be compared: {', '.join(lost)}"
+    yield f"unchanged: {how.text}; published shares stand beside a threshold of .05 only"
+    if TONE in names:
+        whose = "paper's" if how.tone_snr == "peak" else "ser-tests'"
+        yield f"{TONE}: SNR of the clip's {how.tone_snr}, so beside it are the {whose} figures only"
     yield "paper: means over its models, corpora and dimensions (section 4.5)"
     yield "ser-tests: mean over its corpora for this model, or for the paper's eight models"
     if "phone" in names and not amr:

@@ -38,7 +38,7 @@ class Halves:
         made = [self._named(one, "clean")]
         if one.signal is None:
             return [self._named(one, name) for name in NAMES]
-        half = replace(one, signal=one.signal[: len(one.signal) // 2], derived=True)
+        half = replace(one, signal=one.signal[: len(one.signal) // 2])
         none = Decoded(clip=one.clip, error=ClipError(Status.TOO_SHORT, "none: cannot be applied"))
         return [*made, self._named(half, "half"), self._named(none, "none")]
 

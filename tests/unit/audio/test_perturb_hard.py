@@ -214,3 +214,11 @@ def test_what_cannot_be_made_is_refused_with_the_fix(names, words):
     with pytest.raises(ConfigError, match="--perturbations") as error:
         chosen(names, "paper", ())
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-42, 1e-39])
+def test_levels_that_float32_can_hardly_hold_are_silence(level):
+    quiet = np.full(400, level, np.float32)
+    noise = np.random.default_rng(0).standard_normal(401)
+    np.testing.assert_array_equal(phone(quiet, noise), quiet)
+    np.testing.assert_array_equal(mix(quiet, noise[:400], 20), quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import soundfile as sf
 
 from raysers.audio.perturb_suites import chosen
 from raysers.distributed.feed import Decoded
-from raysers.distributed.recordings import Reading, Recording
+from raysers.distributed.recordings import Reading, Recording, decoded_once
 from raysers.distributed.robustness import Perturbed
 from raysers.errors import ClipError, RaysersError
 from raysers.types import Clip, Status
@@ -25,12 +26,11 @@ def decoded(samples: int = 8000, clip_id: str = "a") -> Decoded:
     return Decoded(clip=Clip(clip_id=clip_id, file="a.wav"), signal=signal, rms_db=-20.0)
 
 
-def test_the_clip_itself_comes_first_and_only_it_counts_as_decoded():
+def test_the_clip_itself_comes_first_as_it_was_decoded():
     one = decoded()
     made = perturbed("gain", "tilt_up", repeats=3).of(one)
     assert [m.version for m in made] == ["clean", "gain", "gain#2", "gain#3", "tilt_up"]
     assert made[0].signal is one.signal
-    assert [m.derived for m in made] == [False, True, True, True, True]
     assert all(m.columns["perturbation"] == m.version for m in made)
     drawn = {json.loads(m.columns["parameters"])["gain_db"] for m in made[1:4]}
     assert drawn <= {-2, -1, 1, 2}
@@ -78,6 +78,26 @@ def test_recordings_are_read_where_they_are_asked_for(tmp_path, seconds):
     np.testing.assert_array_equal(got * 32_768, ramp[20_001:20_501])
     assert len(reading.read(0, len(ramp) - 10, 500)) == 10
     assert reading.taken == [item.file] * 2
+
+
+def test_a_recording_is_decoded_to_its_end_before_it_is_used(tmp_path):
+    sf.write(tmp_path / "x.flac", np.random.default_rng(0).normal(0, 0.1, 80_000), 16_000)
+    item = Recording(
+        file=str(tmp_path / "x.flac"), samples=80_007, num_bytes=None, byte_offset=None,
+        byte_size=None, etag="",
+    )  # fmt: skip
+    assert decoded_once(item) == replace(item, samples=80_000)
+    data = (tmp_path / "x.flac").read_bytes()
+    (tmp_path / "x.flac").write_bytes(data[: len(data) // 2])
+    assert decoded_once(item).fault
+    assert decoded_once(replace(item, file=str(tmp_path / "gone.flac"))).fault
+
+
+def test_a_mistake_in_a_perturbation_is_not_called_a_short_clip():
+    (row,) = perturbed("clip").rows
+    wrong = replace(row, choices={"ratio": (2.0,)})
+    with pytest.raises(ValueError, match="ratio is 2"):
+        Perturbed(rows=(wrong,)).of(decoded())
 
 
 def test_noise_that_cannot_be_read_is_not_the_clips_fault(tmp_path):

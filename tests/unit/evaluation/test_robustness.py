@@ -7,6 +7,7 @@ import math
 import audmetric
 import numpy as np
 import pytest
+import scipy.stats
 from scipy import integrate, stats
 
 from raysers.evaluation import robustness_numbers as published
@@ -208,6 +209,40 @@ def test_published_figures_stand_beside_ours_where_they_belong():
     assert value(rows, "robustness", model="w2v2-L-robust").paper == 0.98
     assert value(rows, "robustness", "valence", model="w2v2-L-robust").paper == 0.944
     assert all(math.isnan(row.paper) for row in rows if row.model == RANDOM)
+
+
+def test_published_figures_stand_beside_shares_made_in_the_same_way_only():
+    eight = sorted(published.of_the_paper())
+    good = scores_of([0.5] * 3, [0.5] * 3, **{n: [0.5] * 3 for n in eight if n != "gain"})
+    changes = [Change(name=name, versions=(name,), against="clean") for name in eight]
+
+    def papers(scores, **how) -> dict[str, float]:
+        rows = robustness_rows("m", scores, changes, Comparison(draws=0, **how))
+        return {
+            row.metric.removeprefix("robustness_"): row.paper
+            for row in rows
+            if row.model == "m" and row.dimension == "mean" and not math.isnan(row.paper)
+        }
+
+    assert papers(good).keys() == {*eight, "robustness"}
+    assert papers(good, threshold=0.1) == {}
+    assert papers(good, tone_snr="rms").keys() == {*eight} - {"additive_tone"}
+    lost = scores_of([0.5] * 3, [math.nan] * 3, **{n: [0.5] * 3 for n in eight if n != "gain"})
+    assert papers(lost).keys() == {*eight} - {"gain"}
+    share = published.ser_tests_share
+    assert math.isnan(share(["additive_tone"], threshold=0.05, tone_snr="peak"))
+    assert share(["additive_tone"], threshold=0.05, tone_snr="rms") == pytest.approx(
+        0.967, abs=1e-3
+    )
+    assert math.isnan(share(["clip"], threshold=0.06, tone_snr="peak"))
+
+
+def test_where_all_agree_the_interval_is_of_as_many_speakers_not_clips():
+    columns = {"speaker": ["a", "b", "c", "d"] * 10}
+    scores = scores_of([0.5] * 40, [0.5] * 40, columns=columns)
+    row = value(robustness_rows("m", scores, [GAIN], Comparison(draws=50)), "robustness_gain")
+    exact = scipy.stats.binomtest(4, 4).proportion_ci(0.95, "exact")
+    assert (row.ci_low, row.ci_high) == pytest.approx((exact.low, exact.high))
 
 
 def test_ser_tests_figures_average_to_the_known_ones():
