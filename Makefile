@@ -27,10 +27,10 @@ demo: setup  ## annotate made-up speech, or your own: make demo AUDIO=folder
 	@$(BIN)/python jobs/demo.py $(if $(AUDIO),--audio '$(AUDIO)')
 
 test: setup  ## every test that needs no GPU
-	@echo "test: pytest, unit tests beside those that need Ray"
-	@log=$$(mktemp); $(BIN)/python -m pytest tests/unit >$$log 2>&1 & unit=$$!; \
-	$(BIN)/python -m pytest tests/cluster tests/jobs; ray=$$?; \
-	wait $$unit; unit=$$?; cat $$log; rm -f $$log; exit $$((ray | unit))
+	@echo "test: pytest, jobs beside everything else"
+	@log=$$(mktemp); $(BIN)/python -m pytest tests/unit tests/cluster >$$log 2>&1 & rest=$$!; \
+	$(BIN)/python -m pytest tests/jobs; jobs=$$?; \
+	wait $$rest; rest=$$?; cat $$log; rm -f $$log; exit $$((jobs | rest))
 
 lint: setup  ## style, types and import rules
 	@echo "lint: ruff check"
