@@ -5,8 +5,8 @@
 
 The defaults are the paper's (Adam 1e-4, 5 epochs, batch 32, CCC loss, CNN frozen). On a small
 machine: `--backbone random:tiny --data emodb --emotion-map russell-mehrabian --folds 5 --epochs 30
---lr 1e-3`, a quarter of an hour on one core. The same command again resumes, and any number of
---workers gives the same model.
+--lr 1e-3`, a quarter of an hour on one core. The same command again resumes, and one
+to four --workers give the same model.
 Result: OUTPUT is a model folder for annotate, with a card, figures and the dev predictions.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysers.config import as_plain, parse
-from raysers.distributed import cluster, training_plan, training_report
+from raysers.distributed import cluster, training_plan, training_report, training_state
 from raysers.distributed.clipjob import recorded
 from raysers.distributed.planning import before_writing, check_writable
 from raysers.distributed.tracking import check_tracking, tracked
@@ -56,6 +56,7 @@ def train(flags: TrainFlags) -> int:
         fitted = fit(plan.job(record.run_id), plan.placement, len(plan.history), tell)
         outcome = write_results(plan, record, fitted.history, fitted.failed)
     finished(record, "done", outcome).save(settled.output)
+    training_state.clear(settled.output)  # not before: a failure until here must find it
     training_report.print_outcome(settled.output, outcome)
     return Exit.DONE
 

@@ -6,6 +6,7 @@ which epoch is the best.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -46,7 +47,8 @@ def predict_all(
 ) -> NDArray[np.float64]:
     """Predictions [clips, 3] of the clips in `pieces`, dealt to the workers.
 
-    NaN where a clip could not be decoded. A collective operation: every worker has to call it.
+    NaN where a clip could not be decoded, infinite where the network gave no
+    number. A collective operation: every worker has to call it.
     """
     rank, world = distributed.get_rank(), distributed.get_world_size()
     # the last column tells which rows some worker has filled
@@ -55,7 +57,9 @@ def predict_all(
         heard = [(n, s) for n, s in zip(piece, found, strict=True) if s is not None]
         if heard:
             numbers, decoded = zip(*heard, strict=True)
-            table[list(numbers), :-1] = torch.from_numpy(predict(decoded)).double()
+            scores = torch.from_numpy(predict(decoded)).double()
+            # a network that fails on a clip must not pass for one that was not asked
+            table[list(numbers), :-1] = scores.nan_to_num(nan=math.inf)
             table[list(numbers), -1] = 1.0
     table = table.to(device)
     distributed.all_reduce(table)
@@ -65,5 +69,6 @@ def predict_all(
 
 def dev_ccc(labels: NDArray[np.float32], predictions: NDArray[np.float64]) -> dict[str, float]:
     """CCC by dimension over the whole dev set; NaN where it is undefined."""
-    values = per_dimension(ccc, labels.astype(np.float64), predictions)
+    with np.errstate(invalid="ignore"):  # infinite scores make it NaN, as they should
+        values = per_dimension(ccc, labels.astype(np.float64), predictions)
     return dict(zip(DIMENSIONS, map(float, values), strict=True))

@@ -159,8 +159,8 @@ class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags):
     seed: int = 0
     """Decides initial weights, order of the data, dropout and augmentation."""
     workers: int = 0
-    """Training workers; 0 uses every GPU, or every CPU when there is none. Any number gives the
-    same model."""
+    """Training workers; 0 uses every GPU, or every CPU when there is none. One to four
+    give the same model; more draw dropout differently."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the forward pass; auto is bf16 on GPUs that have it, else fp32."""
     max_padded_s: float = 0.0
@@ -215,6 +215,8 @@ def _rules(flags: TrainingFlags) -> Iterator[tuple[bool, str, str]]:
     weights = flags.target_weights
     usable = min(weights) >= 0 and sum(weights) > 0
     yield usable, "--target-weights", "three weights of 0 or more, not all 0"
+    alone = flags.loss == "ccc" and flags.batch_size == 1
+    yield not alone, "--batch-size", "2 or more with --loss ccc: one clip has no correlation"
     yield flags.accumulate >= 1, "--accumulate", "1 or more pieces"
     yield 0 <= flags.ema < 1, "--ema", "a decay from 0 to below 1"
     waits = not flags.patience or flags.keep == "best"

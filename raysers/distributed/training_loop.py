@@ -29,7 +29,7 @@ from raysers.distributed.training_steps import Schedule, Step
 from raysers.distributed.training_store import store_model, store_predictions
 from raysers.errors import RaysersError, TrainingDiverged
 from raysers.models.group import TorchGroup
-from raysers.models.train_state import dump, restore
+from raysers.models.train_state import dump, restore, scalars_of
 from raysers.models.trainee import Trainee
 from raysers.models.training_batch import Batch, MicroBatch
 from raysers.run import load_record
@@ -231,8 +231,7 @@ class _Worker:
         self._since_s = time.monotonic()
 
     def _notes(self) -> dict[str, Any]:
-        scalars = {"steps": self._trainee.steps, "total_steps": self._trainee.total_steps}
-        return self._position.notes() | {"trainee": scalars}
+        return self._position.notes() | {"trainee": scalars_of(self._trainee)}
 
     def _count_time(self) -> None:
         now_s = time.monotonic()

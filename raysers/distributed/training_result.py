@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from raysers.data import storage
 from raysers.data.corpora.emotions import common_name, load_emotion_map
-from raysers.distributed import parts, training_state
+from raysers.distributed import parts
 from raysers.distributed.training_data import Examples
 from raysers.distributed.training_flags import TrainingFlags
 from raysers.distributed.training_plan import TrainingPlan
@@ -62,7 +62,6 @@ def write_results(
     document |= {"failed_clips": dict(failed), "outcome": outcome}
     text = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
     storage.write_atomic(storage.join(output, "training.json"), text.encode())
-    training_state.clear(output)
     return outcome
 
 

@@ -5,6 +5,7 @@ Every file is replaced whole, so whoever loads the folder finds the old model or
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -81,12 +82,15 @@ def store_predictions(
 
 
 def _row(clip: Clip, scores: Sequence[float], error: str) -> dict[str, Any]:
+    status = Status.UNREADABLE if error else Status.OK
+    if not error and not all(map(math.isfinite, scores)):
+        status, error = Status.MODEL_ERROR, "the model's scores are not finite numbers"
     return {
         "file": clip.file,
         "start": clip.start_ns,
         "end": clip.end_ns,
         "clip_id": clip.clip_id,
-        "status": str(Status.UNREADABLE if error else Status.OK),
+        "status": str(status),
         "error": error,
         "duration_s": None if error else clip.duration_s,
         **({} if error else dict(zip(DIMENSIONS, scores, strict=True))),

@@ -42,12 +42,17 @@ def dump(trainee: Trainee) -> TraineeState:
     return TraineeState(
         weights=save(_on_cpu(_weights(trainee))),
         optimiser=save(_on_cpu(dict(_moments(trainee)) | dict(_averages(trainee)))),
-        scalars={
-            "steps": trainee.steps,
-            "total_steps": trainee.total_steps,
-            "average_updates": trainee.average.updates if trainee.average else 0,
-        },
+        scalars=scalars_of(trainee),
     )
+
+
+def scalars_of(trainee: Trainee) -> dict[str, int]:
+    """What the state has besides tensors."""
+    return {
+        "steps": trainee.steps,
+        "total_steps": trainee.total_steps,
+        "average_updates": trainee.average.updates if trainee.average else 0,
+    }
 
 
 def restore(trainee: Trainee, weights: bytes, optimiser: bytes, scalars: Mapping[str, Any]) -> None:

@@ -60,7 +60,7 @@ def command(place, labels) -> list[str]:
     return [
         "--data", str(labels), "--backbone", f"random:{config}", "--epochs", str(EPOCHS),
         "--batch-size", "7", "--lr", "3e-3", "--category-weight", "0.3", "--max-failed", "0.1",
-        "--noise-db", "10", "30", "--speed", "0.9", "1.0", "1.1",
+        "--ema", "0.9", "--noise-db", "10", "30", "--speed", "0.9", "1.0", "1.1",
     ]  # fmt: skip
 
 
