@@ -100,8 +100,10 @@ def load(flags: LabelledFlags, *, seed: int, min_samples: int, dev_needed: bool)
         table = splits.fold_splits(table, flags.folds, flags.fold)
     _require_split(table)
     leakage = splits.check_leakage(table, flags.allow_leakage)
+    without = table["split"].null_count
     table = table.filter(pc.is_in(table["split"], pa.array(["train", "dev"])))
     table, left_out = _usable(flags, table, min_samples)
+    left_out |= {"no split": without} if without else {}
     _check_labels(table)
     _require_rows(table, flags, dev_needed)
     train, dev = (table.filter(pc.equal(table["split"], name)) for name in ("train", "dev"))

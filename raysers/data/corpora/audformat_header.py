@@ -179,18 +179,37 @@ def _table(
         if scheme is not None and str(scheme) not in schemes:
             raise ConfigError(f"{uri}: table {name!r} names the scheme {scheme!r}, not defined")
         columns[str(column)] = schemes[str(scheme)] if scheme is not None else Scheme()
-    roles: dict[str, str] = {}
-    for column, meaning in columns.items():
-        role = _ROLES.get(column.lower()) or _ROLES.get(meaning.name.lower())
-        if role:
-            roles.setdefault(role, column)
     return TableHeader(
         name=name,
         is_segmented=about.get("type") == "segmented",
         columns=columns,
-        roles=roles,
+        roles=_roles(uri, name, columns),
         split=_split(name, about.get("split_id"), splits),
     )
+
+
+def _roles(uri: str, table: str, columns: Mapping[str, Scheme]) -> dict[str, str]:
+    """The column of each role: the one called so, else the one whose scheme is.
+
+    Raises:
+        ConfigError: several columns are ratings of a dimension and none is called after it.
+    """
+    roles: dict[str, str] = {}
+    for column in columns:
+        if role := _ROLES.get(column.lower()):
+            roles.setdefault(role, column)
+    named = set(roles)
+    for column, meaning in columns.items():
+        role = _ROLES.get(meaning.name.lower())
+        if role is None or role in named or column in roles.values():
+            continue
+        if role in DIMENSIONS and role in roles:
+            raise ConfigError(
+                f"{uri}: table {table!r} has several columns of {role} ({roles[role]}, {column}): "
+                f"call the one to use {role!r}"
+            )
+        roles.setdefault(role, column)
+    return roles
 
 
 def _split(table: str, split_id: Any, splits: Mapping[str, Any]) -> str | None:

@@ -204,3 +204,23 @@ def test_tables_that_differ_are_told_and_laryngograph_copies_are_no_speech(tmp_p
     found = read(str(tmp_path / "y"))
     assert found.table.num_rows == 2
     assert any("tables differ in arousal (1)" in note for note in found.notes)
+
+
+def rated_twice(root: Path, columns: tuple[str, str]) -> Path:
+    """One table whose two columns are both of the scheme arousal: 1 and 5 on 1..5."""
+    db = audformat.Database("made", source="here", usage="unrestricted")
+    db.schemes["arousal"] = audformat.Scheme("float", minimum=1, maximum=5)
+    db["ratings"] = audformat.Table(audformat.filewise_index(FILES[:1]))
+    for column, value in zip(columns, (1.0, 5.0), strict=True):
+        db["ratings"][column] = audformat.Column(scheme_id="arousal")
+        db["ratings"][column].set([value])
+    db.save(str(root))
+    trees.wav(root / FILES[0])
+    return root
+
+
+def test_no_single_raters_column_is_taken_for_the_label(tmp_path):
+    with pytest.raises(ConfigError, match=r"several columns of arousal \(r1, r2\)"):
+        read(str(rated_twice(tmp_path / "raters", ("r1", "r2"))))
+    named = read(str(rated_twice(tmp_path / "named", ("arousal.std", "arousal")))).table
+    assert named["arousal"].to_pylist() == [1.0]  # of the column called so: (5 - 1) / 4
