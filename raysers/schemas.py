@@ -116,3 +116,69 @@ ROBUSTNESS = pa.schema(
         *(ANNOTATIONS.field(n) for n in ANNOTATIONS.names if n not in MANIFEST.names[:4]),
     ]
 )
+
+
+def _named(names: str, schema: pa.Schema = ANNOTATIONS) -> tuple[pa.Field, ...]:
+    return tuple(schema.field(name) for name in names.split())
+
+
+_MAKER_FIELDS = _named("model model_revision run_id created_at")
+
+#: What was said in every clip.
+TRANSCRIPTS = pa.schema(
+    [
+        *CLIP_FIELDS,
+        *_FATE_FIELDS,
+        _field("text", pa.string(), "words recognised; empty: no speech"),
+        *_MAKER_FIELDS,
+    ]
+)
+
+#: Scores from sound and words together, beside those of heads that got only one of the two.
+FUSED = pa.schema(
+    [
+        *ANNOTATIONS,
+        _field("text", pa.string(), "words the text scores are from"),
+        _field("asr_model", pa.string(), "who recognised the words; manifest: its transcripts"),
+        _field("text_model", pa.string(), "encoder of the words"),
+        *(
+            _field(f"{name}_{source}", pa.float32(), f"predicted {name} from {what} only", "0..1")
+            for source, what in (("audio", "sound"), ("text", "words"))
+            for name in DIMENSIONS
+        ),
+    ]
+)
+
+#: Runs of a study, one a row, in the order of the study file.
+CELLS = pa.schema(
+    [
+        _field("study", pa.string(), "name of the study"),
+        _field("cell", pa.string(), "name of the cell, its folder under cells/"),
+        _field("kind", pa.string(), "train, or the job that looks at a trained model"),
+        _field("model", pa.string(), "backbone as the reader knows it"),
+        _field("factor", pa.string(), "what the study varies"),
+        _field("factor_value", pa.string(), "its value in this cell"),
+        _field("seed", pa.int64(), "seed of the cell"),
+        _field("status", pa.string(), "done, failed or waiting"),
+        _field("error", pa.string(), "what went wrong; empty when it did not"),
+        _field("path", pa.string(), "the cell's output, relative to the study's"),
+        _field("wall_s", pa.float64(), "wall time of the cell", "s"),
+        _field("audio_s", pa.float64(), "audio that went through the model", "s"),
+        _field("workers", pa.int64(), "workers of the cell"),
+        _field("device", pa.string(), "what they ran on"),
+        _field("run_id", pa.string(), "run of the study that made the cell"),
+    ]
+)
+
+#: All figures of a study: the metrics table with the cell each value is of.
+STUDY_METRICS = pa.schema([*_named("study cell factor factor_value seed", CELLS), *METRICS])
+
+#: Learning curves of a study's cells, one value a row.
+CURVES = pa.schema(
+    [
+        *_named("study cell model factor factor_value seed", CELLS),
+        _field("epoch", pa.int64(), "passes over the training clips so far"),
+        _field("dimension", pa.string(), "arousal, dominance, valence; mean: over several"),
+        _field("ccc", pa.float64(), "CCC over the whole dev set"),
+    ]
+)
