@@ -12,7 +12,7 @@ driver's end interrupts makes suspicious, but no death of it counts against a cl
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -114,8 +114,8 @@ def tidy(output: str) -> None:
         for mark in storage.list_objects(storage.join(output, _FOLDER)):
             discard(mark.uri)
     if not storage.is_remote(output):
-        with suppress(OSError):
-            os.rmdir(storage.join(output, _FOLDER))
+        # with the half-written mark of a process that died while it wrote one
+        shutil.rmtree(storage.join(output, _FOLDER), ignore_errors=True)
 
 
 def _read(uri: str) -> dict[str, Any]:
