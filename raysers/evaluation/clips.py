@@ -96,12 +96,15 @@ def base_cells(scores: Scores) -> list[Cell]:
 
 def group_cells(scores: Scores, cell: Cell, group: str) -> Iterator[Cell]:
     """The parts of a cell with the same value of the column `group`, where it is known."""
-    values = np.array(scores.column(group), object)[cell.rows]
-    for value in sorted(set(values) - {""}):
+    column = scores.column(group)
+    parts: dict[str, list[int]] = {}
+    for row in cell.rows.tolist():
+        parts.setdefault(column[row], []).append(row)
+    for value in sorted(parts.keys() - {""}):
         yield Cell(
             dataset=cell.dataset,
             split=cell.split,
             group=group,
             group_value=value,
-            rows=cell.rows[values == value],
+            rows=np.array(parts[value], np.intp),
         )

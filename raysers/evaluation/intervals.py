@@ -80,5 +80,7 @@ def interval(draws: Floats) -> tuple[Floats, Floats]:
     undefined = np.isnan(draws).mean(axis=0)
     usable = undefined <= _MOST_UNDEFINED
     filled = np.where(usable, draws, 0.0)
-    low, high = np.nanpercentile(filled, PERCENTILES, axis=0)
+    # the same where nothing is undefined, and many times faster
+    percentile = np.nanpercentile if np.isnan(filled).any() else np.percentile
+    low, high = percentile(filled, PERCENTILES, axis=0)
     return np.where(usable, low, np.nan), np.where(usable, high, np.nan)

@@ -1,17 +1,18 @@
 """The robustness of a model as a picture, in the manner of the paper's Figure 3.
 
-The same rows give the same bytes: no dates, no random ids, and the font that comes with matplotlib.
+The same rows give the same bytes, see `raysers.evaluation.style`.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from raysers.evaluation import style
 from raysers.evaluation.baseline import NAME as RANDOM
+from raysers.evaluation.palette import COLOURS, INK, SOFT
 from raysers.evaluation.robustness import MEAN, OVERALL
 from raysers.evaluation.robustness_changes import Comparison
 from raysers.evaluation.robustness_numbers import ser_tests_share
@@ -19,32 +20,9 @@ from raysers.evaluation.robustness_table import place, rows_by_place
 from raysers.evaluation.rows import Row
 from raysers.types import DIMENSIONS
 
-#: Okabe & Ito's vermilion, blue and green: told apart by readers with any colour vision.
-_COLOURS = dict(zip(DIMENSIONS, ("#D55E00", "#0072B2", "#009E73"), strict=True))
-_INK, _SOFT, _FAINT = "#222222", "#6B6B6B", "#E4E4E4"
-_DPI = 160
 _MOST_PANELS = 6
-_WIDTH_IN, _LINE_IN, _EDGES_IN = 7.2, 0.36, 1.5
+_LINE_IN, _EDGES_IN = 0.36, 1.5
 _OFFSETS = dict(zip(DIMENSIONS, (-0.22, 0.0, 0.22), strict=True))
-
-_STYLE = {
-    "axes.edgecolor": _SOFT,
-    "axes.labelcolor": _SOFT,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.8,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "raysers",
-    "text.color": _INK,
-    "xtick.color": _SOFT,
-    "ytick.color": _INK,
-    "ytick.major.size": 0,
-}
 
 
 def robustness_figure(
@@ -64,30 +42,13 @@ def robustness_figure(
     panels = [list(rows) for _, rows in groupby(rows_by_place(shown), key=place)]
     if not panels:
         return {}
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"}):
-        figure = _draw(panels[:_MOST_PANELS], model, how or Comparison())
-        FigureCanvasAgg(figure)
-        return {
-            "png": _bytes_of(figure, format="png", dpi=_DPI, metadata={"Software": None}),
-            "svg": _bytes_of(figure, format="svg", metadata={"Date": None, "Creator": None}),
-        }
-
-
-def _bytes_of(figure: Any, **how: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, facecolor="white", **how)
-    return file.getvalue()
+    return style.picture(lambda: _draw(panels[:_MOST_PANELS], model, how or Comparison()))
 
 
 def _draw(panels: Sequence[Sequence[Row]], model: str, how: Comparison) -> Any:
-    from matplotlib.figure import Figure
-
     lines = [len({row.metric for row in rows}) for rows in panels]
     height_in = sum(_EDGES_IN + _LINE_IN * count for count in lines)
-    figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+    figure = style.new_figure(height_in)
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=lines)[:, 0]
     for axis, rows in zip(axes, panels, strict=True):
         _draw_panel(axis, rows, model, how)
@@ -103,7 +64,7 @@ def _draw_panel(axis: Any, rows: Sequence[Row], model: str, how: Comparison) -> 
         _draw_line(axis, y, metric, mine, how)
     if random:
         chance = sum(random) / len(random)
-        axis.axvline(chance, color=_SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+        style.guide(axis, chance)
     _finish(axis, metrics, mine, model)
     axis.set_xlabel(f"share of scores that {how.text}", loc="right")
 
@@ -115,43 +76,39 @@ def _draw_line(
         row = mine.get((metric, dimension))
         if row is None:
             continue
-        height, colour = y + _OFFSETS[dimension], _COLOURS[dimension]
-        if not math.isnan(row.ci_low):
-            axis.plot([row.ci_low, row.ci_high], [height] * 2, color=colour, linewidth=1.2)
-        axis.plot(row.value, height, "o", color=colour, ms=5, mec="white", mew=0.6)
+        height, colour = y + _OFFSETS[dimension], COLOURS[dimension]
+        style.interval(axis, row.value, (row.ci_low, row.ci_high), height, colour)
     mean = mine.get((metric, MEAN))
     name = metric.removeprefix(f"{OVERALL}_")
     beside = ser_tests_share([name], threshold=how.threshold, tone_snr=how.tone_snr)
     for value, marker in ((mean.paper if mean else math.nan, "D"), (beside, "|")):
-        if not math.isnan(value):
-            axis.plot(value, y, marker, color=_INK, ms=6, mfc="none", mew=1.1, zorder=1)
+        style.published(axis, value, y, marker=marker)
 
 
 def _finish(
     axis: Any, metrics: Sequence[str], mine: Mapping[tuple[str, str], Row], model: str
 ) -> None:
     names = [m.removeprefix(f"{OVERALL}_").replace("_", " ") for m in metrics]
-    axis.set_yticks(range(len(metrics)), names)
-    axis.set_ylim(len(metrics) - 0.5, -0.5)
+    style.name_rows(axis, names)
     axis.set_xlim(-0.01, 1.02)
     axis.grid(axis="x")
     first = next(iter(mine.values()))
     short = model.rstrip("/").rpartition("/")[2]
     title = f"Robustness of {short}: {first.dataset} {first.split}, {first.n:,} clips"
-    axis.set_title(title, loc="left", fontsize=11.0, pad=10, parse_math=False)
+    style.panel_title(axis, title)
 
 
 def _legend(figure: Any) -> None:
     from matplotlib.lines import Line2D
 
     marks: list[Any] = [
-        Line2D([], [], marker="o", linestyle="", color=_COLOURS[d], label=d) for d in DIMENSIONS
+        Line2D([], [], marker="o", linestyle="", color=COLOURS[d], label=d) for d in DIMENSIONS
     ]
     for marker, label in (("D", "paper, mean"), ("|", "ser-tests, mean")):
         marks.append(
-            Line2D([], [], marker=marker, linestyle="", color=_INK, mfc="none", label=label)
+            Line2D([], [], marker=marker, linestyle="", color=INK, mfc="none", label=label)
         )
-    marks.append(Line2D([], [], color=_SOFT, lw=0.8, linestyle=(0, (2, 3)), label="random"))
+    marks.append(Line2D([], [], color=SOFT, lw=0.8, linestyle=(0, (2, 3)), label="random"))
     figure.legend(
         handles=marks,
         loc="outside lower left",

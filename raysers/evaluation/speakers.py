@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from raysers.evaluation.clips import Cell, Scores, base_cells, group_cells
@@ -24,6 +25,8 @@ from raysers.types import DIMENSIONS
 #: Clips drawn per speaker, and what a speaker must have more of; and how often they are drawn.
 SAMPLES, REPEATS = 200, 1000
 _FEWEST_RANKED = 3
+#: Counts held at a time.
+_CHUNK_COUNTS = 2_000_000
 
 
 def speaker_rows(scores: Scores, *, samples: int = SAMPLES, seed: int = 0) -> list[Row]:
@@ -50,47 +53,81 @@ def speaker_rows(scores: Scores, *, samples: int = SAMPLES, seed: int = 0) -> li
 
 def _one_speaker(scores: Scores, part: Cell, samples: int, seed: int) -> Iterator[Row]:
     by_id = np.array(sorted(part.rows.tolist(), key=lambda i: scores.clip_id[i]))
+    found: dict[tuple[str, int], tuple[Floats, int]] = {}
+    for there, series in _complete(scores, by_id, samples):
+        truth = scores.truth[there][:, [d for _, d in series]]
+        scored = [scores.predictions[model][there, d] for model, d in series]
+        drawn = _drawn_ccc(truth, np.stack(scored, axis=1), samples, generator(seed, *part.key))
+        for one, column in zip(series, drawn.T, strict=True):
+            found[one] = np.ascontiguousarray(column), len(there)
+    for model in scores.predictions:
+        for d in range(len(DIMENSIONS)):
+            if (model, d) in found:
+                yield from _speaker_figures(part, model, d, *found[model, d])
+
+
+def _complete(
+    scores: Scores, rows: NDArray[np.intp], samples: int
+) -> Iterator[tuple[NDArray[np.intp], list[tuple[str, int]]]]:
+    """Models and dimensions by the clips they have, where these are more than `samples`.
+
+    Mostly all have the same clips, and then one draw serves them all.
+    """
+    series: dict[bytes, list[tuple[str, int]]] = {}
+    labelled = np.isfinite(scores.truth[rows])
     for model, prediction in scores.predictions.items():
-        for d, dimension in enumerate(DIMENSIONS):
-            y, x = scores.truth[by_id, d], prediction[by_id, d]
-            there = np.isfinite(y) & np.isfinite(x)
-            n = int(there.sum())
-            if n <= samples:
-                continue
-            drawn = _drawn_ccc(y[there], x[there], samples, generator(seed, *part.key))
-            low, high = interval(drawn)  # undefined when many draws are
-            kept = drawn[np.isfinite(drawn)] if np.isfinite(low) else np.full(1, np.nan)
-            row = Row(
-                model=model,
-                dataset=part.dataset,
-                split=part.split,
-                group="speaker",
-                group_value=part.group_value,
-                dimension=dimension,
-                metric="speaker_ccc",
-                value=float(kept.mean()),
-                ci_low=float(low),
-                ci_high=float(high),
-                n=n,
-            )
-            yield row
-            nan = float("nan")
-            sd = float(kept.std())
-            yield replace(row, metric="speaker_ccc_sd", value=sd, ci_low=nan, ci_high=nan)
+        there = labelled & np.isfinite(prediction[rows])
+        for d in range(len(DIMENSIONS)):
+            if np.count_nonzero(there[:, d]) > samples:
+                series.setdefault(there[:, d].tobytes(), []).append((model, d))
+    for mask, names in series.items():
+        yield rows[np.frombuffer(mask, np.bool_)], names
+
+
+def _speaker_figures(part: Cell, model: str, d: int, drawn: Floats, n: int) -> Iterator[Row]:
+    low, high = interval(drawn)  # undefined when many draws are
+    kept = drawn[np.isfinite(drawn)] if np.isfinite(low) else np.full(1, np.nan)
+    row = Row(
+        model=model,
+        dataset=part.dataset,
+        split=part.split,
+        group="speaker",
+        group_value=part.group_value,
+        dimension=DIMENSIONS[d],
+        metric="speaker_ccc",
+        value=float(kept.mean()),
+        ci_low=float(low),
+        ci_high=float(high),
+        n=n,
+    )
+    yield row
+    nan = float("nan")
+    yield replace(row, metric="speaker_ccc_sd", value=float(kept.std()), ci_low=nan, ci_high=nan)
 
 
 def _drawn_ccc(truth: Floats, prediction: Floats, samples: int, rng: np.random.Generator) -> Floats:
-    """CCC of every draw of `samples` clips, [n] and [n] -> [REPEATS]."""
-    n = len(truth)
-    each = unit_sums(truth[:, None], prediction[:, None], np.arange(n), n, truth[:1])
+    """CCC of every draw of `samples` clips, [n, k] and [n, k] -> [REPEATS, k]."""
+    n, width = truth.shape
+    each = unit_sums(truth, prediction, np.arange(n), n, truth[0]).reshape(n, -1)
     picked = rng.integers(0, n, size=(REPEATS, samples))
-    return OF_SUMS["ccc"](each[picked, 0].sum(axis=1))
+    at_once = max(1, _CHUNK_COUNTS // n)
+    sums = [_summed(each, picked[i : i + at_once]) for i in range(0, REPEATS, at_once)]
+    return OF_SUMS["ccc"](np.concatenate(sums).reshape(REPEATS, width, -1))
+
+
+def _summed(each: Floats, picked: NDArray[np.int64]) -> Floats:
+    """Sums of the picked rows, [n, m] and [k, samples] -> [k, m], as counts times rows."""
+    draws, n = len(picked), len(each)
+    flat = (picked + np.arange(draws)[:, None] * n).ravel()
+    counts = np.bincount(flat, minlength=draws * n).reshape(draws, n)
+    return np.asarray(counts.astype(np.float64) @ each, np.float64)
 
 
 def _agreement(scores: Scores, rows: list[Row]) -> Iterator[Row]:
+    means = _means(rows)
     for one, other in combinations(scores.predictions, 2):
         for dimension in DIMENSIONS:
-            mine, theirs = (_means(rows, model, dimension) for model in (one, other))
+            mine, theirs = (means.get((model, dimension), {}) for model in (one, other))
             both = sorted(set(mine) & set(theirs))
             if len(both) < _FEWEST_RANKED:
                 continue
@@ -108,10 +145,10 @@ def _agreement(scores: Scores, rows: list[Row]) -> Iterator[Row]:
             )
 
 
-def _means(rows: list[Row], model: str, dimension: str) -> dict[str, float]:
-    return {
-        row.group_value: row.value
-        for row in rows
-        if (row.metric, row.model, row.dimension) == ("speaker_ccc", model, dimension)
-        and np.isfinite(row.value)
-    }
+def _means(rows: list[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """Mean CCC by speaker, by model and dimension; only where it is defined."""
+    means: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row.metric == "speaker_ccc" and np.isfinite(row.value):
+            means.setdefault((row.model, row.dimension), {})[row.group_value] = row.value
+    return means

@@ -85,3 +85,21 @@ def test_the_order_of_the_rows_does_not_matter():
     made = speakers_world(clips=120, speakers=3)
     ours, theirs = (speaker_rows(w, samples=20) for w in (made, permuted(made)))
     assert [r.value for r in ours] == pytest.approx([r.value for r in theirs])
+
+
+def test_a_models_figures_do_not_depend_on_the_models_beside_it():
+    """Models with the same clips share draws; one that lacks clips has draws of its own."""
+    made = speakers_world(clips=240, speakers=4)
+    gaps = made.predictions["good"].copy()
+    gaps[::5, 2] = np.nan
+
+    def figures(**predictions):
+        rows = speaker_rows(scores(made.truth, columns=made.columns, **predictions), samples=30)
+        found = [r for r in rows if r.model == "m"]
+        assert {r.n for r in found} == {48, 60}
+        values = np.array([(r.value, r.ci_low, r.ci_high) for r in found])
+        return [(r.group_value, r.dimension, r.metric, r.n) for r in found], values
+
+    alone, together = figures(m=gaps), figures(n=made.predictions["poor"], m=gaps)
+    assert together[0] == alone[0]
+    np.testing.assert_allclose(together[1], alone[1], rtol=1e-12)
