@@ -57,7 +57,8 @@ class Clip:
     `file` is an absolute path or an `s3://` URI; a tar member is `<tar URI>#<member name>` and has
     `byte_offset` and `byte_size` (its data inside the tar object). `end_ns` None means the end of
     the file. `duration_s` is NaN when the header could not be read. `etag` is the version the clip
-    was listed with (of the tar, for a member); empty when unknown.
+    was listed with (of the tar, for a member); empty when unknown. `transcript` is what the
+    manifest says was spoken; None when it does not say.
     """
 
     clip_id: str
@@ -71,3 +72,4 @@ class Clip:
     etag: str = ""
     status: Status = Status.OK
     error: str = ""
+    transcript: str | None = None

@@ -220,6 +220,7 @@ def clips_of(table: pa.Table) -> list[Clip]:
         "etag": values("etag", ""),
         "status": [Status(status) for status in values("status", "ok")],
         "error": values("error", ""),
+        "transcript": values("transcript"),
     }
     rows = zip(*columns.values(), strict=True)
     return [Clip(**dict(zip(columns, row, strict=True))) for row in rows]

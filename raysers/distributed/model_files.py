@@ -17,7 +17,8 @@ from raysers.data import storage
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 
 _COPY_BYTES = 8 << 20
-_WANTED = (".json", ".safetensors", ".bin", ".md")
+#: Of text models also vocabularies.
+_WANTED = (".json", ".safetensors", ".bin", ".md", ".txt", ".model")
 
 
 def local_model(model: str) -> str:

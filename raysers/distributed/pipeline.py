@@ -20,17 +20,17 @@ import pyarrow as pa
 import ray
 
 from raysers.data.shards import ShardPlan
-from raysers.distributed.cluster import Placement
+from raysers.distributed.cluster import Placement, dataset_of
 from raysers.distributed.failures import carried, raise_carried
 from raysers.distributed.progress import Monitor, ThrottledReport
 from raysers.distributed.stages import ClipTask, ShardStage, StageSettings
 from raysers.errors import DeviceLost, RaysersError
 from raysers.run import load_record
 
-#: Columns of the manifest that a worker needs.
+#: Columns of the manifest that a worker needs, where they are there.
 _TRAVELLING = (
     "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",
-    "byte_offset", "byte_size", "status", "error",
+    "byte_offset", "byte_size", "status", "error", "transcript",
 )  # fmt: skip
 
 
@@ -112,7 +112,8 @@ def shard_blocks(manifest: pa.Table, plan: ShardPlan, shards: Sequence[int]) -> 
     """One block of clip references per shard number; the blocks are views of one table."""
     rows = [plan.rows(shard) for shard in shards]
     sizes = np.array([len(r) for r in rows])
-    references = manifest.select(_TRAVELLING).combine_chunks()
+    present = [name for name in _TRAVELLING if name in manifest.column_names]
+    references = manifest.select(present).combine_chunks()
     references = references.take(np.concatenate(rows)).combine_chunks()
     references = references.append_column("shard", pa.array(np.repeat(shards, sizes)))
     starts = np.cumsum(sizes) - sizes
@@ -140,7 +141,7 @@ def run_shards(
         max_concurrent_calls_per_actor=2,
         enable_true_multi_threading=True,
     )
-    results = ray.data.from_arrow(list(blocks)).map_batches(
+    results = dataset_of(blocks).map_batches(
         _Worker,
         fn_constructor_kwargs={
             "settings": settings,

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,27 @@ class ClipWorker(Protocol):
 
     def score(self, signals: Sequence[Signal]) -> list[Row | ClipError]:
         """One forward pass; per signal its columns, or why it has none."""
+
+
+@runtime_checkable
+class TranscriptReader(Protocol):
+    """A worker that also wants the words a manifest has of a clip; used in place of `score`."""
+
+    def score_spoken(
+        self, signals: Sequence[Signal], transcripts: Sequence[str | None]
+    ) -> list[Row | ClipError]:
+        """As `score`; a transcript is None where the manifest has none."""
+
+
+def score_clips(worker: ClipWorker, batch: Sequence[Decoded]) -> list[Row | ClipError]:
+    """One forward pass over those clips of a micro-batch that have a signal."""
+    heard = [(one.signal, one.clip.transcript) for one in batch if one.signal is not None]
+    if not heard:
+        return []
+    signals, transcripts = zip(*heard, strict=True)
+    if isinstance(worker, TranscriptReader):
+        return worker.score_spoken(list(signals), list(transcripts))
+    return worker.score(list(signals))
 
 
 class ClipTask(Protocol):
@@ -180,11 +201,11 @@ class ShardStage:
         return rows
 
     def _score(self, batch: Sequence[Decoded], tally: Tally) -> Iterator[tuple[Decoded, Row]]:
-        signals = [one.signal for one in batch if one.signal is not None]
+        signals = sum(one.signal is not None for one in batch)
         started = time.perf_counter()
-        results = iter(self._worker.score(signals) if signals else ())
+        results = iter(score_clips(self._worker, batch))
         tally.model_s += time.perf_counter() - started
-        tally.padded_s += len(signals) * max((d.duration_s for d in batch), default=0.0)
+        tally.padded_s += signals * max((d.duration_s for d in batch), default=0.0)
         for one in batch:
             row = self._row(one, one.error if one.signal is None else next(results))
             tally.add(one, row["status"])

@@ -1,0 +1,68 @@
+"""The folder of a recogniser: fetched from the hub when need be, and what tells its versions apart.
+
+Only data is fetched and read: JSON, vocabularies, tensors. Code that lies beside them never is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raysers.errors import ConfigError
+from raysers.models import checkpoint
+from raysers.models.backbones import ModelName
+from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE
+from raysers.models.loading import fetch_snapshot
+
+#: What says how numbers become words. Missing ones are left out.
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "normalizer.json",
+    "generation_config.json",
+)
+
+
+def fetch_asr_folder(name: ModelName) -> tuple[Path, str]:
+    """Local folder of a recogniser, and its revision: the hub's commit, or a content hash.
+
+    Raises:
+        ConfigError: it cannot be fetched; an object store's folder has to be fetched before.
+        CheckpointError: the folder has no weights.
+    """
+    if name.is_object_store:
+        raise ConfigError(f"{name.text}: fetch the folder first and load the local copy")
+    if name.hub_id is not None:
+        try:
+            snapshot = fetch_snapshot(name.hub_id, name.revision, None)
+        except ConfigError as error:  # it knows one flag only
+            raise ConfigError(str(error).replace("--model", "--asr")) from error
+        return _with_tokenizer(name.hub_id, snapshot), snapshot.name
+    folder = Path(str(name.path))
+    wanted = (CONFIG_FILE, PREPROCESSOR_FILE, *TOKENIZER_FILES)
+    files = [folder / file for file in wanted if (folder / file).is_file()]
+    return folder, checkpoint.content_hash([*files, *checkpoint.weight_paths(folder)])
+
+
+def _with_tokenizer(hub_id: str, folder: Path) -> Path:
+    """The same snapshot with the files that an emotion model does not have."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: the transport's
+        HTTPError,
+        LocalEntryNotFoundError,
+    )
+
+    try:
+        found = snapshot_download(
+            hub_id,
+            revision=folder.name,
+            cache_dir=folder.parents[2],
+            allow_patterns=list(TOKENIZER_FILES),
+        )
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--asr {hub_id}: its vocabulary cannot be fetched: {reason}") from error
+    return Path(found)
