@@ -17,17 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysers.config import as_plain, parse
-from raysers.distributed import cluster, training_plan, training_report, training_state
-from raysers.distributed.clipjob import recorded
-from raysers.distributed.planning import before_writing, check_writable
-from raysers.distributed.tracking import check_tracking, tracked
-from raysers.distributed.trainer import fit
+from raysers.distributed import training_report
 from raysers.distributed.training_data import TooManyFailed
 from raysers.distributed.training_flags import TrainingFlags
-from raysers.distributed.training_result import write_results
-from raysers.run import Exit, finished, quiet_environment, run_main
-
-JOB = "train"
+from raysers.distributed.training_run import run_training
+from raysers.run import Exit, quiet_environment, run_main
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,35 +30,10 @@ class TrainFlags(TrainingFlags):
 
 
 def train(flags: TrainFlags) -> int:
-    """Check, plan, train what is left, conclude; returns the exit code."""
-    config = as_plain(flags)
-    with before_writing():
-        anchored = training_plan.anchored(flags)
-        check_tracking(flags.track)
-        earlier = training_plan.open_output(anchored, JOB)
-        settled, network = training_plan.inspect(anchored)
-        if training_plan.is_finished(settled, network, earlier):
-            training_report.print_finished(settled.output)
-            return Exit.DONE
-        check_writable(settled.output)
-        cluster.connect()
-        plan = training_plan.make_plan(settled, network, earlier)
-        training_report.print_plan(plan)
-        record = training_plan.begin(plan, JOB, config)
-    with recorded(record, settled.output), tracked(plan.flags, record, plan.history) as trackers:
-        tell = training_report.teller(plan.flags.epochs, trackers)
-        fitted = fit(plan.job(record.run_id), plan.placement, len(plan.history), tell)
-        outcome = write_results(plan, record, fitted.history, fitted.failed)
-    finished(record, "done", outcome).save(settled.output)
-    training_state.clear(settled.output)  # not before: a failure until here must find it
-    training_report.print_outcome(settled.output, outcome)
-    return Exit.DONE
-
-
-def train_or_refuse(flags: TrainFlags) -> int:
-    """As `train`, with exit code 3 for data of which too much cannot be used."""
+    """Train what is left; returns the exit code, 3 for data of which too much cannot be used."""
     try:
-        return train(flags)
+        run_training(flags, as_plain(flags))
+        return Exit.DONE
     except TooManyFailed as error:
         training_report.print_refusal(error)
         return Exit.TOO_MANY_FAILED
@@ -73,7 +42,7 @@ def train_or_refuse(flags: TrainFlags) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job with `argv` (default: the command line); returns the exit code."""
     quiet_environment()
-    return run_main(lambda: train_or_refuse(parse(TrainFlags, argv, description=__doc__ or "")))
+    return run_main(lambda: train(parse(TrainFlags, argv, description=__doc__ or "")))
 
 
 if __name__ == "__main__":

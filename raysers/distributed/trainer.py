@@ -20,12 +20,14 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError
 
 from raysers.distributed import training_state
 from raysers.distributed.cluster import Placement, own_errors
 from raysers.distributed.training_job import TrainingJob
-from raysers.distributed.training_loop import run_worker
 from raysers.distributed.training_progress import Follower, new_monitor, raise_failure
+from raysers.distributed.training_team import TrainingStopped
+from raysers.distributed.training_worker import run_worker
 from raysers.errors import RaysersError
 
 #: Ray Train's settings that only the environment takes.
@@ -35,6 +37,10 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",  # nodes of a growing cluster take minutes
 }
+
+#: Failures of Ray Train itself, as of placing workers, after which it gives up. Its own default
+#: is to try for ever.
+_CONTROLLER_FAILURES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +63,11 @@ def fit(
         job: what every worker needs to know.
         placement: how many workers, on what.
         done: epochs whose records are known.
-        on_epoch: called in the caller's thread with each further epoch's record, in order.
+        on_epoch: called in the caller's thread with each further epoch's record, in order; may
+            raise TrainingStopped.
 
     Raises:
+        TrainingStopped: `on_epoch` did.
         RaysersError: what a worker raised on purpose, or that workers died too often.
     """
     monitor = new_monitor()
@@ -79,14 +87,31 @@ def fit(
             run_config=RunConfig(
                 name=f"raysers-{uuid.uuid4().hex[:12]}",
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=job.flags.max_restarts),
+                failure_config=FailureConfig(
+                    max_failures=job.flags.max_restarts,
+                    controller_failure_limit=_CONTROLLER_FAILURES,
+                ),
             ),
         )
         fitting = _Fitting(trainer)
         fitting.start()
-        follower.follow(fitting.is_over)
+        try:
+            follower.follow(fitting.is_over)
+        except TrainingStopped as stopped:
+            # the workers leave at the end of the epoch they are in
+            monitor.fail.remote(type(stopped).__name__, str(stopped))
+            raise
     raise_failure(monitor)
     fitting.raise_error(job.flags.max_restarts)
+    return fitted(job)
+
+
+def fitted(job: TrainingJob) -> Fitted:
+    """How a training went, from the state it left.
+
+    Raises:
+        RaysersError: the state is not that of a finished training.
+    """
     saved = training_state.latest(job.output)
     if saved is None or not saved.notes["finished"]:
         raise RaysersError(f"the training's state in {job.output} was changed from outside")
@@ -117,6 +142,12 @@ class _Fitting(threading.Thread):
         """Raise what ended the training, in one line when it was the death of workers."""
         if self._error is None:
             return
+        if isinstance(self._error, ControllerError):
+            reason = " ".join(str(self._error.controller_failure).split())[:300]
+            raise RaysersError(
+                f"Ray Train could not start the workers ({reason}): see that the cluster has the "
+                "CPUs or GPUs free, then the same command goes on from the last checkpoint"
+            ) from self._error
         failures = getattr(self._error, "worker_failures", {})
         died = [f for f in failures.values() if isinstance(f, ray.exceptions.RayActorError)]
         if died:

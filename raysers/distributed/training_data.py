@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysers.data import splits
-from raysers.data.manifest import clips_of, fingerprint, sort_manifest
+from raysers.data.manifest import clips_of, fingerprint, read_manifest, sort_manifest
 from raysers.distributed.indexing import index_labelled
 from raysers.distributed.training_flags import LabelledFlags
 from raysers.errors import ConfigError, RaysersError
@@ -82,11 +82,27 @@ class TrainingData:
         return digest.hexdigest()
 
 
-def load(flags: LabelledFlags, *, seed: int, min_samples: int, dev_needed: bool) -> TrainingData:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexed:
+    """Data whose headers have been read: the labelled manifest, and notes of who read them."""
+
+    manifest: str
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    flags: LabelledFlags,
+    *,
+    seed: int,
+    min_samples: int,
+    dev_needed: bool,
+    indexed: Indexed | None = None,
+) -> TrainingData:
     """Index, split, and check the data, on the connected cluster.
 
     Args:
         flags: which data.
+        indexed: the data of `flags`, where they have been indexed before; needs no cluster.
         seed: decides `--train-fraction` and `--shuffle-labels`.
         min_samples: what the network needs to give a score.
         dev_needed: whether training without dev clips makes sense.
@@ -95,7 +111,23 @@ def load(flags: LabelledFlags, *, seed: int, min_samples: int, dev_needed: bool)
         ConfigError: data that cannot be read or used, or that leaks.
         TooManyFailed: too many clips cannot be used.
     """
-    table, notes = _indexed(flags)
+    if indexed is None:
+        table, notes = index_data(flags)
+    else:
+        table, notes = read_manifest(indexed.manifest), [*indexed.notes]
+    return choose(flags, table, notes, seed=seed, min_samples=min_samples, dev_needed=dev_needed)
+
+
+def choose(
+    flags: LabelledFlags,
+    table: pa.Table,
+    notes: Sequence[str],
+    *,
+    seed: int,
+    min_samples: int,
+    dev_needed: bool,
+) -> TrainingData:
+    """As `load`, of data that `index_data` has read."""
     if flags.folds:
         table = splits.fold_splits(table, flags.folds, flags.fold)
     _require_split(table)
@@ -134,7 +166,12 @@ def examples(table: pa.Table, categories: Sequence[str]) -> Examples:
     )
 
 
-def _indexed(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
+def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
+    """The labelled manifest of all the data, before any is left out, and notes for the user.
+
+    Raises:
+        ConfigError: data that cannot be read.
+    """
     tables, notes = [], []
     for uris, split in ((flags.data, None), (flags.train, "train"), (flags.dev, "dev")):
         if not uris:

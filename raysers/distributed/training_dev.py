@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
 
 from raysers.distributed.training_feed import Signal, Signals
 from raysers.evaluation.metrics import ccc, per_dimension
+from raysers.models.group import Group
 from raysers.types import DIMENSIONS
 
 #: 16 kHz signals of any lengths -> float32 [clips, 3]
@@ -44,16 +44,16 @@ def predict_all(
     *,
     clips: int,
     device: torch.device,
+    group: Group,
 ) -> NDArray[np.float64]:
     """Predictions [clips, 3] of the clips in `pieces`, dealt to the workers.
 
     NaN where a clip could not be decoded, infinite where the network gave no
     number. A collective operation: every worker has to call it.
     """
-    rank, world = distributed.get_rank(), distributed.get_world_size()
     # the last column tells which rows some worker has filled
     table = torch.zeros(clips, len(DIMENSIONS) + 1, dtype=torch.float64)
-    for piece, found in signals.ahead(pieces[rank::world], list):
+    for piece, found in signals.ahead(pieces[group.rank :: group.size], list):
         heard = [(n, s) for n, s in zip(piece, found, strict=True) if s is not None]
         if heard:
             numbers, decoded = zip(*heard, strict=True)
@@ -62,7 +62,7 @@ def predict_all(
             table[list(numbers), :-1] = scores.nan_to_num(nan=math.inf)
             table[list(numbers), -1] = 1.0
     table = table.to(device)
-    distributed.all_reduce(table)
+    group.sum_([table])
     whole = table.cpu().numpy()
     return np.where(whole[:, -1:] > 0, whole[:, :-1], np.nan)
 

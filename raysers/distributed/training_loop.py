@@ -12,11 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import ray
-import ray.train
-import ray.train.torch
 import torch
-from torch import distributed
 
 from raysers.distributed import training_state
 from raysers.distributed.training_data import TooManyFailed
@@ -27,15 +23,12 @@ from raysers.distributed.training_job import TrainingJob, start_network, train_s
 from raysers.distributed.training_position import Position
 from raysers.distributed.training_steps import Schedule, Step
 from raysers.distributed.training_store import store_model, store_predictions
+from raysers.distributed.training_team import Team, TrainingStopped
 from raysers.errors import RaysersError, TrainingDiverged
-from raysers.models.group import TorchGroup
 from raysers.models.train_state import dump, restore, scalars_of
 from raysers.models.trainee import Trainee
 from raysers.models.training_batch import Batch, MicroBatch
 from raysers.run import load_record
-
-#: Errors that every worker meets at the same step, so that all of them can leave in peace.
-_AGREED = (TrainingDiverged, TooManyFailed)
 
 #: What to do about a lack of memory.
 _LESS = (
@@ -47,37 +40,28 @@ _LESS = (
 _REPORT_EVERY_S = 0.5
 
 
-def run_worker(config: dict[str, Any]) -> None:
-    """The training of one worker; its errors are left with the monitor.
+def train_in(team: Team, job: TrainingJob) -> None:
+    """One process's part of the training, to its end; every process of the team calls it.
 
-    Args:
-        config: `job`, an object reference to the TrainingJob, and `monitor`, the actor.
+    Raises:
+        TrainingStopped: whoever hears of the epochs wants no more of them.
+        TrainingDiverged, TooManyFailed: like the above, in every process at the same step.
+        RaysersError: in this process alone.
     """
-    monitor = config["monitor"]
-    if ray.get(monitor.failure.remote()) is not None:
-        return  # started again after an error that no restart can mend
     try:
-        _Worker(ray.get(config["job"]), monitor).run()
-    except _AGREED as error:
-        ray.get(monitor.fail.remote(type(error).__name__, str(error)))
-    except RaysersError as error:
-        ray.get(monitor.fail.remote(type(error).__name__, str(error)))
-        raise  # the other workers wait for this one
+        _Worker(job, team).run()
     except (torch.OutOfMemoryError, MemoryError) as error:
         first_line = (str(error).splitlines() or ["no memory"])[0]
-        ray.get(monitor.fail.remote("RaysersError", f"out of memory ({first_line}): {_LESS}"))
-        raise
+        raise RaysersError(f"out of memory ({first_line}): {_LESS}") from error
 
 
 class _Worker:
-    def __init__(self, job: TrainingJob, monitor: Any) -> None:
-        self._job, self._monitor = job, monitor
+    def __init__(self, job: TrainingJob, team: Team) -> None:
+        self._job, self._listener = job, team.listener
         self._require_same_output()
         torch.set_num_threads(job.threads)
-        self._group = TorchGroup()
-        self._device = ray.train.torch.get_device()
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        self._group, self._device = team.group, team.device
+        self._room_bytes = cache_bytes(team.processes_here)
         self._schedule = Schedule(job, self._group.rank, self._group.size)
         start = start_network(job.flags, job.backbone)
         saved = training_state.latest(job.output)
@@ -104,7 +88,7 @@ class _Worker:
         self._reported_s = 0.0
         self._since_s = time.monotonic()
         if self._group.rank == 0:
-            monitor.started.remote(self._position.step)
+            self._listener.started(self._position.step)
 
     def run(self) -> None:
         """Train to the end, from wherever the saved state is."""
@@ -114,7 +98,7 @@ class _Worker:
             self._end_epoch()
         if not self._position.finished:
             self._finish()
-        distributed.barrier()
+        self._group.wait()
 
     def _is_over(self) -> bool:
         patience = self._job.flags.patience
@@ -172,7 +156,7 @@ class _Worker:
         if self._group.rank == 0 and now_s - self._reported_s >= _REPORT_EVERY_S:
             self._reported_s = now_s
             sums = self._position.sums
-            self._monitor.progress.remote(
+            self._listener.progress(
                 {
                     "epoch": step.epoch + 1,
                     "step": self._position.step,
@@ -196,8 +180,9 @@ class _Worker:
             with self._trainee.averaged() as model:
                 store_model(self._job, model, do_normalize=self._trainee.do_normalize)
         self._save()
-        if self._group.rank == 0:
-            ray.get(self._monitor.epoch.remote(self._position.history[-1]))
+        wanted = self._group.rank != 0 or self._listener.epoch(self._position.history[-1])
+        if not all(self._group.gather(wanted)):
+            raise TrainingStopped(f"stopped after epoch {self._position.epoch}")
 
     def _predict_dev(self) -> Any:
         lengths_s = [clip.duration_s for clip in self._job.dev.clips]
@@ -207,13 +192,15 @@ class _Worker:
             self._trainee.predict,
             clips=len(lengths_s),
             device=self._device,
+            group=self._group,
         )
 
     def _finish(self) -> None:
         """Score the dev set once more, by the model as it was stored, and say that all is done."""
-        distributed.barrier()  # process 0 may still be writing it
+        self._group.wait()  # process 0 may still be writing it
         if len(self._job.dev):
-            store_predictions(self._job, self._dev, self._position.failed, self._device)
+            failed = self._position.failed
+            store_predictions(self._job, self._dev, failed, self._device, self._group)
         self._position.finished = True
         if self._group.rank == 0:
             training_state.note(self._job.output, self._position.step, self._notes())
@@ -227,7 +214,7 @@ class _Worker:
                 "optimizer.safetensors": state.optimiser,
             }
             training_state.save(self._job.output, self._position.step, files, self._notes())
-        distributed.barrier()
+        self._group.wait()
         self._since_s = time.monotonic()
 
     def _notes(self) -> dict[str, Any]:
@@ -247,10 +234,8 @@ class _Worker:
         mine: dict[str, str] = {}
         for signals, examples in ((self._heard, self._job.train), (self._dev, self._job.dev)):
             mine |= {examples.clips[n].clip_id: why for n, why in signals.failed.items()}
-        found: list[dict[str, str]] = [{} for _ in range(self._group.size)]
-        distributed.all_gather_object(found, mine)
-        for failed in found:
-            self._position.failed |= failed
+        for found in self._group.gather(mine):
+            self._position.failed |= found
         failed = dict(sorted(self._position.failed.items()))
         clips = len(self._job.train) + len(self._job.dev)
         if len(failed) > self._job.flags.max_failed * clips:
@@ -263,13 +248,12 @@ class _Worker:
         """The feed of train or dev; together they may fill this worker's share of the memory."""
         both = self._job.train.audio_s + self._job.dev.audio_s
         examples = self._job.dev if dev else self._job.train
-        room = cache_bytes(ray.train.get_context().get_local_world_size())
         return Signals(
             examples,
             self._pool,
             max_clip_s=self._job.flags.max_clip_s,
             min_samples=min_samples,
-            room_bytes=int(room * examples.audio_s / max(both, 1.0)),
+            room_bytes=int(self._room_bytes * examples.audio_s / max(both, 1.0)),
         )
 
     def _require_same_output(self) -> None:

@@ -5,7 +5,7 @@ The driver builds the network once, only to learn that it can be built and what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from raysers.data import storage
 from raysers.data.manifest import write_manifest
 from raysers.distributed import cluster, training_data, training_state
 from raysers.distributed.planning import anchored_output
-from raysers.distributed.training_data import TrainingData
+from raysers.distributed.training_data import Indexed, TrainingData
 from raysers.distributed.training_flags import TrainingFlags, deciding, with_recipe
 from raysers.distributed.training_job import TrainingJob, start_network
 from raysers.errors import ObjectMissing, RefusedError
@@ -171,24 +171,40 @@ def is_finished(flags: TrainingFlags, network: Network, earlier: RunRecord | Non
     return earlier.status == "done"
 
 
-def make_plan(flags: TrainingFlags, network: Network, earlier: RunRecord | None) -> TrainingPlan:
+def make_plan(
+    flags: TrainingFlags,
+    network: Network,
+    earlier: RunRecord | None,
+    placement: cluster.Placement,
+    *,
+    alone: bool = False,
+    indexed: Indexed | None = None,
+) -> TrainingPlan:
     """Read the data on the connected cluster and see what is done already.
 
+    Args:
+        flags: settled as far as `inspect` does.
+        network: what training starts from.
+        earlier: the run to go on with.
+        placement: of the workers.
+        alone: the only worker is this process, which has its device already.
+        indexed: the data of the flags, if they have been indexed before.
+
     Raises:
-        ConfigError: the data cannot be used, or the cluster does not hold the workers.
+        ConfigError: the data cannot be used.
         RefusedError: the output was begun with other settings.
         TooManyFailed: too many clips cannot be used.
     """
-    placement = cluster.place(flags.workers)
     data = training_data.load(
         flags,
         seed=flags.seed,
         min_samples=network.min_samples,
         dev_needed=flags.keep == "best",
+        indexed=indexed,
     )
     flags = replace(
         flags,
-        dtype=_settled_dtype(flags.dtype, placement, earlier),
+        dtype=_settled_dtype(flags.dtype, placement, earlier, alone=alone),
         max_padded_s=_settled_padded_s(flags.max_padded_s, placement, earlier),
     )
     settings = _settings(flags, network, earlier) | {"data_fingerprint": data.fingerprint}
@@ -221,13 +237,15 @@ def _settings(flags: TrainingFlags, network: Network, earlier: RunRecord | None)
 
 
 def _settled_dtype(
-    dtype: str, placement: cluster.Placement, earlier: RunRecord | None
+    dtype: str, placement: cluster.Placement, earlier: RunRecord | None, *, alone: bool
 ) -> Literal["auto", "fp32", "bf16"]:
     """fp32 or bf16; `auto` means what it meant when the run was begun."""
     if dtype == "auto" and earlier is not None:
         dtype = str(earlier.settings.get("dtype", dtype))
     if dtype == "auto" and placement.device == "cpu":
         dtype = "fp32"  # rounding costs more on CPUs than bf16 wins there in training
+    if dtype == "auto" and alone:
+        dtype = dtype_name(dtype, placement.device)
     if dtype == "auto":
         ask = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(dtype_name)
         dtype = str(cluster.patient_get(ask.remote(dtype, "cuda"), "one worker with a GPU"))
@@ -243,13 +261,26 @@ def _settled_padded_s(
     return padded_s or _PADDED_S[placement.device]
 
 
-def begin(plan: TrainingPlan, job: str, config: Mapping[str, Any]) -> RunRecord:
+def begin(
+    plan: TrainingPlan,
+    job: str,
+    config: Mapping[str, Any],
+    command: Sequence[str] | None = None,
+) -> RunRecord:
     """Write what comes before the training: the clips as they are used, and the record.
+
+    Args:
+        plan: of the training.
+        job: that makes it.
+        config: its flags as they were given.
+        command: that gives the same result, where this process's command line does not.
 
     Raises:
         WriteError: the output cannot be written.
     """
     record = new_record(job, config, plan.settings, plan.earlier)
+    if command is not None:
+        record = replace(record, command=[*command])
     if not record.history:
         write_manifest(storage.join(plan.flags.output, "manifest"), plan.data.table)
     record.save(plan.flags.output)

@@ -21,6 +21,7 @@ from rich.text import Text
 from raysers import errors
 from raysers.distributed.progress import LINE_EVERY_S, duration, hours
 from raysers.distributed.training_data import TooManyFailed
+from raysers.distributed.training_team import TrainingStopped
 from raysers.errors import RaysersError
 from raysers.types import DIMENSIONS
 
@@ -44,9 +45,14 @@ class TrainingMonitor:
         """Replace the figures of the live line."""
         self._figures = figures
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is done; one that was repeated after a restart replaces itself."""
+    def epoch(self, record: dict[str, Any]) -> bool:
+        """An epoch is done; one that was repeated after a restart replaces itself.
+
+        Returns:
+            Whether another one is wanted.
+        """
         self._epochs[record["epoch"]] = record
+        return self._failure is None
 
     def fail(self, kind: str, message: str) -> None:
         """The run cannot go on; the first such word counts."""
@@ -75,7 +81,8 @@ def raise_failure(monitor: Any) -> None:
     failure = ray.get(monitor.failure.remote())
     if failure is not None:
         name, message = failure
-        kinds = {"TooManyFailed": TooManyFailed, **vars(errors)}
+        known = {kind.__name__: kind for kind in (TooManyFailed, TrainingStopped)}
+        kinds = {**known, **vars(errors)}
         raise kinds.get(name, RaysersError)(message)
 
 

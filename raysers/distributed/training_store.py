@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 
 from raysers.data import storage
 from raysers.distributed import parts
@@ -21,6 +20,7 @@ from raysers.distributed.model_files import local_model
 from raysers.distributed.training_dev import cut_by_length, predict_all
 from raysers.distributed.training_feed import Signal, Signals
 from raysers.distributed.training_job import TrainingJob
+from raysers.models.group import Group
 from raysers.models.inference import Scorer
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.network import EmotionNetwork
@@ -45,7 +45,11 @@ def store_model(job: TrainingJob, model: EmotionNetwork, *, do_normalize: bool) 
 
 
 def store_predictions(
-    job: TrainingJob, dev: Signals, failed: Mapping[str, str], device: torch.device
+    job: TrainingJob,
+    dev: Signals,
+    failed: Mapping[str, str],
+    device: torch.device,
+    group: Group,
 ) -> None:
     """Score the dev clips with the model in the output, as annotate would; process 0 writes.
 
@@ -56,6 +60,7 @@ def store_predictions(
         dev: feed of its dev clips.
         failed: why a clip could not be decoded, by clip id.
         device: of this worker.
+        group: the workers.
     """
     loaded = load_emotion_model(local_model(job.output))
     scorer = Scorer(loaded, dtype=job.flags.dtype, device=str(device), threads=job.threads)
@@ -65,8 +70,8 @@ def store_predictions(
 
     lengths_s = [clip.duration_s for clip in job.dev.clips]
     pieces = cut_by_length(lengths_s, job.flags.max_padded_s)
-    found = predict_all(dev, pieces, predict, clips=len(lengths_s), device=device)
-    if distributed.get_rank() == 0:
+    found = predict_all(dev, pieces, predict, clips=len(lengths_s), device=device, group=group)
+    if group.rank == 0:
         now = datetime.now(UTC)
         common = {
             "model": job.output,

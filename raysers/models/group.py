@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import torch.distributed
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Group(Protocol):
@@ -31,6 +33,12 @@ class Group(Protocol):
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by that of process 0."""
 
+    def gather(self, value: T) -> list[T]:
+        """Every process's (picklable) value, by rank."""
+
+    def wait(self) -> None:
+        """Go on only when every process has come here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Alone:
@@ -44,6 +52,13 @@ class Alone:
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Nothing to copy."""
+
+    def gather(self, value: T) -> list[T]:
+        """The one value."""
+        return [value]
+
+    def wait(self) -> None:
+        """Nobody to wait for."""
 
 
 class TorchGroup:
@@ -70,6 +85,16 @@ class TorchGroup:
             torch.distributed.broadcast(tensor, group_src=0, group=self._processes, async_op=True)
             for tensor in tensors
         )
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, by rank."""
+        found: list[T | None] = [None] * self.size
+        torch.distributed.all_gather_object(found, value, group=self._processes)
+        return cast(list[T], found)
+
+    def wait(self) -> None:
+        """Go on only when every process has come here."""
+        torch.distributed.barrier(group=self._processes)
 
     def _finish(self, started: Iterable[torch.distributed.Work | None]) -> None:
         for work in [work for work in started if work is not None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,8 +233,13 @@ def _loaded(model: EmotionNetwork, name: str, revision: str, do_normalize: bool)
     )
 
 
-def fetch_snapshot(hub_id: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    """The local snapshot of a hub model; its folder is named after the commit.
+def fetch_snapshot(
+    hub_id: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    also: Sequence[str] = (),
+) -> Path:
+    """The local snapshot of a hub model (`also`: of these files too), named after the commit.
 
     Raises:
         ConfigError: not there, not allowed, or no network and not in the cache.
@@ -248,7 +254,7 @@ def fetch_snapshot(hub_id: str, revision: str | None, cache_dir: str | Path | No
     wanted = f"{hub_id}@{revision}" if revision else hub_id
     try:
         folder = snapshot_download(
-            hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(_HUB_FILES)
+            hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=[*_HUB_FILES, *also]
         )
     except LocalEntryNotFoundError as error:
         raise ConfigError(

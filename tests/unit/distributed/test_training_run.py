@@ -1,0 +1,93 @@
+"""A training in the calling process: stopped by whoever listens, gone on with, finished once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raysers.config import as_plain
+from raysers.data.manifest import write_manifest
+from raysers.distributed.training_data import Indexed, index_data
+from raysers.distributed.training_flags import TrainingFlags
+from raysers.distributed.training_run import Outcome, run_training
+from raysers.distributed.training_team import TrainingStopped
+from raysers.distributed.tuning_trial import command_of
+from tests.jobs.voices import write_toy_config, write_voices
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module")
+def flags(place) -> TrainingFlags:
+    return TrainingFlags(
+        data=(str(write_voices(place / "voices")),),
+        backbone=f"random:{write_toy_config(place)}",
+        epochs=EPOCHS,
+        batch_size=7,
+        lr=3e-3,
+        output=str(place / "calm"),
+    )
+
+
+@pytest.fixture(scope="module")
+def indexed(flags, place, ray_session) -> Indexed:
+    table, notes = index_data(flags)
+    write_manifest(str(place / "manifest"), table)
+    return Indexed(manifest=str(place / "manifest"), notes=tuple(notes))
+
+
+def trained(flags: TrainingFlags, indexed: Indexed, output: str, on_epoch) -> Outcome:
+    own = TrainingFlags(**{**vars_of(flags), "output": output})
+    return run_training(
+        own, as_plain(own), on_epoch=on_epoch, alone=True, indexed=indexed, command=command_of(own)
+    )
+
+
+def vars_of(flags: TrainingFlags) -> dict:
+    return {name: getattr(flags, name) for name in flags.__dataclass_fields__}
+
+
+def test_stopped_and_gone_on_with_it_ends_as_if_never_stopped(flags, indexed, place):
+    calm = trained(flags, indexed, str(place / "calm"), None)
+    assert calm.trained
+    out, heard = place / "stopped", []
+
+    def stop_at_two(record) -> None:
+        heard.append(record["epoch"])
+        if record["epoch"] == 2:
+            raise TrainingStopped("enough")
+
+    with pytest.raises(TrainingStopped):
+        trained(flags, indexed, str(out), stop_at_two)
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["outcome"]) == ("stopped", {"reason": "enough"})
+    assert heard == [1, 2]
+    assert list(out.glob("state/*/state.json"))
+
+    again = trained(flags, indexed, str(out), lambda r: heard.append(r["epoch"]))
+    assert heard == [1, 2, 1, 2, 3, 4]  # those that were done are told again, not trained again
+    assert [r["train_loss"] for r in again.history] == [r["train_loss"] for r in calm.history]
+    weights = [(place / name / "model.safetensors").read_bytes() for name in ("calm", "stopped")]
+    assert weights[0] == weights[1]
+    assert json.loads((out / "run.json").read_text())["status"] == "done"
+
+    once_more = trained(flags, indexed, str(out), lambda r: heard.append(r["epoch"]))
+    assert not once_more.trained
+    assert once_more.figures == again.figures
+    assert len(heard) == 6
+
+
+def test_the_card_names_a_command_that_gives_the_same_model(flags):
+    from jobs.train import TrainFlags
+    from raysers.config import parse
+
+    words = command_of(flags)
+    assert words[0] == "jobs/train.py"
+    assert vars_of(parse(TrainFlags, words[1:], description="")) == vars_of(flags)
