@@ -1,0 +1,253 @@
+"""A sweep: what it leaves, what it refuses, and that no death loses a trial or runs it twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from jobs import annotate, tune
+from raysers.distributed.training_flags import TrainingFlags
+from raysers.distributed.training_run import Room, run_training
+from tests.jobs import processes
+from tests.jobs.conftest import rows_of
+from tests.jobs.voices import write_toy_config, write_voices
+
+EPOCHS = 6
+
+#: By the seed below in this order: two that learn, one far too high.
+RATES = (3e-3, 1e-2, 3.0)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tune")
+    write_voices(folder / "voices")
+    write_toy_config(folder)
+    (folder / "rates.yaml").write_text(f"lr: {[*RATES]}\n")
+    (folder / "random.yaml").write_text(
+        "lr: loguniform(1e-3, 1e-2)\n"
+        "freeze: [none, cnn]\n"
+        "warmup: {values: [0.1, 0.2], when: {freeze: cnn}}\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(place) -> list[str]:
+    return [
+        "--data", str(place / "voices/labels.csv"), "--backbone", f"random:{place}/config.json",
+        "--epochs", str(EPOCHS), "--batch-size", "7", "--max-concurrent", "1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def swept(place, command, ray_session) -> Path:
+    """A grid of three learning rates, one after the other, with early stopping."""
+    out = place / "swept"
+    space = ["--space", str(place / "rates.yaml"), "--search", "grid", "--seed", "4"]
+    assert tune.main([*command, *space, "--asha-grace", "2", "--output", str(out)]) == 0
+    return out
+
+
+def trials_of(out: Path) -> list[dict]:
+    return pq.ParquetFile(out / "trials/part-00000.parquet").read().to_pylist()
+
+
+def test_asha_stops_the_trial_whose_learning_rate_is_far_too_high(swept):
+    trials = trials_of(swept)
+    assert [t["param_lr"] for t in trials] == [*RATES]
+    bad = trials[-1]
+    assert bad["status"] == "stopped"
+    assert bad["epochs"] == 2
+    assert bad["dev_ccc_mean"] < max(t["dev_ccc_mean"] for t in trials)
+    assert trials[0]["status"] == "done"
+    assert trials[0]["epochs"] == EPOCHS
+    assert not list(swept.glob("runs/*/state"))
+
+
+def test_the_table_says_what_the_trials_trainings_say(swept):
+    for trial in trials_of(swept):
+        if trial["status"] != "done":
+            continue
+        document = json.loads((swept / trial["path"] / "training.json").read_text())
+        means = [record["dev_ccc_mean"] for record in document["history"]]
+        assert trial["dev_ccc_mean"] == max(means)
+        assert trial["best_epoch"] == int(np.argmax(means)) + 1
+        assert document["settings"]["lr"] == trial["param_lr"]
+        assert trial["attempts"] == 1
+    curves = pq.ParquetFile(swept / "curves/part-00000.parquet").read().to_pylist()
+    shown = {(r["cell"], r["epoch"]) for r in curves if r["dimension"] == "mean"}
+    assert len(shown) == sum(trial["epochs"] for trial in trials_of(swept))
+
+
+def test_best_is_the_model_folder_of_the_best_trial_and_annotates(swept, place):
+    best = max((t for t in trials_of(swept)), key=lambda t: t["dev_ccc_mean"])
+    assert best["status"] == "done"
+    weights = (swept / "best/model.safetensors").read_bytes()
+    assert weights == (swept / best["path"] / "model.safetensors").read_bytes()
+    card = (swept / "best/README.md").read_text()
+    assert f"This is {best['trial']}, the best of the 3 trials" in card
+    assert f"--lr {best['param_lr']}" in card  # the command that gives the same model
+    out = place / "scored"
+    args = ["--input", str(place / "voices/labels.csv"), "--output", str(out)]
+    assert annotate.main([*args, "--model", str(swept / "best"), "--dtype", "fp32"]) == 0
+    told = {row["file"]: row for row in rows_of(swept / "best", "predictions")}
+    for row in rows_of(out):
+        if row["file"] in told:
+            assert row["arousal"] == pytest.approx(told[row["file"]]["arousal"], abs=1e-5)
+
+
+def test_pictures_and_record(swept):
+    for name in ("parallel_coordinates", "learning_curves"):
+        assert (swept / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"<svg" in (swept / f"{name}.svg").read_bytes()
+    record = json.loads((swept / "run.json").read_text())
+    assert record["status"] == "done"
+    assert record["outcome"]["trials"] == 3
+    assert record["outcome"]["best"]["point"]["lr"] in RATES
+    assert "too few" in record["outcome"]["importance"]["note"]
+
+
+def test_the_same_command_on_a_finished_sweep_changes_nothing(swept, place, command, capsys):
+    before = {p: p.stat().st_mtime_ns for p in swept.rglob("*")}
+    space = ["--space", str(place / "rates.yaml"), "--search", "grid", "--seed", "4"]
+    assert tune.main([*command, *space, "--asha-grace", "2", "--output", str(swept)]) == 0
+    assert "nothing is left to train" in " ".join(capsys.readouterr().out.split())
+    assert {p: p.stat().st_mtime_ns for p in swept.rglob("*")} == before
+
+
+def test_kill_9_in_mid_run_and_the_same_command_lose_no_trial_and_run_none_twice(
+    place, command, ray_session, tmp_path
+):
+    out = place / "killed"
+    args = [*command, "--space", str(place / "random.yaml"), "--trials", "3", "--asha", "off"]
+    args += ["--output", str(out), "--checkpoint-steps", "1"]
+    address = ray.get_runtime_context().gcs_address
+    driver = processes.start(
+        "jobs/tune.py", *args, env={"RAY_ADDRESS": address, "TMPDIR": str(tmp_path)}
+    )
+    second = out / "runs/trial-0001"
+    _stop_trials(driver, lambda: bool(list(second.glob("state/*/state.json"))))
+    driver.kill()
+    driver.communicate()
+    first = json.loads((out / "runs/trial-0000/trial.json").read_text())
+    assert (first["status"], first["attempts"]) == ("done", 1)
+    assert json.loads((second / "trial.json").read_text())["status"] == "running"
+    kept = (out / "runs/trial-0000/model.safetensors").stat().st_mtime_ns
+    earlier = json.loads((second / "run.json").read_text())["run_id"]
+
+    assert tune.main(args) == 0
+    trials = trials_of(out)
+    assert [(t["number"], t["status"]) for t in trials] == [(n, "done") for n in range(3)]
+    assert [t["attempts"] for t in trials] == [1, 2, 1]
+    assert [t["epochs"] for t in trials] == [EPOCHS] * 3
+    assert (out / "runs/trial-0000/model.safetensors").stat().st_mtime_ns == kept
+    history = json.loads((second / "run.json").read_text())["history"]
+    assert [run["run_id"] for run in history] == [earlier]  # it went on from its own state
+    # and ended as if nothing had happened
+    settings = json.loads((second / "training.json").read_text())["config"]
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    flags = TrainingFlags(**{**plain, "output": str(place / "calm")})
+    run_training(flags, {}, alone=True, room=Room(threads=4))
+    assert (place / "calm/model.safetensors").read_bytes() == (
+        second / "model.safetensors"
+    ).read_bytes()
+
+
+def test_another_sweep_in_the_same_folder_is_refused_by_name(swept, place, command, capsys):
+    space = ["--space", str(place / "random.yaml"), "--output", str(swept)]
+    assert tune.main([*command, *space, "--seed", "4"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "space was" in error
+    assert "search was 'grid', now 'random'" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "args", "words"),
+    [
+        ("lr: loguniform(1e-5, 1e-3)\nlayerz: [2]", (), "key 'layerz'"),
+        ("lr: loguniform(1e-5, 1e-3)", ("--search", "grid"), "list its values"),
+        ("layers: [1, 40]", (), "--layers"),
+        ("lr: [1e-3, 1e-4]", ("--workers", "2"), "--workers-per-trial"),
+        ("lr: [1e-3, 1e-4]", ("--max-concurrent", "99"), "--max-concurrent 99"),
+        ("lr: [1e-3, 1e-4]", ("--workers-per-trial", "99"), "--workers-per-trial 99"),
+        ("front-steps: [0, 5]", (), "--front mel"),
+        ("lr: [1e-3, 1e-4]", ("--data", "/nowhere"), "/nowhere"),
+        ("lr: [1e-3, 1e-4]", ("--asha-reduction", "1"), "--asha off"),
+        ("lr: [1e-3, 1e-4]", ("--keep", "last"), "--keep"),
+    ],
+)
+def test_bad_commands_end_with_exit_2_and_one_clear_line_and_write_nothing(
+    space, args, words, place, command, tmp_path, capsys, ray_session
+):
+    file = tmp_path / "space.yaml"
+    file.write_text(space)
+    out = tmp_path / "out"
+    assert tune.main([*command, "--space", str(file), "--output", str(out), *args]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_dry_run_shows_the_trials_and_their_cost_and_writes_nothing(
+    place, command, tmp_path, capsys, ray_session
+):
+    out = tmp_path / "out"
+    args = ["--space", str(place / "random.yaml"), "--trials", "4", "--usd-per-hour", "2"]
+    assert tune.main([*command, *args, "--dry-run", "--output", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "trial 3" in printed
+    assert "x real time a trial" in printed
+    assert f"{4 * EPOCHS} epochs" in printed
+    assert "USD" in printed
+    assert not out.exists()
+
+
+def test_a_sweep_in_s3(s3, tmp_path):
+    table, config = write_voices(tmp_path / "voices"), write_toy_config(tmp_path)
+    s3.put("space.yaml", b"lr: [0.003, 0.01]")
+    code, _, error = processes.run(
+        "jobs/tune.py", "--space", f"{s3.uri}/space.yaml", "--search", "grid", "--data", table,
+        "--backbone", f"random:{config}", "--epochs", 1, "--output", f"{s3.uri}/sweep",
+    )  # fmt: skip
+    assert code == 0, error
+    keys = s3.keys()
+    for name in ("model.safetensors", "config.json", "README.md", "training.json"):
+        assert f"sweep/best/{name}" in keys
+    assert {"sweep/trials/part-00000.parquet", "sweep/learning_curves.svg"} <= set(keys)
+    assert not [key for key in keys if "/state/" in key]
+    record = json.loads(s3.get("sweep/run.json"))
+    assert record["outcome"]["statuses"] == {"done": 2}
+
+
+def _trial_processes() -> list[psutil.Process]:
+    """Processes of Tune's trials below this one."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "ImplicitFunc" in " ".join(process.cmdline())
+    ]
+
+
+def _stop_trials(driver: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Let the driver's trials stand still once `ready()`, so that they are killed in mid-run."""
+    deadline = time.monotonic() + 240
+    while not ready():
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = _trial_processes()
+    for worker in workers:
+        worker.suspend()
+    assert workers
