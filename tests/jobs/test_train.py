@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import soundfile as sf
 from safetensors.numpy import load_file
 
 from jobs import annotate, train
+from raysers.distributed.training_run import run_training
 from raysers.evaluation.metrics import ccc
 from raysers.types import DIMENSIONS
 from tests.jobs import processes
@@ -275,7 +277,11 @@ def test_tensorboard_has_every_epoch_once(one):
     assert steps == list(range(1, EPOCHS + 1))
 
 
-def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(place, command, ray_session, capsys):
+def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(
+    place, command, ray_session, capsys, monkeypatch
+):
+    # in this process: that Ray Train's workers pass on such errors is the next test's
+    monkeypatch.setattr(train, "run_training", partial(run_training, alone=True))
     out = place / "strict"
     args = [*command, "--output", str(out), "--max-failed", "0.01", "--epochs", "1"]
     assert train.main([*args, "--workers", "1"]) == 3

@@ -1,4 +1,7 @@
-"""Training of other networks than the common one, with the settings that change the network."""
+"""Training of other networks than the common one, with the settings that change the network.
+
+In this process, which gives the same bytes as Ray Train's workers and starts none.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ import soundfile as sf
 from safetensors.numpy import load_file
 
 from jobs import annotate, train
+from raysers.config import as_plain, parse
+from raysers.distributed.training_run import run_training
 from raysers.models.inference import Scorer
 from raysers.models.loading import load_emotion_model
 from raysers.types import DIMENSIONS
@@ -29,9 +34,10 @@ def labels(tmp_path_factory) -> Path:
 
 
 def _trained(labels: Path, out: Path, config: Path, *args: str) -> dict:
-    """The `training.json` of a training with one worker."""
+    """The `training.json` of a training in this process."""
     common = ["--data", str(labels), "--output", str(out), "--backbone", f"random:{config}"]
-    assert train.main([*common, "--workers", "1", *args]) == 0
+    flags = parse(train.TrainFlags, [*common, *args], description="")
+    run_training(flags, as_plain(flags), alone=True)
     return json.loads((out / "training.json").read_text())
 
 
