@@ -28,11 +28,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## annotate made-up speech, or your own: make demo AUDIO=folder
 	@$(BIN)/python jobs/demo.py $(if $(AUDIO),--audio '$(AUDIO)')
 
+# the longest first; what failed is printed last
+GROUPS := 'jobs/test_[s-z]*' 'jobs/test_[a-r]*' unit cluster
 test: setup  ## every test that needs no GPU
-	@echo "test: pytest, jobs beside everything else"
-	@log=$$(mktemp); $(BIN)/python -m pytest tests/unit tests/cluster >$$log 2>&1 & rest=$$!; \
-	$(BIN)/python -m pytest tests/jobs; jobs=$$?; \
-	wait $$rest; rest=$$?; cat $$log; rm -f $$log; exit $$((jobs | rest))
+	@echo "test: pytest, three groups at a time"
+	@logs=$$(mktemp -d); printf '%s\n' $(GROUPS) | xargs -P 3 -I GROUP sh -c ' \
+		log=$$1/$$(echo "GROUP" | tr -dc "a-z-"); $(BIN)/python -m pytest tests/GROUP >$$log 2>&1; failed=$$?; \
+		echo "test: GROUP: $$(tail -n 1 $$log)"; test $$failed -eq 0 || mv $$log $$1/zz-$${log##*/}; exit $$failed' sh $$logs; \
+	failed=$$?; cat $$logs/*; rm -r $$logs; exit $$failed
 
 lint: setup  ## style, types and import rules
 	@echo "lint: ruff check"

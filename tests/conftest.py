@@ -14,6 +14,7 @@ os.environ.update(
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     HF_HUB_OFFLINE="1",
+    OMP_WAIT_POLICY="PASSIVE",  # threads that spin while they wait take the cores of other workers
 )
 os.environ.pop("RAY_ADDRESS", None)
 
@@ -21,20 +22,29 @@ pytest_plugins = ["tests.s3"]
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def workers_environment() -> dict[str, str]:
+    """What the environment of `ray_session`'s workers has besides."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def ray_session(workers_environment: dict[str, str]) -> Iterator[None]:
     """A local cluster of 4 logical CPUs, whatever the machine has."""
     import ray
 
     from raysers.distributed.cluster import configure_ray_data
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    with pytest.MonkeyPatch.context() as here:
+        for name, value in workers_environment.items():
+            here.setenv(name, value)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=200 * 2**20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     configure_ray_data()
     yield
     ray.shutdown()

@@ -227,6 +227,11 @@ def _proxy() -> Faults:
     return start_proxy(start_server())
 
 
+def workers_environment() -> dict[str, str]:
+    """For a cluster that outlives a test: its workers reach the server through the proxy."""
+    return {**ENVIRONMENT, "AWS_ENDPOINT_URL": _proxy().endpoint}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
     """A fresh bucket: its URI and a client that talks to the server itself, past the proxy."""

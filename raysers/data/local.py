@@ -37,6 +37,7 @@ _UNWRITABLE = frozenset(
 _ATTEMPTS = 3
 _WAIT_S = 0.05
 _PAGE = 1000
+_HALF_WRITTEN = ".part-"
 
 
 def stat(path: str) -> ObjectInfo:
@@ -135,10 +136,17 @@ def delete(path: str) -> None:
         raise WriteError(f"cannot delete {path}: {error.strerror or error}") from error
 
 
+def sweep(path: str) -> None:
+    """Removes from the folder what a process that died in `write_atomic` left half-written."""
+    for left in Path(path).glob(f"{_HALF_WRITTEN}*"):
+        with suppress(OSError):
+            left.unlink(missing_ok=True)
+
+
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # not derived from the name, which may already be as long as the disk allows
-    temporary = path.parent / f".part-{uuid.uuid4().hex}"
+    temporary = path.parent / f"{_HALF_WRITTEN}{uuid.uuid4().hex}"
     try:
         # 0o666 with the user's mask, where tempfile would make it private
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)

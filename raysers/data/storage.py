@@ -40,6 +40,7 @@ __all__ = [
     "read_range",
     "stat",
     "suffix_of",
+    "sweep",
     "write_atomic",
 ]
 
@@ -195,6 +196,15 @@ def write_atomic(uri: str, data: bytes) -> None:
 def delete(uri: str) -> None:
     """Removes the object; fine when it is not there. Errors as `write_atomic`."""
     _store(uri).delete(uri)
+
+
+def sweep(uri: str) -> None:
+    """Removes from the folder, not from those below it, what died half-written.
+
+    Only for folders that nobody writes to any more. Object stores keep nothing half-written.
+    """
+    if not is_remote(uri):
+        local.sweep(uri)
 
 
 def check_writable(uri: str) -> None:

@@ -167,6 +167,8 @@ def conclude(
         "padding_waste": round(1 - ran.audio_s / ran.padded_s, 4) if ran.padded_s else 0.0,
     }
     ledger.tidy(flags.output)
+    for folder in ("", "manifest", table):
+        storage.sweep(storage.join(flags.output, folder) if folder else flags.output)
     good = failed <= flags.max_failed
     finished(record, "done" if good else "done_with_failures", outcome).save(flags.output)
     summary.print_outcome(outcome, storage.join(flags.output, table))

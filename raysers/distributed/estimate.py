@@ -19,7 +19,7 @@ from raysers.distributed.cluster import Placement, io_threads, patient_get
 from raysers.distributed.feed import AHEAD_S, decode_ahead, micro_batches
 from raysers.distributed.planning import Plan
 from raysers.distributed.progress import duration, hours
-from raysers.distributed.stages import ClipTask, ClipWorker
+from raysers.distributed.stages import ClipTask, ClipWorker, score_clips
 from raysers.distributed.versions import Versions, ahead_s, expanded, names_of
 from raysers.types import Clip, Status
 
@@ -118,7 +118,7 @@ def _score(
     )
     audio_s = 0.0
     for batch in micro_batches(feed, worker.max_padded_s):
-        worker.score([d.signal for d in batch if d.signal is not None])
+        score_clips(worker, batch)
         audio_s += sum(d.duration_s for d in batch)
     return audio_s
 

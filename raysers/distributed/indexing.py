@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from raysers.data.labelled import read_labelled
@@ -24,6 +23,7 @@ from raysers.data.manifest import (
     sort_manifest,
 )
 from raysers.data.sources import ListingNotes, list_inputs
+from raysers.distributed.cluster import dataset_of
 from raysers.distributed.failures import carried, raise_carried
 from raysers.distributed.progress import LINE_EVERY_S
 from raysers.errors import ConfigError
@@ -108,7 +108,9 @@ def _probed(listed: pa.Table, segmenting: Segmenting, limit: int) -> list[pa.Tab
     if limit:  # every object is at least one clip
         listed = listed.sort_by([("file", "ascending"), ("start", "ascending")]).slice(0, limit)
     blocks = [listed.slice(start, size) for start in range(0, listed.num_rows, size)]
-    probed = ray.data.from_arrow(blocks).map_batches(
+    if len(blocks) == 1 and segmenting.kind != "vad":  # one task would be no faster than we are
+        return [raise_carried(_probe(blocks[0], segmenting))]
+    probed = dataset_of(blocks).map_batches(
         _probe, fn_kwargs={"segmenting": segmenting}, batch_size=None, batch_format="pyarrow"
     )
     found = probed.iter_batches(batch_size=None, batch_format="pyarrow")

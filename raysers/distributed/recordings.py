@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader
 from raysers.audio.perturbation import Signal
 from raysers.data import storage
 from raysers.data.manifest import Segmenting, fingerprint
+from raysers.distributed.cluster import dataset_of
 from raysers.distributed.failures import carried, raise_carried
 from raysers.distributed.indexing import index
 from raysers.distributed.summary import print_warning
@@ -172,9 +172,7 @@ def _checked(items: Sequence[Recording]) -> list[Recording]:
         return list(items)
     size = _CHECKED_PER_TASK
     blocks = [pa.Table.from_pylist(rows[i : i + size], _SCHEMA) for i in range(0, len(rows), size)]
-    data = ray.data.from_arrow(blocks).map_batches(
-        _decoded, batch_size=None, batch_format="pyarrow"
-    )
+    data = dataset_of(blocks).map_batches(_decoded, batch_size=None, batch_format="pyarrow")
     checked = list(items)
     for block in data.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in raise_carried(block).to_pylist():

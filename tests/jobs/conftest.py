@@ -9,8 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests import s3
 from tests.places import SHARED_DATA
 from tests.published import PlainModel, write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def workers_environment() -> dict[str, str]:
+    """Workers of `ray_session` reach the S3 server, with the faults that a test adds."""
+    return s3.workers_environment()
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +35,16 @@ def emodb_files() -> list[str]:
 
 @pytest.fixture
 def clips_folder(tmp_path, emodb_files) -> Path:
-    """A folder with links to those clips, in two levels."""
-    folder = tmp_path / "audio" / "deep er"
-    folder.mkdir(parents=True)
-    for file in emodb_files:
-        (folder / Path(file).name).symlink_to(file)
-    return folder.parent
+    """A folder of the test's own with links to those clips, in two levels."""
+    return link_clips(tmp_path / "audio", emodb_files)
+
+
+def link_clips(folder: Path, files: list[str]) -> Path:
+    """The folder, with links to files one level below."""
+    (folder / "deep er").mkdir(parents=True)
+    for file in files:
+        (folder / "deep er" / Path(file).name).symlink_to(file)
+    return folder
 
 
 def rows_of(output, table: str = "annotations") -> list[dict]:

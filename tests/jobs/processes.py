@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -53,19 +54,48 @@ def kill_tree(pid: int) -> None:
         process.kill()
 
 
+def model_workers(pid: int) -> list[psutil.Process]:
+    """Workers that score, below a process of ours."""
+    family = psutil.Process(pid).children(recursive=True)
+    return [p for p in family if "ray::MapWorker" in title(p)]
+
+
+def title(process: psutil.Process) -> str:
+    """Its command line; empty once it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def stop_workers_when(pid: int, ready: Callable[[], bool]) -> list[psutil.Process]:
+    """Stop the workers below `pid` as soon as `ready()`, so that nothing can end meanwhile."""
+    deadline = time.monotonic() + 120
+    workers: list[psutil.Process] = []
+    while not (workers and ready()):
+        assert psutil.pid_exists(pid)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+        # looked for again when they were those of a run before
+        workers = [w for w in workers if w.is_running()] or model_workers(pid)
+    for worker in workers:
+        worker.suspend()
+    return workers
+
+
 def kill_driver_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
     """SIGKILL the driver itself as soon as `ready()`; its workers must follow by themselves."""
-    deadline = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    workers = stop_workers_when(process.pid, ready)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    psutil.wait_procs([p for p in children if p not in workers], timeout=2)
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.resume()
     _, alive = psutil.wait_procs(children, timeout=10)
     for agent in alive:  # Ray leaves its agents behind; they do nothing, but they stay
-        assert "Agent" in " ".join(agent.cmdline())
+        assert "Agent" in title(agent)
         agent.kill()
 
 

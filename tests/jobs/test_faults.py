@@ -5,49 +5,70 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.jobs import processes
-from tests.jobs.conftest import comparable, record_of, rows_of
+from tests.jobs.conftest import comparable, link_clips, record_of, rows_of
 from tests.places import REPO, needs_shared
 
 pytestmark = needs_shared
 JOB = "jobs/annotate.py"
 
 
-def _args(clips_folder, out) -> tuple[object, ...]:
-    # slow enough to be hit in the middle: about 0.5 s per shard
-    model = ("--model", "random:w2v2-b-6", "--dtype", "fp32", "--shard-s", 5, "--workers", 1)
-    return ("--input", clips_folder, "--output", out, *model)
+def _args(clips, out, checkpoint) -> tuple[object, ...]:
+    # some twenty shards, so that there is a middle to be hit in
+    model = ("--model", checkpoint[0], "--dtype", "fp32", "--shard-s", 5)
+    return ("--input", clips, "--output", out, *model)
 
 
-def test_kill_9_of_the_driver_then_the_same_command_gives_identical_rows(clips_folder, tmp_path):
-    calm, out = tmp_path / "calm", tmp_path / "out"
-    assert processes.run(JOB, *_args(clips_folder, calm))[0] == 0
-    driver = processes.start(JOB, *_args(clips_folder, out))
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory, emodb_files) -> Path:
+    return link_clips(tmp_path_factory.mktemp("clips") / "audio", emodb_files)
+
+
+@pytest.fixture(scope="module")
+def losing(tmp_path_factory, clips, checkpoint) -> tuple[Path, dict[str, int]]:
+    """The outputs `calm` and `out` of one worker and of two that lose a node, and what happened."""
+    folder = tmp_path_factory.mktemp("losing")
+    command = map(str, _args(clips, "{out}", checkpoint))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.jobs.node_loss", str(folder), *command],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_losing_a_node_in_mid_run_gives_identical_rows(losing):
+    folder, report = losing
+    assert (report["calm"], report["out"]) == (0, 0)
+    assert 2 <= report["parts_at_the_loss"] < processes.parts_in(folder / "calm")
+    assert comparable(rows_of(folder / "out")) == comparable(rows_of(folder / "calm"))
+
+
+def test_kill_9_of_the_driver_then_the_same_command_gives_identical_rows(
+    clips, losing, checkpoint, tmp_path
+):
+    calm, out = losing[0] / "calm", tmp_path / "out"
+    command = (JOB, *_args(clips, out, checkpoint), "--workers", 1)
+    driver = processes.start(*command)
     processes.kill_driver_when(driver, lambda: processes.parts_in(out) >= 2)
     done = processes.parts_in(out)
     assert 2 <= done < processes.parts_in(calm)
     assert record_of(out)["status"] == "running"
     kept = {p: p.read_bytes() for p in (out / "annotations").glob("part-*")}
-    code, printed, _ = processes.run(JOB, *_args(clips_folder, out))
+    code, printed, _ = processes.run(*command)
     assert code == 0
     assert "resuming the run of" in printed
     assert comparable(rows_of(out)) == comparable(rows_of(calm))
     assert {p: p.read_bytes() for p in kept} == kept
     assert record_of(out)["status"] == "done"
-
-
-def test_losing_a_node_in_mid_run_gives_identical_rows(clips_folder, tmp_path):
-    script = [sys.executable, "-m", "tests.jobs.node_loss", str(clips_folder), str(tmp_path)]
-    done = subprocess.run(
-        script, cwd=REPO, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert report == {"calm": 0, "out": 0, "nodes_lost": 1}
-    assert comparable(rows_of(tmp_path / "out")) == comparable(rows_of(tmp_path / "calm"))
 
 
 @pytest.mark.parametrize(

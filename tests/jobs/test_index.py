@@ -60,7 +60,7 @@ def test_the_other_jobs_take_the_manifest_as_it_is(clips_folder, checkpoint, tmp
     assert run(annotate, *again, *model) == 2
 
 
-def test_a_table_with_spans_and_labels_becomes_clips_with_labels(emodb_files, tmp_path, checkpoint):
+def test_a_table_with_spans_and_labels_becomes_clips_with_labels(emodb_files, tmp_path):
     table = tmp_path / "labels.csv"
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -76,11 +76,6 @@ def test_a_table_with_spans_and_labels_becomes_clips_with_labels(emodb_files, tm
     assert rows[0]["duration_s"] == 0.5
     length = sf.info(emodb_files[0]).duration
     assert rows[1]["duration_s"] == pytest.approx(length - 0.75)
-    out = tmp_path / "out"
-    assert run(annotate, "--input", table, "--output", out, "--model", checkpoint[0]) == 0
-    assert [
-        r["duration_s"] for r in sorted(rows_of(out), key=lambda r: (r["file"], r["start"]))
-    ] == [pytest.approx(r["duration_s"], abs=1e-4) for r in rows]
 
 
 def test_speech_is_found_in_a_long_recording_and_silence_is_not_lost(emodb_files, tmp_path):

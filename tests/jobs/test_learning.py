@@ -120,24 +120,39 @@ def _learned(recipe: Recipe, train: pa.Table, dev: pa.Table, folder) -> np.ndarr
     return np.concatenate([trainee.predict(piece)[:, 0] for piece in pieces])
 
 
-def _arousal_ccc(dev: pa.Table, *predictions: np.ndarray) -> float:
-    """Over all predictions together."""
-    truth = np.tile(dev["arousal"].to_numpy(), len(predictions))
-    return audmetric.concordance_cc(truth, np.concatenate(predictions))
+def _arousal_ccc(dev: pa.Table, predictions: np.ndarray) -> float:
+    return audmetric.concordance_cc(dev["arousal"].to_numpy(), predictions)
+
+
+@pytest.fixture(scope="module")
+def taught(train_and_dev, tmp_path_factory) -> dict[str, float]:
+    """The arousal CCC of each network after its training on the true labels."""
+    train, dev = train_and_dev
+    folder = tmp_path_factory.mktemp("taught")
+    return {
+        kind: _arousal_ccc(dev, _learned(recipe, train, dev, folder))
+        for kind, recipe in RECIPES.items()
+    }
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_arousal_of_unseen_speakers_is_learned(kind, train_and_dev, tmp_path):
-    train, dev = train_and_dev
-    # chance is about 0, whatever the network
-    assert _arousal_ccc(dev, _learned(RECIPES[kind], train, dev, tmp_path)) > 0.5
+def test_arousal_of_unseen_speakers_is_learned(kind, taught):
+    assert taught[kind] > 0.5  # chance is about 0, whatever the network
 
 
-def test_shuffled_labels_teach_nothing(train_and_dev, tmp_path):
+def test_shuffled_labels_teach_nothing(train_and_dev, taught, tmp_path):
+    """The mean of several shuffles, because one may be near the truth or its opposite by chance.
+
+    The clips of a category sound alike, so whatever a network makes of noise goes along with
+    arousal or against it: the CCC of one shuffle has a mean of .06 and a standard deviation of .09
+    (16 were measured, -.04 to .25), and rounding of another processor draws another one. The mean
+    of four is five deviations below half of what truth teaches, about .7, which is also what
+    labels that leak would teach.
+    """
     train, dev = train_and_dev
-    shuffled = shuffle_labels(train, seed=0)
-    assert shuffled["arousal"].to_pylist() != train["arousal"].to_pylist()
-    found = [_learned(recipe, shuffled, dev, tmp_path) for recipe in RECIPES.values()]
-    # the clips of a category sound alike, so even a map of noise may agree or disagree by chance:
-    # sd 0.1 or so, more on some machines; labels that leak would bring it near what truth teaches
-    assert _arousal_ccc(dev, *found) < 0.3
+    found = []
+    for seed, recipe in enumerate([*RECIPES.values()] * 2):
+        shuffled = shuffle_labels(train, seed=seed)
+        assert shuffled["arousal"].to_pylist() != train["arousal"].to_pylist()
+        found.append(_arousal_ccc(dev, _learned(recipe, shuffled, dev, tmp_path)))
+    assert np.mean(found) < np.mean([*taught.values()]) / 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from jobs.robustness import main
 from raysers.audio import perturb
 from raysers.audio.perturb_suites import SUITES
 from raysers.audio.perturbation import generator
-from tests.jobs import processes
 from tests.jobs.conftest import record_of, rows_of
 from tests.places import needs_shared
 from tests.published import score_files, write_checkpoint
@@ -68,8 +68,11 @@ def calm(tmp_path_factory, checkpoint, few) -> Path:
     """A run of one worker from end to end."""
     out = tmp_path_factory.mktemp("calm") / "out"
     args = ("--input", few, "--output", out, "--model", checkpoint[0], "--dtype", "fp32")
-    assert run(*args, "--workers", 1) == 0
+    assert run(*args, *CALM) == 0
     return out
+
+
+CALM = ("--workers", 1, "--shard-s", 10)
 
 
 def test_every_clip_is_a_row_as_it_is_and_per_perturbation_from_one_decode(calm, few):
@@ -104,19 +107,20 @@ def test_every_row_is_what_plain_functions_and_a_plain_model_give(calm, checkpoi
 
 def test_workers_shard_size_and_an_interruption_change_nothing(calm, checkpoint, few, tmp_path):
     args = ("--input", few, "--model", checkpoint[0], "--dtype", "fp32")
-    for name, way in {
-        "cut": ("--workers", 2, "--shard-s", 4, "--max-padded-s", 20),
-    }.items():
-        out = tmp_path / name
-        assert run(*args, "--output", out, *way) == 0
-        parts = sorted((out / "robustness").glob("part-*"))
-        for part in parts[::2]:  # as if the run had ended before they were written
-            part.unlink()
-        for lost in ("metrics/part-00000.parquet", "robustness.png"):
-            (out / lost).unlink()
-        assert run(*args, "--output", out, *way) == 0
+    cut, broken = tmp_path / "cut", Path(shutil.copytree(calm, tmp_path / "broken"))
+    way = ("--workers", 2, "--shard-s", 4, "--max-padded-s", 20)
+    assert run(*args, "--output", cut, *way) == 0
+    parts = sorted((broken / "robustness").glob("part-*"))
+    assert len(parts) > 2
+    for part in parts[::2]:  # as if the run had ended before they were written
+        part.unlink()
+    for lost in ("metrics/part-00000.parquet", "robustness.png"):
+        (broken / lost).unlink()
+    assert run(*args, "--output", broken, *CALM) == 0
+    theirs = metrics_of(calm)
+    for out in (cut, broken):
         assert_same(table_of(out), table_of(calm))
-        mine, theirs = metrics_of(out), metrics_of(calm)
+        mine = metrics_of(out)
         assert mine.keys() == theirs.keys()
         for key, row in mine.items():
             for column in ("value", "ci_low", "ci_high", "n", "paper"):
@@ -147,7 +151,7 @@ def test_another_threshold_on_a_finished_output_compares_anew_and_scores_nothing
 ):
     before = {p: p.read_bytes() for p in (calm / "robustness").iterdir()}
     old = metrics_of(calm)
-    args = ("--input", few, "--output", calm, "--model", checkpoint[0], "--dtype", "fp32")
+    args = ("--input", few, "--output", calm, "--model", checkpoint[0], "--dtype", "fp32", *CALM)
     assert run(*args, "--threshold", 1, "--round-scores") == 0
     assert {p: p.read_bytes() for p in (calm / "robustness").iterdir()} == before
     new = metrics_of(calm)
@@ -207,23 +211,46 @@ def test_a_clip_too_short_for_a_perturbation_is_a_row_that_says_so(checkpoint, t
     assert len({r["parameters"] for r in repeats}) > 1
 
 
-def test_labels_give_the_change_of_ccc_and_groups_of_their_own(checkpoint, few, tmp_path):
-    labelled = tmp_path / "clips.csv"
-    with labelled.open("w") as file:
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, checkpoint, few) -> Path:
+    """A run over labelled clips that saves audio."""
+    folder = tmp_path_factory.mktemp("labelled")
+    with (folder / "clips.csv").open("w") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "speaker", "sex", "corpus", *DIMENSIONS])
         for i, clip in enumerate(sorted(few.iterdir())):
             sex = ("female", "male")[i % 2]
             writer.writerow([clip, f"s{i % 4}", sex, "emodb", i / 10, (i * 7 % 10) / 10, 0.5])
-    out = tmp_path / "out"
-    args = ("--input", labelled, "--output", out, "--model", checkpoint[0])
-    assert run(*args, "--perturbations", "tilt_up", "gain") == 0
-    metrics = metrics_of(out)
+    args = ("--input", folder / "clips.csv", "--output", folder / "out", "--model", checkpoint[0])
+    assert run(*args, "--perturbations", *CHANGES, "--save-audio", 3) == 0
+    return folder / "out"
+
+
+CHANGES = ("tilt_up", "gain", "crop_end")
+
+
+def test_labels_give_the_change_of_ccc_and_groups_of_their_own(labelled):
+    metrics = metrics_of(labelled)
     changes = [key for key in metrics if key[-1] == "ccc_change_tilt_up" and key[1] == "emodb"]
     assert {key[5] for key in changes if not key[3]} == {*DIMENSIONS}
     assert {key[4] for key in changes if key[3] == "sex"} == {"female", "male"}
     mean = next(r for k, r in metrics.items() if k[-1] == "robustness" and k[5] == "mean")
     assert mean["n"] == 10
+
+
+def test_saved_audio_is_what_the_model_heard(labelled):
+    saved = sorted((labelled / "audio").iterdir())
+    assert len(saved) == 6
+    rows = {(Path(r["file"]).stem, r["perturbation"]): r for r in table_of(labelled)}
+    for clean, changed in zip(*[iter(saved)] * 2, strict=True):
+        x, y = sf.read(clean)[0], sf.read(changed)[0]
+        stem = clean.name.removesuffix(".wav_clean.flac")[4:]
+        (name,) = [name for name in CHANGES if name in changed.name]
+        row = rows[stem, name]
+        assert len(y) == round(row["duration_s"] * 16_000)
+        if "turned_down" not in changed.name:
+            assert 10 * np.log10(np.mean(y**2)) == pytest.approx(row["rms_db"], abs=0.01)
+        assert len(x) == round(rows[stem, "clean"]["duration_s"] * 16_000)
 
 
 def test_the_full_suite_with_a_users_noise_and_rooms(checkpoint, few, tmp_path, capsys):
@@ -286,24 +313,6 @@ def test_noise_of_which_nothing_can_be_read_ends_the_job_before_it_begins(
     assert not (tmp_path / "out").exists()
 
 
-def test_saved_audio_is_what_the_model_heard(checkpoint, few, tmp_path):
-    out = tmp_path / "out"
-    args = ("--input", few, "--output", out, "--model", checkpoint[0], "--limit", 4)
-    assert run(*args, "--perturbations", "gain", "crop_end", "--save-audio", 3) == 0
-    saved = sorted((out / "audio").iterdir())
-    assert len(saved) == 6
-    rows = {(Path(r["file"]).stem, r["perturbation"]): r for r in table_of(out)}
-    for clean, changed in zip(*[iter(saved)] * 2, strict=True):
-        x, y = sf.read(clean)[0], sf.read(changed)[0]
-        stem = clean.name.removesuffix(".wav_clean.flac")[4:]
-        name = "crop_end" if "crop_end" in changed.name else "gain"
-        row = rows[stem, name]
-        assert len(y) == round(row["duration_s"] * 16_000)
-        if "turned_down" not in changed.name:
-            assert 10 * np.log10(np.mean(y**2)) == pytest.approx(row["rms_db"], abs=0.01)
-        assert len(x) == round(rows[stem, "clean"]["duration_s"] * 16_000)
-
-
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -331,7 +340,7 @@ def test_bad_flags_end_with_exit_2_and_one_line_and_write_nothing(
 
 
 def test_another_seed_or_tone_into_the_same_folder_is_refused(calm, checkpoint, few, capsys):
-    args = ("--input", few, "--output", calm, "--model", checkpoint[0], "--dtype", "fp32")
+    args = ("--input", few, "--output", calm, "--model", checkpoint[0], "--dtype", "fp32", *CALM)
     for change, words in [(("--seed", 1), "seed was 0"), (("--tone-snr", "rms"), "tone_snr was")]:
         assert run(*args, *change) == 2
         assert words in capsys.readouterr().err
@@ -353,7 +362,7 @@ def test_the_metrics_table_has_the_metrics_schema(calm):
     assert pq.read_schema(calm / "metrics" / "part-00000.parquet").names == METRICS.names
 
 
-def test_in_and_out_of_s3_with_noise_in_a_tar(s3, few, checkpoint):
+def test_in_and_out_of_s3_with_noise_in_a_tar(s3, few, checkpoint, capsys):
     for file in sorted(few.iterdir())[:3]:
         s3.put(f"in/{file.name}", file.read_bytes())
     sink = io.BytesIO()
@@ -366,9 +375,8 @@ def test_in_and_out_of_s3_with_noise_in_a_tar(s3, few, checkpoint):
         "--perturbations", "background_music", "gain", "--noise-folder", f"{s3.uri}/noise",
         "--save-audio", 1,
     )  # fmt: skip
-    code, printed, err = processes.run("jobs/robustness.py", *args)
-    assert code == 0, err
-    assert "background_music" in printed
+    assert run(*args) == 0
+    assert "background_music" in capsys.readouterr().out
     keys = [k for k in s3.keys() if k.startswith("out/")]  # noqa: SIM118
     tables = [
         pq.ParquetFile(pa.BufferReader(s3.get(k))).read() for k in keys if "/robustness/" in k

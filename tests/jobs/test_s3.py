@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.annotate import main
 from tests.jobs import processes
 from tests.places import needs_shared
 from tests.published import score_files
@@ -82,7 +83,7 @@ def test_in_and_out_of_s3_with_odd_keys_and_tar_members(s3, archive, checkpoint)
 
 
 def test_a_bad_day_of_the_store_changes_no_row_and_each_refusal_finds_its_clip(
-    s3, s3_faults, archive, checkpoint
+    s3, s3_faults, archive, checkpoint, ray_session
 ):
     for pattern, fault in [
         (r"a b\.wav", 503),
@@ -92,44 +93,38 @@ def test_a_bad_day_of_the_store_changes_no_row_and_each_refusal_finds_its_clip(
         (r"out/annotations/part-000000", 503),
     ]:
         s3_faults.add(pattern, fault, times=2)
-    args = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0])
-    code, _, err = processes.run(JOB, *args, "--dtype", "fp32")
-    assert code == 0, err
+    args = ("--input", f"{s3.uri}/in", "--model", checkpoint[0], "--dtype", "fp32")
+    assert main([*args, "--output", f"{s3.uri}/out"]) == 0
     assert {r["file"]: r["status"] for r in _rows(s3, "out")} == dict.fromkeys(archive, "ok")
 
     names = list(archive)
     s3_faults.clear()
     s3_faults.add(r"50%20\.wav", 403, code="AccessDenied")
     s3_faults.add(r"ünï–c\.wav", 404, code="NoSuchKey")
-    again = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/again", "--model", checkpoint[0])
-    code, _, err = processes.run(JOB, *again, "--max-failed", 0.5)
-    assert code == 0, err
+    assert main([*args, "--output", f"{s3.uri}/again", "--max-failed", "0.5"]) == 0
     fates = {r["file"]: r["status"] for r in _rows(s3, "again") if r["status"] != "ok"}
     assert fates == {names[1]: "forbidden", names[5]: "missing"}
 
 
 def test_a_store_that_stays_down_stops_the_job_and_the_same_command_goes_on(
-    s3, s3_faults, archive, checkpoint
+    s3, s3_faults, archive, checkpoint, ray_session, capsys
 ):
-    args = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0])
+    args = ["--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0]]
     down = s3_faults.add(r"out/annotations/part-", 503, method="PUT")
-    code, _, err = processes.run(JOB, *args)
-    assert code == 1
-    assert "Traceback" not in err
-    assert "503" in err
+    assert main(args) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "503" in error
     assert b'"status": "failed"' in s3.get("out/run.json")
     assert down is not None
     s3_faults.clear()
-    code, _, err = processes.run(JOB, *args)
-    assert code == 0, err
+    assert main(args) == 0
     assert {r["file"]: r["status"] for r in _rows(s3, "out")} == dict.fromkeys(archive, "ok")
 
 
 def test_bad_credentials_and_missing_buckets_end_with_exit_2_and_one_line(
     s3, s3_faults, archive, checkpoint, capsys, ray_session
 ):
-    from jobs.annotate import main
-
     s3_faults.add(r"/in/?", 403, code="InvalidAccessKeyId")
     s3_faults.add(rf"{s3.name}\?", 403, code="InvalidAccessKeyId")
     given = ["--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0]]

@@ -197,6 +197,12 @@ storage.write_atomic({str(target)!r}, b"new" * 1000)
     assert names(tmp_path) == [target.name]
     assert [i.uri for i in storage.list_parts(str(tmp_path))] == [str(target)]
     assert len(os.listdir(tmp_path)) == 2
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / ".part-0").touch()
+    storage.sweep(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["below", target.name]
+    assert os.listdir(tmp_path / "below") == [".part-0"]
+    storage.sweep(str(tmp_path / "nowhere"))
 
 
 def test_full_disk_names_the_path() -> None:
