@@ -19,7 +19,8 @@ import soundfile as sf
 from safetensors.numpy import load_file
 
 from jobs import annotate, train
-from raysers.distributed.training_run import run_training
+from raysers.config import as_plain, parse
+from raysers.distributed.training_run import Room, run_training
 from raysers.evaluation.metrics import ccc
 from raysers.types import DIMENSIONS
 from tests.jobs import processes
@@ -98,6 +99,14 @@ def test_one_and_two_workers_give_the_same_model(one, two):
 
 def _same_bytes(out: Path, calm: Path) -> bool:
     return (out / "model.safetensors").read_bytes() == (calm / "model.safetensors").read_bytes()
+
+
+def test_a_training_in_the_callers_process_gives_the_same_bytes(one, command, place):
+    """With as many threads as the worker of Ray Train had, all of the cluster's CPUs."""
+    out = place / "here"
+    flags = parse(train.TrainFlags, [*command, "--output", str(out)], description="")
+    run_training(flags, as_plain(flags), alone=True, room=Room(threads=4))
+    assert _same_bytes(out, one)
 
 
 def _lasting(document: dict) -> list[dict]:
