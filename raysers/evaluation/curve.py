@@ -22,13 +22,16 @@ _CCC_IN, _LOSS_IN = 2.9, 1.5
 Points = list[tuple[int, float]]
 
 
-def learning_curve(history: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+def learning_curve(
+    history: Sequence[Mapping[str, Any]], *, width_in: float = style.WIDTH_IN
+) -> style.Picture:
     """Draw CCC on the dev set by dimension over the training loss, by epoch.
 
     Args:
         history: one record per epoch with `epoch` (from 1), `train_loss`, `dev_ccc` (dimension to
             CCC, or None) and `kept` (whether this epoch's weights were stored as the best so
             far). Missing and NaN values leave gaps; without any CCC there is no panel for it.
+        width_in: of the picture.
 
     Returns:
         The picture as `png` and `svg`, identical bytes for identical histories.
@@ -38,14 +41,14 @@ def learning_curve(history: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """
     if not history:
         raise ValueError("a learning curve needs at least one epoch")
-    return style.picture(lambda: _draw(history))
+    return style.picture(lambda: _draw(history, width_in))
 
 
-def _draw(history: Sequence[Mapping[str, Any]]) -> Any:
+def _draw(history: Sequence[Mapping[str, Any]], width_in: float) -> Any:
     kept = next((r["epoch"] for r in reversed(history) if r.get("kept")), None)
     ccc = {name: found for name in DIMENSIONS if (found := _ccc_points(history, name))}
     heights = [_CCC_IN, _LOSS_IN] if ccc else [_CCC_IN]
-    figure = style.new_figure(sum(heights) + 0.9 * len(heights))
+    figure = style.new_figure(sum(heights) + 0.9 * len(heights), width_in)
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     if ccc:
         _draw_ccc(axes[0], ccc, kept)

@@ -28,18 +28,19 @@ _FOR_WORDS: Mapping[str, str] = {
     ORANGE: "#8F6200",
     SKY: "#1C74A8",
 }
-#: On a dark page; colours not named here are lightened by `dark`.
+#: On a dark page, where simply lighter colours would grow alike for some readers; colours not
+#: named here are turned by `dark`.
 _DARK: Mapping[str, str] = {
     INK: "#ECEEF1",
-    SOFT: "#A3A9B3",
+    SOFT: "#B0A8A8",
     FAINT: "#343A44",
     PAPER: "#15181D",
-    BLUE: "#58AEEA",
-    VERMILION: "#FF8C42",
-    GREEN: "#35C79B",
-    PURPLE: "#E39BC6",
-    ORANGE: "#F2B632",
-    SKY: "#8CCDF5",
+    BLUE: "#4695CB",
+    VERMILION: "#F68740",
+    GREEN: "#60E0A9",
+    PURPLE: "#EAA0CE",
+    ORANGE: "#F4B515",
+    SKY: "#90CFF8",
     "#00639B": "#6DB9F0",
     "#B34E00": "#FF9C5C",
     "#00775A": "#45D1A6",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,12 @@ Picture = dict[str, bytes]
 TITLE_PT, TEXT_PT, SMALL_PT = 11.0, 9.0, 7.5
 WIDTH_IN = 7.2
 _DPI = 160
+_FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "png": {"dpi": _DPI, "metadata": {"Software": None}},
+    "svg": {"metadata": {"Date": None, "Creator": None}},
+}
+#: Letters of an axis' name in a line.
+_LETTERS_WIDE, _LETTERS_NARROW = 84, 38
 #: Of marks and lines.
 LINE_PT, INTERVAL_PT, DOT_PT = 1.8, 1.4, 5.0
 
@@ -47,7 +54,7 @@ _RC = {
 }
 
 
-def picture(draw: Callable[[], Any]) -> Picture:
+def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -> Picture:
     """The `matplotlib.figure.Figure` that `draw` makes, as `png` and `svg` on white.
 
     `draw` is called under the settings of this module; it makes a `Figure` of its own and never
@@ -62,16 +69,20 @@ def picture(draw: Callable[[], Any]) -> Picture:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = draw()
         FigureCanvasAgg(figure)
-        return {
-            "png": _bytes_of(figure, format="png", dpi=_DPI, metadata={"Software": None}),
-            "svg": _bytes_of(figure, format="svg", metadata={"Date": None, "Creator": None}),
-        }
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not again for every format
+        return {kind: _bytes_of(figure, format=kind, **_FORMATS[kind]) for kind in formats}
 
 
 def _bytes_of(figure: Any, **how: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, facecolor=PAPER, **how)
     return file.getvalue()
+
+
+def formats(*, narrow: bool) -> Sequence[str]:
+    """Narrow pictures are shown in pages only, and not saved beside them."""
+    return ("svg",) if narrow else tuple(_FORMATS)
 
 
 def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Any:
@@ -95,6 +106,20 @@ def value_grid(axis: Any, along: str = "y", *, most: int = 6) -> None:
     ticks = MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10])
     (axis.yaxis if along == "y" else axis.xaxis).set_major_locator(ticks)
     axis.grid(axis=along)
+
+
+def axis_name(axis: Any, text: str) -> None:
+    """What the lower axis is of, flush right below it; a long name may reach under its neighbours.
+
+    Only its height takes part in the layout, or a long name would make its panel wider.
+    """
+    wide = axis.figure.get_figwidth() > WIDTH_IN / 2 + 1
+    lines = textwrap.wrap(text, _LETTERS_WIDE if wide else _LETTERS_NARROW)
+    axis.set_xlabel("\n".join(" " for _ in lines))
+    axis.annotate(
+        "\n".join(lines), (1, 0), xytext=(0, -20), xycoords="axes fraction", ha="right",
+        textcoords="offset points", va="top", color=SOFT, annotation_clip=False,
+    ).set_in_layout(False)  # fmt: skip
 
 
 def name_rows(axis: Any, names: Sequence[str]) -> None:

@@ -126,6 +126,8 @@ class _Scale:
 
     def _text(self, mark: float) -> str:
         value = math.exp(mark) if self._axis.log else mark
+        if not self._axis.log and abs(value) < (self._high - self._low) / 1000:
+            return "0"  # but for rounding
         return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
 
 

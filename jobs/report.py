@@ -1,0 +1,78 @@
+"""Tables and figures of any runs as one page that works from a disk.
+
+    python jobs/report.py --runs EVALUATED ROBUSTNESS ANNOTATED STUDY --output REPORT
+
+Seconds; a map of embeddings takes some more. Needs no cluster, and reads an archive of millions of
+clips part by part. What the runs have no data for is named, with the command that makes it.
+Result: REPORT/index.html, and its figures in REPORT/figures as SVG and PNG.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raysers.config import Uris, as_plain, parse
+from raysers.data import storage
+from raysers.distributed import evaluating, planning
+from raysers.distributed.report_reading import read_evidence
+from raysers.distributed.report_writing import PAGE, write_report
+from raysers.errors import ConfigError
+from raysers.run import Exit, finished, new_record, quiet_environment, run_main
+
+JOB = "report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """Flags of this job."""
+
+    runs: Uris
+    """Output folders of the other jobs; each is known by its run.json."""
+    output: str
+    """Folder or s3:// prefix for the page and its figures."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        if not self.runs:
+            raise ConfigError("--runs is empty: give the output folders of other jobs")
+        if not self.output:
+            raise ConfigError("--output is empty: give a folder or an s3:// prefix")
+
+
+def report(flags: ReportFlags) -> int:
+    """Read the runs, write page and figures, say what is missing; returns the exit code."""
+    flags.check()
+    runs = tuple(map(storage.absolute, flags.runs))
+    output = planning.anchored_output(flags.output)
+    if output in runs:
+        raise ConfigError(f"--output {flags.output} is one of --runs: choose another folder")
+    settings = {"runs": list(runs)}
+    with planning.before_writing():
+        earlier = evaluating.open_output(output, JOB, settings)
+        found = read_evidence(runs)
+        storage.check_writable(output)
+    record = new_record(JOB, as_plain(flags), settings, earlier)
+    record.save(output)
+    names, missing = write_report(found, output)
+    outcome = {
+        "runs": len(runs),
+        "figures": names,
+        "missing": [f"{one.name}: {one.why}" for one in missing],
+    }
+    finished(record, "done", outcome).save(output)
+    for one in missing:
+        print(f"missing: {one.name}, {one.title.lower()}: {one.command}")
+    print(f"report: {storage.join(output, PAGE)}")
+    return Exit.DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with `argv` (default: the command line); returns the exit code."""
+    quiet_environment()
+    return run_main(lambda: report(parse(ReportFlags, argv, description=__doc__ or "")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
