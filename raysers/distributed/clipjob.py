@@ -38,6 +38,8 @@ class Ran:
     wall_s: float = 0.0
     decoded: int = 0
     peak_bytes: int = 0
+    workers: int = 0
+    device: str = ""
 
     def add(self, result: ShardResult) -> None:
         """Count a finished shard."""
@@ -97,7 +99,8 @@ def run_plan(
     versions: Versions | None = None,
 ) -> Ran:
     """Work on every shard that is left, showing progress; a failure is noted in `run.json`."""
-    ran, started = Ran(), time.perf_counter()
+    ran = Ran(workers=placement.workers, device=placement.device)
+    started = time.perf_counter()
     settings = StageSettings(
         output=flags.output,
         run_id=record.run_id,
@@ -162,6 +165,8 @@ def conclude(
         "wall_s": round(ran.wall_s, 3),
         "model_s": round(ran.model_s, 3),
         "wait_s": round(ran.wait_s, 3),
+        "workers": ran.workers,
+        "device": ran.device,
         "worker_peak_bytes": ran.peak_bytes,
         "decoded": ran.decoded,
         "padding_waste": round(1 - ran.audio_s / ran.padded_s, 4) if ran.padded_s else 0.0,

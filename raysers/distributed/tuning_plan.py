@@ -96,8 +96,17 @@ def draft(flags: TuningFlags) -> Draft:
     space = read_space(flags.space, base)
     search, trials = make_search(flags, space)
     networks = {}
+    # with the most layers of any trial, so that too many are found out now
+    layers = (
+        base.layers if space.is_conditional("layers") else max(space.highest("layers", base.layers))
+    )
     for given in space.choices("backbone", base.backbone):
-        found, network = training_plan.inspect(replace(base, backbone=given))
+        try:
+            found, network = training_plan.inspect(replace(base, backbone=given, layers=layers))
+        except ConfigError as error:
+            if layers == base.layers:
+                raise
+            raise ConfigError(f"--space {flags.space}: key 'layers': {error}") from error
         networks[given] = found.backbone, network
     return Draft(
         flags=flags, base=base, space=space, search=search, trials=trials, networks=networks

@@ -93,6 +93,10 @@ class Space:
                 return flag.values + ((otherwise,) if flag.when else ())
         return (otherwise,)
 
+    def is_conditional(self, name: str) -> bool:
+        """Whether a flag is searched in some trials only."""
+        return any(flag.name == name and bool(flag.when) for flag in self.flags)
+
     def highest(self, name: str, otherwise: Any) -> tuple[Any, ...]:
         """The most that a flag of numbers can be in a trial, or all it can be."""
         for flag in self.flags:

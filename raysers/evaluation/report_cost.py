@@ -71,7 +71,8 @@ def wall_s(run: RunFacts) -> float:
 
 
 def _line(run: RunFacts) -> list[Cell]:
-    placement = _mapping(run.training.get("placement"))
+    # a training says it in its own record, a job over clips in its outcome
+    placement = _mapping(run.training.get("placement")) or run.outcome
     config = _mapping(run.record.get("config"))
     workers = placement.get("workers") or config.get("workers") or 0
     return [
