@@ -1,0 +1,110 @@
+"""The labelled clips of a fusion: all splits, because the frozen encoders look at each clip once.
+
+What clips are used is decided here; clips whose audio fails later become rows with a status.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysers.data import splits
+from raysers.data.manifest import sort_manifest
+from raysers.distributed.fusion_flags import FuseTrainFlags
+from raysers.distributed.indexing import index_labelled
+from raysers.errors import ConfigError
+from raysers.evaluation.joining import labelled_only
+from raysers.types import DIMENSIONS, Status
+
+TRAIN, DEV = "train", "dev"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionData:
+    """What a fusion is trained and judged on.
+
+    Attributes:
+        table: labelled manifest with a `split` in every row.
+        leakage: what train shares with other splits although it should not, a line each.
+        notes: what the user should know.
+    """
+
+    table: pa.Table
+    leakage: Sequence[str]
+    notes: Sequence[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any clip, label or split."""
+        table = self.table.sort_by("clip_id")
+        digest = hashlib.blake2b(digest_size=8)
+        for name in ("clip_id", "split", *DIMENSIONS):
+            digest.update(repr(table[name].to_pylist()).encode())
+        return digest.hexdigest()
+
+
+def load(flags: FuseTrainFlags) -> FusionData:
+    """Index, split and check the data, on the connected cluster.
+
+    Raises:
+        ConfigError: data that cannot be read or used, or that leaks.
+    """
+    table, notes = index_labelled(
+        flags.data,
+        corpus=flags.corpus,
+        emotion_map=flags.emotion_map,
+        speakers=flags.speakers,
+        limit=flags.limit,
+    )
+    if flags.folds:
+        table = splits.fold_splits(table, flags.folds, flags.fold)
+    leakage = splits.check_leakage(table, flags.allow_leakage)
+    kept = labelled_only(table)
+    if lost := len(table) - len(kept):
+        notes.append(f"{lost:,} clips have no label and are left out")
+    table = kept.filter(pc.is_valid(kept["split"]))
+    if unsplit := len(kept) - len(table):
+        notes.append(f"{unsplit:,} clips have no split and are left out")
+    present = set(table["split"].to_pylist())
+    for name in (TRAIN, DEV):
+        if name not in present:
+            raise ConfigError(
+                f"--data has no labelled {name} clips: give data with a split column, or --folds "
+                "N to split it by speaker"
+            )
+    return FusionData(table=sort_manifest(table), leakage=leakage, notes=notes)
+
+
+def require_words(table: pa.Table) -> None:
+    """Refuse clips without words when there is no recogniser.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    speechless = without_words(table)
+    if len(speechless):
+        raise ConfigError(
+            f"--asr manifest: {len(speechless):,} of {len(table):,} clips have no transcript (the "
+            f"first is {speechless['file'][0]}): give a recogniser, as --asr moonshine"
+        )
+
+
+def without_words(table: pa.Table) -> pa.Table:
+    """The clips whose audio may be read and whose words the manifest does not know."""
+    good = table.filter(pc.equal(table["status"], str(Status.OK)))
+    if "transcript" not in table.column_names:
+        return good
+    return good.filter(pc.is_null(good["transcript"]))
+
+
+def words_fingerprint(table: pa.Table) -> str:
+    """16 hex digits that change with any transcript."""
+    if "transcript" not in table.column_names:
+        return ""
+    table = table.sort_by("clip_id")
+    words = repr([table[name].to_pylist() for name in ("clip_id", "transcript")])
+    return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

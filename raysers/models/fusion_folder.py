@@ -1,0 +1,140 @@
+"""A fusion as a folder: its heads, and which models the vectors have to come from.
+
+The folder holds no encoder. Vectors of another model, or of another revision of the same one, fit
+the heads' shapes all the same and mean nothing, so both are written down and have to be checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysers.errors import CheckpointError
+from raysers.models import checkpoint, weights
+from raysers.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from raysers.models.fusion import SOUND, SOURCES, WORDS, Floats, FusionHead, side_by_side, sizes_of
+from raysers.types import DIMENSIONS
+
+MODEL_TYPE = "raysers-fusion"
+_MOST_NUMBERS = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionConfig:
+    """What a fusion was trained on.
+
+    Attributes:
+        acoustic_model: name of the model whose embeddings are `sound`.
+        acoustic_revision: commit or content hash of it.
+        text_model: name of the encoder whose vectors are `words`.
+        text_revision: commit or content hash of it.
+        text_pooling: mean or cls.
+        asr: who recognised the words of clips without a transcript; `manifest`: nobody.
+        asr_revision: commit or content hash of the recogniser; empty when there was none.
+        recognise_all: whether words were recognised although there were transcripts.
+        sound_size: numbers of an acoustic embedding.
+        words_size: numbers of a text vector.
+        dropout: of the heads in training.
+    """
+
+    acoustic_model: str
+    acoustic_revision: str
+    text_model: str
+    text_revision: str
+    text_pooling: str
+    asr: str
+    asr_revision: str
+    recognise_all: bool
+    sound_size: int
+    words_size: int
+    dropout: float
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Numbers of a vector, by source."""
+        return {SOUND: self.sound_size, WORDS: self.words_size}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fusion:
+    """The trained heads by name, on the CPU, and the hash of the folder's files."""
+
+    config: FusionConfig
+    heads: Mapping[str, FusionHead]
+    revision: str = ""
+
+    def score(self, vectors: dict[str, Floats]) -> dict[str, Floats]:
+        """Scores [clips, 3] of every head, from vectors [clips, size] by source."""
+        return {name: head.score(side_by_side(name, vectors)) for name, head in self.heads.items()}
+
+
+def save_fusion(fusion: Fusion, folder: str | Path) -> None:
+    """Write `config.json` and `model.safetensors`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": MODEL_TYPE,
+        **asdict(fusion.config),
+        "heads": list(fusion.heads),
+        "id2label": {str(index): label for index, label in enumerate(DIMENSIONS)},
+    }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    weights.write_weights(nn.ModuleDict(dict(fusion.heads)).state_dict(), folder / WEIGHTS_FILE)
+
+
+def load_fusion(folder: str | Path) -> Fusion:
+    """Read a folder that `save_fusion` wrote.
+
+    Raises:
+        CheckpointError: it is no fusion, or one whose scores cannot be trusted.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"--fusion {folder} does not exist: give the output of fuse train")
+    content = checkpoint.read_json(folder / CONFIG_FILE)
+    config = _config(content, folder)
+    checkpoint.check_labels(content, folder)
+    with torch.random.fork_rng(devices=[]):
+        heads = nn.ModuleDict(
+            {name: FusionHead(sizes_of(name, config.sizes), config.dropout) for name in SOURCES}
+        )
+    weights.fit_weights(heads, weights.read_weights([folder / WEIGHTS_FILE]), folder)
+    heads.eval().requires_grad_(False)
+    return Fusion(
+        config=config,
+        heads={name: head for name in SOURCES if isinstance(head := heads[name], FusionHead)},
+        revision=checkpoint.content_hash([folder / CONFIG_FILE, folder / WEIGHTS_FILE]),
+    )
+
+
+def _config(content: dict[str, Any], where: Path) -> FusionConfig:
+    if content.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"--fusion {where}: its model_type is {content.get('model_type')!r}, not "
+            f"{MODEL_TYPE}: give the output of fuse train"
+        )
+    known = {field.name: field.type for field in fields(FusionConfig)}
+    odd = [
+        name
+        for name, kind in known.items()
+        if not isinstance(content.get(name), _KINDS[str(kind)])
+        or (kind != "bool" and isinstance(content.get(name), bool))
+    ]
+    sizes = ("sound_size", "words_size")
+    if not odd and not all(1 <= content[size] <= _MOST_NUMBERS for size in sizes):
+        odd = ["sound_size", "words_size"]
+    if not odd and not 0 <= content["dropout"] < 1:
+        odd = ["dropout"]
+    if odd:
+        raise CheckpointError(f"{where}: {CONFIG_FILE} has no usable {', '.join(odd)}")
+    return FusionConfig(**{name: content[name] for name in known})
+
+
+_KINDS: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}

@@ -1,0 +1,256 @@
+"""Fusion end to end on made-up voices: the words alone say the valence, the pitch the arousal."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile as sf
+
+from jobs.fuse import main
+from raysers.distributed.predictions import read_predictions
+from tests.jobs.conftest import comparable, record_of, rows_of
+from tests.unit.models.text_folders import write_encoder
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+DIMENSIONS = ("arousal", "dominance", "valence")
+GOOD, BAD = ("wonderful", "great"), ("terrible", "awful")
+#: What a transcript may hold and every table has to keep.
+STRANGE = "the \"day\", 🎭\n<b>שלום</b> &amp; 'great'"
+CLIPS = 100
+HEADS = ("--epochs", 60, "--batch-size", 16, "--lr", 3e-3, "--dtype", "fp32", "--bootstrap", 200)
+
+
+def run(*args: object) -> int:
+    return main([str(a) for a in args])
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory) -> Path:
+    """Manifest of clips: the pitch says the arousal, a word the valence, nothing the dominance."""
+    folder = tmp_path_factory.mktemp("speech")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(CLIPS):
+        split = ("train", "train", "train", "dev", "test")[number % 5]
+        good, arousal = bool(rng.integers(2)), rng.random()
+        text = f"{rng.choice(('this', 'the day', 'it'))} was {rng.choice(GOOD if good else BAD)}"
+        sf.write(folder / f"{number:02d}.wav", hum(rng, arousal), 16_000)
+        rows.append(
+            {
+                "file": f"{number:02d}.wav",
+                "speaker": split,
+                "split": split,
+                "transcript": STRANGE if number == 9 else text,
+                "arousal": f"{arousal:.3f}",
+                "valence": "" if number % 7 == 5 else f"{0.8 if good else 0.2:.1f}",
+            }
+        )
+    return write_rows(folder / "labels.csv", rows)
+
+
+def hum(rng: np.random.Generator, arousal: float) -> np.ndarray:
+    """A second of a neutral voice: as loud and as bright whatever it says."""
+    time_s = np.arange(int(16_000 * rng.uniform(0.9, 1.2))) / 16_000
+    partials = [np.sin(2 * np.pi * k * (100 + 300 * arousal) * time_s) / k for k in range(1, 8)]
+    return 0.2 * np.sum(partials, 0) + 0.01 * rng.standard_normal(len(time_s))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def command(speech, tmp_path_factory) -> tuple[object, ...]:
+    """Training with the transcripts and a small text encoder."""
+    folder = tmp_path_factory.mktemp("text")
+    write_encoder(folder)
+    return ("train", "--data", speech, "--text-model", folder, "--asr", "manifest", *HEADS)
+
+
+@pytest.fixture(scope="module")
+def trained(command, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("fusion") / "out"
+    assert run(*command, "--output", out) == 0
+    return out
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    """That output, to change; its vectors stay where they are."""
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def metrics_of(out: Path) -> dict[tuple[str, ...], dict]:
+    keys = ("model", "split", "group_value", "dimension", "metric")
+    rows = rows_of(out, "metrics")
+    return {tuple(r[k] for k in keys): r for r in rows if r["group"] != "epoch"}
+
+
+def test_fusion_uses_words_that_carry_the_label(trained):
+    found = metrics_of(trained)
+    against = found["fused", "test", "audio head", "valence", "ccc_difference"]
+    assert against["value"] > 0.4
+    assert against["ci_low"] > 0.2
+    assert found["fused", "test", "", "valence", "ccc"]["value"] > 0.6
+
+
+def test_fusion_does_no_harm_where_words_say_nothing(trained):
+    against = metrics_of(trained)["fused", "test", "audio head", "arousal", "ccc_difference"]
+    assert against["ci_high"] > 0
+    assert against["value"] > -0.1
+    assert metrics_of(trained)["audio head", "test", "", "arousal", "ccc"]["value"] > 0.6
+
+
+def test_what_training_leaves(trained, command):
+    rows = rows_of(trained / "features", "features")
+    assert len(rows) == CLIPS
+    assert {r["asr_model"] for r in rows} == {"manifest"}
+    assert record_of(trained / "features")["outcome"]["decoded"] == CLIPS
+    assert STRANGE in {r["text"] for r in rows}
+    predictions = rows_of(trained, "predictions")
+    assert len(predictions) == CLIPS * 2 // 5
+    assert {r["dominance"] for r in predictions} == {0.5}  # nobody labelled it
+    assert "no training labels for dominance" in (trained / "README.md").read_text()
+    outcome = record_of(trained)["outcome"]
+    history = json.loads((trained / "training.json").read_text())["history"]
+    for head in ("fused", "audio", "text"):
+        best = max(epoch["dev_ccc"] for epoch in history[head])
+        assert outcome["dev_ccc"][head] == pytest.approx(best, abs=1e-4)
+        assert len(history[head]) == 60
+    assert (trained / "differences.png").read_bytes()[1:4] == b"PNG"
+    assert len(read_predictions(str(trained)).table) == len(predictions)
+
+
+def test_the_same_command_again_changes_nothing(trained, command, capsys):
+    before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
+    assert run(*command, "--output", trained) == 0
+    assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_ends_with_the_same_heads(copy, trained, command):
+    """Killed while a shard was worked on: a part, the heads and the end are missing."""
+    for part in sorted((copy / "features/features").iterdir())[1:]:
+        part.unlink()
+    for name in ("model.safetensors", "config.json", "README.md"):
+        (copy / name).unlink()
+    for folder in (copy, copy / "features"):
+        record = record_of(folder) | {"status": "running"}
+        (folder / "run.json").write_text(json.dumps(record))
+    assert run(*command, "--output", copy) == 0
+    for name in ("model.safetensors", "config.json"):
+        assert (copy / name).read_bytes() == (trained / name).read_bytes()
+    ours, theirs = (comparable(rows_of(f / "features", "features")) for f in (copy, trained))
+    assert ours == theirs
+    assert 0 < record_of(copy / "features")["outcome"]["decoded"] < CLIPS
+    drop = ("run_id", "created_at", "model")
+    both = [
+        [{k: v for k, v in r.items() if k not in drop} for r in rows_of(f, "predictions")]
+        for f in (copy, trained)
+    ]
+    assert both[0] == both[1]
+
+
+def test_other_heads_use_the_same_vectors(trained, command, tmp_path):
+    before = (trained / "features/run.json").read_bytes()
+    other = (*command, "--features", trained, "--output", tmp_path / "other", "--seed", 5)
+    assert run(*other) == 0
+    assert (trained / "features/run.json").read_bytes() == before
+    assert not (tmp_path / "other/features").exists()
+    ours, theirs = (p / "model.safetensors" for p in (tmp_path / "other", trained))
+    assert ours.read_bytes() != theirs.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("--lr", 1e-4), "lr was 0.003, now 0.0001"),
+        (("--epochs", 101), "--epochs"),
+        (("--text-pooling", "cls"), "text_pooling was 'mean', now 'cls'"),
+        (("--asr", "manifest", "--recognise-all"), "--recognise-all needs a recogniser"),
+        (("--folds", 3), "was"),
+        (("--text-model", "./nowhere"), "does not exist"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(changes, words, trained, command, capsys):
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
+    assert run(*command, "--output", trained, *changes) == 2
+    line = capsys.readouterr().err.strip()
+    assert words in line
+    assert "\n" not in line
+    assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
+
+
+def test_a_clip_without_words_and_without_recogniser_is_refused(speech, command, tmp_path, capsys):
+    with speech.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[3]["transcript"] = ""
+    for row in rows:
+        row["file"] = str(speech.parent / row["file"])
+    table = write_rows(tmp_path / "labels.csv", rows)
+    assert run(*command, "--output", tmp_path / "out", "--data", table) == 2
+    assert "03.wav" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("args", [(), ("fit",), ("predict", "--fusion", "nowhere")])
+def test_a_wrong_command_is_told_what_is_right(args, capsys):
+    assert run(*args, *(("--input", ".", "--output", "o") if args[:1] == ("predict",) else ())) == 2
+    assert capsys.readouterr().err
+
+
+def test_predicting_in_one_pass_equals_training_s_own_predictions(
+    trained, speech, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    words = ("--input", speech, "--output", out, "--fusion", trained, "--dtype", "fp32")
+    assert run("predict", *words) == 0
+    rows = rows_of(out)
+    assert record_of(out)["outcome"]["decoded"] == CLIPS == len(rows)
+    expected = {r["clip_id"]: r for r in rows_of(trained, "predictions")}
+    columns = [f"{d}{suffix}" for d in DIMENSIONS for suffix in ("", "_audio", "_text")]
+    for row in rows:
+        if row["clip_id"] in expected:
+            known = expected[row["clip_id"]]
+            got, wanted = ([r[c] for c in columns] for r in (row, known))
+            np.testing.assert_allclose(got, wanted, atol=2e-5)
+            assert row["text"] == known["text"]
+            assert row["model_revision"] == known["model_revision"]
+    assert STRANGE in {r["text"] for r in rows}
+    schema = pq.read_schema(next((out / "annotations").glob("*.parquet")))
+    assert "text_embedding" not in schema.names
+    assert len(read_predictions(str(out)).table) == CLIPS
+
+
+def test_predicting_audio_alone_needs_a_recogniser(trained, speech, tmp_path, capsys):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    shutil.copy(speech.parent / "00.wav", audio)
+    words = ("predict", "--input", audio, "--output", tmp_path / "out", "--fusion", trained)
+    assert run(*words) == 2  # it was trained without one
+    assert "give a recogniser" in capsys.readouterr().err
+    pytest.importorskip("moonshine_voice")
+    assert run(*words, "--asr", "moonshine") == 0
+    (row,) = rows_of(tmp_path / "out")
+    assert row["asr_model"] == "moonshine"
+    assert np.isfinite([row["valence"], row["valence_audio"], row["valence_text"]]).all()
+
+
+def test_another_acoustic_model_than_in_training_is_refused(copy, speech, tmp_path, capsys):
+    path = copy / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"acoustic_revision": "before"}))
+    words = ("--input", speech, "--output", tmp_path / "out", "--fusion", copy)
+    assert run("predict", *words) == 2
+    assert "was before in training" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
