@@ -35,6 +35,7 @@ from raysers.evaluation import table
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.probe import print_probe, reading_notes
 from raysers.evaluation.probe_cloud import require_wordcloud
+from raysers.evaluation.probe_sentences import check_sentiments
 from raysers.evaluation.probe_words import LEAST, MOST
 from raysers.evaluation.rows import to_table
 from raysers.models.tts_engine import NEUTRAL
@@ -134,11 +135,16 @@ def probe(flags: ProbeFlags) -> int:
     settings = {k: v for k, v in as_plain(flags).items() if k not in _NOT_DECIDING}
     with planning.before_writing():
         earlier = evaluating.open_output(flags.output, JOB, settings)
-        for model in flags.model:
+        tasks = [
             annotation.prepare(model, dtype=flags.dtype, max_padded_s=0, embeddings=False)
+            for model in flags.model
+        ]
+        if len({task.model for task in tasks}) < len(tasks):
+            raise ConfigError("--model has the same model twice")
         sentences = checked(flags.speech(sentences=True)).read
         if "sentiment" not in sentences.table.column_names:
             raise ConfigError(f"--texts {flags.texts} has no column 'sentiment' to compare by")
+        check_sentiments(sentences.table["sentiment"].to_pylist())
         clips, notes = _clips(flags)
     _print_plan(flags, len(sentences.table), clips)
     if flags.dry_run:

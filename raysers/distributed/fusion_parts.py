@@ -19,6 +19,7 @@ from raysers.distributed.annotation import AnnotateTask
 from raysers.distributed.model_files import local_model
 from raysers.distributed.transcription import TranscribeTask
 from raysers.errors import CheckpointError, ConfigError
+from raysers.models.asr import is_moonshine
 from raysers.models.fusion_folder import Fusion, FusionConfig, load_fusion
 from raysers.models.text import MINILM, TextEncoder, TextPooling, is_hub_id, load_text_encoder
 
@@ -110,7 +111,9 @@ def with_recogniser(words: Words, asr: str, *, dtype: str, recognise_all: bool) 
         CheckpointError: a folder whose words cannot be trusted.
     """
     if asr != MANIFEST:
-        task = transcription.prepare(asr, dtype=dtype, max_padded_s=0)
+        # moonshine has one number format, whatever the acoustic model computes in
+        own = "auto" if is_moonshine(asr) else dtype
+        task = transcription.prepare(asr, dtype=own, max_padded_s=0)
         return replace(words, asr=task, recognise_all=recognise_all)
     if recognise_all:
         raise ConfigError(f"--recognise-all needs a recogniser: give --asr NAME, not {MANIFEST}")

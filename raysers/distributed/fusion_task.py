@@ -25,7 +25,7 @@ from raysers.models.fusion import SOUND, WORDS
 from raysers.models.fusion_folder import Fusion
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
-from raysers.types import DIMENSIONS
+from raysers.types import DIMENSIONS, Status
 
 Floats = npt.NDArray[np.float32]
 
@@ -154,7 +154,8 @@ class FusionWorker:
             found = self._recogniser.score([signals[i] for i in unknown])
             for i, row in zip(unknown, found, strict=True):
                 known[i] = row if isinstance(row, ClipError) else {**row, **made_by}
-        return [known[i] for i in range(len(signals))]
+        wordless = ClipError(Status.MODEL_ERROR, "no transcript, and no recogniser (--asr)")
+        return [known.get(i, wordless) for i in range(len(signals))]
 
     def _vectors(self, texts: Sequence[str]) -> Floats:
         different = list(dict.fromkeys(texts))  # read speech repeats itself

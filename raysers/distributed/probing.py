@@ -171,9 +171,13 @@ def words(
     rows, tables = [transcribed_row(clips, dataset=dataset, split=split)], []
     pictures: dict[str, Picture] = {}
     for (source, name), table in rated.items():
-        found = word_ratings(
-            table, source=source, least=least, most=most, bootstrap=how, run_id=run_id
-        )
+        try:
+            found = word_ratings(
+                table, source=source, least=least, most=most, bootstrap=how, run_id=run_id
+            )
+        except ConfigError as error:  # nothing to rate: no word, or no score
+            notes.append(f"words by {source}: {error}")
+            continue
         rows += word_rows(found, dataset=dataset, split=split)
         tables.append(found)
         if not len(found):

@@ -74,7 +74,9 @@ def prepare(asr: str, *, dtype: str, max_padded_s: float) -> TranscribeTask:
         name = parse_asr_name(asr)
         pinned = name.hub_id is not None
         asr = asr if pinned else storage.absolute(asr)  # workers have folders of their own
-    loaded = load_asr(_local(asr), dtype="auto" if dtype == "fp16" else dtype, threads=1)
+    # fp16 is for the workers' GPUs, which this process need not have; moonshine never takes it
+    checked_in = "auto" if dtype == "fp16" and not is_moonshine(asr) else dtype
+    loaded = load_asr(_local(asr), dtype=checked_in, threads=1)
     return TranscribeTask(
         asr=asr,
         load_from=f"{asr.partition('@')[0]}@{loaded.revision}" if pinned else asr,

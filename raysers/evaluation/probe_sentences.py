@@ -8,7 +8,7 @@ what there is only one of is kept as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,10 +174,16 @@ def _sentences(table: pa.Table) -> Sentences:
     )
 
 
+def check_sentiments(values: Iterable[str | None]) -> None:
+    """Raises ConfigError for the first that is not positive, neutral or negative."""
+    for value in dict.fromkeys(values):
+        _sentiment(value or "")
+
+
 def _sentiment(value: str) -> int:
     name = _SPELLINGS.get(value.strip().lower())
     if name is None:
-        raise ConfigError(f"sentiment {value!r}: it must be positive, neutral or negative")
+        raise ConfigError(f"--texts: sentiment {value!r}: it must be positive, neutral or negative")
     return SENTIMENTS.index(name)
 
 

@@ -72,7 +72,10 @@ class SpeechProgram:
         with tempfile.TemporaryDirectory(prefix="raysers-speech-") as folder:
             text_file, output = Path(folder, "text.txt"), Path(folder, "speech.wav")
             text_file.write_text(text, "utf-8", newline="")
-            places = {"text": text.replace("\0", " "), "text_file": text_file, "output": output}
+            # a text that begins with "-" would be an option of the program
+            spoken = text.replace("\0", " ")
+            spoken = f" {spoken}" if spoken.startswith("-") else spoken
+            places = {"text": spoken, "text_file": text_file, "output": output}
             self._run(text_file, output, {**values, **{k: str(v) for k, v in places.items()}})
             return _samples(output)
 
