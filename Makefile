@@ -1,6 +1,6 @@
 # make help lists the targets. PYTHON=python3.12 picks an interpreter, AUDIO=folder the demo's input.
 .DEFAULT_GOAL := help
-.PHONY: setup demo test lint bench help
+.PHONY: setup demo paper test lint bench help
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv
@@ -27,6 +27,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup  ## annotate made-up speech, or your own: make demo AUDIO=folder
 	@$(BIN)/python jobs/demo.py $(if $(AUDIO),--audio '$(AUDIO)')
+
+paper: setup  ## every study of the paper in small, then the report; with your corpus: make paper DATA=folder
+	@$(BIN)/python jobs/study.py --study paper --scale small --output paper-out/study $(if $(DATA),--data '$(DATA)')
+	@$(BIN)/python jobs/report.py --runs paper-out/study --output paper-out/report
 
 # the longest first; what failed is printed last
 GROUPS := 'jobs/test_[s-z]*' 'jobs/test_[a-r]*' unit cluster

@@ -57,9 +57,9 @@ class FuseTrainFlags:
     epochs: int = HeadSettings.epochs
     """Passes of the heads over the training clips; the best on dev is kept."""
     batch_size: int = HeadSettings.batch_size
-    """Clips whose CCC is the loss of a step."""
+    """Clips whose CCC is the loss of a step; 0: a sixteenth of the training clips, 16 to 256."""
     lr: float = HeadSettings.lr
-    """Learning rate of Adam."""
+    """Learning rate of Adam at the start; it falls to 0 in a straight line over the epochs."""
     weight_decay: float = HeadSettings.weight_decay
     """Weight decay, decoupled from the gradient."""
     dropout: float = HeadSettings.dropout
@@ -163,7 +163,8 @@ def _rules(flags: FuseTrainFlags) -> Iterator[tuple[bool, str, str]]:
     yield 0 <= flags.fold < max(flags.folds, 1), "--fold", fold
     yield flags.limit >= 0, "--limit", "0 (all) or more"
     yield 1 <= flags.epochs <= 100, "--epochs", "1 to 100 passes"
-    yield flags.batch_size >= 2, "--batch-size", "2 or more: one clip has no correlation"
+    sized = flags.batch_size == 0 or flags.batch_size >= 2
+    yield sized, "--batch-size", "0 (automatic), or 2 or more: one clip has no correlation"
     yield flags.lr > 0, "--lr", "a rate above 0"
     yield flags.weight_decay >= 0, "--weight-decay", "0 or more"
     yield 0 <= flags.dropout < 1, "--dropout", "a share from 0 to below 1"

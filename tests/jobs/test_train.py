@@ -88,11 +88,15 @@ def _document(out: Path) -> dict:
 
 
 def test_one_and_two_workers_give_the_same_model(one, two):
-    """But for rounding: they add up in another order, with another number of threads."""
+    """But for rounding: they add up in another order, with another number of threads.
+
+    Adam makes steps of it where a gradient is next to nothing: one weight in thousands.
+    """
     ours, theirs = (load_file(out / "model.safetensors") for out in (one, two))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        np.testing.assert_allclose(value, theirs[name], atol=1e-5, rtol=0, err_msg=name)
+        np.testing.assert_allclose(value, theirs[name], atol=2e-4, rtol=0, err_msg=name)
+        assert np.abs(value - theirs[name]).mean() < 2e-6, name
     losses = [[r["train_loss"] for r in _document(out)["history"]] for out in (one, two)]
     np.testing.assert_allclose(*losses, atol=1e-5, rtol=0)
 

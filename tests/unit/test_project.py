@@ -38,12 +38,13 @@ def tracked_or_new() -> list[Path]:
 
 
 def flags_of(job: str) -> set[str]:
-    """Every flag of a job, from its config dataclass."""
+    """Every flag of a job, from its config dataclasses, wherever they stand."""
     module = importlib.import_module(f"jobs.{job}")
     configs = [
         value
         for value in vars(module).values()
-        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+        if dataclasses.is_dataclass(value)
+        and (value.__module__ == module.__name__ or value.__name__.endswith("Flags"))
     ]
     names = {field.name for config in configs for field in dataclasses.fields(config)}
     return {"--help", "--config", *("--" + name.replace("_", "-") for name in names)}

@@ -1,0 +1,148 @@
+"""The paper's experiments as grids of train and evaluate runs, and of looks at trained models.
+
+    python jobs/study.py --study backbones seeds --data /corpora/MSP-Podcast /corpora/IEMOCAP \
+        --output s3://bucket/study
+    python jobs/study.py --study paper --scale small --output study    # one small machine
+
+Costs what its trainings cost: see --dry-run. The same command again goes on; cells that several
+studies share are run once. A study file is YAML: copy one of raysers/assets/studies and give its
+path.
+Result: OUTPUT/cells, metrics, curves (tables) and OUTPUT/runs/NAME, the output of every run as its
+own job writes it. jobs/report.py --runs OUTPUT draws the figures.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from jobs import fuse
+from jobs.evaluate import EvaluateFlags, evaluate
+from jobs.probe import ProbeFlags, probe
+from raysers.config import as_plain, parse
+from raysers.data import storage
+from raysers.data.manifest import read_manifest
+from raysers.distributed import cluster, planning, study_cost, study_runs, study_tables
+from raysers.distributed.clipjob import recorded
+from raysers.distributed.fusion_flags import FuseTrainFlags
+from raysers.distributed.study_cells import Run
+from raysers.distributed.study_corpora import judged_uri, training_uri
+from raysers.distributed.study_pieces import SCORED, Place
+from raysers.distributed.study_plan import (
+    StudyingFlags,
+    StudyPlan,
+    load_corpora,
+    make_plan,
+    place_of,
+)
+from raysers.errors import RaysersError
+from raysers.evaluation.study_table import print_cells
+from raysers.evaluation.table import print_notes
+from raysers.run import Exit, finished, quiet_environment, run_main
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags(StudyingFlags):
+    """Flags of this job."""
+
+
+def study(flags: StudyFlags) -> int:
+    """Check, plan, run what is left, write the tables; returns the exit code."""
+    with planning.before_writing():
+        plan = make_plan(flags)
+        if not flags.dry_run:
+            storage.check_writable(plan.flags.output)
+    if flags.dry_run:
+        return _print_cost(plan)
+    cluster.connect()
+    with planning.before_writing():
+        corpora = load_corpora(plan)
+    record = study_runs.begin(plan, corpora, as_plain(flags))
+    output = plan.flags.output
+    with recorded(record, output):
+        study_runs.run_all(plan, corpora, record.run_id, _look)
+        tables = study_tables.write_tables(plan.grid, place_of(plan, corpora.in_domain))
+    outcome = study_runs.outcome_of(plan, corpora)
+    failed = outcome["cells"] - outcome["done"]
+    good = failed <= flags.max_failed_cells * outcome["cells"]
+    finished(record, "done" if good else "done_with_failures", outcome).save(output)
+    print_cells(tables["cells"], tables["metrics"])
+    print_notes(list(corpora.notes))
+    print(f"tables: {output}/cells, metrics, curves; figures: jobs/report.py --runs {output}")
+    return Exit.DONE if good else Exit.TOO_MANY_FAILED
+
+
+def _print_cost(plan: StudyPlan) -> int:
+    cluster.connect()
+    heard = study_cost.heard(plan)
+    study_cost.print_cost(plan, heard)
+    return Exit.DONE
+
+
+def _evaluate(run: Run, place: Place) -> int:
+    flags = EvaluateFlags(
+        predictions=tuple(storage.join(place.uri(name), SCORED) for name in run.needs),
+        labels=(judged_uri(place.output),),
+        output=place.uri(run.name),
+        in_domain=place.in_domain,
+        **_tuples(run),
+    )
+    flags.check()
+    return evaluate(flags)
+
+
+def _fuse(run: Run, place: Place) -> int:
+    flags = FuseTrainFlags(
+        data=(training_uri(place.output),),
+        output=place.uri(run.name),
+        model=place.uri(run.needs[0]),
+        **_tuples(run),
+    )
+    return fuse.train(flags)
+
+
+def _probe(run: Run, place: Place) -> int:
+    data = training_uri(place.output)
+    spoken = pc.any(pc.is_valid(read_manifest(data, ["transcript"])["transcript"])).as_py()
+    flags = ProbeFlags(
+        model=tuple(place.uri(name) for name in run.needs),
+        output=place.uri(run.name),
+        data=(data,) if spoken else (),
+        **_tuples(run),
+    )
+    return probe(flags)
+
+
+#: Jobs that take the whole cluster, by name.
+_LOOKS: Mapping[str, Callable[[Run, Place], int]] = {
+    "evaluate": _evaluate,
+    "fuse": _fuse,
+    "probe": _probe,
+}
+
+
+def _look(run: Run, place: Place) -> Mapping[str, Any]:
+    code = _LOOKS[run.job](run, place)
+    if code != Exit.DONE:
+        raise RaysersError(f"{run.job} ended with exit code {code}: see {place.uri(run.name)}")
+    return {}
+
+
+def _tuples(run: Run) -> dict[str, Any]:
+    """The study's flags for the job, lists as tuples."""
+    flags = run.settings["flags"]
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with `argv` (default: the command line); returns the exit code."""
+    quiet_environment()
+    return run_main(lambda: study(parse(StudyFlags, argv, description=__doc__ or "")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
