@@ -34,10 +34,10 @@ paper: setup  ## every study of the paper in small, then the report; with your c
 
 # the longest first; what failed is printed last
 GROUPS := 'jobs/test_[s-z]*' 'jobs/test_[a-r]*' unit cluster
-test: setup  ## every test that needs no GPU
+test: setup  ## every test that needs no GPU; SLOW=1: also the kills and sweeps that take minutes
 	@echo "test: pytest, three groups at a time"
 	@logs=$$(mktemp -d); printf '%s\n' $(GROUPS) | xargs -P 3 -I GROUP sh -c ' \
-		log=$$1/$$(echo "GROUP" | tr -dc "a-z-"); $(BIN)/python -m pytest tests/GROUP >$$log 2>&1; failed=$$?; \
+		log=$$1/$$(echo "GROUP" | tr -dc "a-z-"); $(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") tests/GROUP >$$log 2>&1; failed=$$?; \
 		echo "test: GROUP: $$(tail -n 1 $$log)"; test $$failed -eq 0 || mv $$log $$1/zz-$${log##*/}; exit $$failed' sh $$logs; \
 	failed=$$?; cat $$logs/*; rm -r $$logs; exit $$failed
 

@@ -45,6 +45,7 @@ def losing(tmp_path_factory, clips, checkpoint) -> tuple[Path, dict[str, int]]:
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_losing_a_node_in_mid_run_gives_identical_rows(losing):
     folder, report = losing
     assert (report["calm"], report["out"]) == (0, 0)

@@ -171,6 +171,7 @@ def test_a_program_that_kills_its_worker_costs_one_row(spoken, tmp_path):
     assert run(*flags, "--retry", "model_error", "--max-failed", "0.5") == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_output(spoken, tmp_path):
     flags = ["--templates", "context", "--limit", 160, "--voice", "random", "--seed", 5]
     killed = tmp_path / "killed"

@@ -153,6 +153,7 @@ def _saved_steps(out: Path) -> list[int]:
     return [int(mark.parent.name) for mark in out.glob("state/*/state.json")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # three starts of workers, and of the fixture's, on a busy machine
 def test_kill_9_of_the_driver_then_the_same_command_gives_the_same_model(
     place, command, two, tmp_path

@@ -130,6 +130,7 @@ def test_the_same_command_on_a_finished_sweep_changes_nothing(swept, place, comm
     assert {p: p.stat().st_mtime_ns for p in swept.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # three starts of processes, on a busy machine
 def test_kill_9_in_mid_run_and_the_same_command_lose_no_trial_and_run_none_twice(
     place, command, ray_session, tmp_path
@@ -236,6 +237,7 @@ def test_a_dry_run_shows_the_trials_and_their_cost_and_writes_nothing(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_in_s3(s3, tmp_path):
     table, config = write_voices(tmp_path / "voices"), write_toy_config(tmp_path)
     s3.put("space.yaml", b"lr: [0.003, 0.01]")
