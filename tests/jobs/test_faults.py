@@ -53,6 +53,7 @@ def test_losing_a_node_in_mid_run_gives_identical_rows(losing):
     assert comparable(rows_of(folder / "out")) == comparable(rows_of(folder / "calm"))
 
 
+@pytest.mark.timeout(600)  # five starts of Ray with the fixture's, beside other tests
 def test_kill_9_of_the_driver_then_the_same_command_gives_identical_rows(
     clips, losing, checkpoint, tmp_path
 ):
