@@ -46,10 +46,10 @@ PREDICT_JOB = "fuse-predict"
 
 def train(flags: FuseTrainFlags) -> int:
     """Check, get every clip's vectors, train the heads, judge them; returns the exit code."""
-    config = as_plain(flags)
     with planning.before_writing():
         flags = fusion_flags.anchored(flags)
         plan = fusion_plan.make(flags, TRAIN_JOB)
+    config = as_plain(flags)  # anchored: other commands look for the vectors where it says
     if plan.is_done:
         print(f"finished already: {flags.output}")
         return Exit.DONE

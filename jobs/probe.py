@@ -26,7 +26,7 @@ from jobs.annotate import AnnotateFlags, annotate
 from jobs.synthesize import SynthesizeFlags, checked, synthesize
 from raysers.config import Uris, as_plain, parse
 from raysers.data import storage
-from raysers.data.manifest import is_manifest, read_manifest, write_manifest
+from raysers.data.manifest import is_whole, manifest_parts, read_manifest, write_manifest
 from raysers.distributed import annotation, clipjob, cluster, evaluating, parts, planning, probing
 from raysers.distributed.predictions import read_predictions
 from raysers.distributed.probing import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, Scored
@@ -134,13 +134,14 @@ def probe(flags: ProbeFlags) -> int:
     flags = _anchored(flags)
     settings = {k: v for k, v in as_plain(flags).items() if k not in _NOT_DECIDING}
     with planning.before_writing():
-        earlier = evaluating.open_output(flags.output, JOB, settings)
         tasks = [
             annotation.prepare(model, dtype=flags.dtype, max_padded_s=0, embeddings=False)
             for model in flags.model
         ]
         if len({task.model for task in tasks}) < len(tasks):
             raise ConfigError("--model has the same model twice")
+        settings["model_revisions"] = [task.revision for task in tasks]
+        earlier = evaluating.open_output(flags.output, JOB, settings)
         sentences = checked(flags.speech(sentences=True)).read
         if "sentiment" not in sentences.table.column_names:
             raise ConfigError(f"--texts {flags.texts} has no column 'sentiment' to compare by")
@@ -186,7 +187,7 @@ def _clips(flags: ProbeFlags) -> tuple[pa.Table | None, list[str]]:
         return None, ["no --data: words of a corpus are not rated, no test set is spoken again"]
     require_wordcloud()
     place = storage.join(flags.output, CORPUS)
-    if is_manifest(place):
+    if is_whole(manifest_parts(place)):
         return read_manifest(place), []
     cluster.connect()
     return probing.chosen_clips(flags.data, flags.split, flags.limit)
@@ -207,7 +208,7 @@ def _speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, l
     if clips is not None:
         for name, manifest in ((CORPUS, clips), (CLIPS, probing.transcribed(clips))):
             place = storage.join(flags.output, name)
-            if not is_manifest(place):
+            if not is_whole(manifest_parts(place)):
                 write_manifest(place, manifest)
         codes.append(synthesize(flags.speech(sentences=False)))
         speech |= {

@@ -172,7 +172,9 @@ def run_main(job: Callable[[], int]) -> int:
 
 
 def _report(error: BaseException, code: Exit) -> int:
-    text = " ".join(str(error).split()) or type(error).__name__
+    # file names in it may hold what a terminal would obey
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    text = " ".join(text.split()) or type(error).__name__
     print(f"error: {text}", file=sys.stderr)
     return int(code)
 

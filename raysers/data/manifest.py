@@ -91,6 +91,11 @@ def manifest_parts(uri: str) -> list[str]:
     return [part.uri for part in parts]
 
 
+def is_whole(parts: Sequence[str]) -> bool:
+    """Whether parts of ours (as of `manifest_parts`) are all there: the first is written last."""
+    return bool(parts) and (not _OUR_PART.search(parts[0]) or parts[0].endswith(_FIRST_PART))
+
+
 def is_manifest(uri: str) -> bool:
     """Whether `uri` is a manifest, to be used as it is, rather than audio or a bare table."""
     try:
@@ -114,7 +119,7 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     parts = manifest_parts(uri)
     if not parts:
         raise ConfigError(f"{uri} has no manifest (part-*.parquet)")
-    if _OUR_PART.search(parts[0]) and not parts[0].endswith(_FIRST_PART):
+    if not is_whole(parts):
         raise ConfigError(f"the manifest in {uri} is incomplete: delete it and index again")
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         tables = list(pool.map(lambda part: _read_part(part, columns), parts))

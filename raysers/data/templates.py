@@ -82,7 +82,10 @@ def template_texts(name: str) -> pa.Table:
     language = document.get("language")
     columns = {key: [row.get(key) for row in rows] for key in SCHEMA.names}
     columns["language"] = [None if language is None else str(language)] * len(rows)
-    return without_repeats(pa.table(columns, schema=SCHEMA))
+    try:
+        return without_repeats(pa.table(columns, schema=SCHEMA))
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"--templates {name}: half a character in it: {error.reason}") from error
 
 
 def _in_turns(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
@@ -149,6 +152,8 @@ def _templates(name: str, document: Mapping[str, Any]) -> Iterator[Template]:
 
 def _fillings(name: str, template: Template, slots: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     """(slot, what fills it) of every way to complete the template; one empty pair without slot."""
+    if odd := [slot for slot in slots if not str(slot).isidentifier()]:
+        raise ConfigError(f"--templates {name}: slot {odd[0]!r}: give it a plain name, like place")
     found = [slot for slot in slots if f"{{{slot}}}" in template.text]
     left = template.text.replace("{word}", "")
     for slot in found:

@@ -18,7 +18,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from raysers.data import storage
-from raysers.data.manifest import manifest_parts
+from raysers.data.manifest import is_whole, manifest_parts
 from raysers.data.tables import PARQUET_SUFFIXES, READ_FAILURES
 from raysers.data.uris import suffix_of
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
@@ -101,6 +101,8 @@ def _parts(uri: str) -> list[str]:
     parts = manifest_parts(uri)
     if not parts:
         raise ConfigError(f"--texts {uri}: a folder without a manifest; name a file of texts")
+    if not is_whole(parts):
+        raise ConfigError(f"--texts {uri}: the manifest in it is incomplete: make it again")
     return parts
 
 

@@ -102,7 +102,7 @@ def earlier_record(place: str) -> RunRecord | None:
 
 
 def make_plan(
-    place: str, data: FusionData, settings: Mapping[str, Any], earlier: RunRecord | None
+    clips: ClipJobFlags, data: FusionData, settings: Mapping[str, Any], earlier: RunRecord | None
 ) -> Plan:
     """What is left to do for the vectors.
 
@@ -110,11 +110,15 @@ def make_plan(
         RefusedError: the folder's vectors are of other clips, models or words.
     """
     if earlier is not None:
-        refuse_other_settings(place, earlier, JOB, settings)
+        refuse_other_settings(clips.output, earlier, JOB, settings)
     shards = plan_shards(data.table, shard_s=ClipJobFlags.shard_s)
-    done = parts.parts_done(place, TABLE) if earlier else set()
-    todo = [i for i in range(len(shards)) if shard_name(i) not in done]
-    return Plan(manifest=data.table, shards=shards, todo=todo, earlier=earlier, settings=settings)
+    done = parts.parts_done(clips.output, TABLE) if earlier else set()
+    todo = {i for i in range(len(shards)) if shard_name(i) not in done}
+    if clips.retry and done:
+        todo |= planning.shards_to_retry(clips, TABLE, len(shards))
+    return Plan(
+        manifest=data.table, shards=shards, todo=sorted(todo), earlier=earlier, settings=settings
+    )
 
 
 def make(

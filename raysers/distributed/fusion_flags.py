@@ -11,10 +11,12 @@ import tyro
 from raysers.config import DEFAULT_MODEL, ClipJobFlags, Uris
 from raysers.data import storage
 from raysers.distributed import planning
+from raysers.distributed.fusion_parts import MANIFEST
 from raysers.errors import ConfigError
-from raysers.models.asr import DEFAULT_ASR
+from raysers.models.asr import DEFAULT_ASR, is_moonshine, parse_asr_name
 from raysers.models.fusion_training import HeadSettings
 from raysers.models.text import TextPooling
+from raysers.types import Status
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -80,6 +82,8 @@ class FuseTrainFlags:
     """Longer clips are left out."""
     max_failed: float = 0.05
     """Highest share of clips that cannot be used before the job ends with exit code 3."""
+    retry: tuple[Status, ...] = ()
+    """Hear clips with these statuses again, such as unreadable or worker_died."""
     dry_run: Switch = False
     """Print what the encoders have to do, with a measured estimate, and write nothing."""
 
@@ -113,6 +117,7 @@ class FuseTrainFlags:
             workers=self.workers,
             max_padded_s=self.max_padded_s,
             max_failed=self.max_failed,
+            retry=self.retry,
         )
 
 
@@ -151,7 +156,15 @@ def anchored(flags: FuseTrainFlags) -> FuseTrainFlags:
         data=tuple(map(storage.absolute, flags.data)),
         output=planning.anchored_output(flags.output),
         features=planning.anchored_output(flags.features) if flags.features else "",
+        asr=_anchored_asr(flags.asr),
     )
+
+
+def _anchored_asr(asr: str) -> str:
+    """Checked even where no clip needs it, because the fusion passes it on to `predict`."""
+    if asr == MANIFEST or is_moonshine(asr) or parse_asr_name(asr).hub_id is not None:
+        return asr
+    return storage.absolute(asr)
 
 
 def _rules(flags: FuseTrainFlags) -> Iterator[tuple[bool, str, str]]:

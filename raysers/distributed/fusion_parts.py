@@ -19,7 +19,8 @@ from raysers.distributed.annotation import AnnotateTask
 from raysers.distributed.model_files import local_model
 from raysers.distributed.transcription import TranscribeTask
 from raysers.errors import CheckpointError, ConfigError
-from raysers.models.asr import is_moonshine
+from raysers.models.asr import is_moonshine, parse_asr_name
+from raysers.models.backbones import parse_model_name
 from raysers.models.fusion_folder import Fusion, FusionConfig, load_fusion
 from raysers.models.text import MINILM, TextEncoder, TextPooling, is_hub_id, load_text_encoder
 
@@ -95,6 +96,29 @@ def prepare_words(text_model: str, pooling: TextPooling) -> Words:
         max_tokens=encoder.max_tokens,
         pooling=pooling,
     )
+
+
+def pinned_sound(config: FusionConfig) -> str:
+    """The acoustic model's name, a hub model's with the commit of the training."""
+    name = parse_model_name(config.acoustic_model)
+    hub = name.hub_id is not None and not name.random
+    return _pinned(config.acoustic_model, config.acoustic_revision, hub=hub)
+
+
+def pinned_words(config: FusionConfig) -> str:
+    """As `pinned_sound`, for the text model."""
+    return _pinned(config.text_model, config.text_revision, hub=is_hub_id(config.text_model))
+
+
+def pinned_recogniser(config: FusionConfig) -> str:
+    """As `pinned_sound`, for the recogniser."""
+    own = config.asr == MANIFEST or is_moonshine(config.asr)
+    hub = not own and parse_asr_name(config.asr).hub_id is not None
+    return _pinned(config.asr, config.asr_revision, hub=hub)
+
+
+def _pinned(name: str, revision: str, *, hub: bool) -> str:
+    return f"{name.partition('@')[0]}@{revision}" if hub and revision else name
 
 
 def with_recogniser(words: Words, asr: str, *, dtype: str, recognise_all: bool) -> Words:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raysers.data import storage
@@ -20,6 +20,9 @@ from raysers.distributed.fusion_flags import FusePredictFlags, FuseTrainFlags, h
 from raysers.distributed.fusion_parts import (
     MANIFEST,
     check_same,
+    pinned_recogniser,
+    pinned_sound,
+    pinned_words,
     prepare_sound,
     prepare_words,
     read_fusion,
@@ -57,7 +60,8 @@ class FusionPlan:
     @property
     def is_done(self) -> bool:
         """Whether the output holds the finished result of this very command."""
-        return self.earlier is not None and self.earlier.status == "done"
+        resumed = self.earlier is not None and self.earlier.status == "done"
+        return resumed and not self.features.todo
 
 
 def make(flags: FuseTrainFlags, job: str) -> FusionPlan:
@@ -93,7 +97,7 @@ def make(flags: FuseTrainFlags, job: str) -> FusionPlan:
     }
     if earlier is not None:
         refuse_other_settings(flags.output, earlier, job, settings)
-    plan = fusion_features.make_plan(features_at, data, vectors, begun)
+    plan = fusion_features.make_plan(flags.clip_flags(features_at), data, vectors, begun)
     if not flags.dry_run:
         check_writable(flags.output)
         check_writable(features_at)
@@ -130,13 +134,16 @@ def prediction_task(flags: FusePredictFlags) -> FusionTask:
     place = storage.absolute(flags.fusion)
     fusion = read_fusion(place)
     config = fusion.config
-    sound = prepare_sound(config.acoustic_model, dtype=flags.dtype, max_padded_s=flags.max_padded_s)
     pooling: TextPooling = "cls" if config.text_pooling == "cls" else "mean"
-    words = prepare_words(config.text_model, pooling)
+    sound = prepare_sound(pinned_sound(config), dtype=flags.dtype, max_padded_s=flags.max_padded_s)
+    words = prepare_words(pinned_words(config), pooling)
+    # rows name the models as those of the training do; what is loaded stays pinned
+    sound = replace(sound, model=config.acoustic_model)
+    words = replace(words, model=config.text_model)
     check_same(config, sound, words)
     words = with_recogniser(
         words,
-        flags.asr or config.asr,
+        flags.asr or pinned_recogniser(config),
         dtype=flags.dtype,
         recognise_all=flags.recognise_all or config.recognise_all,
     )

@@ -223,7 +223,7 @@ def make_plan(
     done = parts.parts_done(flags.output, table) if earlier else set()
     todo = {i for i in range(len(shards)) if shard_name(i) not in done}
     if flags.retry and done:
-        todo |= _shards_to_retry(flags, table, len(shards))
+        todo |= shards_to_retry(flags, table, len(shards))
         _warn_of_rows_to_list_anew(flags, manifest)
     return Plan(
         manifest=manifest, shards=shards, todo=sorted(todo), earlier=earlier, settings=settings
@@ -253,7 +253,7 @@ def _warn_of_rows_to_list_anew(flags: ClipJobFlags, manifest: pa.Table) -> None:
         )
 
 
-def _shards_to_retry(flags: ClipJobFlags, table: str, shards: int) -> set[int]:
+def shards_to_retry(flags: ClipJobFlags, table: str, shards: int) -> set[int]:
     """Finished shards that hold a row with a status to retry."""
     wanted = pa.array([str(s) for s in flags.retry])
     found = parts.read_parts(flags.output, table, shards, ["status"])

@@ -90,8 +90,8 @@ def chosen_clips(
     clips = clips.slice(0, limit or None)
     if not len(transcribed(clips)):
         raise ConfigError(
-            f"--data: none of the {len(clips):,} clips has a transcript: give a manifest with the "
-            "column transcript (jobs/transcribe.py makes transcripts)"
+            f"--data: none of the {len(clips):,} clips has a transcript: give a "
+            "manifest or a table with the column transcript"
         )
     return clips, notes
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from raysers.distributed.planning import Plan
 from raysers.distributed.progress import duration, hours
+from raysers.evaluation.markdown import visible
 from raysers.types import Status
 
 
@@ -56,7 +57,7 @@ def print_pairs(title: str, pairs: Mapping[str, Any]) -> None:
 
 def print_warning(text: str) -> None:
     """A line that wants attention."""
-    _console().print(text, style="yellow")
+    _console().print(visible(text), style="yellow")  # it may name what strangers named
 
 
 def print_statuses(statuses: Mapping[str, int], of: str = "clips") -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raysers.evaluation.joining import Coverage
+from raysers.evaluation.markdown import visible
 from raysers.evaluation.metrics import METRICS
 from raysers.evaluation.rows import Row
 from raysers.types import DIMENSIONS, Status
@@ -103,7 +104,7 @@ def print_coverage(coverage: Mapping[str, Coverage]) -> None:
 def print_notes(notes: Sequence[str]) -> None:
     """One line each."""
     for note in notes:
-        report_console().print(f"note: {note}", style="yellow")
+        report_console().print(f"note: {visible(note)}", style="yellow")
 
 
 def report_console() -> Console:

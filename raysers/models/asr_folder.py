@@ -37,32 +37,11 @@ def fetch_asr_folder(name: ModelName) -> tuple[Path, str]:
         raise ConfigError(f"{name.text}: fetch the folder first and load the local copy")
     if name.hub_id is not None:
         try:
-            snapshot = fetch_snapshot(name.hub_id, name.revision, None)
+            snapshot = fetch_snapshot(name.hub_id, name.revision, None, also=TOKENIZER_FILES)
         except ConfigError as error:  # it knows one flag only
             raise ConfigError(str(error).replace("--model", "--asr")) from error
-        return _with_tokenizer(name.hub_id, snapshot), snapshot.name
+        return snapshot, snapshot.name
     folder = Path(str(name.path))
     wanted = (CONFIG_FILE, PREPROCESSOR_FILE, *TOKENIZER_FILES)
     files = [folder / file for file in wanted if (folder / file).is_file()]
     return folder, checkpoint.content_hash([*files, *checkpoint.weight_paths(folder)])
-
-
-def _with_tokenizer(hub_id: str, folder: Path) -> Path:
-    """The same snapshot with the files that an emotion model does not have."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: the transport's
-        HTTPError,
-        LocalEntryNotFoundError,
-    )
-
-    try:
-        found = snapshot_download(
-            hub_id,
-            revision=folder.name,
-            cache_dir=folder.parents[2],
-            allow_patterns=list(TOKENIZER_FILES),
-        )
-    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--asr {hub_id}: its vocabulary cannot be fetched: {reason}") from error
-    return Path(found)

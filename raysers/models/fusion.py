@@ -26,6 +26,12 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "text": (WORDS,),
 }
 
+#: Name, within a head, of the weights that are as large as the vectors are long, squared.
+HIDDEN_WEIGHT = "layers.dense.weight"
+
+#: Clips scored at a time: beyond, memory grows and speed does not.
+_BLOCK = 8_192
+
 #: Standard deviation of initial weights, as in the backbones' own heads.
 _INITIAL_SD = 0.02
 
@@ -83,6 +89,16 @@ class FusionHead(nn.Module):
 def side_by_side(head: str, vectors: dict[str, Floats]) -> Floats:
     """What the head of that name hears, [clips, sum of sizes], from vectors by source."""
     return np.concatenate([vectors[source] for source in SOURCES[head]], axis=1)
+
+
+def score_in_blocks(name: str, head: FusionHead, vectors: dict[str, Floats]) -> Floats:
+    """Scores [clips, 3] from vectors [clips, size] by source, in little memory for many clips."""
+    count = len(next(iter(vectors.values())))
+    blocks = [
+        head.score(side_by_side(name, {k: v[at : at + _BLOCK] for k, v in vectors.items()}))
+        for at in range(0, max(count, 1), _BLOCK)
+    ]
+    return np.concatenate(blocks)
 
 
 def sizes_of(head: str, sizes: dict[str, int]) -> int:

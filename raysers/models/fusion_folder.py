@@ -13,12 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raysers.errors import CheckpointError
 from raysers.models import checkpoint, weights
 from raysers.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from raysers.models.fusion import SOUND, SOURCES, WORDS, Floats, FusionHead, side_by_side, sizes_of
+from raysers.models.fusion import (
+    HIDDEN_WEIGHT,
+    SOUND,
+    SOURCES,
+    WORDS,
+    Floats,
+    FusionHead,
+    score_in_blocks,
+    sizes_of,
+)
 from raysers.types import DIMENSIONS
 
 MODEL_TYPE = "raysers-fusion"
@@ -71,7 +80,7 @@ class Fusion:
 
     def score(self, vectors: dict[str, Floats]) -> dict[str, Floats]:
         """Scores [clips, 3] of every head, from vectors [clips, size] by source."""
-        return {name: head.score(side_by_side(name, vectors)) for name, head in self.heads.items()}
+        return {name: score_in_blocks(name, head, vectors) for name, head in self.heads.items()}
 
 
 def save_fusion(fusion: Fusion, folder: str | Path) -> None:
@@ -101,17 +110,32 @@ def load_fusion(folder: str | Path) -> Fusion:
     content = checkpoint.read_json(folder / CONFIG_FILE)
     config = _config(content, folder)
     checkpoint.check_labels(content, folder)
+    tensors = weights.read_weights([folder / WEIGHTS_FILE])
+    _check_sizes(config, tensors, folder)
     with torch.random.fork_rng(devices=[]):
         heads = nn.ModuleDict(
             {name: FusionHead(sizes_of(name, config.sizes), config.dropout) for name in SOURCES}
         )
-    weights.fit_weights(heads, weights.read_weights([folder / WEIGHTS_FILE]), folder)
+    weights.fit_weights(heads, tensors, folder)
     heads.eval().requires_grad_(False)
     return Fusion(
         config=config,
         heads={name: head for name in SOURCES if isinstance(head := heads[name], FusionHead)},
         revision=checkpoint.content_hash([folder / CONFIG_FILE, folder / WEIGHTS_FILE]),
     )
+
+
+def _check_sizes(config: FusionConfig, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Before heads of the sizes a stranger wrote down are built: the weights must have them."""
+    for name in SOURCES:
+        size, key = sizes_of(name, config.sizes), f"{name}.{HIDDEN_WEIGHT}"
+        if key in tensors and tensors[key].shape != (size, size):
+            raise CheckpointError(
+                f"{where}: {CONFIG_FILE} speaks of {size} numbers for the head {name!r}, its "
+                f"weights are {tuple(tensors[key].shape)}"
+            )
+        if key not in tensors:
+            raise CheckpointError(f"{where}: weights are missing: {key}")
 
 
 def _config(content: dict[str, Any], where: Path) -> FusionConfig:

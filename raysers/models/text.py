@@ -133,10 +133,17 @@ def load_text_encoder(
     tensors = encoder_weights(weights.read_weights(paths), family, model)
     weights.fit_weights(model, tensors, folder)
     most = most_tokens(model, family)
+    tokenizer = TextTokenizer(folder, family, most)
+    rows = model.get_input_embeddings().num_embeddings
+    if tokenizer.largest_id >= rows:
+        raise CheckpointError(
+            f"{folder}: its tokenizer makes token {tokenizer.largest_id}, but the network has "
+            f"vectors for {rows} tokens only"
+        )
     present = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
     return TextEncoder(
         model,
-        TextTokenizer(folder, family, most),
+        tokenizer,
         name=name,
         revision=revision
         or checkpoint.content_hash([folder / checkpoint.CONFIG_FILE, *present, *paths]),
@@ -168,7 +175,10 @@ def _folder(name: str, cache_dir: str | Path | None) -> tuple[Path, str]:
         raise ConfigError(
             f"--text-model {name!r}: give {MINILM}, owner/name[@revision], ./folder or s3://prefix"
         )
-    snapshot = fetch_snapshot(hub_id, revision or None, cache_dir, also=TOKENIZER_FILES)
+    try:
+        snapshot = fetch_snapshot(hub_id, revision or None, cache_dir, also=TOKENIZER_FILES)
+    except ConfigError as error:  # it knows one flag only
+        raise ConfigError(str(error).replace("--model", "--text-model")) from error
     return snapshot, snapshot.name
 
 

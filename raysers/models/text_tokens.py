@@ -47,6 +47,11 @@ class TextTokenizer:
         self._backend.no_padding()
         self._backend.enable_truncation(max_length=most)
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token number it can make."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=0)
+
     def tokens(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of every text with the special ones around them, in the order of `texts`."""
         # one by one: the library's own threads would outlive this call in every fork

@@ -28,13 +28,11 @@ def clips(tmp_path_factory, emodb_files) -> Path:
     return link_clips(tmp_path_factory.mktemp("clips") / "audio", emodb_files)
 
 
-@pytest.fixture(scope="module")
-def losing(tmp_path_factory, clips, checkpoint) -> tuple[Path, dict[str, int]]:
-    """The outputs `calm` and `out` of one worker and of two that lose a node, and what happened."""
-    folder = tmp_path_factory.mktemp("losing")
+@pytest.mark.slow
+def test_losing_a_node_in_mid_run_gives_identical_rows(clips, checkpoint, tmp_path):
     command = map(str, _args(clips, "{out}", checkpoint))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.jobs.node_loss", str(folder), *command],
+        [sys.executable, "-m", "tests.jobs.node_loss", str(tmp_path), *command],
         cwd=REPO,
         capture_output=True,
         text=True,
@@ -42,22 +40,18 @@ def losing(tmp_path_factory, clips, checkpoint) -> tuple[Path, dict[str, int]]:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.slow
-def test_losing_a_node_in_mid_run_gives_identical_rows(losing):
-    folder, report = losing
+    report = json.loads(done.stdout.splitlines()[-1])
     assert (report["calm"], report["out"]) == (0, 0)
-    assert 2 <= report["parts_at_the_loss"] < processes.parts_in(folder / "calm")
-    assert comparable(rows_of(folder / "out")) == comparable(rows_of(folder / "calm"))
+    assert 2 <= report["parts_at_the_loss"] < processes.parts_in(tmp_path / "calm")
+    assert comparable(rows_of(tmp_path / "out")) == comparable(rows_of(tmp_path / "calm"))
 
 
-@pytest.mark.timeout(600)  # five starts of Ray with the fixture's, beside other tests
+@pytest.mark.timeout(600)  # three starts of Ray, beside other tests
 def test_kill_9_of_the_driver_then_the_same_command_gives_identical_rows(
-    clips, losing, checkpoint, tmp_path
+    clips, checkpoint, tmp_path
 ):
-    calm, out = losing[0] / "calm", tmp_path / "out"
+    calm, out = tmp_path / "calm", tmp_path / "out"
+    assert processes.run(JOB, *_args(clips, calm, checkpoint), "--workers", 1)[0] == 0
     command = (JOB, *_args(clips, out, checkpoint), "--workers", 1)
     driver = processes.start(*command)
     processes.kill_driver_when(driver, lambda: processes.parts_in(out) >= 2)

@@ -154,6 +154,7 @@ def test_other_settings_in_the_same_folder_are_refused(probed, corpus, capsys):
         (["--model", "emodb-tiny", "--split", "test"], "it chooses clips of --data"),
         (["--model", "nothing-like-it"], "nothing-like-it"),
         (["--model", "emodb-tiny", "--texts", "TEXTS"], "no column 'sentiment'"),
+        (["--model", "emodb-tiny", "--texts", "ODD"], "sentiment 'glad'"),
         (
             ["--model", "emodb-tiny", "--data", "CORPUS", "--split", "dev"],
             "no such split, but test",
@@ -161,7 +162,9 @@ def test_other_settings_in_the_same_folder_are_refused(probed, corpus, capsys):
     ],
 )
 def test_bad_commands_write_nothing(corpus, tmp_path, capsys, flags, message):
-    places = {"TEXTS": corpus / "texts.csv", "CORPUS": corpus / "corpus"}
+    odd = corpus / "odd.csv"
+    odd.write_text("text,sentiment\nWell done.,positive\nOh dear.,glad\n")
+    places = {"TEXTS": corpus / "texts.csv", "CORPUS": corpus / "corpus", "ODD": odd}
     out = tmp_path / "out"
     assert run(*(places.get(f, f) for f in flags), "--output", out) == 2
     assert message in capsys.readouterr().err

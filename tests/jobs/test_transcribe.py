@@ -157,6 +157,7 @@ def test_other_settings_are_refused_and_retry_redoes_its_statuses(
     [
         (("--asr", "moonshin"), "unknown --asr 'moonshin'"),
         (("--asr", "moonshine", "--dtype", "bf16"), "--dtype bf16"),
+        (("--asr", "moonshine", "--dtype", "fp16"), "--dtype fp16"),
         (("--max-clip-s", 0), "--max-clip-s"),
         (("--model", "emodb-tiny"), "--model"),
     ],

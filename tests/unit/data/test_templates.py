@@ -84,6 +84,11 @@ def test_a_file_of_ones_own(tmp_path):
         ("templates: ['{word}']\nwords: {any: {good: [a]}}", "'good' is no sentiment"),
         ("templates: ['{word}']\nwords: {any: {positive: [no]}}", "quote it"),
         ("templates: ['{word}']", "words of 'any'|makes no sentence"),
+        (
+            "templates: ['{word} {a.b}']\nslots: {a.b: [x]}\nwords: {any: {positive: [a]}}",
+            "plain name",
+        ),
+        ('sentences: {positive: ["\\ud800"]}', "half a character"),
         ("sentence: {}", "unknown key 'sentence'"),
         ("[a, b]", "names with values"),
         ("a: [", "no YAML"),

@@ -159,6 +159,13 @@ def test_nothing_there_is_named(tmp_path):
         read_texts(str(tmp_path))
 
 
+def test_a_manifest_left_half_written_is_refused(tmp_path):
+    """Its first part is written last: without it nobody knows how many there were to be."""
+    pq.write_table(pa.table({"transcript": ["the end"]}), tmp_path / "part-00001.parquet")
+    with pytest.raises(ConfigError, match="incomplete"):
+        read_texts(str(tmp_path))
+
+
 def test_fingerprint_changes_with_any_value_name_order_or_type():
     table = pa.table({"text": ["a", "b"], "n": [1, 2]})
     others = [

@@ -188,7 +188,9 @@ def test_a_stored_fusion_scores_the_same_and_knows_its_encoders(fusion, tmp_path
     ("changes", "words"),
     [
         ({"model_type": "wav2vec2"}, "model_type"),
-        ({"words_size": 3}, "shapes do not fit"),
+        ({"words_size": 3}, "speaks of 7 numbers"),
+        # would be 17 GB of heads, were they built before the weights are looked at
+        ({"sound_size": 65_536}, "speaks of 65538 numbers"),
         ({"words_size": 10**9}, "words_size"),
         ({"sound_size": True}, "sound_size"),
         ({"text_model": None}, "text_model"),
@@ -202,6 +204,16 @@ def test_a_folder_that_is_no_fusion_is_refused(changes, words, fusion, tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CheckpointError, match=words):
         load_fusion(tmp_path)
+
+
+def test_many_clips_are_scored_in_blocks_that_change_nothing(fusion, monkeypatch):
+    values = world(50, 7).values
+    vectors = {SOUND: values[:, :4], WORDS: values[:, 4:]}
+    whole = fusion.score(vectors)
+    monkeypatch.setattr("raysers.models.fusion._BLOCK", 7)
+    for name, scores in fusion.score(vectors).items():
+        np.testing.assert_allclose(scores, whole[name], atol=1e-6, rtol=0)
+    assert fusion.score({k: v[:0] for k, v in vectors.items()})["fused"].shape == (0, 3)
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -209,6 +210,17 @@ def test_a_broken_folder_is_one_line(file, content, words, bert, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_a_token_without_a_vector_is_refused_before_a_text_needs_it(bert, tmp_path):
+    folder = shutil.copytree(bert[0], tmp_path / "more")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    tokenizer["added_tokens"].append({"id": size, "content": "[laughs]", **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match=f"token {size}, but the network"):
+        load_text_encoder(str(folder))
+
+
 @pytest.mark.parametrize("name", ["no model", "owner/", "a/b/c", "bert@", "./not-there", ""])
 def test_a_name_of_nothing_is_refused(name):
     with pytest.raises(ConfigError):
@@ -216,7 +228,7 @@ def test_a_name_of_nothing_is_refused(name):
 
 
 def test_an_unreachable_hub_is_one_line():
-    with pytest.raises(ConfigError, match="hub cannot be reached"):
+    with pytest.raises(ConfigError, match=r"hub cannot be reached.*--text-model"):
         load_text_encoder("bert-base-uncased-of-nobody")
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 WORDS = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "the", "day", "time", "people", "was", "is", "this",
     "wonderful", "terrible", "great", "awful", "not", "very", "really", "i", "you", "they", "it",
-    "never", "##s", "##ing", "##ly", "!", ".", ",", "?",
+    "never", "##s", "##ing", "##ly", "!", ".", ",", "?", "[MASK]",
 ]  # fmt: skip
 POSITIONS = 24
 
