@@ -17,7 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysers.config import as_plain, parse
-from raysers.distributed import cluster, training_report, tuning, tuning_plan, tuning_result
+from raysers.distributed import (
+    cluster,
+    training_plan,
+    training_report,
+    tuning,
+    tuning_plan,
+    tuning_result,
+)
 from raysers.distributed.clipjob import recorded
 from raysers.distributed.planning import before_writing, check_writable
 from raysers.distributed.training_data import TooManyFailed
@@ -35,7 +42,7 @@ class TuneFlags(TuningFlags):
 def tune(flags: TuneFlags) -> int:
     """Check, plan, run the trials that are left, conclude; returns the exit code."""
     with before_writing():
-        anchored = tuning_plan.anchored(flags)
+        anchored = training_plan.anchored(flags)
         earlier = tuning_plan.open_output(anchored)
         if not flags.dry_run:
             check_writable(anchored.output)

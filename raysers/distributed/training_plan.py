@@ -17,7 +17,7 @@ from raysers.data.manifest import write_manifest
 from raysers.distributed import cluster, training_data, training_state
 from raysers.distributed.planning import anchored_output
 from raysers.distributed.training_data import Indexed, TrainingData
-from raysers.distributed.training_flags import TrainingFlags, deciding, with_recipe
+from raysers.distributed.training_flags import FlagsT, TrainingFlags, deciding, with_recipe
 from raysers.distributed.training_job import TrainingJob, start_network
 from raysers.errors import ObjectMissing, RefusedError
 from raysers.models.backbones import CNN14, parse_model_name
@@ -91,7 +91,7 @@ class TrainingPlan:
         )
 
 
-def anchored(flags: TrainingFlags) -> TrainingFlags:
+def anchored(flags: FlagsT) -> FlagsT:
     """The flags, checked, with places that mean the same in every process of the cluster.
 
     Raises:

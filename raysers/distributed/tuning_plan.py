@@ -14,7 +14,6 @@ import pyarrow as pa
 from raysers.data import storage
 from raysers.data.manifest import fingerprint, read_manifest, write_manifest
 from raysers.distributed import training_data, training_plan
-from raysers.distributed.planning import anchored_output
 from raysers.distributed.training_data import Indexed
 from raysers.distributed.training_flags import TrainingFlags, deciding
 from raysers.distributed.training_plan import Network
@@ -30,22 +29,6 @@ JOB = "tune"
 
 #: Version of what a sweep does with its settings; another one never goes on with its trials.
 TUNING_VERSION = 1
-
-
-def anchored(flags: TuningFlags) -> TuningFlags:
-    """The flags, checked, with places that mean the same in every process of the cluster.
-
-    Raises:
-        ConfigError: a flag has an impossible value.
-    """
-    flags.check()
-    return replace(
-        flags,
-        output=anchored_output(flags.output),
-        data=tuple(map(storage.absolute, flags.data)),
-        train=tuple(map(storage.absolute, flags.train)),
-        dev=tuple(map(storage.absolute, flags.dev)),
-    )
 
 
 def open_output(flags: TuningFlags) -> RunRecord | None:
@@ -70,7 +53,7 @@ class Draft:
     """A sweep as far as it is known without the data.
 
     Attributes:
-        flags: from `anchored`.
+        flags: from `training_plan.anchored`.
         base: those of training.
         space: what is searched.
         search: decides the points.
