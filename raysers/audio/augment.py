@@ -1,7 +1,7 @@
 """Random changes to training clips: crop, speed, equaliser, noise.
 
-What a clip becomes follows from seed, epoch and its id alone (`clip_rng`), so it is the same on
-whatever worker and in whatever order clips are decoded.
+What a clip becomes follows from seed, epoch and its identity alone (`clip_rng`), so it is the same
+on whatever worker and in whatever order clips are decoded.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class Augmentation:
         return min(slow_s, self.crop_s[1]) if self.crop_s else slow_s
 
 
-def clip_rng(seed: int, epoch: int, clip_id: str) -> np.random.Generator:
+def clip_rng(seed: int, epoch: int, identity: str) -> np.random.Generator:
     """Random numbers for one clip in one epoch, independent of every other clip's."""
-    key = int.from_bytes(hashlib.blake2b(clip_id.encode(), digest_size=16).digest(), "big")
+    key = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=16).digest(), "big")
     sequence = np.random.SeedSequence((seed, epoch, _CLIP_STREAM, key))
     return np.random.Generator(np.random.PCG64(sequence))
 

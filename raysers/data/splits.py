@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raysers.data.identities import identities
 from raysers.errors import ConfigError
 from raysers.schemas import LABEL_FIELDS
 from raysers.types import DIMENSIONS
@@ -170,7 +171,7 @@ def take_fraction(table: pa.Table, fraction: float, seed: int) -> pa.Table:
     """The share `fraction` of the clips, at least one, in their order.
 
     With the same seed a smaller share is a subset of a larger one: clips are ranked by a hash of
-    seed and clip_id.
+    seed and identity, so it is the same subset wherever the corpus lies.
 
     Raises:
         ConfigError: `fraction` is not above 0 and at most 1.
@@ -186,7 +187,7 @@ def shuffle_labels(table: pa.Table, seed: int) -> pa.Table:
 
     A control: what a model still learns from these has not come from the voices.
     """
-    receivers = np.argsort(np.array(table["clip_id"].to_pylist()), kind="stable")
+    receivers = np.argsort(np.array(identities(table)), kind="stable")
     source = np.empty(len(table), np.int64)
     source[receivers] = _by_hash(table, seed)
     for name in (*DIMENSIONS, "emotion"):
@@ -207,7 +208,7 @@ def _by_hash(table: pa.Table, seed: int) -> NDArray[np.int64]:
     """Row numbers in the order of a hash of seed and clip."""
     digests = [
         hashlib.blake2b(f"{seed}\0{clip}".encode(), digest_size=16).hexdigest()
-        for clip in table["clip_id"].to_pylist()
+        for clip in identities(table)
     ]
     return np.argsort(np.array(digests), kind="stable")
 

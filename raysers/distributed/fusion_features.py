@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from raysers.config import ClipJobFlags, as_plain
 from raysers.data import storage
+from raysers.data.identities import identities
 from raysers.data.manifest import fingerprint
 from raysers.data.shards import plan_shards, shard_name
 from raysers.distributed import clipjob, parts, planning, summary
@@ -136,17 +137,19 @@ def make(
 
 
 def read(place: str, plan: Plan, task: FusionTask) -> Features:
-    """The vectors of every clip that has them, in the order of the clip ids.
+    """The vectors of every clip that has them, in an order that stays when the corpus moves.
 
     Raises:
         RaysersError: none has.
     """
     rows = parts.read_all(place, TABLE, len(plan.shards), task.schema.names)
-    rows = rows.filter(pc.equal(rows["status"], str(Status.OK))).sort_by("clip_id")
+    rows = rows.filter(pc.equal(rows["status"], str(Status.OK)))
     if not len(rows):
         raise RaysersError(f"no clip of {place} has vectors: see its columns status and error")
     ids = rows["clip_id"].combine_chunks()
     table = plan.manifest.take(pc.index_in(ids, plan.manifest["clip_id"].combine_chunks()))
+    order = pc.sort_indices(pa.array(identities(table), pa.string()))
+    rows, table = rows.take(order), table.take(order)
     return Features(
         table=table,
         rows=rows.drop_columns(["embedding", "text_embedding"]),

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysers.data import splits
+from raysers.data.identities import identities
 from raysers.data.manifest import clips_of, fingerprint, read_manifest, sort_manifest
 from raysers.distributed.indexing import index_labelled
 from raysers.distributed.training_flags import LabelledFlags
@@ -33,9 +34,10 @@ class TooManyFailed(RaysersError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """Clips with labels float32 [clips, 3] (NaN: missing) and categories int64 [clips] (-1)."""
+    """Clips by identity; labels float32 [clips, 3] (NaN: none); categories int64 [clips] or -1."""
 
     clips: list[Clip]
+    identities: Sequence[str]
     labels: NDArray[np.float32]
     categories: NDArray[np.int64]
 
@@ -155,12 +157,14 @@ def choose(
 
 
 def examples(table: pa.Table, categories: Sequence[str]) -> Examples:
-    """Rows of a labelled manifest, by clip id, so that their order is nobody's choice."""
-    table = table.sort_by("clip_id")
+    """Rows of a labelled manifest, in an order that stays wherever the corpus lies."""
+    table = table.append_column("identity", pa.array(identities(table), pa.string()))
+    table = table.sort_by("identity")
     numbers = {name: number for number, name in enumerate(categories)}
     emotions = _column(table, "emotion").to_pylist()
     return Examples(
         clips=clips_of(table),
+        identities=table["identity"].to_pylist(),
         labels=_labels(table),
         categories=np.array([numbers.get(e, _NO_CATEGORY) for e in emotions], np.int64),
     )

@@ -86,8 +86,8 @@ class Schedule:
         """What clip `number` sounds like in `epoch`."""
         if not self.augmentation.changes_anything:
             return signal
-        clip_id = self._job.train.clips[number].clip_id
-        rng = clip_rng(self._job.flags.seed, epoch, clip_id)
+        identity = self._job.train.identities[number]
+        rng = clip_rng(self._job.flags.seed, epoch, identity)
         return augment(signal, self.augmentation, rng, min_samples=min_samples)
 
     def batch_s(self, step: Step) -> float:
