@@ -102,14 +102,14 @@ def test_fusion_uses_words_that_carry_the_label(trained):
     against = found["fused", "test", "audio head", "valence", "ccc_difference"]
     assert against["value"] > 0.4
     assert against["ci_low"] > 0.2
-    assert found["fused", "test", "", "valence", "ccc"]["value"] > 0.6
+    assert found["fused", "test", "", "valence", "ccc"]["value"] > 0.5
 
 
 def test_fusion_does_no_harm_where_words_say_nothing(trained):
     against = metrics_of(trained)["fused", "test", "audio head", "arousal", "ccc_difference"]
     assert against["ci_high"] > 0
     assert against["value"] > -0.1
-    assert metrics_of(trained)["audio head", "test", "", "arousal", "ccc"]["value"] > 0.6
+    assert metrics_of(trained)["audio head", "test", "", "arousal", "ccc"]["value"] > 0.5
 
 
 def test_what_training_leaves(trained, command):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,7 @@ def indexed(flags, place, ray_session) -> Indexed:
 
 
 def trained(flags: TrainingFlags, indexed: Indexed, output: str, on_epoch) -> Outcome:
-    own = TrainingFlags(**{**vars_of(flags), "output": output})
+    own = replace(flags, output=output)
     return run_training(
         own, as_plain(own), on_epoch=on_epoch, alone=True, indexed=indexed, command=command_of(own)
     )
@@ -82,6 +84,23 @@ def test_stopped_and_gone_on_with_it_ends_as_if_never_stopped(flags, indexed, pl
     assert not once_more.trained
     assert once_more.figures == again.figures
     assert len(heard) == 6
+
+
+def test_a_corpus_that_was_moved_gives_the_same_model(flags, place, ray_session):
+    moved = shutil.copytree(place / "voices", place / "another disk" / "deeper")
+    weights = []
+    for folder in (place / "voices", moved):
+        own = replace(
+            flags,
+            data=(str(folder / "labels.csv"),),
+            train_fraction=0.7,
+            noise_db=(10.0, 30.0),
+            speed=(0.9, 1.0, 1.1),
+            output=str(place / f"of {folder.name}"),
+        )
+        run_training(own, as_plain(own), alone=True)
+        weights.append(Path(own.output, "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_the_card_names_a_command_that_gives_the_same_model(flags):
