@@ -26,6 +26,8 @@ FEWEST, MOST = 20, 800
 _PERPLEXITY, _COMPONENTS, _SEED = 30.0, 50, 0
 _PANEL_IN, _DOT_AREA = 3.4, 9.0
 _NAMED = 6
+#: Letters in a line of names over a panel, and the height of the line on the plane.
+_LETTERS, _LINE = 44, 0.12
 #: Steps of a scale from low to high, through grey.
 _STEPS = (VERMILION, "#E09A63", "#A9A9A9", "#6FA6CC", BLUE)
 
@@ -107,8 +109,7 @@ def _draw(
 
 def _frame(axis: Any, title: str) -> None:
     axis.set_xlim(-1.08, 1.08)
-    axis.set_ylim(-1.08, 1.2)
-    axis.set_aspect("equal")
+    axis.set_aspect("equal", anchor="NW")
     style.panel_title(axis, title, pad_pt=4)
 
 
@@ -121,20 +122,40 @@ def _groups(axis: Any, plane: Floats, values: Sequence[str]) -> None:
     words = []
     for index, name in enumerate(named):
         _dots(axis, plane[labels == name], series_colour(index))
-        words.append((style.short(name, 12), word_colour(series_colour(index))))
+        words.append((style.short(name, 12), series_colour(index)))
     _words(axis, [*words, ("others", SOFT)] if rest.any() else words)
 
 
 def _words(axis: Any, words: Sequence[tuple[str, str]]) -> None:
-    """A line of words over the panel, each in its colour."""
-    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
+    """Words over the dots, each behind a dot of its colour, in as many lines as they need."""
+    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
 
-    parts: list[Any] = [
-        TextArea(text, textprops={"color": colour, "fontsize": style.SMALL_PT + 0.5})
-        for text, colour in words
-    ]
-    row = HPacker(children=parts, pad=0, sep=7)
-    axis.add_artist(AnchoredOffsetbox("upper left", child=row, pad=0, borderpad=0.2, frameon=False))
+    lines: list[list[tuple[str, str]]] = [[]]
+    for word in words:
+        if lines[-1] and sum(len(text) + 4 for text, _ in [*lines[-1], word]) > _LETTERS:
+            lines.append([])
+        lines[-1].append(word)
+    rows: list[Any] = []
+    for line in lines:
+        entries: list[Any] = []
+        for text, colour in line:
+            parts = (("\N{BLACK CIRCLE}", colour), (text, word_colour(colour)))
+            areas: list[Any] = [
+                TextArea(part, textprops={"color": c, "fontsize": style.SMALL_PT + 0.5})
+                for part, c in parts
+            ]
+            entries.append(HPacker(children=areas, pad=0, sep=2))
+        rows.append(HPacker(children=entries, pad=0, sep=8))
+    axis.set_ylim(-1.08, 1.08 + _LINE * len(rows))
+    box = AnchoredOffsetbox(
+        "upper left",
+        child=VPacker(children=rows, pad=0, sep=3),
+        pad=0,
+        borderpad=0.2,
+        frameon=False,
+    )
+    box.set_in_layout(False)  # or wide words would leave the panels no room
+    axis.add_artist(box)
 
 
 def _scale(axis: Any, plane: Floats, valence: Floats) -> None:
@@ -145,8 +166,7 @@ def _scale(axis: Any, plane: Floats, valence: Floats) -> None:
     for index, colour in enumerate(_STEPS):
         _dots(axis, plane[there & (step == index)], colour)
     low, high = (float(np.quantile(valence[there], q)) for q in (0.1, 0.9))
-    ends = [(f"low, about {low:.2f}", VERMILION), (f"high, about {high:.2f}", BLUE)]
-    _words(axis, [(text, word_colour(colour)) for text, colour in ends])
+    _words(axis, [(f"low, about {low:.2f}", VERMILION), (f"high, about {high:.2f}", BLUE)])
 
 
 def _dots(axis: Any, plane: Floats, colour: str) -> None:

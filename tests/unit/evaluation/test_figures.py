@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -177,6 +178,14 @@ def test_a_map_keeps_clusters_apart_and_is_the_same_every_time():
     said = words(map_chart(clips, plane)["svg"])
     assert {"corpus", "corpus 0", "corpus 2", "valence, labels"} <= set(said)
     assert "sex" not in said
+
+
+def test_long_names_leave_a_map_its_room(recwarn):
+    clips = clusters()
+    names = [f"a-speaker-of-a-long-name-{i % 9}" for i in range(60)]
+    clips = replace(clips, known=dict.fromkeys(("corpus", "sex", "speaker"), names))
+    assert set(map_chart(clips, places(clips.embedding), narrow=True)) == {"svg"}
+    assert not [w for w in recwarn if "collapsed" in str(w.message)]
 
 
 def test_the_table_behind_a_map_counts_neighbours_of_the_same_group():
