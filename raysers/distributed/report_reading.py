@@ -139,7 +139,7 @@ def _read_study(run: RunFacts, found: _Found) -> None:
         if row["status"] == "done" and row["path"]:
             folder = storage.join(run.folder, row["path"])
             if load_record(folder) is not None:
-                inner = _run(folder)
+                inner = replace(_run(folder), model=row["model"] or "")
                 found.cell_runs.append(inner)
                 _read_probe(inner, found)
         elif row["status"] == "failed":

@@ -59,9 +59,10 @@ def write_report(found: Evidence, output: str) -> tuple[list[str], list[Missing]
         Section(key="words", title="Words", exhibits=spoken_exhibits(found)),
         Section(key="costs", title="Cost", exhibits=[cost_exhibit(found)]),
     ]
+    runs = f"{len(found.runs)} run{'s' if len(found.runs) > 1 else ''}"
     lead = (
-        f"{len(found.runs)} runs, {len(figures)} of the paper's {len(FIGURES)} figures. Every "
-        "value stands with its 95 % interval where one can be had."
+        f"{runs}, {len(figures)} of the paper's {len(FIGURES)} figures. Every value stands with "
+        "its 95 % interval where one can be had."
     )
     text = page(_TITLE, lead, _tiles(found), sections, missing, _closing(found))
     names = list(_write_figures([e.charts for s in sections for e in s.exhibits], output))

@@ -26,12 +26,14 @@ class RunFacts:
         record: `run.json`.
         training: `training.json`; empty when the run is no training.
         network: the trained model's `config.json`.
+        model: what its study calls the model; empty outside of studies.
     """
 
     folder: str
     record: Mapping[str, Any]
     training: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
 
     @property
     def job(self) -> str:

@@ -94,7 +94,9 @@ def _table_3(runs: Sequence[RunFacts]) -> Exhibit:
         ]
         for row in paper_document()["table_3"]
     ]
-    trained = {tuple(_ours(run)): None for run in runs if run.training}
+    trained: dict[tuple[Cell, ...], list[Cell]] = {}
+    for row in (_ours(run) for run in runs if run.training):
+        trained.setdefault(tuple(row[:4]), row)
     columns = ["model", "layers", "hidden", "parameters", "pre-training, h", "languages"]
     return Exhibit(
         key="table-3",
@@ -105,7 +107,7 @@ def _table_3(runs: Sequence[RunFacts]) -> Exhibit:
             Grid(
                 caption="Size, and speech heard before fine-tuning",
                 columns=columns,
-                rows=[*rows, *trained],
+                rows=[*rows, *trained.values()],
             )
         ],
     )
@@ -116,8 +118,9 @@ def _ours(run: RunFacts) -> list[Cell]:
     network = _mapping(run.training.get("network"))
     backbone = str(config.get("backbone") or run.folder)
     random = backbone.startswith("random:")
+    name = run.model or backbone.rstrip("/").rpartition("/")[2] or backbone
     return [
-        f"{backbone.rstrip('/').rpartition('/')[2] or backbone} (here)",
+        f"{name} (here)",
         _whole(run.network.get("num_hidden_layers")),
         _whole(run.network.get("hidden_size")),
         _millions((network.get("parameters") or 0) / 1e6 or None),
