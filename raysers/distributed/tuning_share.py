@@ -44,7 +44,8 @@ class Seats:
             each = f"{self.placement.workers} workers on {self.placement.device}"
         else:
             threads = self.room.threads if self.room else 1
-            each = "a GPU" if self.share.gpus_each else f"{threads} CPU threads"
+            cpus = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
+            each = "a GPU" if self.share.gpus_each else cpus
         return f"{self.share.at_once} at once, each on {each}"
 
 
