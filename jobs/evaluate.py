@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+import pyarrow as pa
 import tyro
 
 from jobs.annotate import AnnotateFlags, annotate
 from raysers.config import ListingFlags, Uris, as_plain, parse
 from raysers.data import storage
-from raysers.data.manifest import is_manifest, write_manifest
+from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.distributed import annotation, cluster, evaluating, planning
 from raysers.distributed.indexing import index_labelled
 from raysers.distributed.predictions import Predictions, read_predictions
@@ -125,13 +126,14 @@ def evaluate(flags: EvaluateFlags) -> int:
             annotation.prepare(model, dtype=flags.dtype, max_padded_s=0, embeddings=False)
         if report is not None:
             storage.check_writable(flags.output)
+    record = new_record(JOB, as_plain(flags), settings, earlier)
     if report is None:
-        folders = _predict(flags)
+        record.save(flags.output)  # from here on the folder is this evaluation's
+        folders = _predict(flags, labels)
         with evaluating.after_writing():
             found += [read_predictions(uri) for uri in folders]
             report = _measure(flags, labels, found)
     good = report.failed_share <= flags.max_failed
-    record = new_record(JOB, as_plain(flags), settings, earlier)
     evaluating.write(report, record, flags.output, good=good)
     table.print_coverage(report.coverage)
     table.print_metrics(report.rows)
@@ -152,9 +154,9 @@ def _anchored(flags: EvaluateFlags) -> EvaluateFlags:
     )
 
 
-def _predict(flags: EvaluateFlags) -> list[str]:
+def _predict(flags: EvaluateFlags, labels: evaluating.Labels) -> list[str]:
     """Annotate with every model; the folders of the predictions."""
-    clips = flags.input or (_labelled_clips(flags),)
+    clips = flags.input or (_labelled_clips(flags, labels),)
     folders = []
     for model, name in evaluating.folder_names(flags.model).items():
         folders.append(storage.join(flags.output, "predictions", name))
@@ -171,10 +173,10 @@ def _predict(flags: EvaluateFlags) -> list[str]:
     return folders
 
 
-def _labelled_clips(flags: EvaluateFlags) -> str:
+def _labelled_clips(flags: EvaluateFlags, labels: evaluating.Labels) -> str:
     """A manifest of just the clips that have labels: a corpus has much else in its folders."""
     place = storage.join(flags.output, "clips")
-    if not is_manifest(place):
+    if not is_manifest(place) or _begins(read_manifest(place)) != _begins(labels.table):
         cluster.connect()
         clips, _ = index_labelled(
             flags.labels,
@@ -184,6 +186,12 @@ def _labelled_clips(flags: EvaluateFlags) -> str:
         )
         write_manifest(place, labelled_only(clips))
     return place
+
+
+def _begins(table: pa.Table) -> list[tuple[str, int]]:
+    """Where clips begin; where they end may not be known before their headers are read."""
+    starts = table["start"].cast(pa.int64()).to_pylist()
+    return sorted(zip(table["file"].to_pylist(), starts, strict=True))
 
 
 def _measure(

@@ -27,7 +27,7 @@ def epoch_order(clips: int, seed: int, epoch: int) -> Indices:
     """A permutation of `clips` rows, a function of seed and epoch alone.
 
     Sorts raw 64-bit draws, which numpy promises never to change (its ready-made permutations
-    may). Rows have to be in an order of their own, by clip id.
+    may). Rows have to be in an order of their own, by identity.
 
     Args:
         clips: how many, at least 0.

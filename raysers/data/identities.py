@@ -17,8 +17,8 @@ from raysers.types import clip_id
 def identities(table: pa.Table) -> list[str]:
     """32 hex digits per row, by its corpus, its path below the folder of that corpus, and its span.
 
-    The folder is the deepest one that holds all rows of the corpus; rows of no known corpus are
-    taken as one.
+    The folder (or tar) is the deepest one that holds all rows of the corpus; rows of no known
+    corpus are taken as one.
 
     Args:
         table: clips with `file`, `start`, `end` and perhaps `corpus`; no clip twice.
@@ -40,6 +40,6 @@ def identities(table: pa.Table) -> list[str]:
 
 
 def _folder(files: list[str]) -> str:
-    """The deepest folder of all files, with its slash; empty when they share none."""
+    """The deepest folder or tar of all files, with its slash or #; empty when they share none."""
     shared = os.path.commonprefix([min(files), max(files)])  # noqa: RUF071  cut at a slash below
-    return shared[: shared.rfind("/") + 1]
+    return shared[: max(shared.rfind("/"), shared.rfind("#")) + 1]

@@ -10,6 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -58,8 +59,8 @@ class Leak:
 def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
     """`table` with `split` decided anew: `dev` is fold number `fold` of `folds`, `train` the rest.
 
-    Women and men are dealt apart: a speaker's fold is its rank among the sorted speakers of its sex
-    (and corpus), modulo `folds`. Where speakers share sessions, whole sessions are dealt. Clips of
+    The speakers are dealt one after the other, sorted by corpus, sex and name, so each fold gets as
+    many women and men as can be. Where speakers share sessions, whole sessions are dealt. Clips of
     an unknown speaker are trained on; clips of a test split stay there.
 
     Args:
@@ -75,13 +76,8 @@ def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
     splits = _texts(table, "split")
     open_rows = [row for row, split in enumerate(splits) if not (split or "").startswith(_TEST)]
     units = _units(table, open_rows)
-    dev = {
-        row
-        for dealt in _dealt(units, _texts(table, "sex"))
-        for rank, unit in enumerate(dealt)
-        if rank % folds == fold
-        for row in units[unit]
-    }
+    dealt = chain.from_iterable(_dealt(units, _texts(table, "sex")))
+    dev = {row for rank, unit in enumerate(dealt) if rank % folds == fold for row in units[unit]}
     if not dev:
         known = f"only {len(units)} speakers or sessions are known" if units else "no speaker is"
         raise ConfigError(f"--folds {folds}: fold {fold} is empty, {known}: give fewer folds")

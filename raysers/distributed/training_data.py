@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from raysers.data import splits
 from raysers.data.identities import identities
-from raysers.data.manifest import clips_of, fingerprint, read_manifest, sort_manifest
+from raysers.data.manifest import clips_of, fingerprint, read_manifest
 from raysers.distributed.indexing import index_labelled
 from raysers.distributed.training_flags import LabelledFlags
 from raysers.errors import ConfigError, RaysersError
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Clip, Status
 
-#: Category of a clip without one.
 _NO_CATEGORY = -1
 
 
@@ -146,7 +145,7 @@ def choose(
         train = splits.shuffle_labels(train, seed)
     categories = _categories(train)
     return TrainingData(
-        table=sort_manifest(pa.concat_tables([train, dev])),
+        table=pa.concat_tables([train, dev]),
         train=examples(train, categories),
         dev=examples(dev, categories),
         categories=categories,
@@ -213,8 +212,7 @@ def _usable(
     flags: LabelledFlags, table: pa.Table, min_samples: int
 ) -> tuple[pa.Table, dict[str, int]]:
     """The rows to use, and how many are not by reason."""
-    statuses = table["status"].to_pylist()
-    lengths_s = _column(table, "duration_s").to_pylist()
+    statuses, lengths_s = (_column(table, n).to_pylist() for n in ("status", "duration_s"))
     unlabelled = np.all(np.isnan(_labels(table)), axis=1)
     least_s = max(flags.min_clip_s, min_samples / SAMPLE_RATE_HZ)
     reasons = [
@@ -222,6 +220,11 @@ def _usable(
         for status, bare, length_s in zip(statuses, list(unlabelled), lengths_s, strict=True)
     ]
     left_out = dict(Counter(r for r in reasons if r).most_common())
+    if left_out == {"no label": len(table)}:
+        raise ConfigError(
+            f"none of the {len(table):,} clips has a label for {', '.join(DIMENSIONS)}: give "
+            "labelled data, or --emotion-map for categories"
+        )
     lost = sum(n for reason, n in left_out.items() if reason not in _BY_CHOICE)
     if lost > flags.max_failed * max(len(table), 1):
         first = next(i for i, r in enumerate(reasons) if r and r not in _BY_CHOICE)
@@ -286,9 +289,8 @@ def _categories(table: pa.Table) -> tuple[str, ...]:
 
 
 def _labels(table: pa.Table) -> NDArray[np.float32]:
-    columns = [_column(table, name, pa.float32()) for name in DIMENSIONS]
-    filled = [pc.fill_null(c, np.nan).to_numpy() for c in columns]
-    return np.stack(filled, 1).astype(np.float32)
+    columns = (_column(table, name, pa.float32()) for name in DIMENSIONS)
+    return np.stack([pc.fill_null(c, np.nan).to_numpy() for c in columns], 1).astype(np.float32)
 
 
 def _column(table: pa.Table, name: str, kind: pa.DataType | None = None) -> pa.ChunkedArray:

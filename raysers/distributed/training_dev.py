@@ -68,7 +68,11 @@ def predict_all(
 
 
 def dev_ccc(labels: NDArray[np.float32], predictions: NDArray[np.float64]) -> dict[str, float]:
-    """CCC by dimension over the whole dev set; NaN where it is undefined."""
-    with np.errstate(invalid="ignore"):  # infinite scores make it NaN, as they should
-        values = per_dimension(ccc, labels.astype(np.float64), predictions)
+    """CCC by dimension over the whole dev set; NaN where it is undefined.
+
+    A network that has no number for some clip has none at all: it must not be judged by the rest.
+    """
+    if (np.isinf(predictions) & np.isfinite(labels)).any():
+        return dict.fromkeys(DIMENSIONS, math.nan)
+    values = per_dimension(ccc, labels.astype(np.float64), predictions)
     return dict(zip(DIMENSIONS, map(float, values), strict=True))

@@ -136,7 +136,7 @@ class LearningFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentFlags:
-    """What happens to training clips, from the seed, the epoch and the clip's id alone."""
+    """What happens to training clips, from the seed, the epoch and the clip's name alone."""
 
     crop_s: tuple[float, float] | None = None
     """Shortest and longest random crop in seconds."""

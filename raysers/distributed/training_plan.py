@@ -13,19 +13,20 @@ from typing import Any, Literal
 import ray
 
 from raysers.data import storage
+from raysers.data.corpora import EMOTION_MAPS
 from raysers.data.manifest import write_manifest
 from raysers.distributed import cluster, training_data, training_state
 from raysers.distributed.planning import anchored_output
 from raysers.distributed.training_data import Indexed, TrainingData
 from raysers.distributed.training_flags import FlagsT, TrainingFlags, deciding, with_recipe
 from raysers.distributed.training_job import TrainingJob, start_network
-from raysers.errors import ObjectMissing, RefusedError
+from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.models.backbones import CNN14, parse_model_name
 from raysers.models.precision import dtype_name
 from raysers.run import RunRecord, load_record, new_record, refuse_other_settings
 
 #: Version of what a training does with its settings; another one never goes on with a state.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 
 #: `--max-padded-s 0`: what CPUs' caches like, and what training the large models leaves of a GPU
 #: of 24 GB. The same on every machine, because the pieces decide the dropout.
@@ -104,7 +105,13 @@ def anchored(flags: FlagsT) -> FlagsT:
         data=tuple(map(storage.absolute, flags.data)),
         train=tuple(map(storage.absolute, flags.train)),
         dev=tuple(map(storage.absolute, flags.dev)),
+        speakers=flags.speakers and storage.absolute(flags.speakers),
+        emotion_map=_anchored_map(flags.emotion_map),
     )
+
+
+def _anchored_map(name: str) -> str:
+    return name if not name or name in EMOTION_MAPS else storage.absolute(name)
 
 
 def open_output(flags: TrainingFlags, job: str) -> RunRecord | None:
@@ -207,6 +214,11 @@ def make_plan(
         dtype=_settled_dtype(flags.dtype, placement, earlier, alone=alone),
         max_padded_s=_settled_padded_s(flags.max_padded_s, placement, earlier),
     )
+    if flags.category_weight and not data.categories:
+        raise ConfigError(
+            f"--category-weight is {flags.category_weight:g}, but no training clip has an emotion "
+            "category: leave it out, or give data with a column emotion"
+        )
     settings = _settings(flags, network, earlier) | {"data_fingerprint": data.fingerprint}
     if earlier is not None:
         refuse_other_settings(flags.output, earlier, earlier.job, settings)

@@ -1,6 +1,6 @@
 """The steps of an epoch as one worker sees them: which clips, in which pieces, which are its own.
 
-Clips are told by their number among the job's training clips, which are sorted by clip id.
+Clips are told by their number among the job's training clips, which are sorted by identity.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _warnings(facts: CardFacts) -> list[str]:
         )
     if not any(split.split != "train" for split in facts.splits):
         found.append(
-            "> **Trained on everything.** No clip was held out, so nothing in this run says how"
+            "> **No dev split.** No clip was held out to judge by, so nothing in this run says how"
             " good the model is on voices it has not heard."
         )
     return found
@@ -233,6 +233,8 @@ def _mapped(facts: CardFacts) -> list[list[str]]:
 def _training(facts: CardFacts) -> str:
     versions = ", ".join(f"{plain(name)} {plain(v)}" for name, v in facts.versions.items())
     noun = "worker" if facts.workers == 1 else "workers"
+    # up to four, the pieces of a batch are the same, and so is what dropout leaves out
+    same = "one to four workers" if facts.workers <= 4 else f"{facts.workers} workers"
     return "\n\n".join(
         (
             table(("setting", "value"), _settings(facts)),
@@ -240,7 +242,7 @@ def _training(facts: CardFacts) -> str:
             f" {facts.seconds / 60:.1f} minutes by {facts.workers} {noun} on"
             f" {plain(facts.device)}, seed {facts.seed}.",
             f"![CCC on the dev set and training loss by epoch]({CURVE_FILE})",
-            "The same command trains it again; the number of workers does not change the result:",
+            f"The same command trains it again with {same}, wherever the data lie:",
             fenced(f"python {visible(facts.command).removeprefix('python ')}", "bash"),
             f"Versions: {versions}.",
         )

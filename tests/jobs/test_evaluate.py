@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from jobs import evaluate
 from jobs.evaluate import main
 from raysers.schemas import ANNOTATIONS, METRICS
 from raysers.types import NS_PER_S, clip_id
@@ -357,16 +358,45 @@ def test_a_wrong_command_ends_with_2_one_line_and_nothing_written(
 
 @needs_shared
 @pytest.mark.usefixtures("ray_session")
-def test_a_model_predicts_first_and_the_same_command_only_measures_again(tmp_path, emodb_files):
-    labels = tmp_path / "emodb.csv"
+def write_emodb(path: Path, files: list[str]) -> Path:
+    """A table of EmoDB's clips with their categories."""
     with (SHARED_DATA / "emodb" / "manifest.csv").open() as file:
         known = {r["file"].rpartition("/")[2]: r for r in csv.DictReader(file)}
-    with labels.open("w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "speaker", "sex", "emotion", "corpus"])
-        for name in emodb_files:
+        for name in files:
             row = known[Path(name).name]
             writer.writerow([name, row["speaker"], row["sex"], row["emotion"], "emodb"])
+    return path
+
+
+@needs_shared
+def test_an_interrupted_evaluation_never_takes_the_clips_of_other_labels(
+    tmp_path, emodb_files, monkeypatch, ray_session, capsys
+):
+    one = write_emodb(tmp_path / "one.csv", emodb_files[:4])
+    two = write_emodb(tmp_path / "two.csv", emodb_files[2:8])
+    out = tmp_path / "out"
+    args = ("--model", "random:tiny", "--output", out, "--emotion-map", "russell-mehrabian")
+
+    asked: list[int] = []
+
+    def interrupted(flags):
+        asked.append(len(pq.read_table(flags.input[0])))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "annotate", interrupted)
+    assert run(*args, "--labels", one) not in (0, 2)
+    assert run(*args, "--labels", two) == 2
+    assert "labels was" in capsys.readouterr().err
+    write_emodb(one, emodb_files)  # the same file, with more clips by now
+    assert run(*args, "--labels", one) not in (0, 2)
+    assert asked == [4, len(emodb_files)]
+
+
+def test_a_model_predicts_first_and_the_same_command_only_measures_again(tmp_path, emodb_files):
+    labels = write_emodb(tmp_path / "emodb.csv", emodb_files)
     out = tmp_path / "out"
     args = ("--model", "random:tiny", "--labels", labels, "--output", out)
     args += ("--emotion-map", "russell-mehrabian", "--workers", 1, "--bootstrap", 100)

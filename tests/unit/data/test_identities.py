@@ -31,6 +31,11 @@ def test_moving_a_corpus_changes_none(root):
     assert len(set(before)) == 9
 
 
+def test_a_flat_corpus_in_a_tar_is_the_same_corpus():
+    before = identities(table("/data/1.wav", "/data/2.wav"))
+    assert identities(table("/z/b.tar#1.wav", "/z/b.tar#2.wav")) == before
+
+
 def test_names_that_begin_alike_are_not_taken_for_folders():
     before = identities(table("/a/ab1.wav", "/a/ab2.wav"))
     assert identities(table("/c/ab1.wav", "/c/ab2.wav")) == before

@@ -88,6 +88,17 @@ def test_speakers_who_share_sessions_stay_together_and_unknown_ones_are_trained_
         assert [rows[i]["split"] for i in (4, 5, 6)] == ["train", "test", "train"]
 
 
+@pytest.mark.parametrize(("women", "men", "folds"), [(2, 2, 4), (3, 3, 5), (1, 6, 7), (3, 4, 3)])
+def test_every_fold_gets_speakers_and_the_sexes_are_spread(women: int, men: int, folds: int):
+    sexes = ["female"] * women + ["male"] * men
+    table = clips(*(("x", f"{i:02d}", None, sex, None) for i, sex in enumerate(sexes)))
+    devs = [dev_of(fold_splits(table, folds, fold), "speaker") for fold in range(folds)]
+    assert sum(map(len, devs)) == women + men == len(set().union(*devs))
+    for found in (devs, [d & {f"{i:02d}" for i in range(women)} for d in devs]):
+        sizes = [len(dev) for dev in found]
+        assert max(sizes) - min(sizes) <= 1
+
+
 def test_folds_that_cannot_be_are_refused():
     nobody = clips(("x", None, None, None, None))
     with pytest.raises(ConfigError, match="fold 0 is empty, no speaker is"):

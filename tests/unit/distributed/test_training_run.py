@@ -7,16 +7,21 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from raysers.config import as_plain
-from raysers.data.manifest import write_manifest
-from raysers.distributed.training_data import Indexed, index_data
+from raysers.data.manifest import read_manifest, write_manifest
+from raysers.distributed.training_data import Indexed, TrainingData, choose, index_data
 from raysers.distributed.training_flags import TrainingFlags
+from raysers.distributed.training_plan import anchored
 from raysers.distributed.training_run import Outcome, run_training
 from raysers.distributed.training_team import TrainingStopped
 from raysers.distributed.tuning_trial import command_of
-from tests.jobs.voices import write_toy_config, write_voices
+from raysers.errors import ConfigError
+from raysers.types import DIMENSIONS
+from tests.jobs.voices import read_table, write_table, write_toy_config, write_voices
 
 EPOCHS = 4
 
@@ -101,6 +106,54 @@ def test_a_corpus_that_was_moved_gives_the_same_model(flags, place, ray_session)
         run_training(own, as_plain(own), alone=True)
         weights.append(Path(own.output, "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def data_of(table, **changes) -> TrainingData:
+    flags = TrainingFlags(data=("somewhere",), output="nowhere", **changes)
+    return choose(flags, table, [], seed=0, min_samples=400, dev_needed=True)
+
+
+def test_clips_without_any_label_are_no_failed_ones_but_a_wrong_command(indexed):
+    table = read_manifest(indexed.manifest)
+    for name in DIMENSIONS:
+        empty = pa.nulls(len(table), pa.float32())
+        table = table.set_column(table.column_names.index(name), name, empty)
+    with pytest.raises(ConfigError, match="--emotion-map"):
+        data_of(table)
+
+
+def test_a_clip_in_train_and_dev_counts_in_both(indexed):
+    table = read_manifest(indexed.manifest)
+    train = table.filter(pc.equal(table["split"], "train"))
+    again = train.set_column(
+        train.column_names.index("split"), "split", pa.array(["dev"] * len(train))
+    )
+    data = data_of(pa.concat_tables([train, again]), allow_leakage=True)
+    assert data.leakage
+    assert len(data.train) == len(data.dev) == len(train)
+    assert sorted(data.table["split"].to_pylist()) == ["dev"] * len(train) + ["train"] * len(train)
+
+
+def test_a_category_loss_without_categories_is_refused(flags, place, ray_session, tmp_path):
+    rows = [{**row, "emotion": ""} for row in read_table(Path(flags.data[0]))]
+    bare = write_table(place / "voices/bare.csv", rows)
+    own = replace(flags, data=(str(bare),), category_weight=0.5, output=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="--category-weight"):
+        run_training(own, as_plain(own), alone=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_map_and_speakers_mean_the_same_file_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = TrainingFlags(
+        data=("d",), output="o", emotion_map="russell-mehrabian", speakers="who.csv"
+    )
+    assert anchored(flags).emotion_map == "russell-mehrabian"
+    assert anchored(flags).speakers == str(tmp_path / "who.csv")
+    assert anchored(replace(flags, emotion_map="map.yaml")).emotion_map == str(
+        tmp_path / "map.yaml"
+    )
+    assert anchored(replace(flags, speakers="")).speakers == ""
 
 
 def test_the_card_names_a_command_that_gives_the_same_model(flags):

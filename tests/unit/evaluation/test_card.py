@@ -124,7 +124,7 @@ def test_the_table_shows_intervals_baseline_groups_and_gaps():
     [
         ({"leakage": "train and dev share 3 speakers."}, "train and dev share 3 speakers."),
         ({"shuffled_labels": True}, "shuffled"),
-        ({"splits": FACTS.splits[:1]}, "No clip was held out"),
+        ({"splits": FACTS.splits[:1]}, "No clip was held out to judge by"),
         ({"metrics": []}, "measured nothing"),
         ({"notes": ["39 clips had no label."]}, "39 clips had no label."),
         ({"mapping": {"anger": (0.795, 0.625, 0.245)}}, "| anger | 0.795 | 0.625 | 0.245 |"),
