@@ -194,7 +194,8 @@ def _clips(flags: ProbeFlags) -> tuple[pa.Table | None, list[str]]:
 
 
 def _print_plan(flags: ProbeFlags, sentences: int, clips: pa.Table | None) -> None:
-    line = f"{JOB}: {len(flags.model)} models, {sentences:,} sentences"
+    models = "1 model" if len(flags.model) == 1 else f"{len(flags.model)} models"
+    line = f"{JOB}: {models}, {sentences:,} sentences"
     if clips is not None:
         said = len(probing.transcribed(clips))
         line += f", {said:,} clips with transcripts (of {len(clips):,})"
