@@ -31,7 +31,7 @@ from raysers.distributed.clipjob import recorded
 from raysers.distributed.fusion_flags import FuseTrainFlags
 from raysers.distributed.study_cells import Run
 from raysers.distributed.study_corpora import judged_uri, training_uri
-from raysers.distributed.study_pieces import SCORED, Place
+from raysers.distributed.study_pieces import SCORED, Place, looked_at
 from raysers.distributed.study_plan import (
     StudyingFlags,
     StudyPlan,
@@ -83,9 +83,15 @@ def _print_cost(plan: StudyPlan) -> int:
     return Exit.DONE
 
 
+def _models(run: Run, place: Place) -> tuple[str, ...]:
+    """What is looked at: the best model where the study asks for it, else all."""
+    chosen = (looked_at(run, place),) if run.settings["best"] else run.needs
+    return tuple(map(place.uri, chosen))
+
+
 def _evaluate(run: Run, place: Place) -> int:
     flags = EvaluateFlags(
-        predictions=tuple(storage.join(place.uri(name), SCORED) for name in run.needs),
+        predictions=tuple(storage.join(model, SCORED) for model in _models(run, place)),
         labels=(judged_uri(place.output),),
         output=place.uri(run.name),
         in_domain=place.in_domain,
@@ -99,7 +105,7 @@ def _fuse(run: Run, place: Place) -> int:
     flags = FuseTrainFlags(
         data=(training_uri(place.output),),
         output=place.uri(run.name),
-        model=place.uri(run.needs[0]),
+        model=_models(run, place)[0],
         **_tuples(run),
     )
     return fuse.train(flags)
@@ -109,7 +115,7 @@ def _probe(run: Run, place: Place) -> int:
     data = training_uri(place.output)
     spoken = pc.any(pc.is_valid(read_manifest(data, ["transcript"])["transcript"])).as_py()
     flags = ProbeFlags(
-        model=tuple(place.uri(name) for name in run.needs),
+        model=_models(run, place),
         output=place.uri(run.name),
         data=(data,) if spoken else (),
         **_tuples(run),

@@ -43,6 +43,7 @@ class _Found:
     maps: dict[str, Embedded] = field(default_factory=dict)
     archives: list[ArchiveFacts] = field(default_factory=list)
     trials: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    trial_curves: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     spoken: dict[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -104,7 +105,7 @@ def _read(run: RunFacts, found: _Found) -> None:
         found.spoken[run.folder] = read_spoken(run.folder)
     if run.job == "tune":
         found.trials[run.folder] = rows_of(run.folder, "trials")
-        found.curves += rows_of(run.folder, "curves")
+        found.trial_curves[run.folder] = rows_of(run.folder, "curves")
     _read_probe(run, found)
 
 

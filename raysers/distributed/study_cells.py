@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raysers.data import storage
@@ -26,6 +26,8 @@ BEGIN = "begin"
 BEGINNINGS = "beginnings"
 
 _RANDOM = "random:"
+#: How names of local folders and files begin.
+_LOCAL = ("/", "./", "../", "~")
 _SMALL_LABEL = "{}-tiny"
 
 
@@ -177,10 +179,19 @@ def _training(
                   settings, needs)  # fmt: skip
 
 
+def anchored(study: Study) -> Study:
+    """The study with names of local backbones that mean the same in every folder."""
+    models = dict(study.models)
+    for label, backbone in study.models.items():
+        name = _bare(backbone)
+        if name.startswith(_LOCAL):
+            models[label] = backbone.removesuffix(name) + storage.absolute(name)
+    return replace(study, models=models)
+
+
 def _place(study: Study, name: str) -> str:
     """A local folder or file by a name that means the same in every process."""
-    looks_local = name.startswith(("/", "./", "../", "~"))
-    if not looks_local:
+    if not name.startswith(_LOCAL):
         return name
     place = storage.absolute(name)
     if not os.path.exists(place):

@@ -23,8 +23,9 @@ from raysers.distributed.cluster import patient_get
 from raysers.distributed.progress import duration
 from raysers.distributed.study_cells import BEGIN, Cell, Run
 from raysers.distributed.study_pieces import IN_TRIALS, place_less_flags
-from raysers.distributed.study_plan import StudyPlan, load_corpora, made_up_corpora
+from raysers.distributed.study_plan import StudyPlan, load_corpora, made_up_corpora, place_of
 from raysers.distributed.training_flags import with_recipe
+from raysers.distributed.trials import stored
 from raysers.distributed.tuning_share import Seats, find_seats
 from raysers.evaluation.table import report_console
 from raysers.models.backbones import BACKBONES, CNN14
@@ -89,22 +90,37 @@ def print_cost(plan: StudyPlan, found: Heard, console: Console | None = None) ->
     seats = find_seats(max(len(runs), 1), plan.flags.workers_per_trial, plan.flags.max_concurrent)
     device, speed = measured(seats)
     used = speed * _EFFICIENCY[device] * max(1, plan.flags.workers_per_trial)
-    costs = {run.name: cost_of(run, plan, found) for run in plan.grid.runs.values()}
+    ended = _ended(plan)
+    costs = {
+        name: Cost(audio_s=0.0, operations=0.0) if name in ended else cost_of(run, plan, found)
+        for name, run in plan.grid.runs.items()
+    }
     console.print(f"{'study, cell':{_WIDTH}} {'run':12}{'epochs':>7}{'audio h':>9}{'hours':>9}")
-    for line in _lines(plan.grid.cells, costs, used):
+    for line in _lines(plan.grid.cells, costs, ended, used):
         console.print(line, soft_wrap=True)
     total_s = sum(cost.operations for cost in costs.values()) / used
     for line in _sums(plan, seats, costs, total_s, device, speed, found):
         console.print(line)
 
 
-def _lines(cells: Sequence[Cell], costs: Mapping[str, Cost], used: float) -> Iterator[str]:
+def _ended(plan: StudyPlan) -> Mapping[str, str]:
+    """How runs ended of which nothing is left to do, by name."""
+    place = place_of(plan, "")
+    records = [stored(place.uri(name)) for name in plan.grid.runs] if plan.earlier else []
+    return {r.name: r.status for r in records if r is not None and r.is_final(place.retries)}
+
+
+def _lines(
+    cells: Sequence[Cell], costs: Mapping[str, Cost], ended: Mapping[str, str], used: float
+) -> Iterator[str]:
     first: dict[str, Cell] = {}
     for cell in cells:
         cost, known = costs[cell.run], first.setdefault(cell.run, cell)
         head = f"{cell.study}, {cell.cell}"
         if known is not cell:
             yield f"{head:{_WIDTH}} that of {known.study}, {known.cell}"
+        elif cell.run in ended:
+            yield f"{head:{_WIDTH}} {cell.job:12} {ended[cell.run]} before"
         elif not cost.operations:
             yield f"{head:{_WIDTH}} {cell.job:12} not estimated"
         else:
@@ -129,7 +145,7 @@ def _sums(
     )
     yield f"{len(plan.grid.cells)} cells, {len(costs)} runs, {seats.words}"
     kind = "GPU" if device == "cuda" else "CPU"
-    hours = total_s / 3600 * max(1, plan.flags.workers_per_trial)
+    hours = total_s / 3600
     yield (
         f"estimate: {hours:.3g} hours of one place ({kind}), about "
         f"{duration(total_s / seats.share.at_once)} in all"

@@ -1,7 +1,7 @@
 """What the trial of a cell does: train and judge a model, or look at one that was trained.
 
-All of it happens in the trial's own process. A run that needs others waits for their records: they
-were started before it, so with one trial at a time nothing is left to wait for.
+All of it happens in the trial's own process. What a run needs is done before it gets a place, so
+nothing waits while it holds one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from raysers.distributed.study_cells import BEGIN, Run
 from raysers.distributed.study_corpora import judged_uri, training_uri
 from raysers.distributed.training_flags import TrainingFlags
 from raysers.distributed.training_run import Room, run_training
-from raysers.distributed.trials import Report, stored
+from raysers.distributed.trials import Report
 from raysers.distributed.tuning_share import Seats
 from raysers.distributed.tuning_trial import command_of
 from raysers.distributed.tuning_values import SEARCHABLE, settled
-from raysers.errors import RaysersError
 from raysers.evaluation.assess import Options
 from raysers.evaluation.robustness_changes import Comparison
 from raysers.models import weights
@@ -41,8 +40,9 @@ SCORED, MEASURED = "judged", "evaluated"
 #: Folder of a beginning's network without its head.
 BACKBONE = "backbone"
 
-_ASK_AGAIN_S = 0.5
 _ANNOTATE, _EVALUATE, _ROBUSTNESS = "annotate", "evaluate", "robustness"
+#: Of a result, seconds of its work that earlier attempts have done.
+_EARLIER = "earlier_s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,23 +82,10 @@ class Trial:
 
     def __call__(self, report: Report) -> dict[str, Any]:
         """Do it; returns what it took."""
-        wait_for(self.run, self.place)
         began = time.monotonic()
         result = _CALLS[self.run.job](self.run, self.place, report)
-        return {"wall_s": round(time.monotonic() - began, 3), **result}
-
-
-def wait_for(run: Run, place: Place) -> None:
-    """Return once all runs it needs are done.
-
-    Raises:
-        RaysersError: one of them failed.
-    """
-    for name in run.needs:
-        while (record := stored(place.uri(name))) is None or not record.is_final(place.retries):
-            time.sleep(_ASK_AGAIN_S)
-        if record.status != "done":
-            raise RaysersError(f"it needs {name}, which failed: {record.error}")
+        earlier_s = result.pop(_EARLIER, 0.0)
+        return {"wall_s": round(earlier_s + time.monotonic() - began, 3), **result}
 
 
 def training_flags(run: Run, place: Place) -> TrainingFlags:
@@ -172,7 +159,7 @@ def _train(run: Run, place: Place, report: Report) -> dict[str, Any]:
 
 def _trained(run: Run, place: Place, report: Report) -> dict[str, Any]:
     flags = training_flags(run, place)
-    seats = place.seats
+    seats, began = place.seats, time.monotonic()
     outcome = run_training(
         flags,
         as_plain(flags),
@@ -185,7 +172,9 @@ def _trained(run: Run, place: Place, report: Report) -> dict[str, Any]:
         command=command_of(flags),
     )
     document = _document(flags.output)
+    epochs_s = sum(float(record["wall_s"]) for record in outcome.history)
     return {
+        _EARLIER: max(0.0, epochs_s - (time.monotonic() - began)),
         "audio_s": float(outcome.figures["audio_hours"]) * 3600,
         "device": document["placement"]["device"],
         "workers": document["placement"]["workers"],
@@ -219,16 +208,17 @@ def _annotate_with(model: str, output: str, place: Place, *, embeddings: bool) -
 
 
 def _annotate(run: Run, place: Place, _: Report) -> dict[str, Any]:
-    model = place.uri(_looked_at(run, place))
+    chosen = looked_at(run, place)
+    model = place.uri(chosen)
     output = place.uri(run.name)
     took = _annotate_with(
         model, output, place, embeddings=bool(run.settings["flags"].get("embeddings", True))
     )
-    return {**took, "looked_at": _looked_at(run, place)}
+    return {**took, "looked_at": chosen}
 
 
 def _robustness(run: Run, place: Place, _: Report) -> dict[str, Any]:
-    chosen = _looked_at(run, place)
+    chosen = looked_at(run, place)
     model, given = place.uri(chosen), run.settings["flags"]
     flags = _clip_flags(model, place.uri(run.name), place)
     earlier = load_record(flags.output)
@@ -256,7 +246,7 @@ def _robustness(run: Run, place: Place, _: Report) -> dict[str, Any]:
     return {**_took(flags.output), "looked_at": chosen}
 
 
-def _looked_at(run: Run, place: Place) -> str:
+def looked_at(run: Run, place: Place) -> str:
     """The run whose model is looked at: the best on dev, the first of equals."""
     scores = {name: dev_ccc_mean(_document(place.uri(name))) for name in run.needs}
     return max(run.needs, key=lambda name: scores[name])
@@ -275,8 +265,11 @@ def _clip_flags(model: str, output: str, place: Place) -> ClipJobFlags:
 def _took(output: str) -> dict[str, Any]:
     record = load_record(output)
     outcome = (record.outcome if record else None) or {}
-    parts = [outcome, *((one.get("outcome") or {}) for one in (record.history if record else ()))]
-    return {"audio_s": sum(float(part.get("audio_s", 0.0)) for part in parts)}
+    before = [one.get("outcome") or {} for one in (record.history if record else ())]
+    return {
+        "audio_s": sum(float(part.get("audio_s", 0.0)) for part in (outcome, *before)),
+        _EARLIER: sum(float(part.get("wall_s", 0.0)) for part in before),
+    }
 
 
 def _document(model: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from raysers.data import storage
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.distributed import study_corpora, study_speech
 from raysers.distributed.planning import anchored_output
-from raysers.distributed.study_cells import BEGIN, Grid, make_grid
+from raysers.distributed.study_cells import BEGIN, Grid, anchored, make_grid
 from raysers.distributed.study_corpora import Corpora
 from raysers.distributed.study_files import Study, in_order, read_studies, read_study
 from raysers.distributed.study_pieces import Place, training_flags
@@ -56,7 +56,8 @@ class StudyingFlags:
     max_concurrent: int = 0
     """Cells at once; 0: as many as the cluster has room for."""
     retries: int = 1
-    """How often a cell may fail before it is recorded as failed and the others go on."""
+    """How often a cell may fail before it is recorded as failed and the others go on. The same
+    command again tries those whose process died, or that had no hub, package or disk."""
     max_failed_cells: float = 0.0
     """Highest share of failed cells before the job ends with exit code 3."""
     usd_per_hour: float = 0.0
@@ -130,7 +131,7 @@ def make_plan(flags: StudyingFlags) -> StudyPlan:
         data=tuple(map(storage.absolute, flags.data)),
         speakers=storage.absolute(flags.speakers) if flags.speakers else "",
     )
-    wanted = read_studies(flags.study, flags.scale)
+    wanted = [anchored(study) for study in read_studies(flags.study, flags.scale)]
     earlier = load_record(flags.output)
     kept: list[Study] = []
     if earlier is not None:
@@ -217,7 +218,7 @@ def _kept(output: str) -> list[Study]:
         found = list(storage.list_objects(storage.join(output, "studies"), suffixes={".yaml"}))
     except ObjectMissing:
         return []
-    return [read_study(one.uri, "full") for one in found]
+    return [anchored(read_study(one.uri, "full")) for one in found]
 
 
 def _refuse_other_study(output: str, study: Study, kept: Sequence[Study]) -> None:

@@ -18,18 +18,25 @@ from raysers.data.manifest import is_manifest, write_manifest
 from raysers.distributed import study_corpora, study_networks, study_speech, study_tables
 from raysers.distributed.study_cells import BEGIN, Run
 from raysers.distributed.study_corpora import Corpora
-from raysers.distributed.study_pieces import IN_TRIALS, Place, Trial, wait_for
+from raysers.distributed.study_pieces import IN_TRIALS, Place, Trial
 from raysers.distributed.study_plan import JOB, StudyPlan, place_of, study_uri
-from raysers.distributed.trials import Ended, Piece, Progress, run_pieces, stored
+from raysers.distributed.trials import (
+    Ended,
+    Piece,
+    Progress,
+    failure,
+    missing,
+    run_pieces,
+    stored,
+)
 from raysers.distributed.tuning_share import find_seats
-from raysers.errors import ConfigError, RaysersError
+from raysers.errors import ConfigError
 from raysers.run import RunRecord, new_record
 
 #: Looks at finished models: a run and where it is, to what it took.
 Look = Callable[[Run, Place], Mapping[str, Any]]
 
 _TABLES_EVERY_S = 30.0
-_MAX_ERROR = 2000
 _LOG = "log.txt"
 
 
@@ -89,7 +96,6 @@ def run_all(plan: StudyPlan, corpora: Corpora, run_id: str, look: Look) -> None:
     print(f"{len(plan.grid.cells)} cells, {len(runs)} runs, {seats.words}", flush=True)
     tables = _Tables(plan=plan, place=place)
     progress = Progress(total=len(runs), at_once=seats.share.at_once, describe=describe)
-    _forget_victims(runs, place)
     run_pieces(
         _pieces(in_trials, place, run_id),
         seats.share,
@@ -112,6 +118,7 @@ def _pieces(runs: list[Run], place: Place, run_id: str) -> Iterator[Piece]:
             path=place.uri(run.name),
             call=Trial(run=run, place=place),
             notes={"job": run.job, "run_id": run_id},
+            needs=run.needs,
         )
 
 
@@ -140,18 +147,6 @@ class _Tables:
         self._written_s = time.monotonic()
 
 
-def _forget_victims(runs: list[Run], place: Place) -> None:
-    """Runs that failed because of another one may be tried again: it may be well by now."""
-    for run in runs:
-        record = stored(place.uri(run.name))
-        if record is None or record.status != "failed" or not run.needs:
-            continue
-        needed = [stored(place.uri(name)) for name in run.needs]
-        blamed = any(name in record.error for name in run.needs)
-        if blamed and not any(n is not None and n.status == "failed" for n in needed):
-            storage.delete(storage.join(record.path, "trial.json"))
-
-
 def _look(run: Run, place: Place, run_id: str, look: Look, progress: Progress) -> None:
     """One run by a job that uses the cluster itself, in the driver."""
     path = place.uri(run.name)
@@ -159,40 +154,33 @@ def _look(run: Run, place: Place, run_id: str, look: Look, progress: Progress) -
     if record.is_final(place.retries):
         progress.known(record)
         return
-    while not record.is_final(place.retries):
+    record = replace(record.again(), status="running")
+    while not record.is_over(place.retries):
         notes = {"job": run.job, "run_id": run_id}
+        attempts = record.attempts + 1
         record = replace(
-            record, status="running", error="", attempts=record.attempts + 1, notes=notes
-        )
+            record, status="running", error="", repeats=False, outside=False, attempts=attempts,
+            notes=notes,
+        )  # fmt: skip
         record.save()
         progress.started(run.name)
         began = time.monotonic()
         log = io.StringIO()
         try:
             with contextlib.redirect_stdout(log):
-                wait_for(run, place)
+                if reason := missing(stored(place.uri(name)) for name in run.needs):
+                    raise ConfigError(reason)
                 result = dict(look(run, place))
             record = replace(record, status="done", result=result)
         except Exception as error:  # the cell boundary: whatever a job dies of is its record
-            record = _failed(record, error)
+            failures = record.failures + 1
+            record = replace(record, status="failed", failures=failures, **failure(error))
         record = replace(record, wall_s=round(record.wall_s + time.monotonic() - began, 3))
         storage.write_atomic(storage.join(path, _LOG), log.getvalue().encode())
         record.save()
-        if not record.is_final(place.retries):
+        if not record.is_over(place.retries):
             progress.failed(run.name, record.error)
     progress.over(record)
-
-
-def _failed(record: Ended, error: Exception) -> Ended:
-    kind = "" if isinstance(error, RaysersError) else f"{type(error).__name__}: "
-    text = f"{kind}{' '.join(str(error).split())}"[:_MAX_ERROR]
-    return replace(
-        record,
-        status="failed",
-        error=text,
-        failures=record.failures + 1,
-        repeats=isinstance(error, ConfigError),
-    )
 
 
 def outcome_of(plan: StudyPlan, corpora: Corpora) -> dict[str, Any]:

@@ -15,20 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import ray
 import torch
 
 from raysers.config import ClipJobFlags
 from raysers.distributed import clipjob, planning
 from raysers.distributed.annotation import AnnotateTask
 from raysers.distributed.clipjob import Ran, recorded
-from raysers.distributed.cluster import Placement, io_threads, patient_get
+from raysers.distributed.cluster import Placement, io_threads
 from raysers.distributed.pipeline import ShardResult, shard_blocks
 from raysers.distributed.planning import Plan
 from raysers.distributed.stages import ClipTask, ShardStage, StageSettings
 from raysers.distributed.training_run import Room
 from raysers.distributed.tuning_share import Seats
 from raysers.distributed.versions import Versions
+from raysers.distributed.worker_dtype import worker_dtype
 from raysers.errors import RaysersError
 from raysers.models.precision import dtype_name
 from raysers.run import Exit, RunRecord
@@ -53,16 +53,8 @@ def settled(
         dtype = str(earlier.settings.get("dtype", dtype))
     placement = seats.placement if seats else None
     if dtype == "auto":
-        dtype = _asked(placement) if placement else dtype_name("auto", _device())
+        dtype = worker_dtype(placement) if placement else dtype_name("auto", _device())
     return replace(task, dtype=dtype, threads=placement.threads if placement else room.threads)
-
-
-def _asked(placement: Placement) -> str:
-    """The number format that workers have; spread, so that no trial's own place is asked for."""
-    ask = ray.remote(
-        num_cpus=placement.num_cpus, num_gpus=placement.num_gpus, scheduling_strategy="SPREAD"
-    )(dtype_name)
-    return str(patient_get(ask.remote("auto", placement.device), "one worker of the trial"))
 
 
 def score(

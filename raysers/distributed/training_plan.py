@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import ray
-
 from raysers.data import storage
 from raysers.data.corpora import EMOTION_MAPS
 from raysers.data.manifest import write_manifest
@@ -20,6 +18,7 @@ from raysers.distributed.planning import anchored_output
 from raysers.distributed.training_data import Indexed, TrainingData
 from raysers.distributed.training_flags import FlagsT, TrainingFlags, deciding, with_recipe
 from raysers.distributed.training_job import TrainingJob, start_network
+from raysers.distributed.worker_dtype import worker_dtype
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.models.backbones import CNN14, parse_model_name
 from raysers.models.precision import dtype_name
@@ -259,8 +258,7 @@ def _settled_dtype(
     if dtype == "auto" and alone:
         dtype = dtype_name(dtype, placement.device)
     if dtype == "auto":
-        ask = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(dtype_name)
-        dtype = str(cluster.patient_get(ask.remote(dtype, "cuda"), "one worker with a GPU"))
+        dtype = worker_dtype(placement)
     return "bf16" if dtype == "bf16" else "fp32"
 
 

@@ -21,17 +21,15 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from raysers.distributed.training_data import TooManyFailed
 from raysers.distributed.training_team import TrainingStopped
 from raysers.distributed.trials_book import END, ERROR, REPORT, Book, Piece, Report
 from raysers.distributed.trials_progress import Progress
-from raysers.distributed.trials_record import Ended, stored
-from raysers.errors import ConfigError, RaysersError, TrainingDiverged
+from raysers.distributed.trials_record import Ended, failure, missing, stored
+from raysers.errors import RaysersError
 
-__all__ = ["Ended", "Piece", "Progress", "Report", "Share", "run_pieces", "stored"]
-
-#: Errors that trying again would only repeat.
-_REPEATED = (ConfigError, TooManyFailed, TrainingDiverged)
+__all__ = [
+    "Ended", "Piece", "Progress", "Report", "Share", "failure", "missing", "run_pieces", "stored",
+]  # fmt: skip
 
 #: Tune's settings that only the environment takes.
 _ENVIRONMENT = {
@@ -43,8 +41,6 @@ _ENVIRONMENT = {
 }
 #: How long a worker process waits for a stopped piece to leave before it is replaced.
 _LEAVE_S = "60"
-
-_MAX_ERROR = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +75,12 @@ def run_pieces(
     """Run what is left of the pieces on the connected cluster.
 
     Args:
-        pieces: may be a generator: the next one is drawn when there is a place for it.
+        pieces: may be a generator: the next one is drawn when there is a place for it. What a
+            piece needs comes before it.
         share: of the cluster.
         total: how many pieces there are.
-        retries: how often a piece may fail before it is recorded as failed.
+        retries: how often a piece may fail before it is recorded as failed. What came from
+            outside of it (its process died, a disk was full) counts in this command only.
         scheduler: decides from the reports which pieces to stop; hears those of earlier runs too.
         progress: tells the user; default: without words about a piece.
         on_ended: called with every piece that has ended, now or in an earlier run.
@@ -146,11 +144,12 @@ def _work(config: dict[str, Any]) -> dict[str, str]:
         end: dict[str, Any] = {"status": "done", "result": dict(piece.call(_report))}
     except TrainingStopped:
         raise SystemExit(0) from None  # how Tune's functions leave
-    except _REPEATED as error:
-        end = {"status": "failed", "error": _text(error), "repeats": True}
     except Exception as error:
-        tune.report({ERROR: _text(error)})  # Tune itself passes on a traceback only
-        raise
+        found = failure(error)
+        if not found["repeats"]:
+            tune.report({ERROR: json.dumps(found)})  # Tune itself passes on a traceback only
+            raise
+        end = {"status": "failed", **found}
     return {END: json.dumps(end)}
 
 
@@ -159,12 +158,6 @@ def _report(report: Mapping[str, Any]) -> None:
         tune.report({**report, REPORT: json.dumps(dict(report))})
     except SystemExit:
         raise TrainingStopped("stopped by the scheduler") from None
-
-
-def _text(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    kind = "" if isinstance(error, RaysersError) else f"{type(error).__name__}: "
-    return f"{kind}{words}"[:_MAX_ERROR]
 
 
 class _Feeder(Searcher):  # type: ignore[misc]
@@ -179,11 +172,11 @@ class _Feeder(Searcher):  # type: ignore[misc]
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Tune's configuration of another trial."""
+        """Tune's configuration of another trial; None: there is none yet."""
         with self._book.kept_error():
             piece = self._book.next()
         if piece is None:
-            return Searcher.FINISHED
+            return None if self._book.held else Searcher.FINISHED
         self._book.running[trial_id] = piece
         return {"piece": piece}
 

@@ -17,12 +17,12 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 
 from raysers.distributed.trials_progress import Progress
-from raysers.distributed.trials_record import Ended, stored
+from raysers.distributed.trials_record import Ended, missing, stored
 
 #: Tells how far a piece is; raises TrainingStopped when no more of it is wanted.
 Report = Callable[[Mapping[str, Any]], None]
 
-#: Keys of what workers send through Tune's results, each a JSON text or a plain one.
+#: Keys of what workers send through Tune's results, each a JSON text.
 REPORT, ERROR, END = "raysers_report", "raysers_error", "raysers_end"
 
 #: What is known of a process that said nothing.
@@ -39,12 +39,14 @@ class Piece:
         call: does it in a worker process, picklable; returns JSON-ready values. Called again in
             the same folder after an interruption.
         notes: JSON-ready values to keep with its record.
+        needs: names of pieces that have to be done before it can begin.
     """
 
     name: str
     path: str
     call: Callable[[Report], Mapping[str, Any]]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class Book:
     progress: Progress
     on_ended: Callable[[Ended], None]
     waiting: Piece | None = None
+    held: list[Piece] = field(default_factory=list)
     running: dict[str, Piece] = field(default_factory=dict)
     records: dict[str, Ended] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
@@ -74,22 +77,52 @@ class Book:
             raise
 
     def next(self) -> Piece | None:
-        """The next piece with something left to do; those without are passed on as they are."""
+        """The next piece with something left to do; those without are passed on as they are.
+
+        None while all the others need one that is at work: they are `held`, and take no place.
+        """
         if self.waiting is not None:
             piece, self.waiting = self.waiting, None
             return piece
+        while (ready := self._ready()) is not None:
+            record = stored(ready.path)
+            if record is not None and record.is_final(self.retries):
+                self._known(record)
+                continue
+            attempted = record or Ended(name=ready.name, path=ready.path, status="running")
+            self.records[ready.name] = replace(attempted.again(), notes=ready.notes)
+            error = missing(self.ended.get(name) for name in ready.needs)
+            if not error:
+                return ready
+            if record is not None and record.error == error:
+                self._known(record)
+            else:
+                before = self.records[ready.name]
+                self._end(ready, replace(before, status="failed", error=error, outside=True))
+        return None
+
+    def _ready(self) -> Piece | None:
+        """The next piece that needs none that is not over yet."""
+        for piece in self.held:
+            if self._may_begin(piece):
+                self.held.remove(piece)
+                return piece
         for piece in self.pieces:
             self.drawn.append(piece.name)
-            record = stored(piece.path)
-            if record is None or not record.is_final(self.retries):
-                attempted = record or Ended(name=piece.name, path=piece.path, status="running")
-                self.records[piece.name] = replace(attempted, notes=piece.notes)
+            if self._may_begin(piece):
                 return piece
-            self.ended[piece.name] = record
-            self.progress.known(record)
-            _replay(self.scheduler, record)
-            self.on_ended(record)
+            self.held.append(piece)
         return None
+
+    def _may_begin(self, piece: Piece) -> bool:
+        return all(name in self.ended or name not in self.drawn for name in piece.needs)
+
+    def _known(self, record: Ended) -> None:
+        """It ended before this run."""
+        self.ended[record.name] = record
+        self.progress.known(record)
+        _replay(self.scheduler, record)
+        self.on_ended(record)
 
     def start(self, piece: Piece) -> None:
         """A worker takes it up, or takes it up again."""
@@ -97,7 +130,10 @@ class Book:
         attempts = before.attempts + 1
         self.began_s[piece.name] = time.monotonic()
         self.progress.started(piece.name)
-        self._save(before, status="running", error="", reports=(), attempts=attempts)
+        self._save(
+            before, status="running", error="", repeats=False, outside=False, reports=(),
+            attempts=attempts,
+        )  # fmt: skip
 
     def reported(self, piece: Piece, result: Mapping[str, Any]) -> None:
         """What a worker says on its way."""
@@ -107,34 +143,33 @@ class Book:
             self.progress.reported(piece.name, report)
             record = replace(record, reports=(*record.reports, report))
         if ERROR in result:
-            record = replace(record, error=result[ERROR])
+            record = replace(record, **json.loads(result[ERROR]))
         if END in result:
             record = replace(record, **json.loads(result[END]))
         self.records[piece.name] = record
 
     def failed(self, piece: Piece) -> None:
         """An attempt failed; Tune makes another one."""
-        record = self._counted(piece)
+        record = _blamed(self._counted(piece))
         self._save(record, failures=record.failures + 1)
         self.progress.failed(piece.name, self.records[piece.name].error)
 
     def gave_up(self, piece: Piece) -> None:
         """The last attempt failed."""
-        record = self._counted(piece)
+        record = _blamed(self._counted(piece))
         self._end(piece, replace(record, status="failed", failures=record.failures + 1))
 
     def over(self, piece: Piece) -> None:
         """It came to its end, or the scheduler stopped it."""
-        record = self._counted(piece, "")
+        record = self._counted(piece)
         status = "stopped" if record.status == "running" else record.status
         failures = record.failures + (status == "failed")
         self._end(piece, replace(record, status=status, failures=failures))
 
-    def _counted(self, piece: Piece, otherwise: str = _DIED) -> Ended:
+    def _counted(self, piece: Piece) -> Ended:
         record = self.records[piece.name]
         ran_s = time.monotonic() - self.began_s.pop(piece.name, time.monotonic())
-        wall_s = round(record.wall_s + ran_s, 3)
-        return replace(record, wall_s=wall_s, error=record.error or otherwise)
+        return replace(record, wall_s=round(record.wall_s + ran_s, 3))
 
     def _end(self, piece: Piece, record: Ended) -> None:
         record.save()
@@ -145,6 +180,11 @@ class Book:
     def _save(self, record: Ended, **changes: Any) -> None:
         self.records[record.name] = replace(record, **changes)
         self.records[record.name].save()
+
+
+def _blamed(record: Ended) -> Ended:
+    """Of a failed attempt: a process that said nothing died."""
+    return record if record.error else replace(record, error=_DIED, outside=True)
 
 
 def _replay(scheduler: TrialScheduler | None, record: Ended) -> None:

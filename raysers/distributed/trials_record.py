@@ -6,14 +6,32 @@ Only the driver writes it: when a piece starts, when it failed and is tried agai
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from ray.train import TrainingFailedError
+
 from raysers.data import storage
-from raysers.errors import ObjectMissing, RaysersError
+from raysers.distributed.training_data import TooManyFailed
+from raysers.errors import (
+    ConfigError,
+    DeviceLost,
+    ObjectMissing,
+    RaysersError,
+    StorageError,
+    TrainingDiverged,
+    WriteError,
+)
 
 _FILE = "trial.json"
+_MAX_ERROR = 2000
+
+#: Errors that trying again at once would only repeat.
+_REPEATED = (ConfigError, TooManyFailed, TrainingDiverged)
+
+#: Errors that somebody may have mended by the next command: a hub, a package, access, a disk.
+_OUTSIDE = (ConfigError, DeviceLost, OSError, StorageError, WriteError)
 
 Status = Literal["running", "done", "stopped", "failed"]
 
@@ -32,7 +50,9 @@ class Ended:
         wall_s: seconds it ran, over all attempts that came to an end.
         attempts: how often it was started.
         failures: how often it failed.
-        repeats: whether it would fail in the same way again.
+        repeats: whether it would fail in the same way again at once.
+        outside: whether it failed of something outside of it, which may be well by the next
+            command.
         notes: of the piece.
     """
 
@@ -46,13 +66,22 @@ class Ended:
     attempts: int = 0
     failures: int = 0
     repeats: bool = False
+    outside: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
 
-    def is_final(self, retries: int) -> bool:
-        """Whether nothing is left to do when a piece may fail `retries` times and go on."""
+    def is_over(self, retries: int) -> bool:
+        """Whether nothing is left to try in this command, with so many retries."""
         if self.status == "failed":
             return self.repeats or self.failures > retries
         return self.status != "running"
+
+    def is_final(self, retries: int) -> bool:
+        """Whether nothing is left to do for another command, with so many retries."""
+        return self.is_over(retries) and not (self.status == "failed" and self.outside)
+
+    def again(self) -> Ended:
+        """As another command takes it up, which does not count what came from outside."""
+        return replace(self, failures=0, repeats=False, outside=False) if self.outside else self
 
     def save(self) -> None:
         """Write the record.
@@ -79,3 +108,24 @@ def stored(path: str) -> Ended | None:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise RaysersError(f"{uri} is damaged ({error}): delete its folder") from error
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """What a record says of an error: `error`, `repeats` and `outside`."""
+    words = " ".join(str(error).split())
+    kind = "" if isinstance(error, RaysersError) else f"{type(error).__name__}: "
+    # of training workers that died, or never started, only the cause tells
+    lost = isinstance(error, RaysersError) and isinstance(error.__cause__, TrainingFailedError)
+    return {
+        "error": f"{kind}{words}"[:_MAX_ERROR],
+        "repeats": isinstance(error, _REPEATED),
+        "outside": lost or isinstance(error, _OUTSIDE),
+    }
+
+
+def missing(needed: Iterable[Ended | None]) -> str:
+    """Why what needs these pieces cannot begin; empty when all are done."""
+    for one in needed:
+        if one is not None and one.status != "done":
+            return f"it needs {one.name}, which {one.status}: {one.error}"[:_MAX_ERROR]
+    return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -101,7 +102,7 @@ class Sweep:
         return max(epochs)
 
 
-def make_search(flags: TuningFlags, space: Space) -> tuple[Search, int]:
+def make_search(flags: TuningFlags, base: TrainingFlags, space: Space) -> tuple[Search, int]:
     """The search, and how many trials it is to make.
 
     Raises:
@@ -114,7 +115,8 @@ def make_search(flags: TuningFlags, space: Space) -> tuple[Search, int]:
     if flags.search == "random":
         return RandomSearch(space=space, seed=flags.seed), trials
     start = min(max(trials // 4, _START[0]), _START[1])
-    return OptunaSearch(space=space, seed=flags.seed, start=start), trials
+    check = partial(applied, base)
+    return OptunaSearch(space=space, seed=flags.seed, start=start, check=check), trials
 
 
 def trial_name(number: int) -> str:

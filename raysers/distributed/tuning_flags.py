@@ -36,7 +36,8 @@ class TuningFlags(TrainingFlags):
     max_concurrent: int = 0
     """Trials at once; 0: as many as the cluster has room for."""
     retries: int = 1
-    """How often a trial may fail before it is recorded as failed and the others go on."""
+    """How often a trial may fail before it is recorded as failed and the others go on. The same
+    command again tries those whose process died, or that had no hub, package or disk."""
     max_failed_trials: float = 0.25
     """Highest share of failed trials before the job ends with exit code 3."""
     usd_per_hour: float = 0.0

@@ -77,7 +77,7 @@ def draft(flags: TuningFlags) -> Draft:
     """
     base = training_flags(flags, flags.output)
     space = read_space(flags.space, base)
-    search, trials = make_search(flags, space)
+    search, trials = make_search(flags, base, space)
     networks = {}
     # with the most layers of any trial, so that too many are found out now
     layers = (

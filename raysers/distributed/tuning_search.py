@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -21,6 +21,9 @@ Kind = Literal["random", "grid", "optuna"]
 
 #: A CCC below every other: what a trial that came to nothing is worth.
 WORST = -1.0
+
+#: Draws of a point whose values go together, before the space is to blame.
+_MOST_DRAWS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +89,14 @@ class OptunaSearch:
     """A random start, then optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
 
     Every point has a sampler of its own, so a search goes on from records as if it had never
-    been interrupted.
+    been interrupted. It is drawn again while its values do not go together: `check` raises
+    ConfigError for those.
     """
 
     space: Space
     seed: int
     start: int
+    check: Callable[[Point], object] = bool
     _random: RandomSearch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,15 +116,36 @@ class OptunaSearch:
         self._random = RandomSearch(space=self.space, seed=self.seed)
 
     def point(self, number: int, shown: Sequence[Shown]) -> dict[str, Any]:
-        """Of trial `number`, from what others have shown."""
+        """Of trial `number`, from what others have shown.
+
+        Raises:
+            ConfigError: no point was found whose values go together.
+        """
         if number < self.start:
             return self._random.point(number, shown)
+        refused: list[Shown] = []
+        while True:
+            draw = f"tpe {len(refused)}" if refused else "tpe"
+            point = self._judged(number, [*shown, *refused], draw)
+            try:
+                self.check(point)
+            except ConfigError as error:
+                if len(refused) == _MOST_DRAWS:
+                    raise ConfigError(
+                        f"--space: trial {number}: no values that go together: {error}"
+                    ) from error
+                # worthless, so that the next draw is elsewhere
+                refused.append(Shown(point=point, scores={}, state="complete"))
+            else:
+                return point
+
+    def _judged(self, number: int, shown: Sequence[Shown], draw: str) -> dict[str, Any]:
         import optuna
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
-                seed=int.from_bytes(_digest(self.seed, number, "tpe")[:4], "little"),
+                seed=int.from_bytes(_digest(self.seed, number, draw)[:4], "little"),
                 n_startup_trials=0,
                 multivariate=True,  # flags are not independent of each other
                 group=True,  # conditions make spaces of different shape

@@ -96,5 +96,13 @@ def choose_seats(
         # the workers hold the CPUs; a process is not reused, so that stopping it frees them
         return Seats(share=Share(at_once=at_once, cpus_each=0, reuse=False), placement=placement)
     share = Share(at_once=at_once, cpus_each=spot.num_cpus, gpus_each=spot.num_gpus)
-    here = -(-at_once // max(1, len(cpus)))
+    here = min(at_once, max(_held(node, spot) for node in nodes))
     return Seats(share=share, room=Room(threads=spot.threads, processes_here=here))
+
+
+def _held(node: dict[str, float], spot: Placement) -> int:
+    """Trials that a node can have at the same time."""
+    held = node.get("CPU", 0) / spot.num_cpus
+    if spot.num_gpus:
+        held = min(held, node.get("GPU", 0) / spot.num_gpus)
+    return int(held)

@@ -18,7 +18,13 @@ import yaml
 from raysers.data import storage
 from raysers.distributed.training_flags import FlagsT
 from raysers.distributed.tuning_points import Range, Searched, Space
-from raysers.distributed.tuning_values import SEARCHABLE, UNSEARCHABLE, settled, settled_all
+from raysers.distributed.tuning_values import (
+    SEARCHABLE,
+    UNSEARCHABLE,
+    is_whole,
+    settled,
+    settled_all,
+)
 from raysers.errors import ConfigError, StorageError
 
 _CALL = re.compile(r"\s*([A-Za-z_]+)\s*\(([^()]*)\)\s*")
@@ -118,6 +124,11 @@ def _range(where: str, name: str, shape: str, inside: str) -> Range:
         raise ConfigError(f"{where}: {shape} starts above 0, at {low:g} it has no logarithm")
     if whole and not (low.is_integer() and high.is_integer()):
         raise ConfigError(f"{where}: {shape} takes whole numbers, or write uniform({inside})")
+    if not whole and is_whole(name):
+        raise ConfigError(
+            f"{where}: {shape}({inside}) has fractions, which do not fit: give a whole number, or "
+            f"write {'logint' if log else 'int'}({inside})"
+        )
     found = Range(low=low, high=high, whole=whole, log=log)
     for value in (found.at(0.0), found.at(1.0), found.at(0.37)):
         settled(where, name, value)

@@ -68,6 +68,12 @@ def settled(where: str, name: str, value: Any) -> Any:
     raise ConfigError(f"{where}: {value!r} does not fit: give {wanted}")
 
 
+def is_whole(name: str) -> bool:
+    """Whether the flag `name` takes whole numbers and no others."""
+    kinds = _kinds(SEARCHABLE[name])
+    return int in kinds and float not in kinds
+
+
 _NO = object()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raysers.evaluation.baseline import NAME as RANDOM
@@ -70,7 +70,8 @@ def correctness(values: Sequence[Value]) -> list[Dot]:
     """Figure 2: CCC by dataset, dimension and model; the random baseline is a row of its own."""
     chosen = [v for v in of_studies(values, "backbones") if v.model not in CONTESTANTS]
     rows = [v for v in chosen if v.metric == "ccc" and not v.group and v.dataset != OVER_ALL]
-    return _random_last(_last(_dot(v, block=_place(v), row=v.model) for v in main_splits(rows)))
+    rows = _over_seeds(main_splits(rows))
+    return _random_last(_last(_dot(v, block=_place(v), row=v.model) for v in rows))
 
 
 def fusion(values: Sequence[Value]) -> list[Dot]:
@@ -86,9 +87,8 @@ def by_factor(values: Sequence[Value], study: str) -> list[Dot]:
     """Figures 7 and 9: CCC by model, once for each value of what the study varies."""
     rows = [v for v in values if v.study == study and v.metric == "ccc" and not v.group]
     rows = [v for v in rows if v.model != RANDOM and v.dataset != OVER_ALL]
-    return _last(
-        _dot(v, block=_place(v), row=v.model, series=v.factor_value) for v in main_splits(rows)
-    )
+    rows = _over_seeds(main_splits(rows))
+    return _last(_dot(v, block=_place(v), row=v.model, series=v.factor_value) for v in rows)
 
 
 def robustness_by_model(values: Sequence[Value]) -> list[Dot]:
@@ -214,6 +214,27 @@ def _dot(v: Value, *, block: str, row: str, series: str = "") -> Dot:
         high=v.ci_high,
         paper=v.paper,
         n=v.n,
+    )
+
+
+def _over_seeds(values: Sequence[Value]) -> list[Value]:
+    """Of several seeds of a study one value: their mean, with the lowest and highest bound."""
+    groups: dict[tuple[str, ...], dict[int, Value]] = {}
+    for v in values:
+        key = (v.study, v.model, v.dataset, v.split, v.dimension, v.factor_value)
+        groups.setdefault(key, {})[v.seed] = v
+    return [_mean_of(list(of_seed.values())) for of_seed in groups.values()]
+
+
+def _mean_of(same: Sequence[Value]) -> Value:
+    if len(same) == 1:
+        return same[0]
+    return replace(
+        same[0],
+        model=same[0].model if same[0].model == RANDOM else f"{same[0].model}, {len(same)} seeds",
+        value=_mean([v.value for v in same]),
+        ci_low=min(v.ci_low for v in same),
+        ci_high=max(v.ci_high for v in same),
     )
 
 

@@ -17,6 +17,13 @@ from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.fusion import FUSED, OTHERS
 
 NAN = math.nan
+#: The studies the paper's figures are of, and the trainings they begin from; others are the user's.
+PAPER_STUDIES = (
+    "beginnings", "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness",
+    "fairness", "speakers", "embeddings", "fusion", "probe",
+)  # fmt: skip
+#: What a study varies when it trains the same several times.
+SEED = "seed"
 #: Models of the rows of a fusion, which are parts of one and the same.
 CONTESTANTS = (FUSED, *OTHERS)
 #: Splits a dataset is shown by, the first that is there.
@@ -27,7 +34,8 @@ _MAIN_SPLITS = ("test1", "test", "all", "dev")
 class Value:
     """A row of the metrics table, with the cell of a study it is of; NaN: undefined.
 
-    `backbone` is what the cell's model is called; the `model` of a row may be a part of it.
+    `backbone` is what the cell's model is called; the `model` of a row may be a part of it. `seeds`
+    counts the trainings a value is the mean of.
     """
 
     study: str = ""
@@ -36,6 +44,7 @@ class Value:
     factor: str = ""
     factor_value: str = ""
     seed: int = 0
+    seeds: int = 1
     model: str
     dataset: str
     split: str
@@ -93,6 +102,47 @@ def of_studies(values: Sequence[Value], *studies: str) -> list[Value]:
     Other studies train the same models in other ways, under the same names.
     """
     return [v for v in values if not v.study or v.study in studies]
+
+
+def own_studies(values: Sequence[Value]) -> dict[str, list[Value]]:
+    """The values of every study that is none of the paper's, by study."""
+    found: dict[str, list[Value]] = {}
+    for v in values:
+        if v.study and v.study not in PAPER_STUDIES:
+            found.setdefault(v.study, []).append(v)
+    return found
+
+
+def is_network(value: Value) -> bool:
+    """Whether the value is of a model of its own, neither random nor a part of a fusion."""
+    return value.model != RANDOM and value.model not in CONTESTANTS
+
+
+def factor_values(values: Sequence[Value]) -> list[str]:
+    """Values of what a study varies within a model; none where it only compares models or seeds."""
+    by_model: dict[str, dict[str, None]] = {}
+    for v in values:
+        if v.factor_value and v.factor != SEED and is_network(v):
+            by_model.setdefault(v.model, {})[v.factor_value] = None
+    if all(len(found) < 2 for found in by_model.values()):
+        return []
+    return list(dict.fromkeys(name for found in by_model.values() for name in found))
+
+
+def by_themselves(values: Sequence[Value]) -> list[Value]:
+    """The values of one study as if of none, each model called by what tells it from the others."""
+    varies = bool(factor_values(values))
+    several = len({v.model for v in values if is_network(v)}) > 1
+    return [
+        replace(v, study="", factor_value="", model=_told_apart(v, several) if varies else v.model)
+        for v in values
+    ]
+
+
+def _told_apart(v: Value, several: bool) -> str:
+    if not is_network(v) or not v.factor_value:
+        return v.model
+    return f"{v.model}, {v.factor_value}" if several else v.factor_value
 
 
 def main_splits(values: Sequence[Value]) -> list[Value]:

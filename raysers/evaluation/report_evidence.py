@@ -66,7 +66,7 @@ class Evidence:
         runs: the given runs.
         cell_runs: what the cells of the given studies left.
         values: all metrics tables.
-        curves: rows of `schemas.CURVES`, a training's own history among them.
+        curves: rows of `schemas.CURVES` of studies.
         cells: rows of `schemas.CELLS`.
         words: ratings of words of the probes.
         sentences: scores of the probes' sentences.
@@ -74,6 +74,7 @@ class Evidence:
         maps: a sample of embeddings by the folder they are in.
         archives: annotated archives.
         trials: rows of sweeps, by folder.
+        trial_curves: rows of `schemas.CURVES` of sweeps, by folder.
         spoken: some transcripts, by folder: file and text.
         notes: what the runs want their readers to know.
     """
@@ -89,6 +90,7 @@ class Evidence:
     maps: Mapping[str, Embedded] = field(default_factory=dict)
     archives: Sequence[ArchiveFacts] = ()
     trials: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    trial_curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     spoken: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

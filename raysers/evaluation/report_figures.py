@@ -126,6 +126,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
+_SEEDS = "Several seeds are one mark: their mean, from the lowest to the highest bound."
 _STUDY = "python jobs/study.py --study {} --data CORPUS --output STUDY"
 
 FIGURES = (
@@ -133,7 +134,7 @@ FIGURES = (
         number=2,
         title="How well the models predict, on their own corpus and on others",
         lead="Concordance (CCC) with the labels: 1 is agreement in order, mean and spread, 0 is "
-        "chance. Grey is the random model.",
+        "chance. Grey is the random model. " + _SEEDS,
         charts=_correctness,
         needs="No evaluation is among the runs.",
         command="python jobs/evaluate.py --labels CORPUS --predictions ANNOTATED "
@@ -180,7 +181,7 @@ FIGURES = (
     Figure(
         number=7,
         title="What pre-training is worth",
-        lead="The same network from pre-trained and from random weights.",
+        lead=f"The same network from pre-trained and from random weights. {_SEEDS}",
         charts=_by_factor("pretraining", "figure-7"),
         needs="No cell of the study pretraining is among the runs.",
         command=_STUDY.format("pretraining"),
@@ -198,7 +199,7 @@ FIGURES = (
     Figure(
         number=9,
         title="What fine-tuning the whole network adds to its frozen embeddings",
-        lead="The same pre-trained network with only the head trained, and fine-tuned.",
+        lead=f"The same pre-trained network with only the head trained, and fine-tuned. {_SEEDS}",
         charts=_by_factor("frozen", "figure-9"),
         needs="No cell of the study frozen is among the runs.",
         command=_STUDY.format("frozen"),

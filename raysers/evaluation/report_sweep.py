@@ -33,7 +33,9 @@ def sweep_exhibits(found: Evidence) -> list[Exhibit]:
     """The trials of every sweep, the best first."""
     outcomes = {run.folder: run.outcome for run in found.runs}
     return [
-        _sweep(f"sweep-{number}", folder, rows, found.curves, outcomes.get(folder, {}))
+        _sweep(
+            f"sweep-{number}", folder, rows, found.trial_curves[folder], outcomes.get(folder, {})
+        )
         for number, (folder, rows) in enumerate(found.trials.items(), 1)
         if rows
     ]
@@ -46,7 +48,7 @@ def _sweep(
     curves: Sequence[Mapping[str, Any]],
     outcome: Mapping[str, Any],
 ) -> Exhibit:
-    tried = tried_of(rows, [c for c in curves if c["study"] == last_part(folder)])
+    tried = tried_of(rows, curves)
     charts = _charts(key, tried, axes_of(rows), _grid(rows), importance_of(outcome))
     return Exhibit(
         key=key,
@@ -153,6 +155,8 @@ def _rank(row: Mapping[str, Any]) -> float:
 
 
 def _parameter(value: Any) -> str:
+    if value is None:  # its condition did not hold
+        return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

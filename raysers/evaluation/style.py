@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,10 @@ _RC = {
 }
 
 
+#: Characters no XML may have, in UTF-8; names of corpora, speakers and models can.
+_NO_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")
+
+
 def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -> Picture:
     """The `matplotlib.figure.Figure` that `draw` makes, as `png` and `svg` on white.
 
@@ -77,7 +82,8 @@ def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -
 def _bytes_of(figure: Any, **how: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, facecolor=PAPER, **how)
-    return file.getvalue()
+    data = file.getvalue()
+    return _NO_XML.sub(b"", data) if how["format"] == "svg" else data
 
 
 def formats(*, narrow: bool) -> Sequence[str]:

@@ -28,6 +28,7 @@ STUDIES = {
     "changes": {"job": "robustness", "flags": {"perturbations": ["gain"]}},
     "women-and-men": {"job": "evaluate", "together": True, "seeds": [0, 1],
                       "flags": {"by": ["sex"], "speaker_samples": 3}},
+    "better": {"job": "evaluate", "best": True, "seeds": [0, 1], "flags": {"bootstrap": 10}},
 }  # fmt: skip
 
 
@@ -87,8 +88,12 @@ def _files(folder: Path) -> dict[str, int]:
 
 
 def _runs(out: Path) -> int:
-    # two seeds, half the data, the broken one, and the two looks
-    return 6
+    # two seeds, half the data, the broken one, and the three looks
+    return 7
+
+
+def _history(out: Path, cell: dict) -> list[dict]:
+    return json.loads((out / cell["path"] / "training.json").read_text())["history"]
 
 
 def _rows(out: Path, table: str) -> list[dict]:
@@ -98,7 +103,7 @@ def _rows(out: Path, table: str) -> list[dict]:
 def test_killing_a_study_loses_no_cell_and_runs_none_twice(out):
     records = {file.parent.name: stored(str(file.parent)) for file in out.glob("runs/*/trial.json")}
     assert len(records) == _runs(out)
-    assert sorted(r.status for r in records.values()) == ["done"] * 5 + ["failed"]
+    assert sorted(r.status for r in records.values()) == ["done"] * 6 + ["failed"]
     for record in records.values():
         own = load_record(record.path)
         if record.status == "done":
@@ -106,8 +111,8 @@ def test_killing_a_study_loses_no_cell_and_runs_none_twice(out):
             # only what was at work was taken up again, and went on from where it was
             assert len(own.history) < record.attempts <= 2
     cells = _rows(out, "cells")
-    assert len(cells) == 2 + 3 + 1 + 1
-    assert load_record(str(out)).outcome["done"] == 6
+    assert len(cells) == 2 + 3 + 1 + 1 + 1
+    assert load_record(str(out)).outcome["done"] == 7
 
 
 def test_cells_that_studies_share_are_run_once(out):
@@ -179,6 +184,21 @@ def test_looks_leave_the_outputs_of_their_jobs(out):
     metrics = [r for r in _rows(out, "metrics") if r["study"] == "women-and-men"]
     assert {"toy seed 0", "toy seed 1"} <= {r["model"] for r in metrics}
     assert any(r["metric"] == "sex_fairness_score" for r in metrics)
+
+
+def test_the_best_alone_is_looked_at_where_a_study_asks_for_it(out):
+    cells = [row for row in _rows(out, "cells") if row["study"] == "seeds"]
+    scores = {f"toy {c['cell'][4:].replace('-', ' ')}": _history(out, c)[-1] for c in cells}
+    kept = {name: epoch["dev_ccc_mean"] for name, epoch in scores.items()}
+    looked_at = {row["model"] for row in _rows(out, "metrics") if row["study"] == "better"}
+    assert looked_at - {"random-gaussian"} == {max(kept, key=kept.get)}
+
+
+def test_a_cell_took_at_least_as_long_as_its_epochs(out):
+    """Those of before the study was killed too."""
+    cells = [c for c in _rows(out, "cells") if c["kind"] == "train" and c["status"] == "done"]
+    for cell in cells:
+        assert cell["wall_s"] >= sum(epoch["wall_s"] for epoch in _history(out, cell)) - 0.01
 
 
 def test_other_settings_are_refused(out, command, capsys):

@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from jobs import annotate, tune
+from raysers.distributed import tuning_estimate
 from raysers.distributed.training_flags import TrainingFlags
 from raysers.distributed.training_run import Room, run_training
 from tests.jobs import processes
@@ -224,17 +225,29 @@ def test_bad_commands_end_with_exit_2_and_one_clear_line_and_write_nothing(
 
 
 def test_a_dry_run_shows_the_trials_and_their_cost_and_writes_nothing(
-    place, command, tmp_path, capsys, ray_session
+    place, command, tmp_path, capsys, ray_session, monkeypatch
 ):
+    """It is measured where trials would train, not in this process."""
+    monkeypatch.delattr(tuning_estimate, "run_training")
     out = tmp_path / "out"
     args = ["--space", str(place / "random.yaml"), "--trials", "4", "--usd-per-hour", "2"]
+    args += ["--workers-per-trial", "2"]
     assert tune.main([*command, *args, "--dry-run", "--output", str(out)]) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "trial 3" in printed
-    assert "x real time a trial" in printed
+    assert "x real time a trial, measured in training with one worker, times 2" in printed
     assert f"{4 * EPOCHS} epochs" in printed
     assert "USD" in printed
     assert not out.exists()
+
+
+def test_a_dry_run_bills_no_trial_that_has_ended(swept, place, command, capsys):
+    args = ["--space", str(place / "rates.yaml"), "--search", "grid", "--seed", "4"]
+    args += ["--asha-grace", "2", "--usd-per-hour", "2"]
+    assert tune.main([*command, *args, "--dry-run", "--output", str(swept)]) == 0
+    printed = capsys.readouterr().out
+    assert "none" in printed
+    assert "USD" not in printed
 
 
 @pytest.mark.slow

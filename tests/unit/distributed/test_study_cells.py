@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raysers.distributed.study_cells import make_grid
+from raysers.distributed.study_cells import anchored, make_grid
 from raysers.distributed.study_files import PAPER, read_studies, read_study
 from raysers.distributed.study_pieces import Place, training_flags
 from raysers.errors import ConfigError
@@ -115,3 +115,17 @@ def test_a_relative_folder_means_the_same_everywhere(tmp_path, monkeypatch):
     grid = make_grid([read_study(str(path), "full")], "full")
     (run,) = grid.runs.values()
     assert run.settings["backbone"] == str(tmp_path / "network")
+
+
+def test_an_output_keeps_places_that_mean_the_same_everywhere(tmp_path, monkeypatch):
+    path = tmp_path / "own.yaml"
+    path.write_text("models: {own: ./network, new: 'random:../c.json', hub: hubert-L}")
+    monkeypatch.chdir(tmp_path)
+    study = anchored(read_study(str(path), "full"))
+    monkeypatch.chdir("/")
+    assert study.models == {
+        "own": f"{tmp_path}/network",
+        "new": f"random:{tmp_path.parent}/c.json",
+        "hub": "hubert-L",
+    }
+    assert anchored(study) == study

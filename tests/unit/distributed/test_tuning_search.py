@@ -15,6 +15,7 @@ from raysers.distributed.tuning_search import (
     Shown,
     grid_search,
 )
+from raysers.errors import ConfigError
 
 LR = Range(low=1e-5, high=1.0, log=True)
 
@@ -112,3 +113,34 @@ def test_optuna_takes_trials_at_work_and_cut_short_into_account():
     point = search.point(9, shown)
     assert LR.low <= point["lr"] <= LR.high
     assert point != search.point(9, shown[:6])
+
+
+def refuse_high_rates(point):
+    if point["lr"] > 1e-4:
+        raise ConfigError("--lr is too high")
+
+
+def test_optuna_draws_again_what_does_not_go_together():
+    """And in the same way in the next command; where all goes together nothing is another."""
+    pytest.importorskip("optuna")
+    strict = OptunaSearch(space=SPACE, seed=0, start=4, check=refuse_high_rates)
+    free = OptunaSearch(space=SPACE, seed=0, start=4)
+    shown = swept(free, 8)
+    loose = [free.point(n, shown) for n in range(8, 16)]
+    drawn = [strict.point(n, shown) for n in range(8, 16)]
+    assert max(point["lr"] for point in loose) > 1e-4
+    assert max(point["lr"] for point in drawn) <= 1e-4
+    assert drawn == [strict.point(n, shown) for n in range(8, 16)]
+    kept = [(a, b) for a, b in zip(loose, drawn, strict=True) if a["lr"] <= 1e-4]
+    assert all(a == b for a, b in kept)
+
+
+def test_optuna_gives_up_on_a_space_where_nothing_goes_together():
+    pytest.importorskip("optuna")
+
+    def refuse(point):
+        raise ConfigError("--loss mse needs --batch-size 8")
+
+    search = OptunaSearch(space=SPACE, seed=0, start=0, check=refuse)
+    with pytest.raises(ConfigError, match="trial 0: no values that go together: --loss mse needs"):
+        search.point(0, [])

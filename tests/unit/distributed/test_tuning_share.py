@@ -49,6 +49,23 @@ def test_trials_of_several_workers_leave_the_cluster_to_them(nodes, workers, at_
 
 
 @pytest.mark.parametrize(
+    ("nodes", "trials", "most", "here"),
+    [
+        ([{"CPU": 64.0, "GPU": 8.0}, *[{"CPU": 16.0}] * 7], 100, 0, 8),
+        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}], 100, 0, 8),
+        ([{"CPU": 64.0, "GPU": 8.0}], 3, 0, 3),
+        ([{"CPU": 16.0}, {"CPU": 2.0}], 6, 6, 6),
+        (CPUS, 100, 0, 4),
+        (CPUS, 100, 16, 8),
+    ],
+)
+def test_memory_is_shared_by_all_trials_that_one_machine_can_hold(nodes, trials, most, here):
+    seats = choose_seats(trials, 1, most, nodes)
+    assert seats.room is not None
+    assert seats.room.processes_here == here
+
+
+@pytest.mark.parametrize(
     ("nodes", "workers", "most", "flag"),
     [
         (GPUS, 9, 0, "--workers-per-trial 9"),

@@ -62,6 +62,8 @@ def test_every_kind_of_value_is_read(tmp_path):
         ("lr: uniform(-1, 1)", "lr", "0 or more"),
         ("batch-size: int(1.5, 3)", "batch-size", "whole numbers"),
         ("batch-size: uniform(8, 32)", "batch-size", "a whole number"),
+        ("epochs: uniform(100, 200)", "epochs", "write int(100, 200)"),  # 0.37 of it is whole
+        ("layers: loguniform(2, 12)", "layers", "write logint(2, 12)"),
         ("optimiser: [adam, addam]", "optimiser", "one of recipe, adam, adamw, sgd"),
         ("warmup: [0.1, 2]", "warmup", "0 to below 1"),
         ("freeze: []", "freeze", "empty"),

@@ -21,6 +21,7 @@ from raysers.evaluation.probe_pairs import Pairs
 from raysers.evaluation.report_charts import dots_chart, points_chart, selected
 from raysers.evaluation.report_map import neighbour_grid
 from raysers.evaluation.report_probe import by_source, pairs_of
+from raysers.evaluation.report_svg import Styles, inline
 from raysers.evaluation.report_sweep import axes_of, tried_of
 from raysers.types import DIMENSIONS
 from tests.made_runs import pairs_table, probed
@@ -186,6 +187,12 @@ def test_long_names_leave_a_map_its_room(recwarn):
     clips = replace(clips, known=dict.fromkeys(("corpus", "sex", "speaker"), names))
     assert set(map_chart(clips, places(clips.embedding), narrow=True)) == {"svg"}
     assert not [w for w in recwarn if "collapsed" in str(w.message)]
+
+
+def test_names_with_control_characters_make_pictures_that_any_page_can_hold():
+    clips = replace(clusters(), known={"speaker": ["s\x1b[1\uffff"] * 60})
+    drawn = map_chart(clips, places(clips.embedding))["svg"]
+    assert "<svg" in inline(drawn, "a", Styles())
 
 
 def test_the_table_behind_a_map_counts_neighbours_of_the_same_group():

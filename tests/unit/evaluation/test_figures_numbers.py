@@ -23,6 +23,21 @@ def brief(dots):
     return [(d.block, d.column, d.row, d.series, d.value) for d in dots]
 
 
+def test_several_seeds_of_a_study_are_one_mark():
+    study = {"study": "backbones", "model": "m"}
+    seeds = [
+        value(0.1 * n, seed=n, ci_low=0.1 * n - 0.05, ci_high=0.1 * n + 0.2, **study)
+        for n in (1, 2, 3)
+    ]
+    (dot,) = numbers.correctness([*seeds, value(0.3, seed=3, ci_low=0.25, ci_high=0.5, **study)])
+    assert dot.row == "m, 3 seeds"
+    assert (dot.value, dot.low, dot.high) == pytest.approx((0.2, 0.05, 0.5))
+    random = [value(0.0, seed=n, study="backbones", model=numbers.RANDOM) for n in (1, 2)]
+    assert [d.row for d in numbers.correctness(random)] == [numbers.RANDOM]
+    frozen = [value(0.1 * n, seed=n, study="frozen", factor_value="frozen") for n in (1, 3)]
+    assert brief(numbers.by_factor(frozen, "frozen"))[0][2:] == ("m, 2 seeds", "frozen", 0.2)
+
+
 def test_values_come_from_a_metrics_table_as_they_are_and_null_is_undefined():
     row = dict.fromkeys(METRICS.names) | {
         "model": "m", "dataset": "d", "split": "s", "group": "", "group_value": "",
