@@ -44,7 +44,8 @@ class TranscribeFlags(ClipJobFlags):
 
     model: Annotated[str, tyro.conf.Suppress] = ""
     asr: str = DEFAULT_ASR
-    """moonshine (offline), or a hub id, folder or s3:// prefix of a CTC or Whisper model."""
+    """moonshine (offline), or a hub id, folder or s3:// prefix of a Whisper model, or of a CTC
+    model of wav2vec2, HuBERT, WavLM or data2vec-audio."""
     max_clip_s: float = 600.0
     """Longer clips are `too_long`; cut recordings with --segment window or vad."""
 

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,6 +20,7 @@ from raysers.distributed.fusion_flags import FuseTrainFlags
 from raysers.distributed.indexing import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation.joining import labelled_only
+from raysers.models.fusion_training import LEAST_LABELS
 from raysers.types import DIMENSIONS, Status
 
 TRAIN, DEV = "train", "dev"
@@ -76,7 +79,26 @@ def load(flags: FuseTrainFlags) -> FusionData:
                 f"--data has no labelled {name} clips: give data with a split column, or --folds "
                 "N to split it by speaker"
             )
+    labels = np.stack([table[d].cast(pa.float32()).to_numpy() for d in DIMENSIONS], 1)
+    if lacking := nothing_to_learn(labels, table["split"].to_pylist()):
+        raise ConfigError(f"--data: {lacking}")
     return FusionData(table=sort_manifest(table), leakage=leakage, notes=notes)
+
+
+def nothing_to_learn(labels: npt.NDArray[np.float32], split: Sequence[str]) -> str:
+    """Why no head can be trained and judged on these labels [clips, 3]; empty when one can.
+
+    A CCC needs two clips, so without two labels of one dimension in train and dev, every epoch
+    would be as good as any other.
+    """
+    of = np.array(split, object)
+    counts = [np.isfinite(labels[of == name]).sum(axis=0) for name in (TRAIN, DEV)]
+    if (np.minimum(*counts) >= LEAST_LABELS).any():
+        return ""
+    return (
+        f"no dimension has {LEAST_LABELS} or more labels in both train and dev: give more labelled "
+        "clips, or other splits"
+    )
 
 
 def require_words(table: pa.Table) -> None:

@@ -23,7 +23,7 @@ from raysers.data.manifest import fingerprint
 from raysers.data.shards import plan_shards, shard_name
 from raysers.distributed import clipjob, parts, planning, summary
 from raysers.distributed.cluster import Placement
-from raysers.distributed.fusion_data import FusionData, words_fingerprint
+from raysers.distributed.fusion_data import FusionData, nothing_to_learn, words_fingerprint
 from raysers.distributed.fusion_flags import FuseTrainFlags
 from raysers.distributed.fusion_task import FusionTask
 from raysers.distributed.planning import Plan
@@ -140,7 +140,7 @@ def read(place: str, plan: Plan, task: FusionTask) -> Features:
     """The vectors of every clip that has them, in an order that stays when the corpus moves.
 
     Raises:
-        RaysersError: none has.
+        RaysersError: none has, or too few of the labelled ones.
     """
     rows = parts.read_all(place, TABLE, len(plan.shards), task.schema.names)
     rows = rows.filter(pc.equal(rows["status"], str(Status.OK)))
@@ -150,11 +150,14 @@ def read(place: str, plan: Plan, task: FusionTask) -> Features:
     table = plan.manifest.take(pc.index_in(ids, plan.manifest["clip_id"].combine_chunks()))
     order = pc.sort_indices(pa.array(identities(table), pa.string()))
     rows, table = rows.take(order), table.take(order)
+    labels = _dimensions(table)
+    if lacking := nothing_to_learn(labels, table["split"].to_pylist()):
+        raise RaysersError(f"of the clips of {place} that have vectors, {lacking}")
     return Features(
         table=table,
         rows=rows.drop_columns(["embedding", "text_embedding"]),
         vectors={SOUND: _matrix(rows["embedding"]), WORDS: _matrix(rows["text_embedding"])},
-        labels=_dimensions(table),
+        labels=labels,
         acoustic=_dimensions(rows),
     )
 

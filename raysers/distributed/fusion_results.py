@@ -185,7 +185,10 @@ def _notes(flags: FuseTrainFlags, task: FusionTask, features: Features) -> Itera
     yield "words from: " + ", ".join(f"{name} ({n:,} clips)" for name, n in sorted(makers.items()))
     texts = features.rows["text"].to_pylist()
     if empty := sum(not text.strip() for text in texts):
-        yield f"{empty:,} of {clips:,} clips have no words"
+        yield (
+            f"{empty:,} of {clips:,} clips have no words (an empty transcript says that nobody "
+            "speaks; leave it null to have the clip recognised)"
+        )
     if note := cut_note(task.words, texts):
         yield note
     labels = np.isfinite(features.labels[features.places(TRAIN)]).sum(axis=0)

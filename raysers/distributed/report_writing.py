@@ -25,6 +25,7 @@ from raysers.evaluation.report_own import (
 )
 from raysers.evaluation.report_page import page
 from raysers.evaluation.report_parts import Chart, Missing, Section, Tile, shown
+from raysers.evaluation.report_studies import study_exhibits, study_gaps
 from raysers.evaluation.report_sweep import sweep_exhibits
 from raysers.evaluation.report_tables import paper_tables
 
@@ -42,12 +43,19 @@ def write_report(found: Evidence, output: str) -> tuple[list[str], list[Missing]
         WriteError: the output cannot be written.
     """
     figures, missing = paper_figures(found)
+    missing += study_gaps(found)
     sections = [
         Section(
             key="paper-figures",
             title="The figures of the paper",
             lead="From these runs, not the paper's: read the note on what can be compared.",
             exhibits=[comparability(_notes(found)), *figures],
+        ),
+        Section(
+            key="studies",
+            title="Other studies",
+            lead="Studies that are none of the paper's, each by itself.",
+            exhibits=study_exhibits(found),
         ),
         Section(key="paper-tables", title="The tables of the paper", exhibits=paper_tables(found)),
         Section(key="archives", title="Annotated archives", exhibits=archive_exhibits(found)),

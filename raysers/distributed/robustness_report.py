@@ -115,8 +115,9 @@ def save_audio(
 ) -> list[str]:
     """Write `count` perturbed clips, each beside the clip as it is, as 24-bit FLAC.
 
-    The perturbations take turns; the clips are a choice by their ids, so it is the same every
-    time. A clip beyond full scale is turned down, and its name says by how much.
+    The perturbations take turns, as far as they can be applied; the clips are a choice by their
+    ids, so it is the same every time. A clip beyond full scale is turned down, and its name says
+    by how much.
 
     Returns:
         The files of perturbed clips.
@@ -130,8 +131,10 @@ def save_audio(
     written: list[str] = []
     for clip in _shuffled(plan):
         heard = _heard(clip, versions, max_clip_s)
-        one = heard[picks[len(written) % len(picks)]]
-        if one.signal is None:
+        turn = len(written) % len(picks)
+        turns = (heard[name] for name in [*picks[turn:], *picks[:turn]])
+        one = next((version for version in turns if version.signal is not None), None)
+        if one is None:
             continue
         stem = re.sub(r"[^\w.-]+", "_", one.clip.file.rpartition("/")[2])[:60]
         stem = f"{len(written) + 1:03d}_{stem}"

@@ -80,6 +80,8 @@ def _add_to_record(record: RunRecord, output: str, rows: Sequence[Row]) -> None:
 def _notes(found: Transcribed) -> Iterator[str]:
     if lost := sum(text is None for text in found.heard):
         yield f"{lost:,} clips with a transcript were not recognised and do not count"
+    if silent := sum(not said.strip() for said in found.said):
+        yield f"{silent:,} clips have an empty transcript, so every word heard there is an error"
     speakers = {name for name in found.columns.get("speaker", ()) if name}
     if len(speakers) < 2:
         yield (

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.fairness import OVER_ALL
+from raysers.evaluation.figures_seeds import mean_of, over_seeds
 from raysers.evaluation.figures_values import (
     CONTESTANTS,
     NAN,
@@ -37,7 +38,8 @@ class Dot:
         column: the panel from left to right: a dimension.
         row: the line in the panel: a model, a perturbation, a speaker.
         series: which of several marks in one line; empty when there is one.
-        value: with `low` and `high`, its 95 % interval; NaN: none.
+        value: with `low` and `high`, its 95 % interval, or of several seeds as `figures_seeds`
+            says; NaN: none.
         paper: the paper's value of the same; NaN: none.
         n: clips (or speakers) behind it.
     """
@@ -70,7 +72,7 @@ def correctness(values: Sequence[Value]) -> list[Dot]:
     """Figure 2: CCC by dataset, dimension and model; the random baseline is a row of its own."""
     chosen = [v for v in of_studies(values, "backbones") if v.model not in CONTESTANTS]
     rows = [v for v in chosen if v.metric == "ccc" and not v.group and v.dataset != OVER_ALL]
-    rows = _over_seeds(main_splits(rows))
+    rows = over_seeds(main_splits(rows))
     return _random_last(_last(_dot(v, block=_place(v), row=v.model) for v in rows))
 
 
@@ -79,7 +81,7 @@ def fusion(values: Sequence[Value]) -> list[Dot]:
     rows = [v for v in values if v.metric == DIFFERENCE and v.model == FUSED]
     return _last(
         _dot(v, block=_place(v), row=f"{v.group_value}, {v.backbone}".removesuffix(", "))
-        for v in main_splits(rows)
+        for v in over_seeds(main_splits(rows))
     )
 
 
@@ -87,14 +89,14 @@ def by_factor(values: Sequence[Value], study: str) -> list[Dot]:
     """Figures 7 and 9: CCC by model, once for each value of what the study varies."""
     rows = [v for v in values if v.study == study and v.metric == "ccc" and not v.group]
     rows = [v for v in rows if v.model != RANDOM and v.dataset != OVER_ALL]
-    rows = _over_seeds(main_splits(rows))
+    rows = over_seeds(main_splits(rows))
     return _last(_dot(v, block=_place(v), row=v.model, series=v.factor_value) for v in rows)
 
 
 def robustness_by_model(values: Sequence[Value]) -> list[Dot]:
     """Figure 3: mean share of unchanged scores over the small perturbations, by model."""
     rows = [v for v in of_studies(values, "robustness") if v.metric == OVERALL and not v.group]
-    rows = [v for v in rows if v.dimension in DIMENSIONS]
+    rows = over_seeds(v for v in rows if v.dimension in DIMENSIONS)
     return _random_last(_last(_dot(v, block=_place(v), row=v.model) for v in rows))
 
 
@@ -103,6 +105,7 @@ def robustness_by_change(values: Sequence[Value]) -> list[Dot]:
     name = f"{OVERALL}_"
     rows = [v for v in of_studies(values, "robustness") if v.metric.startswith(name)]
     rows = [v for v in rows if not v.group and v.model != RANDOM and v.dimension in DIMENSIONS]
+    rows = over_seeds(rows)
     changes = (v.metric.removeprefix(name).replace("_", " ") for v in rows)
     return _last(
         _dot(v, block=_place(v), row=change, series=v.model)
@@ -114,13 +117,13 @@ def fairness(values: Sequence[Value], metric: str) -> list[Dot]:
     """Figure 4: CCC of women minus that of men, or the shift of their values, by model."""
     rows = [v for v in of_studies(values, "backbones", "fairness") if v.metric == metric]
     rows = [v for v in main_splits(rows) if v.dimension in DIMENSIONS and v.model != RANDOM]
-    return _last(_dot(v, block=_place(v), row=v.model) for v in rows)
+    return _last(_dot(v, block=_place(v), row=v.model) for v in over_seeds(rows))
 
 
 def speakers(values: Sequence[Value]) -> list[Dot]:
     """Figure 5: CCC of every speaker, those with the lowest mean first; models are series."""
     found = of_studies(values, "backbones", "speakers")
-    rows = main_splits([v for v in found if v.metric == "speaker_ccc"])
+    rows = over_seeds(main_splits([v for v in found if v.metric == "speaker_ccc"]))
     means: dict[tuple[str, str], list[float]] = {}
     for v in rows:
         means.setdefault((_place(v), v.group_value), []).append(v.value)
@@ -141,7 +144,8 @@ def speakers(values: Sequence[Value]) -> list[Dot]:
 def speaker_ranks(values: Sequence[Value]) -> list[Dot]:
     """Figure 5: rank correlation of the speakers between two models."""
     rows = [v for v in of_studies(values, "backbones", "speakers") if v.metric == _RANKS]
-    return _last(_dot(v, block=_place(v), row=f"{v.model} and {v.group_value}") for v in rows)
+    pairs = over_seeds(rows)
+    return _last(_dot(v, block=_place(v), row=f"{v.model} and {v.group_value}") for v in pairs)
 
 
 def over_numbers(values: Sequence[Value], study: str) -> list[Point]:
@@ -163,14 +167,15 @@ def over_numbers(values: Sequence[Value], study: str) -> list[Point]:
 
 
 def _pooled(key: tuple[str, str, float], same: Sequence[Value]) -> Point:
+    mean = mean_of(same)
     return Point(
         column=key[0],
         series=key[1],
         x=key[2],
-        value=_mean([v.value for v in same]),
-        low=min(v.ci_low for v in same),
-        high=max(v.ci_high for v in same),
-        n=len(same),
+        value=mean.value,
+        low=mean.ci_low,
+        high=mean.ci_high,
+        n=mean.seeds,
     )
 
 
@@ -181,13 +186,14 @@ def learning(rows: Iterable[Mapping[str, Any]], study: str = "seeds") -> list[Po
         rows: of `schemas.CURVES`.
         study: whose cells are seeds of the same training.
     """
-    groups: dict[tuple[str, str, float], list[float]] = {}
+    groups: dict[tuple[str, str, float], dict[int, float]] = {}
     for row in rows:
         if row["study"] == study and row["dimension"] in DIMENSIONS and row["ccc"] is not None:
             key = row["dimension"], row["model"], float(row["epoch"])
-            groups.setdefault(key, []).append(float(row["ccc"]))
+            groups.setdefault(key, {})[row["seed"]] = float(row["ccc"])
     points = []
-    for (dimension, model, epoch), found in sorted(groups.items()):
+    for dimension, model, epoch in sorted(groups):
+        found = list(groups[dimension, model, epoch].values())
         mean, sd = _mean(found), _sd(found)
         points.append(
             Point(
@@ -214,27 +220,6 @@ def _dot(v: Value, *, block: str, row: str, series: str = "") -> Dot:
         high=v.ci_high,
         paper=v.paper,
         n=v.n,
-    )
-
-
-def _over_seeds(values: Sequence[Value]) -> list[Value]:
-    """Of several seeds of a study one value: their mean, with the lowest and highest bound."""
-    groups: dict[tuple[str, ...], dict[int, Value]] = {}
-    for v in values:
-        key = (v.study, v.model, v.dataset, v.split, v.dimension, v.factor_value)
-        groups.setdefault(key, {})[v.seed] = v
-    return [_mean_of(list(of_seed.values())) for of_seed in groups.values()]
-
-
-def _mean_of(same: Sequence[Value]) -> Value:
-    if len(same) == 1:
-        return same[0]
-    return replace(
-        same[0],
-        model=same[0].model if same[0].model == RANDOM else f"{same[0].model}, {len(same)} seeds",
-        value=_mean([v.value for v in same]),
-        ci_low=min(v.ci_low for v in same),
-        ci_high=max(v.ci_high for v in same),
     )
 
 

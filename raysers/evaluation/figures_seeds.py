@@ -1,7 +1,7 @@
-"""Trainings of one model that differ in their seed only, as one value with the spread of them.
+"""Trainings of one model that differ in their seed only, as one value.
 
-The interval of one training says what other speakers would change, not what another seed would; so
-the interval of several is one standard deviation to each side of their mean, and said to be.
+It is their mean, and its interval goes from their lowest to their highest bound: that of one
+training says what other speakers would change, not what another seed would.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.figures_values import NAN, SEED, Value
 
 
-def one_of_seeds(values: Iterable[Value]) -> list[Value]:
-    """Values of the cells of a study that differ in their seed only as one, in the first's place.
+def over_seeds(values: Iterable[Value]) -> list[Value]:
+    """Of the seeds of a study's cells one value, in the place of the first; models say how many.
 
-    `seeds` counts them; of what was measured twice with the same seed, the last counts.
+    Of what was measured twice with the same seed, the last counts.
     """
     groups: dict[tuple[str, ...], dict[int, Value]] = {}
     for v in values:
@@ -26,53 +27,37 @@ def one_of_seeds(values: Iterable[Value]) -> list[Value]:
             v.dimension, v.metric,
         )  # fmt: skip
         groups.setdefault(key, {})[v.seed] = v
-    return [_pooled(list(by_seed.values())) for by_seed in groups.values()]
+    return _named([mean_of(list(by_seed.values())) for by_seed in groups.values()])
 
 
-def _pooled(same: Sequence[Value]) -> Value:
+def mean_of(same: Sequence[Value]) -> Value:
+    """The mean of the values there are, with the lowest and the highest bound."""
     there = [v for v in same if not math.isnan(v.value)]
     if len(there) < 2:
         return (there or same)[-1]
-    mean, sd = mean_and_sd([v.value for v in there])
-    return replace(there[-1], value=mean, ci_low=mean - sd, ci_high=mean + sd, seeds=len(there))
-
-
-def mean_and_sd(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean, and standard deviation of a sample (n - 1); NaN where there is none."""
-    if not numbers:
-        return NAN, NAN
-    mean = sum(numbers) / len(numbers)
-    if len(numbers) < 2:
-        return mean, NAN
-    return mean, math.sqrt(sum((n - mean) ** 2 for n in numbers) / (len(numbers) - 1))
-
-
-def seeds_in_words(counts: Iterable[int]) -> str:
-    """What the values and intervals of several seeds are; empty when each is of one.
-
-    >>> seeds_in_words([3, 3]), seeds_in_words([1, 2, 3]), seeds_in_words([1])
-    ('mean of 3 seeds ± one standard deviation', 'of 2 to 3 seeds, mean ± one standard deviation', '')
-    """
-    found = sorted(set(counts))
-    several = [n for n in found if n > 1]
-    if not several:
-        return ""
-    named = f"{several[0]} to {several[-1]}" if len(several) > 1 else str(several[0])
-    spread = "\N{PLUS-MINUS SIGN} one standard deviation"
-    return (
-        f"mean of {named} seeds {spread}"
-        if several == found
-        else f"of {named} seeds, mean {spread}"
+    return replace(
+        there[-1],
+        value=sum(v.value for v in there) / len(there),
+        ci_low=min((v.ci_low for v in there if not math.isnan(v.ci_low)), default=NAN),
+        ci_high=max((v.ci_high for v in there if not math.isnan(v.ci_high)), default=NAN),
+        seeds=len(there),
     )
 
 
-def bounds_in_short(counts: Iterable[int]) -> str:
-    """What the bounds in a table are, for its head.
+def _named(values: Sequence[Value]) -> list[Value]:
+    """The values with the number of seeds in the model's name, the same all over a dataset."""
+    counts: dict[tuple[str, ...], list[int]] = {}
+    for v in values:
+        counts.setdefault(_panel(v), []).append(v.seeds)
+    return [replace(v, model=v.model + _in_words(v, counts[_panel(v)])) for v in values]
 
-    >>> bounds_in_short([1]), bounds_in_short([3, 2]), bounds_in_short([1, 3])
-    ('95 %', '± 1 sd', '95 %, of seeds ± 1 sd')
-    """
-    several = [n > 1 for n in counts]
-    if not any(several):
-        return "95 %"
-    return "\N{PLUS-MINUS SIGN} 1 sd" if all(several) else "95 %, of seeds \N{PLUS-MINUS SIGN} 1 sd"
+
+def _panel(v: Value) -> tuple[str, ...]:
+    return v.study, v.model, v.dataset, v.split
+
+
+def _in_words(v: Value, counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    if most == 1 or v.model == RANDOM:
+        return ""
+    return f", {most} seeds" if least == most else f", {least} to {most} seeds"

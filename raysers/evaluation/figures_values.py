@@ -104,13 +104,18 @@ def of_studies(values: Sequence[Value], *studies: str) -> list[Value]:
     return [v for v in values if not v.study or v.study in studies]
 
 
-def own_studies(values: Sequence[Value]) -> dict[str, list[Value]]:
-    """The values of every study that is none of the paper's, by study."""
+def by_study(values: Sequence[Value]) -> dict[str, list[Value]]:
+    """The values that are of a study, by study."""
     found: dict[str, list[Value]] = {}
     for v in values:
-        if v.study and v.study not in PAPER_STUDIES:
+        if v.study:
             found.setdefault(v.study, []).append(v)
     return found
+
+
+def own_studies(values: Sequence[Value]) -> dict[str, list[Value]]:
+    """The values of every study that is none of the paper's, by study."""
+    return {name: own for name, own in by_study(values).items() if name not in PAPER_STUDIES}
 
 
 def is_network(value: Value) -> bool:

@@ -17,7 +17,8 @@ from raysers.evaluation.report_parts import Cell, Chart, Grid, shown, with_bound
 
 #: Rows of a panel, and of a table of a page.
 MOST_ROWS, MOST_CELLS = 24, 400
-_MOST_SERIES = 4
+#: Marks in a row of a picture.
+MOST_SERIES = 4
 
 
 def dots_chart(
@@ -51,7 +52,7 @@ def selected(dots: Sequence[Dot]) -> tuple[list[Dot], str]:
     """What fits into a picture: the first and last rows of a block, the first few series."""
     kept: list[Dot] = []
     series = list(dict.fromkeys(d.series for d in dots))
-    left_out = series[_MOST_SERIES:]
+    left_out = series[MOST_SERIES:]
     cut = False
     for _, mine in blocks(dots):
         rows = list(dict.fromkeys(d.row for d in mine))
@@ -63,7 +64,7 @@ def selected(dots: Sequence[Dot]) -> tuple[list[Dot], str]:
     if cut:
         said.append(f"the picture shows the first and last {MOST_ROWS // 2} rows")
     if left_out:
-        said.append(f"the picture shows the first {_MOST_SERIES} of {len(series)}")
+        said.append(f"the picture shows the first {MOST_SERIES} of {len(series)}")
     return kept, f" ({'; '.join(said)})" if said else ""
 
 

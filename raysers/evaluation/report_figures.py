@@ -15,6 +15,7 @@ from typing import Any
 from raysers.evaluation import figures_numbers as numbers
 from raysers.evaluation.figures_dots import DotStyle
 from raysers.evaluation.figures_lines import LineStyle
+from raysers.evaluation.figures_values import Value, by_study, by_themselves
 from raysers.evaluation.report_charts import dots_chart, points_chart
 from raysers.evaluation.report_evidence import Evidence
 from raysers.evaluation.report_map import map_charts
@@ -22,7 +23,7 @@ from raysers.evaluation.report_parts import Chart, Exhibit, Fact, Missing
 from raysers.evaluation.report_probe import respoken_charts, sentence_charts, word_charts
 
 _INTERVAL = "with its 95 % interval"
-_CCC = DotStyle(axis=f"CCC {_INTERVAL}")
+CCC = DotStyle(axis=f"CCC {_INTERVAL}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Figure:
         charts: from what the runs say; none: the data are missing.
         needs: what is missing then.
         command: that makes it.
+        measured: what would be its dots; not given where it is of one study only.
     """
 
     number: int
@@ -44,6 +46,7 @@ class Figure:
     charts: Callable[[Evidence], Iterator[Chart | None]]
     needs: str
     command: str
+    measured: Callable[[Sequence[Value]], Sequence[object]] = lambda _: ()
 
 
 @cache
@@ -60,7 +63,7 @@ def paper_facts(key: str) -> list[Fact]:
 
 
 def _correctness(found: Evidence) -> Iterator[Chart | None]:
-    yield dots_chart("figure-2", "", numbers.correctness(found.values), _CCC, row="model")
+    yield dots_chart("figure-2", "", numbers.correctness(found.values), CCC, row="model")
 
 
 def _robustness(found: Evidence) -> Iterator[Chart | None]:
@@ -97,7 +100,7 @@ def _speakers(found: Evidence) -> Iterator[Chart | None]:
 def _by_factor(study: str, key: str) -> Callable[[Evidence], Iterator[Chart | None]]:
     def charts(found: Evidence) -> Iterator[Chart | None]:
         dots = numbers.by_factor(found.values, study)
-        yield dots_chart(key, "", dots, _CCC, row="model", series="variant")
+        yield dots_chart(key, "", dots, CCC, row="model", series="variant")
 
     return charts
 
@@ -122,11 +125,12 @@ def _over(study: str, key: str, how: LineStyle) -> Callable[[Evidence], Iterator
     return charts
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share as a tick."""
     return f"{100 * share:g} %"
 
 
-_SEEDS = "Several seeds are one mark: their mean, from the lowest to the highest bound."
+SEEDS = "Several seeds are one mark: their mean, from the lowest to the highest bound."
 _STUDY = "python jobs/study.py --study {} --data CORPUS --output STUDY"
 
 FIGURES = (
@@ -134,8 +138,9 @@ FIGURES = (
         number=2,
         title="How well the models predict, on their own corpus and on others",
         lead="Concordance (CCC) with the labels: 1 is agreement in order, mean and spread, 0 is "
-        "chance. Grey is the random model. " + _SEEDS,
+        "chance. Grey is the random model. " + SEEDS,
         charts=_correctness,
+        measured=numbers.correctness,
         needs="No evaluation is among the runs.",
         command="python jobs/evaluate.py --labels CORPUS --predictions ANNOTATED "
         "--output EVALUATED",
@@ -144,8 +149,9 @@ FIGURES = (
         number=3,
         title="What small changes of the sound do to the scores",
         lead="Share of scores that move by less than .05 when the clip is changed in a way that "
-        "should not matter. It says nothing about being right.",
+        "should not matter. It says nothing about being right. " + SEEDS,
         charts=_robustness,
+        measured=numbers.robustness_by_model,
         needs="No robustness run is among the runs.",
         command="python jobs/robustness.py --input CORPUS --model MODEL --output ROBUSTNESS",
     ),
@@ -153,8 +159,9 @@ FIGURES = (
         number=4,
         title="Whether women and men are treated alike",
         lead="0 is fair. The score compares how well the two are predicted, the bias how far "
-        "their values are shifted.",
+        "their values are shifted. " + SEEDS,
         charts=_fairness,
+        measured=lambda values: numbers.fairness(values, "sex_fairness_score"),
         needs="No evaluation knows clips of both sexes.",
         command="python jobs/evaluate.py --labels CORPUS --speakers SEXES.csv "
         "--predictions ANNOTATED --output EVALUATED",
@@ -163,8 +170,9 @@ FIGURES = (
         number=5,
         title="Which speakers are hard, and whether models agree on them",
         lead="The same number of clips is drawn from every speaker, again and again. Speakers "
-        "are sorted by their mean.",
+        "are sorted by their mean. " + SEEDS,
         charts=_speakers,
+        measured=numbers.speakers,
         needs="No evaluated speaker has more clips than are drawn (200, as in the paper).",
         command="python jobs/evaluate.py --labels CORPUS --predictions ANNOTATED "
         "--speaker-samples 30 --output EVALUATED",
@@ -181,7 +189,7 @@ FIGURES = (
     Figure(
         number=7,
         title="What pre-training is worth",
-        lead=f"The same network from pre-trained and from random weights. {_SEEDS}",
+        lead=f"The same network from pre-trained and from random weights. {SEEDS}",
         charts=_by_factor("pretraining", "figure-7"),
         needs="No cell of the study pretraining is among the runs.",
         command=_STUDY.format("pretraining"),
@@ -199,7 +207,7 @@ FIGURES = (
     Figure(
         number=9,
         title="What fine-tuning the whole network adds to its frozen embeddings",
-        lead=f"The same pre-trained network with only the head trained, and fine-tuned. {_SEEDS}",
+        lead=f"The same pre-trained network with only the head trained, and fine-tuned. {SEEDS}",
         charts=_by_factor("frozen", "figure-9"),
         needs="No cell of the study frozen is among the runs.",
         command=_STUDY.format("frozen"),
@@ -232,7 +240,7 @@ FIGURES = (
     Figure(
         number=13,
         title="How many layers are needed",
-        lead="The network cut above its lowest layers before it is fine-tuned.",
+        lead=f"The network cut above its lowest layers before it is fine-tuned. {SEEDS}",
         charts=_over("layers", "figure-13", LineStyle(axis="layers")),
         needs="No cell of the study layers is among the runs.",
         command=_STUDY.format("layers"),
@@ -240,11 +248,11 @@ FIGURES = (
     Figure(
         number=14,
         title="How much labelled data is needed",
-        lead="Fine-tuned on nested parts of the training clips.",
+        lead=f"Fine-tuned on nested parts of the training clips. {SEEDS}",
         charts=_over(
             "fraction",
             "figure-14",
-            LineStyle(axis="share of the training clips", tick=_percent, log=True),
+            LineStyle(axis="share of the training clips", tick=percent, log=True),
         ),
         needs="No cell of the study fraction is among the runs.",
         command=_STUDY.format("fraction"),
@@ -261,11 +269,18 @@ def paper_figures(found: Evidence) -> tuple[list[Exhibit], list[Missing]]:
         if charts:
             exhibits.append(_exhibit(figure, charts))
         else:
-            name = f"Figure {figure.number}"
-            missing.append(
-                Missing(name=name, title=figure.title, why=figure.needs, command=figure.command)
-            )
+            name, why = f"Figure {figure.number}", _why(figure, found)
+            missing.append(Missing(name=name, title=figure.title, why=why, command=figure.command))
     return exhibits, missing
+
+
+def _why(figure: Figure, found: Evidence) -> str:
+    """Why there is none: nothing was measured, or only in studies that are shown by themselves."""
+    studies = by_study(found.values)
+    others = [name for name, own in studies.items() if figure.measured(by_themselves(own))]
+    if not others:
+        return figure.needs
+    return f"What the runs measured of it is of other studies: {', '.join(others)}."
 
 
 def _exhibit(figure: Figure, charts: Sequence[Chart]) -> Exhibit:

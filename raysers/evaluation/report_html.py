@@ -7,13 +7,12 @@ Names of files, models and speakers and whatever was said in a clip come from st
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Iterable
+
+from raysers.evaluation.report_text import printable
 
 #: Elements without an end.
 _VOID = frozenset({"br", "hr", "img", "input", "link", "meta"})
-#: Characters that are no text: controls, half characters, and those no document may hold.
-_NO_TEXT = ("Cc", "Cs", "Cn")
 
 
 class Html(str):
@@ -26,11 +25,8 @@ Child = str | Iterable[str] | None
 
 
 def text(value: object) -> Html:
-    """The value as text, with a space for every character that is none (line ends stay)."""
-    words = "".join(
-        " " if unicodedata.category(c) in _NO_TEXT and c not in "\n\t" else c for c in str(value)
-    )
-    return Html(html.escape(words, quote=True))
+    """The value as text, with a mark for every character that is none."""
+    return Html(html.escape(printable(str(value)), quote=True))
 
 
 def foreign(value: object) -> Html:

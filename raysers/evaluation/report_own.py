@@ -35,7 +35,8 @@ def _training(run: RunFacts) -> Exhibit:
         ]
         for record in history
     ]
-    key = f"training-{hashlib.blake2b(run.folder.encode(), digest_size=4).hexdigest()}"
+    folder = run.folder.encode("utf-8", "surrogatepass")  # a name on a disk need not be UTF-8
+    key = f"training-{hashlib.blake2b(folder, digest_size=4).hexdigest()}"
     config = run.training.get("config") or {}
     last = history[-1]
     return Exhibit(
@@ -92,7 +93,8 @@ def comparability(notes: Sequence[str]) -> Exhibit:
         "MSP-Podcast. A small network, other speech, labels made from categories or another split "
         "answer another question: such numbers show that the way works, not how good it is.",
         "Intervals are bootstraps over speakers where they are known, else over clips. They hold "
-        "for new speakers of the same kind, not for other recordings.",
+        "for new speakers of the same kind, not for other recordings. Several seeds stand with "
+        "their mean, and an interval from the lowest to the highest bound of theirs.",
     )
     return Exhibit(
         key="comparable",

@@ -16,10 +16,10 @@ from raysers.evaluation.report_parts import (
     Chart,
     Exhibit,
     Grid,
-    last_part,
     shown,
     with_bounds,
 )
+from raysers.evaluation.style import model_names
 from raysers.evaluation.sweep import Axis, Importance, Share, Tried
 from raysers.evaluation.sweep_figure import importance_bars, learning_curves, parallel_coordinates
 
@@ -32,9 +32,14 @@ _LOG_SPAN = 30.0
 def sweep_exhibits(found: Evidence) -> list[Exhibit]:
     """The trials of every sweep, the best first."""
     outcomes = {run.folder: run.outcome for run in found.runs}
+    names = model_names(list(found.trials))
     return [
         _sweep(
-            f"sweep-{number}", folder, rows, found.trial_curves[folder], outcomes.get(folder, {})
+            f"sweep-{number}",
+            names[folder],
+            rows,
+            found.trial_curves.get(folder, ()),
+            outcomes.get(folder, {}),
         )
         for number, (folder, rows) in enumerate(found.trials.items(), 1)
         if rows
@@ -43,7 +48,7 @@ def sweep_exhibits(found: Evidence) -> list[Exhibit]:
 
 def _sweep(
     key: str,
-    folder: str,
+    name: str,
     rows: Sequence[Mapping[str, Any]],
     curves: Sequence[Mapping[str, Any]],
     outcome: Mapping[str, Any],
@@ -53,7 +58,7 @@ def _sweep(
     return Exhibit(
         key=key,
         name="",
-        title=f"Search of {last_part(folder)}: {len(rows)} trials",
+        title=f"Search of {name}: {len(rows)} trials",
         lead="The dev CCC of the best of many trials is too good by as much as luck gave it: "
         "measure it on clips no trial has seen.",
         charts=[chart for chart in charts if chart is not None],

@@ -10,6 +10,7 @@ from typing import Any
 
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.figures_numbers import correctness
+from raysers.evaluation.figures_values import by_themselves, own_studies
 from raysers.evaluation.report_evidence import Evidence, RunFacts
 from raysers.evaluation.report_figures import paper_document
 from raysers.evaluation.report_parts import Cell, Exhibit, Grid, shown, with_bounds
@@ -74,10 +75,16 @@ def _table_2(found: Evidence) -> Exhibit:
 
 def _our_rows(found: Evidence) -> Iterator[list[Cell]]:
     lines: dict[tuple[str, str], dict[str, str]] = {}
-    for dot in correctness(found.values):
-        if dot.block.startswith(_MSP) and dot.row != RANDOM:
-            cells = lines.setdefault((dot.row, dot.block), {})
-            cells[dot.column] = with_bounds(dot.value, dot.low, dot.high)
+    own = own_studies(found.values)
+    for study, values in {
+        "": found.values,
+        **{n: by_themselves(v) for n, v in own.items()},
+    }.items():
+        for dot in correctness(values):
+            if dot.block.startswith(_MSP) and dot.row != RANDOM:
+                name = f"{dot.row} ({study})" if study else dot.row
+                cells = lines.setdefault((name, dot.block), {})
+                cells[dot.column] = with_bounds(dot.value, dot.low, dot.high)
     for (model, data), cells in lines.items():
         yield ["here", model, data, *(cells.get(d, "–") for d in DIMENSIONS)]
 

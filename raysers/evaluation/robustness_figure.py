@@ -16,11 +16,10 @@ from raysers.evaluation.palette import COLOURS, INK, SOFT
 from raysers.evaluation.robustness import MEAN, OVERALL
 from raysers.evaluation.robustness_changes import Comparison
 from raysers.evaluation.robustness_numbers import ser_tests_share
-from raysers.evaluation.robustness_table import place, rows_by_place
+from raysers.evaluation.robustness_table import MOST_PANELS, place, rows_by_place
 from raysers.evaluation.rows import Row
 from raysers.types import DIMENSIONS
 
-_MOST_PANELS = 6
 _LINE_IN, _EDGES_IN = 0.36, 1.5
 _OFFSETS = dict(zip(DIMENSIONS, (-0.22, 0.0, 0.22), strict=True))
 
@@ -42,7 +41,7 @@ def robustness_figure(
     panels = [list(rows) for _, rows in groupby(rows_by_place(shown), key=place)]
     if not panels:
         return {}
-    return style.picture(lambda: _draw(panels[:_MOST_PANELS], model, how or Comparison()))
+    return style.picture(lambda: _draw(panels[:MOST_PANELS], model, how or Comparison()))
 
 
 def _draw(panels: Sequence[Sequence[Row]], model: str, how: Comparison) -> Any:

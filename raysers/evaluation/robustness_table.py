@@ -21,6 +21,8 @@ from raysers.evaluation.table import number, report_console
 from raysers.types import DIMENSIONS
 
 _MOST_GROUPS, _MOST_WITH_BOUNDS = 8, 3
+#: Datasets and splits in one picture.
+MOST_PANELS = 6
 _SHARE, _SIZE, _CCC = f"{OVERALL}_", "mean_change_", "ccc_change_"
 _ALL_OF_THEM = "all small changes"
 
@@ -150,6 +152,9 @@ def reading_notes(
     lost = [name for name in names if _SHARE + name not in compared]
     if lost:
         yield f"no clip could be compared: {', '.join(lost)}"
+    shown = {place(row) for row in rows if row.metric.startswith(_SHARE) and not row.group}
+    if (places := len(shown)) > MOST_PANELS:
+        yield f"the picture shows the first {MOST_PANELS} of {places} datasets and splits"
     yield f"unchanged: {how.text}; published shares stand beside a threshold of .05 only"
     if TONE in names:
         whose = "paper's" if how.tone_snr == "peak" else "ser-tests'"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysers.evaluation.palette import FAINT, INK, PAPER, SOFT, word_colour
+from raysers.evaluation.report_text import printable
 
 #: A picture in its formats: `png` and `svg`; empty when there is nothing to show.
 Picture = dict[str, bytes]
@@ -55,10 +55,6 @@ _RC = {
 }
 
 
-#: Characters no XML may have, in UTF-8; names of corpora, speakers and models can.
-_NO_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")
-
-
 def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -> Picture:
     """The `matplotlib.figure.Figure` that `draw` makes, as `png` and `svg` on white.
 
@@ -73,17 +69,29 @@ def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -
         # a box stands for a letter the font lacks; the tables beside a picture have it
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = draw()
+        _make_printable(figure)
         FigureCanvasAgg(figure)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, not again for every format
         return {kind: _bytes_of(figure, format=kind, **_FORMATS[kind]) for kind in formats}
 
 
+def _make_printable(figure: Any) -> None:
+    """Mark what is no text in every title, label, tick, legend and note of the figure."""
+    from matplotlib.text import Text
+
+    for axis in (a for panel in figure.axes for a in (panel.xaxis, panel.yaxis)):
+        ticks = [label.get_text() for label in axis.get_ticklabels()]
+        if (clean := list(map(printable, ticks))) != ticks:
+            axis.set_ticklabels(clean)  # the axis writes its labels anew with every drawing
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
+
+
 def _bytes_of(figure: Any, **how: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, facecolor=PAPER, **how)
-    data = file.getvalue()
-    return _NO_XML.sub(b"", data) if how["format"] == "svg" else data
+    return file.getvalue()
 
 
 def formats(*, narrow: bool) -> Sequence[str]:

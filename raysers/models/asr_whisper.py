@@ -181,9 +181,9 @@ class WhisperRecogniser:
         return [_joined([next(texts) for _ in pieces]) for pieces in cut]
 
     def _pieces(self, signal: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-        if is_silent(signal) and len(signal) >= _MIN_SAMPLES:
-            return []
-        return quiet_pieces(signal, longest_s=self._window_s, search_s=_SEARCH_S)
+        pieces = quiet_pieces(signal, longest_s=self._window_s, search_s=_SEARCH_S)
+        # of silence, Whisper invents words
+        return [p for p in pieces if len(p) < _MIN_SAMPLES or not is_silent(p)]
 
     def _texts(self, pieces: Sequence[npt.NDArray[np.float32]]) -> list[str | ClipError]:
         at_once = max(1, int(self.max_padded_s / self._window_s))
@@ -250,6 +250,8 @@ def _companions(folder: Path, mel_bins: object) -> tuple[Any, Any, Any]:
         if found != wanted:
             raise CheckpointError(f"{folder}: {key} is {str(found)[:40]!r}, only {wanted} is heard")
     rules = checkpoint.read_json(folder / _GENERATION_FILE)
+    if rules.get("task_to_id"):
+        rules["task"] = "transcribe"  # never a translation, also where the folder says nothing
     try:
         tokenizer = transformers.WhisperTokenizer.from_pretrained(
             str(folder), local_files_only=True

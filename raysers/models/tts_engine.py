@@ -28,6 +28,18 @@ DEFAULT_PITCH = 50
 
 #: Language of a text that does not say: what the paper's sentences are in.
 _DEFAULT_VOICE = "en-us"
+#: What espeak-ng calls languages that others write otherwise, ISO 639-3 above all.
+_ESPEAK_NAMES = {
+    "ara": "ar", "arb": "ar", "ben": "bn", "bul": "bg", "cat": "ca", "ces": "cs", "chi": "cmn",
+    "cze": "cs", "dan": "da", "deu": "de", "dut": "nl", "ell": "el", "est": "et", "eus": "eu",
+    "fas": "fa", "fin": "fi", "fra": "fr", "fre": "fr", "ger": "de", "gle": "ga", "gre": "el",
+    "heb": "he", "hin": "hi", "hrv": "hr", "hun": "hu", "ind": "id", "isl": "is", "ita": "it",
+    "iw": "he", "jpn": "ja", "kat": "ka", "kaz": "kk", "kor": "ko", "lav": "lv", "lit": "lt",
+    "msa": "ms", "nld": "nl", "no": "nb", "nob": "nb", "nor": "nb", "per": "fa", "pes": "fa",
+    "pol": "pl", "por": "pt", "ron": "ro", "rum": "ro", "rus": "ru", "slk": "sk", "slv": "sl",
+    "spa": "es", "srp": "sr", "swa": "sw", "swe": "sv", "tam": "ta", "tel": "te", "tha": "th",
+    "tur": "tr", "ukr": "uk", "urd": "ur", "vie": "vi", "zh": "cmn", "zho": "cmn",
+}  # fmt: skip
 #: espeak-ng's speakers without an effect or a character, the plain voice first.
 _SPEAKERS = (
     "",
@@ -139,8 +151,8 @@ def _voice_of(language: str | None) -> str:
     name = (language or "").strip().lower().replace("_", "-")
     if name in ("", "en", "eng", "english"):
         return _DEFAULT_VOICE
-    known = tts.voices()
-    return next((n for n in (name, name.partition("-")[0]) if n in known), name)
+    known, family = tts.voices(), name.partition("-")[0]
+    return next((n for n in (name, family, _ESPEAK_NAMES.get(family)) if n in known), name)
 
 
 def _check_espeak(voices: Sequence[str], rates: Sequence[int], pitches: Sequence[int]) -> None:

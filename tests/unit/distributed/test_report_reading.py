@@ -15,7 +15,19 @@ from raysers.distributed.report_tables import stream
 from raysers.errors import ConfigError
 from raysers.evaluation.figures_numbers import by_factor, correctness, learning
 from raysers.evaluation.report_cost import cost_exhibit, speed, wall_s
-from tests.made_runs import EVIL, MODELS, annotated, evaluated, studied, trained, transcribed
+from raysers.schemas import CURVES
+from tests.made_runs import (
+    EVIL,
+    MODELS,
+    annotated,
+    evaluated,
+    shaped,
+    studied,
+    trained,
+    transcribed,
+    tuned,
+    write,
+)
 
 
 def test_a_study_lends_its_cells_the_names_readers_know(tmp_path):
@@ -38,6 +50,17 @@ def test_a_training_and_its_evaluation_are_one_model(tmp_path):
         ("tiny", "msp-podcast test1"),
         ("random-gaussian", "emodb test"),
     }
+
+
+def test_a_sweep_called_like_a_study_does_not_lend_it_its_curves(tmp_path):
+    row = {"study": "seeds", "cell": "t0", "model": "m", "epoch": 1, "ccc": 0.1}
+    row |= {"dimension": "valence"}
+    folders = [tuned(tmp_path / "seeds"), tuned(tmp_path / "more" / "seeds")]
+    for folder in folders:
+        write(folder, "curves", shaped([row], CURVES))
+    found = read_evidence([str(folder) for folder in folders])
+    assert learning(found.curves) == []
+    assert [len(found.trial_curves[str(folder)]) for folder in folders] == [1, 1]
 
 
 def test_embeddings_are_a_sample_that_no_cut_into_parts_changes(tmp_path, monkeypatch):

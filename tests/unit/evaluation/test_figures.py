@@ -19,10 +19,11 @@ from raysers.evaluation.figures_map import Embedded, map_chart, places
 from raysers.evaluation.figures_numbers import Dot, Point
 from raysers.evaluation.probe_pairs import Pairs
 from raysers.evaluation.report_charts import dots_chart, points_chart, selected
+from raysers.evaluation.report_evidence import Evidence
 from raysers.evaluation.report_map import neighbour_grid
 from raysers.evaluation.report_probe import by_source, pairs_of
 from raysers.evaluation.report_svg import Styles, inline
-from raysers.evaluation.report_sweep import axes_of, tried_of
+from raysers.evaluation.report_sweep import axes_of, sweep_exhibits, tried_of
 from raysers.types import DIMENSIONS
 from tests.made_runs import pairs_table, probed
 
@@ -221,6 +222,29 @@ def test_re_spoken_clips_read_back_as_the_pairs_they_were():
     assert np.array_equal(again.truth, truth)
     assert np.array_equal(again.original["m"], one, equal_nan=True)
     assert np.array_equal(again.respoken["m"], other)
+
+
+def sweep(folder: str, score: float, **other):
+    row = {"trial": "t0", "number": 0, "status": "done", "error": "", "dev_ccc_mean": score}
+    curve = {"study": "sweep", "cell": "t0", "dimension": "mean", "epoch": 1, "ccc": score}
+    return {folder: [row | {"param_lr": 0.1} | other]}, {folder: [curve]}
+
+
+def test_sweeps_in_folders_of_the_same_name_are_told_apart():
+    one, other = sweep("/runs/lr/sweep", 0.1), sweep("/runs/layers/sweep", 0.9)
+    found = Evidence(trials=one[0] | other[0], trial_curves=one[1] | other[1])
+    exhibits = sweep_exhibits(found)
+    assert len({exhibit.title for exhibit in exhibits}) == 2
+    # alone, each has the same curve
+    for exhibit, (rows, curves) in zip(exhibits, (one, other), strict=True):
+        (alone,) = sweep_exhibits(Evidence(trials=rows, trial_curves=curves))
+        assert exhibit.charts[-1].picture == alone.charts[-1].picture
+
+
+def test_a_flag_that_a_trial_does_not_have_is_a_dash_in_its_table():
+    rows, curves = sweep("/runs/sweep", 0.1, param_momentum=None)
+    (exhibit,) = sweep_exhibits(Evidence(trials=rows, trial_curves=curves))
+    assert exhibit.charts[0].grid.rows[0][3:5] == ["0.1", "–"]
 
 
 def test_trials_of_a_sweep_are_read_with_the_flags_that_vary():

@@ -38,6 +38,47 @@ def test_several_seeds_of_a_study_are_one_mark():
     assert brief(numbers.by_factor(frozen, "frozen"))[0][2:] == ("m, 2 seeds", "frozen", 0.2)
 
 
+def test_variants_with_a_seed_too_few_stay_in_one_row_which_says_so():
+    rows = [
+        value(0.1 * n, seed=n, study="frozen", factor_value=factor_value)
+        for factor_value, seeds in (("frozen", (1, 2)), ("fine-tuned", (1, 2, 3)))
+        for n in seeds
+    ]
+    found = numbers.by_factor(rows, "frozen")
+    assert [(d.row, d.series) for d in found] == [
+        ("m, 2 to 3 seeds", "frozen"),
+        ("m, 2 to 3 seeds", "fine-tuned"),
+    ]
+    undefined = [value(NAN, seed=1, study="backbones"), value(0.4, seed=2, study="backbones")]
+    assert [(d.row, d.value) for d in numbers.correctness(undefined)] == [("m", 0.4)]
+
+
+@pytest.mark.parametrize(
+    ("figure", "known"),
+    [
+        (numbers.robustness_by_model, {"metric": "robustness", "study": "robustness"}),
+        (numbers.robustness_by_change, {"metric": "robustness_gain", "study": "robustness"}),
+        (
+            lambda v: numbers.fairness(v, "sex_fairness_bias"),
+            {"metric": "sex_fairness_bias", "study": "backbones", "group": "sex"},
+        ),
+        (
+            numbers.speakers,
+            {"metric": "speaker_ccc", "study": "speakers", "group": "speaker", "group_value": "a"},
+        ),
+    ],
+    ids=["3 by model", "3 by change", "4", "5"],
+)
+def test_figures_3_to_5_pool_the_seeds_too(figure, known):
+    rows = [
+        value(v, seed=n, cell=f"m-{n}", ci_low=v - 0.1, ci_high=v + 0.1, **known)
+        for n, v in enumerate((0.1, 0.2, 0.6))
+    ]
+    (dot,) = figure(rows)
+    assert (dot.value, dot.low, dot.high) == pytest.approx((0.3, 0.0, 0.7))
+    assert "m, 3 seeds" in (dot.row, dot.series)
+
+
 def test_values_come_from_a_metrics_table_as_they_are_and_null_is_undefined():
     row = dict.fromkeys(METRICS.names) | {
         "model": "m", "dataset": "d", "split": "s", "group": "", "group_value": "",
@@ -159,6 +200,7 @@ def test_figure_12_is_the_mean_over_seeds_with_a_sample_standard_deviation():
     ]
     rows.append(rows[0] | {"epoch": 2, "ccc": 0.7})
     rows += [rows[0] | {"study": "other"}, rows[0] | {"dimension": "mean"}, rows[0] | {"ccc": None}]
+    rows.append(dict(rows[0]))  # a seed that is there twice is one seed
     first, second = numbers.learning(rows)
     # deviations of -.3, -.1, .4 from .5: sqrt(.26 / 2)
     assert (first.value, first.n) == (pytest.approx(0.5), 3)

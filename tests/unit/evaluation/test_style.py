@@ -93,6 +93,31 @@ def test_the_same_figure_gives_the_same_bytes_and_dollars_are_dollars():
     assert pixels.shape[:2] == (320, 480)
 
 
+def test_characters_that_are_no_text_are_marked_wherever_a_picture_has_words():
+    said = {}
+
+    def hostile():
+        figure = draw()
+        axis = figure.axes[0]
+        texts = {
+            w: f"{w}\x1b\ud800\uffff" for w in ("title", "tick", "key", "lower", "note", "line")
+        }
+        style.panel_title(axis, texts["title"])
+        style.name_rows(axis, [texts["tick"], "plain"])
+        axis.plot([0, 1], [0, 1], label=texts["key"])
+        figure.legend()
+        style.axis_name(axis, texts["lower"])
+        style.above(axis, (0, 1), "axes fraction", 0, texts["note"])
+        style.end_labels(axis, {texts["line"]: (0.5, palette.BLUE)})
+        said.update(texts)
+        return figure
+
+    svg = style.picture(hostile)["svg"]
+    ElementTree.fromstring(svg)
+    for word in said:
+        assert f"<!-- {word}\ufffd\ufffd\ufffd -->" in svg.decode(), word
+
+
 def test_a_long_name_of_an_axis_makes_no_panel_wider_or_taller_than_its_lines():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

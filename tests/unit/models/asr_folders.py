@@ -115,6 +115,7 @@ def write_whisper(folder: Path, *, multilingual: bool = False) -> Any:
     known = {
         "lang_to_id": {token: number[token] for token in _SPECIAL[2:]},
         "task_to_id": {"translate": number[_TASKS[0]], "transcribe": number[_TASKS[1]]},
+        "task": "transcribe",  # or the stock pipeline leaves it open
     }
     model.generation_config = transformers.GenerationConfig(
         max_length=24,

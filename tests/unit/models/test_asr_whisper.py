@@ -50,6 +50,27 @@ def test_a_long_clip_is_the_joined_text_of_its_pieces_whatever_is_beside_it(fold
     assert recogniser.transcribe([SIGNALS[0], long, SIGNALS[1]])[1] == expected
 
 
+def test_of_a_long_clip_silent_windows_are_not_heard(folder, recogniser):
+    (sound,) = clips([15 * 16_000], seed=5)
+    tape = np.concatenate([np.zeros(45 * 16_000, np.float32), sound])
+    pieces = quiet_pieces(tape, longest_s=30.0, search_s=8.0)
+    loud = [piece for piece in pieces if piece.any()]
+    assert 0 < len(loud) < len(pieces)
+    expected = " ".join(plain_texts(folder, loud))
+    assert recogniser.transcribe([tape]) == [expected]
+
+
+def test_words_are_never_translated(tmp_path):
+    write_whisper(tmp_path, multilingual=True)
+    file = tmp_path / "generation_config.json"
+    rules = json.loads(file.read_text())
+    assert rules["task_to_id"]
+    said = load_asr(str(tmp_path), dtype="fp32", threads=1).transcribe(SIGNALS[:3])
+    for other in ({"task": "translate"}, {"task": None}):
+        file.write_text(json.dumps(rules | other))
+        assert load_asr(str(tmp_path), dtype="fp32", threads=1).transcribe(SIGNALS[:3]) == said
+
+
 def test_short_and_silent_clips_keep_their_own_fate(recogniser):
     short, silent = np.ones(399, np.float32), np.zeros(32_000, np.float32)
     (alone,) = recogniser.transcribe(SIGNALS[:1])
