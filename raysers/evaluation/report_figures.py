@@ -130,7 +130,6 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-SEEDS = "Several seeds are one mark: their mean, from the lowest to the highest bound."
 _STUDY = "python jobs/study.py --study {} --data CORPUS --output STUDY"
 
 FIGURES = (
@@ -138,7 +137,7 @@ FIGURES = (
         number=2,
         title="How well the models predict, on their own corpus and on others",
         lead="Concordance (CCC) with the labels: 1 is agreement in order, mean and spread, 0 is "
-        "chance. Grey is the random model. " + SEEDS,
+        "chance. Grey is the random model.",
         charts=_correctness,
         measured=numbers.correctness,
         needs="No evaluation is among the runs.",
@@ -149,7 +148,7 @@ FIGURES = (
         number=3,
         title="What small changes of the sound do to the scores",
         lead="Share of scores that move by less than .05 when the clip is changed in a way that "
-        "should not matter. It says nothing about being right. " + SEEDS,
+        "should not matter. It says nothing about being right.",
         charts=_robustness,
         measured=numbers.robustness_by_model,
         needs="No robustness run is among the runs.",
@@ -159,7 +158,7 @@ FIGURES = (
         number=4,
         title="Whether women and men are treated alike",
         lead="0 is fair. The score compares how well the two are predicted, the bias how far "
-        "their values are shifted. " + SEEDS,
+        "their values are shifted.",
         charts=_fairness,
         measured=lambda values: numbers.fairness(values, "sex_fairness_score"),
         needs="No evaluation knows clips of both sexes.",
@@ -170,7 +169,7 @@ FIGURES = (
         number=5,
         title="Which speakers are hard, and whether models agree on them",
         lead="The same number of clips is drawn from every speaker, again and again. Speakers "
-        "are sorted by their mean. " + SEEDS,
+        "are sorted by their mean.",
         charts=_speakers,
         measured=numbers.speakers,
         needs="No evaluated speaker has more clips than are drawn (200, as in the paper).",
@@ -189,7 +188,7 @@ FIGURES = (
     Figure(
         number=7,
         title="What pre-training is worth",
-        lead=f"The same network from pre-trained and from random weights. {SEEDS}",
+        lead="The same network from pre-trained and from random weights.",
         charts=_by_factor("pretraining", "figure-7"),
         needs="No cell of the study pretraining is among the runs.",
         command=_STUDY.format("pretraining"),
@@ -207,7 +206,7 @@ FIGURES = (
     Figure(
         number=9,
         title="What fine-tuning the whole network adds to its frozen embeddings",
-        lead=f"The same pre-trained network with only the head trained, and fine-tuned. {SEEDS}",
+        lead="The same pre-trained network with only the head trained, and fine-tuned.",
         charts=_by_factor("frozen", "figure-9"),
         needs="No cell of the study frozen is among the runs.",
         command=_STUDY.format("frozen"),
@@ -240,7 +239,7 @@ FIGURES = (
     Figure(
         number=13,
         title="How many layers are needed",
-        lead=f"The network cut above its lowest layers before it is fine-tuned. {SEEDS}",
+        lead="The network cut above its lowest layers before it is fine-tuned.",
         charts=_over("layers", "figure-13", LineStyle(axis="layers")),
         needs="No cell of the study layers is among the runs.",
         command=_STUDY.format("layers"),
@@ -248,7 +247,7 @@ FIGURES = (
     Figure(
         number=14,
         title="How much labelled data is needed",
-        lead=f"Fine-tuned on nested parts of the training clips. {SEEDS}",
+        lead="Fine-tuned on nested parts of the training clips.",
         charts=_over(
             "fraction",
             "figure-14",

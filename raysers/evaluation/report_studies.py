@@ -23,7 +23,7 @@ from raysers.evaluation.figures_values import (
 )
 from raysers.evaluation.report_charts import MOST_SERIES, dots_chart, points_chart
 from raysers.evaluation.report_evidence import Evidence
-from raysers.evaluation.report_figures import CCC, FIGURES, SEEDS, percent
+from raysers.evaluation.report_figures import CCC, FIGURES, percent
 from raysers.evaluation.report_parts import Chart, Exhibit, Missing
 from raysers.evaluation.report_text import printable
 
@@ -43,7 +43,7 @@ def study_exhibits(found: Evidence) -> list[Exhibit]:
                     key=f"study-{number}",
                     name="",
                     title=f"Study {study}",
-                    lead=f"Concordance (CCC) with the labels by {_compared(values)}. {SEEDS}",
+                    lead=f"Concordance (CCC) with the labels by {_compared(values)}.",
                     charts=charts,
                 )
             )
