@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import tyro
 
 from jobs.annotate import AnnotateFlags, annotate
@@ -23,6 +24,7 @@ from raysers.config import ListingFlags, Uris, as_plain, parse
 from raysers.data import storage
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.distributed import annotation, cluster, evaluating, planning
+from raysers.distributed.clipjob import recorded
 from raysers.distributed.indexing import index_labelled
 from raysers.distributed.predictions import Predictions, read_predictions
 from raysers.errors import ConfigError
@@ -124,14 +126,12 @@ def evaluate(flags: EvaluateFlags) -> int:
         report = None if flags.model else _measure(flags, labels, found)
         for model in flags.model:
             annotation.prepare(model, dtype=flags.dtype, max_padded_s=0, embeddings=False)
-        if report is not None:
-            storage.check_writable(flags.output)
+        storage.check_writable(flags.output)
     record = new_record(JOB, as_plain(flags), settings, earlier)
     if report is None:
         record.save(flags.output)  # from here on the folder is this evaluation's
-        folders = _predict(flags, labels)
-        with evaluating.after_writing():
-            found += [read_predictions(uri) for uri in folders]
+        with recorded(record, flags.output), evaluating.after_writing():
+            found += [read_predictions(uri) for uri in _predict(flags, labels)]
             report = _measure(flags, labels, found)
     good = report.failed_share <= flags.max_failed
     evaluating.write(report, record, flags.output, good=good)
@@ -190,7 +190,7 @@ def _labelled_clips(flags: EvaluateFlags, labels: evaluating.Labels) -> str:
 
 def _begins(table: pa.Table) -> list[tuple[str, int]]:
     """Where clips begin; where they end may not be known before their headers are read."""
-    starts = table["start"].cast(pa.int64()).to_pylist()
+    starts = pc.fill_null(table["start"].cast(pa.int64()), 0).to_pylist()
     return sorted(zip(table["file"].to_pylist(), starts, strict=True))
 
 

@@ -28,7 +28,8 @@ DEFAULT_ASR = MOONSHINE
 
 _HINT = (
     "give moonshine (offline), the hub id of a Whisper model or of a CTC model of wav2vec2, "
-    "HuBERT, WavLM or data2vec-audio (facebook/wav2vec2-base-960h), a folder (./folder) or s3://bucket/prefix"
+    "HuBERT, WavLM or data2vec-audio (facebook/wav2vec2-base-960h), a folder (./folder) or "
+    "s3://bucket/prefix"
 )
 
 
