@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from raysers.data.manifest import sort_manifest
 from raysers.distributed.fusion_flags import FuseTrainFlags
 from raysers.distributed.indexing import index_labelled
 from raysers.errors import ConfigError
-from raysers.evaluation.joining import labelled_only
+from raysers.evaluation.joining import dimensions_of, labelled_only
 from raysers.models.fusion_training import LEAST_LABELS
 from raysers.types import DIMENSIONS, Status
 
@@ -79,13 +80,12 @@ def load(flags: FuseTrainFlags) -> FusionData:
                 f"--data has no labelled {name} clips: give data with a split column, or --folds "
                 "N to split it by speaker"
             )
-    labels = np.stack([table[d].cast(pa.float32()).to_numpy() for d in DIMENSIONS], 1)
-    if lacking := nothing_to_learn(labels, table["split"].to_pylist()):
+    if lacking := nothing_to_learn(dimensions_of(table), table["split"].to_pylist()):
         raise ConfigError(f"--data: {lacking}")
     return FusionData(table=sort_manifest(table), leakage=leakage, notes=notes)
 
 
-def nothing_to_learn(labels: npt.NDArray[np.float32], split: Sequence[str]) -> str:
+def nothing_to_learn(labels: npt.NDArray[np.floating[Any]], split: Sequence[str]) -> str:
     """Why no head can be trained and judged on these labels [clips, 3]; empty when one can.
 
     A CCC needs two clips, so without two labels of one dimension in train and dev, every epoch

@@ -28,9 +28,10 @@ from raysers.distributed.fusion_flags import FuseTrainFlags
 from raysers.distributed.fusion_task import FusionTask
 from raysers.distributed.planning import Plan
 from raysers.errors import ConfigError, RaysersError
+from raysers.evaluation.joining import dimensions_of
 from raysers.models.fusion import SOUND, WORDS
 from raysers.run import Exit, RunRecord, load_record, refuse_other_settings
-from raysers.types import DIMENSIONS, Status
+from raysers.types import Status
 
 JOB = "fuse-features"
 TABLE = "features"
@@ -150,7 +151,7 @@ def read(place: str, plan: Plan, task: FusionTask) -> Features:
     table = plan.manifest.take(pc.index_in(ids, plan.manifest["clip_id"].combine_chunks()))
     order = pc.sort_indices(pa.array(identities(table), pa.string()))
     rows, table = rows.take(order), table.take(order)
-    labels = _dimensions(table)
+    labels = dimensions_of(table).astype(np.float32)
     if lacking := nothing_to_learn(labels, table["split"].to_pylist()):
         raise RaysersError(f"of the clips of {place} that have vectors, {lacking}")
     return Features(
@@ -158,7 +159,7 @@ def read(place: str, plan: Plan, task: FusionTask) -> Features:
         rows=rows.drop_columns(["embedding", "text_embedding"]),
         vectors={SOUND: _matrix(rows["embedding"]), WORDS: _matrix(rows["text_embedding"])},
         labels=labels,
-        acoustic=_dimensions(rows),
+        acoustic=dimensions_of(rows).astype(np.float32),
     )
 
 
@@ -166,8 +167,3 @@ def _matrix(column: pa.ChunkedArray) -> Floats:
     lists = column.combine_chunks()
     flat = lists.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(flat, np.float32).reshape(len(lists), -1)
-
-
-def _dimensions(table: pa.Table) -> Floats:
-    columns = [pc.fill_null(table[name].cast(pa.float32()), np.nan) for name in DIMENSIONS]
-    return np.stack([column.to_numpy() for column in columns], 1).astype(np.float32)

@@ -24,6 +24,7 @@ from raysers.distributed.feed import Decoded, decode_run
 from raysers.distributed.planning import Plan
 from raysers.distributed.robustness import Perturbed, RobustnessTask
 from raysers.evaluation.clips import Scores
+from raysers.evaluation.joining import dimensions_of
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.robustness import robustness_rows
 from raysers.evaluation.robustness_changes import Change, Comparison
@@ -31,7 +32,6 @@ from raysers.evaluation.robustness_figure import robustness_figure
 from raysers.evaluation.robustness_table import print_robustness, reading_notes
 from raysers.evaluation.rows import Row, to_table
 from raysers.evaluation.table import print_notes
-from raysers.schemas import LABEL_FIELDS
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
 
 METRICS_PART = "metrics/part-00000.parquet"
@@ -86,7 +86,7 @@ def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
     manifest = plan.manifest
     ids = manifest["clip_id"].combine_chunks()
     place = pc.index_in(table["clip_id"], value_set=ids).to_numpy()
-    values = np.stack([table[d].to_numpy() for d in DIMENSIONS], axis=1)
+    values = dimensions_of(table)
     version = pc.index_in(table[parts.VERSION], value_set=pa.array(names)).to_numpy()
     predictions: dict[str, Floats] = {}
     for number, name in enumerate(names):
@@ -95,18 +95,9 @@ def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
         predictions[name][place[mine]] = values[mine]
     return Scores(
         clip_id=ids.to_pylist(),
-        truth=_labels(manifest),
+        truth=dimensions_of(manifest),
         predictions=predictions,
         columns={c: manifest[c].to_pylist() for c in _COLUMNS if c in manifest.column_names},
-    )
-
-
-def _labels(manifest: pa.Table) -> np.ndarray:
-    known = {f.name for f in LABEL_FIELDS} & set(manifest.column_names)
-    nothing = np.full(manifest.num_rows, np.nan)
-    return np.stack(
-        [manifest[d].to_numpy().astype(np.float64) if d in known else nothing for d in DIMENSIONS],
-        axis=1,
     )
 
 

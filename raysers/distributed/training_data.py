@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,10 @@ from raysers.data.manifest import clips_of, fingerprint, read_manifest
 from raysers.distributed.indexing import index_labelled
 from raysers.distributed.training_flags import LabelledFlags
 from raysers.errors import ConfigError, RaysersError
+from raysers.evaluation.joining import dimensions_of
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Clip, Status
 
+#: Category of a clip without one.
 _NO_CATEGORY = -1
 
 
@@ -212,7 +214,8 @@ def _usable(
     flags: LabelledFlags, table: pa.Table, min_samples: int
 ) -> tuple[pa.Table, dict[str, int]]:
     """The rows to use, and how many are not by reason."""
-    statuses, lengths_s = (_column(table, n).to_pylist() for n in ("status", "duration_s"))
+    statuses = table["status"].to_pylist()
+    lengths_s = _column(table, "duration_s").to_pylist()
     unlabelled = np.all(np.isnan(_labels(table)), axis=1)
     least_s = max(flags.min_clip_s, min_samples / SAMPLE_RATE_HZ)
     reasons = [
@@ -260,16 +263,13 @@ def _spelt(counts: Mapping[str, int]) -> str:
 
 def _check_labels(table: pa.Table) -> None:
     labels = _labels(table)
-    for row, column in _outside(labels):
+    outside = np.argwhere((labels < 0) | (labels > 1)).tolist()
+    if outside:
+        row, column = outside[0]
         raise ConfigError(
             f"{table['file'][row]} has {DIMENSIONS[column]} {labels[row, column]:g}, outside "
             "0..1: rescale the labels of --data"
         )
-
-
-def _outside(labels: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
-    rows, columns = np.nonzero((labels < 0) | (labels > 1))
-    yield from zip(rows.tolist(), columns.tolist(), strict=True)
 
 
 def _require_rows(table: pa.Table, flags: LabelledFlags, dev_needed: bool) -> None:
@@ -289,11 +289,10 @@ def _categories(table: pa.Table) -> tuple[str, ...]:
 
 
 def _labels(table: pa.Table) -> NDArray[np.float32]:
-    columns = (_column(table, name, pa.float32()) for name in DIMENSIONS)
-    return np.stack([pc.fill_null(c, np.nan).to_numpy() for c in columns], 1).astype(np.float32)
+    return dimensions_of(table).astype(np.float32)
 
 
-def _column(table: pa.Table, name: str, kind: pa.DataType | None = None) -> pa.ChunkedArray:
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
     if name in table.column_names:
-        return table[name].cast(kind) if kind else table[name]
-    return pa.chunked_array([pa.nulls(len(table), kind or pa.string())])
+        return table[name]
+    return pa.chunked_array([pa.nulls(len(table), pa.string())])

@@ -28,9 +28,9 @@ from raysers.evaluation.card import CardFacts, SplitFacts, model_card
 from raysers.evaluation.clips import Scores
 from raysers.evaluation.correctness import correctness_rows
 from raysers.evaluation.curve import learning_curve
+from raysers.evaluation.joining import dimensions_of
 from raysers.evaluation.rows import Row, to_table
 from raysers.run import RunRecord
-from raysers.types import DIMENSIONS
 
 METRICS = "metrics/part-00000.parquet"
 
@@ -84,8 +84,7 @@ def _dev_rows(plan: TrainingPlan, name: str) -> list[Row]:
 def _in_order(predictions: pa.Table, dev: Examples) -> np.ndarray[Any, Any]:
     wanted = pa.array([clip.clip_id for clip in dev.clips])
     found = predictions.take(pc.index_in(wanted, predictions["clip_id"].combine_chunks()))
-    columns = [pc.fill_null(found[d], np.nan).to_numpy() for d in DIMENSIONS]
-    return np.stack(columns, 1).astype(np.float64)
+    return dimensions_of(found)
 
 
 def _known(table: pa.Table, dev: Examples) -> dict[str, list[str | None]]:

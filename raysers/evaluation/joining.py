@@ -58,7 +58,7 @@ class Coverage:
 def labelled_only(labels: pa.Table) -> pa.Table:
     """The clips that have a label in at least one dimension."""
     there = [name for name in DIMENSIONS if name in labels.column_names]
-    return labels.filter(pa.array(np.isfinite(_dimensions(labels.select(there))).any(axis=1)))
+    return labels.filter(pa.array(np.isfinite(dimensions_of(labels.select(there))).any(axis=1)))
 
 
 def join(
@@ -84,7 +84,7 @@ def join(
     return (
         Scores(
             clip_id=labels["clip_id"].to_pylist(),
-            truth=_dimensions(labels),
+            truth=dimensions_of(labels),
             predictions=scores,
             columns={name: labels[name].to_pylist() for name in known},
         ),
@@ -96,7 +96,7 @@ def _aligned(
     labels: pa.Table, table: pa.Table, match: NDArray[np.intp], by_path: int
 ) -> tuple[Floats, Coverage]:
     """The predictions in the order of the labels, [labels, 3], NaN where there is none."""
-    values = _dimensions(table)
+    values = dimensions_of(table)
     status = np.array(table["status"].to_pylist(), object)
     status[(status == str(Status.OK)) & ~np.isfinite(values).all(axis=1)] = str(Status.NOT_FINITE)
     joined = match >= 0
@@ -252,8 +252,8 @@ def _example(table: pa.Table) -> str:
     return str(table["file"][0].as_py()) if len(table) else "nothing"
 
 
-def _dimensions(table: pa.Table) -> Floats:
-    """The dimensions of every row, [n, columns]; missing columns and nulls are NaN."""
+def dimensions_of(table: pa.Table) -> Floats:
+    """Arousal, dominance and valence of every row, [n, 3]; a missing column or value is NaN."""
     columns = [
         table[name].to_numpy(zero_copy_only=False).astype(np.float64)
         if name in table.column_names

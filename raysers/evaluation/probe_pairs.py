@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from raysers.errors import ConfigError
 from raysers.evaluation.clips import Scores
-from raysers.evaluation.joining import COLUMNS
+from raysers.evaluation.joining import COLUMNS, dimensions_of
 from raysers.evaluation.metrics import Floats
 from raysers.types import DIMENSIONS, Status
 
@@ -121,7 +121,7 @@ def respoken_pairs(
     known = [name for name in COLUMNS if name in labels.column_names]
     return Pairs(
         clip_id=[ids[row] for row in rows],
-        truth=_dimensions(labels)[rows],
+        truth=dimensions_of(labels)[rows],
         original={m: np.where(both[m], first[m], np.nan)[rows] for m in models},
         respoken={m: np.where(both[m], second[m], np.nan)[rows] for m in models},
         columns={name: labels[name].take(rows).to_pylist() for name in known},
@@ -130,7 +130,7 @@ def respoken_pairs(
 
 def _aligned(table: pa.Table, link: Mapping[str, str], row_of: Mapping[str, int]) -> Floats:
     """Mean score by row of the labels, [labels, 3]; NaN where there is none."""
-    values = _dimensions(table)
+    values = dimensions_of(table)
     if "status" in table.column_names:
         ok = [status == Status.OK for status in table["status"].to_pylist()]
         values[~np.array(ok, bool)] = np.nan
@@ -145,13 +145,3 @@ def _aligned(table: pa.Table, link: Mapping[str, str], row_of: Mapping[str, int]
         if len(good):  # sorted, so that the sum does not depend on the order of the rows
             found[row] = np.sort(good, axis=0).mean(axis=0)
     return found
-
-
-def _dimensions(table: pa.Table) -> Floats:
-    columns = [
-        table[name].to_numpy(zero_copy_only=False).astype(np.float64)
-        if name in table.column_names
-        else np.full(len(table), np.nan)
-        for name in DIMENSIONS
-    ]
-    return np.stack(columns, axis=1)
