@@ -135,17 +135,18 @@ def taught(train_and_dev, tmp_path_factory) -> dict[str, float]:
 
 @pytest.mark.parametrize("kind", RECIPES)
 def test_arousal_of_unseen_speakers_is_learned(kind, taught):
-    assert taught[kind] > 0.5  # chance is about 0, whatever the network
+    # .59 to .72 by the processor's rounding; what chance gives is measured below
+    assert taught[kind] > 0.4
 
 
 def test_shuffled_labels_teach_nothing(train_and_dev, taught, tmp_path):
     """The mean of several shuffles, because one may be near the truth or its opposite by chance.
 
     The clips of a category sound alike, so whatever a network makes of noise goes along with
-    arousal or against it: the CCC of one shuffle has a mean of .06 and a standard deviation of .09
-    (16 were measured, -.04 to .25), and rounding of another processor draws another one. The mean
-    of four is five deviations below half of what truth teaches, about .7, which is also what
-    labels that leak would teach.
+    arousal or against it: the CCC of one shuffle has a mean of .01 and a standard deviation of .12
+    (16 were measured, -.29 to .27), and rounding of another processor draws another one. The mean
+    of four is five deviations below half of what truth teaches, .67, which is also what labels
+    that leak would teach.
     """
     train, dev = train_and_dev
     found = []
