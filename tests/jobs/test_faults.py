@@ -40,7 +40,8 @@ def test_losing_a_node_in_mid_run_gives_identical_rows(clips, checkpoint, tmp_pa
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    # Ray may have a word about the lost node behind it
+    report = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
     assert (report["calm"], report["out"]) == (0, 0)
     assert 2 <= report["parts_at_the_loss"] < processes.parts_in(tmp_path / "calm")
     assert comparable(rows_of(tmp_path / "out")) == comparable(rows_of(tmp_path / "calm"))
