@@ -87,7 +87,7 @@ def prepare_words(text_model: str, pooling: TextPooling) -> Words:
     hub = is_hub_id(text_model)
     if not hub and text_model != MINILM:
         text_model = storage.absolute(text_model)  # workers have working folders of their own
-    encoder = load_text_encoder(_local_text(text_model), pooling)
+    encoder = load_text_encoder(local_model(text_model, "--text-model"), pooling)
     return Words(
         model=text_model,
         load_from=f"{text_model.partition('@')[0]}@{encoder.revision}" if hub else text_model,
@@ -150,7 +150,7 @@ def read_fusion(folder: str) -> Fusion:
     Raises:
         ConfigError, CheckpointError: there is none that can be trusted.
     """
-    return load_fusion(_fetched(folder, "--fusion"))
+    return load_fusion(local_model(folder, "--fusion"))
 
 
 def check_same(config: FusionConfig, sound: AnnotateTask, words: Words) -> None:
@@ -176,7 +176,11 @@ def count_cut(words: Words, texts: Sequence[str]) -> int:
     long = [text for text in texts if len(text.encode()) + _SPECIAL > words.max_tokens]
     if not long:
         return 0
-    return sum(load_text_encoder(_local_text(words.load_from), words.pooling).truncated(long))
+    return sum(
+        load_text_encoder(local_model(words.load_from, "--text-model"), words.pooling).truncated(
+            long
+        )
+    )
 
 
 def cut_note(words: Words, texts: Sequence[str]) -> str:
@@ -193,7 +197,9 @@ def open_encoder(words: Words) -> TextEncoder:
         CheckpointError: it is not the one the driver saw.
     """
     device = "cuda" if ray.get_gpu_ids() else "cpu"
-    encoder = load_text_encoder(_local_text(words.load_from), words.pooling, device=device)
+    encoder = load_text_encoder(
+        local_model(words.load_from, "--text-model"), words.pooling, device=device
+    )
     _require_same(words.model, words.revision, encoder.revision)
     return encoder
 
@@ -215,14 +221,3 @@ def _require_same(name: str, was: str, now: str) -> None:
             f"{name} is {now} on {platform.node()} but was {was} when the job began: every node "
             "must have the same, and it must not change"
         )
-
-
-def _local_text(name: str) -> str:
-    return _fetched(name, "--text-model")
-
-
-def _fetched(name: str, flag: str) -> str:
-    try:
-        return local_model(name)
-    except ConfigError as error:  # what fetches folders knows one flag only
-        raise ConfigError(str(error).replace("--model", flag, 1)) from error

@@ -21,24 +21,24 @@ _COPY_BYTES = 8 << 20
 _WANTED = (".json", ".safetensors", ".bin", ".md", ".txt", ".model")
 
 
-def local_model(model: str) -> str:
+def local_model(model: str, flag: str = "--model") -> str:
     """`model` itself, or for an `s3://` prefix the local folder it was fetched to.
 
     Raises:
-        ConfigError: nothing there, or it may not be read.
+        ConfigError: nothing there, or it may not be read; it names `flag`.
     """
     if not storage.is_remote(model):
         return model
     try:
         found = sorted(storage.list_objects(model), key=lambda o: o.uri)
     except (ObjectMissing, ObjectForbidden) as error:
-        raise ConfigError(f"--model {model}: {error}") from error
+        raise ConfigError(f"{flag} {model}: {error}") from error
     prefix = model.rstrip("/") + "/"
     files = {o.uri.removeprefix(prefix): o for o in found if o.uri.endswith(_WANTED)}
     # a model folder is flat; anything nested (or oddly named) is not part of it
     files = {name: o for name, o in files.items() if "/" not in name and "\\" not in name}
     if "config.json" not in files:
-        raise ConfigError(f"--model {model}: no config.json under this prefix")
+        raise ConfigError(f"{flag} {model}: no config.json under this prefix")
     versions = "\n".join(f"{o.uri} {o.etag} {o.num_bytes}" for o in files.values())
     digest = hashlib.sha256(versions.encode()).hexdigest()[:24]
     folder = _cache_folder() / digest

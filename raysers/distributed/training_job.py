@@ -48,7 +48,7 @@ def start_network(flags: TrainingFlags, backbone: str) -> Start:
         ConfigError, CheckpointError: it cannot be built or trained like that.
     """
     return start_model(
-        local_model(backbone),
+        local_model(backbone, "--backbone"),
         seed=flags.seed,
         layers=flags.layers or None,
         freeze=flags.freeze,

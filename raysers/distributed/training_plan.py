@@ -137,7 +137,7 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
     Raises:
         ConfigError, CheckpointError: it cannot be built or trained like that.
     """
-    name = parse_model_name(flags.backbone)
+    name = parse_model_name(flags.backbone, "--backbone")
     if name.path is not None and name.alias is None and not name.is_object_store:
         # workers have working folders of their own
         prefix = "random:" if name.random else ""

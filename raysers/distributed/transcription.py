@@ -19,7 +19,7 @@ from raysers.distributed import annotation, cluster
 from raysers.distributed.cluster import Placement
 from raysers.distributed.model_files import local_model
 from raysers.distributed.stages import Signal
-from raysers.errors import CheckpointError, ClipError, ConfigError
+from raysers.errors import CheckpointError, ClipError
 from raysers.models.asr import Recogniser, is_moonshine, load_asr, parse_asr_name
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, TRANSCRIPTS
@@ -76,7 +76,7 @@ def prepare(asr: str, *, dtype: str, max_padded_s: float) -> TranscribeTask:
         asr = asr if pinned else storage.absolute(asr)  # workers have folders of their own
     # fp16 is for the workers' GPUs, which this process need not have; moonshine never takes it
     checked_in = "auto" if dtype == "fp16" and not is_moonshine(asr) else dtype
-    loaded = load_asr(_local(asr), dtype=checked_in, threads=1)
+    loaded = load_asr(local_model(asr, "--asr"), dtype=checked_in, threads=1)
     return TranscribeTask(
         asr=asr,
         load_from=f"{asr.partition('@')[0]}@{loaded.revision}" if pinned else asr,
@@ -113,7 +113,10 @@ class Transcriber:
     def __init__(self, task: TranscribeTask) -> None:
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         loaded = load_asr(
-            _local(task.load_from), device=device, dtype=task.dtype, threads=task.threads
+            local_model(task.load_from, "--asr"),
+            device=device,
+            dtype=task.dtype,
+            threads=task.threads,
         )
         if loaded.revision != task.revision:
             raise CheckpointError(
@@ -133,10 +136,3 @@ class Transcriber:
             text if isinstance(text, ClipError) else {"text": text}
             for text in self.recogniser.transcribe(signals)
         ]
-
-
-def _local(asr: str) -> str:
-    try:
-        return local_model(asr)
-    except ConfigError as error:  # what fetches folders knows one flag only
-        raise ConfigError(str(error).replace("--model", "--asr", 1)) from error

@@ -36,10 +36,9 @@ def fetch_asr_folder(name: ModelName) -> tuple[Path, str]:
     if name.is_object_store:
         raise ConfigError(f"{name.text}: fetch the folder first and load the local copy")
     if name.hub_id is not None:
-        try:
-            snapshot = fetch_snapshot(name.hub_id, name.revision, None, also=TOKENIZER_FILES)
-        except ConfigError as error:  # it knows one flag only
-            raise ConfigError(str(error).replace("--model", "--asr")) from error
+        snapshot = fetch_snapshot(
+            name.hub_id, name.revision, None, also=TOKENIZER_FILES, flag="--asr"
+        )
         return snapshot, snapshot.name
     folder = Path(str(name.path))
     wanted = (CONFIG_FILE, PREPROCESSOR_FILE, *TOKENIZER_FILES)

@@ -183,7 +183,7 @@ _RANDOM_PREFIX = "random:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def parse_model_name(text: str) -> ModelName:
+def parse_model_name(text: str, flag: str = "--model") -> ModelName:
     """Read `[random:]NAME[-LAYERS][@REVISION]`.
 
     NAME is an alias, a hub id, a local folder or an `s3://` prefix; only aliases take `-LAYERS`,
@@ -201,9 +201,9 @@ def parse_model_name(text: str) -> ModelName:
         return _place(text, body, random)
     name, at, revision = body.partition("@")
     if at and not revision:
-        raise ConfigError(f"--model {text!r}: nothing follows '@'; give a branch, tag or commit")
+        raise ConfigError(f"{flag} {text!r}: nothing follows '@'; give a branch, tag or commit")
     if random and revision:
-        raise ConfigError(f"--model {text!r}: random weights have no revision; drop '@{revision}'")
+        raise ConfigError(f"{flag} {text!r}: random weights have no revision; drop '@{revision}'")
     alias, layers = _split_layers(name)
     if alias in BACKBONES:
         BACKBONES[alias].config(layers)  # refuse impossible depths here, not on the workers
@@ -217,7 +217,7 @@ def parse_model_name(text: str) -> ModelName:
         )
     if alias in EMBEDDED:
         if revision:
-            raise ConfigError(f"--model {text!r}: {alias} comes with raysers; drop '@{revision}'")
+            raise ConfigError(f"{flag} {text!r}: {alias} comes with raysers; drop '@{revision}'")
         place = str(embedded_folder(alias))
         return ModelName(text=text, alias=alias, path=place, layers=layers, random=random)
     if _HUB_ID.fullmatch(name) and not random:

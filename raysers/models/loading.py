@@ -238,11 +238,12 @@ def fetch_snapshot(
     revision: str | None,
     cache_dir: str | Path | None,
     also: Sequence[str] = (),
+    flag: str = "--model",
 ) -> Path:
     """The local snapshot of a hub model (`also`: of these files too), named after the commit.
 
     Raises:
-        ConfigError: not there, not allowed, or no network and not in the cache.
+        ConfigError: not there, not allowed, or no network and not in the cache; it names `flag`.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: the transport's
@@ -258,10 +259,10 @@ def fetch_snapshot(
         )
     except LocalEntryNotFoundError as error:
         raise ConfigError(
-            f"model {wanted} is not in the local cache and the hub cannot be reached: connect once"
-            " to download it, or give a folder with --model"
+            f"{flag} {wanted} is not in the local cache and the hub cannot be reached: connect once"
+            " to download it, or give a folder"
         ) from error
     except (HTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model {wanted} cannot be fetched: {reason}") from error
+        raise ConfigError(f"{flag} {wanted} cannot be fetched: {reason}") from error
     return Path(folder)

@@ -96,7 +96,7 @@ def start_model(
         ConfigError: no such name, or settings that do not go together.
         CheckpointError: the folder is not a model that can be trained.
     """
-    parsed = parse_model_name(name)
+    parsed = parse_model_name(name, "--backbone")
     if parsed.is_object_store:
         raise ConfigError(f"{name}: fetch the folder first and start from the local copy")
     if head_dropout is not None and not 0 <= head_dropout < 1:
@@ -194,7 +194,7 @@ def _drawn(name: ModelName, wanted: _Wanted) -> _Found:
 
 def _trained(name: ModelName, wanted: _Wanted, cache_dir: str | Path | None) -> _Found:
     if name.hub_id is not None:
-        folder = fetch_snapshot(name.hub_id, name.revision, cache_dir)
+        folder = fetch_snapshot(name.hub_id, name.revision, cache_dir, flag="--backbone")
     elif name.path is not None:
         folder = Path(name.path)
     else:

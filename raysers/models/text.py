@@ -175,10 +175,9 @@ def _folder(name: str, cache_dir: str | Path | None) -> tuple[Path, str]:
         raise ConfigError(
             f"--text-model {name!r}: give {MINILM}, owner/name[@revision], ./folder or s3://prefix"
         )
-    try:
-        snapshot = fetch_snapshot(hub_id, revision or None, cache_dir, also=TOKENIZER_FILES)
-    except ConfigError as error:  # it knows one flag only
-        raise ConfigError(str(error).replace("--model", "--text-model")) from error
+    snapshot = fetch_snapshot(
+        hub_id, revision or None, cache_dir, also=TOKENIZER_FILES, flag="--text-model"
+    )
     return snapshot, snapshot.name
 
 

@@ -11,7 +11,7 @@ import transformers
 from raysers.errors import ConfigError
 from raysers.models.backbones import BACKBONES, parse_model_name
 from raysers.models.emotion import FAMILIES
-from raysers.models.loading import build_network
+from raysers.models.loading import build_network, fetch_snapshot
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.models.networks import PAPER
 
@@ -148,3 +148,10 @@ def test_bad_names_say_what_to_do(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         parse_model_name(text)
     assert "\n" not in str(caught.value)
+
+
+def test_the_flag_that_was_given_is_the_one_that_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="^--backbone 'w2v2-b@'"):
+        parse_model_name("w2v2-b@", "--backbone")
+    with pytest.raises(ConfigError, match="^--text-model owner/none is not in the local cache"):
+        fetch_snapshot("owner/none", None, tmp_path, flag="--text-model")
