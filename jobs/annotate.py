@@ -16,8 +16,10 @@ from typing import Annotated
 
 import tyro
 
-from raysers.config import ClipJobFlags, as_plain, parse
-from raysers.distributed import annotation, clipjob, cluster, estimate, planning, summary
+from raysers import annotate as annotation
+from raysers.cli import ClipJobFlags, as_plain, parse
+from raysers.engine import cluster, estimate, job, summary
+from raysers.engine import plan as planning
 from raysers.errors import ConfigError
 from raysers.run import Exit, quiet_environment, run_main
 
@@ -65,9 +67,9 @@ def annotate(flags: AnnotateFlags) -> int:
         lines = estimate.rows(plan, guess, placement, flags.usd_per_hour)
         summary.print_pairs("estimate (nothing was written)", lines)
         return Exit.DONE
-    record = clipjob.start(flags, JOB, plan, as_plain(flags), task)
-    ran = clipjob.run_plan(flags, plan, task, placement, record, flags.max_clip_s)
-    return clipjob.conclude(flags, plan, task.table, record, ran)
+    record = job.start(flags, JOB, plan, as_plain(flags), task)
+    ran = job.run_plan(flags, plan, task, placement, record, flags.max_clip_s)
+    return job.conclude(flags, plan, task.table, record, ran)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

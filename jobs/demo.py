@@ -23,7 +23,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from raysers.config import parse
+from raysers.cli import parse
 from raysers.errors import ConfigError
 from raysers.models.tts import speak
 from raysers.run import Exit, run_main

@@ -20,17 +20,18 @@ import pyarrow.compute as pc
 import tyro
 
 from jobs.annotate import AnnotateFlags, annotate
-from raysers.config import ListingFlags, Uris, as_plain, parse
-from raysers.data import storage
+from raysers import annotate as annotation
+from raysers.cli import ListingFlags, Uris, as_plain, parse
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
-from raysers.distributed import annotation, cluster, evaluating, planning
-from raysers.distributed.clipjob import recorded
-from raysers.distributed.indexing import index_labelled
-from raysers.distributed.predictions import Predictions, read_predictions
+from raysers.engine import cluster, plan
+from raysers.engine.indexing import index_labelled
+from raysers.engine.job import recorded
 from raysers.errors import ConfigError
-from raysers.evaluation import table
-from raysers.evaluation.assess import Options
-from raysers.evaluation.joining import labelled_only
+from raysers.evaluation import runs, tables
+from raysers.evaluation.evaluate import Options
+from raysers.evaluation.join import labelled_only
+from raysers.evaluation.predictions import Predictions, read_predictions
+from raysers.io import storage
 from raysers.run import Exit, new_record, quiet_environment, run_main
 
 JOB = "evaluate"
@@ -114,9 +115,9 @@ def evaluate(flags: EvaluateFlags) -> int:
     """Read, predict what is left to predict, measure, write, print; returns the exit code."""
     flags = _anchored(flags)
     settings = {k: v for k, v in as_plain(flags).items() if k not in _NOT_DECIDING}
-    with planning.before_writing():
-        earlier = evaluating.open_output(flags.output, JOB, settings)
-        labels = evaluating.read_labels(
+    with plan.before_writing():
+        earlier = runs.open_output(flags.output, JOB, settings)
+        labels = runs.read_labels(
             flags.labels,
             corpus=flags.corpus,
             emotion_map=flags.emotion_map,
@@ -130,21 +131,21 @@ def evaluate(flags: EvaluateFlags) -> int:
     record = new_record(JOB, as_plain(flags), settings, earlier)
     if report is None:
         record.save(flags.output)  # from here on the folder is this evaluation's
-        with recorded(record, flags.output), evaluating.after_writing():
+        with recorded(record, flags.output), runs.after_writing():
             found += [read_predictions(uri) for uri in _predict(flags, labels)]
             report = _measure(flags, labels, found)
     good = report.failed_share <= flags.max_failed
-    evaluating.write(report, record, flags.output, good=good)
-    table.print_coverage(report.coverage)
-    table.print_metrics(report.rows)
-    table.print_notes(report.notes)
+    runs.write(report, record, flags.output, good=good)
+    tables.print_coverage(report.coverage)
+    tables.print_metrics(report.rows)
+    tables.print_notes(report.notes)
     print(f"metrics: {storage.join(flags.output, 'metrics')}")
     return Exit.DONE if good else Exit.TOO_MANY_FAILED
 
 
 def _anchored(flags: EvaluateFlags) -> EvaluateFlags:
     flags.check()
-    place = planning.anchored(ListingFlags(input=flags.labels, output=flags.output))
+    place = plan.anchored(ListingFlags(input=flags.labels, output=flags.output))
     return replace(
         flags,
         labels=place.input,
@@ -154,11 +155,11 @@ def _anchored(flags: EvaluateFlags) -> EvaluateFlags:
     )
 
 
-def _predict(flags: EvaluateFlags, labels: evaluating.Labels) -> list[str]:
+def _predict(flags: EvaluateFlags, labels: runs.Labels) -> list[str]:
     """Annotate with every model; the folders of the predictions."""
     clips = flags.input or (_labelled_clips(flags, labels),)
     folders = []
-    for model, name in evaluating.folder_names(flags.model).items():
+    for model, name in runs.folder_names(flags.model).items():
         folders.append(storage.join(flags.output, "predictions", name))
         annotate(
             AnnotateFlags(
@@ -173,7 +174,7 @@ def _predict(flags: EvaluateFlags, labels: evaluating.Labels) -> list[str]:
     return folders
 
 
-def _labelled_clips(flags: EvaluateFlags, labels: evaluating.Labels) -> str:
+def _labelled_clips(flags: EvaluateFlags, labels: runs.Labels) -> str:
     """A manifest of just the clips that have labels: a corpus has much else in its folders."""
     place = storage.join(flags.output, "clips")
     if not is_manifest(place) or _begins(read_manifest(place)) != _begins(labels.table):
@@ -195,8 +196,8 @@ def _begins(table: pa.Table) -> list[tuple[str, int]]:
 
 
 def _measure(
-    flags: EvaluateFlags, labels: evaluating.Labels, found: Sequence[Predictions]
-) -> evaluating.Report:
+    flags: EvaluateFlags, labels: runs.Labels, found: Sequence[Predictions]
+) -> runs.Report:
     options = Options(
         by=tuple(dict.fromkeys(flags.by)),
         draws=flags.bootstrap,
@@ -204,7 +205,7 @@ def _measure(
         speaker_samples=flags.speaker_samples,
         in_domain=flags.in_domain,
     )
-    return evaluating.measure(labels, found, options, pool=flags.pool)
+    return runs.measure(labels, found, options, pool=flags.pool)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,11 +17,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raysers.config import ClipJobFlags, as_plain, parse
-from raysers.distributed import (
-    clipjob,
-    cluster,
-    estimate,
+from raysers.cli import ClipJobFlags, as_plain, parse
+from raysers.engine import cluster, estimate, job, output, summary
+from raysers.engine import plan as planning
+from raysers.errors import ConfigError
+from raysers.evaluation.tables import print_metrics, print_notes
+from raysers.run import Exit, finished, quiet_environment, run_main
+from raysers.words import (
     fusion_data,
     fusion_features,
     fusion_flags,
@@ -30,15 +32,9 @@ from raysers.distributed import (
     fusion_plan,
     fusion_results,
     fusion_task,
-    parts,
-    planning,
-    summary,
 )
-from raysers.distributed.fusion_flags import FusePredictFlags, FuseTrainFlags
-from raysers.distributed.fusion_task import FusionTask
-from raysers.errors import ConfigError
-from raysers.evaluation.table import print_metrics, print_notes
-from raysers.run import Exit, finished, quiet_environment, run_main
+from raysers.words.fusion_flags import FusePredictFlags, FuseTrainFlags
+from raysers.words.fusion_task import FusionTask
 
 TRAIN_JOB = fusion_features.TRAIN_JOB
 PREDICT_JOB = "fuse-predict"
@@ -58,7 +54,7 @@ def train(flags: FuseTrainFlags) -> int:
     if flags.dry_run:
         return _print_estimate(clips, plan.features, plan.task, plan.placement, flags.max_clip_s)
     record = fusion_plan.begin(plan, flags.output, TRAIN_JOB, config)
-    with clipjob.recorded(record, flags.output):
+    with job.recorded(record, flags.output):
         code = fusion_features.make(clips, plan.features, plan.task, plan.placement, flags)
         if code == Exit.DONE:
             features = fusion_features.read(plan.features_at, plan.features, plan.task)
@@ -94,10 +90,10 @@ def predict(flags: FusePredictFlags) -> int:
     if flags.dry_run:
         return _print_estimate(flags, plan, task, placement, flags.max_clip_s)
     config = {name: value for name, value in as_plain(flags).items() if name != "model"}
-    record = clipjob.start(flags, PREDICT_JOB, plan, config, task)
-    ran = clipjob.run_plan(flags, plan, task, placement, record, flags.max_clip_s)
-    code = clipjob.conclude(flags, plan, task.table, record, ran)
-    texts = parts.read_all(flags.output, task.table, len(plan.shards), ["text"])["text"]
+    record = job.start(flags, PREDICT_JOB, plan, config, task)
+    ran = job.run_plan(flags, plan, task, placement, record, flags.max_clip_s)
+    code = job.conclude(flags, plan, task.table, record, ran)
+    texts = output.read_all(flags.output, task.table, len(plan.shards), ["text"])["text"]
     if note := fusion_parts.cut_note(task.words, texts.drop_null().to_pylist()):
         summary.print_warning(note)
     return code

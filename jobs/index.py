@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from raysers.config import CorpusName, ListingFlags, as_plain, parse
-from raysers.data.storage import absolute, suffix_of
-from raysers.distributed import clipjob, cluster, planning, summary
+from raysers.cli import CorpusName, ListingFlags, as_plain, parse
+from raysers.engine import cluster, job, plan, summary
+from raysers.io.storage import absolute, suffix_of
 from raysers.run import (
     Exit,
     finished,
@@ -64,11 +64,11 @@ class IndexFlags(ListingFlags):
 
 def index(flags: IndexFlags) -> int:
     """List, read headers, cut into clips, write; returns the exit code."""
-    flags = planning.anchored(flags)
+    flags = plan.anchored(flags)
     labels = flags.label_settings()
-    settings = planning.listing_settings(flags) | labels
-    with planning.before_writing():
-        earlier = planning.open_output(flags, JOB, "manifest")
+    settings = plan.listing_settings(flags) | labels
+    with plan.before_writing():
+        earlier = plan.open_output(flags, JOB, "manifest")
         if earlier is not None:
             refuse_other_settings(flags.output, earlier, JOB, settings)
             if earlier.status == "done":
@@ -79,7 +79,7 @@ def index(flags: IndexFlags) -> int:
     for note in notes:
         summary.print_warning(note)
     record = new_record(JOB, as_plain(flags), settings, None)
-    clipjob.begin_output(flags, JOB, manifest, {}, record)
+    job.begin_output(flags, JOB, manifest, {}, record)
     outcome = {"clips": manifest.num_rows, "statuses": summary.count_statuses(manifest)}
     finished(record, "done", outcome).save(flags.output)
     summary.print_statuses(outcome["statuses"])
@@ -89,8 +89,8 @@ def index(flags: IndexFlags) -> int:
 
 def _clips(flags: IndexFlags, labels: dict[str, str]) -> tuple[pa.Table, list[str]]:
     if labels:
-        return planning.list_labelled_clips(flags, **labels)
-    return planning.list_clips(flags), []
+        return plan.list_labelled_clips(flags, **labels)
+    return plan.list_clips(flags), []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,22 +24,25 @@ import tyro
 
 from jobs.annotate import AnnotateFlags, annotate
 from jobs.synthesize import SynthesizeFlags, checked, synthesize
-from raysers.config import Uris, as_plain, parse
-from raysers.data import storage
+from raysers import annotate as annotation
+from raysers.cli import Uris, as_plain, parse
 from raysers.data.manifest import is_whole, manifest_parts, read_manifest, write_manifest
-from raysers.distributed import annotation, clipjob, cluster, evaluating, parts, planning, probing
-from raysers.distributed.predictions import read_predictions
-from raysers.distributed.probing import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, Scored
+from raysers.engine import cluster, job, plan
+from raysers.engine import output as parts
 from raysers.errors import ConfigError
-from raysers.evaluation import table
+from raysers.evaluation import runs, tables
 from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.probe import print_probe, reading_notes
-from raysers.evaluation.probe_cloud import require_wordcloud
-from raysers.evaluation.probe_sentences import check_sentiments
-from raysers.evaluation.probe_words import LEAST, MOST
+from raysers.evaluation.predictions import read_predictions
 from raysers.evaluation.rows import to_table
+from raysers.io import storage
 from raysers.models.tts_engine import NEUTRAL
 from raysers.run import Exit, finished, new_record, quiet_environment, run_main
+from raysers.words import probe as probing
+from raysers.words.cloud import require_wordcloud
+from raysers.words.probe import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, Scored
+from raysers.words.probe_summary import print_probe, reading_notes
+from raysers.words.ratings import LEAST, MOST
+from raysers.words.sentences import check_sentiments
 
 JOB = "probe"
 #: Flags that change nothing in the tables.
@@ -133,7 +136,7 @@ def probe(flags: ProbeFlags) -> int:
     """Check everything, speak, score, measure, write, print; returns the exit code."""
     flags = _anchored(flags)
     settings = {k: v for k, v in as_plain(flags).items() if k not in _NOT_DECIDING}
-    with planning.before_writing():
+    with plan.before_writing():
         tasks = [
             annotation.prepare(model, dtype=flags.dtype, max_padded_s=0, embeddings=False)
             for model in flags.model
@@ -141,7 +144,7 @@ def probe(flags: ProbeFlags) -> int:
         if len({task.model for task in tasks}) < len(tasks):
             raise ConfigError("--model has the same model twice")
         settings["model_revisions"] = [task.revision for task in tasks]
-        earlier = evaluating.open_output(flags.output, JOB, settings)
+        earlier = runs.open_output(flags.output, JOB, settings)
         sentences = checked(flags.speech(sentences=True)).read
         if "sentiment" not in sentences.table.column_names:
             raise ConfigError(f"--texts {flags.texts} has no column 'sentiment' to compare by")
@@ -152,12 +155,12 @@ def probe(flags: ProbeFlags) -> int:
         return Exit.DONE
     record = new_record(JOB, as_plain(flags), settings, earlier)
     record.save(flags.output)
-    with clipjob.recorded(record, flags.output):
+    with job.recorded(record, flags.output):
         code, models = _speak_and_score(flags, clips)
         found = _measure(flags, clips, models, record.run_id)
         rows = [row for part in found.values() for row in part.rows]
         parts.write_part(
-            storage.join(flags.output, evaluating.METRICS_PART), to_table(rows, record.run_id)
+            storage.join(flags.output, runs.METRICS_PART), to_table(rows, record.run_id)
         )
         pictures = probing.write(flags.output, found)
         notes += [note for part in found.values() for note in part.notes]
@@ -165,14 +168,14 @@ def probe(flags: ProbeFlags) -> int:
         status = "done" if code == Exit.DONE else "done_with_failures"
         finished(record, status, outcome).save(flags.output)
     print_probe(rows, _words_to_print(found))
-    table.print_notes([*notes, *reading_notes(rows)])
+    tables.print_notes([*notes, *reading_notes(rows)])
     print(f"metrics: {storage.join(flags.output, 'metrics')}")
     print(f"pictures: {', '.join(pictures)}")
     return code
 
 
 def _anchored(flags: ProbeFlags) -> ProbeFlags:
-    flags = replace(flags, output=planning.anchored_output(flags.output))
+    flags = replace(flags, output=plan.anchored_output(flags.output))
     flags.check()
     return replace(
         flags,
@@ -217,7 +220,7 @@ def _speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, l
             "respoken": storage.join(flags.output, CLIPS_RESPOKEN),
         }
     models = []
-    for model, name in evaluating.folder_names(flags.model).items():
+    for model, name in runs.folder_names(flags.model).items():
         folders = {what: storage.join(flags.output, "scores", name, what) for what in speech}
         for what, place in speech.items():
             scoring = AnnotateFlags(

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raysers.config import Uris, as_plain, parse
-from raysers.data import storage
-from raysers.distributed import evaluating, planning
-from raysers.distributed.report_reading import read_evidence
-from raysers.distributed.report_writing import PAGE, write_report
+from raysers.cli import Uris, as_plain, parse
+from raysers.engine import plan
 from raysers.errors import ConfigError
+from raysers.evaluation import runs as evaluating
+from raysers.io import storage
+from raysers.report.reading import read_evidence
+from raysers.report.report import PAGE, write_report
 from raysers.run import Exit, finished, new_record, quiet_environment, run_main
 
 JOB = "report"
@@ -45,11 +46,11 @@ def report(flags: ReportFlags) -> int:
     """Read the runs, write page and figures, say what is missing; returns the exit code."""
     flags.check()
     runs = tuple(map(storage.absolute, flags.runs))
-    output = planning.anchored_output(flags.output)
+    output = plan.anchored_output(flags.output)
     if output in runs:
         raise ConfigError(f"--output {flags.output} is one of --runs: choose another folder")
     settings = {"runs": list(runs)}
-    with planning.before_writing():
+    with plan.before_writing():
         earlier = evaluating.open_output(output, JOB, settings)
         found = read_evidence(runs)
         storage.check_writable(output)

@@ -18,14 +18,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from raysers.audio.perturb_hard import BACKGROUND, ROOMS
-from raysers.audio.perturb_suites import NOISE_KINDS, ROOM_KINDS, Suite, chosen
-from raysers.config import ClipJobFlags, as_plain, parse
-from raysers.distributed import annotation, clipjob, cluster, estimate, planning, summary
-from raysers.distributed.robustness import Options, make_task
-from raysers.distributed.robustness_report import report, save_audio
+from raysers import annotate
+from raysers.cli import ClipJobFlags, as_plain, parse
+from raysers.engine import cluster, estimate, job, summary
+from raysers.engine import plan as planning
 from raysers.errors import ConfigError
-from raysers.evaluation.robustness_changes import Comparison
+from raysers.robustness.changes import Comparison
+from raysers.robustness.environments import BACKGROUND, ROOMS
+from raysers.robustness.suites import NOISE_KINDS, ROOM_KINDS, Suite, chosen
+from raysers.robustness.summary import report, save_audio
+from raysers.robustness.task import Options, make_task
 from raysers.run import Exit, quiet_environment, run_main
 
 JOB = "robustness"
@@ -129,12 +131,12 @@ def robustness(flags: RobustnessFlags) -> int:
     flags = planning.anchored(flags)
     with planning.before_writing():
         earlier = planning.open_output(flags, JOB, JOB)
-        scoring = annotation.prepare(
+        scoring = annotate.prepare(
             flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s, embeddings=False
         )
         cluster.connect()
         placement = cluster.place(flags.workers)
-        task = make_task(annotation.placed(scoring, placement, earlier), flags.options, earlier)
+        task = make_task(annotate.placed(scoring, placement, earlier), flags.options, earlier)
         own = {**task.settings, "max_clip_s": flags.max_clip_s}
         plan = planning.make_plan(flags, task.table, planning.row_settings(flags, own), earlier)
     versions = task.versions
@@ -148,10 +150,10 @@ def robustness(flags: RobustnessFlags) -> int:
         lines = estimate.rows(plan, guess, placement, flags.usd_per_hour)
         summary.print_pairs("estimate (nothing was written)", lines)
         return Exit.DONE
-    record = clipjob.start(flags, JOB, plan, as_plain(flags), task)
-    ran = clipjob.run_plan(flags, plan, task, placement, record, flags.max_clip_s, versions)
-    code = clipjob.conclude(flags, plan, task.table, record, ran, versions)
-    with clipjob.recorded(record, flags.output):
+    record = job.start(flags, JOB, plan, as_plain(flags), task)
+    ran = job.run_plan(flags, plan, task, placement, record, flags.max_clip_s, versions)
+    code = job.conclude(flags, plan, task.table, record, ran, versions)
+    with job.recorded(record, flags.output):
         report(flags.output, plan, task, record.run_id, flags.comparison)
         save_audio(flags.output, plan, versions, flags.save_audio, flags.max_clip_s)
     return code

@@ -23,26 +23,23 @@ import pyarrow.compute as pc
 from jobs import fuse
 from jobs.evaluate import EvaluateFlags, evaluate
 from jobs.probe import ProbeFlags, probe
-from raysers.config import as_plain, parse
-from raysers.data import storage
+from raysers.cli import as_plain, parse
 from raysers.data.manifest import read_manifest
-from raysers.distributed import cluster, planning, study_cost, study_runs, study_tables
-from raysers.distributed.clipjob import recorded
-from raysers.distributed.fusion_flags import FuseTrainFlags
-from raysers.distributed.study_cells import Run
-from raysers.distributed.study_corpora import judged_uri, training_uri
-from raysers.distributed.study_pieces import SCORED, Place, looked_at
-from raysers.distributed.study_plan import (
-    StudyingFlags,
-    StudyPlan,
-    load_corpora,
-    make_plan,
-    place_of,
-)
+from raysers.engine import cluster
+from raysers.engine import plan as planning
+from raysers.engine.job import recorded
 from raysers.errors import RaysersError
-from raysers.evaluation.study_table import print_cells
-from raysers.evaluation.table import print_notes
+from raysers.evaluation.tables import print_notes
+from raysers.io import storage
 from raysers.run import Exit, finished, quiet_environment, run_main
+from raysers.studies import cost, runs
+from raysers.studies import tables as study_tables
+from raysers.studies.corpora import judged_uri, training_uri
+from raysers.studies.experiments import Run
+from raysers.studies.plan import StudyingFlags, StudyPlan, load_corpora, make_plan, place_of
+from raysers.studies.table import print_cells
+from raysers.studies.units import SCORED, Place, looked_at
+from raysers.words.fusion_flags import FuseTrainFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +58,12 @@ def study(flags: StudyFlags) -> int:
     cluster.connect()
     with planning.before_writing():
         corpora = load_corpora(plan)
-    record = study_runs.begin(plan, corpora, as_plain(flags))
+    record = runs.begin(plan, corpora, as_plain(flags))
     output = plan.flags.output
     with recorded(record, output):
-        study_runs.run_all(plan, corpora, record.run_id, _look)
+        runs.run_all(plan, corpora, record.run_id, _look)
         tables = study_tables.write_tables(plan.grid, place_of(plan, corpora.in_domain))
-    outcome = study_runs.outcome_of(plan, corpora)
+    outcome = runs.outcome_of(plan, corpora)
     failed = outcome["cells"] - outcome["done"]
     good = failed <= flags.max_failed_cells * outcome["cells"]
     finished(record, "done" if good else "done_with_failures", outcome).save(output)
@@ -78,8 +75,8 @@ def study(flags: StudyFlags) -> int:
 
 def _print_cost(plan: StudyPlan) -> int:
     cluster.connect()
-    heard = study_cost.heard(plan)
-    study_cost.print_cost(plan, heard)
+    heard = cost.heard(plan)
+    cost.print_cost(plan, heard)
     return Exit.DONE
 
 

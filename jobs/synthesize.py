@@ -22,12 +22,11 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 import tyro
 
-from raysers.config import as_plain, parse
-from raysers.data import storage, texts
-from raysers.data.templates import template_texts
-from raysers.distributed import clipjob, cluster, planning, summary, synthesis, synthesis_output
-from raysers.distributed.speaking import TABLE, Speaking
+from raysers.cli import as_plain, parse
+from raysers.engine import cluster, job, summary
+from raysers.engine import plan as planning
 from raysers.errors import ConfigError
+from raysers.io import storage
 from raysers.models.tts_command import speech_program
 from raysers.models.tts_engine import DEFAULT_PITCH, DEFAULT_RATE_WPM, NEUTRAL, Engine
 from raysers.run import (
@@ -40,6 +39,10 @@ from raysers.run import (
     run_main,
 )
 from raysers.types import Status
+from raysers.words import synthesis_output, texts
+from raysers.words import synthesize as synthesis
+from raysers.words.speaking import TABLE, Speaking
+from raysers.words.templates import template_texts
 
 JOB = "synthesize"
 
@@ -180,7 +183,7 @@ def synthesize(flags: SynthesizeFlags) -> int:
         redo=redo,
         resumed=earlier is not None,
     )
-    with clipjob.recorded(record, flags.output):
+    with job.recorded(record, flags.output):
         synthesis.run_shards(left, speaking, crew)
         return synthesis_output.conclude(
             flags.output,

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raysers.config import as_plain, parse
-from raysers.distributed import training_report
-from raysers.distributed.training_data import TooManyFailed
-from raysers.distributed.training_flags import TrainingFlags
-from raysers.distributed.training_run import run_training
+from raysers.cli import as_plain, parse
 from raysers.run import Exit, quiet_environment, run_main
+from raysers.training import epochs
+from raysers.training.config import TrainingFlags
+from raysers.training.dataset import TooManyFailed
+from raysers.training.session import run_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ def train(flags: TrainFlags) -> int:
         run_training(flags, as_plain(flags))
         return Exit.DONE
     except TooManyFailed as error:
-        training_report.print_refusal(error)
+        epochs.print_refusal(error)
         return Exit.TOO_MANY_FAILED
 
 

@@ -17,23 +17,18 @@ from typing import Annotated
 
 import tyro
 
-from raysers.config import ClipJobFlags, as_plain, parse
-from raysers.data import storage
-from raysers.distributed import (
-    clipjob,
-    cluster,
-    estimate,
-    planning,
-    summary,
-    transcription,
-    transcription_scores,
-)
+from raysers.cli import ClipJobFlags, as_plain, parse
+from raysers.engine import cluster, estimate, job, summary
+from raysers.engine import plan as planning
 from raysers.errors import ConfigError
 from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.table import print_notes
-from raysers.evaluation.word_table import print_word_errors
+from raysers.evaluation.tables import print_notes
+from raysers.io import storage
 from raysers.models.asr import DEFAULT_ASR
 from raysers.run import Exit, quiet_environment, run_main
+from raysers.words import transcribe as transcription
+from raysers.words import transcript_scores
+from raysers.words.word_table import print_word_errors
 
 JOB = "transcribe"
 
@@ -75,10 +70,10 @@ def transcribe(flags: TranscribeFlags) -> int:
         summary.print_pairs("estimate (nothing was written)", lines)
         return Exit.DONE
     config = {name: value for name, value in as_plain(flags).items() if name != "model"}
-    record = clipjob.start(flags, JOB, plan, config, task)
-    ran = clipjob.run_plan(flags, plan, task, placement, record, flags.max_clip_s)
-    code = clipjob.conclude(flags, plan, task.table, record, ran)
-    errors = transcription_scores.score(plan, flags.output, task.table, task.asr, Bootstrap())
+    record = job.start(flags, JOB, plan, config, task)
+    ran = job.run_plan(flags, plan, task, placement, record, flags.max_clip_s)
+    code = job.conclude(flags, plan, task.table, record, ran)
+    errors = transcript_scores.score(plan, flags.output, task.table, task.asr, Bootstrap())
     if errors is not None:
         print_word_errors(errors.rows)
         print_notes(errors.notes)

@@ -16,22 +16,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raysers.config import as_plain, parse
-from raysers.distributed import (
-    cluster,
-    training_plan,
-    training_report,
-    tuning,
-    tuning_plan,
-    tuning_result,
-)
-from raysers.distributed.clipjob import recorded
-from raysers.distributed.planning import before_writing, check_writable
-from raysers.distributed.training_data import TooManyFailed
-from raysers.distributed.tuning_estimate import print_estimate, print_plan
-from raysers.distributed.tuning_flags import TuningFlags
-from raysers.distributed.tuning_share import find_seats
+from raysers.cli import as_plain, parse
+from raysers.engine import cluster
+from raysers.engine.job import recorded
+from raysers.engine.plan import before_writing, check_writable
 from raysers.run import Exit, finished, quiet_environment, run_main
+from raysers.training import epochs
+from raysers.training import plan as training_plan
+from raysers.training.dataset import TooManyFailed
+from raysers.tuning import plan, results, tuner
+from raysers.tuning.estimate import print_estimate, print_plan
+from raysers.tuning.flags import TuningFlags
+from raysers.tuning.resources import find_seats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,28 +39,28 @@ def tune(flags: TuneFlags) -> int:
     """Check, plan, run the trials that are left, conclude; returns the exit code."""
     with before_writing():
         anchored = training_plan.anchored(flags)
-        earlier = tuning_plan.open_output(anchored)
+        earlier = plan.open_output(anchored)
         if not flags.dry_run:
             check_writable(anchored.output)
-        planned = tuning_plan.draft(anchored)
+        planned = plan.draft(anchored)
         cluster.connect()
-        sweep, clips = tuning_plan.make_sweep(planned, earlier)
+        sweep, clips = plan.make_sweep(planned, earlier)
         seats = find_seats(sweep.trials, flags.workers_per_trial, flags.max_concurrent)
     print_plan(sweep, seats)
     if flags.dry_run:
         print_estimate(sweep, seats, clips)
         return Exit.DONE
-    if tuning.is_finished(sweep):
-        trials = tuning.ended_trials(sweep)
-        tuning_result.print_outcome(sweep, trials, sweep.earlier_outcome)
-        return tuning_result.exit_code(trials, flags.max_failed_trials)
-    record = tuning_plan.begin(sweep, clips, as_plain(flags))
+    if tuner.is_finished(sweep):
+        trials = tuner.ended_trials(sweep)
+        results.print_outcome(sweep, trials, sweep.earlier_outcome)
+        return results.exit_code(trials, flags.max_failed_trials)
+    record = plan.begin(sweep, clips, as_plain(flags))
     with recorded(record, sweep.output):
-        trials = tuning.run_trials(sweep, seats)
-        outcome = tuning_result.conclude(sweep, trials)
-    code = tuning_result.exit_code(trials, flags.max_failed_trials)
-    finished(record, tuning_result.STATUSES[code], outcome).save(sweep.output)
-    tuning_result.print_outcome(sweep, trials, outcome)
+        trials = tuner.run_trials(sweep, seats)
+        outcome = results.conclude(sweep, trials)
+    code = results.exit_code(trials, flags.max_failed_trials)
+    finished(record, results.STATUSES[code], outcome).save(sweep.output)
+    results.print_outcome(sweep, trials, outcome)
     return code
 
 
@@ -73,7 +69,7 @@ def tune_or_refuse(flags: TuneFlags) -> int:
     try:
         return tune(flags)
     except TooManyFailed as error:
-        training_report.print_refusal(error)
+        epochs.print_refusal(error)
         return Exit.TOO_MANY_FAILED
 
 

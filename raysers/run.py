@@ -19,8 +19,8 @@ from importlib import metadata
 from typing import Any
 
 import raysers
-from raysers.data import storage
 from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedError
+from raysers.io import storage
 
 _VERSIONED = ("ray", "torch", "transformers", "soundfile", "soxr", "pyarrow", "numpy")
 

@@ -32,7 +32,7 @@ def ray_session(workers_environment: dict[str, str]) -> Iterator[None]:
     """A local cluster of 4 logical CPUs, whatever the machine has."""
     import ray
 
-    from raysers.distributed.cluster import configure_ray_data
+    from raysers.engine.cluster import configure_ray_data
 
     with pytest.MonkeyPatch.context() as here:
         for name, value in workers_environment.items():

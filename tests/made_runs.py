@@ -12,11 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysers.evaluation.probe_pairs import RESPOKEN, Pairs
-from raysers.evaluation.probe_respoken import respoken_rows
-from raysers.evaluation.probe_sentences import SENTENCES
-from raysers.evaluation.probe_sentiment import sentiment_rows
-from raysers.evaluation.probe_words import WORDS
 from raysers.evaluation.rows import Row, to_table
 from raysers.schemas import (
     ANNOTATIONS,
@@ -30,6 +25,11 @@ from raysers.schemas import (
     with_embeddings,
 )
 from raysers.types import DIMENSIONS, NS_PER_S
+from raysers.words.ratings import WORDS
+from raysers.words.respoken import respoken_rows
+from raysers.words.sentence_pairs import RESPOKEN, Pairs
+from raysers.words.sentences import SENTENCES
+from raysers.words.sentiment import sentiment_rows
 
 #: What must come out as text: markup, an entity, quotes, another direction, emoji, half a page.
 EVIL = (

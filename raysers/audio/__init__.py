@@ -1,1 +1,1 @@
-"""Decoding, levels and windows: numpy, soundfile, soxr, scipy; never torch or ray."""
+"""Decoding to 16 kHz mono, levels, containers; never torch or ray."""

@@ -1,1 +1,1 @@
-"""Storage, listings, manifests and shards: pyarrow and boto3; never torch or ray."""
+"""Tables, tars, corpora, manifests and shards; never torch or ray."""

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data import storage
 from raysers.data.corpora import (
     CORPORA,
     EMOTION_MAPS,
@@ -28,8 +27,9 @@ from raysers.data.corpora.speakers import Speakers
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.data.sources import ListingNotes, list_inputs
 from raysers.data.tables import TABLE_SUFFIXES
-from raysers.data.uris import suffix_of
 from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.uris import suffix_of
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import DIMENSIONS, clip_id
 

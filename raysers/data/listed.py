@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysers.data.tar import TarMember
-from raysers.data.uris import ObjectInfo
+from raysers.io.uris import ObjectInfo
 from raysers.schemas import MANIFEST, OBJECTS
 from raysers.types import Status
 

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysers.data import storage
-from raysers.data.probe import Segmenting, probe_batch
+from raysers.data.inspect import Segmenting, probe_batch
 from raysers.data.tables import PARQUET_SUFFIXES, READ_FAILURES, TABLE_SUFFIXES, table_columns
-from raysers.data.uris import suffix_of
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
+from raysers.io import storage
+from raysers.io.uris import suffix_of
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import Clip, Status
 

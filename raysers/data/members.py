@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data import storage
 from raysers.data.tar import TarMember, index_tar
-from raysers.data.uris import is_member, tar_uri_of
 from raysers.errors import ObjectMissing
+from raysers.io import storage
+from raysers.io.uris import is_member, tar_uri_of
 from raysers.schemas import MANIFEST
 from raysers.types import Status
 

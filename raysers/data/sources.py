@@ -16,14 +16,14 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from raysers.data import storage
 from raysers.data.listed import LISTING, member_rows, object_rows, refused_row
 from raysers.data.manifest import manifest_parts
 from raysers.data.members import resolve_members
 from raysers.data.tables import TABLE_SUFFIXES, read_clip_table
 from raysers.data.tar import check_tar_name, index_tar, is_compressed_tar
-from raysers.data.uris import ObjectInfo, suffix_of
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
+from raysers.io import storage
+from raysers.io.uris import ObjectInfo, suffix_of
 from raysers.types import Status
 
 __all__ = ["AUDIO_SUFFIXES", "LISTING", "ListingNotes", "list_inputs"]

@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from raysers.data import storage
 from raysers.data.times import TimeColumnError, to_durations
-from raysers.data.uris import parent, resolve, suffix_of
 from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.uris import parent, resolve, suffix_of
 from raysers.schemas import LABEL_FIELDS, MANIFEST, OBJECTS
 from raysers.types import NS_PER_S
 

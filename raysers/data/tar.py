@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import IO, cast
 
-from raysers.data import storage
-from raysers.data.ranged import RangedFile
-from raysers.data.uris import ObjectInfo, is_hidden, is_member, suffix_of, tar_uri_of
 from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.ranged import RangedFile
+from raysers.io.uris import ObjectInfo, is_hidden, is_member, suffix_of, tar_uri_of
 from raysers.types import Status
 
 __all__ = ["TarMember", "check_tar_name", "index_tar", "is_compressed_tar", "tar_uri_of"]

@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from raysers.evaluation.clips import Scores
 from raysers.evaluation.metrics import Floats
+from raysers.evaluation.scores import Scores
 
 NAME = "random-gaussian"
 MEAN, SD = 1 / 2, 1 / 6

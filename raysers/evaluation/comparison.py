@@ -11,12 +11,12 @@ from itertools import combinations
 
 import numpy as np
 
-from raysers.evaluation.clips import Cell, Scores, base_cells
 from raysers.evaluation.draws import Bootstrap, drawn_sums, pairs
 from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import METRICS, Floats, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
+from raysers.evaluation.scores import Cell, Scores, base_cells
 
 
 def comparison_rows(scores: Scores, bootstrap: Bootstrap) -> list[Row]:

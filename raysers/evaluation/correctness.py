@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from raysers.evaluation.clips import ALL, Cell, Scores, base_cells, group_cells
 from raysers.evaluation.draws import Bootstrap, drawn_sums, pairs
 from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import METRICS, Floats, ccc, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
+from raysers.evaluation.scores import ALL, Cell, Scores, base_cells, group_cells
 
 #: Splits a dataset is known by in comparisons of datasets, the first that is there.
 _MAIN_SPLITS = ("test1", "test", ALL)

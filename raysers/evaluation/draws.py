@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysers.evaluation.clips import Cell, Scores
 from raysers.evaluation.intervals import generator, resample, resampling_units
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.moments import unit_sums
+from raysers.evaluation.scores import Cell, Scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

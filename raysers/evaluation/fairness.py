@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysers.evaluation.clips import Cell, Scores, base_cells, group_cells
 from raysers.evaluation.correctness import main_cell
 from raysers.evaluation.draws import Bootstrap, drawn_sums, pairs
 from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import Floats, Metric, ccc, mean_error, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
+from raysers.evaluation.scores import Cell, Scores, base_cells, group_cells
 
 GROUP_VALUE = "female - male"
 #: Dataset and dimension of the mean over datasets and dimensions.

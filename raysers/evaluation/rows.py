@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raysers.evaluation.clips import Cell
 from raysers.evaluation.metrics import Floats
+from raysers.evaluation.scores import Cell
 from raysers.schemas import METRICS
 from raysers.types import DIMENSIONS
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raysers.audio.pauses import is_silent
 from raysers.errors import CheckpointError, ClipError
 from raysers.models import checkpoint, weights
-from raysers.models.asr_pieces import is_silent
 from raysers.models.emotion import FAMILIES, EmotionModel
-from raysers.models.inference import Floats, Row, Scorer, auto_padded_s, score_rows
 from raysers.models.loading import LoadedModel
+from raysers.models.scorer import Floats, Row, Scorer, auto_padded_s, score_rows
 
 #: Classes that decode as `Wav2Vec2CTCTokenizer`; others need code or data of their own.
 _TOKENIZERS = ("Wav2Vec2CTCTokenizer", "Wav2Vec2Tokenizer", None)

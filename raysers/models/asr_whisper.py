@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from raysers.audio.pauses import is_silent, quiet_pieces
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint, weights
 from raysers.models.asr_ctc import BUILD_ERRORS
-from raysers.models.asr_pieces import is_silent, quiet_pieces
-from raysers.models.inference import Scorer, score_rows
 from raysers.models.loading import LoadedModel
 from raysers.models.network import EmotionNetwork
+from raysers.models.scorer import Scorer, score_rows
 from raysers.types import SAMPLE_RATE_HZ
 
 WHISPER = "whisper"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raysers.errors import CheckpointError, ConfigError
-from raysers.models.front import (
+from raysers.models.frontend import (
     conv_over_frames,
     frames_in_blocks,
     frames_to_train,
@@ -156,7 +156,7 @@ class EmotionModel(EmotionNetwork):
             float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and float32
             embeddings [clips, embedding_size]. Pooling and head run in the head's precision
             (float32) whatever the backbone's. With a float32 backbone both equal a plain
-            single-file forward pass to about 1e-6; see `raysers.models.inference` for bfloat16.
+            single-file forward pass to about 1e-6; see `raysers.models.scorer` for bfloat16.
         """
         frames = self.geometry.frames(lengths)
         # a backbone that is frozen as a whole needs no graph

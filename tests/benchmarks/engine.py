@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysers.config import ClipJobFlags
+from raysers.cli import ClipJobFlags
 from raysers.data.shards import plan_shards
-from raysers.distributed.stages import ClipTask, ClipWorker, StageSettings
+from raysers.engine.worker import ClipTask, ClipWorker, StageSettings
 from raysers.errors import ClipError
 from raysers.schemas import ANNOTATIONS
 from tests.benchmarks.measure import Line
@@ -87,7 +87,7 @@ def latest(folder: str | Path, pattern: str) -> float:
 
 def start_ray() -> float:
     """Start Ray as the jobs do; returns the seconds it took."""
-    from raysers.distributed import cluster
+    from raysers.engine import cluster
     from raysers.run import quiet_environment
 
     quiet_environment()
@@ -110,7 +110,7 @@ def stage_settings(output: str, threads: int) -> StageSettings:
 
 def run_task(manifest: pa.Table, task: ClipTask, *, workers: int = 0) -> Line:
     """Every clip of the manifest through the engine. To be called in a fresh process."""
-    from raysers.distributed import cluster
+    from raysers.engine import cluster
 
     ray_s = start_ray()
     with tempfile.TemporaryDirectory() as folder:
@@ -119,22 +119,23 @@ def run_task(manifest: pa.Table, task: ClipTask, *, workers: int = 0) -> Line:
 
 def run_model(manifest: pa.Table, model: str, *, workers: int = 0, max_padded_s: float = 0) -> Line:
     """Every clip through the annotation job's own task. To be called in a fresh process."""
-    from raysers.distributed import annotation, cluster
+    from raysers import annotate
+    from raysers.engine import cluster
 
     began = time.perf_counter()
-    task = annotation.prepare(model, dtype="auto", max_padded_s=max_padded_s, embeddings=False)
+    task = annotate.prepare(model, dtype="auto", max_padded_s=max_padded_s, embeddings=False)
     prepare_s = time.perf_counter() - began
     ray_s = start_ray()
     placement = cluster.place(workers)
-    task = annotation.placed(task, placement, None)
+    task = annotate.placed(task, placement, None)
     with tempfile.TemporaryDirectory() as folder:
         times = _run(manifest, task, placement, Path(folder))
     return {"prepare_s": prepare_s, "ray_s": ray_s, **times}
 
 
 def _run(manifest: pa.Table, task: ClipTask, placement: Any, folder: Path) -> Line:
-    from raysers.distributed import clipjob
-    from raysers.distributed.planning import Plan
+    from raysers.engine import job
+    from raysers.engine.plan import Plan
     from raysers.run import new_record
 
     (folder / "stamps").mkdir()
@@ -146,7 +147,7 @@ def _run(manifest: pa.Table, task: ClipTask, placement: Any, folder: Path) -> Li
     stamped = StampedTask(task=task, stamps=str(folder / "stamps"))
     record = replace(new_record("bench", {}, {}, None), run_id="bench")
     record.save(flags.output)
-    ran = clipjob.run_plan(flags, plan, stamped, placement, record, 600.0)
+    ran = job.run_plan(flags, plan, stamped, placement, record, 600.0)
     if ran.decoded != manifest.num_rows:
         raise RuntimeError(f"{ran.decoded} of {manifest.num_rows} clips were decoded")
     steady_s = latest(folder / "out", "annotations/*.parquet") - latest(folder / "stamps", "*")

@@ -1,6 +1,6 @@
 """Which CPU layout is fastest: one worker with all threads or many with one, and which budget.
 
-The defaults `raysers.distributed.cluster._widest` and `raysers.models.inference.auto_padded_s` are
+The defaults `raysers.engine.cluster._widest` and `raysers.models.scorer.auto_padded_s` are
 to be chosen from this table. Workers run the engine's stage, but without Ray: they stay alive over
 all budgets, so that only the scoring is compared.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysers.distributed.stages import ShardStage
+from raysers.engine.worker import ShardStage
 from raysers.errors import ClipError
 from raysers.schemas import ANNOTATIONS
 from raysers.types import DIMENSIONS
@@ -39,8 +39,8 @@ class ScoringWorker:
     max_padded_s = 0.0
 
     def __init__(self, model: str, threads: int) -> None:
-        from raysers.models.inference import Scorer
         from raysers.models.loading import load_emotion_model
+        from raysers.models.scorer import Scorer
 
         self.provenance = {"model": model, "model_revision": "1"}
         loaded = load_emotion_model(model)
@@ -50,7 +50,7 @@ class ScoringWorker:
         return self
 
     def score(self, signals: Sequence[np.ndarray]) -> list[dict[str, Any] | ClipError]:
-        from raysers.models.inference import score_rows
+        from raysers.models.scorer import score_rows
 
         return [
             row if isinstance(row, ClipError) else dict(zip(DIMENSIONS, row.scores, strict=True))

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from raysers.data.shards import padding_waste, plan_shards
-from raysers.distributed.pipeline import shard_blocks
-from raysers.distributed.stages import ShardStage
+from raysers.engine.pipeline import shard_blocks
+from raysers.engine.worker import ShardStage
 from tests.benchmarks import corpus
 from tests.benchmarks.engine import NullTask, stage_settings
 from tests.benchmarks.measure import Line, Scale, judged

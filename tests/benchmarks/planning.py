@@ -55,8 +55,8 @@ def _plan(folder: str) -> Line:
 
     from raysers.data.manifest import fingerprint, read_manifest, sort_manifest, write_manifest
     from raysers.data.shards import plan_shards
-    from raysers.distributed import parts
-    from raysers.distributed.pipeline import shard_blocks
+    from raysers.engine import output
+    from raysers.engine.pipeline import shard_blocks
     from tests.benchmarks.engine import start_ray
 
     ray_s = start_ray()
@@ -81,7 +81,7 @@ def _plan(folder: str) -> Line:
     own_bytes, shared_bytes = rss_bytes("RssAnon"), rss_bytes("RssShmem")
     del dataset, blocks  # the run is over when its rows are checked
     with steps("check"):
-        parts.check_complete(table["clip_id"], table["clip_id"], folder)
+        output.check_complete(table["clip_id"], table["clip_id"], folder)
     return {
         "shards": len(shards),
         "own_bytes": own_bytes,

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysers.audio.perturb_suites import chosen
 from raysers.data.shards import plan_shards
-from raysers.distributed.pipeline import shard_blocks
-from raysers.distributed.robustness import Perturbed
-from raysers.distributed.stages import ShardStage
+from raysers.engine.pipeline import shard_blocks
+from raysers.engine.worker import ShardStage
+from raysers.robustness.suites import chosen
+from raysers.robustness.task import Perturbed
 from raysers.schemas import ANNOTATIONS, ROBUSTNESS
 from tests.benchmarks import corpus
 from tests.benchmarks.engine import stage_settings
@@ -42,7 +42,7 @@ def robustness(scale: Scale) -> Iterator[Line]:
 
 
 def _measured(model: str, clips: int, repeats: int) -> Line:
-    from raysers.config import DEFAULT_MODEL
+    from raysers.cli import DEFAULT_MODEL
 
     name = DEFAULT_MODEL if model == "default" else model
     manifest = corpus.manifest_of([str(path) for path in corpus.emodb(clips)])

@@ -80,7 +80,7 @@ def job(model: str, files: Sequence[str], cpus: int, workers: int) -> Line:
     import ray
 
     from jobs import train
-    from raysers.distributed import cluster
+    from raysers.engine import cluster
     from raysers.run import quiet_environment
 
     quiet_environment()
@@ -124,8 +124,8 @@ def _write_table(path: Path, files: Sequence[str]) -> None:
 
 def bare_loop(model: str, files: Sequence[str], threads: int) -> Line:
     """The loop people write. To be called in a fresh process."""
+    from raysers.models.initialize import start_model
     from raysers.models.losses import ccc_loss
-    from raysers.models.starting import start_model
 
     torch.set_num_threads(threads)
     torch.manual_seed(_SEED)
@@ -148,8 +148,8 @@ def bare_loop(model: str, files: Sequence[str], threads: int) -> Line:
 
 def step_alone(model: str, files: Sequence[str], threads: int) -> Line:
     """Our step without Ray and files, on decoded clips. To be called in a fresh process."""
-    from raysers.data.batches import micro_batches
-    from raysers.models.training_batch import Batch, MicroBatch
+    from raysers.training.batch import Batch, MicroBatch
+    from raysers.training.batches import micro_batches
 
     torch.set_num_threads(threads)
     signals, labels = _decoded(files), labels_of(len(files))
@@ -167,10 +167,10 @@ def step_alone(model: str, files: Sequence[str], threads: int) -> Line:
 
 
 def _trainee(model: str, steps: int) -> Any:
-    from raysers.models.group import Alone
-    from raysers.models.starting import start_model
-    from raysers.models.train_settings import TrainSettings
-    from raysers.models.trainee import Trainee
+    from raysers.models.initialize import start_model
+    from raysers.training.group import Alone
+    from raysers.training.learner import Trainee
+    from raysers.training.settings import TrainSettings
 
     start = start_model(model, seed=_SEED)
     return Trainee(start, 0, TrainSettings(seed=_SEED), steps, "cpu", Alone())
@@ -184,7 +184,7 @@ def _decoded(files: Sequence[str]) -> list[np.ndarray]:
 
 def _timed(step: Callable[[np.ndarray], None], clips: int) -> Line:
     """The job's batches through `step`; the first epoch is apart."""
-    from raysers.data.batches import epoch_order, global_batches
+    from raysers.training.batches import epoch_order, global_batches
 
     epochs_s, steps = [], 0
     for epoch in range(_EPOCHS):
@@ -204,9 +204,9 @@ def _timed(step: Callable[[np.ndarray], None], clips: int) -> Line:
 
 def checkpoint(model: str) -> Line:
     """What writing and reading back a state costs. To be called in a fresh process."""
-    from raysers.distributed import training_state
-    from raysers.models import train_state
-    from raysers.models.training_batch import Batch, MicroBatch
+    from raysers.training import checkpoint as training_state
+    from raysers.training import state as train_state
+    from raysers.training.batch import Batch, MicroBatch
 
     trainee = _trainee(model, 2)
     noise = np.random.default_rng(_SEED).normal(size=(2, 8_000)).astype(np.float32)

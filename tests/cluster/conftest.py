@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from raysers.config import ClipJobFlags
-from raysers.distributed import clipjob, cluster, planning
+from raysers.cli import ClipJobFlags
+from raysers.engine import cluster
+from raysers.engine import job as clipjob
+from raysers.engine import plan as planning
 from tests.cluster.tasks import LevelTask
 
 JOB = "level"

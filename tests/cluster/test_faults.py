@@ -16,9 +16,9 @@ import pytest
 import soundfile as sf
 
 from raysers.audio.decode import AudioReader
-from raysers.distributed import ledger
-from raysers.distributed.feed import decode_run
-from raysers.distributed.stages import ShardStage, StageSettings
+from raysers.engine import ledger
+from raysers.engine.feed import decode_run
+from raysers.engine.worker import ShardStage, StageSettings
 from raysers.errors import WriteError
 from raysers.types import Clip, Status
 from tests.cluster.tasks import POISON, LevelTask

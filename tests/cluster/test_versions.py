@@ -15,9 +15,11 @@ import pyarrow as pa
 import pytest
 import soundfile as sf
 
-from raysers.distributed import clipjob, cluster, estimate, ledger, planning
-from raysers.distributed.feed import Decoded
-from raysers.distributed.stages import ShardStage, StageSettings
+from raysers.engine import cluster, estimate, ledger
+from raysers.engine import job as clipjob
+from raysers.engine import plan as planning
+from raysers.engine.feed import Decoded
+from raysers.engine.worker import ShardStage, StageSettings
 from raysers.errors import ClipError, RaysersError
 from raysers.run import load_record
 from raysers.schemas import ROBUSTNESS

@@ -13,7 +13,7 @@ import pytest
 import soundfile as sf
 
 from jobs.fuse import main
-from raysers.distributed.predictions import read_predictions
+from raysers.evaluation.predictions import read_predictions
 from tests.jobs.conftest import comparable, record_of, rows_of
 from tests.unit.models.text_folders import write_encoder
 

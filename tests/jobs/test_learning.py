@@ -19,14 +19,14 @@ import pytest
 import soundfile as sf
 import torch
 
-from raysers.data.batches import epoch_order, global_batches
 from raysers.data.labelled import read_labelled
 from raysers.data.splits import fold_splits, shuffle_labels
-from raysers.models.group import Alone
-from raysers.models.starting import start_model
-from raysers.models.train_settings import TrainSettings
-from raysers.models.trainee import Trainee
-from raysers.models.training_batch import Batch, MicroBatch
+from raysers.models.initialize import start_model
+from raysers.training.batch import Batch, MicroBatch
+from raysers.training.batches import epoch_order, global_batches
+from raysers.training.group import Alone
+from raysers.training.learner import Trainee
+from raysers.training.settings import TrainSettings
 from raysers.types import DIMENSIONS
 from tests.jobs.voices import MEL_FRONT, write_toy_config
 from tests.places import SHARED_DATA, needs_shared

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.report import main
-from raysers.evaluation.report_figures import FIGURES as FIGURE_ROWS
+from raysers.report.figures import FIGURES as FIGURE_ROWS
 from tests.browser import Browser, needs_browser
 from tests.jobs.conftest import record_of
 from tests.made_runs import EVIL, annotated, everything, fused

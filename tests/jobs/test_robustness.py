@@ -17,9 +17,9 @@ import soundfile as sf
 from safetensors.torch import load_file, save_file
 
 from jobs.robustness import main
-from raysers.audio import perturb
-from raysers.audio.perturb_suites import SUITES
-from raysers.audio.perturbation import generator
+from raysers.robustness import perturbations
+from raysers.robustness.perturbation import generator
+from raysers.robustness.suites import SUITES
 from tests.jobs.conftest import record_of, rows_of
 from tests.places import needs_shared
 from tests.published import score_files, write_checkpoint
@@ -86,7 +86,7 @@ def test_every_clip_is_a_row_as_it_is_and_per_perturbation_from_one_decode(calm,
 
 def test_every_row_is_what_plain_functions_and_a_plain_model_give(calm, checkpoint, tmp_path):
     """The parameters of a row are all one needs to make its audio again."""
-    functions = {name: getattr(perturb, name) for name in SUITES["paper"]}
+    functions = {name: getattr(perturbations, name) for name in SUITES["paper"]}
     for row in table_of(calm)[: 4 * len(NAMES)]:
         x = sf.read(row["file"], dtype="float32")[0]
         parameters = json.loads(row["parameters"])

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate, study
-from raysers.distributed.trials import stored
 from raysers.run import load_record
+from raysers.tuning.trials import stored
 from tests.jobs import processes
 from tests.jobs.voices import read_table, write_table, write_toy_config, write_voices
 

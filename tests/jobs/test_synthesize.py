@@ -12,8 +12,8 @@ import pytest
 
 from jobs.synthesize import main
 from raysers.data.manifest import is_manifest, read_manifest
-from raysers.data.templates import template_texts
 from raysers.schemas import MANIFEST
+from raysers.words.templates import template_texts
 from tests.jobs import processes
 from tests.jobs.conftest import record_of, rows_of
 

@@ -19,9 +19,9 @@ import soundfile as sf
 from safetensors.numpy import load_file
 
 from jobs import annotate, train
-from raysers.config import as_plain, parse
-from raysers.distributed.training_run import Room, run_training
+from raysers.cli import as_plain, parse
 from raysers.evaluation.metrics import ccc
+from raysers.training.session import Room, run_training
 from raysers.types import DIMENSIONS
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of

@@ -15,10 +15,10 @@ import soundfile as sf
 from safetensors.numpy import load_file
 
 from jobs import annotate, train
-from raysers.config import as_plain, parse
-from raysers.distributed.training_run import run_training
-from raysers.models.inference import Scorer
+from raysers.cli import as_plain, parse
 from raysers.models.loading import load_emotion_model
+from raysers.models.scorer import Scorer
+from raysers.training.session import run_training
 from raysers.types import DIMENSIONS
 from tests.jobs.conftest import rows_of
 from tests.jobs.voices import TOY, write_toy_config, write_voices

@@ -15,9 +15,9 @@ import pytest
 import ray
 
 from jobs import annotate, tune
-from raysers.distributed import tuning_estimate
-from raysers.distributed.training_flags import TrainingFlags
-from raysers.distributed.training_run import Room, run_training
+from raysers.training.config import TrainingFlags
+from raysers.training.session import Room, run_training
+from raysers.tuning import estimate
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of
 from tests.jobs.voices import write_toy_config, write_voices
@@ -228,7 +228,7 @@ def test_a_dry_run_shows_the_trials_and_their_cost_and_writes_nothing(
     place, command, tmp_path, capsys, ray_session, monkeypatch
 ):
     """It is measured where trials would train, not in this process."""
-    monkeypatch.delattr(tuning_estimate, "run_training")
+    monkeypatch.delattr(estimate, "run_training")
     out = tmp_path / "out"
     args = ["--space", str(place / "random.yaml"), "--trials", "4", "--usd-per-hour", "2"]
     args += ["--workers-per-trial", "2"]

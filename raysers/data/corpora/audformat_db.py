@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from raysers.data import storage
 from raysers.data.corpora import words
 from raysers.data.corpora.audformat_header import (
     HEADER_FILE,
@@ -23,8 +22,9 @@ from raysers.data.corpora.audformat_tables import Cells, read_misc, read_table
 from raysers.data.corpora.emotions import common_name
 from raysers.data.corpora.files import is_file, number
 from raysers.data.corpora.rows import CorpusRows, Row, some, to_table
-from raysers.data.uris import resolve
 from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.uris import resolve
 from raysers.types import DIMENSIONS
 
 NAME = "audformat"

@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from raysers.data import storage
 from raysers.data.corpora import words
 from raysers.data.corpora.files import text_of
 from raysers.errors import ConfigError
+from raysers.io import storage
 from raysers.types import DIMENSIONS
 
 HEADER_FILE = "db.yaml"

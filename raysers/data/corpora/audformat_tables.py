@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysers.data import storage
 from raysers.data.corpora import words
 from raysers.data.corpora.audformat_header import MiscHeader, TableHeader
 from raysers.data.corpora.files import csv_records, first_of, is_file, require
 from raysers.data.tables import READ_FAILURES
 from raysers.data.times import TimeColumnError, parse_ns, to_durations
-from raysers.data.uris import suffix_of
 from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.uris import suffix_of
 
 #: One row of a table: column names to plain values; times are ns or None.
 Cells = dict[str, Any]

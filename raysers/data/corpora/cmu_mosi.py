@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from raysers.data import storage
 from raysers.data.corpora import words
 from raysers.data.corpora.files import (
     csv_records,
@@ -27,8 +26,9 @@ from raysers.data.corpora.files import (
 )
 from raysers.data.corpora.mosi_folds import SPLIT_OF
 from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
-from raysers.data.uris import ObjectInfo, suffix_of
 from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.uris import ObjectInfo, suffix_of
 
 NAME = "cmu-mosi"
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 
-from raysers.data import storage
 from raysers.data.corpora.files import first_of, is_file, lines_of, name_of, objects_below
 from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
 from raysers.data.sources import AUDIO_SUFFIXES
-from raysers.data.uris import ObjectInfo, suffix_of
 from raysers.errors import ConfigError, ObjectMissing
+from raysers.io import storage
+from raysers.io.uris import ObjectInfo, suffix_of
 
 NAME = "emodb"
 

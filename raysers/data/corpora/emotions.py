@@ -18,8 +18,8 @@ from collections.abc import Mapping
 
 import yaml
 
-from raysers.data import storage
 from raysers.errors import ConfigError, StorageError
+from raysers.io import storage
 from raysers.types import DIMENSIONS
 
 #: Arousal, dominance, valence, each 0..1, by category.

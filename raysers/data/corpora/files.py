@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from raysers.data import storage
-from raysers.data.uris import ObjectInfo
 from raysers.errors import ConfigError, ObjectMissing
+from raysers.io import storage
+from raysers.io.uris import ObjectInfo
 
 _READ_THREADS = 32
 _NO_NUMBER = frozenset({"", "nan", "none", "null", "na"})

@@ -10,12 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from raysers.data import storage
 from raysers.data.corpora.emotions import common_name
 from raysers.data.corpora.files import lines_of, name_of, number, objects_below, stem_of
 from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
-from raysers.data.uris import ObjectInfo
 from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.uris import ObjectInfo
 
 NAME = "iemocap"
 

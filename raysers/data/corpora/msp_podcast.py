@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from raysers.data import storage
 from raysers.data.corpora import words
 from raysers.data.corpora.emotions import common_name
 from raysers.data.corpora.files import (
@@ -27,8 +26,9 @@ from raysers.data.corpora.files import (
     texts_of,
 )
 from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
-from raysers.data.uris import ObjectInfo, suffix_of
 from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.uris import ObjectInfo, suffix_of
 
 NAME = "msp-podcast"
 

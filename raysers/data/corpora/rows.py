@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysers.data.uris import ObjectInfo
+from raysers.io.uris import ObjectInfo
 from raysers.schemas import LABEL_FIELDS, OBJECTS
 
 #: Columns of every reader's table.

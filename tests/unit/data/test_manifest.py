@@ -16,7 +16,6 @@ import pytest
 import soundfile
 
 from raysers.data import manifest as manifest_module
-from raysers.data import storage
 from raysers.data.manifest import (
     Segmenting,
     clips_of,
@@ -28,6 +27,7 @@ from raysers.data.manifest import (
 )
 from raysers.data.sources import list_inputs
 from raysers.errors import ClipError, ConfigError, CredentialsError, TransientStorageError
+from raysers.io import storage
 from raysers.schemas import MANIFEST
 from raysers.types import Status, clip_id
 from tests.places import SHARED_DATA, needs_shared

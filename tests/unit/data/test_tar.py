@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from raysers.data import storage, tar
+from raysers.data import tar
 from raysers.data.tar import TarMember, index_tar
 from raysers.errors import ConfigError, TransientStorageError
+from raysers.io import storage
 from raysers.types import Status
 from tests.s3 import Bucket, Faults
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from raysers.evaluation.assess import Options, assess, home_dataset
 from raysers.evaluation.baseline import NAME
+from raysers.evaluation.evaluate import Options, assess, home_dataset
 from tests.unit.evaluation.worlds import speakers_world
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysers.evaluation.clips import base_cells
 from raysers.evaluation.correctness import correctness_rows, drop_rows
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.rows import to_table
+from raysers.evaluation.scores import base_cells
 from raysers.schemas import METRICS
 from tests.unit.evaluation.worlds import only, scores, speakers_world
 

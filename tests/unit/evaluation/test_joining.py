@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
-from raysers.evaluation.joining import join, labelled_only
+from raysers.evaluation.join import join, labelled_only
 from raysers.types import NS_PER_S, clip_id
 
 SPAN = pa.duration("ns")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from raysers.evaluation import palette, style
+from raysers import palette, plotting
 
 #: Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as people without one cone see it.
 BLINDNESS = {
@@ -73,19 +73,19 @@ def test_an_unknown_colour_turns_with_the_page():
 
 
 def draw():
-    figure = style.new_figure(2.0, 3.0)
+    figure = plotting.new_figure(2.0, 3.0)
     axis = figure.subplots()
     axis.set_ylim(0, 1)
-    style.panel_title(axis, "costs $5 and $6")
-    style.line(axis, [0, 1], [0.2, 0.8], palette.BLUE)
-    style.interval(axis, 0.5, (0.4, 0.6), 0.5, palette.GREEN, along="y")
-    style.axis_name(axis, "a name that is much longer than the panel it belongs to")
-    style.end_labels(axis, {"a": (0.8, palette.BLUE), "b": (0.8, palette.GREEN)})
+    plotting.panel_title(axis, "costs $5 and $6")
+    plotting.line(axis, [0, 1], [0.2, 0.8], palette.BLUE)
+    plotting.interval(axis, 0.5, (0.4, 0.6), 0.5, palette.GREEN, along="y")
+    plotting.axis_name(axis, "a name that is much longer than the panel it belongs to")
+    plotting.end_labels(axis, {"a": (0.8, palette.BLUE), "b": (0.8, palette.GREEN)})
     return figure
 
 
 def test_the_same_figure_gives_the_same_bytes_and_dollars_are_dollars():
-    one, other = style.picture(draw), style.picture(draw)
+    one, other = plotting.picture(draw), plotting.picture(draw)
     assert one == other
     assert b"costs $5 and $6" in one["svg"]
     ElementTree.fromstring(one["svg"])
@@ -102,17 +102,17 @@ def test_characters_that_are_no_text_are_marked_wherever_a_picture_has_words():
         texts = {
             w: f"{w}\x1b\ud800\uffff" for w in ("title", "tick", "key", "lower", "note", "line")
         }
-        style.panel_title(axis, texts["title"])
-        style.name_rows(axis, [texts["tick"], "plain"])
+        plotting.panel_title(axis, texts["title"])
+        plotting.name_rows(axis, [texts["tick"], "plain"])
         axis.plot([0, 1], [0, 1], label=texts["key"])
         figure.legend()
-        style.axis_name(axis, texts["lower"])
-        style.above(axis, (0, 1), "axes fraction", 0, texts["note"])
-        style.end_labels(axis, {texts["line"]: (0.5, palette.BLUE)})
+        plotting.axis_name(axis, texts["lower"])
+        plotting.above(axis, (0, 1), "axes fraction", 0, texts["note"])
+        plotting.end_labels(axis, {texts["line"]: (0.5, palette.BLUE)})
         said.update(texts)
         return figure
 
-    svg = style.picture(hostile)["svg"]
+    svg = plotting.picture(hostile)["svg"]
     ElementTree.fromstring(svg)
     for word in said:
         assert f"<!-- {word}\ufffd\ufffd\ufffd -->" in svg.decode(), word
@@ -121,16 +121,16 @@ def test_characters_that_are_no_text_are_marked_wherever_a_picture_has_words():
 def test_a_long_name_of_an_axis_makes_no_panel_wider_or_taller_than_its_lines():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = style.new_figure(2.0)
+    figure = plotting.new_figure(2.0)
     axes = figure.subplots(1, 3)
-    style.axis_name(axes[2], "a name that is much longer than the panel it belongs to, by far")
+    plotting.axis_name(axes[2], "a name that is much longer than the panel it belongs to, by far")
     FigureCanvasAgg(figure).draw()
     widths = [axis.get_position().width for axis in axes]
     assert max(widths) - min(widths) < 0.01
 
 
 def test_names_of_models_are_short_and_differ():
-    names = style.model_names(["/a/b/one", "/a/c/one", "two", "x" * 60])
+    names = plotting.model_names(["/a/b/one", "/a/c/one", "two", "x" * 60])
     assert names["two"] == "two"
     assert names["/a/b/one"] != names["/a/c/one"]
     assert max(map(len, names.values())) <= 28

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from raysers.evaluation.assess import Options, assess
-from raysers.evaluation.clips import Scores
-from raysers.evaluation.table import WIDTH, number, print_metrics, short_names
+from raysers.evaluation.evaluate import Options, assess
+from raysers.evaluation.scores import Scores
+from raysers.evaluation.tables import WIDTH, number, print_metrics, short_names
 from tests.unit.evaluation.worlds import only, speakers_world
 
 

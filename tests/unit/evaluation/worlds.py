@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysers.evaluation.clips import Scores
+from raysers.evaluation.scores import Scores
 
 
 def scores(

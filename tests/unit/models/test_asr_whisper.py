@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from raysers.audio.pauses import quiet_pieces
 from raysers.errors import CheckpointError, ClipError
 from raysers.models.asr import load_asr
-from raysers.models.asr_pieces import quiet_pieces
 from raysers.types import Status
 from tests.unit.models.asr_folders import clips, plain_texts, write_whisper
 

@@ -9,12 +9,12 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from raysers.config import DEFAULT_MODEL
+from raysers.cli import DEFAULT_MODEL
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models import embedded
 from raysers.models.backbones import parse_model_name
-from raysers.models.inference import Scorer, score_rows
 from raysers.models.loading import build_network, load_emotion_model, save_emotion_model
+from raysers.models.scorer import Scorer, score_rows
 from raysers.types import Status
 from tests.places import SHARED_DATA, needs_shared
 

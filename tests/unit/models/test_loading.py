@@ -22,8 +22,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models.backbones import parse_model_name
-from raysers.models.inference import Scorer
 from raysers.models.loading import load_emotion_model, save_emotion_model
+from raysers.models.scorer import Scorer
 from tests.unit.models.networks import PlainModel, small_config, small_model, speechlike
 
 LABELS = {"0": "arousal", "1": "dominance", "2": "valence"}

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysers.models.emotion import EmotionModel
-from raysers.models.inference import Scorer
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.masking import normalise
 from raysers.models.pooling import AttentiveStatistics, MeanPooling
+from raysers.models.scorer import Scorer
 from tests.unit.models.networks import (
     NOTHING_RANDOM,
     padded_batch,

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysers.data.batches import deal, epoch_order, global_batches, micro_batches, padded_s
-from raysers.models.group import Alone, Group, TorchGroup
-from raysers.models.starting import start_model
-from raysers.models.train_settings import TrainSettings
-from raysers.models.trainee import Trainee
-from raysers.models.training_batch import Batch, MicroBatch, StepResult
+from raysers.models.initialize import start_model
+from raysers.training.batch import Batch, MicroBatch, StepResult
+from raysers.training.batches import deal, epoch_order, global_batches, micro_batches, padded_s
+from raysers.training.group import Alone, Group, TorchGroup
+from raysers.training.learner import Trainee
+from raysers.training.settings import TrainSettings
 from tests.unit.models.networks import small_config, speechlike
 
 CATEGORIES = 3
 _WORKERS = 4
 
 #: Imported once, before the processes fork off.
-_PRELOAD = ["raysers.models.trainee", "transformers.models.wav2vec2.modeling_wav2vec2"]
+_PRELOAD = ["raysers.training.learner", "transformers.models.wav2vec2.modeling_wav2vec2"]
 
 _NO_DROPOUT = {
     "hidden_dropout": 0.0,

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from raysers.config import CorpusName
+from raysers.cli import CorpusName
 from raysers.data.corpora import CORPORA, EMOTION_MAPS, common_name, load_emotion_map
 from raysers.data.corpora.words import sex_of, speaker_of, split_of
 from raysers.errors import ConfigError

@@ -1,0 +1,188 @@
+"""Configuration of the jobs: frozen dataclasses parsed by tyro, plus `--config FILE`.
+
+A config file is turned into arguments in front of the command line's own, so both go through the
+same parser and the command line wins.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from raysers.errors import ConfigError, StorageError
+from raysers.io import storage
+from raysers.types import Status
+
+T = TypeVar("T")
+
+DEFAULT_MODEL = "emodb-tiny"
+#: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
+CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
+Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListingFlags:
+    """Which audio a job is about, and how it becomes clips."""
+
+    input: Uris
+    """Folders or s3:// prefixes of audio, tar shards, or a manifest (Parquet or CSV)."""
+    output: str
+    """Folder or s3:// prefix for the tables; the same command again resumes there."""
+    segment: Literal["whole", "window", "vad"] = "whole"
+    """How recordings become clips: the whole file, fixed windows, or stretches of speech."""
+    window_s: float = 10.0
+    """Window length in seconds; for vad the longest stretch of speech."""
+    hop_s: float = 10.0
+    """Seconds from one window's start to the next."""
+    min_s: float = 0.5
+    """Shortest last window, or stretch of speech, in seconds."""
+    limit: int = 0
+    """Only the first N clips; 0 takes all."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        _require(bool(self.input), "--input", "nothing", "at least one folder, prefix or manifest")
+        _require(bool(self.output), "--output", "nothing", "a folder or an s3:// prefix")
+        _require(self.window_s > 0, "--window-s", self.window_s, "a length above 0 seconds")
+        hop = f"above 0 and at most --window-s ({self.window_s:g}), or audio would be skipped"
+        fits = 0 < self.hop_s <= self.window_s or self.segment != "window"
+        _require(fits, "--hop-s", self.hop_s, hop)
+        for flag, value, default in (
+            ("--window-s", self.window_s, ListingFlags.window_s),
+            ("--hop-s", self.hop_s, ListingFlags.hop_s),
+            ("--min-s", self.min_s, ListingFlags.min_s),
+        ):
+            used = self.segment != "whole" or value == default
+            _require(used, flag, value, "also --segment window (or vad): whole files are not cut")
+        least = f"above 0 and at most --window-s ({self.window_s:g})"
+        _require(0 < self.min_s <= self.window_s, "--min-s", self.min_s, least)
+        _require(self.limit >= 0, "--limit", self.limit, "0 (all) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipJobFlags(ListingFlags):
+    """Flags every job over clips shares."""
+
+    model: str = DEFAULT_MODEL
+    """Alias, hub id, folder or s3:// prefix of a model, with an optional @revision."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the model; auto is bf16 where the hardware has it, else fp32."""
+    workers: int = 0
+    """Model workers; 0 uses every GPU, or every CPU when there is none."""
+    max_padded_s: float = 0.0
+    """Padded audio seconds per forward pass; 0 chooses for the device."""
+    shard_s: float = 1800.0
+    """Audio seconds per output file at most; small archives get shorter ones."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the plan with a measured estimate of time and cost, and write nothing."""
+    usd_per_hour: float = 0.0
+    """Price of one worker per hour (its machine's, divided by the workers on it)."""
+    max_failed: float = 0.05
+    """Highest share of rows that are not ok before the job ends with exit code 3."""
+    retry: tuple[Status, ...] = ()
+    """When resuming, also redo clips with these statuses."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        super().check()
+        _require(self.workers >= 0, "--workers", self.workers, "0 (automatic) or more")
+        _require(self.max_padded_s >= 0, "--max-padded-s", self.max_padded_s, "0 or more seconds")
+        _require(self.shard_s > 0, "--shard-s", self.shard_s, "a length above 0 seconds")
+        _require(0 <= self.max_failed <= 1, "--max-failed", self.max_failed, "a share from 0 to 1")
+        _require(self.usd_per_hour >= 0, "--usd-per-hour", self.usd_per_hour, "0 or more")
+        _require(Status.OK not in self.retry, "--retry", "ok", "statuses of failed clips")
+
+
+def _require(good: bool, flag: str, value: object, wanted: str) -> None:
+    if not good:
+        raise ConfigError(f"{flag} is {value}: give {wanted}")
+
+
+def parse(config_class: type[T], argv: Sequence[str] | None, *, description: str) -> T:
+    """Parse `argv` (default: the process arguments) into `config_class`.
+
+    `--config FILE` (YAML, or the `run.json` of an earlier run) supplies defaults that the other
+    arguments override.
+
+    Raises:
+        ConfigError: the config file cannot be used.
+        SystemExit: with code 2 and a message, for arguments the parser refuses.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    config_file, rest = _take_config_flag(args)
+    from_file = _file_arguments(config_file, config_class) if config_file else []
+    return tyro.cli(
+        config_class,
+        args=[*from_file, *rest],
+        description=description + "\n\n--config FILE reads flags from YAML or a run.json.",
+        config=(tyro.conf.EnumChoicesFromValues,),
+    )
+
+
+def _take_config_flag(args: list[str]) -> tuple[str | None, list[str]]:
+    for i, arg in enumerate(args):
+        if arg.startswith("--config="):
+            return arg.removeprefix("--config="), args[:i] + args[i + 1 :]
+        if arg == "--config":
+            if i + 1 == len(args):
+                raise ConfigError("--config needs a file: a YAML file or the run.json of a run")
+            return args[i + 1], args[:i] + args[i + 2 :]
+    return None, args
+
+
+def _file_arguments(uri: str, config_class: type) -> list[str]:
+    values = _read_values(uri)
+    names = {f.name for f in fields(config_class)}
+    args: list[str] = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise ConfigError(f"--config {uri}: unknown key {key!r}; known keys: {known}")
+        args += _as_arguments(name, value)
+    return args
+
+
+def _read_values(uri: str) -> Mapping[str, Any]:
+    try:
+        text = storage.read_bytes(uri).decode("utf-8")
+        # YAML is a superset of JSON, so a run.json needs no parser of its own
+        document = yaml.safe_load(text)
+    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"--config {uri} cannot be read: {first_line}") from error
+    if isinstance(document, dict) and "run_id" in document:
+        document = document.get("config")
+    if not isinstance(document, dict):
+        raise ConfigError(f"--config {uri} holds no mapping of flags to values")
+    return document
+
+
+def _as_arguments(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag] if value else []
+    if isinstance(value, list | tuple):
+        return [flag, *map(str, value)] if value else []
+    return [] if value is None else [flag, str(value)]
+
+
+def as_plain(config: Any) -> dict[str, Any]:
+    """The config as JSON-ready values, for `run.json`."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=_plain_value))
+    return plain
+
+
+def _plain_value(value: object) -> str:
+    if isinstance(value, Enum | PurePath):
+        return str(value)
+    raise TypeError(f"{value!r} has no JSON form")

@@ -1,0 +1,1 @@
+"""The shard engine on Ray Data: cluster, plan, workers, parts, progress."""

@@ -1,0 +1,144 @@
+"""What a run would take, measured: a few real clips through the real model on a real worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from raysers.data.manifest import clips_of
+from raysers.engine.cluster import Placement, io_threads, patient_get
+from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches
+from raysers.engine.plan import Plan
+from raysers.engine.progress import duration, hours
+from raysers.engine.versions import Versions, ahead_s, expanded, names_of
+from raysers.engine.worker import ClipTask, ClipWorker, score_clips
+from raysers.types import Clip, Status
+
+#: Clips measured, and the wall seconds after which measuring stops.
+_SAMPLE_CLIPS = 256
+_LENGTHS_IN_TURN = 8
+_WARM_CLIPS = 4
+_MEASURE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Measured speed of one worker and what follows for the whole plan."""
+
+    audio_s: float
+    speed: float
+    start_s: float
+    workers: int
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds the run would take."""
+        return self.start_s + (self.audio_s / (self.speed * self.workers) if self.speed else 0.0)
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours of all workers together."""
+        return self.wall_s * self.workers / 3600
+
+
+def estimate(
+    plan: Plan,
+    task: ClipTask,
+    placement: Placement,
+    max_clip_s: float,
+    versions: Versions | None = None,
+) -> Estimate:
+    """Measure one worker on clips spread evenly over the plan's lengths."""
+    good = plan.manifest.filter(pc.equal(plan.manifest["status"], str(Status.OK)))
+    by_length = pc.sort_indices(good["duration_s"]).to_numpy()
+    picks = np.unique(np.linspace(0, max(good.num_rows - 1, 0), _SAMPLE_CLIPS).astype(int))
+    # short and long ones in turn, so that stopping early still measures all lengths
+    picks = np.concatenate([picks[i::_LENGTHS_IN_TURN] for i in range(_LENGTHS_IN_TURN)])
+    sample = good.take(by_length[picks]) if good.num_rows else good
+    measure = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(_measure)
+    threads = io_threads(plan.manifest, placement)
+    ref = measure.remote(sample, task, max_clip_s, threads, versions)
+    speed, start_s = patient_get(ref, "a worker to measure on")
+    audio_s = plan.todo_s() * len(names_of(versions))
+    return Estimate(audio_s=audio_s, speed=speed, start_s=start_s, workers=placement.workers)
+
+
+def _measure(
+    sample: pa.Table,
+    task: ClipTask,
+    max_clip_s: float,
+    io_threads: int,
+    versions: Versions | None,
+) -> tuple[float, float]:
+    """Audio seconds per second of one warm worker, and the seconds it needed to start."""
+    began = time.perf_counter()
+    worker = task.open()
+    clips = clips_of(sample)
+    if not clips:
+        return 0.0, time.perf_counter() - began
+    with ThreadPoolExecutor(io_threads) as pool:
+        for part in _turns(clips)[:1]:  # a first batch of each length warms the model up
+            _score(worker, part[:_WARM_CLIPS], pool, max_clip_s, versions)
+        start_s = time.perf_counter() - began
+        began, audio_s = time.perf_counter(), 0.0
+        for part in _turns(clips):
+            audio_s += _score(worker, part, pool, max_clip_s, versions)
+            if time.perf_counter() - began > _MEASURE_S:
+                break
+        return audio_s / (time.perf_counter() - began), start_s
+
+
+def _turns(clips: list[Clip]) -> list[list[Clip]]:
+    size = -(-len(clips) // _LENGTHS_IN_TURN)
+    return [clips[i : i + size] for i in range(0, len(clips), size)]
+
+
+def _score(
+    worker: ClipWorker,
+    clips: list[Clip],
+    pool: Executor,
+    max_clip_s: float,
+    versions: Versions | None,
+) -> float:
+    feed = decode_ahead(
+        clips,
+        pool,
+        max_clip_s=max_clip_s,
+        ahead_s=ahead_s(AHEAD_S, versions),
+        finish=partial(expanded, versions=versions),
+    )
+    audio_s = 0.0
+    for batch in micro_batches(feed, worker.max_padded_s):
+        score_clips(worker, batch)
+        audio_s += sum(d.duration_s for d in batch)
+    return audio_s
+
+
+def rows(
+    plan: Plan, guess: Estimate, placement: Placement, usd_per_hour: float
+) -> Mapping[str, Any]:
+    """The estimate as lines for people."""
+    device = "GPU" if placement.device == "cuda" else "CPU"
+    num_bytes = pc.sum(plan.manifest["num_bytes"]).as_py() or 0
+    lines = {
+        "clips": f"{plan.manifest.num_rows:,}",
+        "audio": hours(float(np.sum(plan.shards.seconds))),
+        "bytes": f"{num_bytes / 1e9:.3f} GB",
+        "shards": f"{len(plan.shards)} ({len(plan.todo)} to do)",
+        "workers": f"{placement.workers} x {placement.num_gpus or placement.num_cpus:g} {device}",
+        "measured speed": f"{guess.speed:.1f} x real time per worker",
+        "wall time": f"{duration(guess.wall_s)} (of it {guess.start_s:.0f} s to start)",
+        f"{device} hours": f"{guess.worker_hours * (placement.num_gpus or placement.num_cpus):.2f}",
+    }
+    if usd_per_hour:
+        lines["cost"] = f"${guess.worker_hours * usd_per_hour:.2f}"
+    return lines

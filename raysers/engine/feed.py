@@ -1,0 +1,255 @@
+"""Fetching and decoding ahead of the model, in threads, within a bounded amount of audio.
+
+Clips come out in the order they were asked for. Neighbouring clips of one recording share one open
+reader, so a long recording cut into windows is opened once per stretch, not once per window.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysers.audio.decode import AudioReader, AudioSource
+from raysers.audio.level import clipped_ratio, rms_db
+from raysers.errors import (
+    ClipError,
+    ObjectChanged,
+    ObjectForbidden,
+    ObjectMissing,
+    RaysersError,
+)
+from raysers.io import storage
+from raysers.io.uris import is_remote
+from raysers.types import SAMPLE_RATE_HZ, Clip, Status
+
+#: Audio seconds decoded ahead of the model, per shard.
+AHEAD_S = 600.0
+
+#: Audio seconds decoded by one thread in one go; also the longest stretch per open reader.
+_RUN_S = 120.0
+
+#: What is in flight is at least about so many jobs, so that every thread has one.
+_JOBS_AHEAD = 4
+
+#: Local files decoded by one thread in one go.
+_LOCAL_RUNS = 8
+
+#: A clip below this share of its batch's longest begins the next batch.
+_LEAST_OF_LONGEST = 0.88
+
+#: What a clip of unknown length counts as.
+_UNKNOWN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it.
+
+    A version of a clip has a name, and columns of its own for the row.
+    """
+
+    clip: Clip
+    signal: NDArray[np.float32] | None = None
+    error: ClipError | None = None
+    rms_db: float | None = None
+    clipped_ratio: float | None = None
+    version: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of decoded audio; 0 when there is none."""
+        return 0.0 if self.signal is None else len(self.signal) / SAMPLE_RATE_HZ
+
+
+_FATES = (
+    (ObjectMissing, Status.MISSING),
+    (ObjectForbidden, Status.FORBIDDEN),
+    (ObjectChanged, Status.UNREADABLE),
+)
+
+
+#: What becomes of decoded clips in the thread that decoded them.
+Finish = Callable[[list[Decoded]], list[Decoded]]
+#: Told, in the decoding thread, of every time that audio was decoded.
+Counted = Callable[[], None]
+
+
+def _uncounted() -> None:
+    """For feeds whose decodes nobody counts."""
+
+
+def decode_ahead(
+    clips: Sequence[Clip],
+    pool: Executor,
+    *,
+    max_clip_s: float,
+    ahead_s: float,
+    finish: Finish | None = None,
+    counted: Counted = _uncounted,
+) -> Iterator[Decoded]:
+    """Start decoding at once; yields every clip in order, at most `ahead_s` seconds in flight.
+
+    The first decodes are submitted by this call, not by the first `next()`, so that a shard can
+    warm up while the model still works on the one before. What longer clips than `ahead_s` became
+    is mostly consumed before the next is begun, and nothing is kept once it was yielded.
+    """
+    waiting = deque(_jobs(clips, min(_RUN_S, ahead_s / _JOBS_AHEAD)))
+    in_flight: deque[tuple[float, Future[list[Decoded]]]] = deque()
+
+    def top_up(held_s: float = 0.0) -> None:
+        flying_s = sum(s for s, _ in in_flight)
+        while waiting and held_s <= ahead_s:
+            if in_flight and flying_s + waiting[0][0] > ahead_s:
+                return
+            seconds, runs = waiting.popleft()
+            job = pool.submit(_decode_runs, runs, max_clip_s, finish, counted)
+            in_flight.append((seconds, job))
+            flying_s += seconds
+
+    def drain() -> Iterator[Decoded]:
+        try:
+            while in_flight:
+                seconds = in_flight[0][0]
+                decoded = deque(in_flight[0][1].result())
+                in_flight.popleft()  # the future would keep what it returned
+                share_s = seconds / max(1, len(decoded))
+                top_up(len(decoded) * share_s)
+                while decoded:
+                    yield decoded.popleft()
+                    top_up(len(decoded) * share_s)
+                top_up()
+        finally:
+            for _, future in in_flight:
+                future.cancel()
+
+    top_up()
+    return drain()
+
+
+def _jobs(clips: Sequence[Clip], most_s: float) -> Iterator[tuple[float, list[list[Clip]]]]:
+    """What one thread does in one go, files of `most_s` together, with its audio seconds.
+
+    Waiting for an object store is best done one object a thread; short local files are decoded so
+    fast that handing over each would cost a third of the time.
+    """
+    most = 1 if any(is_remote(clip.file) for clip in clips) else _LOCAL_RUNS
+    job: list[list[Clip]] = []
+    job_s = 0.0
+    for run_s, run in _runs(clips):
+        if job and (len(job) == most or job_s + run_s > most_s):
+            yield job_s, job
+            job, job_s = [], 0.0
+        job.append(run)
+        job_s += run_s
+    if job:
+        yield job_s, job
+
+
+def _decode_runs(
+    runs: list[list[Clip]], max_clip_s: float, finish: Finish | None, counted: Counted
+) -> list[Decoded]:
+    decoded = [one for run in runs for one in decode_run(run, max_clip_s, counted)]
+    return decoded if finish is None else finish(decoded)
+
+
+def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
+    """Stretches of neighbouring clips of one file and fate, each with its audio seconds."""
+    for _, same_file in groupby(clips, key=lambda c: (c.file, c.status)):
+        run: list[Clip] = []
+        run_s = 0.0
+        for clip in same_file:
+            clip_s = clip.duration_s if clip.duration_s >= 0 else _UNKNOWN_S
+            if run and run_s + clip_s > _RUN_S:
+                yield run_s, run
+                run, run_s = [], 0.0
+            run.append(clip)
+            run_s += clip_s
+        yield run_s, run
+
+
+def decode_run(
+    clips: Sequence[Clip], max_clip_s: float, counted: Counted = _uncounted
+) -> list[Decoded]:
+    """Decode clips of one file; whatever is wrong with the audio becomes the clips' error.
+
+    Raises:
+        TransientStorageError, CredentialsError: not the clips' fault; the job must stop.
+    """
+    first = clips[0]
+    if first.status != Status.OK:
+        return [_failed(c, ClipError(c.status, c.error)) for c in clips]
+    try:
+        with AudioReader(_source(first), name=first.file) as reader:
+            return [_read(reader, clip, max_clip_s, counted) for clip in clips]
+    except Exception as error:
+        fate = _fate(error)
+        return [_failed(clip, fate) for clip in clips]
+
+
+def _source(clip: Clip) -> AudioSource:
+    return storage.open_source(
+        clip.file,
+        num_bytes=clip.num_bytes,
+        byte_offset=clip.byte_offset,
+        byte_size=clip.byte_size,
+        etag=clip.etag,
+    )
+
+
+def _read(reader: AudioReader, clip: Clip, max_clip_s: float, counted: Counted) -> Decoded:
+    try:
+        signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s)
+    except Exception as error:
+        return _failed(clip, _fate(error))
+    counted()
+    return Decoded(
+        clip=clip, signal=signal, rms_db=rms_db(signal), clipped_ratio=clipped_ratio(signal)
+    )
+
+
+def _fate(error: Exception) -> ClipError:
+    """What an exception means for the clip; raised again when it is not the clip's fault."""
+    if isinstance(error, ClipError):
+        return error
+    for kind, status in _FATES:
+        if isinstance(error, kind):
+            return ClipError(status, str(error))
+    if isinstance(error, RaysersError):
+        raise error
+    # the row boundary: whatever a decoder does on a hostile file, the job goes on without it
+    return ClipError(Status.UNREADABLE, f"{type(error).__name__}: {error}")
+
+
+def _failed(clip: Clip, error: ClipError) -> Decoded:
+    return Decoded(clip=clip, error=error)
+
+
+def micro_batches(decoded: Iterable[Decoded], max_padded_s: float) -> Iterator[list[Decoded]]:
+    """Cut a stream, best sorted by length, so that clips x longest stays within the budget.
+
+    A clip longer than the budget is alone, and one much shorter than the longest begins a new
+    batch: padding it would cost more than a smaller batch does. Clips without a signal pass
+    through in their place.
+    """
+    batch: list[Decoded] = []
+    longest_s, with_signal = 0.0, 0
+    for one in decoded:
+        grown_s = max(longest_s, one.duration_s)
+        if with_signal and one.signal is not None:
+            over = (with_signal + 1) * grown_s > max_padded_s
+            if over or one.duration_s < _LEAST_OF_LONGEST * longest_s:
+                yield batch
+                batch, with_signal, grown_s = [], 0, one.duration_s
+        batch.append(one)
+        with_signal += one.signal is not None
+        longest_s = grown_s
+    if batch:
+        yield batch

@@ -1,0 +1,126 @@
+"""The attempts ledger: which shards were begun and not finished, kept beside the output.
+
+A mark is written before a shard is touched and removed when its part is written, so a mark found at
+the start means that a process died on it. The ledger outlives workers, nodes and drivers.
+
+A death may be nobody's fault (a node was taken away), so suspicion grows step by step: the shard is
+worked on again in the same micro-batches with a mark for each; the clips of a micro-batch that was
+being worked on at a death are then taken alone; a clip is given up after two deaths alone. What a
+driver's end interrupts makes suspicious, but no death of it counts against a clip.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysers.errors import ObjectMissing, WriteError
+from raysers.io import storage
+
+#: A clip whose process died this often while it alone was being worked on is given up.
+MAX_DEATHS = 2
+
+_FOLDER = "_attempts"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What the ledger knows of one shard.
+
+    Attributes:
+        uri: the mark.
+        run_id: the run that works on the shard.
+        deaths: processes that died on the shard.
+        suspects: clips being worked on just now, when the shard is worked on with care.
+        apart: clips to take alone.
+        deaths_alone: processes that died on each such clip.
+    """
+
+    uri: str
+    run_id: str
+    deaths: int = 0
+    suspects: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
+    deaths_alone: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def suspicious(self) -> bool:
+        """True when an earlier attempt died: work with care."""
+        return self.deaths > 0
+
+    def given_up(self, clip_id: str) -> bool:
+        """True when the clip alone has killed `MAX_DEATHS` processes."""
+        return self.deaths_alone.get(clip_id, 0) >= MAX_DEATHS
+
+    def enter(self, clip_ids: Sequence[str]) -> None:
+        """Record that just these clips are about to be worked on."""
+        self.suspects = list(clip_ids)
+        self._write()
+
+    def close(self) -> None:
+        """Remove the mark: the shard's part is written."""
+        discard(self.uri)
+
+    def _write(self) -> None:
+        names = ("run_id", "deaths", "suspects", "apart", "deaths_alone")
+        record = {name: getattr(self, name) for name in names}
+        storage.write_atomic(self.uri, json.dumps(record).encode())
+
+    def _after_death(self, run_id: str) -> None:
+        """Draw the conclusions from a mark that was left behind."""
+        self.deaths += 1
+        # in the same run only the worker can have died; else the driver ended, for any reason
+        if len(self.suspects) == 1 and run_id == self.run_id:
+            (clip,) = self.suspects
+            self.deaths_alone[clip] = self.deaths_alone.get(clip, 0) + 1
+        self.apart = sorted({*self.apart, *self.suspects})
+        self.suspects = []
+        self.run_id = run_id
+
+
+def begin(output: str, part: str, run_id: str) -> Attempt:
+    """Mark the shard of `part` as begun and return what earlier attempts left.
+
+    Raises:
+        WriteError: the mark cannot be written.
+    """
+    uri = mark_uri(output, part)
+    left_behind = _read(uri)
+    attempt = Attempt(uri, **(left_behind or {"run_id": run_id}))
+    if left_behind:
+        attempt._after_death(run_id)
+    attempt._write()
+    return attempt
+
+
+def mark_uri(output: str, part: str) -> str:
+    """Where the mark of a part's shard lies."""
+    return storage.join(output, _FOLDER, f"{part}.json")
+
+
+def discard(uri: str) -> None:
+    """Remove a mark; a store that lets nobody delete keeps it, and it harms nobody."""
+    with suppress(WriteError):
+        storage.delete(uri)
+
+
+def tidy(output: str) -> None:
+    """Remove what is left of the ledger when every part is there."""
+    with suppress(ObjectMissing):
+        for mark in storage.list_objects(storage.join(output, _FOLDER)):
+            discard(mark.uri)
+    if not storage.is_remote(output):
+        # with the half-written mark of a process that died while it wrote one
+        shutil.rmtree(storage.join(output, _FOLDER), ignore_errors=True)
+
+
+def _read(uri: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    except ObjectMissing:
+        return {}
+    return record

@@ -1,0 +1,107 @@
+"""Everything an evaluation measures, as rows of the metrics table, and what to know about them.
+
+The random baseline is measured as one more model, but not compared: differences, speakers and
+cross-corpus drops are about the models themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from raysers.evaluation.baseline import with_baseline
+from raysers.evaluation.comparison import comparison_rows
+from raysers.evaluation.correctness import correctness_rows, drop_rows
+from raysers.evaluation.draws import Bootstrap, known_speakers
+from raysers.evaluation.fairness import fairness_rows
+from raysers.evaluation.paper import with_paper
+from raysers.evaluation.rows import Row
+from raysers.evaluation.scores import Cell, Scores, base_cells
+from raysers.evaluation.speakers import SAMPLES, speaker_rows
+
+#: The paper's own home corpus, for want of another.
+_HOME = "msp-podcast"
+_TRAIN = "train"
+#: With fewer the percentiles of the draws are those of a handful of values.
+_FEW_SPEAKERS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to measure.
+
+    Attributes:
+        by: columns whose values get rows of their own.
+        draws: bootstrap draws; 0: no intervals.
+        seed: of every draw and of the random baseline.
+        speaker_samples: clips drawn per speaker, who must have more.
+        in_domain: dataset the models were trained on; empty: MSP-Podcast when it is there.
+        backbones: by model, the backbone it was trained from, to find the paper's number.
+    """
+
+    by: Sequence[str] = ()
+    draws: int = 1000
+    seed: int = 0
+    speaker_samples: int = SAMPLES
+    in_domain: str = ""
+    backbones: Mapping[str, str] = field(default_factory=dict)
+
+
+def assess(scores: Scores, options: Options) -> tuple[list[Row], list[str]]:
+    """All rows, with the paper's numbers beside them, and notes for the reader."""
+    bootstrap = Bootstrap(draws=options.draws, seed=options.seed)
+    both = with_baseline(scores, options.seed)
+    rows = correctness_rows(both, by=options.by, draws=options.draws, seed=options.seed)
+    rows += fairness_rows(both, bootstrap)
+    rows += comparison_rows(scores, bootstrap)
+    rows += speaker_rows(scores, samples=options.speaker_samples, seed=options.seed)
+    home = home_dataset(scores, options.in_domain)
+    if home:
+        rows += drop_rows(scores, home, bootstrap)
+    rows, paper_notes = with_paper(rows, options.backbones)
+    return rows, [*_notes(scores, options, rows), *paper_notes]
+
+
+def datasets(scores: Scores) -> list[str]:
+    """Names of the datasets with a predicted clip."""
+    return list(dict.fromkeys(cell.dataset for cell in base_cells(scores)))
+
+
+def home_dataset(scores: Scores, in_domain: str) -> str:
+    """The dataset others are measured against; empty when there is none, or no other one."""
+    names = datasets(scores)
+    home = in_domain or _HOME
+    return home if home in names and len(names) > 1 else ""
+
+
+def _interval_notes(scores: Scores, cells: Sequence[Cell]) -> Iterator[str]:
+    speakers = {f"{cell.dataset} {cell.split}": known_speakers(scores, cell) for cell in cells}
+    if clipwise := [name for name, count in speakers.items() if count < 2]:
+        yield (
+            f"{', '.join(clipwise)}: fewer than two speakers are known, so clips were resampled "
+            "and the intervals may be too narrow"
+        )
+    few = [f"{name} ({n})" for name, n in speakers.items() if 2 <= n < _FEW_SPEAKERS]
+    if few:
+        yield f"{', '.join(few)}: intervals from so few speakers are rough, rather too narrow"
+
+
+def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[str]:
+    cells = base_cells(scores)
+    for cell in cells:
+        if cell.split == _TRAIN:
+            yield (
+                f"{cell.dataset}: {len(cell.rows):,} predicted clips are training clips: their "
+                "figures, and those of all its clips, say little about new speech"
+            )
+    if options.draws:
+        yield from _interval_notes(scores, cells)
+    if not any(row.metric.startswith("sex_fairness") for row in rows):
+        yield "no fairness between the sexes: the labels do not know clips of both"
+    if not any(row.metric == "speaker_ccc" for row in rows):
+        yield (
+            f"no CCC per speaker: no speaker has more than {options.speaker_samples} clips "
+            "(--speaker-samples lowers that)"
+        )
+    if len(datasets(scores)) > 1 and not home_dataset(scores, options.in_domain):
+        yield "no cross-corpus drop: name the corpus the models were trained on with --in-domain"

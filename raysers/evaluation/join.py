@@ -1,0 +1,263 @@
+"""Which prediction belongs to which label.
+
+A clip is the same when its id is, or else when file, start and end are; an open end, which labels
+read without headers have, equals the end of the file. Only when no file is the same, the corpus may
+have been moved in between: then one folder stands for the other, and `Coverage.moved` says which.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raysers.errors import ConfigError
+from raysers.evaluation.metrics import Floats
+from raysers.evaluation.scores import Scores
+from raysers.types import DIMENSIONS, Status
+
+#: Label columns that describe a clip and may be grouped by.
+COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split", "session")
+_OPEN_END = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """What became of one model's predictions.
+
+    Attributes:
+        rows: predicted clips.
+        by_id: those with the id of a labelled clip.
+        by_path: those that only share path, start and end with one.
+        unlabelled: those without any label.
+        unpredicted: labelled clips without a prediction, failed or not.
+        statuses: predictions with a label, by status; only `ok` has scores.
+        moved: folders of predictions that stand for the folder of the labels, if any.
+    """
+
+    rows: int
+    by_id: int
+    by_path: int
+    unlabelled: int
+    unpredicted: int
+    statuses: Mapping[str, int]
+    moved: tuple[str, ...] = ()
+
+    @property
+    def failed_share(self) -> float:
+        """Share of the labelled clips' predictions that have no scores."""
+        total = sum(self.statuses.values())
+        return 1 - self.statuses.get(Status.OK, 0) / total if total else 0.0
+
+
+def labelled_only(labels: pa.Table) -> pa.Table:
+    """The clips that have a label in at least one dimension."""
+    there = [name for name in DIMENSIONS if name in labels.column_names]
+    return labels.filter(pa.array(np.isfinite(dimensions_of(labels.select(there))).any(axis=1)))
+
+
+def join(
+    labels: pa.Table, predictions: Mapping[str, pa.Table]
+) -> tuple[Scores, dict[str, Coverage]]:
+    """Labels beside the predictions of every model, and what did not fit together.
+
+    Args:
+        labels: clips with labels (`labelled_only`): `clip_id, file, start, end`, the dimensions
+            and what is known of `COLUMNS`.
+        predictions: by model, tables with the annotations' columns.
+
+    Raises:
+        ConfigError: a model predicted a clip twice, or none of the labelled ones.
+    """
+    scores: dict[str, Floats] = {}
+    coverage: dict[str, Coverage] = {}
+    for model, table in predictions.items():
+        match, by_path, moved = _match(labels, table, model)
+        scores[model], found = _aligned(labels, table, match, by_path)
+        coverage[model] = replace(found, moved=moved)
+    known = [name for name in COLUMNS if name in labels.column_names]
+    return (
+        Scores(
+            clip_id=labels["clip_id"].to_pylist(),
+            truth=dimensions_of(labels),
+            predictions=scores,
+            columns={name: labels[name].to_pylist() for name in known},
+        ),
+        coverage,
+    )
+
+
+def _aligned(
+    labels: pa.Table, table: pa.Table, match: NDArray[np.intp], by_path: int
+) -> tuple[Floats, Coverage]:
+    """The predictions in the order of the labels, [labels, 3], NaN where there is none."""
+    values = dimensions_of(table)
+    status = np.array(table["status"].to_pylist(), object)
+    status[(status == str(Status.OK)) & ~np.isfinite(values).all(axis=1)] = str(Status.NOT_FINITE)
+    joined = match >= 0
+    good = joined & (status == str(Status.OK))
+    aligned: Floats = np.full((len(labels), len(DIMENSIONS)), np.nan)
+    aligned[match[good]] = values[good]
+    found = int(joined.sum())
+    return aligned, Coverage(
+        rows=len(table),
+        by_id=found - by_path,
+        by_path=by_path,
+        unlabelled=len(table) - found,
+        unpredicted=len(labels) - found,
+        statuses=dict(Counter(status[joined].tolist())),
+    )
+
+
+def _match(
+    labels: pa.Table, table: pa.Table, model: str
+) -> tuple[NDArray[np.intp], int, tuple[str, ...]]:
+    """Row of the label of every prediction (-1: none), how many by path, and moved folders."""
+    row_of = {clip: row for row, clip in enumerate(labels["clip_id"].to_pylist())}
+    match = np.array([row_of.get(clip, -1) for clip in table["clip_id"].to_pylist()], np.intp)
+    free = np.setdiff1d(np.arange(len(labels)), match)
+    rest = np.flatnonzero(match < 0)
+    moved: tuple[str, ...] = ()
+    if len(free) and len(rest):
+        spans = _Spans.of(labels.take(free), free)
+        files = table.take(rest)["file"].to_pylist()
+        names, moved = files, ()
+        if len(rest) == len(table) and not spans.hold_any(files):
+            names, moved = _renamed(labels["file"].to_pylist(), files)
+        match[rest] = spans.rows_of(names, _times(table.take(rest)))
+    found, times = np.unique(match[match >= 0], return_counts=True)
+    if len(table) and not len(found):
+        raise ConfigError(
+            f"--labels: none of the {len(table):,} clips that {model} predicted is among the "
+            f"{len(labels):,} labelled ones (predicted: {_example(table)}; labelled: "
+            f"{_example(labels)}): give the labels of the same files"
+        )
+    if (times > 1).any():
+        twice = labels["file"][int(found[times > 1][0])].as_py()
+        raise ConfigError(
+            f"--predictions: {model} predicted {int((times > 1).sum()):,} labelled clips more than "
+            f"once (first: {twice}): each clip must be predicted once"
+        )
+    return match, int((match[rest] >= 0).sum()), moved
+
+
+def _renamed(labelled: list[str], predicted: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Predicted files as they were called before they were moved, and the folders they moved to.
+
+    A file is told by its path below the folder that all labelled files share. Of several folders
+    that hold such paths, those count that end most like the labels' own.
+    """
+    home = _common_folder(labelled)
+    known = {file[len(home) :] for file in labelled}
+    tails = [next((tail for tail in _tails(file) if tail in known), "") for file in predicted]
+    pairs = list(zip(predicted, tails, strict=True))
+    roots = {file[: len(file) - len(tail)] for file, tail in pairs if tail}
+    likeness = {root: _same_end(root, home) for root in roots}
+    best = {root for root in roots if likeness[root] == max(likeness.values())}
+    names = [
+        home + tail if tail and file[: len(file) - len(tail)] in best else file
+        for file, tail in pairs
+    ]
+    return names, tuple(sorted(best))
+
+
+def _same_end(folder: str, other: str) -> int:
+    """How many folder names two paths have in common at their end."""
+    names, others = (reversed(path.rstrip("/").split("/")) for path in (folder, other))
+    pairs = zip(names, others, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(folder))
+
+
+class _Spans:
+    """Labelled stretches by file."""
+
+    def __init__(self) -> None:
+        self._exact: dict[tuple[str, int, int], int] = {}
+        self._from: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+        self._last_start: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, labels: pa.Table, rows: NDArray[np.intp]) -> _Spans:
+        """The stretches of a table whose rows have these numbers."""
+        spans = cls()
+        files = labels["file"].to_pylist()
+        for file, (start, end), row in zip(files, _times(labels), rows.tolist(), strict=True):
+            spans._exact.setdefault((file, start, end), row)
+            spans._from[file, start].append((end, row))
+            spans._last_start[file] = max(start, spans._last_start.get(file, 0))
+        return spans
+
+    def hold_any(self, files: list[str]) -> bool:
+        """Whether any of the files is labelled."""
+        return any(file in self._last_start for file in files)
+
+    def rows_of(self, files: list[str], times: list[tuple[int, int]]) -> NDArray[np.intp]:
+        """The row of every predicted stretch, -1 for none.
+
+        An open end means the end of the file, which a header tells later: it is any end, as long
+        as nothing in the file begins later. (A window is not the label of a whole recording.)
+        """
+        last_start: dict[str, int] = {}
+        for file, (start, _) in zip(files, times, strict=True):
+            last_start[file] = max(start, last_start.get(file, 0))
+        return np.array(
+            [
+                self._row(file, start, end, is_last=start == last_start[file])
+                for file, (start, end) in zip(files, times, strict=True)
+            ],
+            np.intp,
+        )
+
+    def _row(self, file: str, start: int, end: int, *, is_last: bool) -> int:
+        exact = self._exact.get((file, start, end))
+        if exact is not None:
+            return exact
+        last_label = start == self._last_start.get(file)
+        for label_end, row in self._from.get((file, start), ()):
+            if (label_end == _OPEN_END and is_last) or (end == _OPEN_END and last_label):
+                return row
+        return -1
+
+
+def _common_folder(files: list[str]) -> str:
+    """The longest folder all files are in, with its slash; empty when they share none."""
+    # the lowest and the highest differ as early as any two
+    low, high = min(files), max(files)
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return low[: low.rfind("/", 0, same) + 1]
+
+
+def _tails(path: str) -> Iterator[str]:
+    """The path, then without its first folder, and so on to the name; the longest first."""
+    tail = path
+    while tail:
+        yield tail
+        _, slash, tail = tail.partition("/")
+        if not slash:
+            return
+
+
+def _times(table: pa.Table) -> list[tuple[int, int]]:
+    start, end = (table[name].cast(pa.int64()) for name in ("start", "end"))
+    ends = pc.fill_null(end, _OPEN_END).to_pylist()
+    return list(zip(pc.fill_null(start, 0).to_pylist(), ends, strict=True))
+
+
+def _example(table: pa.Table) -> str:
+    return str(table["file"][0].as_py()) if len(table) else "nothing"
+
+
+def dimensions_of(table: pa.Table) -> Floats:
+    """Arousal, dominance and valence of every row, [n, 3]; a missing column or value is NaN."""
+    columns = [
+        table[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        if name in table.column_names
+        else np.full(len(table), np.nan)
+        for name in DIMENSIONS
+    ]
+    return np.stack(columns, axis=1)

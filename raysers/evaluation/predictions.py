@@ -1,0 +1,214 @@
+"""Predictions of an evaluation, read from the folders other jobs left.
+
+A folder of `annotate` has its rows in `annotations`, one of `train` in `predictions`. Who made a
+row stands in the row itself, so one folder is one model; several folders of one model are put
+together when they are about different clips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysers.engine import output
+from raysers.errors import ConfigError, StorageError
+from raysers.io import storage
+from raysers.run import load_record
+from raysers.types import DIMENSIONS
+
+#: Folders of an output with rows like those of annotations, the first that is there.
+TABLES = ("annotations", "predictions")
+_COLUMNS = ("file", "start", "end", "clip_id", "status", *DIMENSIONS, "model", "model_revision")
+_READERS = 8
+#: What the paper's models were trained on.
+PAPER_CORPUS = "msp-podcast"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """The rows of one model: what was read, from where, and what the user should know."""
+
+    model: str
+    revision: str
+    folders: tuple[str, ...]
+    table: pa.Table
+    notes: tuple[str, ...] = ()
+
+
+def read_predictions(uri: str) -> Predictions:
+    """The predictions in a run's output, or in a folder of `part-*.parquet`.
+
+    Raises:
+        ConfigError: nothing there, other tables, or rows of several models.
+    """
+    found = next((p for p in _part_lists(uri) if p), [])
+    if not found:
+        raise ConfigError(
+            f"--predictions {uri} has no {' or '.join(TABLES)} (part-*.parquet): give the output "
+            "folder of annotate or train"
+        )
+    with ThreadPoolExecutor(_READERS) as pool:
+        table = pa.concat_tables(pool.map(_read_part, found))
+    if not len(table):
+        raise ConfigError(f"--predictions {uri} has no rows")
+    makers = table.group_by(["model", "model_revision"]).aggregate([]).to_pylist()
+    if len(makers) > 1:
+        names = sorted(f"{m['model']} {m['model_revision']}" for m in makers)
+        raise ConfigError(
+            f"--predictions {uri} has rows of {len(makers)} models ({', '.join(names)}): give one "
+            "folder for each"
+        )
+    return Predictions(
+        model=makers[0]["model"] or uri,
+        revision=makers[0]["model_revision"] or "",
+        folders=(uri,),
+        table=table,
+        notes=tuple(_unfinished(uri)),
+    )
+
+
+def _part_lists(uri: str) -> Iterator[list[str]]:
+    for folder in (*(storage.join(uri, name) for name in TABLES), uri):
+        yield [part.uri for part in storage.list_parts(folder)]
+
+
+def _read_part(uri: str) -> pa.Table:
+    try:
+        table = output.read_part(uri)
+    except StorageError as error:
+        raise ConfigError(f"--predictions: {error}") from error
+    if table is None:
+        raise ConfigError(f"--predictions: {uri} went away while it was read")
+    if missing := [name for name in _COLUMNS if name not in table.column_names]:
+        raise ConfigError(
+            f"--predictions: {uri} holds no predictions, it has no column {', '.join(missing)}"
+        )
+    if "perturbation" in table.column_names:
+        raise ConfigError(f"--predictions: {uri} holds perturbed clips, not predictions of clips")
+    return table.select(list(_COLUMNS))
+
+
+def _unfinished(uri: str) -> Iterator[str]:
+    record = load_record(uri)
+    if record is not None and not record.status.startswith("done"):
+        yield f"{uri}: its run has not ended well ({record.status}), predictions may be missing"
+
+
+def merged(found: Sequence[Predictions]) -> list[Predictions]:
+    """One entry a model, with names that tell them apart.
+
+    Folders of the same model and revision are put together when no clip is in two of them;
+    otherwise (another number format, say) each is a contestant of its own, named by its folder.
+    """
+    joined: list[Predictions] = []
+    ordered = sorted(found, key=lambda p: (p.model, p.revision))
+    for _, same in groupby(ordered, key=lambda p: (p.model, p.revision)):
+        group = list(same)
+        ids = pa.concat_tables(p.table.select(["clip_id"]) for p in group)["clip_id"]
+        disjoint = pc.count_distinct(ids).as_py() == len(ids)
+        joined += [_together(group[0].model, group)] if disjoint else [*map(_by_folder, group)]
+    names = [p.model for p in joined]
+    unique = [p if names.count(p.model) == 1 else _by_revision(p) for p in joined]
+    order = {uri: i for i, uri in enumerate(dict.fromkeys(f for p in found for f in p.folders))}
+    return sorted(unique, key=lambda p: order[p.folders[0]])
+
+
+def pooled(found: Sequence[Predictions]) -> list[Predictions]:
+    """All folders as one model: the folds of a cross-validation.
+
+    Raises:
+        ConfigError: a clip is in two of them.
+    """
+    names = [p.model for p in found]
+    ids = pa.concat_tables(p.table.select(["clip_id"]) for p in found)["clip_id"]
+    if twice := len(ids) - pc.count_distinct(ids).as_py():
+        raise ConfigError(
+            f"--pool: {twice:,} predictions are of clips another folder (or row) also predicts: "
+            "the folders of a cross-validation predict each clip once"
+        )
+    if len(set(names)) == 1:
+        return [_together(names[0], found)]
+    shared = _shared_folder(names)
+    return [_together(f"{shared or found[0].model} (pool of {len(found)})", found)]
+
+
+def _shared_folder(names: Sequence[str]) -> str:
+    split = [name.split("/") for name in names]
+    common = [level[0] for level in zip(*split, strict=False) if len(set(level)) == 1]
+    return "/".join(common)
+
+
+def _together(name: str, group: Sequence[Predictions]) -> Predictions:
+    return Predictions(
+        model=name,
+        revision=group[0].revision,
+        folders=tuple(folder for p in group for folder in p.folders),
+        table=pa.concat_tables(p.table for p in group),
+        notes=tuple(note for p in group for note in p.notes),
+    )
+
+
+def _by_folder(one: Predictions) -> Predictions:
+    return replace(one, model=f"{one.model} in {one.folders[0]}")
+
+
+def _by_revision(one: Predictions) -> Predictions:
+    return replace(one, model=f"{one.model}@{one.revision[:12]}")
+
+
+def backbones(found: Sequence[Predictions]) -> dict[str, str]:
+    """By model, the whole backbone it was fine-tuned from as the paper did.
+
+    The model's own folder says so, which may be the one its predictions are in. Another corpus,
+    other frozen parts, less data or shuffled labels make another model than the paper's.
+    """
+    named = {p.model: _backbone(_training(p)) for p in found}
+    return {model: name for model, name in named.items() if name}
+
+
+def leaking(found: Sequence[Predictions]) -> list[str]:
+    """A note on every model whose training shared voices with what it was judged by."""
+    return [
+        f"{one.model} was trained with --allow-leakage ({leaks[0]}): its figures are too good"
+        for one in found
+        if (leaks := _part(_training(one), "data").get("leakage"))
+    ]
+
+
+def _training(one: Predictions) -> Mapping[str, Any]:
+    """`training.json` of a model, empty when there is none."""
+    folders = [one.model] if "/" in one.model else []
+    for folder in (*folders, *one.folders):
+        try:
+            document = json.loads(storage.read_bytes(storage.join(folder, "training.json")))
+        except (StorageError, ConfigError, ValueError):
+            continue
+        if isinstance(document, dict):
+            return document
+    return {}
+
+
+def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = document.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _backbone(document: Mapping[str, Any]) -> str:
+    config = _part(document, "config")
+    splits = _part(document, "data").get("splits")
+    corpora = {row.get("corpus") for row in splits or () if isinstance(row, Mapping)}
+    changed = (
+        config.get("layers"),
+        config.get("shuffle_labels"),
+        config.get("freeze") in ("backbone", "none"),
+        config.get("train_fraction", 1.0) != 1.0,
+        corpora != {PAPER_CORPUS},
+    )
+    return "" if any(changed) else str(config.get("backbone") or "")

@@ -1,0 +1,159 @@
+"""An evaluation from labels and predictions to its output folder.
+
+The output is small and made in one go: the same command again replaces it, another one is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysers.data.labelled import read_labelled
+from raysers.engine import output as parts
+from raysers.errors import ConfigError, RaysersError
+from raysers.evaluation.evaluate import Options, assess, datasets
+from raysers.evaluation.join import Coverage, join, labelled_only
+from raysers.evaluation.predictions import Predictions, backbones, leaking, merged, pooled
+from raysers.evaluation.rows import Row, to_table
+from raysers.io import storage
+from raysers.run import RunRecord, finished, load_record, refuse_other_settings
+from raysers.types import DIMENSIONS
+
+METRICS_PART = "metrics/part-00000.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Clips with at least one label, and what the user should know about them."""
+
+    table: pa.Table
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All an evaluation found: rows of the metrics table, notes, and every model's coverage."""
+
+    rows: list[Row]
+    notes: list[str]
+    coverage: Mapping[str, Coverage]
+
+    @property
+    def failed_share(self) -> float:
+        """Share of failed predictions of the model with the most."""
+        return max(found.failed_share for found in self.coverage.values())
+
+
+def read_labels(uris: Sequence[str], *, corpus: str, emotion_map: str, speakers: str) -> Labels:
+    """The labelled clips of manifests, tables and corpora.
+
+    Raises:
+        ConfigError: they cannot be read, or no clip has a label.
+    """
+    read = read_labelled(uris, corpus=corpus, emotion_map=emotion_map, speakers=speakers)
+    table = labelled_only(read.table)
+    if not len(table):
+        raise ConfigError(
+            f"--labels {' '.join(uris)}: none of its {len(read.table):,} clips has a label for "
+            f"{', '.join(DIMENSIONS)}: give labelled clips (or --emotion-map for categories)"
+        )
+    if twice := len(table) - pc.count_distinct(table["clip_id"]).as_py():
+        raise ConfigError(f"--labels: {twice:,} clips are labelled twice: give each source once")
+    return Labels(table=table, notes=list(read.notes))
+
+
+def measure(
+    labels: Labels, found: Sequence[Predictions], options: Options, *, pool: bool
+) -> Report:
+    """Join and measure.
+
+    Args:
+        labels: labelled clips.
+        found: predictions by folder.
+        options: what to measure.
+        pool: all the predictions are one model's.
+
+    Raises:
+        ConfigError: predictions and labels do not fit together.
+    """
+    models = pooled(found) if pool else merged(found)
+    scores, coverage = join(labels.table, {one.model: one.table for one in models})
+    known = datasets(scores)
+    if not known:
+        raise ConfigError("--predictions: no labelled clip has scores: see their column status")
+    if options.in_domain and options.in_domain not in known:
+        raise ConfigError(f"--in-domain {options.in_domain}: the clips are of {', '.join(known)}")
+    if unknown := [name for name in options.by if not any(scores.column(name))]:
+        raise ConfigError(f"--by {' '.join(unknown)}: the labels do not say it of any clip")
+    rows, notes = assess(scores, replace(options, backbones=backbones(models)))
+    own = [note for one in models for note in one.notes] + leaking(models)
+    own += [
+        f"{one.model} has random weights: its scores mean nothing"
+        for one in models
+        if one.model.startswith("random:")
+    ]
+    own += [
+        f"{model}: no file is where the labels say; taken for their folder: {', '.join(one.moved)}"
+        for model, one in coverage.items()
+        if one.moved
+    ]
+    return Report(rows=rows, notes=[*labels.notes, *own, *notes], coverage=coverage)
+
+
+@contextmanager
+def after_writing() -> Iterator[None]:
+    """Predictions have been written: what is wrong now is no longer a refused command."""
+    try:
+        yield
+    except ConfigError as error:
+        raise RaysersError(str(error)) from error
+
+
+def write(report: Report, record: RunRecord, output: str, *, good: bool) -> None:
+    """The metrics table, and `run.json` with what became of the predictions."""
+    record.save(output)
+    table = to_table(report.rows, record.run_id)
+    parts.write_part(storage.join(output, METRICS_PART), table)
+    outcome = {
+        "rows": len(report.rows),
+        "models": {name: asdict(found) for name, found in report.coverage.items()},
+        "notes": report.notes,
+    }
+    finished(record, "done" if good else "done_with_failures", outcome).save(output)
+
+
+def open_output(output: str, job: str, settings: Mapping[str, Any]) -> RunRecord | None:
+    """The record of the same evaluation made before, whose results this one replaces.
+
+    Raises:
+        RefusedError: the folder is another job's or has other settings.
+        ConfigError: it holds metrics of unknown origin.
+    """
+    earlier = load_record(output)
+    if earlier is not None:
+        refuse_other_settings(output, earlier, job, settings)
+    elif parts.parts_done(output, "metrics"):
+        raise ConfigError(f"--output {output} has metrics but no run.json: choose another folder")
+    return earlier
+
+
+def folder_names(models: Sequence[str]) -> dict[str, str]:
+    """By model, the name of the folder for its predictions: readable, and no other model's."""
+    last = {m: re.sub(r"[^\w.-]+", "-", m.rstrip("/").rpartition("/")[2]) for m in models}
+    shared = Counter(last.values())
+    return {
+        model: name if shared[name] == 1 else f"{name}-{_digest(model)}"
+        for model, name in last.items()
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()

@@ -1,0 +1,276 @@
+"""The one look of every picture: type scale, axes, marks, direct labels, and how it is saved.
+
+The same figure gives the same bytes: no dates, no random ids, and the font that comes with
+matplotlib, whatever the reader's settings are. Text is drawn as outlines, so no reader needs a
+font, and a dollar in a file name is a dollar.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from raysers.palette import FAINT, INK, PAPER, SOFT, word_colour
+from raysers.report_text import printable
+
+#: A picture in its formats: `png` and `svg`; empty when there is nothing to show.
+Picture = dict[str, bytes]
+
+#: Sizes of type, and the width of a picture that spans a page.
+TITLE_PT, TEXT_PT, SMALL_PT = 11.0, 9.0, 7.5
+WIDTH_IN = 7.2
+_DPI = 160
+_FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "png": {"dpi": _DPI, "metadata": {"Software": None}},
+    "svg": {"metadata": {"Date": None, "Creator": None}},
+}
+#: Letters of an axis' name in a line.
+_LETTERS_WIDE, _LETTERS_NARROW = 84, 38
+#: Of marks and lines.
+LINE_PT, INTERVAL_PT, DOT_PT = 1.8, 1.4, 5.0
+
+_RC = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.linewidth": 0.8,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "DejaVu Sans",
+    "font.size": TEXT_PT,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "raysers",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "ytick.major.size": 0,
+}
+
+
+def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -> Picture:
+    """The `matplotlib.figure.Figure` that `draw` makes, as `png` and `svg` on white.
+
+    `draw` is called under the settings of this module; it makes a `Figure` of its own and never
+    touches pyplot, whose state is the process's.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    settings = {**matplotlib.rcParamsDefault, **_RC, "backend": "agg"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # a box stands for a letter the font lacks; the tables beside a picture have it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = draw()
+        _make_printable(figure)
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not again for every format
+        return {kind: _bytes_of(figure, format=kind, **_FORMATS[kind]) for kind in formats}
+
+
+def _make_printable(figure: Any) -> None:
+    """Mark what is no text in every title, label, tick, legend and note of the figure."""
+    from matplotlib.text import Text
+
+    for axis in (a for panel in figure.axes for a in (panel.xaxis, panel.yaxis)):
+        ticks = [label.get_text() for label in axis.get_ticklabels()]
+        if (clean := list(map(printable, ticks))) != ticks:
+            axis.set_ticklabels(clean)  # the axis writes its labels anew with every drawing
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
+
+
+def _bytes_of(figure: Any, **how: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, facecolor=PAPER, **how)
+    return file.getvalue()
+
+
+def formats(*, narrow: bool) -> Sequence[str]:
+    """Narrow pictures are shown in pages only, and not saved beside them."""
+    return ("svg",) if narrow else tuple(_FORMATS)
+
+
+def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Any:
+    """An empty figure whose panels and labels find their places by themselves."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.12, hspace=0.02, wspace=0.02)
+    return Figure(figsize=(width_in, height_in), layout=layout)
+
+
+def panel_title(axis: Any, text: str, *, colour: str = INK, pad_pt: float = 10) -> None:
+    """The name of a panel, flush left above it."""
+    axis.set_title(text, loc="left", fontsize=TITLE_PT, color=colour, pad=pad_pt)
+
+
+def value_grid(axis: Any, along: str = "y", *, most: int = 6) -> None:
+    """Faint lines across the panel at round values of the axis `along`."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10])
+    (axis.yaxis if along == "y" else axis.xaxis).set_major_locator(ticks)
+    axis.grid(axis=along)
+
+
+def axis_name(axis: Any, text: str) -> None:
+    """What the lower axis is of, flush right below it; a long name may reach under its neighbours.
+
+    Only its height takes part in the layout, or a long name would make its panel wider.
+    """
+    wide = axis.figure.get_figwidth() > WIDTH_IN / 2 + 1
+    lines = textwrap.wrap(text, _LETTERS_WIDE if wide else _LETTERS_NARROW)
+    axis.set_xlabel("\n".join(" " for _ in lines))
+    axis.annotate(
+        "\n".join(lines), (1, 0), xytext=(0, -20), xycoords="axes fraction", ha="right",
+        textcoords="offset points", va="top", color=SOFT, annotation_clip=False,
+    ).set_in_layout(False)  # fmt: skip
+
+
+def name_rows(axis: Any, names: Sequence[str]) -> None:
+    """The vertical axis as a list of names, the first on top."""
+    axis.set_yticks(range(len(names)), list(names), color=INK)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+
+
+def guide(axis: Any, at: float, along: str = "x") -> None:
+    """A dotted line at a value that others are compared with: chance, zero, the kept epoch."""
+    line = axis.axvline if along == "x" else axis.axhline
+    line(at, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+
+
+def interval(
+    axis: Any, value: float, bounds: tuple[float, float], at: float, colour: str, along: str = "x"
+) -> None:
+    """A dot at `value` with its interval as a line; NaN bounds leave the dot alone.
+
+    Args:
+        axis: panel to draw on.
+        value: along the axis `along`; NaN draws nothing.
+        bounds: lower and upper end of the interval.
+        at: place on the other axis.
+        colour: of both.
+        along: the axis of values, `x` or `y`.
+    """
+    if math.isnan(value):
+        return
+    if not any(map(math.isnan, bounds)):
+        line = axis.hlines if along == "x" else axis.vlines
+        line(at, *bounds, color=colour, linewidth=INTERVAL_PT, zorder=2)
+    dot(axis, value, at, colour, along=along)
+
+
+def dot(axis: Any, value: float, at: float, colour: str, along: str = "x", **how: Any) -> None:
+    """A mark with a rim of the page's colour, not cut by the panel's edge."""
+    x, y = (value, at) if along == "x" else (at, value)
+    style = {"marker": "o", "ms": DOT_PT, "mec": PAPER, "mew": 0.8, "zorder": 4, **how}
+    axis.plot([x], [y], linestyle="", color=colour, clip_on=False, **style)
+
+
+def published(axis: Any, value: float, at: float, along: str = "x", marker: str = "D") -> None:
+    """The hollow mark of somebody else's number beside ours."""
+    if not math.isnan(value):
+        style = {"mfc": "none", "mec": INK, "mew": 1.1, "ms": 6, "marker": marker, "zorder": 3}
+        dot(axis, value, at, INK, along, **style)
+
+
+def line(axis: Any, x: Sequence[float], y: Sequence[float], colour: str, **how: Any) -> None:
+    """A line along the panel that is not cut in half at its edge; NaN leaves a gap."""
+    style = {"linewidth": LINE_PT, "solid_capstyle": "round", "clip_on": False, "zorder": 3, **how}
+    axis.plot(list(x), list(y), color=colour, **style)
+
+
+def band(
+    axis: Any, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str
+) -> None:
+    """The interval around a line."""
+    axis.fill_between(list(x), list(low), list(high), color=colour, alpha=0.18, linewidth=0)
+
+
+def end_label(axis: Any, height: float, text: str, colour: str) -> None:
+    """The name of a line, to the right of the panel at that height."""
+    axis.annotate(
+        text,
+        (1.0, height),
+        xytext=(6, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+        color=word_colour(colour),
+        annotation_clip=False,
+    )
+
+
+def end_labels(axis: Any, lines: Mapping[str, tuple[float, str]], *, gap: float = 0.065) -> None:
+    """Names of lines right of the panel, moved apart where they would cover each other.
+
+    Args:
+        axis: panel; its limits are final.
+        lines: by name, the height at which its line ends, and its colour.
+        gap: least distance, as a share of the panel's height.
+    """
+    low, high = sorted(axis.get_ylim())
+    apart = (high - low) * gap
+    ends = {name: height for name, (height, _) in lines.items()}
+    for name, height in spread(ends, gap=apart, low=low, high=high - apart / 2).items():
+        end_label(axis, height, name, lines[name][1])
+
+
+def above(
+    axis: Any, where: tuple[float, float], coords: Any, right_pt: float, text: str, **how: Any
+) -> None:
+    """Soft text over the upper edge of a panel."""
+    axis.annotate(
+        text, where, xytext=(right_pt, 5), xycoords=coords, textcoords="offset points",
+        color=SOFT, annotation_clip=False, **how,
+    )  # fmt: skip
+
+
+def spread(
+    heights: Mapping[str, float], *, gap: float, low: float, high: float
+) -> dict[str, float]:
+    """Heights at least `gap` apart, in the same order, close to where they were.
+
+    Labels at the ends of lines would cover each other otherwise. Those that touch move apart
+    around their common middle, and all stay within `low..high`.
+    """
+    names = sorted(heights, key=lambda name: heights[name])
+    groups: list[list[str]] = [[name] for name in names]
+
+    def placed(group: list[str]) -> list[float]:
+        half = gap * (len(group) - 1) / 2
+        middle = sum(heights[name] for name in group) / len(group)
+        middle = min(max(middle, low + half), high - half)
+        return [middle - half + gap * i for i in range(len(group))]
+
+    i = 0
+    while i + 1 < len(groups):
+        if placed(groups[i + 1])[0] - placed(groups[i])[-1] < gap:
+            groups[i : i + 2] = [groups[i] + groups[i + 1]]
+            i = max(0, i - 1)
+        else:
+            i += 1
+    return {n: y for group in groups for n, y in zip(group, placed(group), strict=True)}
+
+
+def short(text: str, most: int = 28) -> str:
+    """The text on one line, cut in its middle to at most so many characters."""
+    line = " ".join(text.split())
+    half = (most - 1) // 2
+    return line if len(line) <= most else f"{line[: most - 1 - half]}…{line[-half:]}"
+
+
+def model_names(models: Sequence[str], most: int = 28) -> dict[str, str]:
+    """A name for the reader of every model: its last folder, or more where that is not unique."""
+    last = {model: model.rstrip("/").rpartition("/")[2] or model for model in models}
+    twice = {name for name in last.values() if list(last.values()).count(name) > 1}
+    return {m: short(m if name in twice else name, most) for m, name in last.items()}

@@ -1,0 +1,1 @@
+"""One HTML page with figures and tables from finished runs."""

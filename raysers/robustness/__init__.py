@@ -1,0 +1,1 @@
+"""Perturbations of clips, and how much scores change under them."""

@@ -1,0 +1,227 @@
+"""Small changes of a clip that should not change how it is scored, as functions and as a table.
+
+The eight of Wagner et al. 2022 (section 3.4) and two more of the authors' later test suite,
+ser-tests. The paper's additive tone has its SNR against the peak of the clip, ser-tests' against
+its RMS, which is 12 to 18 dB less noise for speech; the paper's "1 %" of clipping is .1 %.
+
+Every function takes and returns mono float32 at 16 kHz of shape (samples,), changes nothing in
+place, and lets a signal exceed full scale rather than clip it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import scipy.signal
+from numpy.typing import ArrayLike, NDArray
+
+from raysers.audio.level import rms_db
+from raysers.robustness.perturbation import Perturbation, Signal, TooShort
+from raysers.types import SAMPLE_RATE_HZ
+
+Reference = Literal["peak", "rms"]
+#: A turn per sample at 1 Hz, and the samples up to which a float32 phase keeps a tone a tone.
+_TURN, _MOST_COARSE = 2 * np.pi / SAMPLE_RATE_HZ, 40 * SAMPLE_RATE_HZ
+
+
+def additive_tone(
+    signal: ArrayLike, frequency_hz: float, snr_db: float, reference: Reference = "peak"
+) -> Signal:
+    """Add a sine that starts at phase 0.
+
+    Args:
+        signal: the clip.
+        frequency_hz: of the sine.
+        snr_db: level of the clip over that of the sine.
+        reference: `peak` compares the clip's largest magnitude with the sine's amplitude (the
+            paper), `rms` compares root mean squares, the sine's taken as amplitude / sqrt 2
+            (auglib's `Tone`, used by ser-tests).
+
+    Raises:
+        ValueError: another reference.
+    """
+    x = _mono(signal)
+    if reference not in ("peak", "rms"):
+        raise ValueError(f"reference is {reference!r}: give 'peak' or 'rms'")
+    if not x.size:
+        return x.copy()
+    level = float(np.abs(x).max()) if reference == "peak" else _rms(x) * 2**0.5
+    # auglib's phase is float32, which is too coarse for a clip of minutes
+    n, turn = np.arange(x.size), _TURN * frequency_hz
+    coarse = x.size <= _MOST_COARSE
+    tone = np.sin(n.astype(np.float32) * np.float32(turn) if coarse else n * turn)
+    return np.asarray(x + level * _ratio(-snr_db) * tone, np.float32)
+
+
+def append_zeros(signal: ArrayLike, samples: int) -> Signal:
+    """Add silence of `samples` at the end."""
+    return np.concatenate([_mono(signal), np.zeros(_count(samples), np.float32)])
+
+
+def prepend_zeros(signal: ArrayLike, samples: int) -> Signal:
+    """Add silence of `samples` at the beginning."""
+    return np.concatenate([np.zeros(_count(samples), np.float32), _mono(signal)])
+
+
+def crop_beginning(signal: ArrayLike, samples: int) -> Signal:
+    """Drop the first `samples`.
+
+    Raises:
+        TooShort: nothing would be left.
+    """
+    x = _mono(signal)
+    return x[_less_than_all(samples, x) :].copy()
+
+
+def crop_end(signal: ArrayLike, samples: int) -> Signal:
+    """Drop the last `samples`.
+
+    Raises:
+        TooShort: nothing would be left.
+    """
+    x = _mono(signal)
+    return x[: x.size - _less_than_all(samples, x)].copy()
+
+
+def clip(signal: ArrayLike, ratio: float) -> Signal:
+    """Clip hard so that about this share of the samples lies at the threshold.
+
+    The threshold is the magnitude that `int(ratio x samples)` samples exceed; nothing is scaled
+    back afterwards. A ratio of 0 and silence change nothing.
+
+    Raises:
+        ValueError: the ratio is not within 0..1.
+    """
+    x = _mono(signal)
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio is {ratio}: give a share from 0 to 1")
+    if not ratio or not x.size:
+        return x.copy()
+    rank = min(int(ratio * x.size) + 1, x.size)
+    threshold = np.partition(np.abs(x), x.size - rank)[x.size - rank]
+    return x.clip(-threshold, threshold) if threshold else x.copy()
+
+
+def gain(signal: ArrayLike, gain_db: float) -> Signal:
+    """Multiply by `10^(gain_db / 20)`."""
+    return (_mono(signal) * _ratio(gain_db)).astype(np.float32)
+
+
+def highpass(signal: ArrayLike, cutoff_hz: float, order: int = 1) -> Signal:
+    """Butterworth high-pass, causal, from rest (`scipy.signal.lfilter`)."""
+    return _filtered(signal, "highpass", cutoff_hz, order)
+
+
+def lowpass(signal: ArrayLike, cutoff_hz: float, order: int = 1) -> Signal:
+    """Butterworth low-pass, causal, from rest (`scipy.signal.lfilter`)."""
+    return _filtered(signal, "lowpass", cutoff_hz, order)
+
+
+def white_noise(signal: ArrayLike, snr_db: float, noise: ArrayLike) -> Signal:
+    """Add Gaussian noise at a ratio of root mean squares.
+
+    The noise's own is taken as 1, what it is on average, so a short clip may be off by a fraction
+    of a dB.
+
+    Args:
+        signal: the clip.
+        snr_db: level of the clip over that of the noise.
+        noise: standard normal samples, as many as the clip has.
+
+    Raises:
+        ValueError: another number of samples.
+    """
+    x = _mono(signal)
+    drawn = np.asarray(noise)
+    if drawn.shape != x.shape:
+        raise ValueError(f"noise has shape {drawn.shape}, the clip {x.shape}")
+    if not x.size:
+        return x.copy()
+    return (x + _rms(x) * _ratio(-snr_db) * drawn).astype(np.float32)
+
+
+def _drawn_white_noise(signal: Signal, snr_db: float, rng: np.random.Generator) -> Signal:
+    return white_noise(signal, snr_db, rng.standard_normal(len(signal), np.float32))
+
+
+PAPER = "Wagner et al. 2022, section 3.4"
+SER_TESTS = "ser-tests, robustness to small changes"
+_SAMPLES = {"samples": (100, 500, 1000)}
+
+#: The paper's eight, then ser-tests' two more.
+PERTURBATIONS = (
+    Perturbation(
+        name="additive_tone",
+        function=additive_tone,
+        choices={
+            "frequency_hz": range(5000, 7001),
+            "snr_db": (40, 45, 50),
+            "reference": ("peak",),
+        },
+        source=PAPER,
+    ),
+    Perturbation(name="append_zeros", function=append_zeros, choices=_SAMPLES, source=PAPER),
+    Perturbation(
+        name="clip", function=clip, choices={"ratio": (0.001, 0.002, 0.003)}, source=PAPER
+    ),
+    Perturbation(name="crop_beginning", function=crop_beginning, choices=_SAMPLES, source=PAPER),
+    Perturbation(name="gain", function=gain, choices={"gain_db": (-2, -1, 1, 2)}, source=PAPER),
+    Perturbation(
+        name="highpass", function=highpass, choices={"cutoff_hz": (50, 100, 150)}, source=PAPER
+    ),
+    Perturbation(
+        name="lowpass", function=lowpass, choices={"cutoff_hz": (7500, 7000, 6500)}, source=PAPER
+    ),
+    Perturbation(
+        name="white_noise",
+        function=_drawn_white_noise,
+        choices={"snr_db": (35, 40, 45)},
+        source=PAPER,
+        drawn=True,
+    ),
+    Perturbation(name="crop_end", function=crop_end, choices=_SAMPLES, source=SER_TESTS),
+    Perturbation(name="prepend_zeros", function=prepend_zeros, choices=_SAMPLES, source=SER_TESTS),
+)
+
+
+def _mono(signal: ArrayLike) -> Signal:
+    x = np.asarray(signal, np.float32)
+    if x.ndim != 1:
+        raise ValueError(f"a mono signal has one axis, this one {x.ndim}")
+    return x
+
+
+def _rms(x: Signal) -> float:
+    return _ratio(rms_db(x))
+
+
+def _ratio(level_db: float) -> float:
+    return float(10 ** (level_db / 20))
+
+
+def _count(samples: int) -> int:
+    if samples < 0:
+        raise ValueError(f"samples is {samples}: give 0 or more")
+    return samples
+
+
+def _less_than_all(samples: int, x: Signal) -> int:
+    if _count(samples) >= x.size:
+        raise TooShort(f"{samples} samples cannot be cropped from a clip of {x.size}")
+    return samples
+
+
+@lru_cache(maxsize=64)
+def _coefficients(
+    kind: str, cutoff_hz: float, order: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    b, a = scipy.signal.butter(order, cutoff_hz, btype=kind, fs=SAMPLE_RATE_HZ)
+    return b, a
+
+
+def _filtered(signal: ArrayLike, kind: str, cutoff_hz: float, order: int) -> Signal:
+    x = _mono(signal)
+    b, a = _coefficients(kind, cutoff_hz, order)
+    return np.asarray(scipy.signal.lfilter(b, a, x)).astype(np.float32)

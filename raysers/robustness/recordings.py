@@ -1,0 +1,249 @@
+"""Recordings that perturbations mix in or convolve with: the user's noise and impulse responses.
+
+All are decoded once before a job begins, and what cannot be read is left out, because later it
+would not be a clip's fault and would stop the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raysers.audio.decode import AudioReader
+from raysers.data.manifest import Segmenting, fingerprint
+from raysers.engine.cluster import dataset_of
+from raysers.engine.failures import carried, raise_carried
+from raysers.engine.indexing import index
+from raysers.engine.summary import print_warning
+from raysers.errors import (
+    ClipError,
+    ConfigError,
+    ObjectChanged,
+    ObjectForbidden,
+    ObjectMissing,
+    RaysersError,
+)
+from raysers.io import storage
+from raysers.robustness.perturbation import Signal
+from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
+
+_NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ
+#: Recordings of at most this length stay in memory once read.
+_KEPT_SAMPLES = 10 * SAMPLE_RATE_HZ
+#: Recordings that one task decodes to see whether they can be used.
+_CHECKED_PER_TASK = 32
+#: What the impulse response that others are compared with is called, without its suffix.
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """One file or tar member: where it is, its samples at 16 kHz, and why it cannot be used."""
+
+    file: str
+    samples: int
+    num_bytes: int | None
+    byte_offset: int | None
+    byte_size: int | None
+    etag: str
+    fault: str = ""
+
+
+@dataclass(slots=True)
+class Reading:
+    """Recordings of one kind as a perturbation reads them, noting which it took."""
+
+    items: Sequence[Recording]
+    taken: list[str] = field(default_factory=list)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Samples of each recording."""
+        return np.array([item.samples for item in self.items])
+
+    def read(self, number: int, first: int, samples: int) -> Signal:
+        """Samples `[first, first + samples)` of a recording, fewer at its end.
+
+        Raises:
+            RaysersError: it cannot be read.
+        """
+        item = self.items[number]
+        self.taken.append(item.file)
+        if item.samples <= _KEPT_SAMPLES:
+            return _whole(item)[first : first + samples]
+        return _read(item, first, min(first + samples, item.samples))
+
+
+@lru_cache(maxsize=256)
+def _whole(item: Recording) -> Signal:
+    return _read(item, 0, item.samples)
+
+
+def _open(item: Recording) -> AudioReader:
+    source = storage.open_source(
+        item.file,
+        num_bytes=item.num_bytes,
+        byte_offset=item.byte_offset,
+        byte_size=item.byte_size,
+        etag=item.etag,
+    )
+    return AudioReader(source, name=item.file)
+
+
+def _read(item: Recording, first: int, last: int) -> Signal:
+    try:
+        with _open(item) as reader:
+            span = first * _NS_PER_SAMPLE, last * _NS_PER_SAMPLE
+            return np.asarray(reader.read(*span, max_s=float("inf")), np.float32)
+    except ClipError as error:
+        raise RaysersError(f"{item.file} cannot be used as noise: {error}") from error
+
+
+def listed(flag: str, folder: str) -> tuple[dict[str, tuple[Recording, ...]], str]:
+    """Recordings by kind (the subfolder they are in), good or not, and a fingerprint of them.
+
+    A kind with a file named `reference` has that one as a kind of its own, `<kind>_reference`.
+
+    Args:
+        flag: named in errors.
+        folder: folder or prefix with a subfolder per kind; empty: nothing.
+
+    Raises:
+        ConfigError: nothing there can be used.
+    """
+    if not folder:
+        return {}, ""
+    folder = storage.absolute(folder).rstrip("/")
+    try:
+        manifest = index([folder], Segmenting())
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--input", flag)) from error
+    rows = [r for r in _rows(manifest, folder) if r[0]]
+    if not rows:
+        raise ConfigError(f"{flag} {folder}: needs a subfolder per kind of recording")
+    kinds = groupby(sorted(rows, key=lambda r: (r[0], r[1].file)), key=lambda r: r[0])
+    return {kind: tuple(r for _, r in members) for kind, members in kinds}, fingerprint(manifest)
+
+
+def usable(
+    flag: str, found: Mapping[str, Sequence[Recording]], used: Collection[str]
+) -> dict[str, tuple[Recording, ...]]:
+    """Recordings of the kinds that are used, without those that cannot be decoded to their end.
+
+    Warns of what is left out: bad recordings, and folders that nothing uses.
+
+    Raises:
+        ConfigError: a kind with nothing left.
+        CredentialsError, TransientStorageError: the store does not answer as it should.
+    """
+    idle = sorted(set(found) - set(used))
+    if idle:
+        print_warning(f"{flag}: no perturbation of this run uses the folders {', '.join(idle)}")
+    kinds = sorted(set(found) & set(used))
+    checked = iter(_checked([item for kind in kinds for item in found[kind]]))
+    material: dict[str, tuple[Recording, ...]] = {}
+    for kind in kinds:
+        items = [next(checked) for _ in found[kind]]
+        bad = [item for item in items if item.fault]
+        material[kind] = tuple(item for item in items if not item.fault)
+        if not material[kind]:
+            raise ConfigError(f"{flag}: no recording of {kind} can be read: {_first(bad)}")
+        if bad:
+            print_warning(f"{flag}: {len(bad)} recordings of {kind} are left out: {_first(bad)}")
+    return material
+
+
+def _first(bad: Sequence[Recording]) -> str:
+    more = " and others" if len(bad) > 1 else ""
+    return f"{bad[0].file} ({' '.join(bad[0].fault.split())}){more}"
+
+
+def _checked(items: Sequence[Recording]) -> list[Recording]:
+    """The same recordings, in their order, with what decoding them on the cluster showed."""
+    rows = [{**asdict(item), "number": i} for i, item in enumerate(items) if not item.fault]
+    if not rows:
+        return list(items)
+    size = _CHECKED_PER_TASK
+    blocks = [pa.Table.from_pylist(rows[i : i + size], _SCHEMA) for i in range(0, len(rows), size)]
+    data = dataset_of(blocks).map_batches(_decoded, batch_size=None, batch_format="pyarrow")
+    checked = list(items)
+    for block in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in raise_carried(block).to_pylist():
+            number = row.pop("number")
+            checked[number] = Recording(**row)
+    return checked
+
+
+_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("samples", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("byte_offset", pa.int64()),
+        ("byte_size", pa.int64()),
+        ("etag", pa.string()),
+        ("fault", pa.string()),
+        ("number", pa.int64()),
+    ]
+)
+
+
+@carried
+def _decoded(block: pa.Table) -> pa.Table:
+    rows = block.to_pylist()
+    numbers = [row.pop("number") for row in rows]
+    items = [asdict(decoded_once(Recording(**row))) for row in rows]
+    merged = [{**item, "number": n} for item, n in zip(items, numbers, strict=True)]
+    return pa.Table.from_pylist(merged, _SCHEMA)
+
+
+def decoded_once(item: Recording) -> Recording:
+    """The recording with the samples it really has, or with its fault.
+
+    Raises:
+        CredentialsError, TransientStorageError: not the recording's fault.
+    """
+    try:
+        with _open(item) as reader:
+            samples = sum(len(block) for block in reader.blocks())
+    except (ClipError, ObjectMissing, ObjectForbidden, ObjectChanged) as error:
+        return replace(item, fault=str(error))
+    except RaysersError:
+        raise
+    except Exception as error:  # whatever a decoder does on a hostile file
+        return replace(item, fault=f"{type(error).__name__}: {error}")
+    # the tail of a header's promise may hold nothing to read
+    return replace(item, samples=max(1, min(item.samples, samples)))
+
+
+def _rows(manifest: pa.Table, folder: str) -> list[tuple[str, Recording]]:
+    rows = manifest.to_pylist()
+    return [(_kind(row["file"].removeprefix(folder)), _recording(row)) for row in rows]
+
+
+def _kind(path: str) -> str:
+    """The subfolder of a path like `/music/fma/a.wav`; empty for a file in the folder itself."""
+    parts = path.strip("/").split("/")
+    if len(parts) < 2:
+        return ""
+    is_reference = parts[-1].partition(".")[0] == REFERENCE
+    return f"{parts[0]}_{REFERENCE}" if is_reference else parts[0]
+
+
+def _recording(row: Mapping[str, Any]) -> Recording:
+    return Recording(
+        file=row["file"],
+        samples=max(1, round((row["duration_s"] or 0.0) * SAMPLE_RATE_HZ)),
+        num_bytes=row["num_bytes"],
+        byte_offset=row["byte_offset"],
+        byte_size=row["byte_size"],
+        etag=row["etag"] or "",
+        fault="" if row["status"] == Status.OK else row["error"] or row["status"],
+    )

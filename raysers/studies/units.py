@@ -1,0 +1,290 @@
+"""What the trial of a cell does: train and judge a model, or look at one that was trained.
+
+All of it happens in the trial's own process. What a run needs is done before it gets a place, so
+nothing waits while it holds one.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysers import annotate
+from raysers.cli import ClipJobFlags, as_plain
+from raysers.evaluation import runs
+from raysers.evaluation.evaluate import Options
+from raysers.evaluation.predictions import read_predictions
+from raysers.io import storage
+from raysers.models import weights
+from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from raysers.robustness.changes import Comparison
+from raysers.robustness.summary import report as report_robustness
+from raysers.robustness.task import Options as Changes
+from raysers.robustness.task import make_task
+from raysers.run import load_record, new_record
+from raysers.studies import networks
+from raysers.studies import scoring as study_scoring
+from raysers.studies.corpora import judged_uri, training_uri
+from raysers.studies.experiments import BEGIN, Run
+from raysers.training.config import TrainingFlags
+from raysers.training.session import Room, run_training
+from raysers.tuning.resources import Seats
+from raysers.tuning.trial import command_of
+from raysers.tuning.trials import Report
+from raysers.tuning.values import SEARCHABLE, settled
+
+#: Folders of a trained model with its scores of the judged clips, and what they are worth.
+SCORED, MEASURED = "judged", "evaluated"
+#: Folder of a beginning's network without its head.
+BACKBONE = "backbone"
+
+_ANNOTATE, _EVALUATE, _ROBUSTNESS = "annotate", "evaluate", "robustness"
+#: Of a result, seconds of its work that earlier attempts have done.
+_EARLIER = "earlier_s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the runs of a study are, and how they run.
+
+    Attributes:
+        output: of the study.
+        in_domain: the corpus others are compared with; empty: none.
+        workers: of each training.
+        retries: how often a run may fail.
+        seats: of the trials; None before the cluster is known.
+    """
+
+    output: str
+    in_domain: str
+    workers: int = 1
+    retries: int = 0
+    seats: Seats | None = None
+
+    def uri(self, run: str) -> str:
+        """Folder of a run."""
+        return storage.join(self.output, "runs", run)
+
+    @property
+    def room(self) -> Room:
+        """Of the trial's own process."""
+        return (self.seats and self.seats.room) or Room()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """The call of a run, for `trials.Piece`."""
+
+    run: Run
+    place: Place
+
+    def __call__(self, report: Report) -> dict[str, Any]:
+        """Do it; returns what it took."""
+        began = time.monotonic()
+        result = _CALLS[self.run.job](self.run, self.place, report)
+        earlier_s = result.pop(_EARLIER, 0.0)
+        return {"wall_s": round(earlier_s + time.monotonic() - began, 3), **result}
+
+
+def training_flags(run: Run, place: Place) -> TrainingFlags:
+    """Flags of a run's training.
+
+    Raises:
+        ConfigError: values that do not go together.
+    """
+    values = {
+        name: settled(f"run {run.name}", name, value) if name in SEARCHABLE else value
+        for name, value in run.settings["train"].items()
+    }
+    data = training_uri(place.output)
+    if run.job == BEGIN:
+        data = storage.join(place.output, "corpora", f"begin-{run.settings['speech']}")
+    flags = TrainingFlags(
+        data=(data,),
+        output=place.uri(run.name),
+        backbone=backbone_of(run, place),
+        workers=place.workers,
+        **values,
+    )
+    flags.check()
+    return flags
+
+
+def place_less_flags(run: Run) -> TrainingFlags:
+    """As `training_flags`, for whoever asks about numbers only."""
+    return training_flags(run, Place(output="/study", in_domain=""))
+
+
+def backbone_of(run: Run, place: Place) -> str:
+    """What `--backbone` of the run's training says."""
+    name = str(run.settings["backbone"])
+    prefix = "random:" if run.settings["random"] else ""
+    if not run.settings["small"]:
+        return prefix + name
+    if run.settings["random"]:
+        return prefix + networks.network_uri(place.output, name)
+    return storage.join(place.uri(run.needs[0]), BACKBONE)
+
+
+def _begin(run: Run, place: Place, report: Report) -> dict[str, Any]:
+    """Train on other speech and keep what lies below the head."""
+    result = _trained(run, place, report)
+    folder = Path(place.uri(run.name))
+    config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    bare = {k: v for k, v in config.items() if k not in ("id2label", "label2id", "architectures")}
+    found = weights.read_weights([folder / WEIGHTS_FILE])
+    with tempfile.TemporaryDirectory() as place_of_weights:
+        file = Path(place_of_weights) / WEIGHTS_FILE
+        below = {key: value for key, value in found.items() if not weights.is_head(key)}
+        weights.write_weights(below, file)
+        contents = {
+            PREPROCESSOR_FILE: (folder / PREPROCESSOR_FILE).read_bytes(),
+            WEIGHTS_FILE: file.read_bytes(),
+            CONFIG_FILE: (json.dumps(bare, indent=2, sort_keys=True) + "\n").encode(),
+        }
+    for name, content in contents.items():
+        storage.write_atomic(storage.join(str(folder), BACKBONE, name), content)
+    return result
+
+
+def _train(run: Run, place: Place, report: Report) -> dict[str, Any]:
+    result = _trained(run, place, report)
+    model = place.uri(run.name)
+    _annotate_with(model, storage.join(model, SCORED), place, embeddings=False)
+    judge(model, place)
+    return result
+
+
+def _trained(run: Run, place: Place, report: Report) -> dict[str, Any]:
+    flags = training_flags(run, place)
+    seats, began = place.seats, time.monotonic()
+    outcome = run_training(
+        flags,
+        as_plain(flags),
+        on_epoch=lambda record: report(
+            {"epoch": record["epoch"], "dev_ccc_mean": record["dev_ccc_mean"]}
+        ),
+        alone=seats is None or seats.placement is None,
+        room=place.room,
+        placement=seats.placement if seats else None,
+        command=command_of(flags),
+    )
+    document = _document(flags.output)
+    epochs_s = sum(float(record["wall_s"]) for record in outcome.history)
+    return {
+        _EARLIER: max(0.0, epochs_s - (time.monotonic() - began)),
+        "audio_s": float(outcome.figures["audio_hours"]) * 3600,
+        "device": document["placement"]["device"],
+        "workers": document["placement"]["workers"],
+        "dev_ccc_mean": dev_ccc_mean(document),
+    }
+
+
+def judge(model: str, place: Place) -> None:
+    """Measure a model's scores of the judged clips as the evaluate job does, beside them.
+
+    Raises:
+        ConfigError: scores and labels do not fit together.
+    """
+    scored, output = storage.join(model, SCORED), storage.join(model, MEASURED)
+    labels = judged_uri(place.output)
+    settings = {"labels": [labels], "predictions": [scored], "in_domain": place.in_domain}
+    found = runs.read_labels((labels,), corpus="auto", emotion_map="", speakers="")
+    options = Options(in_domain=place.in_domain)
+    report = runs.measure(found, [read_predictions(scored)], options, pool=False)
+    record = new_record(_EVALUATE, {**settings, "output": output}, settings, load_record(output))
+    runs.write(report, record, output, good=True)
+
+
+def _annotate_with(model: str, output: str, place: Place, *, embeddings: bool) -> dict[str, Any]:
+    flags = _clip_flags(model, output, place)
+    task = annotate.prepare(model, dtype="auto", max_padded_s=0, embeddings=embeddings)
+    task = study_scoring.settled(task, place.room, place.seats, load_record(output))
+    config = {**as_plain(flags), "embeddings": embeddings}
+    study_scoring.score(flags, _ANNOTATE, task, task.settings, config, place.room, place.seats)
+    return _took(flags.output)
+
+
+def _annotate(run: Run, place: Place, _: Report) -> dict[str, Any]:
+    chosen = looked_at(run, place)
+    model = place.uri(chosen)
+    output = place.uri(run.name)
+    took = _annotate_with(
+        model, output, place, embeddings=bool(run.settings["flags"].get("embeddings", True))
+    )
+    return {**took, "looked_at": chosen}
+
+
+def _robustness(run: Run, place: Place, _: Report) -> dict[str, Any]:
+    chosen = looked_at(run, place)
+    model, given = place.uri(chosen), run.settings["flags"]
+    flags = _clip_flags(model, place.uri(run.name), place)
+    earlier = load_record(flags.output)
+    task = annotate.prepare(model, dtype="auto", max_padded_s=0, embeddings=False)
+    changes = Changes(
+        names=tuple(given.get("perturbations", ())),
+        suite=given.get("suite", "paper"),
+        tone_snr=given.get("tone_snr", "peak"),
+        seed=given.get("seed", 0),
+        repeats=given.get("repeats", 1),
+    )
+    scoring = study_scoring.settled(task, place.room, place.seats, earlier)
+    whole = make_task(scoring, changes, earlier)
+    plan, record = study_scoring.score(
+        flags, _ROBUSTNESS, whole, whole.settings, {**as_plain(flags), **given}, place.room,
+        place.seats, whole.versions,
+    )  # fmt: skip
+    comparison = Comparison(
+        threshold=given.get("threshold", 0.05),
+        rounded=given.get("round_scores", False),
+        seed=changes.seed,
+        tone_snr=changes.tone_snr,
+    )
+    report_robustness(flags.output, plan, whole, record.run_id, comparison)
+    return {**_took(flags.output), "looked_at": chosen}
+
+
+def looked_at(run: Run, place: Place) -> str:
+    """The run whose model is looked at: the best on dev, the first of equals."""
+    scores = {name: dev_ccc_mean(_document(place.uri(name))) for name in run.needs}
+    return max(run.needs, key=lambda name: scores[name])
+
+
+def dev_ccc_mean(document: Mapping[str, Any]) -> float:
+    """Mean dev CCC of the epoch that a training kept; -1 where it had no dev clips."""
+    kept = document["history"][int(document["outcome"]["kept_epoch"]) - 1]["dev_ccc_mean"]
+    return -1.0 if kept is None else float(kept)
+
+
+def _clip_flags(model: str, output: str, place: Place) -> ClipJobFlags:
+    return ClipJobFlags(input=(judged_uri(place.output),), output=output, model=model)
+
+
+def _took(output: str) -> dict[str, Any]:
+    record = load_record(output)
+    outcome = (record.outcome if record else None) or {}
+    before = [one.get("outcome") or {} for one in (record.history if record else ())]
+    return {
+        "audio_s": sum(float(part.get("audio_s", 0.0)) for part in (outcome, *before)),
+        _EARLIER: sum(float(part.get("wall_s", 0.0)) for part in before),
+    }
+
+
+def _document(model: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(storage.read_bytes(storage.join(model, "training.json")))
+    return found
+
+
+_CALLS: Mapping[str, Callable[[Run, Place, Report], dict[str, Any]]] = {
+    BEGIN: _begin,
+    "train": _train,
+    _ROBUSTNESS: _robustness,
+    _ANNOTATE: _annotate,
+}
+#: Jobs that run in trials; the others use the whole cluster, one after another.
+IN_TRIALS = tuple(_CALLS)

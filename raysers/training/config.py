@@ -1,0 +1,252 @@
+"""Flags of training, and the recipes that fill in what the command leaves open.
+
+0 and `recipe` mean "what the recipe of this kind of network says"; `with_recipe` replaces them, so
+that everything behind it, and `run.json`, sees plain numbers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from raysers.cli import Uris
+from raysers.errors import ConfigError
+
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+FlagsT = TypeVar("FlagsT", bound="TrainingFlags")
+
+#: What each kind of network is trained with: the paper's section 3.1, and CNN14's own.
+RECIPES: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "epochs": 5,
+        "batch_size": 32,
+        "lr": 1e-4,
+        "optimiser": "adam",
+        "schedule": "constant",
+    },
+    "cnn14": {
+        "epochs": 60,
+        "batch_size": 64,
+        "lr": 1e-2,
+        "optimiser": "sgd",
+        "schedule": "constant",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFlags:
+    """Which labelled clips are trained on, and which are kept apart."""
+
+    data: Uris = ()
+    """Labelled data with a `split`: manifests, tables, corpora, audformat databases."""
+    train: Uris = ()
+    """Instead of --data: what to train on, all of it."""
+    dev: Uris = ()
+    """With --train: what chooses the best epoch."""
+    corpus: str = "auto"
+    """Layout of the data: auto recognises it, none takes folders for plain audio."""
+    emotion_map: str = ""
+    """Takes missing labels from the emotion category: `russell-mehrabian`, or a YAML file."""
+    speakers: str = ""
+    """CSV with `speaker`, or `video` (the session), and `sex`, for data that does not say."""
+    folds: int = 0
+    """Split by speaker into N folds instead of by the data's own splits."""
+    fold: int = 0
+    """Which of the --folds is kept apart as dev, from 0."""
+    allow_leakage: Switch = False
+    """Train although speakers or sessions are in several splits; the results are marked."""
+    train_fraction: float = 1.0
+    """Share of the training clips; a smaller share is part of every larger one."""
+    shuffle_labels: Switch = False
+    """Control: give every clip the labels of another one; a sound setup then learns nothing."""
+    limit: int = 0
+    """Only the first N clips of the data; 0 takes all."""
+    min_clip_s: float = 0.0
+    """Shorter clips are left out; those too short for the network always are."""
+    max_clip_s: float = 60.0
+    """Longer clips are left out of training and dev; 60 s holds every clip of the paper's data."""
+    max_failed: float = 0.05
+    """Highest share of clips that cannot be used before the job ends with exit code 3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFlags:
+    """What is trained, and which of its parameters."""
+
+    backbone: str = "w2v2-L-robust-12"
+    """Alias, hub id, folder or s3:// prefix; `random:` before it, or before a config.json, starts
+    from random weights."""
+    layers: int = 0
+    """Keep the bottom N transformer layers; 0 keeps all."""
+    freeze: Literal["auto", "cnn", "backbone", "none"] = "auto"
+    """Parameters that stay as they are; auto is cnn, and none for random weights and cnn14."""
+    pooling: Literal["masked", "unmasked", "attentive"] = "masked"
+    """How frames become one vector per clip."""
+    head_dropout: float | None = None
+    """Dropout of the head, 0..1, in place of the network's own."""
+    front: Literal["plain", "mel"] = "plain"
+    """mel: a random network's first convolution starts as a bank of mel-spaced filters."""
+    front_steps: int = 0
+    """Steps in which the convolutions first learn to give log-mel frames; needs --front mel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningFlags:
+    """How the parameters move."""
+
+    epochs: int = 0
+    """Passes over the training clips; 0: 5, and 60 for cnn14."""
+    batch_size: int = 0
+    """Clips per step, over all workers together; 0: 32, and 64 for cnn14."""
+    lr: float = 0.0
+    """Learning rate; 0: 1e-4, and 0.01 for cnn14."""
+    optimiser: Literal["recipe", "adam", "adamw", "sgd"] = "recipe"
+    """recipe: Adam, and SGD with Nesterov momentum .9 for cnn14."""
+    schedule: Literal["recipe", "constant", "linear", "cosine"] = "recipe"
+    """How the learning rate falls after --warmup; recipe: it does not."""
+    warmup: float = 0.0
+    """Share of all steps in which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """Weight decay: decoupled for adamw, added to the gradient else."""
+    clip_norm: float = 0.0
+    """Most that the gradient's norm may be; 0 does not clip it."""
+    loss: Literal["ccc", "mse"] = "ccc"
+    """1 - CCC over the whole global batch, or the mean squared error."""
+    target_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Weights of arousal, dominance and valence in the loss."""
+    category_weight: float = 0.0
+    """Weight of an auxiliary loss: cross-entropy of the emotion category."""
+    accumulate: int = 1
+    """Handle each worker's part of a batch in N pieces, to need less memory; same result."""
+    gradient_checkpointing: Switch = False
+    """Compute activations twice instead of keeping them, to need less memory; same result."""
+    ema: float = 0.0
+    """Decay of a running average of the parameters that is scored and kept; 0: none."""
+    patience: int = 0
+    """Stop after N epochs without a better dev CCC; 0 never stops early."""
+    keep: Literal["best", "last"] = "best"
+    """The epoch with the best dev CCC, or the last one (which needs no dev clips)."""
+    save_dtype: Literal["fp32", "fp16"] = "fp32"
+    """Number format of the stored weights; fp16 halves the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentFlags:
+    """What happens to training clips, from the seed, the epoch and the clip's name alone."""
+
+    crop_s: tuple[float, float] | None = None
+    """Shortest and longest random crop in seconds."""
+    equaliser_db: float = 0.0
+    """Largest gain of a random equaliser's bands."""
+    noise_db: tuple[float, float] | None = None
+    """Lowest and highest signal-to-noise ratio of added noise."""
+    noise_share: float = 0.5
+    """Share of clips that get noise, with --noise-db."""
+    speed: tuple[float, ...] = ()
+    """Speeds one of which every clip is played at, as 0.9 1.0 1.1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags):
+    """All flags of the training job."""
+
+    output: str
+    """Folder or s3:// prefix for the model; the same command again resumes there."""
+    seed: int = 0
+    """Decides initial weights, order of the data, dropout and augmentation."""
+    workers: int = 0
+    """Training workers; 0 uses every GPU, or every CPU when there is none. One to four
+    give the same model; more draw dropout differently."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the forward pass; auto is bf16 on GPUs that have it, else fp32."""
+    max_padded_s: float = 0.0
+    """Padded audio seconds per forward pass; 0 chooses for the device."""
+    track: Literal["none", "mlflow"] = "none"
+    """Where to report besides TensorBoard files; mlflow goes to MLFLOW_TRACKING_URI."""
+    checkpoint_steps: int = 0
+    """Save the state every N steps too, not only after every epoch."""
+    max_restarts: int = 3
+    """How often workers that died are started again."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        for good, flag, wanted in _rules(self):
+            if not good:
+                value = getattr(self, flag.removeprefix("--").replace("-", "_"))
+                raise ConfigError(f"{flag} is {value}: give {wanted}")
+
+
+def with_recipe(flags: FlagsT, kind: str) -> FlagsT:
+    """The flags with everything left open settled by the recipe of `kind` of network."""
+    left_open = {
+        name: value
+        for name, value in RECIPES[kind].items()
+        if getattr(flags, name) in (0, 0.0, "recipe")
+    }
+    return replace(flags, **left_open)
+
+
+def _rules(flags: TrainingFlags) -> Iterator[tuple[bool, str, str]]:
+    """(holds, flag, what to give instead), in the order of the flags."""
+    yield bool(flags.output), "--output", "a folder or an s3:// prefix"
+    yield bool(flags.data or flags.train), "--data", "labelled data, or --train and --dev"
+    alone = not (flags.data and (flags.train or flags.dev))
+    yield alone, "--data", "either --data, or --train and --dev"
+    needs_train = bool(flags.train) or not flags.dev
+    yield needs_train, "--dev", "also --train, or --data with a split column"
+    yield flags.folds == 0 or flags.folds >= 2, "--folds", "2 or more (0: the data's own splits)"
+    yield not (flags.folds and flags.train), "--folds", "--data with it, not --train and --dev"
+    fold = f"a number from 0 to {max(flags.folds - 1, 0)} (--folds is {flags.folds})"
+    yield 0 <= flags.fold < max(flags.folds, 1), "--fold", fold
+    yield 0 < flags.train_fraction <= 1, "--train-fraction", "a share above 0 and up to 1"
+    yield 0 <= flags.max_failed <= 1, "--max-failed", "a share from 0 to 1"
+    for name in _AT_LEAST_0:
+        yield getattr(flags, name) >= 0, f"--{name.replace('_', '-')}", "0 or more"
+    yield flags.max_clip_s > flags.min_clip_s, "--max-clip-s", "more than --min-clip-s"
+    dropout = flags.head_dropout or 0.0
+    yield 0 <= dropout < 1, "--head-dropout", "a share from 0 to below 1"
+    mel_only = flags.front == "mel" or flags.front_steps == 0
+    yield mel_only, "--front-steps", "also --front mel"
+    yield 0 <= flags.warmup < 1, "--warmup", "a share of the steps from 0 to below 1"
+    weights = flags.target_weights
+    usable = min(weights) >= 0 and sum(weights) > 0
+    yield usable, "--target-weights", "three weights of 0 or more, not all 0"
+    alone = flags.loss == "ccc" and flags.batch_size == 1
+    yield not alone, "--batch-size", "2 or more with --loss ccc: one clip has no correlation"
+    yield flags.accumulate >= 1, "--accumulate", "1 or more pieces"
+    yield 0 <= flags.ema < 1, "--ema", "a decay from 0 to below 1"
+    waits = not flags.patience or flags.keep == "best"
+    yield waits, "--patience", "also --keep best: without dev scores nothing can stop early"
+    crop = flags.crop_s
+    yield crop is None or 0 < crop[0] <= crop[1], "--crop-s", "two lengths above 0, shorter first"
+    noise = flags.noise_db
+    yield noise is None or noise[0] <= noise[1], "--noise-db", "two levels, lower first"
+    yield 0 <= flags.noise_share <= 1, "--noise-share", "a share from 0 to 1"
+    yield all(0.5 <= s <= 2 for s in flags.speed), "--speed", "speeds from 0.5 to 2"
+
+
+_AT_LEAST_0 = (
+    "limit", "min_clip_s", "layers", "front_steps", "epochs", "batch_size", "lr", "weight_decay",
+    "clip_norm", "category_weight", "patience", "equaliser_db", "seed", "workers", "max_padded_s",
+    "checkpoint_steps", "max_restarts",
+)  # fmt: skip
+
+#: Flags that do not decide the parameters: where, how fast, how patient, how much memory.
+_FREE = {
+    "output", "workers", "track", "checkpoint_steps", "max_restarts", "max_failed", "accumulate",
+    "gradient_checkpointing",
+}  # fmt: skip
+
+
+def deciding(flags: TrainingFlags) -> dict[str, Any]:
+    """Every flag that decides the parameters of the result, for `settings` of the run."""
+    names = {f.name for f in fields(TrainingFlags)} - _FREE
+    return {name: _plain(getattr(flags, name)) for name in sorted(names)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,298 @@
+"""The labelled clips of a training: which are heard, which are kept apart, which are left out.
+
+Nothing is dropped in silence: every clip that is not used is counted under its reason, and the
+worst of it is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raysers.data import splits
+from raysers.data.identities import identities
+from raysers.data.manifest import clips_of, fingerprint, read_manifest
+from raysers.engine.indexing import index_labelled
+from raysers.errors import ConfigError, RaysersError
+from raysers.evaluation.join import dimensions_of
+from raysers.training.config import LabelledFlags
+from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Clip, Status
+
+#: Category of a clip without one.
+_NO_CATEGORY = -1
+
+
+class TooManyFailed(RaysersError):
+    """More clips cannot be used than `--max-failed` allows: exit code 3."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Clips by identity; labels float32 [clips, 3] (NaN: none); categories int64 [clips] or -1."""
+
+    clips: list[Clip]
+    identities: Sequence[str]
+    labels: NDArray[np.float32]
+    categories: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio in all clips."""
+        return sum(clip.duration_s for clip in self.clips)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """What a run hears.
+
+    Attributes:
+        table: the clips in use, as a labelled manifest whose `split` is train or dev.
+        train: what the parameters are fitted to.
+        dev: what chooses the epoch; may be empty.
+        categories: names of the emotion categories, in the order of their numbers.
+        left_out: clips of train and dev that are not used, by reason.
+        leakage: what train shares with dev or a test split although it should not, a line each.
+        notes: what the readers of the data want to be known.
+    """
+
+    table: pa.Table
+    train: Examples
+    dev: Examples
+    categories: tuple[str, ...]
+    left_out: Mapping[str, int]
+    leakage: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any clip, label, category or split."""
+        digest = hashlib.blake2b(fingerprint(self.table).encode(), digest_size=8)
+        for examples_of in (self.train, self.dev):
+            ids = "\n".join(clip.clip_id for clip in examples_of.clips)
+            digest.update(f"{len(ids)}\0{ids}\0{self.categories}".encode())
+            digest.update(examples_of.labels.tobytes())
+            digest.update(examples_of.categories.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexed:
+    """Data whose headers have been read: the labelled manifest, and notes of who read them."""
+
+    manifest: str
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    flags: LabelledFlags,
+    *,
+    seed: int,
+    min_samples: int,
+    dev_needed: bool,
+    indexed: Indexed | None = None,
+) -> TrainingData:
+    """Index, split, and check the data, on the connected cluster.
+
+    Args:
+        flags: which data.
+        indexed: the data of `flags`, where they have been indexed before; needs no cluster.
+        seed: decides `--train-fraction` and `--shuffle-labels`.
+        min_samples: what the network needs to give a score.
+        dev_needed: whether training without dev clips makes sense.
+
+    Raises:
+        ConfigError: data that cannot be read or used, or that leaks.
+        TooManyFailed: too many clips cannot be used.
+    """
+    if indexed is None:
+        table, notes = index_data(flags)
+    else:
+        table, notes = read_manifest(indexed.manifest), [*indexed.notes]
+    return choose(flags, table, notes, seed=seed, min_samples=min_samples, dev_needed=dev_needed)
+
+
+def choose(
+    flags: LabelledFlags,
+    table: pa.Table,
+    notes: Sequence[str],
+    *,
+    seed: int,
+    min_samples: int,
+    dev_needed: bool,
+) -> TrainingData:
+    """As `load`, of data that `index_data` has read."""
+    if flags.folds:
+        table = splits.fold_splits(table, flags.folds, flags.fold)
+    _require_split(table)
+    leakage = splits.check_leakage(table, flags.allow_leakage)
+    without = table["split"].null_count
+    table = table.filter(pc.is_in(table["split"], pa.array(["train", "dev"])))
+    table, left_out = _usable(flags, table, min_samples)
+    left_out |= {"no split": without} if without else {}
+    _check_labels(table)
+    _require_rows(table, flags, dev_needed)
+    train, dev = (table.filter(pc.equal(table["split"], name)) for name in ("train", "dev"))
+    train = splits.take_fraction(train, flags.train_fraction, seed)
+    if flags.shuffle_labels:
+        train = splits.shuffle_labels(train, seed)
+    categories = _categories(train)
+    return TrainingData(
+        table=pa.concat_tables([train, dev]),
+        train=examples(train, categories),
+        dev=examples(dev, categories),
+        categories=categories,
+        left_out=left_out,
+        leakage=leakage,
+        notes=notes,
+    )
+
+
+def examples(table: pa.Table, categories: Sequence[str]) -> Examples:
+    """Rows of a labelled manifest, in an order that stays wherever the corpus lies."""
+    table = table.append_column("identity", pa.array(identities(table), pa.string()))
+    table = table.sort_by("identity")
+    numbers = {name: number for number, name in enumerate(categories)}
+    emotions = _column(table, "emotion").to_pylist()
+    return Examples(
+        clips=clips_of(table),
+        identities=table["identity"].to_pylist(),
+        labels=_labels(table),
+        categories=np.array([numbers.get(e, _NO_CATEGORY) for e in emotions], np.int64),
+    )
+
+
+def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
+    """The labelled manifest of all the data, before any is left out, and notes for the user.
+
+    Raises:
+        ConfigError: data that cannot be read.
+    """
+    tables, notes = [], []
+    for uris, split in ((flags.data, None), (flags.train, "train"), (flags.dev, "dev")):
+        if not uris:
+            continue
+        table, found = index_labelled(
+            uris,
+            corpus=flags.corpus,
+            emotion_map=flags.emotion_map,
+            speakers=flags.speakers,
+            limit=flags.limit,
+        )
+        if split is not None:
+            table = _with_split(table, split)
+        tables.append(table)
+        notes += [note for note in found if note not in notes]
+    return pa.concat_tables(tables, promote_options="default"), notes
+
+
+def _with_split(table: pa.Table, split: str) -> pa.Table:
+    column = pa.array([split] * len(table), pa.string())
+    if "split" not in table.column_names:
+        return table.append_column("split", column)
+    return table.set_column(table.column_names.index("split"), "split", column)
+
+
+def _require_split(table: pa.Table) -> None:
+    if not len(table) or not _column(table, "split").is_valid().to_numpy().any():
+        raise ConfigError(
+            "--data has no split of its own: give --folds N to split it by speaker, or --train "
+            "and --dev"
+        )
+
+
+def _usable(
+    flags: LabelledFlags, table: pa.Table, min_samples: int
+) -> tuple[pa.Table, dict[str, int]]:
+    """The rows to use, and how many are not by reason."""
+    statuses = table["status"].to_pylist()
+    lengths_s = _column(table, "duration_s").to_pylist()
+    unlabelled = np.all(np.isnan(_labels(table)), axis=1)
+    least_s = max(flags.min_clip_s, min_samples / SAMPLE_RATE_HZ)
+    reasons = [
+        _reason(status, bare, length_s, least_s, flags.max_clip_s)
+        for status, bare, length_s in zip(statuses, list(unlabelled), lengths_s, strict=True)
+    ]
+    left_out = dict(Counter(r for r in reasons if r).most_common())
+    if left_out == {"no label": len(table)}:
+        raise ConfigError(
+            f"none of the {len(table):,} clips has a label for {', '.join(DIMENSIONS)}: give "
+            "labelled data, or --emotion-map for categories"
+        )
+    lost = sum(n for reason, n in left_out.items() if reason not in _BY_CHOICE)
+    if lost > flags.max_failed * max(len(table), 1):
+        first = next(i for i, r in enumerate(reasons) if r and r not in _BY_CHOICE)
+        raise TooManyFailed(
+            f"{lost} of {len(table)} clips cannot be used ({_spelt(left_out)}), more than "
+            f"--max-failed {flags.max_failed:g} allows; the first is {table['file'][first]}: "
+            f"{table['error'][first].as_py() or reasons[first]}"
+        )
+    return table.filter(pa.array([not reason for reason in reasons])), left_out
+
+
+#: Reasons that follow from flags, so they are no failure of the data.
+_BY_CHOICE = ("longer than --max-clip-s", "too short")
+
+
+def _reason(
+    status: str, unlabelled: bool, length_s: float | None, least_s: float, most_s: float
+) -> str:
+    if status != Status.OK:
+        return status
+    if unlabelled:
+        return "no label"
+    if length_s is None:
+        return "unknown length"
+    if length_s > most_s:
+        return _BY_CHOICE[0]
+    return _BY_CHOICE[1] if length_s < least_s else ""
+
+
+def _spelt(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
+
+
+def _check_labels(table: pa.Table) -> None:
+    labels = _labels(table)
+    outside = np.argwhere((labels < 0) | (labels > 1)).tolist()
+    if outside:
+        row, column = outside[0]
+        raise ConfigError(
+            f"{table['file'][row]} has {DIMENSIONS[column]} {labels[row, column]:g}, outside "
+            "0..1: rescale the labels of --data"
+        )
+
+
+def _require_rows(table: pa.Table, flags: LabelledFlags, dev_needed: bool) -> None:
+    present = set(table["split"].to_pylist())
+    source = "--train" if flags.train else "--data"
+    if "train" not in present:
+        raise ConfigError(f"{source} has no train clips that can be used: see its split column")
+    if dev_needed and "dev" not in present:
+        raise ConfigError(
+            f"{source} leaves no dev clips: give --dev, or --folds N to keep speakers apart, or "
+            "--keep last to train without"
+        )
+
+
+def _categories(table: pa.Table) -> tuple[str, ...]:
+    return tuple(sorted({e for e in _column(table, "emotion").to_pylist() if e}))
+
+
+def _labels(table: pa.Table) -> NDArray[np.float32]:
+    return dimensions_of(table).astype(np.float32)
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name in table.column_names:
+        return table[name]
+    return pa.chunked_array([pa.nulls(len(table), pa.string())])

@@ -1,0 +1,287 @@
+"""One training step, the same for any number of workers and any cut into pieces.
+
+The loss is that of the global batch: predictions are summed into one tensor in every process, the
+loss and its slope are computed there, and each process carries the slope back through its own
+clips. Gradients are then summed, and every process makes the same step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raysers.errors import ConfigError, TrainingDiverged
+from raysers.models.initialize import Start
+from raysers.models.losses import LOSSES, NO_CATEGORY, category_loss
+from raysers.models.network import EmotionNetwork
+from raysers.models.precision import exact_convolutions
+from raysers.training.batch import Batch, Floats, MicroBatch, StepResult, batch_ccc, pad
+from raysers.training.group import Group
+from raysers.training.optim import AveragedWeights, Gradients, lr_factor, make_optimiser
+from raysers.training.settings import AUTOCAST, TrainSettings
+from raysers.types import DIMENSIONS
+
+_TARGETS = len(DIMENSIONS)
+
+
+class Trainee:
+    """A network in training, and everything that moves with it.
+
+    Every process of the group builds one from the same arguments; what differs all the same is
+    replaced by process 0's.
+
+    Args:
+        start: of `start_model`; its network is taken over and moved to the device.
+        categories: how many emotion categories there are, 0 for none.
+        settings: how to train.
+        total_steps: steps of the whole training, for the schedule.
+        device: `cpu`, `cuda` or `cuda:N`.
+        group: the processes that train together.
+
+    Raises:
+        ConfigError: nothing is left to train.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        categories: int,
+        settings: TrainSettings,
+        total_steps: int,
+        device: str | torch.device,
+        group: Group,
+    ) -> None:
+        self.settings = settings
+        self.total_steps = total_steps
+        self.device = torch.device(device)
+        self.group = group
+        self.steps = 0
+        self._dtype = AUTOCAST[settings.dtype]
+        self.do_normalize = start.do_normalize
+        self.min_samples = start.min_samples
+        self.model: EmotionNetwork = start.model.to(self.device)
+        self.model.gradient_checkpointing(settings.gradient_checkpointing)
+        self.head = self._category_head(start.embedding_size, categories)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ConfigError("--freeze leaves nothing to train: freeze less")
+        if self.head is not None:
+            parameters += self.head.parameters()
+        group.broadcast_([t.detach() for t in self._all_tensors()])
+        self.gradients = Gradients(parameters)
+        self.optimiser = make_optimiser(
+            settings.optimiser, parameters, lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self.average: AveragedWeights | None = None
+        if settings.ema > 0:
+            self.average = AveragedWeights(list(averaged_tensors(self.model)), settings.ema)
+
+    def step(self, batch: Batch) -> StepResult:
+        """Learn from a global batch; every process of the group calls it for the same one.
+
+        Clips in no process's pieces, and those shorter than `min_samples`, are absent: they count
+        nowhere. A batch with no clip left changes no parameter.
+
+        Raises:
+            TrainingDiverged: the loss or its gradient is not finite; raised in every process
+                alike, before any parameter changes.
+        """
+        self._mode(training=True)
+        pieces = [p for p in map(self._long_enough, batch.pieces) if p.rows]
+        pieces.sort(key=lambda piece: piece.number)
+        # gradients of convolutions need all their bits too
+        with self._own_random_numbers(), exact_convolutions(self._dtype):
+            outputs, loss = self._backward(batch, pieces)
+        self.group.sum_(self.gradients.buckets)
+        numbers = torch.stack((loss.float(), self.gradients.norm())).tolist()
+        self._refuse_if_not_finite(*numbers)
+        factor = lr_factor(
+            self.steps, self.total_steps, self.settings.schedule, self.settings.warmup_share
+        )
+        seen = outputs.cpu().numpy()
+        present = seen[:, -1] > 0.5
+        if present.any():
+            self._move(numbers[1], self.settings.lr * factor)
+        self.steps += 1
+        predictions = np.where(present[:, None], seen[:, :_TARGETS], np.nan)
+        return StepResult(
+            loss=numbers[0],
+            ccc=batch_ccc(predictions, batch.labels),
+            predictions=predictions,
+            present=present,
+            gradient_norm=numbers[1],
+            lr=self.settings.lr * factor,
+        )
+
+    def predict(self, signals: Sequence[Floats]) -> Floats:
+        """float32 [clips, 3]: scores in evaluation mode, by the averaged weights where there are.
+
+        One forward pass; clips shorter than `min_samples` get NaN. Concerns this process alone.
+        """
+        self._mode(training=False)
+        scores = np.full((len(signals), _TARGETS), np.nan, np.float32)
+        fitting = [i for i, signal in enumerate(signals) if len(signal) >= self.min_samples]
+        if fitting:
+            exact = exact_convolutions(self._dtype)
+            with self.averaged(), torch.inference_mode(), exact:
+                found, _ = self._forward([signals[i] for i in fitting])
+                scores[fitting] = found.float().cpu().numpy()
+        return scores
+
+    @contextmanager
+    def averaged(self) -> Iterator[EmotionNetwork]:
+        """Within, `model` has the weights that are scored and kept: averaged ones with `ema`."""
+        if self.average is None:
+            yield self.model
+            return
+        with self.average.in_place():
+            yield self.model
+
+    def _category_head(self, embedding_size: int, categories: int) -> nn.Linear | None:
+        if not categories or not self.settings.category_weight:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return nn.Linear(embedding_size, categories).to(self.device)
+
+    def _all_tensors(self) -> Iterator[Tensor]:
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        if self.head is not None:
+            yield from self.head.parameters()
+
+    def _mode(self, *, training: bool) -> None:
+        if self.model.training != training:
+            self.model.train(training)
+
+    def _long_enough(self, piece: MicroBatch) -> MicroBatch:
+        keep = [i for i, signal in enumerate(piece.signals) if len(signal) >= self.min_samples]
+        return MicroBatch(
+            number=piece.number,
+            rows=[piece.rows[i] for i in keep],
+            signals=[piece.signals[i] for i in keep],
+        )
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Leave torch's generators as they were."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            yield
+
+    def _backward(self, batch: Batch, pieces: list[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """Gradients of this process's pieces into `gradients`.
+
+        Returns:
+            [clips, 3 + categories + 1] of the whole batch: scores, logits, presence. And the loss.
+        """
+        self.gradients.clear()
+        outputs = self._blank(len(batch.labels))
+        first, *later = _turns(pieces, self.settings.accumulate)
+        kept = [(piece, self._run(piece)) for piece in first]
+        for piece, output in kept:
+            self._write(outputs, piece, output)
+        with torch.no_grad():  # the graph of later turns does not fit beside the first
+            for piece in (piece for turn in later for piece in turn):
+                self._write(outputs, piece, self._run(piece))
+        self.group.sum_([outputs])
+        loss, slope = self._loss(outputs, batch)
+        self._carry_back(kept, slope)
+        for turn in later:
+            self._carry_back([(piece, self._run(piece)) for piece in turn], slope)
+        return outputs, loss
+
+    def _blank(self, clips: int) -> Tensor:
+        logits = 0 if self.head is None else self.head.out_features
+        return torch.zeros(clips, _TARGETS + logits + 1, device=self.device)
+
+    def _write(self, outputs: Tensor, piece: MicroBatch, output: Tensor) -> None:
+        rows = torch.tensor(piece.rows, device=self.device)
+        outputs[rows, :-1] = output.detach()
+        outputs[rows, -1] = 1.0
+
+    def _run(self, piece: MicroBatch) -> Tensor:
+        """float32 [rows, 3 + categories], with the dropout of this step and piece."""
+        torch.manual_seed(piece_seed(self.settings.seed, self.steps, piece.number))
+        scores, embeddings = self._forward(piece.signals)
+        if self.head is None:
+            return scores.float()
+        return torch.cat((scores.float(), self.head(embeddings.float())), 1)
+
+    def _forward(self, signals: Sequence[Floats]) -> tuple[Tensor, Tensor]:
+        padded, lengths = pad(signals, do_normalize=self.do_normalize, device=self.device)
+        # one context a pass: weights cast without a graph must not be taken for a pass with one
+        shorter = self._dtype != torch.float32
+        with torch.autocast(self.device.type, self._dtype, enabled=shorter):
+            scores, embeddings = self.model(padded, lengths)
+        return scores, embeddings
+
+    def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of the batch, and its slope float32 [clips, 3 + categories]."""
+        absent = outputs[:, -1] < 0.5
+        labels = (
+            torch.from_numpy(batch.labels).to(self.device).masked_fill(absent[:, None], math.nan)
+        )
+        # double: every process gets its digits from these few numbers
+        found = outputs[:, :-1].double().requires_grad_()
+        loss = LOSSES[self.settings.loss](found[:, :_TARGETS], labels, self.settings.target_weights)
+        if self.head is not None:
+            classes = torch.from_numpy(batch.classes).to(self.device)
+            classes = classes.masked_fill(absent, NO_CATEGORY)
+            logits = found[:, _TARGETS:]
+            loss = loss + self.settings.category_weight * category_loss(logits, classes)
+        (slope,) = torch.autograd.grad(loss, found)
+        return loss.detach(), slope.float()
+
+    def _carry_back(self, kept: list[tuple[MicroBatch, Tensor]], slope: Tensor) -> None:
+        while kept:  # in the order of the pieces, freeing each graph
+            piece, output = kept.pop(0)
+            rows = torch.tensor(piece.rows, device=self.device)
+            torch.autograd.backward(output, slope[rows])
+
+    def _refuse_if_not_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        raise TrainingDiverged(
+            f"step {self.steps}: loss {loss:g}, gradient norm {norm:g}; parameters are as before "
+            "it: lower --lr, or let it rise slowly with --warmup"
+        )
+
+    def _move(self, norm: float, lr: float) -> None:
+        """The optimiser's step, and what follows every step."""
+        if self.settings.clip_norm is not None:
+            self.gradients.clip(norm, self.settings.clip_norm)
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = lr
+        self.optimiser.step()
+        statistics = self.model.collected_statistics()
+        if statistics is not None:
+            self.group.sum_([statistics])
+            self.model.apply_statistics(statistics)
+        if self.average is not None:
+            self.average.update()
+
+
+def averaged_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """What changes in training: parameters that learn, and running statistics."""
+    yield from (p for p in model.parameters() if p.requires_grad)
+    yield from (b for b in model.buffers() if b.is_floating_point())
+
+
+def piece_seed(seed: int, step: int, piece: int) -> int:
+    """Seed of torch's generator for one piece of one step: 63 well-mixed bits."""
+    words = np.random.SeedSequence((seed, step, piece)).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _turns(pieces: list[MicroBatch], accumulate: int) -> list[list[MicroBatch]]:
+    """Pieces in up to `accumulate` turns of similar size, in order; one empty turn if none."""
+    count = max(1, min(accumulate, len(pieces)))
+    edges = [len(pieces) * turn // count for turn in range(count + 1)]
+    return [pieces[a:b] for a, b in itertools.pairwise(edges)]

@@ -1,0 +1,298 @@
+"""What a training has to do, checked before anything is written: network, data, folder, cluster.
+
+The driver builds the network once, only to learn that it can be built and what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from raysers.data.corpora import EMOTION_MAPS
+from raysers.data.manifest import write_manifest
+from raysers.engine import cluster
+from raysers.engine.plan import anchored_output
+from raysers.engine.worker_dtype import worker_dtype
+from raysers.errors import ConfigError, ObjectMissing, RefusedError
+from raysers.io import storage
+from raysers.models.backbones import CNN14, parse_model_name
+from raysers.models.precision import dtype_name
+from raysers.run import RunRecord, load_record, new_record, refuse_other_settings
+from raysers.training import checkpoint, dataset
+from raysers.training.config import FlagsT, TrainingFlags, deciding, with_recipe
+from raysers.training.dataset import Indexed, TrainingData
+from raysers.training.initial_model import TrainingJob, start_network
+
+#: Version of what a training does with its settings; another one never goes on with a state.
+TRAINING_VERSION = 2
+
+#: `--max-padded-s 0`: what CPUs' caches like, and what training the large models leaves of a GPU
+#: of 24 GB. The same on every machine, because the pieces decide the dropout.
+_PADDED_S = {"cpu": 16.0, "cuda": 60.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What is known of the network that training starts from.
+
+    `kind` is a key of `RECIPES`; `hub_id` is where its weights came from, if from there; the
+    others are as in `models.starting.Start`.
+    """
+
+    kind: str
+    model_type: str
+    load_from: str
+    revision: str
+    min_samples: int
+    parameters: int
+    trained: int
+    freeze: str
+    head_kept: bool
+    hub_id: str | None
+    licence: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """A training that can begin or go on.
+
+    Attributes:
+        flags: with places anchored, the recipe filled in, and `auto` settled.
+        network: what it starts from.
+        data: what it hears.
+        placement: workers and their resources.
+        settings: everything that decides the parameters.
+        earlier: the record of the run that is resumed, if any.
+        history: records of the epochs that are done.
+        step: steps that are done.
+    """
+
+    flags: TrainingFlags
+    network: Network
+    data: TrainingData
+    placement: cluster.Placement
+    settings: Mapping[str, Any]
+    earlier: RunRecord | None
+    history: list[dict[str, Any]]
+    step: int
+
+    def job(self, run_id: str) -> TrainingJob:
+        """What the workers of run `run_id` get."""
+        return TrainingJob(
+            flags=self.flags,
+            backbone=self.network.load_from,
+            run_id=run_id,
+            train=self.data.train,
+            dev=self.data.dev,
+            categories=self.data.categories,
+            threads=self.placement.threads,
+            io_threads=cluster.io_threads(self.data.table, self.placement),
+        )
+
+
+def anchored(flags: FlagsT) -> FlagsT:
+    """The flags, checked, with places that mean the same in every process of the cluster.
+
+    Raises:
+        ConfigError: a flag has an impossible value.
+    """
+    flags.check()
+    return replace(
+        flags,
+        output=anchored_output(flags.output),
+        data=tuple(map(storage.absolute, flags.data)),
+        train=tuple(map(storage.absolute, flags.train)),
+        dev=tuple(map(storage.absolute, flags.dev)),
+        speakers=flags.speakers and storage.absolute(flags.speakers),
+        emotion_map=_anchored_map(flags.emotion_map),
+    )
+
+
+def _anchored_map(name: str) -> str:
+    return name if not name or name in EMOTION_MAPS else storage.absolute(name)
+
+
+def open_output(flags: TrainingFlags, job: str) -> RunRecord | None:
+    """The record of the run to resume, or None for a fresh folder.
+
+    Raises:
+        RefusedError: the folder belongs to another job, or holds a model of unknown origin.
+    """
+    earlier = load_record(flags.output)
+    if earlier is not None and earlier.job != job:
+        refuse_other_settings(flags.output, earlier, job, {})
+    if earlier is None:
+        with suppress(ObjectMissing):
+            storage.stat(storage.join(flags.output, "config.json"))
+            raise RefusedError(
+                f"--output {flags.output} holds a model but no run.json: choose another folder"
+            )
+    return earlier
+
+
+def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
+    """Build the network here, settle the recipe of its kind, and forget it again.
+
+    Raises:
+        ConfigError, CheckpointError: it cannot be built or trained like that.
+    """
+    name = parse_model_name(flags.backbone, "--backbone")
+    if name.path is not None and name.alias is None and not name.is_object_store:
+        # workers have working folders of their own
+        prefix = "random:" if name.random else ""
+        place = prefix + storage.absolute(flags.backbone.removeprefix("random:"))
+        flags = replace(flags, backbone=place)
+    start = start_network(flags, flags.backbone)
+    pinned = name.hub_id is not None and not name.random
+    unversioned = flags.backbone.partition("@")[0]
+    parameters = list(start.model.parameters())
+    network = Network(
+        kind="cnn14" if start.model.config.model_type == CNN14 else "transformer",
+        model_type=start.model.config.model_type,
+        load_from=f"{unversioned}@{start.revision}" if pinned else flags.backbone,
+        revision=start.revision,
+        min_samples=start.min_samples,
+        parameters=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        freeze=start.freeze,
+        head_kept=start.head_kept,
+        hub_id=name.hub_id if pinned else None,
+        licence=start.licence,
+    )
+    return with_recipe(flags, network.kind), network
+
+
+def is_finished(flags: TrainingFlags, network: Network, earlier: RunRecord | None) -> bool:
+    """Whether the output holds the finished result of this very command.
+
+    Raises:
+        RefusedError: it was begun with other settings.
+    """
+    if earlier is None:
+        return False
+    settings = _settings(flags, network, earlier)
+    known = {"data_fingerprint": earlier.settings.get("data_fingerprint")}
+    refuse_other_settings(flags.output, earlier, earlier.job, settings | known)
+    return earlier.status == "done"
+
+
+def make_plan(
+    flags: TrainingFlags,
+    network: Network,
+    earlier: RunRecord | None,
+    placement: cluster.Placement,
+    *,
+    alone: bool = False,
+    indexed: Indexed | None = None,
+) -> TrainingPlan:
+    """Read the data on the connected cluster and see what is done already.
+
+    Args:
+        flags: settled as far as `inspect` does.
+        network: what training starts from.
+        earlier: the run to go on with.
+        placement: of the workers.
+        alone: the only worker is this process, which has its device already.
+        indexed: the data of the flags, if they have been indexed before.
+
+    Raises:
+        ConfigError: the data cannot be used.
+        RefusedError: the output was begun with other settings.
+        TooManyFailed: too many clips cannot be used.
+    """
+    data = dataset.load(
+        flags,
+        seed=flags.seed,
+        min_samples=network.min_samples,
+        dev_needed=flags.keep == "best",
+        indexed=indexed,
+    )
+    flags = replace(
+        flags,
+        dtype=_settled_dtype(flags.dtype, placement, earlier, alone=alone),
+        max_padded_s=_settled_padded_s(flags.max_padded_s, placement, earlier),
+    )
+    if flags.category_weight and not data.categories:
+        raise ConfigError(
+            f"--category-weight is {flags.category_weight:g}, but no training clip has an emotion "
+            "category: leave it out, or give data with a column emotion"
+        )
+    settings = _settings(flags, network, earlier) | {"data_fingerprint": data.fingerprint}
+    if earlier is not None:
+        refuse_other_settings(flags.output, earlier, earlier.job, settings)
+    saved = checkpoint.latest(flags.output) if earlier else None
+    return TrainingPlan(
+        flags=flags,
+        network=network,
+        data=data,
+        placement=placement,
+        settings=settings,
+        earlier=earlier,
+        history=list(saved.notes["history"]) if saved else [],
+        step=saved.step if saved else 0,
+    )
+
+
+def _settings(flags: TrainingFlags, network: Network, earlier: RunRecord | None) -> dict[str, Any]:
+    """The settings that decide the parameters, as far as they follow from the flags."""
+    settings = deciding(flags) | {
+        "backbone_revision": network.revision,
+        "training_version": TRAINING_VERSION,
+    }
+    if earlier is not None:  # what was left to the device means what it meant at the beginning
+        for name, automatic in (("dtype", "auto"), ("max_padded_s", 0.0)):
+            if settings[name] == automatic:
+                settings[name] = earlier.settings.get(name)
+    return settings
+
+
+def _settled_dtype(
+    dtype: str, placement: cluster.Placement, earlier: RunRecord | None, *, alone: bool
+) -> Literal["auto", "fp32", "bf16"]:
+    """fp32 or bf16; `auto` means what it meant when the run was begun."""
+    if dtype == "auto" and earlier is not None:
+        dtype = str(earlier.settings.get("dtype", dtype))
+    if dtype == "auto" and placement.device == "cpu":
+        dtype = "fp32"  # rounding costs more on CPUs than bf16 wins there in training
+    if dtype == "auto" and alone:
+        dtype = dtype_name(dtype, placement.device)
+    if dtype == "auto":
+        dtype = worker_dtype(placement)
+    return "bf16" if dtype == "bf16" else "fp32"
+
+
+def _settled_padded_s(
+    padded_s: float, placement: cluster.Placement, earlier: RunRecord | None
+) -> float:
+    """Padded seconds per forward pass; 0 means what it meant when the run was begun."""
+    if not padded_s and earlier is not None:
+        padded_s = float(earlier.settings.get("max_padded_s", 0.0))
+    return padded_s or _PADDED_S[placement.device]
+
+
+def begin(
+    plan: TrainingPlan,
+    job: str,
+    config: Mapping[str, Any],
+    command: Sequence[str] | None = None,
+) -> RunRecord:
+    """Write what comes before the training: the clips as they are used, and the record.
+
+    Args:
+        plan: of the training.
+        job: that makes it.
+        config: its flags as they were given.
+        command: that gives the same result, where this process's command line does not.
+
+    Raises:
+        WriteError: the output cannot be written.
+    """
+    record = new_record(job, config, plan.settings, plan.earlier)
+    if command is not None:
+        record = replace(record, command=[*command])
+    if not record.history:
+        write_manifest(storage.join(plan.flags.output, "manifest"), plan.data.table)
+    record.save(plan.flags.output)
+    return record

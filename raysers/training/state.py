@@ -1,0 +1,136 @@
+"""A trainee's state as bytes and back: the same bits go on as if nothing had happened.
+
+Two files, so that the weights can be read without the optimiser's moments. Only process 0 needs
+to write; every process reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from raysers.errors import CheckpointError
+from raysers.training.learner import Trainee
+
+_MODEL, _HEAD, _AVERAGE = "model.", "head.", "average."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraineeState:
+    """Where a training stands.
+
+    Attributes:
+        weights: safetensors of the network and the category head.
+        optimiser: safetensors of the optimiser's moments and the averaged weights.
+        scalars: the rest, ready for JSON.
+    """
+
+    weights: bytes
+    optimiser: bytes
+    scalars: dict[str, int]
+
+
+def dump(trainee: Trainee) -> TraineeState:
+    """The state after the last step."""
+    return TraineeState(
+        weights=save(_on_cpu(_weights(trainee))),
+        optimiser=save(_on_cpu(dict(_moments(trainee)) | dict(_averages(trainee)))),
+        scalars=scalars_of(trainee),
+    )
+
+
+def scalars_of(trainee: Trainee) -> dict[str, int]:
+    """What the state has besides tensors."""
+    return {
+        "steps": trainee.steps,
+        "total_steps": trainee.total_steps,
+        "average_updates": trainee.average.updates if trainee.average else 0,
+    }
+
+
+def restore(trainee: Trainee, weights: bytes, optimiser: bytes, scalars: Mapping[str, Any]) -> None:
+    """Put a state into a trainee that was built with the same arguments.
+
+    Raises:
+        CheckpointError: the state is damaged or of another network or optimiser.
+    """
+    _fill(_weights(trainee), _read(weights))
+    tensors = _read(optimiser)
+    averages = dict(_averages(trainee))
+    _fill(averages, {k: v for k, v in tensors.items() if k.startswith(_AVERAGE)})
+    _restore_moments(trainee, {k: v for k, v in tensors.items() if not k.startswith(_AVERAGE)})
+    trainee.steps = int(scalars["steps"])
+    if trainee.average is not None:
+        trainee.average.updates = int(scalars["average_updates"])
+
+
+def _weights(trainee: Trainee) -> dict[str, Tensor]:
+    own = {_MODEL + name: value for name, value in trainee.model.state_dict().items()}
+    if trainee.head is not None:
+        own |= {_HEAD + name: value for name, value in trainee.head.state_dict().items()}
+    return own
+
+
+def _averages(trainee: Trainee) -> Iterator[tuple[str, Tensor]]:
+    if trainee.average is not None:
+        for number, tensor in enumerate(trainee.average.averages):
+            yield f"{_AVERAGE}{number}", tensor
+
+
+def _names(trainee: Trainee) -> dict[Tensor, str]:
+    names: dict[Tensor, str] = {p: _MODEL + n for n, p in trainee.model.named_parameters()}
+    if trainee.head is not None:
+        names |= {p: _HEAD + n for n, p in trainee.head.named_parameters()}
+    return names
+
+
+def _moments(trainee: Trainee) -> Iterator[tuple[str, Tensor]]:
+    """`<moment>:<parameter>` for every tensor that the optimiser keeps."""
+    names = _names(trainee)
+    for parameter, state in trainee.optimiser.state.items():
+        for kind, value in state.items():
+            if isinstance(value, Tensor):
+                yield f"{kind}:{names[parameter]}", value
+
+
+def _restore_moments(trainee: Trainee, moments: dict[str, Tensor]) -> None:
+    parameters = {name: parameter for parameter, name in _names(trainee).items()}
+    counts = Counter(key.partition(":")[0] for key in moments)
+    if any(count != len(trainee.gradients) for count in counts.values()):
+        raise CheckpointError("the saved state does not fit this network: moments are missing")
+    trainee.optimiser.state.clear()
+    for key, value in moments.items():
+        kind, _, name = key.partition(":")
+        parameter = parameters.get(name)
+        if parameter is None or (value.dim() and value.shape != parameter.shape):
+            raise CheckpointError(f"the saved state does not fit this network: {key}")
+        trainee.optimiser.state[parameter][kind] = value.to(trainee.device, copy=True)
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _read(content: bytes) -> dict[str, Tensor]:
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"the saved state is damaged: {error}") from error
+
+
+@torch.no_grad()
+def _fill(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    if places.keys() != values.keys():
+        odd = sorted(places.keys() ^ values.keys())[0]
+        raise CheckpointError(f"the saved state does not fit this network: {odd}")
+    for name, place in places.items():
+        if place.shape != values[name].shape:
+            raise CheckpointError(f"the saved state does not fit this network: {name}")
+        place.copy_(values[name])

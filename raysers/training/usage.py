@@ -1,0 +1,70 @@
+"""How a model is used, for its card: our command, and a class for plain `transformers`.
+
+The class scores one clip at a time: a plain mean over frames, and a group norm over samples, are
+only right where nothing is padded.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from raysers.text import fenced, visible
+from raysers.types import SAMPLE_RATE_HZ
+
+#: Family -> what `transformers` calls its classes, and the attribute the parameters lie under.
+_CLASSES = {
+    "wav2vec2": ("Wav2Vec2", "wav2vec2"),
+    "hubert": ("Hubert", "hubert"),
+    "wavlm": ("WavLM", "wavlm"),
+    "data2vec-audio": ("Data2VecAudio", "data2vec_audio"),
+}
+
+_PLAIN = """\
+import torch
+from torch import nn
+from transformers import AutoFeatureExtractor, {stem}Model, {stem}PreTrainedModel
+
+
+class EmotionModel({stem}PreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        size = config.hidden_size
+        self.{attribute} = {stem}Model(config)
+        self.classifier = nn.ModuleDict(
+            {{"dense": nn.Linear(size, size), "out_proj": nn.Linear(size, 3)}}
+        )
+        self.post_init()
+
+    def forward(self, samples):
+        pooled = self.{attribute}(samples).last_hidden_state.mean(dim=1)
+        return self.classifier["out_proj"](torch.tanh(self.classifier["dense"](pooled)))
+
+
+folder = {folder}
+model = EmotionModel.from_pretrained(folder).float().eval()
+prepare = AutoFeatureExtractor.from_pretrained(folder)
+
+
+def score(signal):
+    \"\"\"Arousal, dominance, valence of one mono clip, float32 at 16 kHz.\"\"\"
+    inputs = prepare(signal, sampling_rate={rate}, return_tensors="pt")
+    with torch.no_grad():
+        return model(inputs.input_values)[0].tolist()"""
+
+
+def usage(name: str, model_type: str, pooling: str) -> str:
+    """Markdown that shows how to score clips with the model in folder `name`."""
+    folder = "./" + visible(name)
+    command = "python jobs/annotate.py --input recordings/ --output emotions/ --model "
+    ours = "A whole archive, by raysers:"
+    shown = [ours, fenced(command + shlex.quote(folder), "bash")]
+    if model_type in _CLASSES and pooling != "attentive":
+        stem, attribute = _CLASSES[model_type]
+        code = _PLAIN.format(
+            stem=stem, attribute=attribute, folder=json.dumps(folder), rate=SAMPLE_RATE_HZ
+        )
+        shown += ["One clip, with torch and transformers alone:", fenced(code, "python")]
+    else:
+        shown.append("The network is not one that transformers has a class for.")
+    return "\n\n".join(shown)

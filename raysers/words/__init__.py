@@ -1,0 +1,1 @@
+"""Transcripts, synthetic speech, fusion with text and the word probe."""

@@ -1,0 +1,45 @@
+"""Training the heads where the hardware is: a worker with a GPU where there is one, else here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+
+from raysers.engine.cluster import Placement, patient_get
+from raysers.models.fusion import SOURCES, FusionHead, side_by_side
+from raysers.models.fusion_training import EpochOfHead, HeadSettings, Vectors, train_head
+from raysers.words.fusion_data import DEV, TRAIN
+from raysers.words.fusion_features import Features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedHeads:
+    """Heads by name, and what every epoch of each came to."""
+
+    heads: Mapping[str, FusionHead]
+    history: Mapping[str, list[EpochOfHead]]
+
+
+def train_heads(features: Features, settings: HeadSettings, placement: Placement) -> TrainedHeads:
+    """The three heads on the training clips' vectors, each at its best epoch on dev."""
+    found = {}
+    for name in SOURCES:
+        train, dev = (_vectors(features, name, split) for split in (TRAIN, DEV))
+        if placement.num_gpus:
+            work = ray.remote(num_cpus=1, num_gpus=placement.num_gpus)(train_head)
+            ref = work.remote(name, train, dev, settings, device="cuda")
+            found[name] = patient_get(ref, "a GPU to train the heads on")
+        else:
+            found[name] = train_head(name, train, dev, settings)
+    return TrainedHeads(
+        heads={name: head for name, (head, _) in found.items()},
+        history={name: history for name, (_, history) in found.items()},
+    )
+
+
+def _vectors(features: Features, head: str, split: str) -> Vectors:
+    rows = features.places(split)
+    chosen = {source: values[rows] for source, values in features.vectors.items()}
+    return Vectors(values=side_by_side(head, chosen), labels=features.labels[rows])

@@ -1,0 +1,55 @@
+"""What the attempts ledger concludes from the marks that dead processes left."""
+
+from __future__ import annotations
+
+from raysers.engine import ledger
+
+
+def test_a_shard_is_suspicious_only_after_a_death(tmp_path):
+    first = ledger.begin(str(tmp_path), "part-000000.parquet", "run")
+    assert not first.suspicious
+    first.close()
+    assert not ledger.begin(str(tmp_path), "part-000000.parquet", "run").suspicious
+    # the second mark was never closed: its process died
+    assert ledger.begin(str(tmp_path), "part-000000.parquet", "run").suspicious
+    assert not ledger.begin(str(tmp_path), "part-000001.parquet", "run").suspicious
+
+
+def test_a_clip_is_given_up_after_two_deaths_alone_and_its_neighbours_never(tmp_path):
+    def attempt(run_id: str = "run") -> ledger.Attempt:
+        return ledger.begin(str(tmp_path), "part-000007.parquet", run_id)
+
+    attempt()  # dies in the middle of something: nobody in particular is to blame
+    careful = attempt()
+    assert careful.suspicious
+    assert not careful.apart
+    careful.enter(["one", "two"])
+    careful.enter(["three", "poison"])  # dies in this micro-batch
+    apart = attempt()
+    assert apart.apart == ["poison", "three"]
+    apart.enter(["three"])
+    apart.enter(["poison"])  # dies alone, once
+    again = attempt()
+    assert not again.given_up("poison")
+    again.enter(["poison"])  # dies alone, twice
+    last = attempt()
+    assert last.given_up("poison")
+    assert not any(last.given_up(name) for name in ("one", "two", "three"))
+
+
+def test_the_end_of_a_driver_counts_against_no_clip(tmp_path):
+    for run_id in ("first", "second", "third", "fourth"):
+        attempt = ledger.begin(str(tmp_path), "part-000000.parquet", run_id)
+        assert not attempt.given_up("long")
+        attempt.enter(["long"])
+    assert ledger.begin(str(tmp_path), "part-000000.parquet", "fifth").apart == ["long"]
+
+
+def test_nothing_is_left_of_the_ledger_when_all_is_done(tmp_path):
+    for part in ("part-000000.parquet", "part-000001.parquet"):
+        ledger.begin(str(tmp_path), part, "run")
+    # a process that died between making the file of its mark and giving it its name
+    (tmp_path / "_attempts" / ".part-0123456789abcdef").write_bytes(b'{"run_id"')
+    ledger.tidy(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    ledger.tidy(str(tmp_path))

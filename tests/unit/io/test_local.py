@@ -1,0 +1,257 @@
+"""Storage on a local disk: links, hidden files, odd names, atomic writes, what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raysers.errors import (
+    ConfigError,
+    ObjectForbidden,
+    ObjectMissing,
+    TransientStorageError,
+    WriteError,
+)
+from raysers.io import local, storage
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+def names(folder: Path, **options: object) -> list[str]:
+    found = storage.list_objects(str(folder), **options)  # type: ignore[arg-type]
+    return sorted(info.uri.removeprefix(f"{folder}/") for info in found)
+
+
+def make(path: Path, data: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_listing_skips_hidden_and_keeps_odd_names(tmp_path: Path) -> None:
+    odd = ["a b.wav", "h#1.WAV", "100%.wav", 'it\'s "q".wav', "ünï – 日本.wav", "new\nline.wav"]
+    for name in [*odd, "sub/deep/x.wav", "x.txt", "noSuffix"]:
+        make(tmp_path / name)
+    for name in ("._a.wav", ".git/x.wav", "__MACOSX/y.wav", "sub/.hidden.wav"):
+        make(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    assert names(tmp_path, suffixes=[".wav"]) == sorted([*odd, "sub/deep/x.wav"])
+    assert {"x.txt", "noSuffix"} <= set(names(tmp_path))
+
+
+def test_listing_matches_find_on_a_wide_tree(tmp_path: Path) -> None:
+    for i in range(1200):
+        make(tmp_path / f"d{i % 37}" / f"e{i % 5}" / f"{i}.wav", b"x" * (i % 7))
+    shell = subprocess.run(
+        ["find", ".", "-name", "*.wav", "-printf", "%P %s\n"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = storage.list_objects(str(tmp_path))
+    ours = [f"{i.uri.removeprefix(f'{tmp_path}/')} {i.num_bytes}" for i in listed]
+    assert sorted(ours) == sorted(shell.stdout.splitlines())
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    outside = make(tmp_path / "outside" / "y.wav")
+    root = tmp_path / "root"
+    make(root / "a" / "x.wav")
+    (root / "a" / "loop").symlink_to(root)
+    (root / "a" / "self").symlink_to("self")
+    (root / "linked").symlink_to(outside.parent)
+    (root / "file.wav").symlink_to(outside)
+    assert names(root, suffixes=[".wav"]) == ["a/x.wav", "file.wav", "linked/y.wav"]
+
+
+def test_dangling_link_is_listed_so_that_it_becomes_a_row(tmp_path: Path) -> None:
+    (tmp_path / "annexed.wav").symlink_to(tmp_path / "not" / "fetched.wav")
+    (info,) = storage.list_objects(str(tmp_path), suffixes=[".wav"])
+    assert (info.num_bytes, info.etag) == (0, "")
+    with pytest.raises(ObjectMissing):
+        storage.stat(info.uri)
+
+
+def test_pipes_are_not_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert names(tmp_path) == []
+    with pytest.raises(ObjectMissing):
+        storage.stat(str(tmp_path / "pipe.wav"))
+
+
+def test_missing(tmp_path: Path) -> None:
+    file = make(tmp_path / "file.wav")
+    for path in (tmp_path / "no", file / "below", tmp_path / ("n" * 300), tmp_path / "a\0b"):
+        for call in (storage.read_bytes, storage.stat):
+            with pytest.raises(ObjectMissing):
+                call(str(path))
+        with pytest.raises(ObjectMissing):
+            storage.list_objects(str(path))
+    with pytest.raises(ObjectMissing):
+        storage.read_bytes(str(tmp_path))
+    assert storage.list_parts(str(tmp_path / "no")) == []
+
+
+def test_etag_changes_with_the_file_and_only_then(tmp_path: Path) -> None:
+    file = make(tmp_path / "x.wav", b"one")
+    first = storage.stat(str(file))
+    assert storage.stat(str(file)) == first
+    assert next(iter(storage.list_objects(str(tmp_path)))) == first
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert storage.stat(str(file)).etag != first.etag
+
+
+@needs_root
+def test_forbidden(tmp_path: Path) -> None:
+    """In a child process that gives up root, as root may read everything."""
+    make(tmp_path / "shut" / "x.wav").chmod(0o000)
+    make(tmp_path / "closed" / "y.wav")
+    make(tmp_path / "open" / "z.wav")
+    (tmp_path / "closed").chmod(0o000)
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if str(parent).startswith("/tmp/pytest"):
+            parent.chmod(0o755)
+    script = f"""
+import os
+from raysers.data import storage
+from raysers.errors import *
+os.setuid({NOBODY})
+def fate(call):
+    try:
+        call()
+    except RaysersError as error:
+        return type(error).__name__
+root = {str(tmp_path)!r}
+print(fate(lambda: storage.read_bytes(root + "/shut/x.wav")))
+print(fate(lambda: storage.stat(root + "/closed/y.wav")))
+print(fate(lambda: list(storage.list_objects(root))))
+print(fate(lambda: storage.write_atomic(root + "/new.bin", b"x")))
+print(fate(lambda: storage.delete(root + "/open/z.wav")))
+print(fate(lambda: storage.check_writable(root + "/out")))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    forbidden = ObjectForbidden.__name__
+    assert ran.stdout.split() == [
+        *[forbidden] * 3,
+        WriteError.__name__,
+        WriteError.__name__,
+        ConfigError.__name__,
+    ], ran.stderr
+
+
+def test_passing_disk_trouble_is_retried_and_lasting_trouble_is_transient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stale network handle cannot be made here, so `os.stat` plays it."""
+    path = str(make(tmp_path / "x.wav"))
+    real, failures = os.stat, [errno.ESTALE]
+
+    def flaky(target: object, **options: object) -> os.stat_result:
+        if target == path and failures:
+            raise OSError(failures.pop(), "trouble")
+        return real(target, **options)  # type: ignore[arg-type,call-overload]
+
+    monkeypatch.setattr(local.os, "stat", flaky)
+    assert storage.stat(path).num_bytes == 1
+    failures[:] = [errno.EIO]
+    assert names(tmp_path) == ["x.wav"], "a listing waits as well"
+    failures[:] = [errno.EIO] * 10
+    with pytest.raises(TransientStorageError, match=r"x\.wav"):
+        storage.stat(path)
+
+
+def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / ("n" * 255)
+    storage.write_atomic(str(target), b"one")
+    storage.write_atomic(str(target), b"two")
+    assert target.read_bytes() == b"two"
+    assert os.listdir(target.parent) == [target.name]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_killed_writer_leaves_the_old_file_and_no_visible_part(tmp_path: Path) -> None:
+    target = tmp_path / "part-000001.parquet"
+    target.write_bytes(b"old")
+    script = f"""
+import os
+from raysers.data import local
+local.os.replace = lambda *a: os._exit(9)
+from raysers.data import storage
+storage.write_atomic({str(target)!r}, b"new" * 1000)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == [target.name]
+    assert [i.uri for i in storage.list_parts(str(tmp_path))] == [str(target)]
+    assert len(os.listdir(tmp_path)) == 2
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / ".part-0").touch()
+    storage.sweep(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["below", target.name]
+    assert os.listdir(tmp_path / "below") == [".part-0"]
+    storage.sweep(str(tmp_path / "nowhere"))
+
+
+def test_full_disk_names_the_path() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb", 0) as full:
+        full.write(b"x")
+    # a folder that cannot take files at all
+    with pytest.raises(WriteError, match="/proc/x"):
+        storage.write_atomic("/proc/x", b"x")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_unwritable_disk_is_a_write_error_and_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(local.os, "fsync", fail)
+    with pytest.raises(WriteError, match=f"out.bin.*{os.strerror(number)}"):
+        storage.write_atomic(str(tmp_path / "out.bin"), b"x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_check_writable(tmp_path: Path) -> None:
+    storage.check_writable(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+    assert os.listdir(tmp_path / "a" / "b") == []
+    file = make(tmp_path / "file")
+    for bad in (file, file / "below", Path("/proc/nowhere")):
+        with pytest.raises(ConfigError, match=str(bad)) as raised:
+            storage.check_writable(str(bad))
+        assert "\n" not in str(raised.value)
+
+
+def test_ranges_and_tar_windows_of_a_local_file(tmp_path: Path) -> None:
+    data = os.urandom(5000)
+    file = str(make(tmp_path / "a.tar", data))
+    assert storage.read_range(file, 4990, 100) == data[4990:]
+    assert storage.read_range(file, 9999, 1) == b""
+    source = storage.open_source(f"{file}#m.wav", byte_offset=512, byte_size=1000)
+    assert not isinstance(source, str)
+    assert source.read() == data[512:1512]
+    assert storage.open_source(file) == file
+
+
+def test_delete_is_fine_with_what_is_gone(tmp_path: Path) -> None:
+    file = make(tmp_path / "x")
+    storage.delete(str(file))
+    storage.delete(str(file))
+    assert not file.exists()

@@ -1,0 +1,420 @@
+"""Storage on a real S3 server: odd keys, listings of every shape, faults and their fates."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from raysers.errors import (
+    ConfigError,
+    CredentialsError,
+    ObjectForbidden,
+    ObjectMissing,
+    StorageError,
+    TransientStorageError,
+    WriteError,
+)
+from raysers.io import s3 as s3_module
+from raysers.io import s3_listing, storage
+from raysers.io.ranged import MAX_BLOCKS, MIB, RangedFile
+from tests.s3 import Bucket, Faults
+
+ODD_KEYS = [
+    "a b/clip one.wav",
+    "hash#1/x#y.wav",
+    "per%20cent/100%.wav",
+    'quotes/"it\'s".wav',
+    "ünïcode näme – 日本.wav",
+    "plus+and&amp=?.wav",
+    "double//slash.wav",
+]
+
+
+def test_odd_keys_are_written_listed_and_read_verbatim(s3: Bucket) -> None:
+    for number, key in enumerate(ODD_KEYS):
+        storage.write_atomic(f"{s3.uri}/odd/{key}", b"data %d" % number)
+    # an independent client sees the same names
+    assert sorted(s3.keys()) == sorted(f"odd/{key}" for key in ODD_KEYS)
+    listed = {info.uri: info for info in storage.list_objects(f"{s3.uri}/odd")}
+    assert set(listed) == {f"{s3.uri}/odd/{key}" for key in ODD_KEYS}
+    for number, key in enumerate(ODD_KEYS):
+        uri = f"{s3.uri}/odd/{key}"
+        assert storage.read_bytes(uri) == b"data %d" % number
+        assert storage.stat(uri) == listed[uri]
+        storage.delete(uri)
+    assert s3.keys() == []
+
+
+def test_ranges(s3: Bucket) -> None:
+    data = os.urandom(1000)
+    uri = s3.put("blob", data)
+    assert storage.read_range(uri, 10, 20) == data[10:30]
+    assert storage.read_range(uri, 990, 100) == data[990:]
+    assert storage.read_range(uri, 1000, 5) == b""
+    assert storage.read_range(uri, 5000, 5) == b""
+    assert storage.read_bytes(uri, max_bytes=1000) == data
+    with pytest.raises(StorageError, match="1000 bytes, more than the 999"):
+        storage.read_bytes(uri, max_bytes=999)
+    empty = s3.put("empty", b"")
+    assert storage.read_bytes(empty) == b""
+    assert storage.stat(empty).num_bytes == 0
+
+
+def test_etag_tells_versions_apart(s3: Bucket) -> None:
+    uri = s3.put("x.wav", b"one")
+    first = storage.stat(uri)
+    s3.put("x.wav", b"two")
+    assert storage.stat(uri).etag != first.etag
+    assert '"' not in first.etag
+
+
+def test_small_object_is_read_with_one_request(s3: Bucket, s3_faults: Faults) -> None:
+    data = os.urandom(300_000)
+    uri = s3.put("small.wav", data)
+    for known in (None, len(data)):
+        s3_faults.clear()
+        source = storage.open_source(uri, num_bytes=known)
+        assert isinstance(source, RangedFile)
+        source.seek(-100, os.SEEK_END)
+        assert source.read() == data[-100:]
+        source.seek(0)
+        assert source.read() == data
+        assert s3_faults.count("small.wav") == 1
+
+
+def test_large_object_is_read_in_blocks_within_bounded_memory(
+    s3: Bucket, s3_faults: Faults
+) -> None:
+    data = os.urandom(20 * MIB + 12345)
+    uri = s3.put("large.wav", data)
+    source = storage.open_source(uri, num_bytes=len(data))
+    assert isinstance(source, RangedFile)
+    held = 0
+    pieces = []
+    while piece := source.read(100_000):
+        pieces.append(piece)
+        held = max(held, sum(map(len, source._blocks.values())))
+    assert b"".join(pieces) == data
+    assert held <= MAX_BLOCKS * MIB
+    # read-ahead grows: far fewer requests than the 21 blocks
+    assert s3_faults.count("large.wav") <= 7
+    s3_faults.clear()
+    source.seek(15 * MIB - 10)
+    assert source.read(20) == data[15 * MIB - 10 : 15 * MIB + 10]
+    source.seek(3)
+    assert source.read(5) == data[3:8]
+    spans = [int(b) - int(a) for a, b in (s[6:].split("-") for _, _, s in s3_faults.seen)]
+    assert max(spans) < 2 * MIB, "a jump must not fetch a whole read-ahead"
+
+
+def test_large_object_of_unknown_size(s3: Bucket) -> None:
+    data = os.urandom(9 * MIB + 7)
+    source = storage.open_source(s3.put("unknown.wav", data))
+    assert not isinstance(source, str)
+    source.seek(0, os.SEEK_END)
+    assert source.tell() == len(data)
+    source.seek(8 * MIB - 5)
+    assert source.read() == data[8 * MIB - 5 :]
+
+
+def test_tar_member_window_never_leaves_its_bytes(s3: Bucket) -> None:
+    uri = s3.put("shard.tar", b"A" * 600 + b"member" + b"B" * 600)
+    for name in (uri, f"{uri}#m.wav"):
+        source = storage.open_source(name, byte_offset=600, byte_size=6)
+        assert not isinstance(source, str)
+        assert source.read(100) == b"member"
+        source.seek(0, os.SEEK_END)
+        assert source.tell() == 6
+        assert source.read() == b""
+
+
+# listing ----------------------------------------------------------------------------------------
+
+
+def test_listing_skips_hidden_markers_and_neighbours(s3: Bucket) -> None:
+    for key in ("in/a.wav", "in/b.FLAC", "in/sub/c.wav", "in/._a.wav", "in/.git/x.wav"):
+        s3.put(key)
+    for key in ("in/sub/", "in/__MACOSX/d.wav", "in/readme.txt", "in2/e.wav", "in.wav"):
+        s3.put(key)
+    found = {i.uri for i in storage.list_objects(f"{s3.uri}/in/", suffixes=[".wav", ".flac"])}
+    assert found == {f"{s3.uri}/in/{name}" for name in ("a.wav", "b.FLAC", "sub/c.wav")}
+    everything = {i.uri.removeprefix(s3.uri) for i in storage.list_objects(s3.uri)}
+    assert "/in.wav" in everything
+    assert "/in2/e.wav" in everything
+
+
+@pytest.mark.parametrize(
+    ("few", "runs", "levels"), [(16, 64, 4), (2, 3, 4), (0, 1, 0), (3, 2, 1), (100, 64, 1)]
+)
+def test_listing_finds_every_key_once_whatever_the_shape(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch, few: int, runs: int, levels: int
+) -> None:
+    """Few and many sub-folders, deep and flat, files beside folders, names around the slash."""
+    monkeypatch.setattr(s3_listing, "_FEW", few)
+    monkeypatch.setattr(s3_listing, "_RUNS_PER_PAGE", runs)
+    monkeypatch.setattr(s3_listing, "_MAX_LEVELS", levels)
+    page = s3_listing._page
+    # pages of 5 keys: every branch is cut in the middle somewhere
+    monkeypatch.setattr(s3_listing, "_page", lambda uri, **o: page(uri, **{"MaxKeys": 5, **o}))
+    keys = [f"root/f{i}.wav" for i in range(7)]
+    keys += [f"root/s{i:02d}/{j}.wav" for i in range(9) for j in range(3)]
+    keys += ["root/s03.wav", "root/s03-x/1.wav", "root/s03!/1.wav", "root/s030/1.wav"]
+    keys += ["root/deep/a/b/c/d/e/f.wav", "root/deep/a/b.wav", "root/ü/1.wav", "root/zz/~.wav"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(s3.put, keys))
+    listed = [i.uri.removeprefix(s3.uri + "/") for i in storage.list_objects(f"{s3.uri}/root")]
+    assert sorted(listed) == sorted(keys)
+
+
+def test_many_folders_cost_few_requests(s3: Bucket, s3_faults: Faults) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(s3.put, [f"root/speaker{i:04d}/x.wav" for i in range(200)]))
+    assert len(list(storage.list_objects(f"{s3.uri}/root"))) == 200
+    assert s3_faults.count("list-type=2") <= 70
+
+
+def test_listing_stops_its_threads_when_abandoned(s3: Bucket) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(s3.put, [f"root/{i % 20}/{i}.wav" for i in range(100)]))
+    before = threading.active_count()
+    listing = storage.list_objects(f"{s3.uri}/root")
+    next(listing)
+    listing.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_missing_bucket_prefix_and_object(s3: Bucket) -> None:
+    s3.put("there/x.wav")
+    for uri in (f"{s3.uri}/nothing", "s3://no-such-bucket-here", "s3://no-such-bucket-here/a"):
+        with pytest.raises(ObjectMissing):
+            list(storage.list_objects(uri))
+        assert not storage.is_folder(uri)
+        assert storage.list_parts(uri) == []
+    for uri in (f"{s3.uri}/nothing.wav", "s3://no-such-bucket-here/a.wav", f"{s3.uri}/there"):
+        with pytest.raises(ObjectMissing):
+            storage.stat(uri)
+        with pytest.raises(ObjectMissing):
+            storage.read_bytes(uri)
+    assert storage.stat(f"{s3.uri}/there/x.wav").num_bytes == 1
+    assert storage.is_folder(f"{s3.uri}/there")
+
+
+def test_parts_are_listed_by_name_and_not_recursively(s3: Bucket) -> None:
+    for key in ("t/part-2.parquet", "t/part-1.parquet", "t/sub/part-3.parquet", "t/x.parquet"):
+        s3.put(key)
+    s3.put("t/part-0.csv")
+    assert [i.uri.rpartition("/")[2] for i in storage.list_parts(f"{s3.uri}/t")] == [
+        "part-1.parquet",
+        "part-2.parquet",
+    ]
+
+
+# faults -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (404, "NoSuchKey", ObjectMissing),
+        (403, "AccessDenied", ObjectForbidden),
+        (403, "InvalidObjectState", ObjectForbidden),
+        (403, "InvalidAccessKeyId", CredentialsError),
+        (403, "SignatureDoesNotMatch", CredentialsError),
+        (403, "RequestTimeTooSkewed", CredentialsError),
+        (400, "ExpiredToken", CredentialsError),
+        (400, "InvalidToken", CredentialsError),
+        (503, "SlowDown", TransientStorageError),
+        (500, "InternalError", TransientStorageError),
+        (502, "", TransientStorageError),
+        (429, "TooManyRequests", TransientStorageError),
+    ],
+)
+def test_each_refusal_has_its_fate_for_reading_and_for_stat(
+    s3: Bucket, s3_faults: Faults, status: int, code: str, error: type[StorageError]
+) -> None:
+    uri = s3.put("x.wav", b"data")
+    s3_faults.add("/x.wav", status, code=code)
+    source = storage.open_source(uri)
+    assert not isinstance(source, str)
+    for call in (lambda: storage.read_bytes(uri), lambda: storage.stat(uri), source.read):
+        with pytest.raises(error) as raised:
+            call()
+        assert type(raised.value) is error
+        assert uri in str(raised.value)
+    with pytest.raises(error):
+        list(storage.list_objects(f"{s3.uri}/x.wav")) if status == 404 else source.read(1)
+
+
+def test_permanent_refusals_are_not_retried(s3: Bucket, s3_faults: Faults) -> None:
+    uri = s3.put("x.wav")
+    s3_faults.add("/x.wav", 403, code="AccessDenied")
+    with pytest.raises(ObjectForbidden):
+        storage.read_bytes(uri)
+    assert s3_faults.count("/x.wav") == 1
+
+
+@pytest.mark.parametrize("kind", ["503", "500", "reset", "short"])
+def test_passing_trouble_is_survived(s3: Bucket, s3_faults: Faults, kind: str) -> None:
+    data = os.urandom(200_000)
+    uri = s3.put("x.wav", data)
+    fault = s3_faults.add("/x.wav", kind, times=3, method="GET")
+    assert storage.read_bytes(uri) == data
+    assert fault.hits == 3
+    fault.hits = 0
+    source = storage.open_source(uri)
+    assert not isinstance(source, str)
+    assert source.read() == data
+
+
+@pytest.mark.parametrize("kind", ["503", "reset", "short"])
+def test_lasting_trouble_is_transient_error_after_the_allowed_attempts(
+    s3: Bucket, s3_faults: Faults, kind: str
+) -> None:
+    uri = s3.put("x.wav", os.urandom(200_000))
+    s3_faults.add("/x.wav", kind)
+    source = storage.open_source(uri)
+    assert isinstance(source, RangedFile)
+    with pytest.raises(TransientStorageError):
+        source.read(10)
+    assert s3_faults.count("/x.wav") == 4
+
+
+def test_slow_answer_times_out_and_is_retried(
+    s3: Bucket, s3_faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSERS_S3_READ_TIMEOUT_S", "0.3")
+    uri = s3.put("x.wav", b"data")
+    s3_faults.add("/x.wav", "delay", delay_s=1.0, times=1)
+    assert storage.read_bytes(uri) == b"data"
+    assert s3_faults.count("/x.wav") == 2
+
+
+def test_unreachable_endpoint(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(TransientStorageError, match=r"127\.0\.0\.1:9"):
+        storage.read_bytes(f"{s3.uri}/x")
+
+
+def test_no_credentials(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = s3.put("x.wav", b"public")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(CredentialsError):
+        storage.read_bytes(uri)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(CredentialsError, match="AWS_ACCESS_KEY_ID"):
+        storage.read_bytes(uri)
+    s3.client.put_object_acl(Bucket=s3.name, Key="x.wav", ACL="public-read")
+    monkeypatch.setenv("RAYSERS_S3_ANONYMOUS", "1")
+    assert storage.read_bytes(uri) == b"public"
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://x", "http://bad host:1"])
+def test_endpoint_that_is_no_url(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises((ConfigError, StorageError)):
+        storage.read_bytes(f"{s3.uri}/x")
+
+
+def test_bucket_name_that_cannot_be(s3: Bucket) -> None:
+    with pytest.raises(ObjectMissing, match="not a bucket"):
+        storage.read_bytes("s3://not a bucket/x")
+    with pytest.raises(WriteError, match="not a bucket"):
+        storage.write_atomic("s3://not a bucket/x", b"")
+
+
+def test_unknown_profile_is_a_credentials_error(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(CredentialsError, match="nobody"):
+        storage.read_bytes(f"{s3.uri}/x")
+
+
+def test_listing_faults(s3: Bucket, s3_faults: Faults) -> None:
+    s3.put("a/x.wav")
+    s3_faults.add("list-type=2", 503, code="SlowDown", times=2)
+    assert len(list(storage.list_objects(s3.uri))) == 1
+    s3_faults.clear()
+    s3_faults.add("list-type=2.*a/", 403, code="AccessDenied")
+    with pytest.raises(ObjectForbidden):
+        list(storage.list_objects(s3.uri))
+
+
+def test_writing(s3: Bucket, s3_faults: Faults) -> None:
+    fault = s3_faults.add("/out/a", 503, code="SlowDown", times=2, method="PUT")
+    storage.write_atomic(f"{s3.uri}/out/a", b"one")
+    assert fault.hits == 2
+    assert s3.get("out/a") == b"one"
+    s3_faults.add("/out/b", 403, code="AccessDenied", method="PUT")
+    with pytest.raises(WriteError, match=r"out/b.*AccessDenied"):
+        storage.write_atomic(f"{s3.uri}/out/b", b"two")
+    s3_faults.add("/out/c", 507, code="XMinioStorageFull", method="PUT")
+    with pytest.raises(WriteError, match="out/c"):
+        storage.write_atomic(f"{s3.uri}/out/c", b"three")
+    assert s3_faults.count("/out/c") == 1
+    s3_faults.add("/out/d", 503, method="PUT")
+    with pytest.raises(TransientStorageError):
+        storage.write_atomic(f"{s3.uri}/out/d", b"four")
+    with pytest.raises(WriteError, match="NoSuchBucket"):
+        storage.write_atomic("s3://no-such-bucket-here/x", b"five")
+
+
+def test_large_upload_goes_in_parts(
+    s3: Bucket, s3_faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "MULTIPART_BYTES", 6 * MIB)
+    data = os.urandom(17 * MIB)
+    fault = s3_faults.add("big.*partNumber=2", 503, times=1, method="PUT")
+    storage.write_atomic(f"{s3.uri}/big", data)
+    assert s3.get("big") == data
+    assert fault.hits == 1
+    s3_faults.add("/bad", 403, code="AccessDenied")
+    with pytest.raises(WriteError, match="AccessDenied"):
+        storage.write_atomic(f"{s3.uri}/bad", data)
+
+
+def test_check_writable(s3: Bucket, s3_faults: Faults) -> None:
+    storage.check_writable(f"{s3.uri}/out")
+    assert s3.keys() == []
+    s3_faults.add("/denied/", 403, code="AccessDenied", method="PUT")
+    for uri, words in (
+        (f"{s3.uri}/denied", "AccessDenied"),
+        ("s3://no-such-bucket-here/out", "NoSuchBucket"),
+    ):
+        with pytest.raises(ConfigError, match=words) as raised:
+            storage.check_writable(uri)
+        assert uri in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_client_is_shared_by_threads_and_made_anew_after_a_fork(s3: Bucket) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        clients = set(map(id, pool.map(lambda _: s3_module.client(), range(100))))
+    assert len(clients) == 1
+    uri = s3.put("x.wav", b"data")
+    assert storage.read_bytes(uri) == b"data"
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            own = id(s3_module.client()) not in clients
+            os.write(writer, b"%d %s" % (own, storage.read_bytes(uri)))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 100) == b"1 data"
+
+
+def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("RAYSERS_S3_READ_TIMEOUT_S", "1.5")
+    settings = storage.S3Settings.from_environment()
+    assert (settings.max_attempts, settings.read_timeout_s) == (2, 1.5)
+    monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "many")
+    with pytest.raises(ConfigError, match="RAYSERS_S3_MAX_ATTEMPTS='many'"):
+        storage.S3Settings.from_environment()

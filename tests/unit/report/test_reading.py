@@ -1,0 +1,136 @@
+"""Reading the outputs of other jobs: what is found, what is sampled, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raysers.errors import ConfigError
+from raysers.report import clips
+from raysers.report.clips import read_archive, read_map, read_spoken
+from raysers.report.cost import cost_exhibit, speed, wall_s
+from raysers.report.numbers import by_factor, correctness, learning
+from raysers.report.reading import read_evidence
+from raysers.report.run_tables import stream
+from raysers.schemas import CURVES
+from tests.made_runs import (
+    EVIL,
+    MODELS,
+    annotated,
+    evaluated,
+    shaped,
+    studied,
+    trained,
+    transcribed,
+    tuned,
+    write,
+)
+
+
+def test_a_study_lends_its_cells_the_names_readers_know(tmp_path):
+    found = read_evidence([str(studied(tmp_path / "study"))])
+    assert {v.model for v in found.values} == set(MODELS)
+    rows = {(d.row, d.series) for d in by_factor(found.values, "frozen")}
+    assert rows == {(m, s) for m in MODELS[:2] for s in ("fine-tuned", "frozen")}
+    points = learning(found.curves)
+    assert {(p.series, p.n) for p in points} == {(m, 3) for m in MODELS[:2]}
+    assert any("failed" in note and EVIL[1] in note for note in found.notes)
+
+
+def test_a_training_and_its_evaluation_are_one_model(tmp_path):
+    run = trained(tmp_path / "tiny")
+    scored = evaluated(tmp_path / "scored", models=[str(run)])
+    found = read_evidence([str(run), str(scored)])
+    shown = {(d.row, d.block) for d in correctness(found.values)}
+    assert shown == {
+        ("tiny", "emodb test"),
+        ("tiny", "msp-podcast test1"),
+        ("random-gaussian", "emodb test"),
+    }
+
+
+def test_a_sweep_called_like_a_study_does_not_lend_it_its_curves(tmp_path):
+    row = {"study": "seeds", "cell": "t0", "model": "m", "epoch": 1, "ccc": 0.1}
+    row |= {"dimension": "valence"}
+    folders = [tuned(tmp_path / "seeds"), tuned(tmp_path / "more" / "seeds")]
+    for folder in folders:
+        write(folder, "curves", shaped([row], CURVES))
+    found = read_evidence([str(folder) for folder in folders])
+    assert learning(found.curves) == []
+    assert [len(found.trial_curves[str(folder)]) for folder in folders] == [1, 1]
+
+
+def test_embeddings_are_a_sample_that_no_cut_into_parts_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "MOST", 25)
+    small = annotated(tmp_path / "small", part=7)
+    large = annotated(tmp_path / "large", part=1000)
+    one, other = (read_map(str(f), [str(f)]) for f in (small, large))
+    assert one is not None
+    assert other is not None
+    assert len(one.clip_id) == 25
+    assert one.clip_id == other.clip_id
+    assert np.array_equal(one.embedding, other.embedding)
+    assert set(one.known["sex"]) == {"female", "male"}
+    assert one.labelled
+
+
+def test_embeddings_belong_to_their_clips(tmp_path):
+    folder = annotated(tmp_path / "run")
+    found = read_map(str(folder), [])
+    assert found is not None
+    tables = [pq.read_table(p) for p in sorted((folder / "annotations").glob("*.parquet"))]
+    rows = {r["clip_id"]: r for t in tables for r in t.to_pylist() if r["status"] == "ok"}
+    assert set(found.clip_id) == set(rows)
+    for clip, vector in zip(found.clip_id, found.embedding, strict=True):
+        assert vector.tolist() == rows[clip]["embedding"]
+    assert not found.labelled
+    assert set(found.known["sex"]) == {""}
+
+
+def test_without_embeddings_or_rows_there_is_no_map_and_no_archive(tmp_path):
+    folder = annotated(tmp_path / "run", embeddings=False)
+    assert read_map(str(folder), []) is None
+    assert read_archive(str(tmp_path / "none"), "annotations", "annotate") is None
+
+
+def test_an_archive_is_counted_and_its_recording_read_along(tmp_path):
+    found = read_archive(str(annotated(tmp_path / "run", part=11)), "annotations", "annotate")
+    assert found is not None
+    assert (found.archive.clips, found.archive.failed, found.model) == (90, 10, "emodb-tiny")
+    (line,) = found.timelines
+    assert len(line.start_s) == 45
+    assert np.all(np.diff(line.start_s) == 4)
+
+
+def test_transcripts_shown_are_the_first_by_name(tmp_path):
+    found = read_spoken(str(transcribed(tmp_path / "run")))
+    assert found == [(f"/d/{i}.wav", text) for i, text in enumerate(("", *EVIL))]
+
+
+def test_parts_come_in_the_order_of_their_names_however_many(tmp_path):
+    folder = annotated(tmp_path / "run", part=3)
+    ids = [i for part in stream(str(folder), "annotations", ["clip_id"]) for i in part["clip_id"]]
+    assert [i.as_py() for i in ids] == [f"c{i:05d}" for i in range(90)]
+
+
+def test_what_runs_cost_is_told_per_device_hour(tmp_path):
+    folders = [str(annotated(tmp_path / "a")), str(trained(tmp_path / "t"))]
+    found = read_evidence(folders)
+    scored, training = found.runs
+    assert speed(scored) == pytest.approx(360 / 2)
+    assert speed(training) == pytest.approx(2 * 3600 / (600 * 2))
+    assert wall_s(scored) == 3665
+    (grid,) = cost_exhibit(found).grids
+    assert grid.rows[0][:4] == ["a", "annotate", "done", "1:01:05 h"]
+
+
+def test_a_folder_without_a_run_is_refused_and_an_unfinished_run_is_noted(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no run\.json: give the --output"):
+        read_evidence([str(tmp_path)])
+    folder = evaluated(tmp_path / "run")
+    document = json.loads((folder / "run.json").read_text()) | {"status": "running"}
+    (folder / "run.json").write_text(json.dumps(document))
+    assert any("incomplete" in note for note in read_evidence([str(folder)]).notes)

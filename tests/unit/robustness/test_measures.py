@@ -1,0 +1,270 @@
+"""Robustness scores against theory, hand-worked cases and another library."""
+
+from __future__ import annotations
+
+import math
+
+import audmetric
+import numpy as np
+import pytest
+import scipy.stats
+from scipy import integrate, stats
+
+from raysers.evaluation.baseline import NAME as RANDOM
+from raysers.evaluation.scores import Scores
+from raysers.robustness import numbers as published
+from raysers.robustness.changes import Change, Comparison
+from raysers.robustness.figure import robustness_figure
+from raysers.robustness.measures import robustness_rows
+from raysers.robustness.table import print_robustness
+
+GAIN = Change(name="gain", versions=("gain",), against="clean")
+NO_DRAWS = Comparison(draws=0)
+
+
+def scores_of(clean, gain, *, truth=None, columns=None, **more) -> Scores:
+    """Scores with every dimension the same unless given as [n, 3]."""
+
+    def wide(x):
+        x = np.asarray(x, np.float32)
+        return np.repeat(x[:, None], 3, axis=1) if x.ndim == 1 else x
+
+    n = len(clean)
+    predictions = {"clean": wide(clean), "gain": wide(gain)}
+    predictions |= {name: wide(x) for name, x in more.items()}
+    return Scores(
+        clip_id=[f"clip{i}" for i in range(n)],
+        truth=np.full((n, 3), np.nan) if truth is None else np.asarray(truth, np.float64),
+        predictions=predictions,
+        columns=columns or {},
+    )
+
+
+def value(rows, metric, dimension="mean", model="m", **where):
+    found = [
+        r
+        for r in rows
+        if (r.metric, r.dimension, r.model) == (metric, dimension, model)
+        and all(getattr(r, k) == v for k, v in ({"group": ""} | where).items())
+    ]
+    assert len(found) == 1, (metric, dimension, [r.metric for r in rows])
+    return found[0]
+
+
+def test_the_score_is_the_share_that_changed_by_less_than_the_threshold_strictly():
+    # changes of .02, .05 exactly (binary fractions: .5 + .0625), .0625, -.04
+    clean = [0.5, 0.5, 0.5, 0.5]
+    gain = [0.52, 0.5625, 0.5 + 0.0625, 0.46]
+    rows = robustness_rows(
+        "m", scores_of(clean, gain), [GAIN], Comparison(threshold=0.0625, draws=0)
+    )
+    assert value(rows, "robustness_gain", "arousal").value == 0.5
+    rows = robustness_rows("m", scores_of(clean, gain), [GAIN], Comparison(threshold=0.07, draws=0))
+    assert value(rows, "robustness_gain", "valence").value == 1.0
+
+
+def test_rounded_scores_that_differ_by_five_hundredths_count_as_changed():
+    # .50 - .45 is below .05 in binary
+    scores = scores_of([0.454, 0.451, 0.2, 0.3], [0.496, 0.504, 0.2449, 0.3549])
+    plain = robustness_rows("m", scores, [GAIN], NO_DRAWS)
+    rounded = robustness_rows("m", scores, [GAIN], Comparison(draws=0, rounded=True))
+    assert value(plain, "robustness_gain").value == 0.5  # .042, .053, .0449, .0549
+    assert value(rounded, "robustness_gain").value == 0.25  # 5, 5, 4, 5 hundredths
+
+
+def test_a_model_that_ignores_its_input_scores_1_everywhere_with_an_honest_interval():
+    scores = scores_of(np.full(20, 0.4), np.full(20, 0.4))
+    rows = robustness_rows("m", scores, [GAIN], Comparison())
+    for metric in ("robustness_gain", "robustness"):
+        for dimension in ("arousal", "dominance", "valence", "mean"):
+            row = value(rows, metric, dimension)
+            assert (row.value, row.ci_high, row.n) == (1.0, 1.0, 20)
+            # Clopper-Pearson for 20 of 20
+            exact = stats.binomtest(20, 20).proportion_ci(method="exact").low
+            assert row.ci_low == pytest.approx(exact, abs=1e-9)
+    assert value(rows, "mean_change_gain").value == 0.0
+
+
+def random_share_in_theory(threshold: float) -> float:
+    """P(|X - Y| < threshold) of two scores from ser-tests' random-gaussian model."""
+    score = stats.truncnorm(-3, 3, loc=0.5, scale=1 / 6)
+
+    def inner(x: float) -> float:
+        return score.pdf(x) * (score.cdf(x + threshold) - score.cdf(x - threshold))
+
+    return integrate.quad(inner, 0, 1)[0]
+
+
+def test_a_random_model_scores_as_the_theory_says():
+    theory = random_share_in_theory(0.05)
+    assert theory == pytest.approx(0.17, abs=0.005)  # what ser-tests reports
+    n = 20_000
+    rows = robustness_rows("m", scores_of(np.full(n, 0.5), np.full(n, 0.5)), [GAIN], NO_DRAWS)
+    for dimension in ("arousal", "dominance", "valence"):
+        got = value(rows, "robustness_gain", dimension, model=RANDOM).value
+        assert got == pytest.approx(theory, abs=4 * math.sqrt(theory * (1 - theory) / n))
+
+
+def test_size_of_the_change_and_its_95th_percentile():
+    rng = np.random.default_rng(0)
+    clean, change = rng.uniform(0.3, 0.7, 400), rng.normal(0, 0.03, 400)
+    rows = robustness_rows("m", scores_of(clean, clean + change), [GAIN], Comparison(draws=300))
+    row = value(rows, "mean_change_gain", "arousal")
+    assert row.value == pytest.approx(np.abs(change).mean(), abs=1e-6)
+    assert row.ci_low < row.value < row.ci_high
+    half = (row.ci_high - row.ci_low) / 2
+    assert half == pytest.approx(1.96 * np.abs(change).std() / 20, rel=0.2)
+    assert value(rows, "p95_change_gain", "valence").value == pytest.approx(
+        np.percentile(np.abs(change), 95), abs=1e-6
+    )
+    share = value(rows, "robustness_gain", "arousal")
+    spread = 1.96 * math.sqrt(share.value * (1 - share.value) / 400)
+    assert (share.ci_high - share.ci_low) / 2 == pytest.approx(spread, rel=0.2)
+
+
+def test_clips_of_one_speaker_are_drawn_together():
+    # five speakers whose clips all change or all do not: five facts, not five hundred
+    changes = np.repeat([0.0, 0.1, 0.0, 0.1, 0.0], 100)
+    speakers = [f"s{i // 100}" for i in range(500)]
+    clean = np.full(500, 0.5)
+    alone = robustness_rows("m", scores_of(clean, clean + changes), [GAIN], Comparison())
+    known = scores_of(clean, clean + changes, columns={"speaker": speakers})
+    together = robustness_rows("m", known, [GAIN], Comparison())
+    narrow, wide = (value(rows, "robustness_gain") for rows in (alone, together))
+    assert narrow.value == wide.value == pytest.approx(0.6)
+    assert wide.ci_high - wide.ci_low > 5 * (narrow.ci_high - narrow.ci_low)
+
+
+def test_failed_versions_leave_only_themselves_out():
+    clean, gain = np.float32([0.5, 0.5, np.nan, 0.5]), np.float32([0.5, np.nan, 0.5, 0.9])
+    row = value(robustness_rows("m", scores_of(clean, gain), [GAIN], NO_DRAWS), "robustness_gain")
+    assert (row.value, row.n) == (0.5, 2)
+
+
+def test_repeats_are_pooled_and_harder_changes_stay_out_of_the_mean():
+    repeated = Change(name="gain", versions=("gain", "gain#2"), against="clean")
+    hard = Change(name="phone", versions=("phone",), against="clean", small=False)
+    half = [0.5, 0.9]
+    scores = scores_of([0.5, 0.5], [0.5, 0.5], **{"gain#2": half, "phone": [0.9, 0.9]})
+    rows = robustness_rows("m", scores, [repeated, hard], NO_DRAWS)
+    assert value(rows, "robustness_gain").value == 0.75
+    assert value(rows, "robustness_gain").n == 2
+    assert value(rows, "robustness_phone").value == 0.0
+    assert value(rows, "robustness").value == 0.75
+
+
+def test_a_room_is_compared_with_its_reference():
+    room = Change(name="room", versions=("room",), against="room_reference", small=False)
+    scores = scores_of([0.1], [0.1], room_reference=[0.6], room=[0.62])
+    assert value(robustness_rows("m", scores, [room], NO_DRAWS), "robustness_room").value == 1.0
+
+
+def test_the_change_of_ccc_is_audmetrics_difference():
+    rng = np.random.default_rng(1)
+    truth = rng.uniform(0, 1, (120, 3))
+    clean = np.float32(truth + rng.normal(0, 0.1, truth.shape))
+    gain = np.float32(truth + rng.normal(0, 0.2, truth.shape))
+    gain[:5] = np.nan  # failed: left out on both sides
+    rows = robustness_rows("m", scores_of(clean, gain, truth=truth), [GAIN], Comparison(draws=200))
+    for d, dimension in enumerate(("arousal", "dominance", "valence")):
+        after = audmetric.concordance_cc(truth[5:, d], gain[5:, d])
+        before = audmetric.concordance_cc(truth[5:, d], clean[5:, d])
+        row = value(rows, "ccc_change_gain", dimension)
+        assert row.value == pytest.approx(after - before, abs=1e-6)
+        assert row.ci_low < row.value < row.ci_high < 0
+        assert row.n == 115
+
+
+def test_without_labels_there_is_no_change_of_ccc():
+    rows = robustness_rows("m", scores_of([0.5, 0.6], [0.5, 0.6]), [GAIN], NO_DRAWS)
+    assert not [row for row in rows if row.metric.startswith("ccc")]
+
+
+def test_datasets_and_groups_have_rows_of_their_own():
+    columns = {
+        "corpus": ["a", "a", "b", "b"],
+        "sex": ["female", "male", "female", None],
+        "language": [None] * 4,
+    }
+    scores = scores_of([0.5] * 4, [0.5, 0.9, 0.9, 0.5], columns=columns)
+    rows = robustness_rows("m", scores, [GAIN], NO_DRAWS)
+    assert value(rows, "robustness_gain", dataset="a").value == 0.5
+    women = {"dataset": "a", "group": "sex", "group_value": "female"}
+    assert value(rows, "robustness_gain", **women).value == 1.0
+    assert not [row for row in rows if row.group == "language"]
+
+
+def test_published_figures_stand_beside_ours_where_they_belong():
+    names = (
+        "additive_tone", "append_zeros", "clip", "crop_beginning", "gain", "highpass", "lowpass",
+        "white_noise",
+    )  # fmt: skip
+    scores = scores_of([0.5] * 3, [0.5] * 3, **{n: [0.5] * 3 for n in names if n != "gain"})
+    eight = [Change(name=name, versions=(name,), against="clean") for name in names]
+    fewer = robustness_rows("w2v2-L-robust", scores, eight[:7], NO_DRAWS)
+    assert math.isnan(value(fewer, "robustness", model="w2v2-L-robust").paper)
+    rows = robustness_rows("w2v2-L-robust", scores, eight, NO_DRAWS)
+    assert value(rows, "robustness_gain", model="w2v2-L-robust").paper == 0.995
+    assert math.isnan(value(rows, "robustness_gain", "arousal", model="w2v2-L-robust").paper)
+    assert value(rows, "robustness", model="w2v2-L-robust").paper == 0.98
+    assert value(rows, "robustness", "valence", model="w2v2-L-robust").paper == 0.944
+    assert all(math.isnan(row.paper) for row in rows if row.model == RANDOM)
+
+
+def test_published_figures_stand_beside_shares_made_in_the_same_way_only():
+    eight = sorted(published.of_the_paper())
+    good = scores_of([0.5] * 3, [0.5] * 3, **{n: [0.5] * 3 for n in eight if n != "gain"})
+    changes = [Change(name=name, versions=(name,), against="clean") for name in eight]
+
+    def papers(scores, **how) -> dict[str, float]:
+        rows = robustness_rows("m", scores, changes, Comparison(draws=0, **how))
+        return {
+            row.metric.removeprefix("robustness_"): row.paper
+            for row in rows
+            if row.model == "m" and row.dimension == "mean" and not math.isnan(row.paper)
+        }
+
+    assert papers(good).keys() == {*eight, "robustness"}
+    assert papers(good, threshold=0.1) == {}
+    assert papers(good, tone_snr="rms").keys() == {*eight} - {"additive_tone"}
+    lost = scores_of([0.5] * 3, [math.nan] * 3, **{n: [0.5] * 3 for n in eight if n != "gain"})
+    assert papers(lost).keys() == {*eight} - {"gain"}
+    share = published.ser_tests_share
+    assert math.isnan(share(["additive_tone"], threshold=0.05, tone_snr="peak"))
+    assert share(["additive_tone"], threshold=0.05, tone_snr="rms") == pytest.approx(
+        0.967, abs=1e-3
+    )
+    assert math.isnan(share(["clip"], threshold=0.06, tone_snr="peak"))
+
+
+def test_where_all_agree_the_interval_is_of_as_many_speakers_not_clips():
+    columns = {"speaker": ["a", "b", "c", "d"] * 10}
+    scores = scores_of([0.5] * 40, [0.5] * 40, columns=columns)
+    row = value(robustness_rows("m", scores, [GAIN], Comparison(draws=50)), "robustness_gain")
+    exact = scipy.stats.binomtest(4, 4).proportion_ci(0.95, "exact")
+    assert (row.ci_low, row.ci_high) == pytest.approx((exact.low, exact.high))
+
+
+def test_ser_tests_figures_average_to_the_known_ones():
+    # means over IEMOCAP, MSP-Podcast, the dimensions and the paper's eight models
+    for name, mean in (("additive_tone", 0.967), ("white_noise", 0.835), ("clip", 0.996)):
+        assert published.ser_tests("robustness", name, "mean") == pytest.approx(mean, abs=5e-4)
+    mine = published.ser_tests("robustness", "white_noise", "valence", "w2v2-L-robust")
+    assert mine == pytest.approx((0.82 + 0.97) / 2)
+    assert math.isnan(published.ser_tests("robustness", "all small changes", "mean"))
+
+
+def test_the_tables_and_the_picture_show_every_perturbation(capsys):
+    rng = np.random.default_rng(0)
+    clean = rng.uniform(0, 1, 30)
+    columns = {"sex": ["female", "male"] * 15}
+    scores = scores_of(clean, clean + rng.normal(0, 0.05, 30), columns=columns)
+    rows = robustness_rows("m", scores, [GAIN], Comparison(draws=50))
+    print_robustness(rows, "m")
+    printed = capsys.readouterr().out
+    for word in ("gain", ".995", "95th percentile", "all small changes", "random", "female"):
+        assert word in printed
+    pictures = robustness_figure([row for row in rows if not row.group], "$m_1$")
+    assert pictures["png"].startswith(b"\x89PNG")
+    assert pictures == robustness_figure([row for row in rows if not row.group], "$m_1$")
+    assert robustness_figure([], "m") == {}

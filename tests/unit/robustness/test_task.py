@@ -1,0 +1,110 @@
+"""Versions of a decoded clip, and the recordings they are made with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from raysers.engine.feed import Decoded
+from raysers.errors import ClipError, RaysersError
+from raysers.robustness.recordings import Reading, Recording, decoded_once
+from raysers.robustness.suites import chosen
+from raysers.robustness.task import Perturbed
+from raysers.types import Clip, Status
+
+
+def perturbed(*names: str, **options) -> Perturbed:
+    return Perturbed(rows=tuple(chosen(names, "paper", ())[0]), **options)
+
+
+def decoded(samples: int = 8000, clip_id: str = "a") -> Decoded:
+    signal = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    return Decoded(clip=Clip(clip_id=clip_id, file="a.wav"), signal=signal, rms_db=-20.0)
+
+
+def test_the_clip_itself_comes_first_as_it_was_decoded():
+    one = decoded()
+    made = perturbed("gain", "tilt_up", repeats=3).of(one)
+    assert [m.version for m in made] == ["clean", "gain", "gain#2", "gain#3", "tilt_up"]
+    assert made[0].signal is one.signal
+    assert all(m.columns["perturbation"] == m.version for m in made)
+    drawn = {json.loads(m.columns["parameters"])["gain_db"] for m in made[1:4]}
+    assert drawn <= {-2, -1, 1, 2}
+
+
+def test_levels_are_those_of_the_version():
+    quiet = perturbed("gain").of(decoded())[1]
+    gain_db = json.loads(quiet.columns["parameters"])["gain_db"]
+    assert quiet.rms_db == pytest.approx(-20 + gain_db, abs=0.2)
+
+
+def test_a_perturbation_that_cannot_be_applied_is_an_error_of_its_own():
+    made = perturbed("gain", "crop_end", repeats=4).of(decoded(samples=99))
+    assert [m.error and m.error.status for m in made] == [None] * 5 + [Status.TOO_SHORT] * 4
+    assert "samples" in json.loads(made[-1].columns["parameters"])
+
+
+def test_a_clip_that_could_not_be_read_is_so_in_every_version():
+    error = ClipError(Status.MISSING, "not there")
+    one = Decoded(clip=Clip(clip_id="a", file="a.wav"), error=error)
+    made = perturbed("gain", "clip").of(one)
+    assert [m.version for m in made] == ["clean", "clip", "gain"]
+    assert all(m.error is error and m.signal is None for m in made)
+
+
+def test_draws_differ_between_clips_and_not_with_their_company():
+    rows = perturbed("white_noise")
+    first, other = (rows.of(decoded(clip_id=c))[1] for c in ("a", "b"))
+    assert not np.array_equal(first.signal, other.signal)
+    with_more = perturbed("gain", "white_noise", "clip").of(decoded(clip_id="a"))
+    again = next(m for m in with_more if m.version == "white_noise")
+    np.testing.assert_array_equal(again.signal, first.signal)
+
+
+@pytest.mark.parametrize("seconds", [2, 15])
+def test_recordings_are_read_where_they_are_asked_for(tmp_path, seconds):
+    ramp = (np.arange(16_000 * seconds) % 30_000).astype(np.int16)
+    sf.write(tmp_path / "ramp.wav", ramp, 16_000)
+    item = Recording(
+        file=str(tmp_path / "ramp.wav"), samples=len(ramp), num_bytes=None, byte_offset=None,
+        byte_size=None, etag="",
+    )  # fmt: skip
+    reading = Reading([item])
+    got = reading.read(0, 20_001, 500)
+    np.testing.assert_array_equal(got * 32_768, ramp[20_001:20_501])
+    assert len(reading.read(0, len(ramp) - 10, 500)) == 10
+    assert reading.taken == [item.file] * 2
+
+
+def test_a_recording_is_decoded_to_its_end_before_it_is_used(tmp_path):
+    sf.write(tmp_path / "x.flac", np.random.default_rng(0).normal(0, 0.1, 80_000), 16_000)
+    item = Recording(
+        file=str(tmp_path / "x.flac"), samples=80_007, num_bytes=None, byte_offset=None,
+        byte_size=None, etag="",
+    )  # fmt: skip
+    assert decoded_once(item) == replace(item, samples=80_000)
+    data = (tmp_path / "x.flac").read_bytes()
+    (tmp_path / "x.flac").write_bytes(data[: len(data) // 2])
+    assert decoded_once(item).fault
+    assert decoded_once(replace(item, file=str(tmp_path / "gone.flac"))).fault
+
+
+def test_a_mistake_in_a_perturbation_is_not_called_a_short_clip():
+    (row,) = perturbed("clip").rows
+    wrong = replace(row, choices={"ratio": (2.0,)})
+    with pytest.raises(ValueError, match="ratio is 2"):
+        Perturbed(rows=(wrong,)).of(decoded())
+
+
+def test_noise_that_cannot_be_read_is_not_the_clips_fault(tmp_path):
+    (tmp_path / "x.wav").write_text("not audio")
+    item = Recording(
+        file=str(tmp_path / "x.wav"), samples=10, num_bytes=None, byte_offset=None,
+        byte_size=None, etag="",
+    )  # fmt: skip
+    with pytest.raises(RaysersError, match="cannot be used as noise"):
+        Reading([item]).read(0, 0, 5)

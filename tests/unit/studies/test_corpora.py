@@ -1,0 +1,118 @@
+"""Which clips of which corpora a study trains on and judges by."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from raysers.data.labelled import SCHEMA
+from raysers.data.splits import leaks
+from raysers.errors import ConfigError
+from raysers.studies.corpora import arrange
+from raysers.studies.speech import ABROAD, BEGINNINGS, HOME, utterances, voices
+from raysers.types import DIMENSIONS
+
+
+def _corpus(name: str, speakers: dict[str, str], clips_each: int = 3, splits=None) -> pa.Table:
+    """Speakers by sex; `splits` by speaker."""
+    rows = [
+        {
+            "file": f"/{name}/{speaker}-{number}.wav", "start": 0,
+            "clip_id": f"{name}{speaker}{number}",
+            "speaker": speaker, "sex": sex, "corpus": name, "status": "ok", "error": "",
+            "arousal": 0.5, "split": (splits or {}).get(speaker), "duration_s": 1.0,
+        }
+        for speaker, sex in speakers.items()
+        for number in range(clips_each)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+TEN = {f"f{i}": "female" for i in range(5)} | {f"m{i}": "male" for i in range(5)}
+
+
+def _count(table: pa.Table) -> dict:
+    found: dict = {}
+    for row in table.to_pylist():
+        found.setdefault((row["corpus"], row["split"]), set()).add(row["speaker"])
+    return {key: len(speakers) for key, speakers in found.items()}
+
+
+def test_a_corpus_without_splits_is_dealt_by_speaker_and_sex():
+    corpora = arrange({"a": _corpus("a", TEN)}, ["a"], [], 0)
+    assert _count(corpora.training) == {("a", "train"): 4, ("a", "dev"): 2, ("a", "test"): 4}
+    assert leaks(corpora.training) == []
+    sexes = {r["sex"] for r in corpora.judged.to_pylist()}
+    assert sexes == {"female", "male"}
+    assert any("its speakers are dealt" in note for note in corpora.notes)
+
+
+def test_splits_a_corpus_has_are_kept():
+    splits = {"f0": "train", "f1": "dev", "m0": "test1", "m1": "test2"}
+    corpora = arrange({"a": _corpus("a", TEN, splits=splits)}, ["a"], [], 0)
+    assert {r["speaker"]: r["split"] for r in corpora.training.to_pylist()} == splits
+    assert {r["split"] for r in corpora.judged.to_pylist()} == {"test1", "test2"}
+
+
+def test_other_corpora_judge_by_their_test_clips_or_all():
+    tables = {
+        "a": _corpus("a", TEN),
+        "mosi": _corpus("mosi", TEN, splits={"f0": "train", "m0": "test"}),
+        "iemocap": _corpus("iemocap", TEN),
+    }
+    judged = arrange(tables, ["a"], [], 0).judged
+    found = _count(judged)
+    assert found["mosi", "test"] == 1
+    assert found["iemocap", None] == 10
+    assert ("mosi", "train") not in found
+
+
+def test_a_limit_is_spread_over_the_speakers():
+    corpora = arrange({"a": _corpus("a", TEN, clips_each=10)}, ["a"], [], 20)
+    assert len(corpora.training) == 20
+    assert len({r["speaker"] for r in corpora.training.to_pylist()}) == 10
+
+
+def test_half_a_split_is_refused():
+    with pytest.raises(ConfigError, match="no clips for dev"):
+        arrange({"a": _corpus("a", TEN, splits={"f0": "train", "m0": "test"})}, ["a"], [], 0)
+
+
+def test_the_fingerprint_sees_labels_and_splits():
+    one = arrange({"a": _corpus("a", TEN)}, ["a"], [], 0)
+    other = _corpus("a", TEN)
+    place = other.schema.get_field_index("arousal")
+    other = other.set_column(place, other.schema.field(place), pa.array([0.4] * 30, pa.float32()))
+    assert one.fingerprint != arrange({"a": other}, ["a"], [], 0).fingerprint
+    assert one.fingerprint == arrange({"a": _corpus("a", TEN)}, ["a"], [], 0).fingerprint
+
+
+def test_made_up_corpora_have_speakers_of_both_sexes_and_all_emotions():
+    for corpus in (HOME, ABROAD, *BEGINNINGS["all-languages"]):
+        lines = list(utterances(corpus))
+        assert len(lines) == corpus.clips
+        assert len({one.clip for one in lines}) == corpus.clips
+        assert len({one.emotion for one in lines}) == 7
+        people = voices(corpus)
+        assert len({voice.name for voice in people}) == len(people) >= 6
+        assert [v.sex for v in people].count("female") == len(people) / 2
+    assert len(voices(HOME)) >= 8
+    assert len(voices(ABROAD)) >= 8
+
+
+def test_made_up_labels_are_varied_and_words_follow_the_valence():
+    lines = list(utterances(HOME))
+    for place, _ in enumerate(DIMENSIONS):
+        values = [one.labels[place] for one in lines]
+        assert min(values) < 0.25
+        assert max(values) > 0.75
+    happy = [one for one in lines if one.labels[2] > 0.7]
+    sad = [one for one in lines if one.labels[2] < 0.3]
+    assert sum("terrible" in one.text for one in sad) > 5
+    assert not any("terrible" in one.text for one in happy)
+
+
+def test_made_up_speech_is_drawn_from_names_not_from_order():
+    lines = {one.clip: one for one in utterances(HOME)}
+    again = {one.clip: one for one in reversed(list(utterances(HOME)))}
+    assert lines == again

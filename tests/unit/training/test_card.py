@@ -1,0 +1,274 @@
+"""The model card, read back by the hub's own parser, a Markdown renderer, and Python."""
+
+import json
+import math
+import re
+import subprocess
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from raysers.evaluation.rows import Row
+from raysers.models.loading import build_network, load_emotion_model, save_emotion_model
+from raysers.models.scorer import Scorer
+from raysers.text import one_line, plain, table
+from raysers.training.model_card import CardFacts, SplitFacts, model_card
+
+HOSTILE = (
+    "a|b", "<script>alert(1)</script>", "[click](http://evil.example)", "![x](x.png)", "**bold**",
+    "line\nbreak\r\n# heading", "`code` ``more``", "&lt;", "back\\|slash", "half \udcff byte",
+    "\u202edesrever", "---", "~~gone~~", "_it_ $x$", "x\u2028y",
+)  # fmt: skip
+
+NO_BASE = "none, random weights"
+RENDERER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+
+
+def row(dimension="arousal", value=0.5, **fields):
+    given = {"model": "m", "dataset": "emodb", "split": "dev", "metric": "ccc", "n": 110}
+    return Row(**(given | {"dimension": dimension, "value": value} | fields))
+
+
+METRICS = [
+    row("arousal", 0.8621, ci_low=0.83, ci_high=0.89),
+    row("dominance", 0.731, ci_low=0.70, ci_high=0.76),
+    row("valence", 0.483),
+    row("arousal", 0.0123, model="random-gaussian"),
+    row("arousal", 0.9, group="sex", group_value="female", n=60),
+    row("arousal", 0.11, metric="mae"),
+    row("arousal", 0.2, model="random-gaussian", group="sex", group_value="female", n=60),
+    row("valence", math.nan, split="test"),
+]
+
+FACTS = CardFacts(
+    name="tiny-model",
+    backbone="facebook/wav2vec2-base",
+    base_hub_id="facebook/wav2vec2-base",
+    parameters=697_123,
+    trained_parameters=690_000,
+    min_samples=400,
+    splits=[
+        SplitFacts(corpus="emodb", split="train", clips=425, hours=0.31, speakers=8),
+        SplitFacts(corpus="own", split="dev", clips=110, hours=0.1, speakers=None),
+    ],
+    recipe={"lr": 1e-4, "batch_size": 32},
+    metrics=METRICS,
+    command="python jobs/train.py --data 'my  data' --output tiny-model",
+    versions={"torch": "2.13.0"},
+    seed=3,
+    epochs=5,
+    best_epoch=4,
+    audio_hours=1.6,
+    seconds=95.0,
+    workers=2,
+    device="cpu",
+    data_fingerprint="0123abcd",
+    languages=["de", "German", "de"],
+)
+
+
+def tokens(text):
+    """All tokens of rendered Markdown, those within a line too."""
+    found = RENDERER.parse(text)
+    return [*found, *(child for token in found for child in token.children or ())]
+
+
+def body(card):
+    return card.split("\n---\n", 1)[1]
+
+
+def cells(card):
+    """The text of every table cell as a reader sees it."""
+    found = []
+    parsed = RENDERER.parse(body(card))
+    for i, token in enumerate(parsed):
+        if token.type in ("th_open", "td_open"):
+            found.append("".join(child.content for child in parsed[i + 1].children))
+    return found
+
+
+def test_the_hub_reads_the_front_matter_and_its_results():
+    data = ModelCard(model_card(FACTS)).data
+    assert data.license == "unknown"
+    assert data.language == ["de"]
+    assert data.base_model == "facebook/wav2vec2-base"
+    assert data.pipeline_tag == "audio-classification"
+    assert {"arousal", "dominance", "valence", "wav2vec2"} <= set(data.tags)
+    results = {(r.dataset_name, r.dataset_split, r.metric_name): r for r in data.eval_results}
+    assert {key: r.metric_value for key, r in results.items()} == {
+        ("emodb", "dev", "CCC arousal"): 0.8621,
+        ("emodb", "dev", "CCC dominance"): 0.731,
+        ("emodb", "dev", "CCC valence"): 0.483,
+    }
+
+
+def test_the_table_shows_intervals_baseline_groups_and_gaps():
+    shown = cells(model_card(FACTS))
+    assert "0.862 [0.830, 0.890]" in shown
+    assert shown.count("CCC, random baseline") == 1  # not in groups
+    assert "sex female" in shown
+    assert "MAE" in shown
+    assert "–" in shown
+    assert "unknown" in shown  # the speakers of a corpus that does not tell
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"leakage": "train and dev share 3 speakers."}, "train and dev share 3 speakers."),
+        ({"shuffled_labels": True}, "shuffled"),
+        ({"splits": FACTS.splits[:1]}, "No clip was held out to judge by"),
+        ({"metrics": []}, "measured nothing"),
+        ({"notes": ["39 clips had no label."]}, "39 clips had no label."),
+        ({"mapping": {"anger": (0.795, 0.625, 0.245)}}, "| anger | 0.795 | 0.625 | 0.245 |"),
+        ({"failed_clips": 7}, "7 clips could not be read"),
+    ],
+)
+def test_what_spoils_or_limits_a_run_is_said_only_when_it_is_so(change, sentence):
+    assert sentence in model_card(replace(FACTS, **change))
+    assert sentence not in model_card(FACTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "terms"),
+    [
+        ({}, {"this model": "unknown", "start: facebook/wav2vec2-base": "apache-2.0"}),
+        ({}, {"data: emodb": "cc0-1.0", "data: own": "unknown"}),
+        ({"licence": "Apache-2.0"}, {"this model": "Apache-2.0"}),
+        ({"data_licences": {"own": "ask Ann"}}, {"data: own": "ask Ann"}),
+        ({"base_licence": "mit"}, {"start: facebook/wav2vec2-base": "mit"}),
+        ({"backbone": "owner/x", "base_hub_id": "owner/x"}, {"start: owner/x": "unknown"}),
+        ({"backbone": "random:tiny", "base_hub_id": None}, {"start: random:tiny": NO_BASE}),
+    ],
+)  # fmt: skip
+def test_licences_are_those_stated_or_known_and_else_unknown(change, terms):
+    shown = cells(model_card(replace(FACTS, **change)))
+    found = dict(pairwise(shown))
+    assert {name: found[name] for name in terms} == terms
+
+
+@pytest.mark.parametrize(
+    ("licence", "fields"),
+    [
+        ("CC-BY-NC-SA-4.0", {"license": "cc-by-nc-sa-4.0"}),
+        ("Our: own\nterms", {"license": "other", "license_name": "Our: own terms"}),
+    ],
+)
+def test_a_stated_licence_reaches_the_hub(licence, fields):
+    front = yaml.safe_load(model_card(replace(FACTS, licence=licence)).split("---\n")[1])
+    assert {key: front.get(key) for key in fields} == fields
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_names_from_strangers_stay_text(name):
+    card = model_card(
+        replace(
+            FACTS,
+            name=name,
+            backbone=name,
+            leakage=name,
+            command=f"python jobs/train.py --data '{name}'",
+            splits=[SplitFacts(corpus=name, split=name, clips=1, hours=1.0, speakers=1)],
+            metrics=[row(dataset=name), row(dataset=name, group="speaker", group_value=name)],
+            recipe={"data": name},
+            versions={name: name},
+            device=name,
+            languages=[name],
+            data_fingerprint=name,
+            notes=[name],
+            mapping={name: (0.1, 0.2, 0.3)},
+        )
+    )  # fmt: skip
+    card.encode("utf-8")
+    assert ModelCard(card).data.eval_results[0].dataset_name == one_line(name)
+    kinds = [token.type for token in tokens(body(card))]
+    assert not {"html_block", "html_inline", "link_open", "s_open"} & set(kinds)
+    assert kinds.count("image") == 1  # the learning curve
+    assert kinds.count("table_open") == 5
+    assert kinds.count("fence") == 3
+    assert cells(card).count(one_line(name)) >= 3
+    headings = [t.content for t in tokens(body(card)) if t.type == "inline" and t.level == 1]
+    assert "Not for" in headings
+
+
+@given(st.text(max_size=60))
+def test_any_text_reads_as_itself_in_a_cell_and_in_a_heading(text):
+    seen = [t for t in RENDERER.parse(table(("h",), [[text]])) if t.type == "inline"][1]
+    assert "".join(child.content for child in seen.children) == one_line(text)
+    heading = RENDERER.parse(f"# x{plain(text)}x")
+    assert [token.type for token in heading] == ["heading_open", "inline", "heading_close"]
+    assert "".join(child.content for child in heading[1].children) == f"x{one_line(text)}x"
+
+
+def test_a_command_cannot_leave_its_block_and_keeps_its_spaces():
+    (block,) = [
+        token.content
+        for token in RENDERER.parse(
+            model_card(replace(FACTS, command="jobs/train.py '```' 'a  b'\n# x"))
+        )
+        if token.type == "fence" and "train.py" in token.content
+    ]
+    assert block == "python jobs/train.py '```' 'a  b' # x\n"
+
+
+def test_the_shown_annotate_command_is_one_word_per_argument():
+    card = model_card(replace(FACTS, name="it's; $(touch x)"))
+    (command,) = re.findall(r"^python jobs/annotate.py .*", card, re.MULTILINE)
+    words = subprocess.run(
+        ["bash", "-c", f'printf "%s\\n" {command}'], capture_output=True, text=True, check=True
+    )
+    assert words.stdout.splitlines()[-2:] == ["--model", "./it's; $(touch x)"]
+
+
+TINY = {
+    "conv_dim": [8] * 3, "conv_kernel": [10, 3, 3], "conv_stride": [5, 4, 4], "hidden_size": 16,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "group",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm", "data2vec-audio"])
+def test_the_shown_class_scores_as_we_do_with_torch_and_transformers_alone(
+    family, tmp_path, monkeypatch
+):
+    extra = {"conv_pos_kernel_size": 3, "num_conv_pos_embeddings": 2} if "data" in family else {}
+    model = build_network({"model_type": family, **TINY, **extra}, "test")
+    save_emotion_model(model, tmp_path / "it's a model")
+    card = model_card(replace(FACTS, name="it's a model", model_type=family))
+    (code,) = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    assert "raysers" not in code
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(compile(code, "card", "exec"), scope)
+    signal = np.random.default_rng(5).normal(size=9_000).astype(np.float32)
+    loaded = load_emotion_model(str(tmp_path / "it's a model"))
+    (ours,) = Scorer(loaded, dtype="fp32", device="cpu", threads=1).score([signal]).scores
+    assert scope["score"](signal) == pytest.approx(ours.tolist(), abs=1e-5)
+    assert len(set(np.round(ours, 6).tolist())) == 3
+
+
+@pytest.mark.parametrize("change", [{"pooling": "attentive"}, {"model_type": "cnn14"}])
+def test_no_class_is_shown_that_would_not_compute_the_scores(change):
+    assert "```python" not in model_card(replace(FACTS, **change))
+
+
+def test_the_card_names_every_fact_of_the_training():
+    card = model_card(FACTS)
+    for part in (
+        "697,123",
+        "690,000",
+        "400 samples (25 ms)",
+        "epoch 4",
+        "torch 2.13.0",
+        "0123abcd",
+    ):
+        assert part in card
+    assert json.dumps("./tiny-model") in card
+    assert "learning_curve.png" in card

@@ -1,0 +1,165 @@
+"""A training in the calling process: stopped by whoever listens, gone on with, finished once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from raysers.cli import as_plain
+from raysers.data.manifest import read_manifest, write_manifest
+from raysers.errors import ConfigError
+from raysers.training.config import TrainingFlags
+from raysers.training.dataset import Indexed, TrainingData, choose, index_data
+from raysers.training.plan import anchored
+from raysers.training.session import Outcome, run_training
+from raysers.training.team import TrainingStopped
+from raysers.tuning.trial import command_of
+from raysers.types import DIMENSIONS
+from tests.jobs.voices import read_table, write_table, write_toy_config, write_voices
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module")
+def flags(place) -> TrainingFlags:
+    return TrainingFlags(
+        data=(str(write_voices(place / "voices")),),
+        backbone=f"random:{write_toy_config(place)}",
+        epochs=EPOCHS,
+        batch_size=7,
+        lr=3e-3,
+        output=str(place / "calm"),
+    )
+
+
+@pytest.fixture(scope="module")
+def indexed(flags, place, ray_session) -> Indexed:
+    table, notes = index_data(flags)
+    write_manifest(str(place / "manifest"), table)
+    return Indexed(manifest=str(place / "manifest"), notes=tuple(notes))
+
+
+def trained(flags: TrainingFlags, indexed: Indexed, output: str, on_epoch) -> Outcome:
+    own = replace(flags, output=output)
+    return run_training(
+        own, as_plain(own), on_epoch=on_epoch, alone=True, indexed=indexed, command=command_of(own)
+    )
+
+
+def vars_of(flags: TrainingFlags) -> dict:
+    return {name: getattr(flags, name) for name in flags.__dataclass_fields__}
+
+
+def test_stopped_and_gone_on_with_it_ends_as_if_never_stopped(flags, indexed, place):
+    calm = trained(flags, indexed, str(place / "calm"), None)
+    assert calm.trained
+    out, heard = place / "stopped", []
+
+    def stop_at_two(record) -> None:
+        heard.append(record["epoch"])
+        if record["epoch"] == 2:
+            raise TrainingStopped("enough")
+
+    with pytest.raises(TrainingStopped):
+        trained(flags, indexed, str(out), stop_at_two)
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["outcome"]) == ("stopped", {"reason": "enough"})
+    assert heard == [1, 2]
+    assert list(out.glob("state/*/state.json"))
+
+    again = trained(flags, indexed, str(out), lambda r: heard.append(r["epoch"]))
+    assert heard == [1, 2, 1, 2, 3, 4]  # those that were done are told again, not trained again
+    assert [r["train_loss"] for r in again.history] == [r["train_loss"] for r in calm.history]
+    weights = [(place / name / "model.safetensors").read_bytes() for name in ("calm", "stopped")]
+    assert weights[0] == weights[1]
+    assert json.loads((out / "run.json").read_text())["status"] == "done"
+
+    once_more = trained(flags, indexed, str(out), lambda r: heard.append(r["epoch"]))
+    assert not once_more.trained
+    assert once_more.figures == again.figures
+    assert len(heard) == 6
+
+
+def test_a_corpus_that_was_moved_gives_the_same_model(flags, place, ray_session):
+    moved = shutil.copytree(place / "voices", place / "another disk" / "deeper")
+    weights = []
+    for folder in (place / "voices", moved):
+        own = replace(
+            flags,
+            data=(str(folder / "labels.csv"),),
+            train_fraction=0.7,
+            noise_db=(10.0, 30.0),
+            speed=(0.9, 1.0, 1.1),
+            output=str(place / f"of {folder.name}"),
+        )
+        run_training(own, as_plain(own), alone=True)
+        weights.append(Path(own.output, "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def data_of(table, **changes) -> TrainingData:
+    flags = TrainingFlags(data=("somewhere",), output="nowhere", **changes)
+    return choose(flags, table, [], seed=0, min_samples=400, dev_needed=True)
+
+
+def test_clips_without_any_label_are_no_failed_ones_but_a_wrong_command(indexed):
+    table = read_manifest(indexed.manifest)
+    for name in DIMENSIONS:
+        empty = pa.nulls(len(table), pa.float32())
+        table = table.set_column(table.column_names.index(name), name, empty)
+    with pytest.raises(ConfigError, match="--emotion-map"):
+        data_of(table)
+
+
+def test_a_clip_in_train_and_dev_counts_in_both(indexed):
+    table = read_manifest(indexed.manifest)
+    train = table.filter(pc.equal(table["split"], "train"))
+    again = train.set_column(
+        train.column_names.index("split"), "split", pa.array(["dev"] * len(train))
+    )
+    data = data_of(pa.concat_tables([train, again]), allow_leakage=True)
+    assert data.leakage
+    assert len(data.train) == len(data.dev) == len(train)
+    assert sorted(data.table["split"].to_pylist()) == ["dev"] * len(train) + ["train"] * len(train)
+
+
+def test_a_category_loss_without_categories_is_refused(flags, place, ray_session, tmp_path):
+    rows = [{**row, "emotion": ""} for row in read_table(Path(flags.data[0]))]
+    bare = write_table(place / "voices/bare.csv", rows)
+    own = replace(flags, data=(str(bare),), category_weight=0.5, output=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="--category-weight"):
+        run_training(own, as_plain(own), alone=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_map_and_speakers_mean_the_same_file_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = TrainingFlags(
+        data=("d",), output="o", emotion_map="russell-mehrabian", speakers="who.csv"
+    )
+    assert anchored(flags).emotion_map == "russell-mehrabian"
+    assert anchored(flags).speakers == str(tmp_path / "who.csv")
+    assert anchored(replace(flags, emotion_map="map.yaml")).emotion_map == str(
+        tmp_path / "map.yaml"
+    )
+    assert anchored(replace(flags, speakers="")).speakers == ""
+
+
+def test_the_card_names_a_command_that_gives_the_same_model(flags):
+    from jobs.train import TrainFlags
+    from raysers.cli import parse
+
+    words = command_of(flags)
+    assert words[0] == "jobs/train.py"
+    assert vars_of(parse(TrainFlags, words[1:], description="")) == vars_of(flags)

@@ -1,0 +1,128 @@
+"""Checkpoints that are whole or absent, and the decisions a position takes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from raysers.training import checkpoint
+from raysers.training.dev import cut_by_length
+from raysers.training.position import Position
+from raysers.training.progress import TrainingMonitor, epoch_line
+
+FILES = {"weights.safetensors": b"w", "optimizer.safetensors": b"o"}
+
+
+def test_the_newest_complete_state_is_read_and_older_ones_are_gone(tmp_path):
+    out = str(tmp_path)
+    assert checkpoint.latest(out) is None
+    for step in (3, 12):
+        checkpoint.save(out, step, FILES | {"weights.safetensors": b"%d" % step}, {"a": step})
+    saved = checkpoint.latest(out)
+    assert (saved.step, dict(saved.notes)) == (12, {"a": 12})
+    assert saved.read("weights.safetensors") == b"12"
+    assert [p.name for p in (tmp_path / "state").iterdir()] == ["00000012"]
+
+
+def test_a_state_without_its_mark_does_not_count(tmp_path):
+    checkpoint.save(str(tmp_path), 3, FILES, {})
+    half = tmp_path / "state" / "00000007"
+    half.mkdir()
+    (half / "weights.safetensors").write_bytes(b"half")
+    assert checkpoint.latest(str(tmp_path)).step == 3
+    checkpoint.save(str(tmp_path), 9, FILES, {})
+    assert [p.name for p in (tmp_path / "state").iterdir()] == ["00000009"]
+
+
+def test_a_state_is_never_without_a_complete_one_while_it_is_replaced(tmp_path, monkeypatch):
+    out, seen = str(tmp_path), []
+    checkpoint.save(out, 1, FILES, {})
+    write = checkpoint.storage.write_atomic
+
+    def watched(uri, data):
+        seen.append(checkpoint.latest(out).step)
+        write(uri, data)
+        seen.append(checkpoint.latest(out).step)
+
+    monkeypatch.setattr(checkpoint.storage, "write_atomic", watched)
+    checkpoint.save(out, 2, FILES, {})
+    assert seen == [1, 1, 1, 1, 1, 2]
+
+
+def test_clearing_takes_everything_of_ours_with_what_a_killed_process_left(tmp_path):
+    checkpoint.save(str(tmp_path), 3, FILES, {})
+    (tmp_path / "state" / "00000003" / ".part-abc").write_bytes(b"half")
+    (tmp_path / "model.safetensors").write_bytes(b"m")
+    checkpoint.clear(str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_state_on_s3_is_the_same(s3):
+    out = f"{s3.uri}/run"
+    checkpoint.save(out, 1, FILES, {"a": math.nan})
+    checkpoint.save(out, 2, FILES, {"a": 1})
+    assert sorted(s3.keys()) == [
+        f"run/state/00000002/{name}" for name in sorted([*FILES, "state.json"])
+    ]
+    assert checkpoint.latest(out).read("optimizer.safetensors") == b"o"
+    checkpoint.clear(out)
+    assert s3.keys() == []
+
+
+@pytest.mark.parametrize(
+    ("means", "kept"),
+    [
+        ([0.1, 0.3, 0.2, 0.3, 0.4], [True, True, False, False, True]),
+        ([math.nan, 0.1, math.nan], [True, True, False]),
+        ([-0.5, -0.2, -0.3], [True, True, False]),
+    ],
+)
+def test_only_a_strictly_better_epoch_is_kept(means, kept):
+    position = Position()
+    found = [
+        position.end_epoch({"arousal": m, "valence": math.nan}, lr=0.1, keep_last=False)
+        for m in means
+    ]
+    assert found == kept
+    assert position.waited == kept[::-1].index(True)
+    json.dumps(position.notes(), allow_nan=True)
+
+
+def test_a_position_survives_json_to_the_last_bit():
+    position = Position(step=5, epoch=2, best=0.1 + 0.2, failed={"c": "gone"})
+    position.sums.loss = 1 / 3
+    position.sums.steps = 2
+    notes = json.loads(json.dumps(position.notes()))
+    assert Position.of_notes(5, notes) == position
+
+
+def test_dev_clips_are_cut_once_each_within_the_budget():
+    lengths_s = [3.0, 0.5, 2.0, 9.0, 2.5, 0.7]
+    pieces = cut_by_length(lengths_s, 6.0)
+    assert sorted(n for piece in pieces for n in piece) == list(range(6))
+    assert all(len(p) == 1 or len(p) * max(lengths_s[n] for n in p) <= 6.0 for p in pieces)
+
+
+def test_the_monitor_keeps_one_record_an_epoch_and_the_first_failure():
+    monitor = TrainingMonitor()
+    for epoch, loss in ((1, 0.5), (2, 0.4), (1, 0.6)):
+        monitor.epoch({"epoch": epoch, "train_loss": loss})
+    assert [r["train_loss"] for r in monitor.snapshot(0)[1]] == [0.6, 0.4]
+    assert [r["epoch"] for r in monitor.snapshot(1)[1]] == [2]
+    monitor.fail("StorageError", "first")
+    monitor.fail("RaysersError", "second")
+    assert monitor.failure() == ("StorageError", "first")
+
+
+def test_an_epochs_line_has_every_dimension_and_the_speed():
+    position = Position()
+    position.sums.steps, position.sums.loss = 1, 0.25
+    position.sums.audio_s, position.sums.wall_s = 7200.0, 100.0
+    position.end_epoch(
+        {"arousal": 0.7, "dominance": 0.6, "valence": math.nan}, lr=0.1, keep_last=False
+    )
+    line = epoch_line(position.history[0], 5)
+    for part in ("epoch 1/5", "arousal 0.700", "valence -", "0.02 audio hours/s", "2.0 h"):
+        assert part in line

@@ -1,0 +1,134 @@
+"""Schedules, gradient buckets and averaged weights by themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from raysers.errors import ConfigError
+from raysers.training import optim
+from raysers.training.optim import AveragedWeights, Gradients, lr_factor, make_optimiser
+
+
+def _torch_factors(name: str, total: int) -> list[float]:
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if name == "cosine":
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=total)
+    else:
+        end = 1.0 if name == "constant" else 0.0
+        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, end, total_iters=total)
+    factors = []
+    for _ in range(total):
+        factors.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    return factors
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_schedules_are_those_of_torch(name: str) -> None:
+    found = [lr_factor(step, 20, name, 0.0) for step in range(20)]
+    assert found == pytest.approx(_torch_factors(name, 20), abs=1e-9)
+
+
+def test_the_warm_up_is_a_straight_line_to_the_top() -> None:
+    factors = [lr_factor(step, 100, "cosine", 0.1) for step in range(100)]
+    steps = np.diff(factors[:11])
+    assert np.allclose(steps, steps[0])
+    assert factors[0] > 0
+    assert factors[10] == 1.0
+    assert np.all(np.diff(factors[10:]) < 0)
+    assert factors[10:] == pytest.approx(_torch_factors("cosine", 90), abs=1e-9)
+
+
+@given(st.integers(1, 500), st.floats(0.0, 0.99), st.sampled_from(list(optim.SCHEDULES)), st.data())
+@settings(max_examples=80, deadline=None)
+def test_every_step_learns(total: int, warmup: float, name: str, data: st.DataObject) -> None:
+    step = data.draw(st.integers(0, total - 1))
+    assert 0 < lr_factor(step, total, name, warmup) <= 1
+
+
+def test_gradients_are_views_that_autograd_fills(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "_BUCKET_BYTES", 200)  # a few parameters a bucket
+    network = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    unused = nn.Parameter(torch.ones(4))
+    parameters = [*network.parameters(), unused]
+    gradients = Gradients(parameters)
+    assert len(gradients.buckets) > 1
+    assert sum(bucket.numel() for bucket in gradients.buckets) == sum(p.numel() for p in parameters)
+    inputs = torch.randn(6, 5)
+    for _ in range(2):
+        gradients.clear()
+        network(inputs).square().sum().backward()
+    wanted = torch.autograd.grad(network(inputs).square().sum(), list(network.parameters()))
+    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    norm = torch.nn.utils.get_total_norm(wanted)
+    assert gradients.norm().item() == pytest.approx(norm.item(), rel=1e-6)
+    gradients.clip(norm.item(), norm.item() / 4)
+    torch.testing.assert_close(network[0].weight.grad, wanted[0] / 4)
+    gradients.clip(norm.item() / 4, norm.item())  # small enough already
+    torch.testing.assert_close(network[0].weight.grad, wanted[0] / 4)
+    assert unused.grad is not None
+    assert not unused.grad.any()
+
+
+def test_the_average_lags_behind_a_ramp_by_its_length() -> None:
+    weight = torch.zeros(3)
+    average = AveragedWeights([weight], decay=0.9)
+    for step in range(1, 401):
+        weight.fill_(float(step))
+        average.update()
+        if step == 1:
+            assert torch.equal(average.averages[0], weight)  # nothing of the start
+    # of weights w_t = t, the average with decay d is d / (1 - d) steps behind
+    assert (weight - average.averages[0]).tolist() == pytest.approx([9.0] * 3, abs=1e-3)
+
+
+def test_the_average_starts_as_a_mean_of_what_was_seen() -> None:
+    weight = torch.zeros(1)
+    average = AveragedWeights([weight], decay=0.999)
+    for step in range(1, 31):
+        weight.fill_(float(step))
+        average.update()
+        assert 1 <= average.averages[0].item() <= step
+    # a decay of .999 alone would still be near the first weight
+    assert average.averages[0].item() > 15
+
+
+def test_averages_are_in_place_only_within() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    average = AveragedWeights([weight], decay=0.5)
+    average.update()
+    with torch.no_grad():
+        weight.fill_(8.0)
+    with average.in_place():
+        assert weight.tolist() == [0.0, 0.0]
+    with pytest.raises(KeyError), average.in_place():  # also after an error
+        raise KeyError
+    assert weight.tolist() == [8.0, 8.0]
+    assert average.averages[0].tolist() == [0.0, 0.0]
+
+
+def test_what_adamw_leaves_alone() -> None:
+    network = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 6, 3), dim=2), nn.LayerNorm(6)
+    )
+    parameters = list(network.parameters())
+    optimiser = make_optimiser("adamw", parameters, lr=0.1, weight_decay=0.5)
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    Gradients(parameters)
+    optimiser.step()  # with gradients of zero only the decay moves
+    for name, parameter in network.named_parameters():
+        shrunk = 0.95 if name.endswith("original1") else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * shrunk)
+
+
+def test_an_unknown_optimiser_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--optimiser"):
+        make_optimiser("lion", [], lr=0.1, weight_decay=0.0)

@@ -1,0 +1,82 @@
+"""A saved and restored training goes on bit for bit; other trainings' states are refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from raysers.errors import CheckpointError
+from raysers.training.group import Alone
+from raysers.training.learner import Trainee
+from raysers.training.state import dump, restore
+from tests.unit.models.train_runs import Run, batch_of, batches_of, data_of, new_trainee
+
+FULL = Run(kind="w2v2-L", dropout=True, steps=4).but(
+    ema=0.9, lr=1e-3, schedule="cosine", warmup_share=0.25
+)
+
+
+def advance(trainee: Trainee, run: Run, first: int, last: int) -> None:
+    for rows in batches_of(run)[first:last]:
+        trainee.step(batch_of(run, rows, Alone()))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        FULL,
+        FULL.but(optimiser="adamw", weight_decay=0.1, ema=0.0),
+        FULL.but(kind="cnn14", optimiser="sgd", lr=0.01),
+    ],
+)
+def test_a_restored_training_goes_on_bit_for_bit(run: Run) -> None:
+    through = new_trainee(run)
+    advance(through, run, 0, 2)
+    state = dump(through)
+    advance(through, run, 2, 4)
+    resumed = new_trainee(run, model_seed=99)
+    advance(resumed, run, 3, 4)  # whatever was there is replaced
+    restore(resumed, state.weights, state.optimiser, json.loads(json.dumps(state.scalars)))
+    assert resumed.steps == 2
+    advance(resumed, run, 2, 4)
+    ends = [dump(trainee) for trainee in (through, resumed)]
+    for name in ("weights", "optimiser"):
+        first, second = (load(getattr(end, name)) for end in ends)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert ends[0].scalars == ends[1].scalars
+    signals = data_of(run.clips)[0][:4]
+    assert np.array_equal(through.predict(signals), resumed.predict(signals))
+
+
+def test_a_state_from_before_the_first_step() -> None:
+    first, second = new_trainee(FULL), new_trainee(FULL, model_seed=9)
+    state = dump(first)
+    restore(second, state.weights, state.optimiser, state.scalars)
+    for trainee in (first, second):
+        advance(trainee, FULL, 0, 1)
+    assert dump(first).weights == dump(second).weights
+
+
+def test_states_that_do_not_fit_are_refused() -> None:
+    trainee = new_trainee(FULL)
+    advance(trainee, FULL, 0, 1)
+    state = dump(trainee)
+    others = {
+        "network": new_trainee(FULL.but(kind="w2v2-b")),
+        "category": new_trainee(FULL.but(category_weight=0.0)),
+        "average": new_trainee(FULL.but(ema=0.0)),
+    }
+    for other in others.values():
+        with pytest.raises(CheckpointError, match="does not fit"):
+            restore(other, state.weights, state.optimiser, state.scalars)
+    with pytest.raises(CheckpointError, match="damaged"):
+        restore(trainee, state.weights[:-9], state.optimiser, state.scalars)
+    moments = load(state.optimiser)
+    del moments[next(key for key in moments if key.startswith("exp_avg:"))]
+    with pytest.raises(CheckpointError, match="moments are missing"):
+        restore(trainee, state.weights, save(moments), state.scalars)

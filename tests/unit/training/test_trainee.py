@@ -1,0 +1,395 @@
+"""A step's result depends on nothing but the global batch, and equals a plain training loop's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import audmetric
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from raysers.errors import ConfigError, TrainingDiverged
+from raysers.models.initialize import start_model
+from raysers.models.loading import load_emotion_model, save_emotion_model
+from raysers.models.scorer import Scorer
+from raysers.training.batch import Batch, MicroBatch, batch_ccc, pad
+from raysers.training.group import Alone, Group
+from raysers.training.learner import Trainee
+from raysers.training.settings import TrainSettings
+from tests.unit.models.networks import speechlike
+from tests.unit.models.train_runs import (
+    Run,
+    batch_of,
+    batches_of,
+    data_of,
+    in_processes,
+    new_trainee,
+    parameters_of,
+    train,
+)
+
+Arrays = dict[str, np.ndarray]
+
+PLAIN = Run()
+RUNS = {
+    "plain": PLAIN,
+    "absent": PLAIN.but(kind="w2v2-L", absent=(3, 7), clip_norm=0.5, ema=0.9),
+    "dropout": PLAIN.but(dropout=True),
+    # running statistics and augmentation of the paper's other network
+    "cnn14": PLAIN.but(kind="cnn14", optimiser="sgd", lr=0.01),
+    # fewer pieces than workers
+    "few clips": PLAIN.but(batch_size=3, pieces=2),
+}
+
+
+def finished(run: Run, group: Group) -> tuple[Arrays, list[float]]:
+    trainee, results = train(run, group)
+    return parameters_of(trainee), [result.loss for result in results]
+
+
+#: The same runs are compared with again and again.
+alone_after = functools.cache(partial(finished, group=Alone()))
+
+
+def diverging(run: Run, group: Group) -> tuple[str, bool]:
+    """The error of a step, and whether the parameters stayed as they were."""
+    trainee = new_trainee(run, group)
+    before = parameters_of(trainee)
+    message = ""
+    try:
+        trainee.step(batch_of(run, batches_of(run)[0], group))
+    except TrainingDiverged as error:
+        message = str(error)
+    after = parameters_of(trainee)
+    return message, all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def different_starts(group: Group) -> Arrays:
+    return parameters_of(new_trainee(PLAIN, group, model_seed=10 + group.rank))
+
+
+NAN = PLAIN.but(nan_clip=int(batches_of(PLAIN)[0][5]))
+
+
+@pytest.fixture(scope="module")
+def spread() -> dict[tuple[str, int], list[Any]]:
+    """All runs by 2 and by 4 processes: what each process ended with."""
+    jobs: dict[tuple[str, int], tuple[Callable[[Group], Any], int]] = {
+        (name, size): (partial(finished, run), size)
+        for name, run in RUNS.items()
+        for size in (2, 4)
+    }
+    jobs["nan", 4] = (partial(diverging, NAN), 4)
+    jobs["starts", 2] = (different_starts, 2)
+    return dict(zip(jobs, in_processes(list(jobs.values())), strict=True))
+
+
+def assert_close(found: Arrays, wanted: Arrays, atol: float = 1e-5) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_any_number_of_workers_learns_the_same(
+    name: str, spread: dict[tuple[str, int], list[Any]]
+) -> None:
+    alone, losses = alone_after(RUNS[name])
+    for size in (2, 4):
+        for parameters, seen in spread[name, size]:
+            assert_close(parameters, alone)
+            assert seen == pytest.approx(losses, abs=1e-5)
+        first, *others = [parameters for parameters, _ in spread[name, size]]
+        for other in others:  # replicas must never drift apart
+            assert all(np.array_equal(first[n], other[n]) for n in first)
+
+
+def test_nan_is_refused_in_every_process_before_any_parameter_moves(
+    spread: dict[tuple[str, int], list[Any]],
+) -> None:
+    for message, unchanged in [diverging(NAN, Alone()), *spread["nan", 4]]:
+        assert "step 0: loss nan" in message
+        assert "--lr" in message
+        assert unchanged
+
+
+def test_processes_start_with_the_weights_of_the_first(
+    spread: dict[tuple[str, int], list[Any]],
+) -> None:
+    first, second = spread["starts", 2]
+    wanted = parameters_of(new_trainee(PLAIN, model_seed=10))
+    assert all(np.array_equal(first[n], wanted[n]) for n in wanted)
+    assert all(np.array_equal(second[n], wanted[n]) for n in wanted)
+
+
+@pytest.mark.parametrize("kind", ["w2v2-b", "w2v2-L"])
+@pytest.mark.parametrize("changes", [{"max_padded_s": 1.0}, {"max_padded_s": 1e3, "pieces": 1}])
+def test_the_cut_into_pieces_does_not_matter(kind: str, changes: dict[str, Any]) -> None:
+    run = PLAIN.but(kind=kind, absent=(3,))
+    assert_close(finished(run.but(**changes), Alone())[0], alone_after(run)[0])
+
+
+@pytest.mark.parametrize("name", ["plain", "dropout", "cnn14"])
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 99}])
+def test_accumulation_changes_memory_only(name: str, changes: dict[str, Any]) -> None:
+    alone, _ = alone_after(RUNS[name])
+    assert_close(finished(RUNS[name].but(**changes), Alone())[0], alone, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["dropout", "cnn14"])
+def test_gradient_checkpointing_changes_memory_only(name: str) -> None:
+    alone, _ = alone_after(RUNS[name])
+    changed, _ = finished(RUNS[name].but(gradient_checkpointing=True), Alone())
+    assert_close(changed, alone, atol=1e-7)
+
+
+def test_dropout_follows_the_seed_and_leaves_other_random_numbers_alone() -> None:
+    run = RUNS["dropout"].but(steps=1)
+    state = torch.get_rng_state()
+    losses = [finished(run, Alone())[1] for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert losses[0] == losses[1]
+    assert finished(run.but(seed=6), Alone())[1] != losses[0]
+    # every step draws anew: the same batch twice, without moving
+    trainee = new_trainee(run.but(lr=1e-30))
+    batch = batch_of(run, batches_of(run)[0], Alone())
+    assert trainee.step(batch).loss != trainee.step(batch).loss
+
+
+class PlainLoop:
+    """The same training as one would write it: stock network, one clip at a time, one optimiser."""
+
+    def __init__(self, run: Run) -> None:
+        trainee = new_trainee(run)
+        model: Any = trainee.model
+        assert trainee.head is not None
+        self.backbone = transformers.Wav2Vec2Model(type(model.config)(**model.config.to_dict()))
+        self.backbone.load_state_dict(model.backbone.state_dict())
+        size = model.config.hidden_size
+        self.dense, self.out_proj = nn.Linear(size, size), nn.Linear(size, 3)
+        self.dense.load_state_dict(model.classifier.dense.state_dict())
+        self.out_proj.load_state_dict(model.classifier.out_proj.state_dict())
+        self.categories = nn.Linear(size, trainee.head.out_features)
+        self.categories.load_state_dict(trainee.head.state_dict())
+        frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+        self.trained = {n: p for n, p in self.named() if n not in frozen}
+        self.normalise = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, module in (
+            ("wav2vec2.", self.backbone),
+            ("classifier.dense.", self.dense),
+            ("classifier.out_proj.", self.out_proj),
+            ("head.", self.categories),
+        ):
+            yield from ((prefix + name, p) for name, p in module.named_parameters())
+
+    def outputs(self, signal: np.ndarray) -> tuple[Tensor, Tensor]:
+        values = self.normalise(signal, sampling_rate=16_000)["input_values"][0]
+        pooled = self.backbone(torch.as_tensor(values)[None])[0].mean(1)[0]
+        return self.out_proj(torch.tanh(self.dense(pooled))), self.categories(pooled)
+
+    def loss(self, run: Run, rows: np.ndarray) -> Tensor:
+        signals, labels, classes = data_of(run.clips)
+        rows = np.array([r for r in rows if r not in run.absent])
+        scores, logits = zip(*(self.outputs(signals[r]) for r in rows), strict=True)
+        terms, weights = [], []
+        for target, weight in enumerate(run.settings.target_weights):
+            known = ~np.isnan(labels[rows, target])
+            x = torch.stack(scores)[torch.from_numpy(known), target]
+            y = torch.from_numpy(labels[rows, target][known])
+            covariance = ((x - x.mean()) * (y - y.mean())).mean()
+            spread = x.var(correction=0) + y.var(correction=0) + (x.mean() - y.mean()) ** 2
+            terms.append(weight * (1 - 2 * covariance / spread))
+            weights.append(weight)
+        known = torch.from_numpy(classes[rows] >= 0)
+        truth = torch.from_numpy(classes[rows])[known]
+        entropy = nn.functional.cross_entropy(torch.stack(logits)[known], truth)
+        return sum(terms) / sum(weights) + run.settings.category_weight * entropy
+
+    def train(self, run: Run, optimiser: torch.optim.Optimizer) -> list[float]:
+        losses = []
+        for rows in batches_of(run):
+            optimiser.zero_grad()
+            loss = self.loss(run, rows)
+            loss.backward()
+            if run.settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(list(self.trained.values()), run.settings.clip_norm)
+            optimiser.step()
+            losses.append(loss.item())
+        return losses
+
+
+def _adam(trained: dict[str, Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(trained.values(), lr=1e-4)
+
+
+def _sgd(trained: dict[str, Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        trained.values(), lr=1e-2, momentum=0.9, nesterov=True, weight_decay=1e-3
+    )
+
+
+def _adamw(trained: dict[str, Tensor]) -> torch.optim.Optimizer:
+    def plain(name: str) -> bool:  # norms, biases, and the gain of the weight norm
+        return "norm" in name or name.endswith(("bias", "original0", "spec_embed"))
+
+    groups = [
+        {"params": [p for n, p in trained.items() if not plain(n)], "weight_decay": 0.1},
+        {"params": [p for n, p in trained.items() if plain(n)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "optimiser"),
+    [
+        ({"absent": (3, 7), "target_weights": (1.0, 0.5, 2.0)}, _adam),
+        ({"optimiser": "sgd", "lr": 1e-2, "weight_decay": 1e-3, "clip_norm": 0.3}, _sgd),
+        ({"kind": "w2v2-L", "optimiser": "adamw", "lr": 1e-3, "weight_decay": 0.1}, _adamw),
+    ],
+)
+def test_equals_a_plain_loop_of_torch_and_transformers(
+    changes: dict[str, Any], optimiser: Callable[[dict[str, Tensor]], torch.optim.Optimizer]
+) -> None:
+    run = PLAIN.but(**changes)
+    plain = PlainLoop(run)
+    losses = plain.train(run, optimiser(plain.trained))
+    parameters, seen = alone_after(run)
+    assert seen == pytest.approx(losses, abs=1e-5)
+    moved = 0.0
+    start = parameters_of(new_trainee(run))
+    for name, value in plain.trained.items():
+        if name.endswith("spec_embed"):  # in no graph here: no decay there
+            continue
+        found, wanted = parameters[name], value.detach().numpy()
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5, err_msg=name)
+        moved = max(moved, float(np.abs(wanted - start[name]).max()))
+    assert moved > 2e-4
+
+
+def test_the_batch_is_reported_whole() -> None:
+    run = PLAIN.but(absent=(3, 7))
+    trainee = new_trainee(run)
+    rows = batches_of(run)[0]
+    labels = data_of(run.clips)[1][rows]
+    result = trainee.step(batch_of(run, rows, Alone()))
+    assert result.present.tolist() == [row not in run.absent for row in rows]
+    assert np.array_equal(np.isnan(result.predictions).all(1), ~result.present)
+    for target in range(3):
+        known = result.present & ~np.isnan(labels[:, target])
+        wanted = audmetric.concordance_cc(labels[known, target], result.predictions[known, target])
+        assert result.ccc[target] == pytest.approx(wanted, abs=1e-6)
+    assert result.lr == run.settings.lr
+    assert result.gradient_norm > 0
+
+
+def test_ccc_without_enough_labels_is_nan() -> None:
+    labels = np.array([[0.1, np.nan], [0.5, 0.4], [0.7, np.nan]], np.float32)
+    found = batch_ccc(labels.copy(), labels)
+    assert found[0] == pytest.approx(1.0)
+    assert np.isnan(found[1])
+
+
+def test_a_batch_without_any_clip_changes_nothing() -> None:
+    run = PLAIN.but(ema=0.9)
+    trainee = new_trainee(run)
+    trainee.step(batch_of(run, batches_of(run)[0], Alone()))
+    before = parameters_of(trainee)
+    result = trainee.step(Batch.of(np.full((4, 3), 0.5, np.float32), []))
+    assert result.loss == 0
+    assert not result.present.any()
+    assert np.isnan(result.ccc).all()
+    after = parameters_of(trainee)
+    assert all(np.array_equal(before[n], after[n]) for n in before)
+    assert trainee.steps == 2
+
+
+def test_clips_too_short_for_the_network_are_absent() -> None:
+    run = PLAIN
+    labels = np.random.default_rng(0).random((4, 3)).astype(np.float32)
+    long = [speechlike(8_000 + i, i) for i in range(3)]
+    short = speechlike(399, 9)
+    pieces = [MicroBatch(number=0, rows=[0, 1, 2, 3], signals=[long[0], short, long[1], long[2]])]
+    with_short, without = new_trainee(run), new_trainee(run)
+    result = with_short.step(Batch.of(labels, pieces))
+    assert result.present.tolist() == [True, False, True, True]
+    kept = [MicroBatch(number=0, rows=[0, 1, 2], signals=long)]
+    assert without.step(Batch.of(labels[[0, 2, 3]], kept)).loss == pytest.approx(result.loss)
+    scores = with_short.predict([short, long[0]])
+    assert np.isnan(scores[0]).all()
+    assert np.isfinite(scores[1]).all()
+
+
+def test_predictions_are_those_of_the_stored_model(tmp_path: Any) -> None:
+    run = RUNS["dropout"].but(ema=0.9, lr=1e-3)
+    trainee, _ = train(run)
+    signals = data_of(run.clips)[0][:5]
+    before = parameters_of(trainee)
+    found = trainee.predict(signals)
+    with trainee.averaged() as model:
+        save_emotion_model(model, tmp_path, do_normalize=trainee.do_normalize)
+    scorer = Scorer(load_emotion_model(str(tmp_path)), dtype="fp32", device="cpu")
+    np.testing.assert_allclose(found, scorer.score(signals).scores, atol=2e-6)
+    # not the weights of the last step, which are still there
+    assert trainee.average is not None
+    trainee.average = None
+    assert np.abs(trainee.predict(signals) - found).max() > 1e-5
+    after = parameters_of(trainee)
+    assert all(np.array_equal(before[n], after[n]) for n in after)
+
+
+def test_frozen_parameters_stay_and_are_not_sent() -> None:
+    start = start_model("random:tiny", seed=0, freeze="backbone")
+    before = {n: p.detach().clone() for n, p in start.model.named_parameters()}
+    trainee = Trainee(start, 0, TrainSettings(lr=1e-2), 5, "cpu", Alone())
+    sent = sum(bucket.numel() for bucket in trainee.gradients.buckets)
+    assert sent == sum(p.numel() for n, p in before.items() if n.startswith("classifier."))
+    run = Run()
+    trainee.step(batch_of(run, batches_of(run)[0], Alone()))
+    for name, parameter in trainee.model.named_parameters():
+        moves = name.startswith("classifier.")
+        assert torch.equal(parameter, before[name]) != moves, name
+
+
+def test_nothing_to_train_is_refused() -> None:
+    start = start_model("random:tiny", seed=0)
+    start.model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="--freeze"):
+        Trainee(start, 0, TrainSettings(), 5, "cpu", Alone())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"loss": "mae"}, {"lr": 0.0}, {"accumulate": 0}, {"dtype": "fp16"}, {"schedule": "step"}],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"--{next(iter(wrong))}"):
+        TrainSettings(**wrong)
+
+
+def test_bf16_learns_about_the_same_in_fp32_parameters() -> None:
+    full, losses = alone_after(PLAIN.but(lr=1e-5))
+    short, seen = finished(PLAIN.but(lr=1e-5, dtype="bf16"), Alone())
+    assert seen == pytest.approx(losses, abs=0.02)
+    assert seen != losses
+    assert all(value.dtype == full[name].dtype for name, value in short.items())
+
+
+def test_clips_are_padded_as_the_published_preprocessor_does() -> None:
+    signals = [speechlike(n, n) for n in (900, 400, 1_300)]
+    padded, lengths = pad(signals, do_normalize=True, device=torch.device("cpu"))
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    for row, signal in zip(padded.numpy(), signals, strict=True):
+        wanted = extractor(signal, sampling_rate=16_000)["input_values"][0]
+        np.testing.assert_allclose(row[: len(signal)], wanted, atol=1e-5)
+        assert not row[len(signal) :].any()
+    assert lengths.tolist() == [900, 400, 1_300]
+    raw, _ = pad(signals, do_normalize=False, device=torch.device("cpu"))
+    assert np.array_equal(raw.numpy()[0, :900], signals[0])

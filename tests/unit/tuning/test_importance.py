@@ -1,0 +1,109 @@
+"""What mattered in a sweep, on made-up trials whose answer is known."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import spearmanr
+
+from raysers.tuning import figure
+from raysers.tuning import importance as sweep
+from raysers.tuning.importance import Axis, Tried, importance
+
+AXES = [
+    Axis(name="lr", numeric=True, log=True),
+    Axis(name="freeze", numeric=False),
+    Axis(name="seed", numeric=True),
+]
+
+
+def trials(count, *, rng=None):
+    """The score follows lr, a little freeze, and not seed."""
+    rng = rng or np.random.default_rng(5)
+    found = []
+    for number in range(count):
+        lr, freeze = 10 ** rng.uniform(-5, -2), rng.choice(["cnn", "none"])
+        score = 0.5 + 0.1 * (np.log10(lr) + 5) + 0.03 * (freeze == "cnn")
+        found.append(
+            Tried(
+                number=number,
+                status="stopped" if number % 4 == 3 else "done",
+                score=score,
+                values={"lr": lr, "freeze": freeze, "seed": int(rng.integers(100))},
+                curve=[(1, score - 0.2), (2, None), (3, score)],
+            )
+        )
+    return [*found, Tried(number=count, status="failed", score=None, values=found[0].values)]
+
+
+@pytest.mark.parametrize("package", ["optuna", None])
+def test_the_flag_that_decides_is_first_and_the_one_that_does_nothing_is_last(package, monkeypatch):
+    if package and not importlib.util.find_spec(package):
+        pytest.skip("not installed")
+    if package is None:
+        monkeypatch.setattr(sweep, "_has_forest", lambda: False)
+    found = importance(trials(24), AXES, seed=0)
+    assert found.method == ("fANOVA" if package else "rank correlation")
+    shares = {share.name: share for share in found.shares}
+    assert found.shares[0].name == "lr"
+    assert shares["lr"].value > 0.6
+    assert shares["seed"].value < 0.35
+    for share in found.shares:
+        assert 0 <= share.ci_low <= share.value <= share.ci_high <= 1.001
+    assert found.note == "24 trials, 6 of them stopped early"
+
+
+def test_without_forests_numbers_have_spearmans_correlation(monkeypatch):
+    monkeypatch.setattr(sweep, "_has_forest", lambda: False)
+    tried = trials(15)
+    found = {share.name: share.value for share in importance(tried, AXES, seed=0).shares}
+    scores = [trial.score for trial in tried[:-1]]
+    for name in ("lr", "seed"):
+        expected = spearmanr([trial.values[name] for trial in tried[:-1]], scores).statistic
+        assert found[name] == pytest.approx(abs(expected))
+
+
+def test_few_trials_say_nothing_and_some_come_with_a_warning():
+    assert importance(trials(5), AXES, seed=0).shares == []
+    assert "too few" in importance(trials(5), AXES, seed=0).note
+    assert "few, so trust the intervals" in importance(trials(8), AXES, seed=0).note
+
+
+def drawn(picture):
+    assert b"<svg" in picture["svg"]
+    image = np.asarray(Image.open(io.BytesIO(picture["png"])).convert("RGB"))
+    assert image.std() > 5  # not an empty page
+    return image
+
+
+def test_pictures_of_trials_are_the_same_bytes_every_time():
+    tried = trials(12)
+    for draw in (
+        lambda: figure.parallel_coordinates(tried, AXES),
+        lambda: figure.learning_curves(tried),
+        lambda: figure.importance_bars(importance(tried, AXES, seed=0)),
+    ):
+        picture = draw()
+        drawn(picture)
+        assert draw() == picture
+
+
+def test_nothing_to_show_is_no_picture():
+    failed = trials(5)[-1:]
+    assert figure.parallel_coordinates(failed, AXES) == {}
+    assert figure.learning_curves(failed) == {}
+    assert figure.importance_bars(importance(failed, AXES, seed=0)) == {}
+
+
+def test_the_lines_go_through_the_values_on_their_scales():
+    scale = figure._Scale(AXES[0], [1e-5, 1e-3])
+    assert scale.height(1e-4) == pytest.approx(0.5)
+    assert scale.ticks() == [(0.0, "1e-05"), (1.0, "0.001")]
+    words = figure._Scale(AXES[1], ["none", "cnn", "backbone"])
+    assert [words.height(name) for name in ("backbone", "cnn", "none")] == [0.0, 0.5, 1.0]
+    alone = figure._Scale(AXES[2], [7, 7])
+    assert (alone.height(7), alone.ticks()) == (0.5, [(0.5, "7")])

@@ -1,0 +1,145 @@
+"""Figure 6: differences by hand and against audmetric, as rows, table, picture and card."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import audmetric
+import numpy as np
+import pytest
+
+from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.scores import Scores
+from raysers.words.fusion_card import FusionFacts, fusion_card
+from raysers.words.fusion_figure import differences_figure
+from raysers.words.fusion_scores import (
+    ACOUSTIC,
+    AUDIO_HEAD,
+    FUSED,
+    TEXT_HEAD,
+    differences,
+    differences_table,
+    fusion_rows,
+    main_split,
+)
+from tests.unit.evaluation.worlds import only
+
+
+def made(splits: tuple[str, ...] = ("dev", "test"), clips: int = 120) -> Scores:
+    """Words say the valence, sound the arousal, nothing the dominance."""
+    rng = np.random.default_rng(4)
+    truth = rng.uniform(0, 1, (clips, 3))
+
+    def heard(*noise: float) -> np.ndarray:
+        return truth + rng.normal(0, 1, truth.shape) * noise
+
+    return Scores(
+        clip_id=[f"{i:04d}" for i in range(clips)],
+        truth=truth,
+        predictions={
+            FUSED: heard(0.1, 1.0, 0.1),
+            ACOUSTIC: heard(0.1, 1.0, 0.9),
+            AUDIO_HEAD: heard(0.1, 1.0, 0.8),
+            TEXT_HEAD: heard(0.9, 1.0, 0.1),
+        },
+        columns={
+            "speaker": [f"s{i % 8}" for i in range(clips)],
+            "split": [splits[i % len(splits)] for i in range(clips)],
+            "corpus": ["made | <b>up</b>"] * clips,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return fusion_rows(made(), Bootstrap(draws=200))
+
+
+def test_differences_are_of_the_same_clips_and_have_the_right_sign(rows):
+    scores = made()
+    test = np.array(scores.columns["split"]) == "test"
+    for other in (ACOUSTIC, AUDIO_HEAD, TEXT_HEAD):
+        for place, dimension in enumerate(("arousal", "dominance", "valence")):
+            ccc = {
+                name: audmetric.concordance_cc(
+                    scores.truth[test, place], scores.predictions[name][test, place]
+                )
+                for name in (FUSED, other)
+            }
+            row = only(differences(rows), split="test", group_value=other, dimension=dimension)
+            assert row.value == pytest.approx(ccc[FUSED] - ccc[other])
+            assert row.ci_low < row.value < row.ci_high
+            assert row.n == 60
+    clear = only(differences(rows), split="test", group_value=ACOUSTIC, dimension="valence")
+    assert clear.ci_low > 0
+    none = only(differences(rows), split="test", group_value=ACOUSTIC, dimension="arousal")
+    assert none.ci_low < 0 < none.ci_high
+
+
+def test_dev_and_test_clips_are_never_put_together(rows):
+    assert {row.split for row in rows} == {"dev", "test"}
+    assert main_split(rows) == "test"
+    assert main_split([row for row in rows if row.split == "dev"]) == "dev"
+    unsplit = replace(made(), columns={"corpus": ["made"] * 120})
+    assert {row.split for row in fusion_rows(unsplit, Bootstrap(draws=0))} == {"all"}
+
+
+def test_only_fused_minus_others_is_compared(rows):
+    compared = [row for row in rows if row.metric.endswith("_difference")]
+    assert {row.model for row in compared} == {FUSED}
+    assert {row.group_value for row in compared} == {ACOUSTIC, AUDIO_HEAD, TEXT_HEAD}
+    assert len(differences(rows)) == 2 * 3 * 3
+
+
+def test_the_table_has_every_difference_with_its_interval(rows):
+    lines = differences_table(rows).splitlines()
+    assert len(lines) == 2 + 2 * 3
+    row = only(differences(rows), split="test", group_value=ACOUSTIC, dimension="valence")
+    (line,) = [line for line in lines if "test: fused - acoustic model" in line]
+    assert f"+{row.value:.3f}".replace("+0.", "+.") in line
+    assert "<b>" not in line
+    assert line.replace("\\|", "").count("|") == 5
+    assert differences_table([row for row in rows if row.metric == "ccc"]) == ""
+
+
+def test_the_picture_is_of_the_test_split_and_the_same_again(rows):
+    picture = differences_figure(rows)
+    assert sorted(picture) == ["png", "svg"]
+    assert differences_figure(list(rows)) == picture
+    test = [row for row in rows if row.split == "test"]
+    assert differences_figure(test) == picture
+    assert differences_figure([row for row in rows if row.metric == "ccc"]) == {}
+    one = [row for row in rows if row.dimension == "valence"]
+    assert len(differences_figure(one)["svg"]) < len(picture["svg"])
+
+
+def test_differences_without_draws_have_no_interval():
+    rows = fusion_rows(made(), Bootstrap(draws=0))
+    assert all(math.isnan(row.ci_low) for row in rows)
+    assert "[" not in differences_table(rows)
+    assert differences_figure(rows)
+
+
+def test_the_card_says_what_it_is_made_of_and_what_is_wrong_with_it(rows):
+    facts = FusionFacts(
+        name="a*b",
+        parts=[("acoustic model", "voice|s", "r1"), ("text model", "bert", "r2")],
+        clips={("", "train"): 1200, ("emodb", "dev"): 3},
+        recipe={"lr": 0.001},
+        kept={"fused": (7, 0.5)},
+        rows=rows,
+        command="jobs/fuse.py train\n```\n# injected",
+        notes=["3 texts are cut"],
+        leakage=["speaker 03 is in train and in dev (2 clips)"],
+        has_figure=True,
+    )
+    card = fusion_card(facts)
+    assert card.startswith("# a\\*b\n")
+    assert "leaking splits: speaker 03" in card
+    assert "| unnamed | train | 1,200 |" in card
+    assert "| fused | 7 | .500 |" in card
+    assert "voice\\|s" in card
+    assert "differences.png" in card
+    assert "\n# injected" not in card
+    assert "leaking" not in fusion_card(replace(facts, leakage=[]))

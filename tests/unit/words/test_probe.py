@@ -1,0 +1,90 @@
+"""Which clips of a corpus the probe takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raysers.data.manifest import write_manifest
+from raysers.errors import ConfigError
+from raysers.schemas import LABEL_FIELDS, MANIFEST
+from raysers.types import clip_id
+from raysers.words.probe import chosen_clips, dataset_of, transcribed
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """`corpus(splits, transcripts)`: a finished manifest with these columns."""
+
+    def make(splits, transcripts, corpora=None) -> str:
+        n = len(splits)
+        files = [f"/a/{i:03d}.wav" for i in range(n)]
+        known = {
+            "file": files,
+            "start": np.zeros(n, "timedelta64[ns]"),
+            "end": np.full(n, 10**9, "timedelta64[ns]"),
+            "clip_id": [clip_id(file, 0, 10**9) for file in files],
+            "duration_s": np.ones(n),
+            "status": ["ok"] * n,
+            "error": [""] * n,
+            "split": splits,
+            "transcript": transcripts,
+            "corpus": corpora or ["made"] * n,
+        }
+        schema = pa.schema([*MANIFEST, *(f for f in LABEL_FIELDS if f.name in known)])
+        columns = [pa.array(known.get(f.name, [None] * n), f.type) for f in schema]
+        write_manifest(str(Path(tmp_path, "manifest")), pa.table(columns, schema=schema))
+        return str(tmp_path)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("splits", "asked", "taken"),
+    [
+        (["train", "test1", "dev", "test2", "test1"], [], [1, 3, 4]),
+        (["train", "test1", "dev", "test2", "test1"], ["test1"], [1, 4]),
+        (["train", "test1", "dev", "test2", "test1"], ["train", "dev"], [0, 2]),
+        ([None, None], [], [0, 1]),
+        (["train", "dev"], [], [0, 1]),
+    ],
+)
+def test_test_splits_are_taken_unless_others_are_asked_for(corpus, splits, asked, taken):
+    clips, notes = chosen_clips([corpus(splits, ["words"] * len(splits))], asked)
+    assert [int(file[-7:-4]) for file in clips["file"].to_pylist()] == taken
+    assert notes == []
+
+
+def test_a_limit_takes_the_first_clips(corpus):
+    clips, _ = chosen_clips([corpus(["dev", "test", "test", "test"], ["a"] * 4)], [], 2)
+    assert [file[-7:] for file in clips["file"].to_pylist()] == ["001.wav", "002.wav"]
+
+
+def test_only_clips_whose_words_are_known_are_transcribed(corpus):
+    clips, _ = chosen_clips([corpus(["test"] * 5, ["a", None, "", " \n", "שלום"])], [])
+    assert len(clips) == 5
+    assert transcribed(clips)["transcript"].to_pylist() == ["a", "שלום"]
+
+
+def test_corpus_and_split_are_named_when_there_is_one(corpus):
+    one, _ = chosen_clips([corpus(["test1"] * 2, ["a"] * 2)], [])
+    assert dataset_of(one) == ("made", "test1")
+    two, _ = chosen_clips([corpus(["test1", "test2"], ["a"] * 2, ["b", "a"])], [])
+    assert dataset_of(two) == ("a+b", "all")
+
+
+@pytest.mark.parametrize(
+    ("splits", "transcripts", "asked", "message"),
+    [
+        (["test"], ["a"], ["dev"], "--split dev: the data have no such split, but test"),
+        ([None], ["a"], ["dev"], "but none"),
+        (["test", "test"], [None, " "], [], "none of the 2 clips has a transcript"),
+        (["test", "train"], [None, "a"], [], "none of the 1 clips has a transcript"),
+    ],
+)
+def test_a_corpus_without_what_is_needed_is_refused(corpus, splits, transcripts, asked, message):
+    with pytest.raises(ConfigError, match=message):
+        chosen_clips([corpus(splits, transcripts)], asked)

@@ -1,0 +1,256 @@
+"""Shifts by sentiment: hand-worked means, pairing, languages and the published figures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysers.errors import ConfigError
+from raysers.evaluation.draws import Bootstrap
+from raysers.words.probe_numbers import paper_sentence, ser_tests_shift, threshold
+from raysers.words.sentiment import sentiment_rows
+from tests.places import SHARED_DATA, needs_shared
+from tests.unit.evaluation.worlds import only
+
+FEW = Bootstrap(draws=200)
+
+
+def sentence(sentiment, valence, text="x", **more):
+    return {
+        "text": text,
+        "sentiment": sentiment,
+        "arousal": 0.5,
+        "dominance": 0.6,
+        "valence": valence,
+        "model": "m",
+        **more,
+    }
+
+
+def rows_of(sentences, bootstrap=FEW):
+    return sentiment_rows(pa.Table.from_pylist(sentences), dataset="made", bootstrap=bootstrap)
+
+
+def value(rows, metric, group_value, dimension="valence"):
+    return only(rows, metric=metric, group_value=group_value, dimension=dimension)
+
+
+def test_means_and_shifts_by_hand():
+    rows = rows_of(
+        [
+            sentence("positive", 0.9, "a"),
+            sentence("positive", 0.7, "b"),
+            sentence("neutral", 0.5, "c"),
+            sentence("negative", 0.2, "d"),
+        ]
+    )
+    assert value(rows, "sentiment_mean", "positive").value == pytest.approx(0.8)
+    assert value(rows, "sentiment_mean", "positive").n == 2
+    shift = value(rows, "mean_shift", "positive - neutral")
+    assert (shift.value, shift.n) == (pytest.approx(0.3), 3)
+    assert value(rows, "mean_shift", "negative - neutral").value == pytest.approx(-0.3)
+    assert value(rows, "mean_shift", "positive - negative").value == pytest.approx(0.6)
+    assert value(rows, "mean_shift", "positive - all").value == pytest.approx(0.8 - 2.3 / 4)
+    assert value(rows, "mean_shift", "positive - neutral", "dominance").value == pytest.approx(0)
+    assert math.isnan(shift.ci_low)  # one neutral sentence only: nothing to draw
+
+
+def test_bins_are_sertests_of_rounded_scores():
+    """.254 is .25 and belongs to the first bin, whose upper edge is its own."""
+    valences = (0.254, 0.256, 1.2)
+    rows = rows_of(
+        [sentence("positive", v, str(i)) for i, v in enumerate(valences)]
+        + [sentence("negative", v, f"n{v}") for v in (-0.1, 0.1, 0.2)]
+    )
+    first = value(rows, "bin_proportion_shift_0.00_0.25", "positive - all").value
+    second = value(rows, "bin_proportion_shift_0.25_0.50", "positive - all").value
+    last = value(rows, "bin_proportion_shift_0.75_1.00", "positive - all").value
+    assert (first, second, last) == pytest.approx((1 / 3 - 4 / 6, 1 / 3 - 1 / 6, 1 / 3 - 1 / 6))
+    shares = [r.value for r in rows if r.metric.startswith("bin_") and r.group_value[0] == "p"]
+    assert sum(shares) == pytest.approx(0, abs=1e-12)
+
+
+def made(effect=0.3, words=6, voices=3, model="m", seed=0, noise=0.02, voice_bias=0.2):
+    rng = np.random.default_rng(seed)
+    bias = np.linspace(-voice_bias, voice_bias, voices)
+    return [
+        sentence(
+            name,
+            float(0.5 + s * effect + bias[v] + rng.normal(0, noise)),
+            text=f"This is {name}{w}",
+            word=f"{name}{w}",
+            template="This is {word}",
+            voice=f"v{v}",
+            model=model,
+        )
+        for s, name in ((1, "positive"), (0, "neutral"), (-1, "negative"))
+        for w in range(words)
+        for v in range(voices)
+    ]
+
+
+def test_pairing_takes_the_voices_out_of_the_interval():
+    """Voices differ by .4; the shift within a voice hardly varies, the means do."""
+    rows = rows_of(made(), Bootstrap(draws=500))
+    mean = value(rows, "sentiment_mean", "positive")
+    shift = value(rows, "mean_shift", "positive - neutral")
+    assert mean.ci_high - mean.ci_low > 0.2
+    assert shift.ci_high - shift.ci_low < 0.06
+    assert shift.ci_low < 0.3 < shift.ci_high
+    # a shift of words alone is not in dimensions that do not hear them
+    assert value(rows, "mean_shift", "positive - neutral", "arousal").value == pytest.approx(0)
+
+
+def test_words_alone_are_drawn_independently_in_each_sentiment():
+    rng = np.random.default_rng(3)
+    values = {name: rng.normal(0.5, 0.1, 40) for name in ("positive", "neutral")}
+    rows = rows_of(
+        [
+            sentence(name, float(v), text=f"{name}{i}")
+            for name, all_of in values.items()
+            for i, v in enumerate(all_of)
+        ],
+        Bootstrap(draws=3000),
+    )
+    shift = value(rows, "mean_shift", "positive - neutral")
+    drawn = rng.choice(values["positive"], (4000, 40)).mean(axis=1)
+    drawn -= rng.choice(values["neutral"], (4000, 40)).mean(axis=1)
+    assert shift.ci_low == pytest.approx(np.percentile(drawn, 2.5), abs=0.006)
+    assert shift.ci_high == pytest.approx(np.percentile(drawn, 97.5), abs=0.006)
+
+
+def test_coverage_of_the_paired_interval():
+    """95 % intervals of a known shift hold it about as often as they promise."""
+    held = 0
+    for seed in range(40):
+        rows = rows_of(made(effect=0.1, words=10, voices=4, seed=seed, noise=0.08), FEW)
+        shift = value(rows, "mean_shift", "positive - neutral")
+        held += shift.ci_low <= 0.1 <= shift.ci_high
+    assert 33 <= held <= 40
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_order_and_spelling_of_the_rows_do_not_matter(random):
+    sentences = made(words=3, voices=2) + made(words=3, voices=2, model="other", effect=0.0)
+    before = rows_of(sentences, Bootstrap(draws=20))
+    random.shuffle(sentences)
+    numbered = {"positive": "1", "neutral": "0", "negative": "-1"}
+    after = rows_of(
+        [{**s, "sentiment": numbered[s["sentiment"]]} for s in sentences], Bootstrap(draws=20)
+    )
+    assert repr(after) == repr(before)
+
+
+def test_models_see_the_same_draws():
+    twice = made() + made(model="same")
+    rows = rows_of(twice)
+    bounds = [
+        (r.ci_low, r.ci_high)
+        for r in rows
+        if (r.metric, r.group_value) == ("mean_shift", "positive - neutral")
+    ]
+    assert len(bounds) == 6
+    assert bounds[:3] == bounds[3:]
+
+
+def test_differences_between_languages_are_sertests():
+    """Two languages: each is half the distance from their mean shift; limits are strict."""
+    sentences = [
+        sentence(name, 0.5 + s * effect, f"{name}{w}", word=f"{name}{w}", language=language)
+        for language, effect in (("de", 0.3), ("en", 0.1))
+        for s, name in ((1, "positive"), (-1, "negative"))
+        for w in range(70)
+    ]
+    rows = rows_of(sentences, Bootstrap(draws=20))
+    of = {"metric": "mean_shift_difference", "dimension": "valence", "group": "language"}
+    assert only(rows, group_value="de, positive", **of).value == pytest.approx(0.1)
+    assert only(rows, group_value="en, negative", **of).value == pytest.approx(0.1)
+    passed = {**of, "metric": "mean_shift_difference_passed"}
+    assert only(rows, group_value="de, positive", **passed).value == 0
+    passed["dimension"] = "arousal"
+    assert only(rows, group_value="de, positive", **passed).value == 1
+    # de: .8 and .2, en: .6 and .4
+    bins = {**of, "metric": "bin_proportion_shift_difference_0.75_1.00"}
+    assert only(rows, group_value="de, positive", **bins).value == pytest.approx(0.25)
+    few = {**of, "metric": "bin_proportion_shift_difference_0.00_0.25"}
+    assert [r for r in rows if r.metric == few["metric"] and r.group_value == "de, positive"
+            and r.dimension == "valence"] == []  # fmt: skip
+
+
+def test_one_language_has_nothing_to_differ_from():
+    rows = rows_of([{**s, "language": "en"} for s in made()])
+    assert not [row for row in rows if row.group == "language"]
+
+
+def test_the_papers_sentences_stand_beside_ours():
+    rows = rows_of(
+        [
+            sentence("positive", 0.7, "This is wonderful!", voice="a"),
+            sentence("positive", 0.9, "this is WONDERFUL!", voice="b"),
+            sentence("negative", 0.1, "This is stupid"),
+            sentence("neutral", 0.5, "This is a table"),
+        ]
+    )
+    found = [r for r in rows if r.group == "text" and r.dimension == "valence"]
+    wonderful, stupid = sorted(found, key=lambda row: -row.paper)
+    assert (wonderful.value, wonderful.n, wonderful.paper) == (pytest.approx(0.8), 2, 0.816)
+    assert (stupid.value, stupid.n, stupid.paper) == (0.1, 1, 0.137)
+    assert math.isnan(only(rows, group="text", dimension="arousal", n=1).paper)
+
+
+def test_failed_clips_and_missing_scores_do_not_count():
+    rows = rows_of(
+        [
+            sentence("positive", 0.9, "a", status="ok"),
+            sentence("positive", 0.1, "b", status="too_short"),
+            sentence("positive", None, "c", status="ok"),
+            sentence("neutral", 0.5, "d", status="ok"),
+        ]
+    )
+    mean = value(rows, "sentiment_mean", "positive")
+    assert (mean.value, mean.n) == (pytest.approx(0.9), 1)
+
+
+def test_bad_tables_are_refused():
+    with pytest.raises(ConfigError, match="positive, neutral or negative"):
+        rows_of([sentence("happy", 0.5)])
+    with pytest.raises(ConfigError, match="lacking"):
+        sentiment_rows(pa.table({"text": ["a"]}), dataset="made")
+
+
+def test_published_numbers():
+    assert paper_sentence("this is stupid!", "valence") == 0.137
+    assert math.isnan(paper_sentence("This is great", "valence"))
+    assert math.isnan(paper_sentence("This is stupid", "arousal"))
+    limits = "mean_shift_difference", "bin_proportion_shift_difference", "fewest_in_bin"
+    assert [threshold(name) for name in limits] == [0.025, 0.075, 67]
+    assert math.isnan(ser_tests_shift("positive", "valence", language="xx"))
+
+
+@needs_shared
+def test_sertests_figures_are_its_published_ones():
+    path = SHARED_DATA.parent / "reference" / "ser_tests_results.json"
+    document = json.loads(path.read_text())
+    for dimension in ("arousal", "dominance", "valence"):
+        for sentiment in ("positive", "neutral", "negative"):
+            tests = document[dimension]["fairness_linguistic_sentiment"]
+            values = tests[f"mean-shift-difference-{sentiment}-sentiment"]
+            for key, models in values.items():
+                data, label = key.split(" | ")
+                if label.startswith("_"):
+                    continue
+                language = data.rsplit("-", 1)[1]
+                for model in ("w2v2-L-robust", "hubert-L", "CNN14"):
+                    how = {"language": language, "model": model}
+                    found = ser_tests_shift(sentiment, dimension, what="difference", **how)
+                    assert found == models[model]
+                    printed = values[f"{data} | _{label}"][model]
+                    shift = ser_tests_shift(sentiment, dimension, **how)
+                    assert float(printed[1:].split(" - ")[0]) == shift

@@ -1,0 +1,202 @@
+"""Word ratings: what a word is, how often it counts, its interval, and which side it is on."""
+
+from __future__ import annotations
+
+import csv
+import math
+import unicodedata
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysers.errors import ConfigError
+from raysers.evaluation.draws import Bootstrap
+from raysers.words.ratings import WORDS, transcribed_row, word_ratings, word_rows
+from raysers.words.tokens import folded, tokens
+from tests.places import SHARED_DATA, needs_shared
+
+FEW = Bootstrap(draws=50)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Don't panic, it’s 5 o'clock!", ["don't", "panic", "it's", "o'clock"]),
+        ("‘Well’ -- she said, 'no'.", ["well", "she", "said", "no"]),
+        (
+            "cold-hearted, cold‐hearted, half–done",
+            [*2 * ["cold-hearted"], "half", "done"],
+        ),
+        ("Wie geht’s? Schöne E-Mail!", ["wie", "geht's", "schöne", "e-mail"]),
+        ("STRASSE Straße", ["strasse", "straße"]),
+        ("l’amour à la française", ["l'amour", "à", "la", "française"]),
+        ("שלום, עולם! مرحبا", ["שלום", "עולם", "مرحبا"]),
+        ("\u202bשָׁלוֹם\u202c", ["שָׁלוֹם"]),
+        ("na\u00efve nai\u0308ve", ["naïve", "naïve"]),
+        ("soft\u00adware", ["software"]),
+        ("нет ΟΔΟΣ", ["нет", "οδος"]),
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+        ("<b>great</b> [laughter] 😀👍🏽 50 $x$", ["great", "x"]),
+        ("a_b c\nd\te", ["a", "b", "c", "d", "e"]),
+        ("", []),
+        (" '-' ", []),
+    ],
+)
+def test_words_of_a_text(text, words):
+    found = tokens(text)
+    assert [folded(word) for word in found] == [folded(word) for word in words]
+    assert all(unicodedata.is_normalized("NFC", word) for word in found)
+
+
+def test_spellings_that_fold_together():
+    assert folded("STRASSE") == folded("straße") == "strasse"
+    assert folded("ΟΔΟΣ") == folded("οδος")
+    assert folded("Schöne") == folded("scho\u0308ne") != folded("schone")
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_has_words_that_are_words_again(text):
+    found = tokens(text)
+    for word in found:
+        assert word
+        assert not set(word) & set(' \n\t"!?.,<>[]')
+        assert any(character.isalpha() for character in word)
+    assert [folded(w) for w in tokens(" ".join(found))] == [folded(w) for w in found]
+
+
+def corpus(rows: list[tuple[str, float]], **columns: list[object]) -> pa.Table:
+    texts, valence = zip(*rows, strict=True)
+    return pa.table({"transcript": texts, "valence": pa.array(valence, pa.float64()), **columns})
+
+
+def rated(table: pa.Table, **how) -> dict[str, dict]:
+    found = word_ratings(table, **{"least": 1, "bootstrap": FEW, **how})
+    assert found.schema.equals(WORDS)
+    return {row["word"]: row for row in found.to_pylist()}
+
+
+def test_a_word_counts_as_often_as_it_is_said():
+    table = corpus([("no no no", 0.1), ("no", 0.5), ("yes", 0.9)])
+    no = rated(table)["no"]
+    assert (no["occurrences"], no["clips"]) == (4, 2)
+    assert no["valence"] == pytest.approx((3 * 0.1 + 0.5) / 4)
+    once = rated(table, once_per_clip=True)["no"]
+    assert (once["occurrences"], once["clips"]) == (2, 2)
+    assert once["valence"] == pytest.approx(0.3)
+
+
+def test_least_is_of_occurrences_and_the_spelling_most_used_is_shown():
+    table = corpus([("Straße", 0.4), ("Straße", 0.4), ("STRASSE", 0.4), ("selten", 0.2)])
+    assert set(rated(table, least=3)) == {"straße"}
+    assert set(rated(table, least=2)) == {"straße"}
+    assert rated(table, least=3)["straße"]["occurrences"] == 3
+    assert rated(table, least=4) == {}
+
+
+def test_sides_do_not_overlap_and_the_middle_word_goes_where_it_lies():
+    values = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.8, "e": 0.9}
+    words = rated(corpus(list(values.items())), most=50)
+    assert [words[w]["side"] for w in "abcde"] == ["low", "low", "low", "high", "high"]
+    assert [words[w]["rank"] for w in "abcde"] == [1, 2, 3, 2, 1]
+    words = rated(corpus(list(values.items())), most=1)
+    assert [words[w]["side"] for w in "abcde"] == ["low", "", "", "", "high"]
+    assert [words[w]["rank"] for w in "abcde"] == [1, 0, 0, 0, 1]
+    assert words["a"]["corpus_valence"] == pytest.approx(np.mean(list(values.values())))
+
+
+def test_other_dimensions_are_means_over_their_own_labels():
+    table = corpus(
+        [("go", 0.2), ("go", 0.4)],
+        arousal=pa.array([0.9, None], pa.float32()),
+        dominance=pa.array([None, None], pa.float32()),
+    )
+    go = rated(table)["go"]
+    assert go["arousal"] == pytest.approx(0.9)
+    assert go["dominance"] is None
+    assert go["valence"] == pytest.approx(0.3)
+
+
+def test_clips_without_words_valence_or_ok_do_not_count():
+    table = corpus(
+        [("go", 0.2), ("go", math.nan), ("", 0.9), ("go", 0.8)],
+        status=["ok", "ok", "ok", "too_short"],
+    )
+    go = rated(table)["go"]
+    assert (go["occurrences"], go["valence"], go["corpus_valence"]) == (1, 0.2, 0.2)
+
+
+def test_intervals_draw_speakers_with_all_their_clips():
+    """Two speakers of constant valence: a draw is one of them, both, or the other."""
+    table = corpus(
+        [("go", 0.2)] * 5 + [("go", 0.8)] * 5 + [("alone", 0.5)] * 3,
+        speaker=["a"] * 5 + ["b"] * 5 + ["a"] * 3,
+    )
+    words = rated(table, bootstrap=Bootstrap(draws=400))
+    assert (words["go"]["ci_low"], words["go"]["ci_high"]) == pytest.approx((0.2, 0.8))
+    assert words["alone"]["ci_low"] is None  # one speaker says nothing about others
+
+
+def test_interval_is_that_of_an_independent_bootstrap():
+    rng = np.random.default_rng(5)
+    values = rng.beta(2, 3, 80)
+    go = rated(corpus([("go", v) for v in values]), bootstrap=Bootstrap(draws=2000))["go"]
+    means = rng.choice(values, (4000, 80)).mean(axis=1)
+    assert go["ci_low"] == pytest.approx(np.percentile(means, 2.5), abs=0.006)
+    assert go["ci_high"] == pytest.approx(np.percentile(means, 97.5), abs=0.006)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(12)), st.booleans())
+def test_order_of_the_rows_does_not_matter(order, with_ids):
+    rng = np.random.default_rng(1)
+    texts = [" ".join(rng.choice(["good", "bad", "so", "so"], 4)) for _ in order]
+    table = corpus(
+        list(zip(texts, rng.random(12).tolist(), strict=True)),
+        speaker=[f"s{i % 5}" for i in range(12)],
+        **({"clip_id": [f"c{i}" for i in range(12)]} if with_ids else {}),
+    )
+    how = {"least": 2, "bootstrap": FEW}
+    assert word_ratings(table.take(order), **how).equals(word_ratings(table, **how))
+
+
+def test_missing_transcripts_or_labels_are_refused():
+    with pytest.raises(ConfigError, match="column transcript"):
+        word_ratings(pa.table({"valence": [0.5]}))
+    with pytest.raises(ConfigError, match="1 of 2 clips have words"):
+        word_ratings(corpus([("hello", math.nan), ("😀", 0.4)]))
+
+
+def test_rows_of_the_metrics_table_are_of_the_ranked_words():
+    words = word_ratings(
+        corpus([(w, i / 10) for i, w in enumerate("abcdef") for _ in range(2)]),
+        least=2, most=1, bootstrap=FEW, source="some/model",
+    )  # fmt: skip
+    rows = word_rows(words, dataset="made", split="test")
+    assert {(r.group, r.group_value, r.n, r.model) for r in rows} == {
+        ("word", "a", 2, "some/model"),
+        ("word", "f", 2, "some/model"),
+    }
+    assert {r.dimension for r in rows} == {"valence"}
+
+
+def test_share_of_transcribed_clips_stands_beside_the_papers():
+    table = corpus([("hello", 0.5), ("", 0.5), ("...", 0.5), ("yes", 0.5)])
+    row = transcribed_row(table, dataset="msp-podcast", split="test1")
+    assert (row.value, row.paper, row.n) == (0.5, 0.55, 4)
+    assert math.isnan(transcribed_row(table, dataset="emodb").paper)
+
+
+@needs_shared
+def test_words_of_emobank_are_rated_as_one_would():
+    with (SHARED_DATA / "text" / "emobank.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(r["text"], (float(r["V"]) - 1) / 4) for r in csv.DictReader(file)]
+    words = word_ratings(corpus(rows), bootstrap=Bootstrap(draws=20))
+    found = {row["word"]: row for row in words.to_pylist()}
+    assert {"killed", "died", "fear", "pain"} <= {w for w, r in found.items() if r["side"] == "low"}
+    assert {"wonderful", "love", "happy"} <= {w for w, r in found.items() if r["side"] == "high"}
+    assert sum(row["side"] != "" for row in found.values()) == 100
+    assert found["the"]["side"] == ""

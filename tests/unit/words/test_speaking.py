@@ -1,0 +1,263 @@
+"""One shard of texts: the same sounds whenever it is done, nothing done twice, every text a row."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from raysers.data.manifest import Segmenting, probe_batch
+from raysers.data.sources import list_inputs
+from raysers.engine import ledger
+from raysers.models import tts
+from raysers.models.tts_command import speech_program
+from raysers.models.tts_engine import NEUTRAL, RANDOM, Engine
+from raysers.words.speaking import SPEECH, Speaking, speak_shard
+from raysers.words.synthesize import Manners, shard_blocks, utterances
+
+pytest.importorskip("espeakng_loader")
+TEXTS = ['He said "no"', "😀 great", "line one\nline two", "שלום", "<b>x</b>", "...", "   "]
+ESPEAK = Manners(voices=[NEUTRAL], rates=[175], pitches=[50])
+#: End of a program that speaks: half a second of sound.
+SOUND = (
+    "import wave\n"
+    "out = wave.open(sys.argv[2], 'wb')\n"
+    "out.setparams((1, 2, 16000, 0, 'NONE', ''))\n"
+    "out.writeframes(b'ab' * 8000)\n"
+)
+#: Speaks the block in a Parquet file, in a process of its own.
+ELSEWHERE = (
+    "import sys, pyarrow.parquet as pq\n"
+    "from raysers.words.speaking import Speaking, speak_shard\n"
+    "from raysers.models.tts_command import speech_program\n"
+    "from raysers.models.tts_engine import Engine\n"
+    "output, block, command = sys.argv[1:]\n"
+    "program = speech_program(command, timeout_s=20, folder='/') if command else None\n"
+    "speak_shard(pq.read_table(block), Speaking(engine=Engine(program=program), output=output,\n"
+    "    run_id='run', audio_format='wav', redo=frozenset(), resumed=False))\n"
+    "assert not {'ray', 'torch'} & set(sys.modules)\n"
+)
+OWN = Manners(voices=[NEUTRAL], rates=[None], pitches=[None])
+
+
+def speaking(output, **changes) -> Speaking:
+    plain = Speaking(
+        engine=Engine(),
+        output=str(output),
+        run_id="run",
+        audio_format="wav",
+        redo=frozenset(),
+        resumed=False,
+    )
+    return replace(plain, **changes)
+
+
+def block_of(output, texts, how=ESPEAK, engine=None, suffix=".wav", **columns) -> pa.Table:
+    table = pa.table({"text": texts, **columns})
+    (block,) = shard_blocks(utterances(table, how, engine or Engine(), str(output), suffix))
+    return block
+
+
+def rows_of(output: Path) -> list[dict]:
+    (part,) = sorted((output / "speech").glob("part-*.parquet"))
+    table = pq.ParquetFile(part).read()
+    assert table.schema == SPEECH
+    return table.to_pylist()
+
+
+def elsewhere(output: Path, block: pa.Table, command: str = "") -> int:
+    """Speak the block in a process of its own; its exit code."""
+    output.mkdir(exist_ok=True)
+    pq.write_table(block, output / "block.parquet")
+    arguments = [output, output / "block.parquet", command]
+    return subprocess.run([sys.executable, "-c", ELSEWHERE, *arguments], check=False).returncode
+
+
+def sounds(output: Path) -> dict[str, str]:
+    files = sorted((output / "audio").iterdir())
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_every_text_is_a_row_and_only_what_was_spoken_is_a_file(tmp_path):
+    speak_shard(block_of(tmp_path, TEXTS), speaking(tmp_path))
+    rows = rows_of(tmp_path)
+    assert [row["text"] for row in rows] == TEXTS
+    assert [row["status"] for row in rows] == ["ok"] * 5 + ["empty"] * 2
+    assert {row["file"] for row in rows[:5]} == {
+        str(tmp_path / "audio" / n) for n in sounds(tmp_path)
+    }
+    assert all(row["error"] for row in rows[5:])
+    for row in rows[:5]:
+        heard = soundfile.info(row["file"])
+        assert row["duration_s"] == pytest.approx(heard.frames / heard.samplerate)
+        assert row["codec"] == "WAV/PCM_16"
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "flac"])
+def test_the_file_holds_the_very_samples_that_were_spoken(tmp_path, audio_format):
+    block = block_of(tmp_path, ["hello there"], suffix=f".{audio_format}")
+    speak_shard(block, speaking(tmp_path, audio_format=audio_format))
+    (row,) = rows_of(tmp_path)
+    stored, rate_hz = soundfile.read(row["file"], dtype="int16")
+    spoken, spoken_hz = tts.speak("hello there")
+    assert rate_hz == spoken_hz
+    assert stored.tolist() == (spoken * 32768).tolist()
+
+
+def test_rows_are_those_of_listing_the_sound_files(tmp_path):
+    speak_shard(block_of(tmp_path, TEXTS), speaking(tmp_path))
+    listed = pa.Table.from_batches(list_inputs([str(tmp_path / "audio")]))
+    found = {row["file"]: row for row in probe_batch(listed, Segmenting()).to_pylist()}
+    for row in rows_of(tmp_path)[:5]:
+        assert found[row["file"]] == {name: row[name] for name in found[row["file"]]}
+
+
+def test_the_same_sounds_in_another_order_another_folder_and_another_process(tmp_path):
+    speak_shard(block_of(tmp_path / "a", TEXTS), speaking(tmp_path / "a"))
+    backwards = block_of(tmp_path / "b", TEXTS[::-1])
+    speak_shard(backwards, speaking(tmp_path / "b"))
+    assert elsewhere(tmp_path / "c", block_of(tmp_path / "c", TEXTS)) == 0
+    assert sounds(tmp_path / "a") == sounds(tmp_path / "b") == sounds(tmp_path / "c")
+    assert len(sounds(tmp_path / "a")) == 5
+
+
+def test_what_is_there_is_not_spoken_again_and_what_is_broken_is(tmp_path):
+    block = block_of(tmp_path, TEXTS)
+    speak_shard(block, speaking(tmp_path))
+    first = rows_of(tmp_path)
+    (tmp_path / "speech" / "part-000000.parquet").unlink()
+    broken, lost = Path(first[0]["file"]), Path(first[1]["file"])
+    whole = sounds(tmp_path)
+    broken.write_bytes(b"RIFF not really")
+    lost.unlink()
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "audio").iterdir()}
+    speak_shard(block, speaking(tmp_path, run_id="again", resumed=True))
+    assert sounds(tmp_path) == whole
+    after = {f: f.stat().st_mtime_ns for f in (tmp_path / "audio").iterdir()}
+    assert {f for f in after if after[f] != before.get(f)} == {broken, lost}
+    changing = ("run_id", "created_at", "etag")
+    again = rows_of(tmp_path)
+    for old, new in zip(first, again, strict=True):
+        assert {k: v for k, v in old.items() if k not in changing} == {
+            k: v for k, v in new.items() if k not in changing
+        }
+
+
+def test_a_finished_shard_is_left_alone(tmp_path):
+    block = block_of(tmp_path, TEXTS)
+    speak_shard(block, speaking(tmp_path))
+    first = rows_of(tmp_path)
+    for file in (tmp_path / "audio").iterdir():
+        file.unlink()
+    summary = speak_shard(block, speaking(tmp_path, run_id="again", resumed=True))
+    assert rows_of(tmp_path) == first
+    assert dict(zip(*summary.to_pydict().values(), strict=True)) == {"ok": 5, "empty": 2}
+    assert list((tmp_path / "audio").iterdir()) == []
+
+
+def test_retry_speaks_failed_texts_again_and_no_others(tmp_path):
+    script = tmp_path / "say.py"
+    script.write_text(
+        "import pathlib, shutil, sys\n"
+        "text = open(sys.argv[1]).read()\n"
+        "diary = pathlib.Path(sys.argv[0]).with_name('diary')\n"
+        "diary.open('a').write(text + '\\n')\n"
+        "if text == 'later' and diary.read_text().count('later') == 1: sys.exit('not now')\n"
+        "if text == 'never': sys.exit('never')\n" + SOUND
+    )
+    command = f"{sys.executable} {script} {{text_file}} {{output}}"
+    engine = Engine(program=speech_program(command, timeout_s=20, folder=str(tmp_path)))
+    block = block_of(tmp_path, ["now", "later", "never"], OWN, engine)
+    speak_shard(block, speaking(tmp_path, engine=engine))
+    assert [(r["status"], r["error"].rpartition(": ")[2]) for r in rows_of(tmp_path)] == [
+        ("ok", ""), ("model_error", "not now"), ("model_error", "never"),
+    ]  # fmt: skip
+    retry = frozenset({"model_error"})
+    speak_shard(block, speaking(tmp_path, engine=engine, run_id="2", resumed=True, redo=retry))
+    rows = rows_of(tmp_path)
+    assert [row["status"] for row in rows] == ["ok", "ok", "model_error"]
+    assert [row["run_id"] for row in rows] == ["run", "2", "2"]
+    assert [row["voice"] for row in rows] == [None] * 3
+    assert (tmp_path / "diary").read_text().split() == ["now", "later", "never", "later", "never"]
+
+
+def test_a_text_that_kills_its_worker_is_given_up_and_the_others_are_spoken(tmp_path):
+    script = tmp_path / "say.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "if open(sys.argv[1]).read() == 'die': os.kill(os.getppid(), signal.SIGKILL)\n" + SOUND
+    )
+    command = f"{sys.executable} -S {script} {{text_file}} {{output}}"
+    engine = Engine(program=speech_program(command, timeout_s=20, folder="/"))
+    block = block_of(tmp_path, ["one", "die", "two"], OWN, engine)
+    codes = []
+    while not codes or (codes[-1] and len(codes) < 6):  # as often as Ray would start it again
+        codes.append(elsewhere(tmp_path, block, command))
+    # one death of the shard, and two of the text alone
+    assert codes == [-9] * (1 + ledger.MAX_DEATHS) + [0]
+    rows = rows_of(tmp_path)
+    assert [row["status"] for row in rows] == ["ok", "worker_died", "ok"]
+    assert list((tmp_path / "_attempts").iterdir()) == []
+
+
+def test_speech_goes_to_object_storage(s3):
+    output = f"{s3.uri}/spoken out"
+    block = block_of(output, ["hello", "..."], suffix=".flac")
+    speak_shard(block, speaking(output, audio_format="flac"))
+    keys = s3.keys()
+    (sound,) = [key for key in keys if key.endswith(".flac")]
+    assert s3.get(sound).startswith(b"fLaC")
+    (part,) = [key for key in keys if "/speech/part-" in key]
+    rows = pq.ParquetFile(pa.BufferReader(s3.get(part))).read().to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "empty"]
+    assert rows[0]["etag"]
+    assert rows[0]["file"].endswith(sound)
+    speak_shard(block, speaking(output, audio_format="flac", resumed=True))
+
+
+def test_the_plan_has_every_text_in_every_manner_once(tmp_path):
+    table = pa.table({"text": ["a", "b", "a"], "language": ["de", None, "de"], "n": [1, 2, 3]})
+    how = Manners(voices=[NEUTRAL, "de", "en-us+f3"], rates=[120, 200], pitches=[50])
+    plan = utterances(table, how, Engine(), str(tmp_path), ".wav")
+    # in German the neutral voice is "de" itself
+    assert [plan["n"].to_pylist().count(n) for n in (1, 2, 3)] == [4, 6, 4]
+    assert len(set(plan["file"].to_pylist())) == len(plan)
+    first, third = (plan.filter(pa.array([n == k for n in plan["n"].to_pylist()])) for k in (1, 3))
+    for one, other in zip(first["file"].to_pylist(), third["file"].to_pylist(), strict=True):
+        assert other == one.replace(".wav", "-2.wav")
+
+
+def test_names_do_not_depend_on_the_rest_of_the_texts(tmp_path):
+    texts = [f"sentence {i}" for i in range(40)]
+    how = Manners(voices=[RANDOM], rates=[175], pitches=[50])
+
+    def names(chosen, seed=0):
+        plan = utterances(pa.table({"text": chosen}), how, Engine(seed=seed), str(tmp_path), ".wav")
+        return dict(zip(plan["text"].to_pylist(), plan["file"].to_pylist(), strict=True))
+
+    everything = names(texts)
+    assert names(texts[::-3]) == {text: everything[text] for text in texts[::-3]}
+    assert names(texts, seed=1) != everything
+    assert all(os.path.basename(f).startswith(t.replace(" ", "-")) for t, f in everything.items())
+
+
+def test_shards_hold_every_row_once_in_order():
+    for rows in (1, 16, 17, 1000, 70_000):
+        numbers = pa.nulls(rows, pa.int32())
+        texts = pa.array(map(str, range(rows)), pa.string())
+        how = {"voice": texts, "rate_wpm": numbers, "pitch": numbers}
+        plan = pa.table({"text": texts, **how, "file": texts})
+        blocks = shard_blocks(plan)
+        assert pa.concat_tables(blocks)["file"].to_pylist() == plan["file"].to_pylist()
+        assert [set(block["shard"].to_pylist()) for block in blocks] == [
+            {i} for i in range(len(blocks))
+        ]
+        assert max(map(len, blocks)) <= 1000

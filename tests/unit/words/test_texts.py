@@ -1,0 +1,188 @@
+"""Texts to speak: what is read is what was written, whatever the file."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from raysers.data.labelled import read_labelled
+from raysers.data.manifest import Segmenting, probe_batch, read_manifest, write_manifest
+from raysers.errors import ConfigError
+from raysers.types import DIMENSIONS
+from raysers.words.texts import fingerprint, read_texts, without_repeats
+from tests.places import SHARED_DATA, needs_shared
+
+ODD = [
+    'He said "no", then left',
+    "<b>bold</b> & \\n %s {output} $(id)",
+    "😀 great 👩‍👩‍👧",
+    "one line\nand another",
+    "שלום, עולם",
+    "مرحبا; بالعالم",
+    "null",
+    "  spaces around  ",
+    "007",
+    "-rf",
+]
+
+
+def write_csv(path, rows, delimiter=",", encoding="utf-8"):
+    sink = io.StringIO()
+    csv.writer(sink, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows(rows)
+    path.write_text(sink.getvalue(), encoding, newline="")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "encoding"),
+    [("a.csv", ",", "utf-8"), ("b.csv", ";", "utf-8-sig"), ("c.tsv", "\t", "utf-8")],
+)
+def test_texts_of_tables_come_back_as_they_are(tmp_path, name, delimiter, encoding):
+    rows = [["text", "sentiment"], *([text, str(i)] for i, text in enumerate(ODD))]
+    read = read_texts(write_csv(tmp_path / name, rows, delimiter, encoding))
+    assert read.table["text"].to_pylist() == ODD
+    assert read.table["sentiment"].to_pylist() == [str(i) for i in range(len(ODD))]
+    assert read.notes == ()
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5))
+def test_any_text_survives_parquet(tmp_path, texts):
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    read = read_texts(str(tmp_path / "t.parquet"))
+    assert read.table["text"].to_pylist() == list(dict.fromkeys(texts))
+
+
+def test_a_plain_file_has_one_text_a_line(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_bytes('\ufeffOne, two\r\n\r\n  \nשלום\n"quoted"\u2028still here'.encode())
+    read = read_texts(str(path))
+    # U+2028 separates lines for some programs, not for people who press enter
+    assert read.table["text"].to_pylist() == ["One, two", "שלום", '"quoted"\u2028still here']
+
+
+def test_labels_become_numbers_and_ids_stay_texts(tmp_path):
+    rows = [
+        ["clip_id", "file", "text", "speaker", "valence", "arousal", "duration_s", "voice"],
+        ["abc", "a.wav", "one", "03", "0.25", "nan", "9", "mine"],
+        ["def", "b.wav", "two", "04", "", "0.5", "9", "mine"],
+    ]
+    table = read_texts(write_csv(tmp_path / "t.csv", rows)).table
+    assert table["speaker"].to_pylist() == ["03", "04"]
+    assert table["valence"].to_pylist() == [0.25, None]
+    assert table["arousal"].to_pylist() == [None, 0.5]
+    assert table["valence"].type == pa.float32()
+    assert table["source_clip_id"].to_pylist() == ["abc", "def"]
+    assert table["source_file"].to_pylist() == ["a.wav", "b.wav"]
+    # what the spoken clips have of their own is not taken from elsewhere
+    assert not {"clip_id", "file", "duration_s", "voice"} & set(table.column_names)
+
+
+def test_columns_of_parquet_keep_their_kind(tmp_path):
+    table = pa.table(
+        {
+            "transcript": ["a", "b"],
+            "sentiment": pa.array([1, -1], pa.int8()),
+            "topic": pa.array(["x", "y"]).dictionary_encode(),
+            "weight": [0.5, 2.0],
+            "tokens": [["a"], ["b"]],
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    read = read_texts(str(tmp_path / "t.parquet"))
+    assert read.table["text"].to_pylist() == ["a", "b"]
+    assert read.table["sentiment"].to_pylist() == [1, -1]
+    assert read.table["topic"].to_pylist() == ["x", "y"]
+    assert read.table["weight"].to_pylist() == [0.5, 2.0]
+    assert read.notes == (f"{tmp_path}/t.parquet: columns not used: tokens",)
+
+
+def test_what_has_no_text_or_repeats_another_row_is_left_out_and_said(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text,topic\nhello,a\n,b\nhello,a\nhello,c\n")
+    read = read_texts(str(path))
+    assert read.table.to_pylist() == [
+        {"text": "hello", "topic": "a"},
+        {"text": "hello", "topic": "c"},
+    ]
+    assert [note.partition(": ")[2] for note in read.notes] == [
+        "1 rows without a text are left out",
+        "1 rows that repeat another one are left out",
+    ]
+
+
+@needs_shared
+def test_a_manifest_gives_its_transcripts(tmp_path):
+    listed = read_labelled([str(SHARED_DATA / "emodb")]).table.slice(0, 30)
+    write_manifest(str(tmp_path / "manifest"), probe_batch(listed, Segmenting()))
+    read = read_texts(str(tmp_path)).table
+    written = read_manifest(str(tmp_path))
+    assert len(read) == 30
+    assert read["text"].to_pylist() == written["transcript"].to_pylist()
+    assert read["source_clip_id"].to_pylist() == written["clip_id"].to_pylist()
+    assert set(DIMENSIONS) <= set(read.column_names)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"words,topic\na,b\n", "no column 'text', only 'words', 'topic'"),
+        (b"text,text\na,b\n", "'text' more than once"),
+        (b"text,valence\na,high\n", "column 'valence'"),
+        (b"text\n\xff\xfe\xfa\n", "not UTF-8"),
+        (b"text,topic\n,a\n", "none of its 1 rows has a text"),
+        (b"text,topic\na,b,c\n", "cannot be read"),
+        (b"", "no column 'text', only no columns"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_named(tmp_path, content, message):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_texts(str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"--texts .*none\.csv"):
+        read_texts(str(tmp_path / "none.csv"))
+    with pytest.raises(ConfigError, match="folder without a manifest"):
+        read_texts(str(tmp_path))
+
+
+def test_a_manifest_left_half_written_is_refused(tmp_path):
+    """Its first part is written last: without it nobody knows how many there were to be."""
+    pq.write_table(pa.table({"transcript": ["the end"]}), tmp_path / "part-00001.parquet")
+    with pytest.raises(ConfigError, match="incomplete"):
+        read_texts(str(tmp_path))
+
+
+def test_fingerprint_changes_with_any_value_name_order_or_type():
+    table = pa.table({"text": ["a", "b"], "n": [1, 2]})
+    others = [
+        table.slice(0, 1),
+        table.take([1, 0]),
+        table.rename_columns(["text", "m"]),
+        pa.table({"text": ["a", "b"], "n": ["1", "2"]}),
+        pa.table({"text": ["a", "b"], "n": [1, None]}),
+    ]
+    assert len({fingerprint(t) for t in [table, *others]}) == 6
+    assert fingerprint(pa.concat_tables([table.slice(0, 1), table.slice(1)])) == fingerprint(table)
+
+
+def test_without_repeats_keeps_the_first_of_equal_rows():
+    table = pa.table({"text": ["b", "a", "b", "b"], "n": [1, 1, 1, None]})
+    assert without_repeats(table).to_pylist() == [
+        {"text": "b", "n": 1},
+        {"text": "a", "n": 1},
+        {"text": "b", "n": None},
+    ]
