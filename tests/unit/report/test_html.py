@@ -14,7 +14,7 @@ from raysers.palette import BLUE, PAPER
 from raysers.report.html import element, foreign, joined, text
 from raysers.report.svg import Styles, inline
 from tests.made_runs import EVIL
-from tests.unit.evaluation.test_style import draw
+from tests.unit.test_plotting import draw
 
 
 class Reader(HTMLParser):

@@ -23,8 +23,8 @@ from raysers.report.parts import (
     with_bounds,
 )
 from tests.made_runs import EVIL
-from tests.unit.evaluation.test_report_html import Reader
-from tests.unit.evaluation.test_style import draw
+from tests.unit.report.test_html import Reader
+from tests.unit.test_plotting import draw
 
 
 def made() -> str:

@@ -12,7 +12,7 @@ from raysers.report.studies_section import study_exhibits, study_gaps
 from raysers.report.tables import paper_tables
 from raysers.report.values import PAPER_STUDIES, Value
 from raysers.studies.study import study_names
-from tests.unit.evaluation.test_figures_numbers import value
+from tests.unit.report.test_numbers import value
 
 
 def cell(model: str, number: float, factor: str = "", factor_value: str = "", **other) -> Value:

@@ -25,8 +25,8 @@ from raysers.words.respoken_figure import ccc_figure, distribution_figure
 from raysers.words.sentiment import sentiment_rows
 from raysers.words.sentiment_figure import sentiment_figure
 from raysers.words.word_chart import word_chart
-from tests.unit.evaluation.test_probe_respoken import world
-from tests.unit.evaluation.test_probe_sentiment import made
+from tests.unit.words.test_probe_respoken import world
+from tests.unit.words.test_probe_sentiment import made
 
 FEW = Bootstrap(draws=30)
 ODD = ["שלום", "مرحبا", "日本語", "नमस्ते", "naïve", "straße", "rock'n'roll", "привет"]
