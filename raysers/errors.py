@@ -10,6 +10,7 @@
     │   ├── ObjectForbidden    there, but not for us (403)
     │   ├── ObjectChanged      another version than the one that was listed
     │   ├── CredentialsError   the credentials themselves are bad: stops the job at once
+    │   ├── ConditionsUnsupported  the store has no conditional writes
     │   └── TransientStorageError  still failing after every retry: stops the job
     ├── DeviceLost             the accelerator failed this process, which has to end
     ├── TrainingDiverged       loss or gradients are not finite: the parameters stay as they were
@@ -70,6 +71,10 @@ class ObjectChanged(StorageError):
 
 class CredentialsError(StorageError):
     """Credentials are missing, wrong or expired."""
+
+
+class ConditionsUnsupported(StorageError):
+    """The store or disk cannot write on a condition (create if absent, replace if unchanged)."""
 
 
 class TransientStorageError(StorageError):

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -87,6 +87,9 @@ class Faults:
     rules: list[Fault] = field(default_factory=list)
     seen: list[tuple[str, str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    #: The server behind decides and writes in two steps; real stores do both in one.
+    one_at_a_time: bool = False
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, pattern: str, kind: str | int, **options: Any) -> Fault:
         fault = Fault(pattern=pattern, kind=str(kind), **options)
@@ -104,6 +107,7 @@ class Faults:
         with self.lock:
             self.rules.clear()
             self.seen.clear()
+            self.one_at_a_time = False
 
     def take(self, method: str, target: str, span: str) -> Fault | None:
         with self.lock:
@@ -174,8 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         upstream = http.client.HTTPConnection(self.upstream, timeout=60)
         headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
-        upstream.request(self.command, self.path, body=body, headers=headers)
-        answer = upstream.getresponse()
+        with self.rules.turn if self.rules.one_at_a_time else nullcontext():
+            upstream.request(self.command, self.path, body=body, headers=headers)
+            answer = upstream.getresponse()
         with suppress(OSError):  # a client that gave up waiting
             self.relay(answer, answer.read(), fault)
         upstream.close()

@@ -6,16 +6,20 @@ Network disks fail for moments (EIO, ESTALE), so reads are tried again before th
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import os
 import stat as stat_module
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from raysers.errors import (
+    ConditionsUnsupported,
     ObjectForbidden,
     ObjectMissing,
     StorageError,
@@ -38,6 +42,8 @@ _ATTEMPTS = 3
 _WAIT_S = 0.05
 _PAGE = 1000
 _HALF_WRITTEN = ".part-"
+_LOCK = ".raysers-lock"
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 
 def stat(path: str) -> ObjectInfo:
@@ -112,14 +118,7 @@ def write_atomic(path: str, data: bytes) -> None:
     Raises:
         WriteError: disk full, quota, read-only, no permission.
     """
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return _write(Path(path), data)
-        except OSError as error:
-            if error.errno in _UNWRITABLE or attempt == _ATTEMPTS:
-                raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
-            time.sleep(_WAIT_S * 2**attempt)
-    return None
+    _writing(lambda: _write(Path(path), data), path)
 
 
 def delete(path: str) -> None:
@@ -143,7 +142,97 @@ def sweep(path: str) -> None:
             left.unlink(missing_ok=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def content_etag(data: bytes) -> str:
+    """Version mark of a small file that is replaced often: file times are too coarse for that."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def put_if(path: str, data: bytes, etag: str = "") -> str | None:
+    """Writes the file if it is absent, or with `etag` if its content has it; see `storage`."""
+
+    def attempt() -> str | None:
+        if not etag:
+            try:
+                _write(Path(path), data, publish=_publish_new)
+            except FileExistsError:
+                return content_etag(data) if _content(path) == data else None
+            return content_etag(data)
+        with _locked(path):
+            now = _content(path)
+            if now is None or content_etag(now) != etag:
+                return content_etag(data) if now == data else None
+            _write(Path(path), data)
+            return content_etag(data)
+
+    return _writing(attempt, path)
+
+
+def delete_if(path: str, etag: str) -> bool:
+    """Removes the file if its content has `etag`; see `storage`."""
+
+    def attempt() -> bool:
+        with _locked(path):
+            now = _content(path)
+            if now is None or content_etag(now) != etag:
+                return False
+            os.unlink(path)
+            return True
+
+    return _writing(attempt, path)
+
+
+def _writing(call: Callable[[], Result], path: str) -> Result:
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno in _UNWRITABLE or attempt == _ATTEMPTS:
+                raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+            time.sleep(_WAIT_S * 2**attempt)
+    raise AssertionError("the loop above returns or raises")
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        return fetch(path, 0, 1 << 30).data
+    except ObjectMissing:
+        return None
+
+
+#: `flock` excludes other processes, on network disks not the threads of the same one.
+_threads = threading.Lock()
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Excludes other conditional writes to the folder, through a hidden file that stays there."""
+    lock = os.path.join(os.path.dirname(path), _LOCK)
+    with _threads, suppress(FileNotFoundError), open(lock, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ConditionsUnsupported(f"{lock} cannot be locked: {error.strerror}") from error
+        yield
+        return
+    yield  # no such folder, so no such file
+
+
+def _publish_new(temporary: Path, path: Path) -> None:
+    """Gives a written file its name if nothing has that name yet."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # disks without links: readers may see the file before it is complete
+        with open(path, "xb") as file:
+            file.write(temporary.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.unlink()
+
+
+def _write(path: Path, data: bytes, publish: Callable[[Path, Path], object] = os.replace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # not derived from the name, which may already be as long as the disk allows
     temporary = path.parent / f"{_HALF_WRITTEN}{uuid.uuid4().hex}"
@@ -154,7 +243,7 @@ def _write(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(descriptor)
-        os.replace(temporary, path)
+        (publish or os.replace)(temporary, path)
     except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -17,11 +17,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
+import botocore.exceptions as boto
 from boto3.s3.transfer import TransferConfig
 from botocore import UNSIGNED
 from botocore.config import Config
 
 from raysers.errors import (
+    ConditionsUnsupported,
     ConfigError,
     CredentialsError,
     ObjectMissing,
@@ -39,6 +41,9 @@ Result = TypeVar("Result")
 
 #: Above this an upload goes in parts; one PUT may not be larger than 5 GiB.
 MULTIPART_BYTES = 64 * 2**20
+#: Codes of a conditional write that was refused; the bare numbers where there is no body.
+_CONDITION_FAILED = frozenset({"PreconditionFailed", "412", "NoSuchKey", "404"})
+_NO_CONDITIONS = frozenset({"NotImplemented", "501"})
 _ENVIRONMENT_PREFIX = "RAYSERS_S3_"
 #: A change of any of these asks for another client.
 _AWS_VARIABLES = (
@@ -174,6 +179,62 @@ def write(uri: str, data: bytes) -> None:
             client().upload_fileobj(io.BytesIO(data), bucket, key, Config=transfer)
 
     _retried(put, uri, explain=write_error)
+
+
+def put_if(uri: str, data: bytes, etag: str = "") -> str | None:
+    """Stores the object if it is absent, or with `etag` if that is its version; see `storage`.
+
+    Returns:
+        The new etag, or None when the condition does not hold.
+
+    Raises:
+        ConditionsUnsupported, WriteError, CredentialsError, TransientStorageError.
+    """
+    bucket, key = _object(uri)
+    condition: Any = {"IfMatch": f'"{etag}"'} if etag else {"IfNoneMatch": "*"}
+
+    def put() -> str | None:
+        try:
+            answer = client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        except boto.ClientError as error:
+            if code_of(error) in _CONDITION_FAILED:
+                return None
+            if code_of(error) in _NO_CONDITIONS:
+                raise ConditionsUnsupported(f"{uri}: no conditional writes here") from error
+            raise
+        return etag_of(answer)
+
+    if (written := _retried(put, uri, explain=write_error)) is not None:
+        return written
+    # the answer to a first try that succeeded may have been lost, and the retry was refused
+    try:
+        found, _, now = fetch(uri, 0, len(data) + 1)
+    except ObjectMissing:
+        return None
+    return now if found == data else None
+
+
+def delete_if(uri: str, etag: str) -> bool:
+    """Removes the object if `etag` is its version; see `storage`."""
+    bucket, key = _object(uri)
+
+    def remove() -> bool:
+        try:
+            if etag_of(client().head_object(Bucket=bucket, Key=key)) != etag:
+                return False
+            try:
+                client().delete_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
+            except boto.ClientError as error:
+                if code_of(error) not in _NO_CONDITIONS:
+                    raise
+                client().delete_object(Bucket=bucket, Key=key)
+        except boto.ClientError as error:
+            if code_of(error) in _CONDITION_FAILED:
+                return False
+            raise
+        return True
+
+    return _retried(remove, uri, explain=write_error)
 
 
 def delete(uri: str) -> None:

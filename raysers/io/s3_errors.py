@@ -93,6 +93,7 @@ _BY_HTTP_STATUS: dict[int, type[StorageError]] = {
     410: ObjectMissing,
     425: TransientStorageError,
     429: TransientStorageError,
+    501: StorageError,
 }
 
 _CREDENTIAL_FAILURES = (
@@ -172,9 +173,8 @@ def _kind_of(error: Exception) -> type[StorageError]:
 def _kind_of_status(status: int, code: str) -> type[StorageError]:
     if code.startswith("KMS."):
         return ObjectForbidden
-    if status >= _HTTP_SERVER_ERROR:
-        return TransientStorageError
-    return _BY_HTTP_STATUS.get(status, StorageError)
+    other = TransientStorageError if status >= _HTTP_SERVER_ERROR else StorageError
+    return _BY_HTTP_STATUS.get(status, other)
 
 
 def _http_status(error: Exception) -> int:

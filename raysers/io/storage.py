@@ -27,7 +27,9 @@ __all__ = [
     "S3Settings",
     "absolute",
     "check_writable",
+    "create",
     "delete",
+    "delete_if",
     "is_folder",
     "is_remote",
     "join",
@@ -38,6 +40,8 @@ __all__ = [
     "parent",
     "read_bytes",
     "read_range",
+    "read_versioned",
+    "replace",
     "stat",
     "suffix_of",
     "sweep",
@@ -191,6 +195,51 @@ def write_atomic(uri: str, data: bytes) -> None:
         s3.write(uri, data)
     else:
         local.write_atomic(uri, data)
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Writes the object only if there is none of this name, atomically against other creators.
+
+    Returns:
+        False when it exists with other content. Content that is equal counts as written by this
+        call, because the answer to a first try may be lost: put something unique into `data`.
+
+    Raises:
+        ConditionsUnsupported: the store ignores or refuses the condition.
+        WriteError, CredentialsError, TransientStorageError: as `write_atomic`.
+    """
+    return _store(uri).put_if(uri, data) is not None
+
+
+def read_versioned(uri: str) -> tuple[bytes, str]:
+    """Content and version mark, for `replace` and `delete_if` alone; errors as `read_bytes`."""
+    if not is_remote(uri):
+        data = read_bytes(uri)
+        return data, local.content_etag(data)
+    data, _, etag = s3.fetch(uri, 0, _MAX_READ_BYTES)
+    return data, etag
+
+
+def replace(uri: str, data: bytes, etag: str) -> str | None:
+    """Writes the object only if `etag` of `read_versioned` is still its version.
+
+    Returns:
+        The new version mark; None when the object was changed or removed. As with `create`, equal
+        content counts as written by this call.
+
+    Raises:
+        ConditionsUnsupported, WriteError, CredentialsError, TransientStorageError: as `create`.
+    """
+    return cast("str | None", _store(uri).put_if(uri, data, etag))
+
+
+def delete_if(uri: str, etag: str) -> bool:
+    """Removes the object only if `etag` is still its version; whether it did.
+
+    Best effort: stores without conditional deletes may remove what was written a moment before.
+    Errors as `write_atomic`.
+    """
+    return cast(bool, _store(uri).delete_if(uri, etag))
 
 
 def delete(uri: str) -> None:

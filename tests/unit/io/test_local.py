@@ -122,7 +122,7 @@ def test_forbidden(tmp_path: Path) -> None:
             parent.chmod(0o755)
     script = f"""
 import os
-from raysers.data import storage
+from raysers.io import storage
 from raysers.errors import *
 os.setuid({NOBODY})
 def fate(call):
@@ -187,9 +187,9 @@ def test_a_killed_writer_leaves_the_old_file_and_no_visible_part(tmp_path: Path)
     target.write_bytes(b"old")
     script = f"""
 import os
-from raysers.data import local
+from raysers.io import local
 local.os.replace = lambda *a: os._exit(9)
-from raysers.data import storage
+from raysers.io import storage
 storage.write_atomic({str(target)!r}, b"new" * 1000)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9

@@ -1,0 +1,197 @@
+"""Writes on a condition, on disks and on a real S3 server: one winner, whatever is retried."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from raysers.errors import ConditionsUnsupported, ObjectMissing, WriteError
+from raysers.io import local, storage
+from tests.s3 import Bucket, Faults
+
+RACERS = 20
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3").uri
+
+
+def test_create_read_replace_delete(folder: str) -> None:
+    uri = f"{folder}/new/claim"
+    assert storage.create(uri, b"one")
+    assert not storage.create(uri, b"two")
+    assert storage.create(uri, b"one"), "a retried request finds its own content"
+    data, etag = storage.read_versioned(uri)
+    assert data == b"one"
+    second = storage.replace(uri, b"three", etag)
+    assert (storage.read_bytes(uri), storage.read_versioned(uri)[1]) == (b"three", second)
+    assert storage.replace(uri, b"four", etag) is None
+    assert storage.replace(uri, b"three", etag) == second
+    assert storage.read_bytes(uri) == b"three"
+    assert not storage.delete_if(uri, etag)
+    assert storage.delete_if(uri, second or "")
+    assert not storage.delete_if(uri, second or "")
+    assert storage.replace(uri, b"four", second or "") is None
+    for call in (storage.read_versioned, storage.read_bytes):
+        with pytest.raises(ObjectMissing):
+            call(uri)
+    assert storage.create(uri, b"")
+    assert storage.read_versioned(uri)[0] == b""
+
+
+def test_same_size_at_the_same_moment_is_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "claim"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(1, 1))
+    _, etag = storage.read_versioned(str(path))
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, 1))
+    assert storage.replace(str(path), b"mine", etag) is None
+
+
+def test_what_is_left_beside_a_claim_is_hidden(tmp_path: Path) -> None:
+    uri = str(tmp_path / "claim")
+    storage.create(uri, b"a")
+    storage.create(uri, b"b")
+    storage.replace(uri, b"c", storage.read_versioned(uri)[1])
+    assert [info.uri for info in storage.list_objects(str(tmp_path))] == [uri]
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def race(uri: str, attempt: str) -> list[str]:
+    """Names of the winners among 4 processes of 5 threads that run `attempt` at one moment."""
+    script = f"""
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from raysers.io import storage
+uri, start = {uri!r}, threading.Barrier(5)
+def work(number):
+    name = f"{{sys.argv[1]}}-{{number}}".encode()
+    start.wait()
+    return name.decode() if {attempt} else ""
+storage.is_folder(uri)
+print("ready", flush=True)
+sys.stdin.readline()
+with ThreadPoolExecutor(5) as pool:
+    print(*pool.map(work, range(5)))
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(RACERS // 5)
+    ]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    with ThreadPoolExecutor(RACERS) as pool:
+        outputs = list(pool.map(lambda p: p.communicate("go\n")[0], processes))
+    assert not any(process.returncode for process in processes)
+    return " ".join(outputs).split()
+
+
+@pytest.mark.parametrize("how", ["create", "replace"])
+def test_exactly_one_of_many_processes_wins(
+    how: str, folder: str, request: pytest.FixtureRequest
+) -> None:
+    if folder.startswith("s3://"):
+        request.getfixturevalue("s3_faults").one_at_a_time = True
+    uri = f"{folder}/claim"
+    if how == "create":
+        winners = race(uri, "storage.create(uri, name)")
+    else:
+        storage.create(uri, b"first")
+        etag = storage.read_versioned(uri)[1]
+        winners = race(uri, f"storage.replace(uri, name, {etag!r})")
+    assert len(winners) == 1
+    assert storage.read_bytes(uri).decode() == winners[0]
+
+
+def test_threads_take_turns_and_lose_no_update(folder: str, request: pytest.FixtureRequest) -> None:
+    if folder.startswith("s3://"):
+        request.getfixturevalue("s3_faults").one_at_a_time = True
+    uri = f"{folder}/counter"
+    storage.create(uri, b"0")
+
+    def count(number: int) -> None:
+        while True:
+            data, etag = storage.read_versioned(uri)
+            total = int(data.split()[0]) + 1
+            if storage.replace(uri, f"{total} by {number}".encode(), etag):
+                return
+
+    with ThreadPoolExecutor(RACERS) as pool:
+        list(pool.map(count, range(RACERS)))
+    assert storage.read_bytes(uri).split()[0] == b"20"
+
+
+def test_an_answer_that_is_lost_is_still_a_success(s3: Bucket, s3_faults: Faults) -> None:
+    """The store has written, the answer never arrives, and the retry finds the object there."""
+    for name in ("created", "replaced"):
+        uri = f"{s3.uri}/{name}"
+        if name == "replaced":
+            etag = storage.read_versioned(s3.put(name, b"old"))[1]
+        fault = s3_faults.add(f"/{name}", "reset", method="PUT", times=1)
+        won = (
+            storage.create(uri, b"mine")
+            if name == "created"
+            else storage.replace(uri, b"mine", etag)
+        )
+        assert (bool(won), fault.hits, s3.get(name)) == (True, 1, b"mine")
+
+
+@pytest.mark.parametrize("status", [409, 503])
+def test_conflicts_and_outages_are_retried(s3: Bucket, s3_faults: Faults, status: int) -> None:
+    s3_faults.add("/claim", status, code="ConditionalRequestConflict", method="PUT", times=2)
+    assert storage.create(f"{s3.uri}/claim", b"mine")
+
+
+def test_stores_without_conditions_say_so(s3: Bucket, s3_faults: Faults) -> None:
+    uri = s3.put("claim", b"old")
+    s3_faults.add("/claim", 501, code="NotImplemented", method="PUT")
+    _, etag = storage.read_versioned(uri)
+    for call in (lambda: storage.create(uri, b"x"), lambda: storage.replace(uri, b"x", etag)):
+        with pytest.raises(ConditionsUnsupported, match="claim"):
+            call()
+    assert s3_faults.count("/claim", "PUT") == 2, "not retried"
+    s3_faults.add("/claim", 501, code="NotImplemented", method="DELETE", times=1)
+    assert storage.delete_if(uri, etag)
+    assert s3.keys() == []
+
+
+def test_disks_without_links_and_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such disks cannot be made here, so the system calls answer as they do there."""
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(local.os, "link", unsupported)
+    uri = str(tmp_path / "claim")
+    assert storage.create(uri, b"one")
+    assert not storage.create(uri, b"two")
+    assert storage.read_bytes(uri) == b"one"
+    monkeypatch.setattr(local.fcntl, "flock", unsupported)
+    with pytest.raises(ConditionsUnsupported, match="lock"):
+        storage.replace(uri, b"two", storage.read_versioned(uri)[1])
+
+
+def test_refusals_are_write_errors(s3: Bucket, s3_faults: Faults) -> None:
+    s3_faults.add("/claim", 403, code="AccessDenied", method="PUT")
+    with pytest.raises(WriteError, match="AccessDenied"):
+        storage.create(f"{s3.uri}/claim", b"x")
+    with pytest.raises(WriteError, match="/proc/claim"):
+        storage.create("/proc/claim", b"x")
+    with pytest.raises(WriteError, match="no-such-bucket"):
+        storage.create("s3://no-such-bucket-here/claim", b"x")
