@@ -16,12 +16,10 @@ from typing import Annotated
 
 import tyro
 
-from raysers import annotate as annotation
-from raysers.cli import ClipJobFlags, as_plain, parse
-from raysers.engine import cluster, estimate, job, summary
-from raysers.engine import plan as planning
-from raysers.errors import ConfigError
-from raysers.run import Exit, quiet_environment, run_main
+from raysers.annotate import AnnotateTask
+from raysers.cli import ClipJobFlags, parse
+from raysers.engine.job import ClipJob
+from raysers.run import quiet_environment, run_main
 
 JOB = "annotate"
 
@@ -32,44 +30,20 @@ class AnnotateFlags(ClipJobFlags):
 
     embeddings: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write the masked mean of the model's last layer."""
-    max_clip_s: float = 600.0
-    """Longer clips are `too_long` instead of scored; cut recordings with --segment window."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        super().check()
-        if not self.max_clip_s > 0:
-            raise ConfigError(f"--max-clip-s is {self.max_clip_s}: give a length above 0 seconds")
 
 
 def annotate(flags: AnnotateFlags) -> int:
-    """Check, plan, run what is left, conclude; returns the exit code."""
-    flags = planning.anchored(flags)
-    with planning.before_writing():
-        earlier = planning.open_output(flags, JOB, "annotations")
-        task = annotation.prepare(
-            flags.model,
-            dtype=flags.dtype,
-            max_padded_s=flags.max_padded_s,
-            embeddings=flags.embeddings,
+    """Check, plan, score what is left, conclude; returns the exit code."""
+    with ClipJob.open(flags, JOB, table=AnnotateTask.table) as job:
+        job.prepare(
+            AnnotateTask.load(
+                flags.model,
+                dtype=flags.dtype,
+                max_padded_s=flags.max_padded_s,
+                embeddings=flags.embeddings,
+            )
         )
-        cluster.connect()
-        placement = cluster.place(flags.workers)
-        task = annotation.placed(task, placement, earlier)
-        own = {**task.settings, "max_clip_s": flags.max_clip_s}
-        plan = planning.make_plan(flags, task.table, planning.row_settings(flags, own), earlier)
-    summary.print_plan(JOB, plan)
-    summary.warn_of_long_clips(plan, flags.max_clip_s)
-    if task.has_random_weights:
-        summary.print_warning(f"{task.model} has random weights: its scores mean nothing")
-    if flags.dry_run:
-        guess = estimate.estimate(plan, task, placement, flags.max_clip_s)
-        lines = estimate.rows(plan, guess, placement, flags.usd_per_hour)
-        summary.print_pairs("estimate (nothing was written)", lines)
-        return Exit.DONE
-    record = job.start(flags, JOB, plan, as_plain(flags), task)
-    ran = job.run_plan(flags, plan, task, placement, record, flags.max_clip_s)
-    return job.conclude(flags, plan, task.table, record, ran)
+        return job.estimate() if flags.dry_run else job.execute()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from raysers import annotate as annotation
 from raysers.cli import ListingFlags, Uris, as_plain, parse
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.engine import cluster, plan
-from raysers.engine.indexing import index_labelled
+from raysers.engine.plan import index_labelled
 from raysers.engine.job import recorded
 from raysers.errors import ConfigError
 from raysers.evaluation import runs, tables

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysers.cli import ClipJobFlags, as_plain, parse
-from raysers.engine import cluster, estimate, job, output, summary
+from raysers.engine import cluster, estimate, job, output, progress
 from raysers.engine import plan as planning
 from raysers.errors import ConfigError
 from raysers.evaluation.tables import print_metrics, print_notes
@@ -84,7 +84,7 @@ def predict(flags: FusePredictFlags) -> int:
         plan = planning.make_plan(flags, task.table, planning.row_settings(flags, own), earlier)
         if task.words.asr is None:
             fusion_data.require_words(plan.manifest)
-    summary.print_plan("fuse", plan)
+    progress.print_plan("fuse", plan)
     summary.warn_of_long_clips(plan, flags.max_clip_s)
     _warn_of_random_weights(task)
     if flags.dry_run:
@@ -95,13 +95,13 @@ def predict(flags: FusePredictFlags) -> int:
     code = job.conclude(flags, plan, task.table, record, ran)
     texts = output.read_all(flags.output, task.table, len(plan.shards), ["text"])["text"]
     if note := fusion_parts.cut_note(task.words, texts.drop_null().to_pylist()):
-        summary.print_warning(note)
+        progress.print_warning(note)
     return code
 
 
 def _warn_of_random_weights(task: FusionTask) -> None:
     if task.has_random_weights:
-        summary.print_warning(f"{task.sound.model} has random weights: its scores mean nothing")
+        progress.print_warning(f"{task.sound.model} has random weights: its scores mean nothing")
 
 
 def _print_estimate(
@@ -113,7 +113,7 @@ def _print_estimate(
 ) -> int:
     guess = estimate.estimate(plan, task, placement, max_clip_s)
     lines = estimate.rows(plan, guess, placement, flags.usd_per_hour)
-    summary.print_pairs("estimate (nothing was written)", lines)
+    progress.print_pairs("estimate (nothing was written)", lines)
     return Exit.DONE
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from raysers.cli import CorpusName, ListingFlags, as_plain, parse
-from raysers.engine import cluster, job, plan, summary
+from raysers.engine import cluster, job, plan, progress
 from raysers.io.storage import absolute, suffix_of
 from raysers.run import (
     Exit,
@@ -77,13 +77,13 @@ def index(flags: IndexFlags) -> int:
         cluster.connect()
         manifest, notes = _clips(flags, labels)
     for note in notes:
-        summary.print_warning(note)
+        progress.print_warning(note)
     record = new_record(JOB, as_plain(flags), settings, None)
     job.begin_output(flags, JOB, manifest, {}, record)
-    outcome = {"clips": manifest.num_rows, "statuses": summary.count_statuses(manifest)}
+    outcome = {"clips": manifest.num_rows, "statuses": progress.count_statuses(manifest)}
     finished(record, "done", outcome).save(flags.output)
-    summary.print_statuses(outcome["statuses"])
-    summary.print_manifest(manifest, flags.output)
+    progress.print_statuses(outcome["statuses"])
+    progress.print_manifest(manifest, flags.output)
     return Exit.DONE
 
 

@@ -20,7 +20,7 @@ import tyro
 
 from raysers import annotate
 from raysers.cli import ClipJobFlags, as_plain, parse
-from raysers.engine import cluster, estimate, job, summary
+from raysers.engine import cluster, estimate, job, progress
 from raysers.engine import plan as planning
 from raysers.errors import ConfigError
 from raysers.robustness.changes import Comparison
@@ -140,15 +140,15 @@ def robustness(flags: RobustnessFlags) -> int:
         own = {**task.settings, "max_clip_s": flags.max_clip_s}
         plan = planning.make_plan(flags, task.table, planning.row_settings(flags, own), earlier)
     versions = task.versions
-    summary.print_plan(JOB, plan)
-    summary.print_versions(versions.names, [row.name for row in task.left_out])
+    progress.print_plan(JOB, plan)
+    progress.print_versions(versions.names, [row.name for row in task.left_out])
     if scoring.has_random_weights:
-        summary.print_warning(f"{scoring.model} has random weights: its scores mean nothing")
+        progress.print_warning(f"{scoring.model} has random weights: its scores mean nothing")
     summary.warn_of_long_clips(plan, flags.max_clip_s)
     if flags.dry_run:
         guess = estimate.estimate(plan, task, placement, flags.max_clip_s, versions)
         lines = estimate.rows(plan, guess, placement, flags.usd_per_hour)
-        summary.print_pairs("estimate (nothing was written)", lines)
+        progress.print_pairs("estimate (nothing was written)", lines)
         return Exit.DONE
     record = job.start(flags, JOB, plan, as_plain(flags), task)
     ran = job.run_plan(flags, plan, task, placement, record, flags.max_clip_s, versions)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import tyro
 
 from raysers.cli import as_plain, parse
-from raysers.engine import cluster, job, summary
+from raysers.engine import cluster, job, progress
 from raysers.engine import plan as planning
 from raysers.errors import ConfigError
 from raysers.io import storage
@@ -165,11 +165,11 @@ def synthesize(flags: SynthesizeFlags) -> int:
         redo = frozenset(map(str, flags.retry))
         left = synthesis.shards_left(flags.output, blocks, redo)
     for note in read.notes:
-        summary.print_warning(note)
+        progress.print_warning(note)
     print(f"{JOB}: {synthesis_output.notes(len(read.table), plan, len(blocks), left)}", flush=True)
     if flags.dry_run:
         guess = synthesis.estimate(left, engine, crew)
-        summary.print_pairs("estimate (nothing was written)", guess)
+        progress.print_pairs("estimate (nothing was written)", guess)
         return Exit.DONE
     started = time.perf_counter()
     record = new_record(JOB, as_plain(flags), _settings(flags, engine, read.table), earlier)

@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from raysers.cli import ClipJobFlags, as_plain, parse
-from raysers.engine import cluster, estimate, job, summary
+from raysers.engine import cluster, estimate, job, progress
 from raysers.engine import plan as planning
 from raysers.errors import ConfigError
 from raysers.evaluation.draws import Bootstrap
@@ -62,12 +62,12 @@ def transcribe(flags: TranscribeFlags) -> int:
         task = transcription.placed(task, placement, earlier)
         own = {**task.settings, "max_clip_s": flags.max_clip_s}
         plan = planning.make_plan(flags, task.table, planning.row_settings(flags, own), earlier)
-    summary.print_plan(JOB, plan)
+    progress.print_plan(JOB, plan)
     summary.warn_of_long_clips(plan, flags.max_clip_s)
     if flags.dry_run:
         guess = estimate.estimate(plan, task, placement, flags.max_clip_s)
         lines = estimate.rows(plan, guess, placement, flags.usd_per_hour)
-        summary.print_pairs("estimate (nothing was written)", lines)
+        progress.print_pairs("estimate (nothing was written)", lines)
         return Exit.DONE
     config = {name: value for name, value in as_plain(flags).items() if name != "model"}
     record = job.start(flags, JOB, plan, config, task)

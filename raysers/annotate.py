@@ -1,35 +1,43 @@
-"""The annotation task: emotion scores, and embeddings when asked for, of every clip.
+"""The task of the main job: emotion scores, and embeddings when asked for, of every clip.
 
-The driver loads the model once to check it before anything is written; every worker loads it again,
-pinned to the revision that was checked.
+The driver checks the model before anything is written; every worker loads it again, pinned to the
+revision that was checked.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
+import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
-import ray
 
-from raysers.engine.cluster import Placement, is_one_machine, patient_get
-from raysers.engine.worker import Signal
-from raysers.errors import CheckpointError, ClipError
+from raysers.engine.plan import Placement
+from raysers.engine.worker import ClipTask, Signal
+from raysers.errors import CheckpointError, ClipError, ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
-from raysers.model_files import local_model
 from raysers.models.backbones import parse_model_name
-from raysers.models.loading import load_emotion_model
-from raysers.models.precision import dtype_name
-from raysers.models.scorer import Scorer, auto_padded_s, score_rows
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, with_embeddings
 from raysers.types import DIMENSIONS
 
+if TYPE_CHECKING:
+    from raysers.models.scorer import Row as ScoredRow
+
+_COPY_BYTES = 8 << 20
+#: Files of a model folder; text models also have vocabularies.
+_MODEL_FILES = (".json", ".safetensors", ".bin", ".md", ".txt", ".model")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnnotateTask:
+class AnnotateTask(ClipTask):
     """Settings of an annotation, checked against the model itself.
 
     Attributes:
@@ -39,8 +47,9 @@ class AnnotateTask:
         hidden_size: size of an embedding.
         dtype: `auto` until `placed` settles it for all workers.
         max_padded_s: padded seconds per forward; 0 chooses for the device.
-        threads: compute threads per worker.
         embeddings: also write the masked mean of the last layer.
+        device: `cpu` or `cuda`, from `placed`.
+        threads: compute threads per worker.
     """
 
     model: str
@@ -50,8 +59,35 @@ class AnnotateTask:
     dtype: str
     max_padded_s: float
     embeddings: bool
+    device: str = "cpu"
     threads: int = 1
-    table: str = "annotations"
+
+    @classmethod
+    def load(
+        cls, model: str, *, dtype: str, max_padded_s: float, embeddings: bool = False
+    ) -> AnnotateTask:
+        """Load and check the model here, before anything is written.
+
+        Raises:
+            ConfigError: unknown model.
+            CheckpointError: a model that cannot be trusted to score.
+        """
+        from raysers.models.loading import load_emotion_model
+
+        name = parse_model_name(model)
+        if name.path is not None and name.alias is None and not name.random:
+            model = storage.absolute(model)  # workers have working folders of their own
+        loaded = load_emotion_model(local_model(model))
+        pinned = name.hub_id is not None and not name.random
+        return cls(
+            model=model,
+            load_from=f"{model.partition('@')[0]}@{loaded.revision}" if pinned else model,
+            revision=loaded.revision,
+            hidden_size=loaded.hidden_size,
+            dtype=dtype,
+            max_padded_s=max_padded_s,
+            embeddings=embeddings,
+        )
 
     @property
     def schema(self) -> pa.Schema:
@@ -59,9 +95,10 @@ class AnnotateTask:
         return with_embeddings(ANNOTATIONS, self.hidden_size) if self.embeddings else ANNOTATIONS
 
     @property
-    def has_random_weights(self) -> bool:
-        """True when nobody ever trained the model."""
-        return parse_model_name(self.model).random
+    def notes(self) -> Sequence[str]:
+        """A warning about weights that were never trained."""
+        random = parse_model_name(self.model).random
+        return [f"{self.model} has random weights: its scores mean nothing"] if random else []
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,81 +110,126 @@ class AnnotateTask:
             "embeddings": self.embeddings,
         }
 
+    def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
+        """See `ClipTask.placed`."""
+        return replace(
+            self,
+            dtype=settled_dtype(self.dtype, placement, earlier),
+            device=placement.device,
+            threads=placement.threads,
+        )
+
     def open(self) -> Annotator:
         """Load the model on this worker's device."""
         return Annotator(self)
-
-
-def prepare(model: str, *, dtype: str, max_padded_s: float, embeddings: bool) -> AnnotateTask:
-    """Load and check the model here, before anything is written.
-
-    Raises:
-        ConfigError: unknown model.
-        CheckpointError: a model that cannot be trusted to score.
-    """
-    name = parse_model_name(model)
-    if name.path is not None and name.alias is None and not name.random:
-        model = storage.absolute(model)  # workers have working folders of their own
-    loaded = load_emotion_model(local_model(model))
-    pinned = name.hub_id is not None and not name.random
-    return AnnotateTask(
-        model=model,
-        load_from=f"{model.partition('@')[0]}@{loaded.revision}" if pinned else model,
-        revision=loaded.revision,
-        hidden_size=loaded.hidden_size,
-        dtype=dtype,
-        max_padded_s=max_padded_s,
-        embeddings=embeddings,
-    )
-
-
-def placed(task: AnnotateTask, placement: Placement, earlier: RunRecord | None) -> AnnotateTask:
-    """The task with threads and number format settled, the same for all workers.
-
-    `auto` means what it meant when the output was begun, else what the workers' hardware has.
-    """
-    dtype = task.dtype
-    if dtype == "auto" and earlier is not None:
-        dtype = str(earlier.settings.get("dtype", dtype))
-    if dtype == "auto" or dtype == "fp16":
-        dtype = _ask_worker(dtype, placement)
-    return replace(task, dtype=dtype, threads=placement.threads)
-
-
-def _ask_worker(dtype: str, placement: Placement) -> str:
-    if placement.device == "cpu" and is_one_machine():
-        return dtype_name(dtype, "cpu")
-    ask = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(dtype_name)
-    wanted = f"one worker ({placement.num_gpus:g} GPU, {placement.num_cpus:g} CPU)"
-    return str(patient_get(ask.remote(dtype, placement.device), wanted))
 
 
 class Annotator:
     """A loaded model on one device, turning micro-batches into rows' columns."""
 
     def __init__(self, task: AnnotateTask) -> None:
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        from raysers.models.loading import load_emotion_model
+        from raysers.models.scorer import Scorer, auto_padded_s
+
         loaded = load_emotion_model(local_model(task.load_from))
-        if loaded.revision != task.revision:
-            raise CheckpointError(
-                f"{task.model} is {loaded.revision} on {platform.node()} but was {task.revision} "
-                "when the job began: every node must have the same, and it must not change"
-            )
-        self.scorer = Scorer(loaded, dtype=task.dtype, device=device, threads=task.threads)
+        require_revision(task.model, task.revision, loaded.revision)
+        self.scorer = Scorer(loaded, dtype=task.dtype, device=task.device, threads=task.threads)
         self.max_padded_s = task.max_padded_s or auto_padded_s(self.scorer)
-        self.schema = task.schema
         self.provenance = {"model": task.model, "model_revision": task.revision}
         self._embeddings = task.embeddings
 
-    def score(self, signals: Sequence[Signal]) -> list[dict[str, Any] | ClipError]:
-        """Per signal its own columns, or why it has none."""
+    def score(
+        self, signals: Sequence[Signal], transcripts: Sequence[str | None] = ()
+    ) -> list[dict[str, Any] | ClipError]:
+        """See `ClipModel.score`; transcripts are not used."""
+        from raysers.models.scorer import score_rows
+
         return [
             row if isinstance(row, ClipError) else self._columns(row)
             for row in score_rows(self.scorer, signals)
         ]
 
-    def _columns(self, row: Any) -> dict[str, Any]:
+    def _columns(self, row: ScoredRow) -> dict[str, Any]:
         columns: dict[str, Any] = dict(zip(DIMENSIONS, row.scores.tolist(), strict=True))
         if self._embeddings:
             columns["embedding"] = row.embedding
         return columns
+
+
+def settled_dtype(dtype: str, placement: Placement, earlier: RunRecord | None) -> str:
+    """What `--dtype` means to the workers: `auto` as when the output was begun, else by hardware.
+
+    Raises:
+        ConfigError: the workers do not compute in this precision.
+    """
+    if dtype == "auto" and earlier is not None:
+        dtype = str(earlier.settings.get("dtype", dtype))
+    if dtype not in ("auto", "fp16"):
+        return dtype
+    from raysers.models.precision import dtype_name
+
+    if placement.local:
+        return dtype_name(dtype, placement.device)
+    from raysers.engine import cluster
+
+    if placement.device == "cpu" and cluster.is_one_machine():
+        return dtype_name(dtype, "cpu")
+    return str(cluster.call_on_worker(placement, dtype_name, dtype, placement.device))
+
+
+def require_revision(name: str, checked: str, found: str) -> None:
+    """Raises CheckpointError when a worker finds another model than the driver checked."""
+    if found != checked:
+        raise CheckpointError(
+            f"{name} is {found} on {platform.node()} but was {checked} when the job began: every "
+            "node must have the same, and it must not change"
+        )
+
+
+def local_model(model: str, flag: str = "--model") -> str:
+    """`model` itself, or for an `s3://` prefix the local folder it was fetched to.
+
+    Raises:
+        ConfigError: nothing there, or it may not be read; it names `flag`.
+    """
+    if not storage.is_remote(model):
+        return model
+    try:
+        found = sorted(storage.list_objects(model), key=lambda o: o.uri)
+    except (ObjectMissing, ObjectForbidden) as error:
+        raise ConfigError(f"{flag} {model}: {error}") from error
+    prefix = model.rstrip("/") + "/"
+    files = {o.uri.removeprefix(prefix): o for o in found if o.uri.endswith(_MODEL_FILES)}
+    # a model folder is flat; anything nested (or oddly named) is not part of it
+    files = {name: o for name, o in files.items() if "/" not in name and "\\" not in name}
+    if "config.json" not in files:
+        raise ConfigError(f"{flag} {model}: no config.json under this prefix")
+    versions = "\n".join(f"{o.uri} {o.etag} {o.num_bytes}" for o in files.values())
+    digest = hashlib.sha256(versions.encode()).hexdigest()[:24]
+    folder = _cache_folder() / digest
+    if not folder.is_dir():
+        _fetch({name: o.uri for name, o in files.items()}, folder)
+    return str(folder)
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "raysers" / "models"
+
+
+def _fetch(uris: dict[str, str], folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    except OSError as error:
+        raise ConfigError(f"{folder.parent} cannot be written; set XDG_CACHE_HOME") from error
+    try:
+        for name, uri in uris.items():
+            with storage.open_file(uri) as source, (partial / name).open("wb") as copy:
+                shutil.copyfileobj(source, copy, _COPY_BYTES)
+        with suppress(OSError):  # another process was first; its copy is the same
+            partial.rename(folder)
+    except OSError as error:
+        raise ConfigError(f"no room for the model in {folder.parent}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

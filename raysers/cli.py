@@ -76,8 +76,9 @@ class ClipJobFlags(ListingFlags):
     """Alias, hub id, folder or s3:// prefix of a model, with an optional @revision."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the model; auto is bf16 where the hardware has it, else fp32."""
-    workers: int = 0
-    """Model workers; 0 uses every GPU, or every CPU when there is none."""
+    workers: int | Literal["local"] = 0
+    """Model workers; 0 uses every GPU, or every CPU when there is none, and needs no Ray for up to
+    an hour of audio on one machine; `local` scores in this process, without Ray."""
     max_padded_s: float = 0.0
     """Padded audio seconds per forward pass; 0 chooses for the device."""
     shard_s: float = 1800.0
@@ -86,16 +87,20 @@ class ClipJobFlags(ListingFlags):
     """Print the plan with a measured estimate of time and cost, and write nothing."""
     usd_per_hour: float = 0.0
     """Price of one worker per hour (its machine's, divided by the workers on it)."""
+    max_clip_s: float = 600.0
+    """Longer clips are `too_long` instead of scored; cut recordings with --segment window."""
     max_failed: float = 0.05
     """Highest share of rows that are not ok before the job ends with exit code 3."""
     retry: tuple[Status, ...] = ()
-    """When resuming, also redo clips with these statuses."""
+    """When resuming, also score clips with these statuses again."""
 
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
         super().check()
-        _require(self.workers >= 0, "--workers", self.workers, "0 (automatic) or more")
+        fits = self.workers == "local" or self.workers >= 0
+        _require(fits, "--workers", self.workers, "0 (automatic), a number, or local")
         _require(self.max_padded_s >= 0, "--max-padded-s", self.max_padded_s, "0 or more seconds")
+        _require(self.max_clip_s > 0, "--max-clip-s", self.max_clip_s, "a length above 0 seconds")
         _require(self.shard_s > 0, "--shard-s", self.shard_s, "a length above 0 seconds")
         _require(0 <= self.max_failed <= 1, "--max-failed", self.max_failed, "a share from 0 to 1")
         _require(self.usd_per_hour >= 0, "--usd-per-hour", self.usd_per_hour, "0 or more")

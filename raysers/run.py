@@ -1,6 +1,7 @@
-"""The record of a run (`run.json`) and the rules for writing into a folder that already has one.
+"""The life of an output folder: one `Run` owns it from the first look to the last record.
 
-`settings` in the record are what decides the rows; a folder is only continued with equal ones.
+`run.json` is the record of the run. Its `settings` decide the rows: a folder is only continued with
+equal ones, and only one run at a time may hold it.
 """
 
 from __future__ import annotations
@@ -8,21 +9,36 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
+import threading
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from importlib import metadata
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 import raysers
-from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedError
+from raysers.errors import (
+    ConfigError,
+    ObjectMissing,
+    RaysersError,
+    RefusedError,
+    StorageError,
+    TransientStorageError,
+)
 from raysers.io import storage
+from raysers.io.claim import Claim
 
 _VERSIONED = ("ray", "torch", "transformers", "soundfile", "soxr", "pyarrow", "numpy")
+
+#: Where Ray unpacks what `ray job submit --working-dir` sends.
+_RAY_PACKAGES = "runtime_resources"
 
 
 class Exit(IntEnum):
@@ -32,6 +48,8 @@ class Exit(IntEnum):
     FAILED = 1
     BAD_CONFIG = 2
     TOO_MANY_FAILED = 3
+    INTERRUPTED = 130
+    TERMINATED = 143
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +79,250 @@ class RunRecord:
         storage.write_atomic(storage.join(output, "run.json"), (text + "\n").encode())
 
 
+class Run:
+    """One output folder, claimed by this process until the block ends.
+
+        with Run.open("annotate", output, table="annotations") as run:
+            ...                          # what is wrong up to here is exit 2, nothing written
+            run.begin(config, settings)  # refuses other settings; run.json says `running`
+            ...
+            run.finish("done", outcome)
+
+    Attributes:
+        output: the folder, spelled the same for every process of a cluster.
+        earlier: the record of the run that is resumed, if any.
+        record: this run's record, from `begin` on.
+    """
+
+    def __init__(self, job: str, output: str, earlier: RunRecord | None, claim: Claim | None):
+        self.job = job
+        self.output = output
+        self.earlier = earlier
+        self.record: RunRecord | None = None
+        self.run_id = uuid.uuid4().hex[:16]
+        self._claim = claim
+        self._new_folders: list[str] = []
+
+    @classmethod
+    def open(cls, job: str, output: str, *, table: str = "", dry_run: bool = False) -> Run:
+        """Claim the folder and look at what it holds; a dry run only looks.
+
+        Args:
+            job: name of the job; the folder must be its own, or new.
+            output: `--output` as given.
+            table: the job's table; parts of it without a `run.json` are refused.
+            dry_run: leave the folder as it is.
+
+        Raises:
+            RefusedError: the folder belongs to another job, or another run holds it.
+            ConfigError: it cannot be written, or holds tables of unknown origin.
+        """
+        output = absolute_output(output)
+        with _as_config_errors():
+            earlier = load_record(output)  # a folder of another job is not even claimed
+            _refuse_other_job(output, earlier, job)
+            new = [] if dry_run else _missing_folders(output)
+            claim = None if dry_run else Claim.take(output, job)
+            run = cls(job, output, earlier, claim)
+            run._new_folders = new
+            try:
+                run.earlier = earlier if dry_run else load_record(output)
+                _refuse_other_job(output, run.earlier, job)
+                if run.earlier is None and table:
+                    _refuse_unknown_parts(output, table)
+            except BaseException:
+                run._release()
+                raise
+        return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None and self.record is not None:
+                self._fail(error)
+            elif isinstance(error, StorageError) and not isinstance(error, TransientStorageError):
+                # nothing is written yet: a store that refuses is the command's fault
+                raise ConfigError(str(error)) from error
+        finally:
+            self._release()
+
+    def refuse_other_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raises RefusedError naming every setting in which the folder's rows differ."""
+        if self.earlier is None:
+            return
+        before = self.earlier.settings
+        differing = [
+            f"{key} was {before.get(key)!r}, now {settings.get(key)!r}"
+            for key in sorted({*before, *settings})
+            if before.get(key) != settings.get(key)
+        ]
+        if differing:
+            raise RefusedError(
+                f"--output {self.output} holds rows of other settings ({'; '.join(differing)}): "
+                "choose another folder, or repeat the earlier settings to resume"
+            )
+
+    def begin(self, config: Mapping[str, Any], settings: Mapping[str, Any]) -> RunRecord:
+        """Write the record with status `running`; from here on a failure is recorded.
+
+        Raises:
+            RefusedError: the folder's rows have other settings.
+            WriteError: the folder cannot be written.
+        """
+        self.refuse_other_settings(settings)
+        record = RunRecord(
+            run_id=self.run_id,
+            job=self.job,
+            status="running",
+            started_at=now(),
+            config=config,
+            settings=settings,
+            versions=_versions(),
+            command=sys.argv,
+            history=_history(self.earlier),
+        )
+        self._save(record)
+        return record
+
+    def finish(self, status: str, outcome: Mapping[str, Any]) -> None:
+        """Write how the run ended: `done`, `done_with_failures`, `stopped`, with the figures.
+
+        Raises:
+            RaysersError: another run has taken the folder over.
+        """
+        assert self.record is not None, "finish before begin"
+        self._save(replace(self.record, status=status, finished_at=now(), outcome=outcome))
+
+    def abandon(self) -> None:
+        """Remove the record that `begin` wrote into a new folder: nothing has been done yet."""
+        assert self.earlier is None, "the folder holds an earlier run"
+        with suppress(RaysersError):
+            storage.delete(storage.join(self.output, "run.json"))
+        self.record = None
+
+    def verify(self) -> None:
+        """Raises RaysersError when another run has taken the folder over."""
+        if self._claim is not None:
+            self._claim.verify()
+
+    def _save(self, record: RunRecord) -> None:
+        self.verify()
+        record.save(self.output)
+        self.record = record
+
+    def _fail(self, error: BaseException) -> None:
+        """Record the failure, unless the folder is no longer this run's."""
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        text = str(error) or type(error).__name__
+        with suppress(RaysersError):  # the disk may be what failed
+            self.finish(
+                "interrupted" if stopped else "failed",
+                {"error": f"{type(error).__name__}: {text}"},
+            )
+        if isinstance(error, ConfigError):  # no longer the command's fault
+            raise RaysersError(f"on a worker: {error}") from error
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+        if self.record is None:  # nothing was written: leave no folder behind
+            for folder in self._new_folders:
+                with suppress(OSError):
+                    os.rmdir(folder)
+
+
+def absolute_output(output: str) -> str:
+    """`--output` as a place that means the same in every process of the cluster.
+
+    Raises:
+        ConfigError: it would be thrown away with the job's copy of the code.
+    """
+    here = not storage.is_remote(output) and not os.path.isabs(os.path.expanduser(output))
+    if _RAY_PACKAGES in os.getcwd() and here:
+        raise ConfigError(
+            f"--output {output} would be inside the job's own copy of the code, which is "
+            "thrown away: give an absolute path or an s3:// prefix"
+        )
+    return storage.absolute(output)
+
+
 def now() -> str:
     """The present instant, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def load_record(output: str) -> RunRecord | None:
+    """The record in `output`, or None when the folder has none.
+
+    Raises:
+        ConfigError: a `run.json` is there but is not one of ours.
+        StorageError: it cannot be read for another reason.
+    """
+    uri = storage.join(output, "run.json")
+    try:
+        raw = json.loads(storage.read_bytes(uri))
+        known = {name: raw[name] for name in RunRecord.__slots__ if name in raw}
+        known["history"] = tuple(known.get("history", ()))
+        return RunRecord(**known)
+    except ObjectMissing:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--output {output}: its run.json is not a run record ({error})"
+        ) from error
+
+
+@contextmanager
+def _as_config_errors() -> Iterator[None]:
+    """Until something is written, a store that refuses is the command's fault, not the job's."""
+    try:
+        yield
+    except TransientStorageError:
+        raise
+    except StorageError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _refuse_other_job(output: str, earlier: RunRecord | None, job: str) -> None:
+    if earlier is not None and earlier.job != job:
+        raise RefusedError(
+            f"--output {output} holds a run of {earlier.job!r}: choose another folder for {job!r}"
+        )
+
+
+def _refuse_unknown_parts(output: str, table: str) -> None:
+    if storage.list_parts(storage.join(output, table)):
+        raise ConfigError(f"--output {output} has {table} but no run.json: choose another folder")
+
+
+def _missing_folders(output: str) -> list[str]:
+    """The local folders that claiming `output` would make, deepest first."""
+    missing: list[str] = []
+    while not storage.is_remote(output) and not os.path.lexists(output):
+        missing.append(output)
+        output = os.path.dirname(output)
+    return missing
+
+
+def _history(earlier: RunRecord | None) -> tuple[Mapping[str, Any], ...]:
+    if earlier is None:
+        return ()
+    names = ("run_id", "status", "started_at", "finished_at", "outcome")
+    return (*earlier.history, {name: getattr(earlier, name) for name in names})
+
+
+def _versions() -> dict[str, str]:
+    found = {"raysers": raysers.__version__, "python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def new_record(
@@ -98,27 +357,6 @@ def finished(record: RunRecord, status: str, outcome: Mapping[str, Any]) -> RunR
     return replace(record, status=status, finished_at=now(), outcome=outcome)
 
 
-def load_record(output: str) -> RunRecord | None:
-    """The record in `output`, or None when the folder has none.
-
-    Raises:
-        ConfigError: a `run.json` is there but is not one of ours.
-        StorageError: it cannot be read for another reason.
-    """
-    uri = storage.join(output, "run.json")
-    try:
-        raw = json.loads(storage.read_bytes(uri))
-        known = {name: raw[name] for name in RunRecord.__slots__ if name in raw}
-        known["history"] = tuple(known.get("history", ()))
-        return RunRecord(**known)
-    except ObjectMissing:
-        return None
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"--output {output}: its run.json is not a run record ({error})"
-        ) from error
-
-
 def refuse_other_settings(
     output: str, earlier: RunRecord, job: str, settings: Mapping[str, Any]
 ) -> None:
@@ -139,18 +377,9 @@ def refuse_other_settings(
         )
 
 
-def _versions() -> dict[str, str]:
-    found = {"raysers": raysers.__version__, "python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def run_main(job: Callable[[], int]) -> int:
     """Run a job's body and turn how it ended into an exit code and, on errors, one clear line."""
+    end_on_sigterm()
     try:
         return int(job())
     except ConfigError as error:
@@ -158,17 +387,30 @@ def run_main(job: Callable[[], int]) -> int:
     except (RaysersError, MemoryError) as error:
         return _report(error, Exit.FAILED)
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command resumes where it stopped", file=sys.stderr)
-        return int(Exit.FAILED)
+        return _stopped("interrupted", Exit.INTERRUPTED)
     except SystemExit as error:
         if error.code in (Exit.DONE, Exit.BAD_CONFIG):  # --help, or arguments that do not parse
             return int(error.code)
-        print("\nended by a signal: the same command resumes where it stopped", file=sys.stderr)
-        return int(Exit.FAILED)
+        return _stopped("terminated", Exit.TERMINATED)
     except Exception:
         traceback.print_exc()
-        print("error: this is a bug; the same command resumes once it is mended", file=sys.stderr)
+        print("error: this is a bug; once it is fixed, the same command resumes", file=sys.stderr)
         return int(Exit.FAILED)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind the main thread like Ctrl-C; Ray replaces the handler when it starts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise SystemExit(int(Exit.TERMINATED))
+
+
+def _stopped(how: str, code: Exit) -> int:
+    print(f"\n{how}: the same command resumes where it stopped", file=sys.stderr)
+    return int(code)
 
 
 def _report(error: BaseException, code: Exit) -> int:

@@ -1,7 +1,7 @@
-"""The Ray cluster: joining it, and placing workers so that nothing waits for ever.
+"""The Ray cluster: joining it, placing workers on it, and calling functions there.
 
-Ray Data hangs in silence when its actors ask for more than the cluster has, so the demand is
-compared with the cluster's resources (or what its autoscaler may add) before anything starts.
+Ray Data waits in silence when its actors ask for more than the cluster has, so the demand is
+compared with the cluster's resources before anything starts.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data.read_api import from_blocks
 
-from raysers.errors import ConfigError, RaysersError
+from raysers import errors
+from raysers.engine.plan import Placement
+from raysers.errors import ClipError, ConfigError, RaysersError
+from raysers.run import end_on_sigterm
 
 #: More workers than this per CPU only take memory from each other.
 _MAX_WORKERS_PER_CPU = 4
@@ -35,53 +38,56 @@ _ASK_AGAIN_S = 10.0
 _SAY_EVERY_S = 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """How many model workers, and what each reserves."""
-
-    workers: int
-    num_cpus: float
-    num_gpus: float
-
-    @property
-    def device(self) -> str:
-        """`cuda` or `cpu`."""
-        return "cuda" if self.num_gpus else "cpu"
-
-    @property
-    def threads(self) -> int:
-        """Compute threads of one worker."""
-        return max(1, int(self.num_cpus))
-
-
 def connect() -> None:
     """Join the cluster of this job (`RAY_ADDRESS`), or start one on this machine.
 
     Raises:
         ConfigError: `RAY_ADDRESS` names a cluster that does not answer.
+        RaysersError: Ray does not start on this machine.
     """
-    if ray.is_initialized():
-        return
-    # Ray warns about its own coming defaults; users can do nothing about them here
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
+    with _connecting:
+        if ray.is_initialized():
+            return
+        # Ray warns about its own coming defaults; users can do nothing about them here
+        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+        if address := os.environ.get("RAY_ADDRESS"):
+            try:
+                ray.init(logging_level=logging.ERROR)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"RAY_ADDRESS={address} does not answer: start the cluster, or unset it to "
+                    "run here"
+                ) from error
+        else:
+            _start_here()
+        end_on_sigterm()
+        configure_ray_data()
+
+
+_connecting = threading.Lock()
+
+
+def _start_here() -> None:
+    """Start Ray on this machine; a slow start is tried once more."""
+    for last in (False, True):
         try:
-            ray.init(logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"RAY_ADDRESS={address} does not answer: start the cluster, or unset it to run here"
-            ) from error
-    else:
-        with _muted_stderr():
-            # "local": never the remains of a cluster whose driver was killed
-            ray.init(
-                address="local",
-                logging_level=logging.ERROR,
-                include_dashboard=False,
-                log_to_driver=False,
-            )
-    configure_ray_data()
+            with _muted_stderr():
+                # "local": never the remains of a cluster whose driver was killed
+                ray.init(
+                    address="local",
+                    logging_level=logging.ERROR,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if last:
+                reason = " ".join(str(error).split())[:300]
+                raise RaysersError(
+                    f"Ray does not start on this machine ({reason}): close other programs and "
+                    "run the same command again, or use --workers local, which needs no Ray"
+                ) from error
 
 
 @contextmanager
@@ -105,7 +111,7 @@ def configure_ray_data() -> None:
     context.enable_progress_bars = False
     context.enable_rich_progress_bars = False
     context.print_on_execution_start = False
-    # a slow stretch is no fault; what really hangs is named by the progress line standing still
+    # slow progress is not an error; a hang shows as a progress line that stops changing
     context.execution_no_progress_timeout_s = 24 * 3600.0
     # an error in a worker stops the job; rows are never dropped to go on
     context.max_errored_blocks = 0
@@ -118,6 +124,50 @@ def dataset_of(blocks: Sequence[pa.Table]) -> Any:
     `ray.data.from_arrow` would start a task for each, only to count its rows.
     """
     return from_blocks(list(blocks))
+
+
+def map_blocks(
+    work: Callable[[pa.Table], pa.Table], blocks: Sequence[pa.Table]
+) -> Iterator[pa.Table]:
+    """`work` on every block in Ray tasks; results in any order.
+
+    Raises:
+        RaysersError: what `work` raised.
+    """
+    results = dataset_of(blocks).map_batches(
+        errors_as_rows(work), batch_size=None, batch_format="pyarrow"
+    )
+    for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield raise_from_rows(table)
+
+
+_CLASS, _MESSAGE = "error_class", "error_message"
+
+
+def errors_as_rows(work: Callable[..., pa.Table]) -> Callable[..., pa.Table]:
+    """`work`, returning its RaysersError as a table for `raise_from_rows` instead of raising it.
+
+    Ray Data keeps only the text of a worker's exception, and the driver needs its class.
+    """
+
+    @wraps(work)
+    def wrapped(*args: object, **kwargs: object) -> pa.Table:
+        try:
+            return work(*args, **kwargs)
+        except ClipError:
+            raise  # belongs in a row of its clip: a bug
+        except RaysersError as error:
+            return pa.table({_CLASS: [type(error).__name__], _MESSAGE: [str(error)]})
+
+    return wrapped
+
+
+def raise_from_rows(table: pa.Table) -> pa.Table:
+    """The table itself, or the error it carries, raised."""
+    if _CLASS in table.column_names:
+        kind = getattr(errors, table[_CLASS][0].as_py(), RaysersError)
+        raise kind(table[_MESSAGE][0].as_py())
+    return table
 
 
 @contextmanager
@@ -143,8 +193,12 @@ def is_one_machine() -> bool:
     return len([n for n in ray.nodes() if n["Alive"]]) == 1
 
 
-def place(workers: int) -> Placement:
+def place(workers: int, *, gpus: bool = True) -> Placement:
     """Choose the workers' resources on the connected cluster; `workers` 0 means as many as fit.
+
+    Args:
+        workers: how many; 0 for as many as fit.
+        gpus: whether a worker takes a GPU where the cluster has them.
 
     Nodes of a cluster that was just started are waited for, with a word about it.
 
@@ -154,7 +208,10 @@ def place(workers: int) -> Placement:
     deadline = time.monotonic() + (_NODES_WAIT_S if os.environ.get("RAY_ADDRESS") else 0.0)
     while True:
         try:
-            return choose_placement(workers, [n["Resources"] for n in ray.nodes() if n["Alive"]])
+            nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+            if not gpus:
+                nodes = [{"CPU": resources.get("CPU", 0)} for resources in nodes]
+            return choose_placement(workers, nodes)
         except ConfigError as error:
             if time.monotonic() >= deadline:
                 raise
@@ -162,8 +219,23 @@ def place(workers: int) -> Placement:
             time.sleep(_ASK_AGAIN_S)
 
 
-def patient_get(ref: Any, waiting_for: str) -> Any:
-    """`ray.get`, saying every now and then what it waits for.
+def call_on_worker(placement: Placement, call: Callable[..., Any], *args: Any) -> Any:
+    """`call(*args)` in a process with a worker's resources, anywhere on the cluster.
+
+    It is spread over the cluster, because the caller's own node may have no room for it.
+
+    Raises:
+        RaysersError: what the call raised on purpose.
+        ray.exceptions.RayError: a bug in the call.
+    """
+    remote = ray.remote(
+        num_cpus=placement.num_cpus, num_gpus=placement.num_gpus, scheduling_strategy="SPREAD"
+    )(call)
+    return get_with_notice(remote.remote(*args), f"one {placement.device} worker")
+
+
+def get_with_notice(ref: Any, waiting_for: str) -> Any:
+    """`ray.get`, with a line every now and then about what it waits for.
 
     Raises:
         RaysersError: what the worker raised on purpose.
@@ -229,14 +301,3 @@ def _widest(cpus: list[int]) -> Placement:
 
     threads = max(range((most + 1) // 2, most + 1), key=used)
     return Placement(workers=sum(c // threads for c in cpus), num_cpus=threads, num_gpus=0)
-
-
-def io_threads(manifest: pa.Table, placement: Placement) -> int:
-    """Threads of a worker that fetch and decode.
-
-    Local disks need few; object stores answer slowly, but to many at once.
-    """
-    remote = pc.any(pc.starts_with(manifest["file"], "s3://")).as_py()
-    if placement.device == "cuda":
-        return 32 if remote else 8
-    return 16 if remote else max(2, placement.threads)

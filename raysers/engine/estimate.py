@@ -6,21 +6,17 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from raysers.data.manifest import clips_of
-from raysers.engine.cluster import Placement, io_threads, patient_get
 from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches
-from raysers.engine.plan import Plan
+from raysers.engine.plan import Placement, Plan, io_threads
 from raysers.engine.progress import duration, hours
-from raysers.engine.versions import Versions, ahead_s, expanded, names_of
-from raysers.engine.worker import ClipTask, ClipWorker, score_clips
+from raysers.engine.worker import ClipModel, ClipTask, ahead_s, score_clips
 from raysers.types import Clip, Status
 
 #: Clips measured, and the wall seconds after which measuring stops.
@@ -50,13 +46,7 @@ class Estimate:
         return self.wall_s * self.workers / 3600
 
 
-def estimate(
-    plan: Plan,
-    task: ClipTask,
-    placement: Placement,
-    max_clip_s: float,
-    versions: Versions | None = None,
-) -> Estimate:
+def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float) -> Estimate:
     """Measure one worker on clips spread evenly over the plan's lengths."""
     good = plan.manifest.filter(pc.equal(plan.manifest["status"], str(Status.OK)))
     by_length = pc.sort_indices(good["duration_s"]).to_numpy()
@@ -64,34 +54,34 @@ def estimate(
     # short and long ones in turn, so that stopping early still measures all lengths
     picks = np.concatenate([picks[i::_LENGTHS_IN_TURN] for i in range(_LENGTHS_IN_TURN)])
     sample = good.take(by_length[picks]) if good.num_rows else good
-    measure = ray.remote(num_cpus=placement.num_cpus, num_gpus=placement.num_gpus)(_measure)
-    threads = io_threads(plan.manifest, placement)
-    ref = measure.remote(sample, task, max_clip_s, threads, versions)
-    speed, start_s = patient_get(ref, "a worker to measure on")
-    audio_s = plan.todo_s() * len(names_of(versions))
+    measure = (sample, task, max_clip_s, io_threads(plan.manifest, placement))
+    if placement.local:
+        with ThreadPoolExecutor(1) as model_thread:
+            speed, start_s = model_thread.submit(_measure, *measure).result()
+    else:
+        from raysers.engine import cluster
+
+        speed, start_s = cluster.call_on_worker(placement, _measure, *measure)
+    audio_s = plan.todo_s() * len(task.variant_names)
     return Estimate(audio_s=audio_s, speed=speed, start_s=start_s, workers=placement.workers)
 
 
 def _measure(
-    sample: pa.Table,
-    task: ClipTask,
-    max_clip_s: float,
-    io_threads: int,
-    versions: Versions | None,
+    sample: pa.Table, task: ClipTask, max_clip_s: float, io_threads: int
 ) -> tuple[float, float]:
     """Audio seconds per second of one warm worker, and the seconds it needed to start."""
     began = time.perf_counter()
-    worker = task.open()
+    model = task.open()
     clips = clips_of(sample)
     if not clips:
         return 0.0, time.perf_counter() - began
     with ThreadPoolExecutor(io_threads) as pool:
         for part in _turns(clips)[:1]:  # a first batch of each length warms the model up
-            _score(worker, part[:_WARM_CLIPS], pool, max_clip_s, versions)
+            _score(model, task, part[:_WARM_CLIPS], pool, max_clip_s)
         start_s = time.perf_counter() - began
         began, audio_s = time.perf_counter(), 0.0
         for part in _turns(clips):
-            audio_s += _score(worker, part, pool, max_clip_s, versions)
+            audio_s += _score(model, task, part, pool, max_clip_s)
             if time.perf_counter() - began > _MEASURE_S:
                 break
         return audio_s / (time.perf_counter() - began), start_s
@@ -103,22 +93,18 @@ def _turns(clips: list[Clip]) -> list[list[Clip]]:
 
 
 def _score(
-    worker: ClipWorker,
-    clips: list[Clip],
-    pool: Executor,
-    max_clip_s: float,
-    versions: Versions | None,
+    model: ClipModel, task: ClipTask, clips: list[Clip], pool: Executor, max_clip_s: float
 ) -> float:
     feed = decode_ahead(
         clips,
         pool,
         max_clip_s=max_clip_s,
-        ahead_s=ahead_s(AHEAD_S, versions),
-        finish=partial(expanded, versions=versions),
+        ahead_s=ahead_s(AHEAD_S, task),
+        variants=task.variants,
     )
     audio_s = 0.0
-    for batch in micro_batches(feed, worker.max_padded_s):
-        score_clips(worker, batch)
+    for batch in micro_batches(feed, model.max_padded_s):
+        score_clips(model, [one for one in batch if one.signal is not None])
         audio_s += sum(d.duration_s for d in batch)
     return audio_s
 

@@ -52,7 +52,7 @@ _UNKNOWN_S = 60.0
 class Decoded:
     """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it.
 
-    A version of a clip has a name, and columns of its own for the row.
+    A variant of a clip has a name, and columns of its own for the row.
     """
 
     clip: Clip
@@ -60,7 +60,7 @@ class Decoded:
     error: ClipError | None = None
     rms_db: float | None = None
     clipped_ratio: float | None = None
-    version: str = ""
+    variant: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -76,14 +76,8 @@ _FATES = (
 )
 
 
-#: What becomes of decoded clips in the thread that decoded them.
-Finish = Callable[[list[Decoded]], list[Decoded]]
-#: Told, in the decoding thread, of every time that audio was decoded.
-Counted = Callable[[], None]
-
-
-def _uncounted() -> None:
-    """For feeds whose decodes nobody counts."""
+#: Makes the rows of a decoded clip, in the thread that decoded it.
+Variants = Callable[[Decoded], list[Decoded]]
 
 
 def decode_ahead(
@@ -92,8 +86,7 @@ def decode_ahead(
     *,
     max_clip_s: float,
     ahead_s: float,
-    finish: Finish | None = None,
-    counted: Counted = _uncounted,
+    variants: Variants | None = None,
 ) -> Iterator[Decoded]:
     """Start decoding at once; yields every clip in order, at most `ahead_s` seconds in flight.
 
@@ -110,7 +103,7 @@ def decode_ahead(
             if in_flight and flying_s + waiting[0][0] > ahead_s:
                 return
             seconds, runs = waiting.popleft()
-            job = pool.submit(_decode_runs, runs, max_clip_s, finish, counted)
+            job = pool.submit(_decode_runs, runs, max_clip_s, variants)
             in_flight.append((seconds, job))
             flying_s += seconds
 
@@ -154,10 +147,10 @@ def _jobs(clips: Sequence[Clip], most_s: float) -> Iterator[tuple[float, list[li
 
 
 def _decode_runs(
-    runs: list[list[Clip]], max_clip_s: float, finish: Finish | None, counted: Counted
+    runs: list[list[Clip]], max_clip_s: float, variants: Variants | None
 ) -> list[Decoded]:
-    decoded = [one for run in runs for one in decode_run(run, max_clip_s, counted)]
-    return decoded if finish is None else finish(decoded)
+    decoded = [one for run in runs for one in decode_run(run, max_clip_s)]
+    return decoded if variants is None else [each for one in decoded for each in variants(one)]
 
 
 def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
@@ -175,9 +168,7 @@ def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
         yield run_s, run
 
 
-def decode_run(
-    clips: Sequence[Clip], max_clip_s: float, counted: Counted = _uncounted
-) -> list[Decoded]:
+def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
     """Decode clips of one file; whatever is wrong with the audio becomes the clips' error.
 
     Raises:
@@ -188,7 +179,7 @@ def decode_run(
         return [_failed(c, ClipError(c.status, c.error)) for c in clips]
     try:
         with AudioReader(_source(first), name=first.file) as reader:
-            return [_read(reader, clip, max_clip_s, counted) for clip in clips]
+            return [_read(reader, clip, max_clip_s) for clip in clips]
     except Exception as error:
         fate = _fate(error)
         return [_failed(clip, fate) for clip in clips]
@@ -204,12 +195,11 @@ def _source(clip: Clip) -> AudioSource:
     )
 
 
-def _read(reader: AudioReader, clip: Clip, max_clip_s: float, counted: Counted) -> Decoded:
+def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
     try:
         signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s)
     except Exception as error:
         return _failed(clip, _fate(error))
-    counted()
     return Decoded(
         clip=clip, signal=signal, rms_db=rms_db(signal), clipped_ratio=clipped_ratio(signal)
     )

@@ -1,197 +1,387 @@
-"""The life of a job over clips after its plan: start, run what is left, check, conclude."""
+"""The road of every job over clips: plan, estimate or execute, check, conclude.
+
+    with ClipJob.open(flags, "annotate", table="annotations") as job:
+        job.prepare(AnnotateTask.load(flags.model, ...))
+        return job.estimate() if flags.dry_run else job.execute()
+
+Small archives are scored in this process; otherwise Ray workers run the same code.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from raysers.cli import ClipJobFlags, ListingFlags
-from raysers.data.manifest import write_manifest
-from raysers.engine import ledger, summary
-from raysers.engine import output as parts
-from raysers.engine.audformat_header import write_header
-from raysers.engine.cluster import Placement, io_threads
-from raysers.engine.pipeline import ShardResult, new_monitor, run_shards, shard_blocks
-from raysers.engine.plan import Plan
-from raysers.engine.progress import Totals, live
-from raysers.engine.versions import Versions, names_of
-from raysers.engine.worker import ClipTask, StageSettings
+from raysers.cli import ClipJobFlags, as_plain
+from raysers.data.manifest import fingerprint, write_manifest
+from raysers.data.sources import list_inputs
+from raysers.engine import estimate, ledger, output, plan, progress
+from raysers.engine.plan import Placement, Plan
+from raysers.engine.progress import Shards
+from raysers.engine.worker import (
+    SHARDS_AT_A_TIME,
+    ClipTask,
+    ShardResult,
+    ShardWorker,
+    WorkerSettings,
+)
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
-from raysers.run import Exit, RunRecord, finished, new_record
+from raysers.run import Exit, Run
 from raysers.types import Status
+
+#: Up to so much audio, every variant counted, `--workers 0` without a cluster starts no Ray.
+LOCAL_MAX_S = 3600.0
+#: More compute threads than this wait for each other within one small forward pass.
+_MAX_THREADS = 8
+
+#: Columns of the manifest that a worker needs, where they are there.
+_TRAVELLING = (
+    "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",
+    "byte_offset", "byte_size", "status", "error", "transcript",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
-class Ran:
+class RunStats:
     """Figures of this run's own work, added up over its shards."""
 
-    audio_s: float = 0.0
+    scored_s: float = 0.0
     padded_s: float = 0.0
     model_s: float = 0.0
     wait_s: float = 0.0
-    wall_s: float = 0.0
     decoded: int = 0
     peak_bytes: int = 0
-    workers: int = 0
-    device: str = ""
+    first_at: float = float("inf")
 
     def add(self, result: ShardResult) -> None:
         """Count a finished shard."""
-        self.audio_s += result.scored_s
+        self.scored_s += result.scored_s
         self.padded_s += result.padded_s
         self.model_s += result.model_s
         self.wait_s += result.wait_s
         self.decoded += result.decoded
         self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
+        self.first_at = min(self.first_at, result.began_at)
 
 
-def begin_output(
-    flags: ListingFlags,
-    job: str,
-    manifest: pa.Table,
-    tables: Mapping[str, pa.Schema],
-    record: RunRecord,
-) -> None:
-    """Write what comes before any row: manifest, `db.yaml` and, last, the record."""
-    if not record.history:
-        write_manifest(storage.join(flags.output, "manifest"), manifest)
-    schemas = {"manifest": manifest.schema, **tables}
-    write_header(flags.output, schemas, description=f"{job} of {', '.join(flags.input)}")
-    record.save(flags.output)
+class ClipJob:
+    """One job over clips, with its output claimed.
 
-
-def start(
-    flags: ClipJobFlags, job: str, plan: Plan, config: Mapping[str, Any], task: ClipTask
-) -> RunRecord:
-    """The record of this run, with everything written that comes before the rows."""
-    record = new_record(job, config, plan.settings, plan.earlier)
-    begin_output(flags, job, plan.manifest, {task.table: task.schema}, record)
-    return record
-
-
-@contextmanager
-def recorded(record: RunRecord, output: str) -> Iterator[None]:
-    """Note in `run.json` how the block failed, if it does; rows may have been written by then."""
-    try:
-        yield
-    except BaseException as error:
-        note = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        with suppress(RaysersError):  # the disk may be what failed
-            finished(record, "failed", note).save(output)
-        if isinstance(error, ConfigError):  # no longer the command's fault
-            raise RaysersError(f"on a worker: {error}") from error
-        raise
-
-
-def run_plan(
-    flags: ClipJobFlags,
-    plan: Plan,
-    task: ClipTask,
-    placement: Placement,
-    record: RunRecord,
-    max_clip_s: float,
-    versions: Versions | None = None,
-) -> Ran:
-    """Work on every shard that is left, showing progress; a failure is noted in `run.json`."""
-    ran = Ran(workers=placement.workers, device=placement.device)
-    started = time.perf_counter()
-    settings = StageSettings(
-        output=flags.output,
-        run_id=record.run_id,
-        redo=frozenset(str(s) for s in flags.retry),
-        whole=flags.segment == "whole",
-        max_clip_s=max_clip_s,
-        io_threads=io_threads(plan.manifest, placement),
-        versions=versions,
-    )
-    with recorded(record, flags.output):
-        for result in _results(plan, settings, task, placement):
-            ran.add(result)
-    ran.wall_s = time.perf_counter() - started
-    return ran
-
-
-def _results(
-    plan: Plan, settings: StageSettings, task: ClipTask, placement: Placement
-) -> Iterator[ShardResult]:
-    if not plan.todo:
-        return
-    blocks = shard_blocks(plan.manifest, plan.shards, plan.todo)
-    rows = len(names_of(settings.versions))
-    clips = sum(block.num_rows for block in blocks)
-    totals = Totals(total_s=plan.todo_s() * rows, clips=clips * rows)
-    monitor = new_monitor()
-    with live(totals, monitor):
-        for result in run_shards(
-            blocks,
-            settings=settings,
-            task=task,
-            placement=placement,
-            monitor=monitor,
-        ):
-            totals.finished[result.shard] = (result.audio_s, result.statuses)
-            yield result
-
-
-def conclude(
-    flags: ClipJobFlags,
-    plan: Plan,
-    table: str,
-    record: RunRecord,
-    ran: Ran,
-    versions: Versions | None = None,
-) -> Exit:
-    """Check that every clip is exactly one row (of each version), write how it ended, print it.
-
-    Raises:
-        RaysersError: rows are missing or too many.
+    Attributes:
+        flags: with absolute paths.
+        run: the output folder.
+        task: what is done to the clips, settled by `prepare`.
+        plan: the clips and what is left to do, from `prepare` on.
+        placement: where the work is done, from `prepare` on.
     """
-    with recorded(record, flags.output):
-        rows = _checked_rows(flags.output, table, plan, versions)
-    statuses = Counter(summary.count_statuses(rows))
-    failed = 1 - statuses[Status.OK] / rows.num_rows
-    outcome = {
-        "clips": plan.manifest.num_rows,
-        "rows": rows.num_rows,
-        "statuses": dict(statuses),
-        "failed_share": round(failed, 6),
-        "audio_s": round(ran.audio_s, 3),
-        "wall_s": round(ran.wall_s, 3),
-        "model_s": round(ran.model_s, 3),
-        "wait_s": round(ran.wait_s, 3),
-        "workers": ran.workers,
-        "device": ran.device,
-        "worker_peak_bytes": ran.peak_bytes,
-        "decoded": ran.decoded,
-        "padding_waste": round(1 - ran.audio_s / ran.padded_s, 4) if ran.padded_s else 0.0,
-    }
-    ledger.tidy(flags.output)
-    for folder in ("", "manifest", table):
-        storage.sweep(storage.join(flags.output, folder) if folder else flags.output)
-    good = failed <= flags.max_failed
-    finished(record, "done" if good else "done_with_failures", outcome).save(flags.output)
-    summary.print_outcome(outcome, storage.join(flags.output, table))
-    if not good:
-        summary.print_warning(
-            f"{failed:.1%} of the rows are not ok, more than --max-failed {flags.max_failed:g} "
-            "allows: see the columns status and error; --retry STATUS redoes such rows"
+
+    task: ClipTask
+    plan: Plan
+    placement: Placement
+
+    def __init__(self, flags: ClipJobFlags, run: Run) -> None:
+        self.flags = flags
+        self.run = run
+        self._began_at = time.time()
+        self._connected: Future[None] | None = None
+
+    @classmethod
+    @contextmanager
+    def open(cls, flags: ClipJobFlags, name: str, *, table: str) -> Iterator[ClipJob]:
+        """Check the flags, claim the output, and begin to join the cluster if one is needed.
+
+        Raises:
+            ConfigError: a flag has an impossible value, or an input is not there.
+            RefusedError: the output belongs to another job or run.
+        """
+        flags = plan.with_absolute_paths(flags)
+        with Run.open(name, flags.output, table=table, dry_run=flags.dry_run) as run:
+            if run.earlier is None:
+                list_inputs(flags.input)  # only looks at each: a misspelt one costs no start
+            job = cls(flags, run)
+            with ThreadPoolExecutor(1, thread_name_prefix="ray") as starter:
+                if flags.workers != "local" and (flags.workers or plan.has_cluster()):
+                    job._connected = starter.submit(_connect)
+                yield job
+
+    def prepare(
+        self,
+        task: ClipTask,
+        *,
+        manifest: pa.Table | None = None,
+        settings: Mapping[str, Any] | None = None,
+        placement: Placement | None = None,
+    ) -> None:
+        """List the clips, place the workers, settle the task and see what is left.
+
+        Args:
+            task: what to do with the clips.
+            manifest: the clips, when the job has listed them itself.
+            settings: what decides the rows besides task and listing.
+            placement: where to work, when it is decided already.
+
+        Raises:
+            ConfigError: anything the user has to change.
+            RefusedError: the output holds rows of other settings.
+        """
+        flags, run = self.flags, self.run
+        decisive = (
+            plan.listing_settings(flags)
+            if manifest is None
+            else {"rows_version": plan.ROWS_VERSION}
         )
-    return Exit.DONE if good else Exit.TOO_MANY_FAILED
+        decisive |= {"shard_s": flags.shard_s, "max_clip_s": flags.max_clip_s, **(settings or {})}
+        if run.earlier is not None:
+            before = run.earlier.settings
+            known = {**decisive, **task.settings, "manifest": before.get("manifest")}
+            if manifest is not None:
+                known["manifest"] = fingerprint(manifest)
+            # a precision of `auto` means what it meant when the output was begun
+            run.refuse_other_settings(
+                {k: before.get(k) if v == "auto" else v for k, v in known.items()}
+            )
+            manifest = plan.stored_manifest(run) if manifest is None else manifest
+        elif manifest is None:
+            local = True if flags.workers == "local" else None
+            manifest = plan.list_clips(flags, local=local)
+        names = task.variant_names
+        audio_s = float(np.nansum(manifest["duration_s"].to_numpy())) * len(names)
+        self.placement = placement or self._place(audio_s, gpus=task.uses_gpus)
+        self.task = task.placed(self.placement, run.earlier)
+        decisive |= {**self.task.settings, "manifest": fingerprint(manifest)}
+        self.plan = plan.make_plan(flags, run, self.task.table, manifest, decisive)
+        self._print_plan()
+
+    def estimate(self) -> Exit:
+        """Benchmark a worker and print what the run would take; nothing is written."""
+        guess = estimate.estimate(self.plan, self.task, self.placement, self.flags.max_clip_s)
+        lines = estimate.rows(self.plan, guess, self.placement, self.flags.usd_per_hour)
+        progress.print_pairs("estimate (nothing was written)", lines)
+        return Exit.DONE
+
+    def execute(self, config: Mapping[str, Any] | None = None) -> Exit:
+        """Score what is left, check that every clip is exactly one row, write the record.
+
+        Args:
+            config: the job's flags for the record; default: all of them.
+
+        Raises:
+            RaysersError: the job failed; the same command resumes.
+            ConfigError: a worker refused the model before anything was scored; what this run had
+                written is removed.
+        """
+        settings = WorkerSettings(
+            output=self.run.output,
+            run_id=self.run.run_id,
+            stamp=self.plan.stamp,
+            retry=frozenset(str(s) for s in self.flags.retry),
+            whole=self.flags.segment == "whole",
+            max_clip_s=self.flags.max_clip_s,
+            io_threads=plan.io_threads(self.plan.manifest, self.placement),
+        )
+        reports: Shards = {}
+        worker = None
+        if self.placement.local and self.plan.todo:
+            worker = ShardWorker(settings, self.task, _reporter(reports))
+        self._begin(as_plain(self.flags) if config is None else config)
+        stats = RunStats()
+        if self.plan.todo:
+            blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
+            if worker is not None:
+                results, refresh = _scored_here(worker, blocks), lambda: dict(reports)
+            else:
+                results, refresh = self._scored_on_cluster(settings, blocks)
+            self._watch(results, refresh, sum(block.num_rows for block in blocks), stats)
+        return self._conclude(stats)
+
+    def rows(self, columns: Sequence[str]) -> pa.Table:
+        """Columns of all rows of the output, shard by shard."""
+        shards = len(self.plan.shards)
+        return output.read_all(
+            self.run.output, self.task.table, shards, columns, stamp=self.plan.stamp
+        )
+
+    def _place(self, audio_s: float, *, gpus: bool) -> Placement:
+        workers = self.flags.workers
+        if workers == "local":
+            return here(gpus=gpus)
+        small = audio_s <= LOCAL_MAX_S and not workers and not plan.has_cluster()
+        # after a crash, workers of their own can die on a clip without ending the job
+        if small and not ledger.has_marks(self.run.output):
+            return here(gpus=gpus)
+        from raysers.engine import cluster
+
+        if self._connected is not None:
+            self._connected.result()
+        cluster.connect()
+        return cluster.place(workers, gpus=gpus)
+
+    def _print_plan(self) -> None:
+        planned, earlier = self.plan, self.run.earlier
+        shards = len(planned.shards)
+        line = f"{self.run.job}: {progress.clips_and_audio(planned.manifest)}, {shards} shards"
+        if earlier is not None:
+            line += (
+                f"; resuming the run of {earlier.started_at} with its list of clips, "
+                f"{len(planned.todo)} shards left"
+            )
+        progress.print_line(line)
+        too_long = pc.sum(pc.greater(planned.manifest["duration_s"], self.flags.max_clip_s)).as_py()
+        if too_long:
+            progress.print_warning(
+                f"{too_long:,} clips are longer than --max-clip-s {self.flags.max_clip_s:g} and "
+                "will be too_long: --segment window cuts recordings into clips"
+            )
+        for note in self.task.notes:
+            progress.print_warning(note)
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        """Write what comes before any row: manifest, `db.yaml` and, last, the record."""
+        where, manifest = self.run.output, self.plan.manifest
+        if self.run.earlier is None:
+            write_manifest(storage.join(where, "manifest"), manifest)
+        schemas = {"manifest": manifest.schema, self.task.table: self.task.schema}
+        inputs = ", ".join(self.flags.input)
+        output.write_header(where, schemas, description=f"{self.run.job} of {inputs}")
+        self.run.begin(config, self.plan.settings)
+
+    def _scored_on_cluster(
+        self, settings: WorkerSettings, blocks: Sequence[pa.Table]
+    ) -> tuple[Iterator[ShardResult], Callable[[], Shards | None]]:
+        from raysers.engine import actors
+
+        monitor = actors.new_monitor()
+        results = actors.run_shards(blocks, settings, self.task, self.placement, monitor)
+        return results, lambda: actors.snapshot(monitor)
+
+    def _watch(
+        self,
+        results: Iterator[ShardResult],
+        refresh: Callable[[], Shards | None],
+        clips: int,
+        stats: RunStats,
+    ) -> None:
+        """Count shards as they finish, showing progress."""
+        rows = len(self.task.variant_names)
+        totals = progress.Totals(total_s=self.plan.todo_s() * rows, rows=clips * rows)
+        try:
+            with progress.live(totals, refresh):
+                for result in results:
+                    totals.finished[result.shard] = (result.audio_s, dict(result.statuses))
+                    stats.add(result)
+                    self.run.verify()
+        except ConfigError:
+            if self.run.earlier is not None or totals.finished:
+                raise
+            self._undo_begin()  # the model was refused: as if it had been found at once
+            raise
+
+    def _undo_begin(self) -> None:
+        where = self.run.output
+        self.run.abandon()
+        for folder in ("manifest", self.task.table, "_attempts"):
+            with suppress(RaysersError):
+                for found in storage.list_objects(storage.join(where, folder)):
+                    storage.delete(found.uri)
+        output.remove_header(where, ("manifest", self.task.table))
+
+    def _conclude(self, stats: RunStats) -> Exit:
+        """Check the rows, write how the run ended, print it."""
+        where, table, planned = self.run.output, self.task.table, self.plan
+        names = self.task.variant_names
+        own = ["clip_id", "status"] + ([output.VARIANT] if names != ("",) else [])
+        rows = self.rows(own)
+        output.check_rows(planned.manifest["clip_id"], rows, names, where)
+        output.check_names(where, table, len(planned.shards))
+        statuses = Counter(progress.count_statuses(rows))
+        failed = 1 - statuses[Status.OK] / rows.num_rows
+        outcome = {
+            "clips": planned.manifest.num_rows,
+            "rows": rows.num_rows,
+            "statuses": dict(statuses),
+            "failed_share": round(failed, 6),
+            "audio_s": round(stats.scored_s, 3),
+            "wall_s": round(time.time() - self._began_at, 3),
+            "startup_s": round(max(min(stats.first_at, time.time()) - self._began_at, 0.0), 3),
+            "model_s": round(stats.model_s, 3),
+            "wait_s": round(stats.wait_s, 3),
+            "workers": "local" if self.placement.local else self.placement.workers,
+            "device": self.placement.device,
+            "worker_peak_bytes": stats.peak_bytes,
+            "decoded": stats.decoded,
+            "padding_waste": round(1 - stats.scored_s / stats.padded_s, 4)
+            if stats.padded_s
+            else 0.0,
+        }
+        ledger.tidy(where)
+        for folder in ("", "manifest", table):
+            storage.sweep(storage.join(where, folder) if folder else where)
+        good = failed <= self.flags.max_failed
+        self.run.finish("done" if good else "done_with_failures", outcome)
+        progress.print_outcome(outcome, storage.join(where, table))
+        if not good:
+            progress.print_warning(
+                f"{failed:.1%} of the rows are not ok, more than --max-failed "
+                f"{self.flags.max_failed:g} allows: see the columns status and error; "
+                "--retry STATUS scores such rows again"
+            )
+        return Exit.DONE if good else Exit.TOO_MANY_FAILED
 
 
-def _checked_rows(output: str, table: str, plan: Plan, versions: Versions | None) -> pa.Table:
-    columns = ["clip_id", "status"] + ([parts.VERSION] if versions else [])
-    rows = parts.read_all(output, table, len(plan.shards), columns)
-    ids = plan.manifest["clip_id"]
-    if versions:
-        parts.check_versions(ids, rows, versions.names, output)
-    else:
-        parts.check_complete(ids, rows["clip_id"], output)
-    return rows
+def here(*, gpus: bool = True, threads: int | None = None) -> Placement:
+    """One worker in this process, with its GPU if there is one, else with its CPUs."""
+    cpus = threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+    if gpus:
+        import torch
+
+        gpus = torch.cuda.is_available()
+    return Placement(workers=1, num_cpus=cpus, num_gpus=1 if gpus else 0, local=True)
+
+
+def shard_blocks(manifest: pa.Table, shards: Any, numbers: Sequence[int]) -> list[pa.Table]:
+    """One block of clip references per shard number; the blocks are views of one table."""
+    rows = [shards.rows(shard) for shard in numbers]
+    sizes = np.array([len(r) for r in rows])
+    present = [name for name in _TRAVELLING if name in manifest.column_names]
+    references = manifest.select(present).combine_chunks()
+    references = references.take(np.concatenate(rows)).combine_chunks()
+    references = references.append_column("shard", pa.array(np.repeat(numbers, sizes)))
+    starts = np.cumsum(sizes) - sizes
+    return [references.slice(s, n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
+
+
+def _connect() -> None:
+    from raysers.engine import cluster
+
+    cluster.connect()
+
+
+def _reporter(reports: Shards) -> Callable[[int, float, dict[str, int]], None]:
+    def report(shard: int, audio_s: float, statuses: dict[str, int]) -> None:
+        reports[shard] = (audio_s, statuses)
+
+    return report
+
+
+def _scored_here(worker: ShardWorker, blocks: Sequence[pa.Table]) -> Iterator[ShardResult]:
+    """Score every block in this process; shards in work end early when the caller stops."""
+    pool = ThreadPoolExecutor(SHARDS_AT_A_TIME, thread_name_prefix="shard")
+    try:
+        yield from pool.map(worker.run, blocks)
+    except BaseException:
+        worker.stop()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        worker.close()

@@ -3,10 +3,10 @@
 A mark is written before a shard is touched and removed when its part is written, so a mark found at
 the start means that a process died on it. The ledger outlives workers, nodes and drivers.
 
-A death may be nobody's fault (a node was taken away), so suspicion grows step by step: the shard is
-worked on again in the same micro-batches with a mark for each; the clips of a micro-batch that was
-being worked on at a death are then taken alone; a clip is given up after two deaths alone. What a
-driver's end interrupts makes suspicious, but no death of it counts against a clip.
+A death may have an outside cause (a node was taken away), so the response grows step by step: the
+shard is retried in the same micro-batches with a mark for each; the clips of a micro-batch in which
+a worker died are then scored alone; a clip is given up after two deaths alone. The end of a driver
+makes its shards suspicious, but counts against no clip.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Attempt:
         run_id: the run that works on the shard.
         deaths: processes that died on the shard.
         suspects: clips being worked on just now, when the shard is worked on with care.
-        apart: clips to take alone.
+        alone: clips to take alone.
         deaths_alone: processes that died on each such clip.
     """
 
@@ -44,7 +44,7 @@ class Attempt:
     run_id: str
     deaths: int = 0
     suspects: list[str] = field(default_factory=list)
-    apart: list[str] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
     deaths_alone: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -66,7 +66,7 @@ class Attempt:
         discard(self.uri)
 
     def _write(self) -> None:
-        names = ("run_id", "deaths", "suspects", "apart", "deaths_alone")
+        names = ("run_id", "deaths", "suspects", "alone", "deaths_alone")
         record = {name: getattr(self, name) for name in names}
         storage.write_atomic(self.uri, json.dumps(record).encode())
 
@@ -77,7 +77,7 @@ class Attempt:
         if len(self.suspects) == 1 and run_id == self.run_id:
             (clip,) = self.suspects
             self.deaths_alone[clip] = self.deaths_alone.get(clip, 0) + 1
-        self.apart = sorted({*self.apart, *self.suspects})
+        self.alone = sorted({*self.alone, *self.suspects})
         self.suspects = []
         self.run_id = run_id
 
@@ -106,6 +106,13 @@ def discard(uri: str) -> None:
     """Remove a mark; a store that lets nobody delete keeps it, and it harms nobody."""
     with suppress(WriteError):
         storage.delete(uri)
+
+
+def has_marks(output: str) -> bool:
+    """Whether an earlier run left a shard unfinished in the folder."""
+    with suppress(ObjectMissing):
+        return any(True for _ in storage.list_objects(storage.join(output, _FOLDER)))
+    return False
 
 
 def tidy(output: str) -> None:

@@ -1,41 +1,76 @@
 """What a job over clips has to do: the clips, the shards, and which of them are left.
 
-Everything that can be wrong with the command is found here, before the first byte is written.
+The driver lists; headers are read in this process when there are few, else by Ray tasks. The result
+does not depend on how the work was spread: rows are sorted by file and start.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raysers.cli import ClipJobFlags, ListingFlags
-from raysers.data.manifest import Segmenting, clips_of, fingerprint, read_manifest
-from raysers.data.shards import ShardPlan, plan_shards, shard_name
-from raysers.data.sources import list_inputs
-from raysers.engine import output as parts
-from raysers.engine.cluster import is_one_machine
-from raysers.engine.indexing import index, index_labelled
-from raysers.engine.worker import can_redo
-from raysers.errors import ConfigError, RaysersError, StorageError, TransientStorageError
+from raysers.data.labelled import read_labelled
+from raysers.data.manifest import (
+    Segmenting,
+    clips_of,
+    fingerprint,
+    is_manifest,
+    probe_batch,
+    read_manifest,
+    sort_manifest,
+)
+from raysers.data.shards import ShardPlan, plan_shards
+from raysers.data.sources import ListingNotes, list_inputs
+from raysers.engine import output
+from raysers.engine.progress import LINE_EVERY_S
+from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
-from raysers.run import RunRecord, load_record, refuse_other_settings
-from raysers.types import Status
+from raysers.run import Run, absolute_output
+from raysers.types import Clip, Status
 
 #: Version of what the rows mean; another one is never mixed into an output folder.
 ROWS_VERSION = 1
 
-#: Where Ray unpacks what `ray job submit --working-dir` sends.
-_RAY_PACKAGES = "runtime_resources"
+#: Objects whose headers one task reads. Finding speech decodes whole files, so its tasks are small.
+_OBJECTS_PER_TASK = 2000
+_OBJECTS_PER_VAD_TASK = 1
+
+#: Up to so much 16-bit audio, finding speech is not worth starting a cluster.
+_LOCAL_VAD_BYTES = 120 << 20
 
 FlagsT = TypeVar("FlagsT", bound=ListingFlags)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """How many workers, and what each reserves; `local` is one worker in the driver's process."""
+
+    workers: int
+    num_cpus: float
+    num_gpus: float
+    local: bool = False
+
+    @property
+    def device(self) -> str:
+        """`cuda` or `cpu`."""
+        return "cuda" if self.num_gpus else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """Compute threads of one worker."""
+        return max(1, int(self.num_cpus))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,33 +81,28 @@ class Plan:
         manifest: every clip of the output.
         shards: how the manifest is cut.
         todo: numbers of the shards without a finished part.
-        earlier: the record of the run that is resumed, if any.
         settings: everything that decides the rows.
+        stamp: what parts of this run carry.
     """
 
     manifest: pa.Table
     shards: ShardPlan
     todo: list[int]
-    earlier: RunRecord | None
     settings: Mapping[str, Any]
+    stamp: str
 
     def todo_s(self) -> float:
         """Audio seconds of the shards that are left."""
         return float(np.sum(self.shards.seconds[self.todo]))
 
 
-@contextmanager
-def before_writing() -> Iterator[None]:
-    """Until something is written, a store that refuses is the command's fault, not the job's."""
-    try:
-        yield
-    except TransientStorageError:
-        raise
-    except StorageError as error:
-        raise ConfigError(str(error)) from error
+def has_cluster() -> bool:
+    """Whether this process has a Ray cluster, or the address of one."""
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
 
 
-def anchored(flags: FlagsT) -> FlagsT:
+def with_absolute_paths(flags: FlagsT) -> FlagsT:
     """The flags, checked, with places that mean the same in every process of the cluster.
 
     Raises:
@@ -80,22 +110,7 @@ def anchored(flags: FlagsT) -> FlagsT:
     """
     flags.check()
     places = tuple(storage.absolute(uri) for uri in flags.input)
-    return replace(flags, input=places, output=anchored_output(flags.output))
-
-
-def anchored_output(output: str) -> str:
-    """`--output` as a place that means the same in every process of the cluster.
-
-    Raises:
-        ConfigError: it would be thrown away with the job's copy of the code.
-    """
-    here = not storage.is_remote(output) and not os.path.isabs(os.path.expanduser(output))
-    if _RAY_PACKAGES in os.getcwd() and here:
-        raise ConfigError(
-            f"--output {output} would be inside the job's own copy of the code, which is "
-            "thrown away: give an absolute path or an s3:// prefix"
-        )
-    return storage.absolute(output)
+    return replace(flags, input=places, output=absolute_output(flags.output))
 
 
 def listing_settings(flags: ListingFlags) -> dict[str, Any]:
@@ -113,65 +128,24 @@ def listing_settings(flags: ListingFlags) -> dict[str, Any]:
     return settings
 
 
-def row_settings(flags: ClipJobFlags, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide an output's rows: those all clip jobs share, and a job's `own`."""
-    return listing_settings(flags) | {"shard_s": flags.shard_s} | dict(own)
-
-
-def open_output(flags: ListingFlags, job: str, table: str) -> RunRecord | None:
-    """The record of the run to resume, or None for a fresh folder and inputs that exist.
-
-    Raises:
-        RefusedError: the folder belongs to another job.
-        ConfigError: it holds tables of unknown origin.
-    """
-    earlier = load_record(flags.output)
-    if earlier is None and table != "manifest" and parts.parts_done(flags.output, table):
-        raise ConfigError(
-            f"--output {flags.output} has {table} but no run.json: choose another folder"
-        )
-    if earlier is not None and earlier.job != job:
-        refuse_other_settings(flags.output, earlier, job, {})
-    if earlier is None:
-        list_inputs(flags.input)  # only looks at each: a misspelt one should not cost a start
-    if not getattr(flags, "dry_run", False):
-        check_writable(flags.output)
-    return earlier
-
-
-def check_writable(output: str) -> None:
-    """As `storage.check_writable`, leaving no folder behind for a command that may yet be wrong.
-
-    Raises:
-        ConfigError: nothing can be written there; one line with the reason.
-    """
-    new = [output]
-    while not storage.is_remote(output) and not os.path.exists(os.path.dirname(new[-1])):
-        new.append(os.path.dirname(new[-1]))
-    existed = storage.is_remote(output) or os.path.exists(output)
-    storage.check_writable(output)
-    for folder in [] if existed else new:
-        os.rmdir(folder)
-
-
-def list_clips(flags: ListingFlags) -> pa.Table:
-    """The manifest of the input, on the connected cluster.
+def list_clips(flags: ListingFlags, *, local: bool | None = None) -> pa.Table:
+    """The manifest of the input; see `index`.
 
     Raises:
         ConfigError: an input is not there or holds no audio.
     """
-    manifest = index(flags.input, _segmenting(flags), limit=flags.limit)
-    _refuse_unseen_input(manifest)
+    manifest = index(flags.input, _segmenting(flags), limit=flags.limit, local=local)
+    _refuse_unseen_input(manifest, local)
     return manifest
 
 
 def list_labelled_clips(
     flags: ListingFlags, *, corpus: str, emotion_map: str, speakers: str
 ) -> tuple[pa.Table, list[str]]:
-    """The manifest of labelled input, on the connected cluster, and notes for the user.
+    """The manifest of labelled input, and notes for the user.
 
     Raises:
-        ConfigError: as `indexing.index_labelled`.
+        ConfigError: as `index_labelled`.
     """
     manifest, notes = index_labelled(
         flags.input,
@@ -181,8 +155,139 @@ def list_labelled_clips(
         segmenting=_segmenting(flags),
         limit=flags.limit,
     )
-    _refuse_unseen_input(manifest)
+    _refuse_unseen_input(manifest, None)
     return manifest, notes
+
+
+def index(
+    inputs: Sequence[str],
+    segmenting: Segmenting,
+    *,
+    limit: int = 0,
+    local: bool | None = None,
+) -> pa.Table:
+    """The manifest of everything under `inputs`, sorted; only the first `limit` clips if above 0.
+
+    Finished manifests among the inputs are taken as they are; nothing of them is inspected again.
+
+    Args:
+        inputs: folders, prefixes, tars, tables, manifests.
+        segmenting: how recordings become clips.
+        limit: only the first clips; 0 takes all.
+        local: read headers in this process; None does so when there are few.
+
+    Raises:
+        ConfigError: an input that is not there, holds no audio, or is a table that does not fit.
+        CredentialsError, TransientStorageError: the store does not answer as it should.
+    """
+    finished = [uri for uri in inputs if is_manifest(uri)]
+    _refuse_cutting(finished, segmenting)
+    tables = [read_manifest(uri) for uri in finished]
+    others = [uri for uri in inputs if uri not in finished]
+    if others:
+        notes = ListingNotes()
+        listed = pa.Table.from_batches(list_inputs(others, notes=notes))
+        for warning in notes.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        tables += _inspected(listed, segmenting, limit, local)
+    return _manifest(tables, limit)
+
+
+def index_labelled(
+    inputs: Sequence[str],
+    *,
+    corpus: str = "auto",
+    emotion_map: str = "",
+    speakers: str = "",
+    segmenting: Segmenting | None = None,
+    limit: int = 0,
+) -> tuple[pa.Table, list[str]]:
+    """The manifest of labelled inputs, as `index` makes it, and notes for the user.
+
+    Every label column is there, null where nothing is known. Finished manifests among the inputs
+    are not inspected again.
+
+    Args:
+        inputs: corpora, tables, manifests, audio.
+        corpus: as `read_labelled`, like the next two.
+        emotion_map: a map from categories to missing dimensions; empty for none.
+        speakers: a table of speakers and their sex; empty for none.
+        segmenting: for rows without a segment of their own; None leaves files whole.
+        limit: only the first clips; 0 takes all.
+
+    Raises:
+        ConfigError: as `read_labelled` and `index`.
+        CredentialsError, TransientStorageError: the store does not answer as it should.
+    """
+    segmenting = segmenting or Segmenting()
+    _refuse_cutting([uri for uri in inputs if is_manifest(uri)], segmenting)
+    found = read_labelled(inputs, corpus=corpus, emotion_map=emotion_map, speakers=speakers)
+    tables = [found.table.slice(0, found.finished)]
+    if found.finished < found.table.num_rows:
+        tables += _inspected(found.table.slice(found.finished), segmenting, limit, None)
+    return _manifest(tables, limit), list(found.notes)
+
+
+def make_plan(
+    flags: ClipJobFlags,
+    run: Run,
+    table: str,
+    manifest: pa.Table,
+    settings: Mapping[str, Any],
+    retryable: bool = True,
+) -> Plan:
+    """Cut the manifest into shards and see which are left.
+
+    Raises:
+        RefusedError: the output holds rows of other settings.
+    """
+    run.refuse_other_settings(settings)
+    shards = plan_shards(manifest, shard_s=flags.shard_s)
+    stamp = output.stamp_of(run.job, settings)
+    resumed = run.earlier is not None
+    done = output.shards_done(run.output, table, len(shards), stamp) if resumed else set()
+    todo = set(range(len(shards))) - done
+    if flags.retry and done:
+        todo |= _shards_to_retry(flags, run.output, table, len(shards), stamp)
+        if retryable:
+            _warn_of_rows_to_list_anew(flags, manifest)
+    return Plan(manifest=manifest, shards=shards, todo=sorted(todo), settings=settings, stamp=stamp)
+
+
+def stored_manifest(run: Run) -> pa.Table:
+    """The manifest of the run that is resumed.
+
+    Raises:
+        RaysersError: it is not the one that the run's record names.
+    """
+    assert run.earlier is not None, "nothing is resumed"
+    manifest = read_manifest(storage.join(run.output, "manifest"))
+    if fingerprint(manifest) != run.earlier.settings.get("manifest"):
+        raise RaysersError(
+            f"the manifest in {run.output} is not the one its run.json names: it was changed from "
+            "outside; start again in another folder"
+        )
+    return manifest
+
+
+def can_retry(clip: Clip, *, whole: bool) -> bool:
+    """Whether the clip means the same once its file is repaired.
+
+    A file whose header failed was never cut into windows, and a truncated one has a clip as long as
+    what was left of it; both need a new list of clips.
+    """
+    return clip.status == Status.OK or (whole and clip.end_ns is None)
+
+
+def io_threads(manifest: pa.Table, placement: Placement) -> int:
+    """Threads of a worker that fetch and decode.
+
+    Local disks need few; object stores answer slowly, but to many at once.
+    """
+    remote = pc.any(pc.starts_with(manifest["file"], "s3://")).as_py()
+    if placement.device == "cuda":
+        return 32 if remote else 8
+    return 16 if remote else max(2, placement.threads)
 
 
 def _segmenting(flags: ListingFlags) -> Segmenting:
@@ -191,70 +296,98 @@ def _segmenting(flags: ListingFlags) -> Segmenting:
     )
 
 
-def _refuse_unseen_input(manifest: pa.Table) -> None:
+def _refuse_cutting(finished: Sequence[str], segmenting: Segmenting) -> None:
+    if finished and segmenting.kind != "whole":
+        raise ConfigError(
+            f"--segment {segmenting.kind}: {finished[0]} is a manifest whose clips are decided "
+            "already; leave --segment out, or index the audio again"
+        )
+
+
+def _refuse_unseen_input(manifest: pa.Table, local: bool | None) -> None:
     """Files that are here but on no other node would be a table of `missing` rows."""
     if not manifest.num_rows:
         raise ConfigError("--input: its tables name no clip: give tables with rows, or audio")
     first = manifest["file"][0].as_py()
     nothing = pc.all(pc.equal(manifest["status"], str(Status.MISSING))).as_py()
-    if nothing and not is_one_machine() and os.path.exists(first):
+    if local or not nothing or not has_cluster() or not os.path.exists(first):
+        return
+    from raysers.engine import cluster
+
+    if not cluster.is_one_machine():
         raise ConfigError(
             f"--input: the nodes do not see {first}: put the audio on a shared disk or in s3://"
         )
 
 
-def make_plan(
-    flags: ClipJobFlags, table: str, settings: Mapping[str, Any], earlier: RunRecord | None
-) -> Plan:
-    """List or re-read the clips and see what is left.
-
-    Raises:
-        ConfigError: an input cannot be used.
-        RefusedError: the output holds rows of other settings.
-    """
-    if earlier is None:
-        manifest = list_clips(flags)
-        settings = {**settings, "manifest": fingerprint(manifest)}
-    else:
-        settings = {**settings, "manifest": earlier.settings.get("manifest")}
-        refuse_other_settings(flags.output, earlier, earlier.job, settings)
-        manifest = _stored_manifest(flags.output, str(settings["manifest"]))
-    shards = plan_shards(manifest, shard_s=flags.shard_s)
-    done = parts.parts_done(flags.output, table) if earlier else set()
-    todo = {i for i in range(len(shards)) if shard_name(i) not in done}
-    if flags.retry and done:
-        todo |= shards_to_retry(flags, table, len(shards))
-        _warn_of_rows_to_list_anew(flags, manifest)
-    return Plan(
-        manifest=manifest, shards=shards, todo=sorted(todo), earlier=earlier, settings=settings
-    )
+def _manifest(tables: Sequence[pa.Table], limit: int) -> pa.Table:
+    manifest = sort_manifest(pa.concat_tables(tables, promote_options="default"))
+    return manifest.slice(0, limit) if limit else manifest
 
 
-def _stored_manifest(output: str, expected: str) -> pa.Table:
-    manifest = read_manifest(storage.join(output, "manifest"))
-    if fingerprint(manifest) != expected:
-        raise RaysersError(
-            f"the manifest in {output} is not the one its run.json names: it was changed from "
-            "outside; start again in another folder"
-        )
-    return manifest
+def _inspected(
+    listed: pa.Table, segmenting: Segmenting, limit: int, local: bool | None
+) -> list[pa.Table]:
+    """The manifest rows of listed objects, headers read in this process or by Ray tasks."""
+    vad = segmenting.kind == "vad"
+    size = _OBJECTS_PER_VAD_TASK if vad else _OBJECTS_PER_TASK
+    if limit:  # every object is at least one clip
+        listed = listed.sort_by([("file", "ascending"), ("start", "ascending")]).slice(0, limit)
+    blocks = [listed.slice(start, size) for start in range(0, listed.num_rows, size)]
+    inspect = partial(_inspect, segmenting=segmenting)
+    if local is None and not has_cluster() and vad:
+        local = (pc.sum(listed["num_bytes"]).as_py() or 0) <= _LOCAL_VAD_BYTES
+    if local or (len(blocks) == 1 and not vad):
+        # one thread loads and calls the speech detector
+        with ThreadPoolExecutor(1 if vad else 4) as pool:
+            return list(_reported(pool.map(inspect, blocks), listed.num_rows))
+    from raysers.engine import cluster
+
+    cluster.connect()
+    return list(_reported(cluster.map_blocks(inspect, blocks), listed.num_rows))
+
+
+def _reported(tables: Iterable[pa.Table], objects: int) -> Iterator[pa.Table]:
+    """The same tables, with a progress line every few seconds."""
+    clips, last_s = 0, time.monotonic()
+    for table in tables:
+        clips += table.num_rows
+        if time.monotonic() - last_s >= LINE_EVERY_S:
+            last_s = time.monotonic()
+            print(f"reading headers: {clips:,} clips of {objects:,} files", file=sys.stderr)
+        yield table
+
+
+def _inspect(block: pa.Table, segmenting: Segmenting) -> pa.Table:
+    speech = partial(_speech_in, segmenting=segmenting) if segmenting.kind == "vad" else None
+    return probe_batch(block, segmenting, find_speech=speech)
+
+
+def _speech_in(
+    blocks: Iterator[NDArray[np.float32]], segmenting: Segmenting
+) -> list[tuple[int, int]]:
+    from raysers.models.vad import find_speech  # torch, which reading headers does not need
+
+    return find_speech(blocks, min_s=segmenting.min_s, max_s=segmenting.window_s)
 
 
 def _warn_of_rows_to_list_anew(flags: ClipJobFlags, manifest: pa.Table) -> None:
-    wanted = pa.array([str(s) for s in flags.retry])
-    failed = manifest.filter(pc.is_in(manifest["status"], wanted))
+    statuses = pa.array([str(s) for s in flags.retry])
+    failed = manifest.filter(pc.is_in(manifest["status"], statuses))
     whole = flags.segment == "whole"
-    left = sum(not can_redo(clip, whole=whole) for clip in clips_of(failed))
+    left = sum(not can_retry(clip, whole=whole) for clip in clips_of(failed))
     if left:
         print(
             f"warning: {left} rows stay as they are, because their clips were cut from what could "
-            "be read: to score the mended files, give them a new --output",
+            "be read: to score the repaired files, give them a new --output",
             file=sys.stderr,
         )
 
 
-def shards_to_retry(flags: ClipJobFlags, table: str, shards: int) -> set[int]:
+def _shards_to_retry(
+    flags: ClipJobFlags, output_uri: str, table: str, shards: int, stamp: str
+) -> set[int]:
     """Finished shards that hold a row with a status to retry."""
-    wanted = pa.array([str(s) for s in flags.retry])
-    found = parts.read_parts(flags.output, table, shards, ["status"])
-    return {i for i, part in found.items() if pc.any(pc.is_in(part["status"], wanted)).as_py()}
+    statuses = pa.array([str(s) for s in flags.retry])
+    found = output.read_parts(output_uri, table, shards, ["status"], stamp=stamp)
+    return {i for i, part in found.items() if pc.any(pc.is_in(part["status"], statuses)).as_py()}

@@ -1,7 +1,7 @@
-"""What a person sees while a job runs: audio hours, speed, time left, failures by status.
+"""What a person sees of a job: the live line while it runs, counts and speed at its end.
 
-Workers tell a small actor how far each shard is; the driver only reads it. Figures of a shard that
-is worked on twice replace each other, so nothing is counted double.
+Workers report how far each shard is; the driver reads it. Figures of a shard that is scored twice
+replace each other, so nothing is counted double.
 """
 
 from __future__ import annotations
@@ -10,60 +10,26 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
+from raysers.text import visible
 from raysers.types import Status
 
 #: Seconds between two lines when the output is not a terminal.
 LINE_EVERY_S = 10.0
 
-
-class Monitor:
-    """Keeps, per shard in work, audio seconds and clips by status; and how worker starts went."""
-
-    def __init__(self) -> None:
-        self._shards: dict[int, tuple[float, dict[str, int]]] = {}
-        self._failed_starts = 0
-
-    def report(self, shard: int, audio_s: float, statuses: dict[str, int]) -> None:
-        """Replace what is known of `shard`."""
-        self._shards[shard] = (audio_s, statuses)
-
-    def loading(self) -> int:
-        """A worker begins to load its model; returns how many such starts never came to an end."""
-        self._failed_starts += 1
-        return self._failed_starts - 1
-
-    def loaded(self) -> None:
-        """That worker has its model."""
-        self._failed_starts -= 1
-
-    def snapshot(self) -> dict[int, tuple[float, dict[str, int]]]:
-        """Everything, by shard."""
-        return dict(self._shards)
-
-
-class ThrottledReport:
-    """Sends a worker's figures to the monitor, at most about once a second per shard."""
-
-    def __init__(self, monitor: Any, every_s: float = 1.0) -> None:
-        self._monitor = monitor
-        self._every_s = every_s
-        self._last_s: dict[int, float] = {}
-
-    def __call__(self, shard: int, audio_s: float, statuses: dict[str, int]) -> None:
-        """Report unless this shard was reported a moment ago."""
-        if time.monotonic() - self._last_s.get(shard, 0.0) >= self._every_s:
-            self._last_s[shard] = time.monotonic()
-            self._monitor.report.remote(shard, audio_s, statuses)
+#: Audio seconds and rows by status, by shard.
+Shards = dict[int, tuple[float, dict[str, int]]]
 
 
 @dataclass(slots=True)
@@ -71,17 +37,17 @@ class Totals:
     """How far the whole run is.
 
     Attributes:
-        total_s: audio seconds this run has to do.
-        clips: clips it has to do.
-        finished: per finished shard, audio seconds and clips by status.
-        in_work: the same of shards that workers have told about.
+        total_s: audio seconds this run has to score, every variant counted.
+        rows: rows it has to write.
+        finished: audio seconds and rows by status of finished shards.
+        in_work: the same of shards that workers have reported on.
         began_s: when the run began, on the monotonic clock; loading the model counts.
     """
 
     total_s: float
-    clips: int
-    finished: dict[int, tuple[float, dict[str, int]]] = field(default_factory=dict)
-    in_work: dict[int, tuple[float, dict[str, int]]] = field(default_factory=dict)
+    rows: int
+    finished: Shards = field(default_factory=dict)
+    in_work: Shards = field(default_factory=dict)
     began_s: float = field(default_factory=time.monotonic)
 
     def line(self) -> str:
@@ -98,7 +64,7 @@ class Totals:
         text = f"{hours(audio_s)} of {hours(self.total_s)} audio | {speed:.1f} x real time"
         if speed:
             text += f" | {duration((self.total_s - audio_s) / speed)} left"
-        return f"{text} | {statuses.total()}/{self.clips} clips" + failures_text(statuses)
+        return f"{text} | {statuses.total()}/{self.rows} clips" + failures_text(statuses)
 
 
 def hours(seconds: float) -> str:
@@ -124,12 +90,17 @@ def failures_text(statuses: Mapping[str, int]) -> str:
 
 
 @contextmanager
-def live(totals: Totals, monitor: Any) -> Iterator[None]:
-    """Show progress until the block ends: a live line on a terminal, else a line every 10 s."""
+def live(totals: Totals, refresh: Callable[[], Shards | None]) -> Iterator[None]:
+    """Show progress until the block ends: a live line on a terminal, else a line every 10 s.
+
+    Args:
+        totals: updated by the caller as shards finish.
+        refresh: what workers have reported; None when it cannot be had just now.
+    """
     stop = threading.Event()
     console = Console(stderr=True)
     show = _on_terminal if console.is_terminal else _in_log
-    thread = threading.Thread(target=show, args=(totals, monitor, stop, console), daemon=True)
+    thread = threading.Thread(target=show, args=(totals, refresh, stop, console), daemon=True)
     thread.start()
     try:
         yield
@@ -138,20 +109,100 @@ def live(totals: Totals, monitor: Any) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _refresh(totals: Totals, monitor: Any) -> None:
-    # progress is a courtesy: the run itself reports what matters
-    with suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-        totals.in_work = ray.get(monitor.snapshot.remote(), timeout=5)
-
-
-def _on_terminal(totals: Totals, monitor: Any, stop: threading.Event, console: Console) -> None:
+def _on_terminal(
+    totals: Totals,
+    refresh: Callable[[], Shards | None],
+    stop: threading.Event,
+    console: Console,
+) -> None:
     with Live(console=console, refresh_per_second=4, transient=True) as view:
         while not stop.wait(0.5):
-            _refresh(totals, monitor)
+            totals.in_work = refresh() or totals.in_work
             view.update(Text(totals.line()))
 
 
-def _in_log(totals: Totals, monitor: Any, stop: threading.Event, _: Console) -> None:
+def _in_log(
+    totals: Totals, refresh: Callable[[], Shards | None], stop: threading.Event, _: Console
+) -> None:
     while not stop.wait(LINE_EVERY_S):
-        _refresh(totals, monitor)
+        totals.in_work = refresh() or totals.in_work
         print(totals.line(), file=sys.stderr, flush=True)
+
+
+def print_line(text: str) -> None:
+    """One line of a job's output."""
+    _console().print(text)
+
+
+def print_warning(text: str) -> None:
+    """A line that needs attention."""
+    _console().print(visible(text), style="yellow")  # it may hold untrusted names
+
+
+def print_pairs(title: str, pairs: Mapping[str, Any]) -> None:
+    """Names and values in two columns."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in pairs.items():
+        table.add_row(name, str(value))
+    _console().print(table)
+
+
+def print_statuses(statuses: Mapping[str, int], of: str = "clips") -> None:
+    """Clips (or what else is counted) by status, ok first, then the most frequent failure."""
+    clips = sum(statuses.values())
+    table = Table(box=None, pad_edge=False)
+    table.add_column("status")
+    table.add_column(of, justify="right")
+    table.add_column("share", justify="right")
+    for status, count in sorted(statuses.items(), key=lambda kv: (kv[0] != Status.OK, -kv[1])):
+        style = "green" if status == Status.OK else "yellow"
+        table.add_row(status, f"{count:,}", f"{count / clips:.1%}", style=style)
+    _console().print(table)
+
+
+def print_outcome(outcome: Mapping[str, Any], where: str) -> None:
+    """Rows by status, then audio and speed, then where the rows are."""
+    several = outcome["rows"] != outcome["clips"]
+    print_statuses(outcome["statuses"], "rows" if several else "clips")
+    console = _console()
+    console.print(speed_line(outcome))
+    console.print(f"rows: {where}")
+
+
+def print_manifest(manifest: pa.Table, where: str) -> None:
+    """What a manifest holds and where it is."""
+    _console().print(f"{clips_and_audio(manifest)}\nmanifest: {where}")
+
+
+def count_statuses(table: pa.Table) -> dict[str, int]:
+    """Rows by status."""
+    return {str(c["values"]): c["counts"] for c in pc.value_counts(table["status"]).to_pylist()}
+
+
+def speed_line(outcome: Mapping[str, Any]) -> str:
+    """`12.3 h of audio scored in 0:41:02 (18.0 x real time; 17.6 x with 0:52 of start-up), ...`.
+
+    The first figure counts from the moment a model was loaded, the second from the command's start.
+    """
+    audio_s, wall_s, startup_s = outcome["audio_s"], outcome["wall_s"], outcome["startup_s"]
+    if not audio_s:
+        return "nothing was left to score"
+    scoring_s = max(wall_s - startup_s, 1e-3)
+    return (
+        f"{hours(audio_s)} of audio scored in {duration(scoring_s)} "
+        f"({audio_s / scoring_s:.1f} x real time; {audio_s / wall_s:.1f} x with "
+        f"{duration(startup_s)} of start-up), padding waste {outcome['padding_waste']:.1%}"
+    )
+
+
+def clips_and_audio(manifest: pa.Table) -> str:
+    """`535 clips, 24.8 min of audio`."""
+    audio_s = pc.sum(manifest["duration_s"]).as_py() or 0.0
+    return f"{manifest.num_rows:,} clips, {hours(audio_s)} of audio"
+
+
+def _console() -> Console:
+    # soft_wrap keeps paths whole when another program reads the output
+    return Console(soft_wrap=True, highlight=False, markup=False)

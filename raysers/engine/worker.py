@@ -1,23 +1,28 @@
 """What a worker does with one shard: fetch, decode, score, write one Parquet object.
 
-Two shards are in a worker at a time: the model scores one while the next one is already fetched
-and decoded by threads. A shard on which a process died before is worked on alone and with care, in
-the same micro-batches, so that its rows do not depend on what happened; only clips that were being
-worked on at a second death are scored alone.
+Two shards are in a worker at a time: the model scores one while threads fetch and decode the next.
+After a worker death the shard is retried in isolation, in the same micro-batches, so that its rows
+do not depend on the death; only clips that were in work at a second death are scored alone.
 
-A job may ask for several rows of a clip (`versions`); they are made in the decoding threads and go
-through the model together with those of other clips.
+The same code runs in a Ray actor and in the driver's own process (`--workers local`).
 """
 
 from __future__ import annotations
 
+import math
+import resource
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,200 +30,279 @@ from numpy.typing import NDArray
 
 from raysers.data.manifest import clips_of
 from raysers.data.shards import shard_name
-from raysers.engine import ledger
-from raysers.engine import output as parts
+from raysers.engine import ledger, output
 from raysers.engine.feed import AHEAD_S, Decoded, decode_ahead, micro_batches
-from raysers.engine.gate import Gate
-from raysers.engine.tally import Tally, summary_row
-from raysers.engine.versions import Versions, ahead_s, expanded, names_of
-from raysers.errors import ClipError
+from raysers.engine.plan import Placement, can_retry
+from raysers.errors import ClipError, RaysersError
+from raysers.run import RunRecord
 from raysers.types import Clip, Status
 
 Signal = NDArray[np.float32]
 Row = dict[str, Any]
-#: Clip and version.
+#: Clip id and name of the variant.
 Key = tuple[str, str]
+
+#: Shards in one worker at a time: one is scored while the next is decoded.
+SHARDS_AT_A_TIME = 2
 
 #: Clips decoded together on the first attempt after a death.
 _STRETCH = 32
 
 
-class ClipWorker(Protocol):
-    """A loaded model as the stage uses it."""
+class ClipModel(Protocol):
+    """A loaded model as the worker uses it.
 
-    schema: pa.Schema
+    Attributes:
+        max_padded_s: largest clips x longest, in seconds, of one forward pass.
+        provenance: columns of every row, scored or not.
+    """
+
     max_padded_s: float
-    provenance: dict[str, Any]
+    provenance: Mapping[str, Any]
 
-    def score(self, signals: Sequence[Signal]) -> list[Row | ClipError]:
-        """One forward pass; per signal its columns, or why it has none."""
-
-
-@runtime_checkable
-class TranscriptReader(Protocol):
-    """A worker that also wants the words a manifest has of a clip; used in place of `score`."""
-
-    def score_spoken(
+    def score(
         self, signals: Sequence[Signal], transcripts: Sequence[str | None]
     ) -> list[Row | ClipError]:
-        """As `score`; a transcript is None where the manifest has none."""
+        """One forward pass over 16 kHz signals; per signal its columns, or why it has none.
+
+        A transcript is what the manifest says was spoken, None where it does not say.
+        """
 
 
-def score_clips(worker: ClipWorker, batch: Sequence[Decoded]) -> list[Row | ClipError]:
-    """One forward pass over those clips of a micro-batch that have a signal."""
-    heard = [(one.signal, one.clip.transcript) for one in batch if one.signal is not None]
-    if not heard:
-        return []
-    signals, transcripts = zip(*heard, strict=True)
-    if isinstance(worker, TranscriptReader):
-        return worker.score_spoken(list(signals), list(transcripts))
-    return worker.score(list(signals))
+class ClipTask(ABC):
+    """What a job does with clips: a frozen dataclass that loads the model on a worker."""
 
-
-class ClipTask(Protocol):
-    """What a job does with clips: picklable settings that load the model on the worker."""
+    #: Name of the output table.
+    table: ClassVar[str] = "annotations"
 
     @property
-    def table(self) -> str:
-        """Name of the output table."""
-
-    @property
+    @abstractmethod
     def schema(self) -> pa.Schema:
         """Columns of the output table."""
 
-    def open(self) -> ClipWorker:
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What of the task decides the rows."""
+
+    @abstractmethod
+    def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
+        """The task with device, precision and threads settled, the same for all workers."""
+
+    @abstractmethod
+    def open(self) -> ClipModel:
         """Load the model on this process's device."""
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether workers take a GPU where the cluster has them."""
+        return True
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Warnings to print before the work starts."""
+        return ()
+
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """Names of the rows of each clip, in their order; one without a name by default."""
+        return ("",)
+
+    def variants(self, decoded: Decoded) -> list[Decoded]:
+        """One per name, in their order, each with a signal or an error of its own."""
+        return [decoded]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageSettings:
+class WorkerSettings:
     """What every worker of a run needs to know.
 
     Attributes:
         output: the run's folder.
         run_id: written into every row.
-        redo: statuses whose rows are made again (`--retry`).
+        stamp: written into every part (`output.stamp_of`).
+        retry: statuses whose rows are scored again (`--retry`).
         whole: clips are whole files, so one whose header failed may be tried again.
         max_clip_s: longer clips are `too_long`.
         io_threads: threads that fetch and decode.
-        versions: the rows of a clip, when it has several.
     """
 
     output: str
     run_id: str
-    redo: frozenset[str]
+    stamp: str
+    retry: frozenset[str]
     whole: bool
     max_clip_s: float
     io_threads: int
-    versions: Versions | None = None
 
 
-#: (shard, audio seconds so far, clips by status so far)
+@dataclass(slots=True, kw_only=True)
+class ShardResult:
+    """A finished shard: what its part holds, and what this attempt did for it.
+
+    Attributes:
+        shard: its number.
+        began_at: seconds since the epoch when the worker, its model loaded, took the shard up.
+        statuses: rows of its part by status.
+        audio_s: audio seconds of its part.
+        scored_s: audio seconds that went through the model.
+        padded_s: the same with padding.
+        model_s: wall seconds of forward passes.
+        wait_s: wall seconds in which the model waited for decoded audio.
+        decoded: clips decoded.
+        peak_bytes: largest resident memory of the worker so far.
+    """
+
+    shard: int
+    began_at: float = field(default_factory=time.time)
+    statuses: Counter[str] = field(default_factory=Counter)
+    audio_s: float = 0.0
+    scored_s: float = 0.0
+    padded_s: float = 0.0
+    model_s: float = 0.0
+    wait_s: float = 0.0
+    decoded: int = 0
+    peak_bytes: int = 0
+
+    def about(self, part: pa.Table) -> Self:
+        """This result, with what `part` holds."""
+        self.statuses = Counter(part["status"].to_pylist())
+        self.audio_s = float(np.nansum(part["duration_s"].to_numpy()))
+        # the kernel counts in KiB on Linux, in bytes on macOS
+        unit_bytes = 1 if sys.platform == "darwin" else 1024
+        self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+        return self
+
+
+#: (shard, audio seconds so far, rows by status so far)
 Report = Callable[[int, float, dict[str, int]], None]
 
 
-class ShardStage:
-    """The callable of the worker actors: a shard's clips in, one summary row out."""
+class ShardWorker:
+    """Scores shards, one after the other, with one loaded model.
 
-    def __init__(self, settings: StageSettings, task: ClipTask, report: Report) -> None:
+    One thread loads and calls the model: a second would start a second team of compute threads.
+    """
+
+    def __init__(self, settings: WorkerSettings, task: ClipTask, report: Report) -> None:
         self._settings = settings
-        self._table = task.table
+        self._task = task
         self._report = report
-        self._worker = task.open()
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._io = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="decode")
-        # one thread owns the model: shards are scored first come, first served
-        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._gate = Gate()
+        self._slots = _Slots(SHARDS_AT_A_TIME)
+        self._stopped = threading.Event()
+        self._model = self._model_thread.submit(task.open).result()
+        self.loaded_at = time.time()
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Work on one shard. Safe to repeat: the part has the same name and the same rows."""
+    def stop(self) -> None:
+        """Make shards in work end at their next micro-batch, with an error."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """End the threads; nothing is in work any more."""
+        self._io.shutdown(wait=False, cancel_futures=True)
+        self._model_thread.shutdown(wait=False, cancel_futures=True)
+
+    def run(self, block: pa.Table) -> ShardResult:
+        """Score one shard's clips and write its part. Safe to repeat: same name, same rows."""
         shard = block["shard"][0].as_py()
-        uri = parts.part_uri(self._settings.output, self._table, shard)
-        earlier = parts.read_part(uri)
+        settings = self._settings
+        result = ShardResult(shard=shard)
+        uri = output.part_uri(settings.output, self._task.table, shard)
+        mark = output.part_stamp(settings.stamp, shard)
+        earlier = output.read_part(uri, stamp=mark)
         clips = clips_of(block)
         if earlier is not None:
-            clips = _to_redo(clips, earlier, self._settings)
-            if not clips:  # nothing to redo, or a finished shard whose summary was lost
-                ledger.discard(ledger.mark_uri(self._settings.output, shard_name(shard)))
-                return summary_row(shard, earlier, Tally())
-        attempt = ledger.begin(self._settings.output, shard_name(shard), self._settings.run_id)
-        tally = Tally()
-        rows = self._rows_of(shard, clips, attempt, tally)
-        names = names_of(self._settings.versions)
+            clips = _to_retry(clips, earlier, settings)
+            if not clips:  # nothing to retry, or a finished shard whose result was lost
+                ledger.discard(ledger.mark_uri(settings.output, shard_name(shard)))
+                return result.about(earlier)
+        attempt = ledger.begin(settings.output, shard_name(shard), settings.run_id)
+        rows = self._rows_of(clips, attempt, result)
+        names = self._task.variant_names
         ordered = [rows[clip.clip_id, name] for clip in clips for name in names]
-        table = parts.to_table(ordered, self._worker.schema)
+        part = output.to_table(ordered, self._task.schema)
         if earlier is not None:
-            table = parts.replace_rows(earlier, table)
-        parts.write_part(uri, table)
+            part = output.replace_rows(earlier, part)
+        output.write_part(uri, part, stamp=mark)
         attempt.close()
-        return summary_row(shard, table, tally)
+        return result.about(part)
 
     def _rows_of(
-        self, shard: int, clips: list[Clip], attempt: ledger.Attempt, tally: Tally
+        self, clips: list[Clip], attempt: ledger.Attempt, result: ShardResult
     ) -> dict[Key, Row]:
         clips = _decode_order(clips)
-        with self._gate.exclusive() if attempt.suspicious else self._gate.shared():
-            careful = attempt.suspicious
-            feed = (
-                self._careful_feed(clips, attempt, tally) if careful else self._feed(clips, tally)
-            )
-            return self._model.submit(self._score_feed, shard, feed, attempt, tally).result()
+        with self._slots.hold(SHARDS_AT_A_TIME if attempt.suspicious else 1):
+            if attempt.suspicious:
+                feed = self._isolated_feed(clips, attempt, result)
+            else:
+                feed = self._feed(clips, result)
+            return self._model_thread.submit(self._score_feed, feed, attempt, result).result()
 
-    def _feed(self, clips: list[Clip], tally: Tally) -> Iterator[Decoded]:
-        most_s = max(AHEAD_S, 4 * self._worker.max_padded_s)
+    def _feed(self, clips: list[Clip], result: ShardResult) -> Iterator[Decoded]:
+        counting = threading.Lock()
+
+        def variants(decoded: Decoded) -> list[Decoded]:
+            if decoded.signal is not None:
+                with counting:
+                    result.decoded += 1
+            return self._task.variants(decoded)
+
         return decode_ahead(
             clips,
             self._io,
             max_clip_s=self._settings.max_clip_s,
-            ahead_s=ahead_s(most_s, self._settings.versions),
-            finish=self._versions_of,
-            counted=tally.count_decode,
+            ahead_s=ahead_s(max(AHEAD_S, 4 * self._model.max_padded_s), self._task),
+            variants=variants,
         )
 
-    def _versions_of(self, decoded: list[Decoded]) -> list[Decoded]:
-        return expanded(decoded, self._settings.versions)
-
-    def _careful_feed(
-        self, clips: list[Clip], attempt: ledger.Attempt, tally: Tally
+    def _isolated_feed(
+        self, clips: list[Clip], attempt: ledger.Attempt, result: ShardResult
     ) -> Iterator[Decoded]:
         for stretch in _stretches(clips, attempt):
             if attempt.given_up(stretch[0].clip_id):
                 message = f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
-                given_up = Decoded(clip=stretch[0], error=ClipError(Status.WORKER_DIED, message))
-                yield from self._versions_of([given_up])
+                error = ClipError(Status.WORKER_DIED, message)
+                yield from self._task.variants(Decoded(clip=stretch[0], error=error))
                 continue
             attempt.enter([clip.clip_id for clip in stretch])
-            yield from self._feed(stretch, tally)
+            yield from self._feed(stretch, result)
 
     def _score_feed(
-        self, shard: int, feed: Iterator[Decoded], attempt: ledger.Attempt, tally: Tally
+        self, feed: Iterator[Decoded], attempt: ledger.Attempt, result: ShardResult
     ) -> dict[Key, Row]:
         rows: dict[Key, Row] = {}
-        for batch in micro_batches(tally.timing_waits(feed), self._worker.max_padded_s):
+        for batch in micro_batches(_timed(feed, result), self._model.max_padded_s):
+            if self._stopped.is_set():
+                raise RaysersError("the run was stopped")
             for group in _groups(batch, attempt):
-                for one, row in self._score(group, tally):
-                    rows[one.clip.clip_id, one.version] = row
-            self._report(shard, tally.audio_s, dict(tally.statuses))
+                for one, row in self._score(group, result):
+                    rows[one.clip.clip_id, one.variant] = row
+            self._report(result.shard, result.scored_s, dict(result.statuses))
         return rows
 
-    def _score(self, batch: Sequence[Decoded], tally: Tally) -> Iterator[tuple[Decoded, Row]]:
-        signals = sum(one.signal is not None for one in batch)
+    def _score(
+        self, batch: Sequence[Decoded], result: ShardResult
+    ) -> Iterator[tuple[Decoded, Row]]:
+        good = [one for one in batch if one.signal is not None]
         started = time.perf_counter()
-        results = iter(score_clips(self._worker, batch))
-        tally.model_s += time.perf_counter() - started
-        tally.padded_s += signals * max((d.duration_s for d in batch), default=0.0)
+        scored = iter(score_clips(self._model, good))
+        result.model_s += time.perf_counter() - started
+        result.padded_s += len(good) * max((one.duration_s for one in good), default=0.0)
         for one in batch:
-            row = self._row(one, one.error if one.signal is None else next(results))
-            tally.add(one, row["status"])
+            row = self._row(one, one.error if one.signal is None else next(scored))
+            result.scored_s += one.duration_s
+            result.statuses[row["status"]] += 1
             yield one, row
 
-    def _row(self, one: Decoded, result: Row | ClipError | None) -> Row:
+    def _row(self, one: Decoded, scored: Row | ClipError | None) -> Row:
         clip = one.clip
         status, error, columns = str(Status.OK), "", {}
-        if isinstance(result, ClipError):
-            status, error = str(result.status), result.message
-        elif result is not None:
-            columns = result
+        if isinstance(scored, ClipError):
+            status, error = str(scored.status), scored.message
+        elif scored is not None:
+            columns = scored
         return {
             "file": clip.file,
             "start": clip.start_ns,
@@ -231,51 +315,86 @@ class ShardStage:
             "clipped_ratio": one.clipped_ratio,
             "run_id": self._settings.run_id,
             "created_at": datetime.now(UTC),
-            **self._worker.provenance,
+            **self._model.provenance,
             **one.columns,
             **columns,
         }
 
 
+def score_clips(model: ClipModel, decoded: Sequence[Decoded]) -> list[Row | ClipError]:
+    """One forward pass over clips that all have a signal."""
+    signals = [one.signal for one in decoded if one.signal is not None]
+    return model.score(signals, [one.clip.transcript for one in decoded]) if signals else []
+
+
+def ahead_s(plain_s: float, task: ClipTask) -> float:
+    """Clip seconds to decode ahead where `plain_s` are right for clips without variants.
+
+    Fewer, because all variants are in memory; but enough that every decoding thread has work.
+    """
+    return plain_s / math.sqrt(len(task.variant_names))
+
+
+class _Slots:
+    """Room for some shards in parallel, or for one that takes all of it."""
+
+    def __init__(self, count: int) -> None:
+        self._free = threading.Semaphore(count)
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        with self._turn:  # one at a time collects slots, or two could wait for each other
+            for _ in range(count):
+                self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release(count)
+
+
+def _timed(feed: Iterator[Decoded], result: ShardResult) -> Iterator[Decoded]:
+    """The same clips, adding up how long the model waits for them."""
+    while True:
+        started = time.perf_counter()
+        try:
+            one = next(feed)
+        except StopIteration:
+            return
+        result.wait_s += time.perf_counter() - started
+        yield one
+
+
 def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Decoded]]:
-    """The batch itself; with care, each clip that is to be taken alone, then the others."""
+    """The batch itself; in isolation, each quarantined clip alone, then the others."""
     if not attempt.suspicious:
         yield batch
         return
-    apart = [[d] for d in batch if d.clip.clip_id in attempt.apart]
-    others = [d for d in batch if d.clip.clip_id not in attempt.apart]
-    for group in [*apart, others] if others else apart:
+    alone = [[d] for d in batch if d.clip.clip_id in attempt.alone]
+    others = [d for d in batch if d.clip.clip_id not in attempt.alone]
+    for group in [*alone, others] if others else alone:
         attempt.enter([d.clip.clip_id for d in group if d.signal is not None])
         yield group
 
 
 def _stretches(clips: list[Clip], attempt: ledger.Attempt) -> Iterator[list[Clip]]:
-    """Clips to decode under one mark: those under suspicion alone, the others some at a time."""
-    for apart, group in groupby(clips, key=lambda c: c.clip_id in attempt.apart):
+    """Clips to decode under one mark: quarantined ones alone, the others some at a time."""
+    for alone, group in groupby(clips, key=lambda c: c.clip_id in attempt.alone):
         members = list(group)
-        size = 1 if apart else _STRETCH
+        size = 1 if alone else _STRETCH
         yield from (members[i : i + size] for i in range(0, len(members), size))
 
 
-def _to_redo(clips: list[Clip], earlier: pa.Table, settings: StageSettings) -> list[Clip]:
-    """Clips, as if unprobed, whose row has a status to redo and is not of this very run."""
+def _to_retry(clips: list[Clip], earlier: pa.Table, settings: WorkerSettings) -> list[Clip]:
+    """Clips, as if uninspected, whose row has a status to retry and is not of this very run."""
     rows = earlier.select(["clip_id", "status", "run_id"]).to_pylist()
-    again = {
+    failed = {
         r["clip_id"]
         for r in rows
-        if r["status"] in settings.redo and r["run_id"] != settings.run_id
+        if r["status"] in settings.retry and r["run_id"] != settings.run_id
     }
-    wanted = (c for c in clips if c.clip_id in again and can_redo(c, whole=settings.whole))
-    return [parts.unprobed(c) for c in wanted]
-
-
-def can_redo(clip: Clip, *, whole: bool) -> bool:
-    """Whether the clip means the same once its file is mended.
-
-    A file whose header failed was never cut into windows, and a cut one has a clip as long as what
-    was left of it; both need a new list of clips.
-    """
-    return clip.status == Status.OK or (whole and clip.end_ns is None)
+    chosen = (c for c in clips if c.clip_id in failed and can_retry(c, whole=settings.whole))
+    return [output.uninspected(c) for c in chosen]
 
 
 def _decode_order(clips: list[Clip]) -> list[Clip]:

@@ -140,7 +140,7 @@ def open_output(output: str, job: str, settings: Mapping[str, Any]) -> RunRecord
     earlier = load_record(output)
     if earlier is not None:
         refuse_other_settings(output, earlier, job, settings)
-    elif parts.parts_done(output, "metrics"):
+    elif parts.parts_there(output, "metrics"):
         raise ConfigError(f"--output {output} has metrics but no run.json: choose another folder")
     return earlier
 

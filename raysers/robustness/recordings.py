@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from raysers.audio.decode import AudioReader
 from raysers.data.manifest import Segmenting, fingerprint
 from raysers.engine.cluster import dataset_of
-from raysers.engine.failures import carried, raise_carried
-from raysers.engine.indexing import index
-from raysers.engine.summary import print_warning
+from raysers.engine.cluster import errors_as_rows, raise_from_rows
+from raysers.engine.plan import index
+from raysers.engine.progress import print_warning
 from raysers.errors import (
     ClipError,
     ConfigError,
@@ -175,7 +175,7 @@ def _checked(items: Sequence[Recording]) -> list[Recording]:
     data = dataset_of(blocks).map_batches(_decoded, batch_size=None, batch_format="pyarrow")
     checked = list(items)
     for block in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in raise_carried(block).to_pylist():
+        for row in raise_from_rows(block).to_pylist():
             number = row.pop("number")
             checked[number] = Recording(**row)
     return checked
@@ -195,7 +195,7 @@ _SCHEMA = pa.schema(
 )
 
 
-@carried
+@errors_as_rows
 def _decoded(block: pa.Table) -> pa.Table:
     rows = block.to_pylist()
     numbers = [row.pop("number") for row in rows]

@@ -81,13 +81,13 @@ def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
     Raises:
         RaysersError: no part is there.
     """
-    columns = ["clip_id", parts.VERSION, *DIMENSIONS]
+    columns = ["clip_id", parts.VARIANT, *DIMENSIONS]
     table = parts.read_all(output, "robustness", len(plan.shards), columns)
     manifest = plan.manifest
     ids = manifest["clip_id"].combine_chunks()
     place = pc.index_in(table["clip_id"], value_set=ids).to_numpy()
     values = dimensions_of(table)
-    version = pc.index_in(table[parts.VERSION], value_set=pa.array(names)).to_numpy()
+    version = pc.index_in(table[parts.VARIANT], value_set=pa.array(names)).to_numpy()
     predictions: dict[str, Floats] = {}
     for number, name in enumerate(names):
         mine = version == number

@@ -17,7 +17,7 @@ import ray
 import torch
 from rich.console import Console
 
-from raysers.engine.cluster import patient_get
+from raysers.engine.cluster import get_with_notice
 from raysers.engine.progress import duration
 from raysers.evaluation.tables import report_console
 from raysers.models.backbones import BACKBONES, CNN14
@@ -251,7 +251,7 @@ def measured(seats: Seats) -> tuple[str, float]:
     gpus = seats.share.gpus_each or (seats.placement.num_gpus if seats.placement else 0)
     if gpus:
         ask = ray.remote(num_gpus=1)(_matrix_speed)
-        return "cuda", float(patient_get(ask.remote("cuda", 1), "one worker with a GPU"))
+        return "cuda", float(get_with_notice(ask.remote("cuda", 1), "one worker with a GPU"))
     threads = (
         seats.placement.threads if seats.placement else seats.room.threads if seats.room else 1
     )

@@ -25,7 +25,7 @@ from raysers.data.manifest import (
     write_manifest,
 )
 from raysers.data.sources import list_inputs
-from raysers.engine.cluster import patient_get
+from raysers.engine.cluster import get_with_notice
 from raysers.io import storage
 from raysers.studies.voice import EMOTIONS, Utterance, Voice, spoken, utterance
 from raysers.types import DIMENSIONS
@@ -115,7 +115,7 @@ def make_speech(corpora: Sequence[MadeUp], folder: str) -> dict[str, pa.Table]:
         for voice, lines in _by_voice(corpus).items()
     ]
     for corpus, voice, job in jobs:
-        patient_get(job, f"{voice} of {corpus.name} to be spoken")
+        get_with_notice(job, f"{voice} of {corpus.name} to be spoken")
     for corpus in missing:
         place = _place(folder, corpus)
         write_manifest(storage.join(place, "manifest"), _manifest(corpus, place))

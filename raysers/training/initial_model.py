@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raysers.model_files import local_model
+from raysers.annotate import local_model
 from raysers.models.initialize import Start, start_model
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Examples

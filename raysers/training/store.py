@@ -16,7 +16,7 @@ import torch
 
 from raysers.engine import output
 from raysers.io import storage
-from raysers.model_files import local_model
+from raysers.annotate import local_model
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.network import EmotionNetwork
 from raysers.models.scorer import Scorer

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import ray
 
 from raysers.data.manifest import write_manifest
-from raysers.engine.cluster import patient_get
+from raysers.engine.cluster import get_with_notice
 from raysers.engine.progress import duration, hours
-from raysers.engine.summary import print_pairs, print_warning
+from raysers.engine.progress import print_pairs, print_warning
 from raysers.io import storage
 from raysers.training import dataset
 from raysers.training.config import TrainingFlags
@@ -140,7 +140,7 @@ def _measured_speed(flags: TrainingFlags, table: pa.Table, seats: Seats) -> floa
     cpus, gpus = (place.num_cpus, place.num_gpus) if place else (share.cpus_each, share.gpus_each)
     room = seats.room or Room(threads=place.threads if place else 1)
     measure = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_speed_here)
-    speed = float(patient_get(measure.remote(flags, some, room), "the place of a trial"))
+    speed = float(get_with_notice(measure.remote(flags, some, room), "the place of a trial"))
     return speed * (place.workers if place else 1)
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raysers.engine import output as parts
-from raysers.engine.summary import print_pairs, print_warning
+from raysers.engine.progress import print_pairs, print_warning
 from raysers.io import storage
 from raysers.run import Exit
 from raysers.training.config import TrainingFlags, with_recipe

@@ -20,7 +20,7 @@ from raysers.cli import ClipJobFlags, as_plain
 from raysers.data.identities import identities
 from raysers.data.manifest import fingerprint
 from raysers.data.shards import plan_shards, shard_name
-from raysers.engine import job, output, summary
+from raysers.engine import job, output, progress
 from raysers.engine import plan as planning
 from raysers.engine.cluster import Placement
 from raysers.engine.plan import Plan
@@ -99,7 +99,7 @@ def earlier_record(place: str) -> RunRecord | None:
     earlier = load_record(place)
     if earlier is not None and earlier.job != JOB:
         refuse_other_settings(place, earlier, JOB, {})
-    if earlier is None and output.parts_done(place, TABLE):
+    if earlier is None and output.parts_there(place, TABLE):
         raise ConfigError(f"--features {place} has {TABLE} but no run.json: choose another folder")
     return earlier
 
@@ -115,7 +115,7 @@ def make_plan(
     if earlier is not None:
         refuse_other_settings(clips.output, earlier, JOB, settings)
     shards = plan_shards(data.table, shard_s=ClipJobFlags.shard_s)
-    done = output.parts_done(clips.output, TABLE) if earlier else set()
+    done = output.parts_there(clips.output, TABLE) if earlier else set()
     todo = {i for i in range(len(shards)) if shard_name(i) not in done}
     if clips.retry and done:
         todo |= planning.shards_to_retry(clips, TABLE, len(shards))
@@ -131,7 +131,7 @@ def make(
     if plan.earlier is not None and not plan.todo and plan.earlier.status == "done":
         print(f"vectors: all there, {clips.output}")
         return Exit.DONE
-    summary.print_plan("fuse", plan)
+    progress.print_plan("fuse", plan)
     summary.warn_of_long_clips(plan, flags.max_clip_s)
     record = job.start(clips, JOB, plan, as_plain(clips), task)
     ran = job.run_plan(clips, plan, task, placement, record, flags.max_clip_s)

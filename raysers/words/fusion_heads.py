@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raysers.engine.cluster import Placement, patient_get
+from raysers.engine.cluster import Placement, get_with_notice
 from raysers.models.fusion import SOURCES, FusionHead, side_by_side
 from raysers.models.fusion_training import EpochOfHead, HeadSettings, Vectors, train_head
 from raysers.words.fusion_data import DEV, TRAIN
@@ -30,7 +30,7 @@ def train_heads(features: Features, settings: HeadSettings, placement: Placement
         if placement.num_gpus:
             work = ray.remote(num_cpus=1, num_gpus=placement.num_gpus)(train_head)
             ref = work.remote(name, train, dev, settings, device="cuda")
-            found[name] = patient_get(ref, "a GPU to train the heads on")
+            found[name] = get_with_notice(ref, "a GPU to train the heads on")
         else:
             found[name] = train_head(name, train, dev, settings)
     return TrainedHeads(

@@ -17,7 +17,7 @@ from raysers import annotate
 from raysers.annotate import AnnotateTask
 from raysers.errors import CheckpointError, ConfigError
 from raysers.io import storage
-from raysers.model_files import local_model
+from raysers.annotate import local_model
 from raysers.models.asr import is_moonshine, parse_asr_name
 from raysers.models.backbones import parse_model_name
 from raysers.models.fusion_folder import Fusion, FusionConfig, load_fusion

@@ -87,7 +87,7 @@ class SpeakingWorker:
     def __init__(self, *, speaking: Speaking) -> None:
         self._speaking = speaking
 
-    @carried
+    @errors_as_rows
     def __call__(self, block: pa.Table) -> pa.Table:
         """Work on one shard. Safe to repeat."""
         return speak_shard(block, self._speaking)

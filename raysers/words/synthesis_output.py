@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.data.manifest import sort_manifest
-from raysers.engine import ledger, summary
+from raysers.engine import ledger, progress
 from raysers.engine import output as parts
-from raysers.engine.audformat_header import write_header
+from raysers.engine.output import write_header
 from raysers.errors import RaysersError
 from raysers.io import storage
 from raysers.run import Exit, RunRecord, finished
@@ -93,7 +93,7 @@ def _write(uri: str, table: pa.Table) -> None:
 def _finish(
     output: str, manifest: pa.Table, record: RunRecord, *, wall_s: float, max_failed: float
 ) -> Exit:
-    statuses = summary.count_statuses(manifest)
+    statuses = progress.count_statuses(manifest)
     failed = 1 - statuses.get(Status.OK, 0) / len(manifest)
     outcome: Mapping[str, Any] = {
         "clips": len(manifest),
@@ -104,10 +104,10 @@ def _finish(
     }
     good = failed <= max_failed
     finished(record, "done" if good else "done_with_failures", outcome).save(output)
-    summary.print_statuses(statuses)
-    summary.print_manifest(manifest, output)
+    progress.print_statuses(statuses)
+    progress.print_manifest(manifest, output)
     if not good:
-        summary.print_warning(
+        progress.print_warning(
             f"{failed:.1%} of the texts were not spoken, more than --max-failed {max_failed:g} "
             "allows: see the columns status and error; --retry STATUS speaks such texts again"
         )

@@ -26,7 +26,7 @@ import ray
 from raysers.data.shards import shard_name
 from raysers.engine import cluster
 from raysers.engine import output as parts
-from raysers.engine.failures import raise_carried
+from raysers.engine.failures import raise_from_rows
 from raysers.engine.progress import LINE_EVERY_S, duration, failures_text, hours
 from raysers.errors import ClipError, ConfigError
 from raysers.io import storage
@@ -117,7 +117,7 @@ def shard_blocks(plan: pa.Table) -> list[pa.Table]:
 
 def shards_left(output: str, blocks: Sequence[pa.Table], redo: frozenset[str]) -> list[pa.Table]:
     """Those without a finished part, or with a row to do again."""
-    done = parts.parts_done(output, TABLE)
+    done = parts.parts_there(output, TABLE)
     left = {i for i in range(len(blocks)) if shard_name(i) not in done}
     if redo and done:
         found = parts.read_parts(output, TABLE, len(blocks), ["status"])
@@ -135,7 +135,7 @@ def check_on_worker(engine: Engine, manners: Manners) -> None:
     rates = [rate for rate in manners.rates if rate is not None]
     pitches = [pitch for pitch in manners.pitches if pitch is not None]
     check = ray.remote(num_cpus=1)(_complaint)
-    complaint = cluster.patient_get(
+    complaint = cluster.get_with_notice(
         check.remote(engine, manners.voices, rates, pitches), "one worker (1 CPU)"
     )
     if complaint:
@@ -175,7 +175,7 @@ def estimate(blocks: Sequence[pa.Table], engine: Engine, crew: Crew) -> dict[str
     step = max(1, len(plan) // _SAMPLED)
     sample = plan.take(pa.array(range(0, len(plan), step)[:_SAMPLED])).to_pylist()
     trial = ray.remote(num_cpus=crew.num_cpus)(_trial)
-    audio_s, wall_s = cluster.patient_get(trial.remote(engine, sample), "one worker (1 CPU)")
+    audio_s, wall_s = cluster.get_with_notice(trial.remote(engine, sample), "one worker (1 CPU)")
     share = len(plan) / len(sample)
     return {
         "sound files": f"{len(plan):,}",
@@ -224,7 +224,7 @@ def _told(batches: Iterator[pa.Table], total: int) -> Iterator[pa.Table]:
     began_s = last_s = time.monotonic()
     statuses: Counter[str] = Counter()
     for batch in batches:
-        for row in raise_carried(batch).to_pylist():
+        for row in raise_from_rows(batch).to_pylist():
             statuses[row["status"]] += row["texts"]
         now_s = time.monotonic()
         if now_s - last_s >= LINE_EVERY_S:

@@ -20,7 +20,7 @@ from raysers.engine.cluster import Placement
 from raysers.engine.worker import Signal
 from raysers.errors import CheckpointError, ClipError
 from raysers.io import storage
-from raysers.model_files import local_model
+from raysers.annotate import local_model
 from raysers.models.asr import Recogniser, is_moonshine, load_asr, parse_asr_name
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, TRANSCRIPTS
