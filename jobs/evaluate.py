@@ -24,8 +24,8 @@ from raysers import annotate as annotation
 from raysers.cli import ListingFlags, Uris, as_plain, parse
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.engine import cluster, plan
-from raysers.engine.plan import index_labelled
 from raysers.engine.job import recorded
+from raysers.engine.plan import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation import runs, tables
 from raysers.evaluation.evaluate import Options

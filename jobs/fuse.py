@@ -17,12 +17,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raysers.cli import ClipJobFlags, as_plain, parse
-from raysers.engine import cluster, estimate, job, output, progress
-from raysers.engine import plan as planning
+from raysers.cli import as_plain, parse
+from raysers.data.manifest import write_manifest
+from raysers.engine.job import ClipJob
+from raysers.engine.progress import print_warning
 from raysers.errors import ConfigError
 from raysers.evaluation.tables import print_metrics, print_notes
-from raysers.run import Exit, finished, quiet_environment, run_main
+from raysers.io import storage
+from raysers.run import Exit, Run, quiet_environment, run_main
 from raysers.words import (
     fusion_data,
     fusion_features,
@@ -31,40 +33,40 @@ from raysers.words import (
     fusion_parts,
     fusion_plan,
     fusion_results,
-    fusion_task,
 )
 from raysers.words.fusion_flags import FusePredictFlags, FuseTrainFlags
-from raysers.words.fusion_task import FusionTask
+from raysers.words.fusion_task import FeaturesTask, FusionTask
 
 TRAIN_JOB = fusion_features.TRAIN_JOB
 PREDICT_JOB = "fuse-predict"
 
 
 def train(flags: FuseTrainFlags) -> int:
-    """Check, get every clip's vectors, train the heads, judge them; returns the exit code."""
-    with planning.before_writing():
-        flags = fusion_flags.anchored(flags)
-        plan = fusion_plan.make(flags, TRAIN_JOB)
-    config = as_plain(flags)  # anchored: other commands look for the vectors where it says
-    if plan.is_done:
-        print(f"finished already: {flags.output}")
-        return Exit.DONE
-    _warn_of_random_weights(plan.task)
-    clips = flags.clip_flags(plan.features_at)
-    if flags.dry_run:
-        return _print_estimate(clips, plan.features, plan.task, plan.placement, flags.max_clip_s)
-    record = fusion_plan.begin(plan, flags.output, TRAIN_JOB, config)
-    with job.recorded(record, flags.output):
-        code = fusion_features.make(clips, plan.features, plan.task, plan.placement, flags)
-        if code == Exit.DONE:
-            features = fusion_features.read(plan.features_at, plan.features, plan.task)
-            trained = fusion_heads.train_heads(features, flags.head, plan.placement)
-            result = fusion_results.write(flags, plan.task, plan.data, features, trained, record)
-    if code != Exit.DONE:
-        failed = {"error": f"too many clips have no vectors: see {plan.features_at}"}
-        finished(record, "failed", failed).save(flags.output)
-        return code
-    finished(record, "done", result.outcome).save(flags.output)
+    """Check, get every clip's vectors, train the heads, evaluate them; returns the exit code."""
+    flags = fusion_flags.with_absolute_paths(flags)
+    clips = flags.clip_flags(fusion_features.folder(flags))
+    with (
+        Run.open(TRAIN_JOB, flags.output, dry_run=flags.dry_run) as run,
+        ClipJob.open(clips, fusion_features.JOB, table=FeaturesTask.table) as features,
+    ):
+        plan = fusion_plan.make(flags, run, features)
+        if run.earlier is not None and run.earlier.status == "done" and not features.plan.todo:
+            print(f"finished already: {run.output}")
+            return Exit.DONE
+        if flags.dry_run:
+            return features.estimate()
+        if run.earlier is None:
+            write_manifest(storage.join(run.output, "manifest"), plan.data.table)
+        record = run.begin(as_plain(flags), plan.settings)
+        code = fusion_features.make(features)
+        if code != Exit.DONE:
+            error = f"too many clips have no vectors: see {features.run.output}"
+            run.finish("failed", {"error": error})
+            return code
+        vectors = fusion_features.read(features)
+        trained = fusion_heads.train_heads(vectors, flags.head, features.placement)
+        result = fusion_results.write(flags, plan.task, plan.data, vectors, trained, record)
+        run.finish("done", result.outcome)
     print_metrics(result.rows)
     print_notes(result.notes)
     print(f"fusion: {flags.output}")
@@ -72,49 +74,19 @@ def train(flags: FuseTrainFlags) -> int:
 
 
 def predict(flags: FusePredictFlags) -> int:
-    """Check, plan, run what is left, conclude; returns the exit code."""
-    flags = planning.anchored(flags)
-    with planning.before_writing():
+    """Check, plan, score what is left, conclude; returns the exit code."""
+    with ClipJob.open(flags, PREDICT_JOB, table=FusionTask.table) as job:
         task = fusion_plan.prediction_task(flags)
-        earlier = planning.open_output(flags, PREDICT_JOB, task.table)
-        cluster.connect()
-        placement = cluster.place(flags.workers)
-        task = fusion_task.placed(task, placement, earlier)
-        own = {**task.settings, "max_clip_s": flags.max_clip_s}
-        plan = planning.make_plan(flags, task.table, planning.row_settings(flags, own), earlier)
+        job.prepare(task)
         if task.words.asr is None:
-            fusion_data.require_words(plan.manifest)
-    progress.print_plan("fuse", plan)
-    summary.warn_of_long_clips(plan, flags.max_clip_s)
-    _warn_of_random_weights(task)
-    if flags.dry_run:
-        return _print_estimate(flags, plan, task, placement, flags.max_clip_s)
-    config = {name: value for name, value in as_plain(flags).items() if name != "model"}
-    record = job.start(flags, PREDICT_JOB, plan, config, task)
-    ran = job.run_plan(flags, plan, task, placement, record, flags.max_clip_s)
-    code = job.conclude(flags, plan, task.table, record, ran)
-    texts = output.read_all(flags.output, task.table, len(plan.shards), ["text"])["text"]
-    if note := fusion_parts.cut_note(task.words, texts.drop_null().to_pylist()):
-        progress.print_warning(note)
-    return code
-
-
-def _warn_of_random_weights(task: FusionTask) -> None:
-    if task.has_random_weights:
-        progress.print_warning(f"{task.sound.model} has random weights: its scores mean nothing")
-
-
-def _print_estimate(
-    flags: ClipJobFlags,
-    plan: planning.Plan,
-    task: FusionTask,
-    placement: cluster.Placement,
-    max_clip_s: float,
-) -> int:
-    guess = estimate.estimate(plan, task, placement, max_clip_s)
-    lines = estimate.rows(plan, guess, placement, flags.usd_per_hour)
-    progress.print_pairs("estimate (nothing was written)", lines)
-    return Exit.DONE
+            fusion_data.require_words(job.plan.manifest)
+        if flags.dry_run:
+            return job.estimate()
+        code = job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
+        texts = job.rows(["text"])["text"].drop_null().to_pylist()
+        if note := fusion_parts.cut_note(task.words, texts):
+            print_warning(note)
+        return code
 
 
 _COMMANDS: Mapping[str, tuple[type[Any], Callable[[Any], int]]] = {

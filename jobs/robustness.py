@@ -18,17 +18,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from raysers import annotate
-from raysers.cli import ClipJobFlags, as_plain, parse
-from raysers.engine import cluster, estimate, job, progress
-from raysers.engine import plan as planning
+from raysers.annotate import AnnotateTask
+from raysers.cli import ClipJobFlags, parse
+from raysers.engine.job import ClipJob
+from raysers.engine.progress import print_line
 from raysers.errors import ConfigError
 from raysers.robustness.changes import Comparison
 from raysers.robustness.environments import BACKGROUND, ROOMS
 from raysers.robustness.suites import NOISE_KINDS, ROOM_KINDS, Suite, chosen
 from raysers.robustness.summary import report, save_audio
-from raysers.robustness.task import Options, make_task
-from raysers.run import Exit, quiet_environment, run_main
+from raysers.robustness.task import Options, RobustnessTask
+from raysers.run import quiet_environment, run_main
 
 JOB = "robustness"
 #: What is done to the clips unless something else is asked for.
@@ -59,8 +59,6 @@ class RobustnessFlags(ClipJobFlags):
     """Responses in subfolders position and room, one of each named reference, for --suite full."""
     save_audio: int = 0
     """Write this many perturbed clips, each beside the clean one, as FLAC to listen to."""
-    max_clip_s: float = 600.0
-    """Longer clips are `too_long` instead of scored; cut recordings with --segment window."""
 
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
@@ -70,7 +68,6 @@ class RobustnessFlags(ClipJobFlags):
         rows, _ = chosen(self.perturbations, self.suite or DEFAULT_SUITE, (*noise, *rooms))
         self._check_use({row.name for row in rows}, {row.needs for row in rows})
         for flag, value, good, wanted in (
-            ("--max-clip-s", self.max_clip_s, self.max_clip_s > 0, "a length above 0 seconds"),
             ("--repeats", self.repeats, self.repeats >= 1, "1 or more"),
             ("--threshold", self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1"),
             ("--save-audio", self.save_audio, self.save_audio >= 0, "0 or more clips"),
@@ -127,36 +124,19 @@ class RobustnessFlags(ClipJobFlags):
 
 
 def robustness(flags: RobustnessFlags) -> int:
-    """Check, plan, run what is left, conclude, compare; returns the exit code."""
-    flags = planning.anchored(flags)
-    with planning.before_writing():
-        earlier = planning.open_output(flags, JOB, JOB)
-        scoring = annotate.prepare(
-            flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s, embeddings=False
-        )
-        cluster.connect()
-        placement = cluster.place(flags.workers)
-        task = make_task(annotate.placed(scoring, placement, earlier), flags.options, earlier)
-        own = {**task.settings, "max_clip_s": flags.max_clip_s}
-        plan = planning.make_plan(flags, task.table, planning.row_settings(flags, own), earlier)
-    versions = task.versions
-    progress.print_plan(JOB, plan)
-    progress.print_versions(versions.names, [row.name for row in task.left_out])
-    if scoring.has_random_weights:
-        progress.print_warning(f"{scoring.model} has random weights: its scores mean nothing")
-    summary.warn_of_long_clips(plan, flags.max_clip_s)
-    if flags.dry_run:
-        guess = estimate.estimate(plan, task, placement, flags.max_clip_s, versions)
-        lines = estimate.rows(plan, guess, placement, flags.usd_per_hour)
-        progress.print_pairs("estimate (nothing was written)", lines)
-        return Exit.DONE
-    record = job.start(flags, JOB, plan, as_plain(flags), task)
-    ran = job.run_plan(flags, plan, task, placement, record, flags.max_clip_s, versions)
-    code = job.conclude(flags, plan, task.table, record, ran, versions)
-    with job.recorded(record, flags.output):
-        report(flags.output, plan, task, record.run_id, flags.comparison)
-        save_audio(flags.output, plan, versions, flags.save_audio, flags.max_clip_s)
-    return code
+    """Check, plan, score what is left, conclude, compare; returns the exit code."""
+    with ClipJob.open(flags, JOB, table=RobustnessTask.table) as job:
+        scoring = AnnotateTask.load(flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s)
+        task = RobustnessTask.load(scoring, flags.options, job.run.earlier)
+        job.prepare(task)
+        names = ", ".join(task.variant_names)
+        print_line(f"{len(task.variant_names)} variants of every clip: {names}")
+        if flags.dry_run:
+            return job.estimate()
+        code = job.execute()
+        report(job, task, flags.comparison)
+        save_audio(job, task.perturbed, flags.save_audio)
+        return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,7 +135,10 @@ class Annotator:
         require_revision(task.model, task.revision, loaded.revision)
         self.scorer = Scorer(loaded, dtype=task.dtype, device=task.device, threads=task.threads)
         self.max_padded_s = task.max_padded_s or auto_padded_s(self.scorer)
-        self.provenance = {"model": task.model, "model_revision": task.revision}
+        self.provenance: Mapping[str, Any] = {
+            "model": task.model,
+            "model_revision": task.revision,
+        }
         self._embeddings = task.embeddings
 
     def score(

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
@@ -96,10 +96,11 @@ class _ShardActor:
         with self._loading:
             self._worker = self._worker or self._load()
         try:
-            result = asdict(self._worker.run(block))
+            result = self._worker.run(block)
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more; the ledger finds the clip
-        return pa.Table.from_pylist([{**result, "statuses": json.dumps(result["statuses"])}])
+        row = {f.name: getattr(result, f.name) for f in fields(result)}
+        return pa.Table.from_pylist([{**row, "statuses": json.dumps(result.statuses)}])
 
     def _load(self) -> ShardWorker:
         """The worker with its model loaded, unless loading it keeps killing workers."""

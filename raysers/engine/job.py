@@ -198,11 +198,12 @@ class ClipJob:
         stats = RunStats()
         if self.plan.todo:
             blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
+            clips = sum(block.num_rows for block in blocks)
             if worker is not None:
-                results, refresh = _scored_here(worker, blocks), lambda: dict(reports)
+                self._watch(_scored_here(worker, blocks), reports.copy, clips, stats)
             else:
                 results, refresh = self._scored_on_cluster(settings, blocks)
-            self._watch(results, refresh, sum(block.num_rows for block in blocks), stats)
+                self._watch(results, refresh, clips, stats)
         return self._conclude(stats)
 
     def rows(self, columns: Sequence[str]) -> pa.Table:

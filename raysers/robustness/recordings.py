@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader
 from raysers.data.manifest import Segmenting, fingerprint
-from raysers.engine.cluster import dataset_of
-from raysers.engine.cluster import errors_as_rows, raise_from_rows
+from raysers.engine.cluster import dataset_of, errors_as_rows, raise_from_rows
 from raysers.engine.plan import index
 from raysers.engine.progress import print_warning
 from raysers.errors import (

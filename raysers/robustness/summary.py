@@ -19,6 +19,7 @@ import soundfile as sf
 from raysers.data.manifest import clips_of
 from raysers.engine import output as parts
 from raysers.engine.feed import Decoded, decode_run
+from raysers.engine.job import ClipJob
 from raysers.engine.plan import Plan
 from raysers.evaluation.join import dimensions_of
 from raysers.evaluation.metrics import Floats
@@ -38,40 +39,35 @@ METRICS_PART = "metrics/part-00000.parquet"
 _COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split")
 
 
-def report(
-    output: str,
-    plan: Plan,
-    task: RobustnessTask,
-    run_id: str,
-    comparison: Comparison,
-) -> list[Row]:
+def report(job: ClipJob, task: RobustnessTask, comparison: Comparison) -> list[Row]:
     """Compare the rows of the output, write metrics and picture, print the tables.
 
     Raises:
         WriteError: the output cannot be written.
     """
-    scores = read_scores(output, plan, task.versions.names)
-    rows = robustness_rows(task.scoring.model, scores, changes_of(task.versions), comparison)
-    parts.write_part(storage.join(output, METRICS_PART), to_table(rows, run_id))
+    output = job.run.output
+    scores = read_scores(output, job.plan, task.variant_names)
+    rows = robustness_rows(task.scoring.model, scores, changes_of(task.perturbed), comparison)
+    parts.write_part(storage.join(output, METRICS_PART), to_table(rows, job.run.run_id))
     for suffix, data in robustness_figure(rows, task.scoring.model, comparison).items():
         storage.write_atomic(storage.join(output, f"robustness.{suffix}"), data)
     print_robustness(rows, task.scoring.model, comparison)
-    names = [row.name for row in task.versions.rows]
+    names = [row.name for row in task.perturbed.rows]
     print_notes(list(reading_notes(rows, names, comparison, amr=task.needs_codec)))
     print(f"metrics: {storage.join(output, 'metrics')}")
     return rows
 
 
-def changes_of(versions: Perturbed) -> list[Change]:
+def changes_of(perturbed: Perturbed) -> list[Change]:
     """Every perturbation with its repeats, as the evaluation knows them."""
     return [
         Change(
             name=row.name,
-            versions=tuple(versions.versions_of(row)),
+            versions=tuple(perturbed.variants_of(row)),
             against=row.against,
             small=row.name not in HARD,
         )
-        for row in versions.rows
+        for row in perturbed.rows
     ]
 
 
@@ -101,9 +97,7 @@ def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
     )
 
 
-def save_audio(
-    output: str, plan: Plan, versions: Perturbed, count: int, max_clip_s: float
-) -> list[str]:
+def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
     """Write `count` perturbed clips, each beside the clip as it is, as 24-bit FLAC.
 
     The perturbations take turns, as far as they can be applied; the clips are a choice by their
@@ -116,21 +110,22 @@ def save_audio(
     Raises:
         WriteError: the output cannot be written.
     """
-    picks = [name for name in versions.names if name != CLEAN]
+    picks = [name for name in perturbed.names if name != CLEAN]
     if not count or not picks:
         return []
+    output, max_clip_s = job.run.output, job.flags.max_clip_s
     written: list[str] = []
-    for clip in _shuffled(plan):
-        heard = _heard(clip, versions, max_clip_s)
+    for clip in _shuffled(job.plan):
+        by_name = _variants_of(clip, perturbed, max_clip_s)
         turn = len(written) % len(picks)
-        turns = (heard[name] for name in [*picks[turn:], *picks[:turn]])
-        one = next((version for version in turns if version.signal is not None), None)
+        turns = (by_name[name] for name in [*picks[turn:], *picks[:turn]])
+        one = next((variant for variant in turns if variant.signal is not None), None)
         if one is None:
             continue
         stem = re.sub(r"[^\w.-]+", "_", one.clip.file.rpartition("/")[2])[:60]
         stem = f"{len(written) + 1:03d}_{stem}"
-        _write_flac(output, f"{stem}_{CLEAN}", heard[CLEAN])
-        written.append(_write_flac(output, f"{stem}_{one.version}", one))
+        _write_flac(output, f"{stem}_{CLEAN}", by_name[CLEAN])
+        written.append(_write_flac(output, f"{stem}_{one.variant}", one))
         if len(written) == count:
             break
     print(f"audio: {storage.join(output, 'audio')} ({len(written)} clips and their originals)")
@@ -145,9 +140,9 @@ def _shuffled(plan: Plan) -> Iterator[pa.Table]:
         yield good.slice(row, 1)
 
 
-def _heard(clip: pa.Table, versions: Perturbed, max_clip_s: float) -> dict[str, Decoded]:
+def _variants_of(clip: pa.Table, perturbed: Perturbed, max_clip_s: float) -> dict[str, Decoded]:
     (decoded,) = decode_run(clips_of(clip), max_clip_s)
-    return {one.version: one for one in versions.of(decoded)}
+    return {one.variant: one for one in perturbed.of(decoded)}
 
 
 def _write_flac(output: str, name: str, one: Decoded) -> str:

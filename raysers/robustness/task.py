@@ -1,6 +1,6 @@
-"""The robustness task: every clip and its perturbed versions, scored by one model.
+"""The robustness task: every clip and its perturbed variants, scored by one model.
 
-A version's draw is a function of the seed, the clip's id, the perturbation and the repeat, so the
+A variant's draw is a function of the seed, the clip's id, the perturbation and the repeat, so the
 rows are the same on any cluster, in any order, after any resume.
 """
 
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 
 from raysers.annotate import AnnotateTask, Annotator
 from raysers.audio.level import clipped_ratio, rms_db
 from raysers.engine.feed import Decoded
+from raysers.engine.plan import Placement
+from raysers.engine.worker import ClipTask
 from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.robustness.amr import is_installed
 from raysers.robustness.perturbation import Perturbation, TooShort, generator
@@ -42,7 +44,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perturbed:
-    """The versions of a clip: as it is, then every perturbation as often as it is repeated.
+    """The variants of a clip: as it is, then every perturbation as often as it is repeated.
 
     Attributes:
         rows: the perturbations.
@@ -59,22 +61,22 @@ class Perturbed:
     @property
     def names(self) -> tuple[str, ...]:
         """`clean`, then `gain`, `gain#2`, ... for every perturbation."""
-        return (CLEAN, *(name for row in self.rows for name in self.versions_of(row)))
+        return (CLEAN, *(name for row in self.rows for name in self.variants_of(row)))
 
-    def versions_of(self, row: Perturbation) -> list[str]:
-        """Names of a perturbation's versions, its first draw without a number."""
+    def variants_of(self, row: Perturbation) -> list[str]:
+        """Names of a perturbation's variants, its first draw without a number."""
         repeats = self.repeats if row.is_random else 1
         return [row.name, *(f"{row.name}#{i}" for i in range(2, repeats + 1))]
 
     def of(self, one: Decoded) -> list[Decoded]:
-        """See `Versions.of`; a perturbation that cannot be applied is an error of its own."""
-        versions = [_named(one, CLEAN, {})]
+        """One variant per name; a perturbation that cannot be applied is an error of its own."""
+        variants = [_named(one, CLEAN, {})]
         for row in self.rows:
-            for repeat, name in enumerate(self.versions_of(row)):
-                versions.append(self._version(one, row, repeat, name))
-        return versions
+            for repeat, name in enumerate(self.variants_of(row)):
+                variants.append(self._variant(one, row, repeat, name))
+        return variants
 
-    def _version(self, one: Decoded, row: Perturbation, repeat: int, name: str) -> Decoded:
+    def _variant(self, one: Decoded, row: Perturbation, repeat: int, name: str) -> Decoded:
         if one.signal is None:
             return _named(one, name, {})
         rng = generator(self.seed, one.clip.clip_id, row.name, repeat)
@@ -83,8 +85,8 @@ class Perturbed:
         try:
             signal = row.change(one.signal, parameters, rng, reading)
         except TooShort as error:
-            fate = ClipError(Status.TOO_SHORT, f"{row.name}: {error}")
-            return _named(Decoded(clip=one.clip, error=fate), name, parameters)
+            failed = ClipError(Status.TOO_SHORT, f"{row.name}: {error}")
+            return _named(Decoded(clip=one.clip, error=failed), name, parameters)
         if reading.taken:
             parameters["recordings"] = reading.taken
         changed = Decoded(
@@ -98,25 +100,63 @@ class Perturbed:
 
 def _named(one: Decoded, name: str, parameters: Mapping[str, Any]) -> Decoded:
     columns = {"perturbation": name, "parameters": json.dumps(parameters)}
-    return replace(one, version=name, columns=columns)
+    return replace(one, variant=name, columns=columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RobustnessTask:
+class RobustnessTask(ClipTask):
     """Settings of a robustness run.
 
     Attributes:
         scoring: the model and how it is run, as for annotation.
-        versions: what is made of every clip.
+        perturbed: what is made of every clip.
         left_out: perturbations of the suite there is no material for.
-        settings: everything of this that decides the rows.
+        own_settings: what decides the rows besides the model.
     """
 
+    table: ClassVar[str] = "robustness"
+
     scoring: AnnotateTask
-    versions: Perturbed
+    perturbed: Perturbed
     left_out: tuple[Perturbation, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    table: str = "robustness"
+    own_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls, scoring: AnnotateTask, options: Options, earlier: RunRecord | None
+    ) -> RobustnessTask:
+        """Settle what is done to the clips.
+
+        Raises:
+            ConfigError: an unknown perturbation, one without recordings, or no codec to resume
+                with.
+        """
+        noise, noise_mark = listed("--noise-folder", options.noise_folder)
+        rooms, rooms_mark = listed("--impulse-responses", options.impulse_responses)
+        rows, left_out = chosen(options.names, options.suite, {**noise, **rooms})
+        used = {row.needs for row in rows} - {""}
+        material = {
+            **usable("--noise-folder", noise, used),
+            **usable("--impulse-responses", rooms, used),
+        }
+        codec = any(row.name == "phone" for row in rows) and _codec(earlier)
+        rows = with_options(rows, tone_snr=options.tone_snr, amr=codec)
+        return cls(
+            scoring=scoring,
+            perturbed=Perturbed(
+                rows=tuple(rows), seed=options.seed, repeats=options.repeats, material=material
+            ),
+            left_out=tuple(left_out),
+            own_settings={
+                "perturbations": [row.name for row in rows],
+                "tone_snr": options.tone_snr,
+                "seed": options.seed,
+                "repeats": options.repeats,
+                "noise": noise_mark,
+                "impulse_responses": rooms_mark,
+                "amr": codec,
+            },
+        )
 
     @property
     def schema(self) -> pa.Schema:
@@ -124,9 +164,34 @@ class RobustnessTask:
         return ROBUSTNESS
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What of this decides the rows."""
+        return {**self.scoring.settings, **self.own_settings}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Warnings about the model, and the perturbations that are left out."""
+        left_out = ", ".join(row.name for row in self.left_out)
+        missing = [f"left out, because there are no recordings for them: {left_out}"]
+        return [*self.scoring.notes, *(missing if left_out else [])]
+
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """Values of the column `perturbation`, the clip as it is first."""
+        return self.perturbed.names
+
+    def variants(self, decoded: Decoded) -> list[Decoded]:
+        """See `ClipTask.variants`."""
+        return self.perturbed.of(decoded)
+
+    @property
     def needs_codec(self) -> bool:
-        """Whether a version goes through AMR."""
-        return any(True in row.choices.get("amr", ()) for row in self.versions.rows)
+        """Whether a variant goes through AMR."""
+        return any(True in row.choices.get("amr", ()) for row in self.perturbed.rows)
+
+    def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
+        """See `ClipTask.placed`."""
+        return replace(self, scoring=self.scoring.placed(placement, earlier))
 
     def open(self) -> Annotator:
         """Load the model on this worker's device.
@@ -136,48 +201,7 @@ class RobustnessTask:
         """
         if self.needs_codec and not is_installed():
             raise RaysersError("the AMR codec (package av) is not installed on every node")
-        worker = self.scoring.open()
-        worker.schema = self.schema
-        return worker
-
-
-def make_task(scoring: AnnotateTask, options: Options, earlier: RunRecord | None) -> RobustnessTask:
-    """Settle what is done to the clips; needs the connected cluster to list recordings.
-
-    Raises:
-        ConfigError: an unknown perturbation, one without recordings, or no codec to resume with.
-    """
-    noise, noise_mark = listed("--noise-folder", options.noise_folder)
-    rooms, rooms_mark = listed("--impulse-responses", options.impulse_responses)
-    rows, left_out = chosen(options.names, options.suite, {**noise, **rooms})
-    used = {row.needs for row in rows} - {""}
-    material = {
-        **usable("--noise-folder", noise, used),
-        **usable("--impulse-responses", rooms, used),
-    }
-    codec = any(row.name == "phone" for row in rows) and _codec(earlier)
-    rows = with_options(rows, tone_snr=options.tone_snr, amr=codec)
-    versions = Perturbed(
-        rows=tuple(rows),
-        seed=options.seed,
-        repeats=options.repeats,
-        material=material,
-    )
-    own = {
-        "perturbations": [row.name for row in rows],
-        "tone_snr": options.tone_snr,
-        "seed": options.seed,
-        "repeats": options.repeats,
-        "noise": noise_mark,
-        "impulse_responses": rooms_mark,
-        "amr": codec,
-    }
-    return RobustnessTask(
-        scoring=scoring,
-        versions=versions,
-        left_out=tuple(left_out),
-        settings={**scoring.settings, **own},
-    )
+        return self.scoring.open()
 
 
 def _codec(earlier: RunRecord | None) -> bool:

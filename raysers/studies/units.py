@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysers import annotate
+from raysers.annotate import AnnotateTask
 from raysers.cli import ClipJobFlags, as_plain
+from raysers.engine.job import ClipJob, here
+from raysers.engine.plan import Placement
+from raysers.errors import RaysersError
 from raysers.evaluation import runs
 from raysers.evaluation.evaluate import Options
 from raysers.evaluation.predictions import read_predictions
@@ -25,10 +28,9 @@ from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FI
 from raysers.robustness.changes import Comparison
 from raysers.robustness.summary import report as report_robustness
 from raysers.robustness.task import Options as Changes
-from raysers.robustness.task import make_task
-from raysers.run import load_record, new_record
+from raysers.robustness.task import RobustnessTask
+from raysers.run import Exit, load_record, new_record
 from raysers.studies import networks
-from raysers.studies import scoring as study_scoring
 from raysers.studies.corpora import judged_uri, training_uri
 from raysers.studies.experiments import BEGIN, Run
 from raysers.training.config import TrainingFlags
@@ -74,6 +76,13 @@ class Place:
     def room(self) -> Room:
         """Of the trial's own process."""
         return (self.seats and self.seats.room) or Room()
+
+    @property
+    def placement(self) -> Placement:
+        """Where clips are scored: by workers of the trial, or in its own process."""
+        if self.seats is not None and self.seats.placement is not None:
+            return self.seats.placement
+        return here(threads=self.room.threads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,11 +212,21 @@ def judge(model: str, place: Place) -> None:
 
 def _annotate_with(model: str, output: str, place: Place, *, embeddings: bool) -> dict[str, Any]:
     flags = _clip_flags(model, output, place)
-    task = annotate.prepare(model, dtype="auto", max_padded_s=0, embeddings=embeddings)
-    task = study_scoring.settled(task, place.room, place.seats, load_record(output))
-    config = {**as_plain(flags), "embeddings": embeddings}
-    study_scoring.score(flags, _ANNOTATE, task, task.settings, config, place.room, place.seats)
+    with ClipJob.open(flags, _ANNOTATE, table=AnnotateTask.table) as job:
+        job.prepare(_scoring(flags, embeddings=embeddings), placement=place.placement)
+        _require_done(job, job.execute({**as_plain(flags), "embeddings": embeddings}))
     return _took(flags.output)
+
+
+def _scoring(flags: ClipJobFlags, *, embeddings: bool) -> AnnotateTask:
+    return AnnotateTask.load(
+        flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s, embeddings=embeddings
+    )
+
+
+def _require_done(job: ClipJob, code: Exit) -> None:
+    if code != Exit.DONE:
+        raise RaysersError(f"too many clips have no scores: see {job.run.output}")
 
 
 def _annotate(run: Run, place: Place, _: Report) -> dict[str, Any]:
@@ -224,8 +243,6 @@ def _robustness(run: Run, place: Place, _: Report) -> dict[str, Any]:
     chosen = looked_at(run, place)
     model, given = place.uri(chosen), run.settings["flags"]
     flags = _clip_flags(model, place.uri(run.name), place)
-    earlier = load_record(flags.output)
-    task = annotate.prepare(model, dtype="auto", max_padded_s=0, embeddings=False)
     changes = Changes(
         names=tuple(given.get("perturbations", ())),
         suite=given.get("suite", "paper"),
@@ -233,19 +250,18 @@ def _robustness(run: Run, place: Place, _: Report) -> dict[str, Any]:
         seed=given.get("seed", 0),
         repeats=given.get("repeats", 1),
     )
-    scoring = study_scoring.settled(task, place.room, place.seats, earlier)
-    whole = make_task(scoring, changes, earlier)
-    plan, record = study_scoring.score(
-        flags, _ROBUSTNESS, whole, whole.settings, {**as_plain(flags), **given}, place.room,
-        place.seats, whole.versions,
-    )  # fmt: skip
     comparison = Comparison(
         threshold=given.get("threshold", 0.05),
         rounded=given.get("round_scores", False),
         seed=changes.seed,
         tone_snr=changes.tone_snr,
     )
-    report_robustness(flags.output, plan, whole, record.run_id, comparison)
+    with ClipJob.open(flags, _ROBUSTNESS, table=RobustnessTask.table) as job:
+        scoring = _scoring(flags, embeddings=False)
+        task = RobustnessTask.load(scoring, changes, job.run.earlier)
+        job.prepare(task, placement=place.placement)
+        _require_done(job, job.execute({**as_plain(flags), **given}))
+        report_robustness(job, task, comparison)
     return {**_took(flags.output), "looked_at": chosen}
 
 

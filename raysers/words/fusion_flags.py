@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from raysers.cli import DEFAULT_MODEL, ClipJobFlags, Uris
-from raysers.engine import plan
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.models.asr import DEFAULT_ASR, is_moonshine, parse_asr_name
 from raysers.models.fusion_training import HeadSettings
 from raysers.models.text import TextPooling
+from raysers.run import absolute_output
 from raysers.types import Status
 from raysers.words.fusion_parts import MANIFEST
 
@@ -74,8 +74,9 @@ class FuseTrainFlags:
     """Draws behind the intervals; 0 leaves them out."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of acoustic model and recogniser; auto is bf16 where the hardware has it."""
-    workers: int = 0
-    """Workers of the encoders; 0 uses every GPU, or every CPU when there is none."""
+    workers: int | Literal["local"] = 0
+    """Workers of the encoders; 0 uses every GPU, or every CPU when there is none; `local` works in
+    this process, without Ray."""
     max_padded_s: float = 0.0
     """Padded audio seconds per forward pass; 0 chooses for the device."""
     max_clip_s: float = 600.0
@@ -116,8 +117,10 @@ class FuseTrainFlags:
             dtype=self.dtype,
             workers=self.workers,
             max_padded_s=self.max_padded_s,
+            max_clip_s=self.max_clip_s,
             max_failed=self.max_failed,
             retry=self.retry,
+            dry_run=self.dry_run,
         )
 
 
@@ -132,19 +135,15 @@ class FusePredictFlags(ClipJobFlags):
     """Who recognises clips the input has no transcript of; default: as in training."""
     recognise_all: Switch = False
     """Recognise clips that have a transcript, too."""
-    max_clip_s: float = 600.0
-    """Longer clips are `too_long` instead of scored; cut recordings with --segment window."""
 
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
         super().check()
         if not self.fusion:
             raise ConfigError("--fusion is empty: give the output of fuse train")
-        if not self.max_clip_s > 0:
-            raise ConfigError(f"--max-clip-s is {self.max_clip_s}: give a length above 0 seconds")
 
 
-def anchored(flags: FuseTrainFlags) -> FuseTrainFlags:
+def with_absolute_paths(flags: FuseTrainFlags) -> FuseTrainFlags:
     """The flags, checked, with places that mean the same in every process of the cluster.
 
     Raises:
@@ -154,13 +153,13 @@ def anchored(flags: FuseTrainFlags) -> FuseTrainFlags:
     return replace(
         flags,
         data=tuple(map(storage.absolute, flags.data)),
-        output=plan.anchored_output(flags.output),
-        features=plan.anchored_output(flags.features) if flags.features else "",
-        asr=_anchored_asr(flags.asr),
+        output=absolute_output(flags.output),
+        features=absolute_output(flags.features) if flags.features else "",
+        asr=_absolute_asr(flags.asr),
     )
 
 
-def _anchored_asr(asr: str) -> str:
+def _absolute_asr(asr: str) -> str:
     """Checked even where no clip needs it, because the fusion passes it on to `predict`."""
     if asr == MANIFEST or is_moonshine(asr) or parse_asr_name(asr).hub_id is not None:
         return asr
@@ -184,7 +183,8 @@ def _rules(flags: FuseTrainFlags) -> Iterator[tuple[bool, str, str]]:
     yield flags.patience >= 0, "--patience", "0 (never) or more epochs"
     yield flags.seed >= 0, "--seed", "0 or more"
     yield flags.bootstrap >= 0, "--bootstrap", "0 (none) or more draws"
-    yield flags.workers >= 0, "--workers", "0 (automatic) or more"
+    fits = flags.workers == "local" or flags.workers >= 0
+    yield fits, "--workers", "0 (automatic), a number, or local"
     yield flags.max_padded_s >= 0, "--max-padded-s", "0 or more seconds"
     yield flags.max_clip_s > 0, "--max-clip-s", "a length above 0 seconds"
     yield 0 <= flags.max_failed <= 1, "--max-failed", "a share from 0 to 1"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
-import ray
-
-from raysers.engine.cluster import Placement, get_with_notice
+from raysers.engine.cluster import call_on_worker
+from raysers.engine.plan import Placement
 from raysers.models.fusion import SOURCES, FusionHead, side_by_side
 from raysers.models.fusion_training import EpochOfHead, HeadSettings, Vectors, train_head
 from raysers.words.fusion_data import DEV, TRAIN
@@ -27,12 +27,11 @@ def train_heads(features: Features, settings: HeadSettings, placement: Placement
     found = {}
     for name in SOURCES:
         train, dev = (_vectors(features, name, split) for split in (TRAIN, DEV))
-        if placement.num_gpus:
-            work = ray.remote(num_cpus=1, num_gpus=placement.num_gpus)(train_head)
-            ref = work.remote(name, train, dev, settings, device="cuda")
-            found[name] = get_with_notice(ref, "a GPU to train the heads on")
+        work = partial(train_head, name, train, dev, settings, device=placement.device)
+        if placement.num_gpus and not placement.local:
+            found[name] = call_on_worker(placement, work)
         else:
-            found[name] = train_head(name, train, dev, settings)
+            found[name] = work()
     return TrainedHeads(
         heads={name: head for name, (head, _) in found.items()},
         history={name: history for name, (_, history) in found.items()},

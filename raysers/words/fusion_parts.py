@@ -6,23 +6,17 @@ another revision than the driver saw.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
-
-from raysers import annotate
-from raysers.annotate import AnnotateTask
+from raysers.annotate import AnnotateTask, local_model, require_revision
 from raysers.errors import CheckpointError, ConfigError
 from raysers.io import storage
-from raysers.annotate import local_model
 from raysers.models.asr import is_moonshine, parse_asr_name
 from raysers.models.backbones import parse_model_name
 from raysers.models.fusion_folder import Fusion, FusionConfig, load_fusion
 from raysers.models.text import MINILM, TextEncoder, TextPooling, is_hub_id, load_text_encoder
-from raysers.words import transcribe
 from raysers.words.transcribe import TranscribeTask
 
 #: `--asr` for "no recogniser: the manifest says what was spoken", and `asr_model` of such rows.
@@ -45,6 +39,7 @@ class Words:
         pooling: how tokens become one vector.
         asr: the recogniser; None: every clip has a transcript.
         recognise_all: whether clips with a transcript are recognised as well.
+        device: `cpu` or `cuda`, where the encoder computes.
     """
 
     model: str
@@ -55,6 +50,7 @@ class Words:
     pooling: TextPooling
     asr: TranscribeTask | None = None
     recognise_all: bool = False
+    device: str = "cpu"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -67,15 +63,6 @@ class Words:
             "asr_revision": self.asr.revision if self.asr else "",
             "recognise_all": self.recognise_all,
         }
-
-
-def prepare_sound(model: str, *, dtype: str, max_padded_s: float) -> AnnotateTask:
-    """The acoustic side, loaded and checked here.
-
-    Raises:
-        ConfigError, CheckpointError: as `annotation.prepare`.
-    """
-    return annotate.prepare(model, dtype=dtype, max_padded_s=max_padded_s, embeddings=True)
 
 
 def prepare_words(text_model: str, pooling: TextPooling) -> Words:
@@ -138,7 +125,7 @@ def with_recogniser(words: Words, asr: str, *, dtype: str, recognise_all: bool) 
     if asr != MANIFEST:
         # moonshine has one number format, whatever the acoustic model computes in
         own = "auto" if is_moonshine(asr) else dtype
-        task = transcribe.prepare(asr, dtype=own, max_padded_s=0)
+        task = TranscribeTask.load(asr, dtype=own, max_padded_s=0)
         return replace(words, asr=task, recognise_all=recognise_all)
     if recognise_all:
         raise ConfigError(f"--recognise-all needs a recogniser: give --asr NAME, not {MANIFEST}")
@@ -197,11 +184,10 @@ def open_encoder(words: Words) -> TextEncoder:
     Raises:
         CheckpointError: it is not the one the driver saw.
     """
-    device = "cuda" if ray.get_gpu_ids() else "cpu"
     encoder = load_text_encoder(
-        local_model(words.load_from, "--text-model"), words.pooling, device=device
+        local_model(words.load_from, "--text-model"), words.pooling, device=words.device
     )
-    _require_same(words.model, words.revision, encoder.revision)
+    require_revision(words.model, words.revision, encoder.revision)
     return encoder
 
 
@@ -212,13 +198,5 @@ def open_fusion(folder: str, revision: str) -> Fusion:
         CheckpointError: it is not the one the driver saw.
     """
     fusion = read_fusion(folder)
-    _require_same(folder, revision, fusion.revision)
+    require_revision(folder, revision, fusion.revision)
     return fusion
-
-
-def _require_same(name: str, was: str, now: str) -> None:
-    if now != was:
-        raise CheckpointError(
-            f"{name} is {now} on {platform.node()} but was {was} when the job began: every node "
-            "must have the same, and it must not change"
-        )

@@ -6,25 +6,23 @@ that training hears exactly what annotating will.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raysers import annotate
 from raysers.annotate import AnnotateTask, Annotator
-from raysers.engine.cluster import Placement
-from raysers.engine.worker import Row, Signal
+from raysers.engine.plan import Placement
+from raysers.engine.worker import ClipTask, Row, Signal
 from raysers.errors import ClipError
 from raysers.models.fusion import SOUND, WORDS
 from raysers.models.fusion_folder import Fusion
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
 from raysers.types import DIMENSIONS, Status
-from raysers.words import transcribe
 from raysers.words.fusion_parts import MANIFEST, Words, open_encoder, open_fusion
 from raysers.words.transcribe import Transcriber
 
@@ -35,7 +33,7 @@ SUFFIXES = {"fused": "", "audio": "_audio", "text": "_text"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FusionTask:
+class FusionTask(ClipTask):
     """Settings of a fusion run, checked against the models themselves.
 
     Attributes:
@@ -51,19 +49,14 @@ class FusionTask:
     fusion_revision: str = ""
 
     @property
-    def table(self) -> str:
-        """Name of the output table."""
-        return "annotations" if self.fusion else "features"
-
-    @property
     def model(self) -> str:
         """Who the scores are from."""
         return self.fusion or self.sound.model
 
     @property
-    def has_random_weights(self) -> bool:
-        """True when nobody ever trained the acoustic model."""
-        return self.sound.has_random_weights
+    def notes(self) -> Sequence[str]:
+        """Warnings about the acoustic model."""
+        return self.sound.notes
 
     @property
     def schema(self) -> pa.Schema:
@@ -84,17 +77,24 @@ class FusionTask:
         own = {"fusion": self.fusion, "fusion_revision": self.fusion_revision}
         return {**sound, **self.words.settings, **(own if self.fusion else {})}
 
+    def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
+        """See `ClipTask.placed`."""
+        words = self.words
+        if words.asr is not None:
+            words = replace(words, asr=words.asr.placed(placement, earlier))
+        words = replace(words, device=placement.device)
+        return replace(self, sound=self.sound.placed(placement, earlier), words=words)
+
     def open(self) -> FusionWorker:
         """Load all models on this worker's device."""
         return FusionWorker(self)
 
 
-def placed(task: FusionTask, placement: Placement, earlier: RunRecord | None) -> FusionTask:
-    """The task with threads and number formats settled, the same for all workers."""
-    words = task.words
-    if words.asr is not None:
-        words = replace(words, asr=transcribe.placed(words.asr, placement, earlier))
-    return replace(task, sound=annotate.placed(task.sound, placement, earlier), words=words)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturesTask(FusionTask):
+    """The same without trained heads: it yields the vectors that heads are trained on."""
+
+    table: ClassVar[str] = "features"
 
 
 class FusionWorker:
@@ -106,22 +106,17 @@ class FusionWorker:
         self._encoder = open_encoder(task.words)
         self._fusion = open_fusion(task.fusion, task.fusion_revision) if task.fusion else None
         self._recognise_all = task.words.recognise_all
-        self.schema = task.schema
         self.max_padded_s = self._sound.max_padded_s
-        self.provenance = {
+        self.provenance: Mapping[str, Any] = {
             "model": task.model,
             "model_revision": task.fusion_revision if task.fusion else task.sound.revision,
             "text_model": task.words.model,
         }
 
-    def score(self, signals: Sequence[Signal]) -> list[Row | ClipError]:
-        """Rows of clips nobody knows the words of."""
-        return self.score_spoken(signals, [None] * len(signals))
-
-    def score_spoken(
+    def score(
         self, signals: Sequence[Signal], transcripts: Sequence[str | None]
     ) -> list[Row | ClipError]:
-        """Rows of clips, with the words the manifest has of them; None: it has none."""
+        """See `ClipModel.score`; clips without a transcript go through the recogniser."""
         heard = self._sound.score(signals)
         spoken = self._words(signals, transcripts)
         fates: list[Row | ClipError] = [

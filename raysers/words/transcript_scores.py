@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.engine import output as parts
-from raysers.engine.plan import Plan
-from raysers.errors import RaysersError
+from raysers.engine.job import ClipJob
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.rows import Row, to_table
 from raysers.evaluation.runs import METRICS_PART
 from raysers.io import storage
-from raysers.run import RunRecord, load_record
 from raysers.types import Status
 from raysers.words.word_errors import GROUPS, Transcribed, overall, word_error_rows
 
@@ -32,7 +29,7 @@ class WordErrors:
     notes: list[str]
 
 
-def score(plan: Plan, output: str, table: str, asr: str, bootstrap: Bootstrap) -> WordErrors | None:
+def score(job: ClipJob, bootstrap: Bootstrap) -> WordErrors | None:
     """Word errors of a finished run; None when its manifest has no transcripts.
 
     The metrics table is written and the rates are added to `run.json`.
@@ -41,17 +38,17 @@ def score(plan: Plan, output: str, table: str, asr: str, bootstrap: Bootstrap) -
         RaysersError: rows or record are gone.
         WriteError: the table cannot be written.
     """
-    manifest = plan.manifest
+    manifest = job.plan.manifest
     if "transcript" not in manifest.column_names or not _known(manifest).num_rows:
         return None
-    columns = ["clip_id", "status", "text"]
-    found = _transcribed(_known(manifest), parts.read_all(output, table, len(plan.shards), columns))
-    record = load_record(output)
-    if record is None:
-        raise RaysersError(f"{output} has lost its run.json: run the same command again")
-    rows = word_error_rows(asr, found, bootstrap)
-    parts.write_part(storage.join(output, METRICS_PART), to_table(rows, record.run_id))
-    _add_to_record(record, output, rows)
+    record = job.run.record
+    assert record is not None, "score before execute"
+    found = _transcribed(_known(manifest), job.rows(["clip_id", "status", "text"]))
+    rows = word_error_rows(str(record.settings["asr"]), found, bootstrap)
+    metrics = storage.join(job.run.output, METRICS_PART)
+    parts.write_part(metrics, to_table(rows, record.run_id))
+    outcome = {**(record.outcome or {}), "word_errors": overall(rows)}
+    job.run.finish(record.status, outcome)
     return WordErrors(rows=rows, notes=list(_notes(found)))
 
 
@@ -70,11 +67,6 @@ def _transcribed(manifest: pa.Table, rows: pa.Table) -> Transcribed:
         heard=[texts.get(clip) for clip in ids],
         columns={n: manifest[n].to_pylist() for n in _COLUMNS if n in manifest.column_names},
     )
-
-
-def _add_to_record(record: RunRecord, output: str, rows: Sequence[Row]) -> None:
-    outcome: Mapping[str, Any] = {**(record.outcome or {}), "word_errors": overall(rows)}
-    replace(record, outcome=outcome).save(output)
 
 
 def _notes(found: Transcribed) -> Iterator[str]:

@@ -65,8 +65,9 @@ CALM = ("--workers", 1, "--shard-s", 10)
         (),
         ("--workers", 2, "--shard-s", 5, "--max-padded-s", 0.5),
         ("--workers", 1, "--shard-s", 1800, "--max-padded-s", 60),
+        ("--workers", "local", "--shard-s", 20),
     ],
-    ids=["one-worker", "tiny-shards-of-single-clips", "large-batches"],
+    ids=["one-worker", "tiny-shards-of-single-clips", "large-batches", "without-ray"],
 )
 def test_scores_equal_the_single_file_forward_however_the_work_is_cut(
     way, command, calm, checkpoint, expected, tmp_path
