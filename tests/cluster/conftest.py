@@ -13,9 +13,7 @@ import pytest
 import soundfile as sf
 
 from raysers.cli import ClipJobFlags
-from raysers.engine import cluster
-from raysers.engine import job as clipjob
-from raysers.engine import plan as planning
+from raysers.engine.job import ClipJob
 from tests.cluster.tasks import LevelTask
 
 JOB = "level"
@@ -35,23 +33,18 @@ def clips(tmp_path) -> Path:
 def run(tmp_path, clips) -> Callable[..., int]:
     """A job: `run(out="out", pause_s=0.0, **flags)` returns its exit code."""
 
-    def job(*, out: str = "out", pause_s: float = 0.0, task: Any = None, **changes: Any) -> int:
+    def run_job(*, out: str = "out", pause_s: float = 0.0, task: Any = None, **changes: Any) -> int:
         diary = tmp_path / f"diary-{out}"
         diary.mkdir(exist_ok=True)
         flags = ClipJobFlags(
             input=(str(clips),), output=str(tmp_path / out), workers=2, shard_s=4.0
         )
-        flags = planning.anchored(replace(flags, **changes))
         task = task or LevelTask(diary=str(diary), pause_s=pause_s)
-        earlier = planning.open_output(flags, JOB, task.table)
-        settings = planning.row_settings(flags, {"model": "level"})
-        plan = planning.make_plan(flags, task.table, settings, earlier)
-        record = clipjob.start(flags, JOB, plan, {}, task)
-        placement = cluster.place(flags.workers)
-        ran = clipjob.run_plan(flags, plan, task, placement, record, 600.0)
-        return clipjob.conclude(flags, plan, task.table, record, ran)
+        with ClipJob.open(replace(flags, **changes), JOB, table=task.table) as job:
+            job.prepare(task)
+            return job.execute()
 
-    return job
+    return run_job
 
 
 @pytest.fixture

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
+from raysers.engine.plan import Placement
+from raysers.engine.worker import ClipTask, WorkerSettings
 from raysers.errors import ClipError
+from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS
 
 #: First sample of a clip that kills the process that scores it.
@@ -21,7 +24,7 @@ POISON = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LevelTask:
+class LevelTask(ClipTask):
     """Scores a clip by its mean square; writes down every process and forward pass.
 
     Attributes:
@@ -32,28 +35,34 @@ class LevelTask:
     diary: str
     pause_s: float = 0.0
     max_padded_s: float = 4.0
-    table: str = "annotations"
 
     @property
     def schema(self) -> pa.Schema:
         return ANNOTATIONS
 
-    def open(self) -> LevelWorker:
-        return LevelWorker(self)
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"model": "level"}
+
+    def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
+        return self
+
+    def open(self) -> LevelModel:
+        return LevelModel(self)
 
 
-class LevelWorker:
+class LevelModel:
     """The worker half of `LevelTask`."""
 
-    schema = ANNOTATIONS
-
     def __init__(self, task: LevelTask) -> None:
-        self.provenance = {"model": "level", "model_revision": "1"}
+        self.provenance: Mapping[str, Any] = {"model": "level", "model_revision": "1"}
         self.max_padded_s = task.max_padded_s
         self._pause_s = task.pause_s
         self._diary = Path(task.diary) / str(os.getpid())
 
-    def score(self, signals: Sequence[np.ndarray]) -> list[dict[str, Any] | ClipError]:
+    def score(
+        self, signals: Sequence[np.ndarray], transcripts: Sequence[str | None]
+    ) -> list[dict[str, Any] | ClipError]:
         time.sleep(self._pause_s)
         with self._diary.open("a") as diary:
             diary.write(f"{len(signals)}\n")
@@ -61,3 +70,16 @@ class LevelWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         levels = [float(np.mean(s**2)) for s in signals]
         return [{"arousal": v, "dominance": v / 2, "valence": len(signals)} for v in levels]
+
+
+def worker_settings(output: Path) -> WorkerSettings:
+    """What a worker that is called directly needs to know."""
+    return WorkerSettings(
+        output=str(output),
+        run_id="run",
+        stamp="stamp",
+        retry=frozenset(),
+        whole=True,
+        max_clip_s=60.0,
+        io_threads=1,
+    )

@@ -80,28 +80,23 @@ def test_at_most_the_asked_for_audio_is_in_flight():
         assert len(list(feed)) == 39
 
 
-def test_versions_of_a_long_clip_die_as_they_are_consumed_before_the_next_is_begun(tmp_path):
-    """Versions alive, counted by references to their signals."""
+def test_variants_of_a_long_clip_die_as_they_are_consumed_before_the_next_is_begun(tmp_path):
+    """Variants alive, counted by references to their signals."""
     for i in range(4):
         sf.write(tmp_path / f"{i}.wav", np.zeros(5 * 16_000), 16_000)
     made: list[weakref.ref] = []
 
-    def finish(decoded):
-        versions = [replace(one, signal=one.signal.copy()) for one in decoded for _ in range(9)]
-        made.extend(weakref.ref(one.signal) for one in versions)
-        return versions
+    def variants(one):
+        copies = [replace(one, signal=one.signal.copy()) for _ in range(9)]
+        made.extend(weakref.ref(copy.signal) for copy in copies)
+        return copies
 
     clips = [_clip(str(tmp_path / f"{i}.wav"), 0, 5) for i in range(4)]
-    begun: list[None] = []
     with ThreadPoolExecutor(2) as pool:
-        feed = decode_ahead(
-            clips, pool, max_clip_s=600, ahead_s=0.5, finish=finish,
-            counted=lambda: begun.append(None),
-        )  # fmt: skip
+        feed = decode_ahead(clips, pool, max_clip_s=600, ahead_s=0.5, variants=variants)
         most = 0
         for _ in feed:
             most = max(most, sum(ref() is not None for ref in made))
-    assert len(begun) == 4
     assert len(made) == 36
     assert most <= 11
 

@@ -22,13 +22,13 @@ def test_a_clip_is_given_up_after_two_deaths_alone_and_its_neighbours_never(tmp_
     attempt()  # dies in the middle of something: nobody in particular is to blame
     careful = attempt()
     assert careful.suspicious
-    assert not careful.apart
+    assert not careful.alone
     careful.enter(["one", "two"])
     careful.enter(["three", "poison"])  # dies in this micro-batch
-    apart = attempt()
-    assert apart.apart == ["poison", "three"]
-    apart.enter(["three"])
-    apart.enter(["poison"])  # dies alone, once
+    alone = attempt()
+    assert alone.alone == ["poison", "three"]
+    alone.enter(["three"])
+    alone.enter(["poison"])  # dies alone, once
     again = attempt()
     assert not again.given_up("poison")
     again.enter(["poison"])  # dies alone, twice
@@ -42,7 +42,7 @@ def test_the_end_of_a_driver_counts_against_no_clip(tmp_path):
         attempt = ledger.begin(str(tmp_path), "part-000000.parquet", run_id)
         assert not attempt.given_up("long")
         attempt.enter(["long"])
-    assert ledger.begin(str(tmp_path), "part-000000.parquet", "fifth").apart == ["long"]
+    assert ledger.begin(str(tmp_path), "part-000000.parquet", "fifth").alone == ["long"]
 
 
 def test_nothing_is_left_of_the_ledger_when_all_is_done(tmp_path):

@@ -1,4 +1,4 @@
-"""Versions of a decoded clip, and the recordings they are made with."""
+"""Variants of a decoded clip, and the recordings they are made with."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def decoded(samples: int = 8000, clip_id: str = "a") -> Decoded:
 def test_the_clip_itself_comes_first_as_it_was_decoded():
     one = decoded()
     made = perturbed("gain", "tilt_up", repeats=3).of(one)
-    assert [m.version for m in made] == ["clean", "gain", "gain#2", "gain#3", "tilt_up"]
+    assert [m.variant for m in made] == ["clean", "gain", "gain#2", "gain#3", "tilt_up"]
     assert made[0].signal is one.signal
-    assert all(m.columns["perturbation"] == m.version for m in made)
+    assert all(m.columns["perturbation"] == m.variant for m in made)
     drawn = {json.loads(m.columns["parameters"])["gain_db"] for m in made[1:4]}
     assert drawn <= {-2, -1, 1, 2}
 
 
-def test_levels_are_those_of_the_version():
+def test_levels_are_those_of_the_variant():
     quiet = perturbed("gain").of(decoded())[1]
     gain_db = json.loads(quiet.columns["parameters"])["gain_db"]
     assert quiet.rms_db == pytest.approx(-20 + gain_db, abs=0.2)
@@ -48,11 +48,11 @@ def test_a_perturbation_that_cannot_be_applied_is_an_error_of_its_own():
     assert "samples" in json.loads(made[-1].columns["parameters"])
 
 
-def test_a_clip_that_could_not_be_read_is_so_in_every_version():
+def test_a_clip_that_could_not_be_read_is_so_in_every_variant():
     error = ClipError(Status.MISSING, "not there")
     one = Decoded(clip=Clip(clip_id="a", file="a.wav"), error=error)
     made = perturbed("gain", "clip").of(one)
-    assert [m.version for m in made] == ["clean", "clip", "gain"]
+    assert [m.variant for m in made] == ["clean", "clip", "gain"]
     assert all(m.error is error and m.signal is None for m in made)
 
 
@@ -61,7 +61,7 @@ def test_draws_differ_between_clips_and_not_with_their_company():
     first, other = (rows.of(decoded(clip_id=c))[1] for c in ("a", "b"))
     assert not np.array_equal(first.signal, other.signal)
     with_more = perturbed("gain", "white_noise", "clip").of(decoded(clip_id="a"))
-    again = next(m for m in with_more if m.version == "white_noise")
+    again = next(m for m in with_more if m.variant == "white_noise")
     np.testing.assert_array_equal(again.signal, first.signal)
 
 

@@ -1,4 +1,4 @@
-"""The number format of workers, asked by whoever holds a place without room for them."""
+"""Calls on workers, made from a place that has no room for them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysers.engine.cluster import Placement
-from raysers.engine.worker_dtype import worker_dtype
+from raysers.engine.cluster import call_on_worker
+from raysers.engine.plan import Placement
+from raysers.models.precision import dtype_name
 
 
 def test_a_trial_whose_place_holds_no_cpu_is_answered(ray_session):
     """Its place captures what it starts, as Ray Tune makes it for trials of several workers."""
     place = placement_group([{"memory": 1}])
-    ask = ray.remote(worker_dtype).options(
+    ask = ray.remote(call_on_worker).options(
         num_cpus=0,
         memory=1,
         scheduling_strategy=PlacementGroupSchedulingStrategy(
             place, placement_group_capture_child_tasks=True
         ),
     )
+    placement = Placement(workers=2, num_cpus=1, num_gpus=0)
     try:
-        answer = ray.get(ask.remote(Placement(workers=2, num_cpus=1, num_gpus=0)), timeout=60)
+        answer = ray.get(ask.remote(placement, dtype_name, "auto", "cpu"), timeout=60)
     finally:
         remove_placement_group(place)
     assert answer in ("fp32", "bf16")

@@ -8,93 +8,87 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile as sf
 
-from raysers.engine import cluster, estimate, ledger
-from raysers.engine import job as clipjob
-from raysers.engine import plan as planning
+from raysers.cli import ClipJobFlags
+from raysers.engine import estimate, ledger
 from raysers.engine.feed import Decoded
-from raysers.engine.worker import ShardStage, StageSettings
+from raysers.engine.job import ClipJob
+from raysers.engine.worker import ShardWorker
 from raysers.errors import ClipError, RaysersError
 from raysers.run import load_record
 from raysers.schemas import ROBUSTNESS
 from raysers.types import Status
-from tests.cluster.tasks import POISON, LevelTask, LevelWorker
+from tests.cluster.tasks import POISON, LevelModel, LevelTask, worker_settings
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 NAMES = ("clean", "half", "none")
 
 
-class Halves:
-    """A clip, its first half, and a version that no clip has."""
-
-    names = NAMES
-
-    def of(self, one: Decoded) -> list[Decoded]:
-        made = [self._named(one, "clean")]
-        if one.signal is None:
-            return [self._named(one, name) for name in NAMES]
-        half = replace(one, signal=one.signal[: len(one.signal) // 2])
-        none = Decoded(clip=one.clip, error=ClipError(Status.TOO_SHORT, "none: cannot be applied"))
-        return [*made, self._named(half, "half"), self._named(none, "none")]
-
-    def _named(self, one: Decoded, name: str) -> Decoded:
-        return replace(one, version=name, columns={"perturbation": name, "parameters": "{}"})
-
-
-class Gone(Halves):
-    """Versions that need a recording which is not there any more."""
-
-    def of(self, one: Decoded) -> list[Decoded]:
-        if one.clip.file.endswith("17.wav"):
-            raise RaysersError("noise.wav cannot be used as noise: not there")
-        return super().of(one)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VersionsTask(LevelTask):
-    table: str = "robustness"
+class HalvesTask(LevelTask):
+    """A clip, its first half, and a variant that no clip has.
+
+    Attributes:
+        gone: name of a clip whose variants need a recording that is not there any more.
+    """
+
+    table: ClassVar[str] = "robustness"
+
+    gone: str = ""
 
     @property
     def schema(self) -> pa.Schema:
         return ROBUSTNESS
 
-    def open(self) -> LevelWorker:
-        return VersionsWorker(self)
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        return NAMES
+
+    def variants(self, decoded: Decoded) -> list[Decoded]:
+        if self.gone and decoded.clip.file.endswith(self.gone):
+            raise RaysersError("noise.wav cannot be used as noise: not there")
+        if decoded.signal is None:
+            return [_named(decoded, name) for name in NAMES]
+        half = replace(decoded, signal=decoded.signal[: len(decoded.signal) // 2])
+        error = ClipError(Status.TOO_SHORT, "none: cannot be applied")
+        none = Decoded(clip=decoded.clip, error=error)
+        return [_named(decoded, "clean"), _named(half, "half"), _named(none, "none")]
+
+    def open(self) -> LevelModel:
+        return HalvesModel(self)
 
 
-class VersionsWorker(LevelWorker):
-    schema = ROBUSTNESS
+def _named(one: Decoded, name: str) -> Decoded:
+    return replace(one, variant=name, columns={"perturbation": name, "parameters": "{}"})
 
-    def score(self, signals: Sequence[np.ndarray]) -> list[dict[str, Any] | ClipError]:
-        rows = super().score(signals)
+
+class HalvesModel(LevelModel):
+    def score(
+        self, signals: Sequence[np.ndarray], transcripts: Sequence[str | None]
+    ) -> list[dict[str, Any] | ClipError]:
+        rows = super().score(signals, transcripts)
         return [{**row, "valence": 0.0} for row in rows]  # not the size of the batch
 
 
 @pytest.fixture
 def job(tmp_path, clips):
-    def run(*, out: str = "out", pause_s: float = 0.0, versions: Any = None, **changes: Any) -> int:
-        versions = versions or Halves()
+    def run(*, out: str = "out", pause_s: float = 0.0, gone: str = "", **changes: Any) -> int:
         diary = tmp_path / f"diary-{out}"
         diary.mkdir(exist_ok=True)
-        flags = planning.ClipJobFlags(
+        flags = ClipJobFlags(
             input=(str(clips),), output=str(tmp_path / out), workers=2, shard_s=4.0, max_failed=1
         )
-        flags = planning.anchored(replace(flags, **changes))
-        task = VersionsTask(diary=str(diary), pause_s=pause_s)
-        earlier = planning.open_output(flags, "versions", task.table)
-        settings = planning.row_settings(flags, {"model": "level"})
-        plan = planning.make_plan(flags, task.table, settings, earlier)
-        record = clipjob.start(flags, "versions", plan, {}, task)
-        placement = cluster.place(flags.workers)
-        ran = clipjob.run_plan(flags, plan, task, placement, record, 600.0, versions)
-        return clipjob.conclude(flags, plan, task.table, record, ran, versions)
+        task = HalvesTask(diary=str(diary), pause_s=pause_s, gone=gone)
+        with ClipJob.open(replace(flags, **changes), "variants", table=task.table) as opened:
+            opened.prepare(task)
+            return opened.execute()
 
     return run
 
@@ -111,7 +105,7 @@ def rows(tmp_path):
     return read
 
 
-def test_every_clip_has_all_its_versions_from_one_decode_wherever_the_work_is_cut(
+def test_every_clip_has_all_its_variants_from_one_decode_wherever_the_work_is_cut(
     job, rows, tmp_path
 ):
     assert job(out="one", workers=1) == 0
@@ -158,7 +152,7 @@ def test_retry_makes_all_rows_of_a_mended_clip_again_and_no_others(job, rows, cl
     assert [r for r in after if r not in mended] == [r for r in before if r not in broken]
 
 
-def test_a_version_that_kills_its_worker_costs_its_clip_alone(job, rows, clips, tmp_path):
+def test_a_variant_that_kills_its_worker_costs_its_clip_alone(job, rows, clips, tmp_path):
     assert job(out="without") == 0
     poison = clips / "17.wav"
     signal_, rate_hz = sf.read(poison)
@@ -199,22 +193,19 @@ def test_killing_a_worker_in_mid_run_changes_no_row(job, rows, tmp_path):
 def test_noise_that_is_gone_stops_the_job_and_the_same_command_goes_on(job, rows):
     assert job(out="calm") == 0
     with pytest.raises(RaysersError, match=r"noise\.wav cannot be used"):
-        job(versions=Gone())
+        job(gone="17.wav")
     assert job() == 0
     assert rows() == rows("calm")
 
 
-def test_a_given_up_clip_is_so_in_all_its_versions(clips, tmp_path):
+def test_a_given_up_clip_is_so_in_all_its_variants(clips, tmp_path):
     files = sorted(map(str, clips.iterdir()))[:2]
     block = pa.table({"clip_id": ["a", "b"], "file": files, "shard": [0, 0]})
     attempt = ledger.begin(str(tmp_path), "part-000000.parquet", "run")
-    attempt.apart, attempt.deaths_alone = ["a"], {"a": ledger.MAX_DEATHS}
+    attempt.alone, attempt.deaths_alone = ["a"], {"a": ledger.MAX_DEATHS}
     attempt.enter([])
-    settings = StageSettings(
-        output=str(tmp_path), run_id="run", redo=frozenset(), whole=True, max_clip_s=60.0,
-        io_threads=1, versions=Halves(),
-    )  # fmt: skip
-    ShardStage(settings, VersionsTask(diary=str(tmp_path)), lambda *_: None)(block)
+    settings = worker_settings(tmp_path)
+    ShardWorker(settings, HalvesTask(diary=str(tmp_path)), lambda *_: None).run(block)
     table = pa.parquet.ParquetFile(tmp_path / "robustness" / "part-000000.parquet").read()
     found = [(r["clip_id"], r["perturbation"], r["status"]) for r in table.to_pylist()]
     assert found == [
@@ -223,10 +214,11 @@ def test_a_given_up_clip_is_so_in_all_its_versions(clips, tmp_path):
     ]  # fmt: skip
 
 
-def test_the_estimate_counts_every_version(clips, tmp_path):
-    flags = planning.ClipJobFlags(input=(str(clips),), output=str(tmp_path / "out"), workers=1)
-    plan = planning.make_plan(flags, "robustness", {}, None)
-    task = VersionsTask(diary=str(tmp_path))
-    guess = estimate.estimate(plan, task, cluster.place(1), 60.0, Halves())
-    assert guess.audio_s == pytest.approx(3 * plan.todo_s())
+def test_the_estimate_counts_every_variant(clips, tmp_path):
+    flags = ClipJobFlags(input=(str(clips),), output=str(tmp_path / "out"), workers=1, dry_run=True)
+    with ClipJob.open(flags, "variants", table="robustness") as job:
+        job.prepare(HalvesTask(diary=str(tmp_path)))
+        guess = estimate.estimate(job.plan, job.task, job.placement, 60.0)
+    assert guess.audio_s == pytest.approx(3 * job.plan.todo_s())
     assert guess.speed > 0
+    assert not (tmp_path / "out").exists()
