@@ -22,14 +22,7 @@ from raysers.engine.cluster import dataset_of
 from raysers.engine.failures import carried, raise_carried
 from raysers.engine.indexing import index
 from raysers.engine.summary import print_warning
-from raysers.errors import (
-    ClipError,
-    ConfigError,
-    ObjectChanged,
-    ObjectForbidden,
-    ObjectMissing,
-    RaysersError,
-)
+from raysers.errors import ClipError, ConfigError, RaysersError, status_of
 from raysers.io import storage
 from raysers.robustness.perturbation import Signal
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
@@ -181,6 +174,9 @@ def _checked(items: Sequence[Recording]) -> list[Recording]:
     return checked
 
 
+#: Tells an outage of the store from recordings that cannot be read.
+_BREAKER = storage.Breaker()
+
 _SCHEMA = pa.schema(
     [
         ("file", pa.string()),
@@ -208,17 +204,17 @@ def decoded_once(item: Recording) -> Recording:
     """The recording with the samples it really has, or with its fault.
 
     Raises:
-        CredentialsError, TransientStorageError: not the recording's fault.
+        CredentialsError, TransientStorageError: an outage, see `storage.Breaker`.
     """
     try:
         with _open(item) as reader:
             samples = sum(len(block) for block in reader.blocks())
-    except (ClipError, ObjectMissing, ObjectForbidden, ObjectChanged) as error:
-        return replace(item, fault=str(error))
-    except RaysersError:
-        raise
-    except Exception as error:  # whatever a decoder does on a hostile file
-        return replace(item, fault=f"{type(error).__name__}: {error}")
+    except Exception as error:
+        if (failure := status_of(error)) is None:
+            raise
+        _BREAKER.failed(item.file, error)
+        return replace(item, fault=failure.message)
+    _BREAKER.succeeded(item.file)
     # the tail of a header's promise may hold nothing to read
     return replace(item, samples=max(1, min(item.samples, samples)))
 

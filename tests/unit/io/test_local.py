@@ -81,7 +81,8 @@ def test_dangling_link_is_listed_so_that_it_becomes_a_row(tmp_path: Path) -> Non
 
 def test_pipes_are_not_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
-    assert names(tmp_path) == []
+    assert names(tmp_path) == ["pipe.wav"]
+    assert names(tmp_path, suffixes=[".flac"]) == []
     with pytest.raises(ObjectMissing):
         storage.stat(str(tmp_path / "pipe.wav"))
 
