@@ -151,8 +151,8 @@ def _decode_runs(
 
 
 def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
-    """Stretches of neighbouring clips of one file and fate, each with its audio seconds."""
-    for _, same_file in groupby(clips, key=lambda c: (c.file, c.status)):
+    """Stretches of neighbouring clips of one file and status, each with its audio seconds."""
+    for _, same_file in groupby(clips, key=lambda c: (c.file, c.status, c.byte_offset)):
         run: list[Clip] = []
         run_s = 0.0
         for clip in same_file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from raysers.errors import (
     StorageError,
     TransientStorageError,
     WriteError,
+    status_of,
 )
 from raysers.io import listing, storage
 from raysers.io import s3 as s3_module
@@ -246,7 +248,7 @@ def test_permanent_refusals_are_not_retried(s3: Bucket, s3_faults: Faults) -> No
     assert s3_faults.count("/x.wav") == 1
 
 
-@pytest.mark.parametrize("kind", ["503", "500", "reset", "short"])
+@pytest.mark.parametrize("kind", ["503", "500", "reset", "short", "less"])
 def test_passing_trouble_is_survived(s3: Bucket, s3_faults: Faults, kind: str) -> None:
     data = os.urandom(200_000)
     uri = s3.put("x.wav", data)
@@ -259,7 +261,7 @@ def test_passing_trouble_is_survived(s3: Bucket, s3_faults: Faults, kind: str) -
     assert source.read() == data
 
 
-@pytest.mark.parametrize("kind", ["503", "reset", "short"])
+@pytest.mark.parametrize("kind", ["503", "reset", "short", "less"])
 def test_lasting_trouble_is_transient_error_after_the_allowed_attempts(
     s3: Bucket, s3_faults: Faults, kind: str
 ) -> None:
@@ -270,6 +272,91 @@ def test_lasting_trouble_is_transient_error_after_the_allowed_attempts(
     with pytest.raises(TransientStorageError):
         source.read(10)
     assert s3_faults.count("/x.wav") == 4
+
+
+@pytest.mark.parametrize("known", ["total", "nothing"])
+def test_an_answer_is_checked_against_its_own_claim(
+    s3: Bucket, s3_faults: Faults, known: str
+) -> None:
+    """Every way to hold back bytes and agree with oneself, except about one number."""
+    data = os.urandom(1000)
+    uri = s3.put("x.wav", data)
+    total = {"num_bytes": 1000} if known == "total" else {}
+    claims = ["bytes 0-999/1000", "bytes 0-992/1000", "bytes 0-992/*"]
+    for claim in [*claims, *(["bytes 0-992/993", ""] if known == "total" else [])]:
+        s3_faults.clear()
+        fault = s3_faults.add("/x.wav", "less", times=2, method="GET")
+        fault.headers["content-range"] = claim
+        assert storage.open_file(uri, **total).read() == data, claim
+        assert fault.hits == 2
+    s3_faults.clear()
+    s3_faults.add("/x.wav", "less", method="GET")
+    with pytest.raises(TransientStorageError, match="993 bytes arrived of 1000"):
+        storage.open_file(uri, **total).read()
+
+
+def read_member(uri: str, byte_offset: int, byte_size: int) -> bytes:
+    source = storage.open_source(uri, byte_offset=byte_offset, byte_size=byte_size)
+    assert not isinstance(source, str)
+    return source.read()
+
+
+@pytest.mark.parametrize("member", [(2000, 10), (995, 10), (2**63 - 1, 10), (1000, 1), (-5, 10)])
+def test_byte_ranges_that_are_not_in_the_object(
+    folder_of_both: tuple[str, str], member: tuple[int, int]
+) -> None:
+    for uri in folder_of_both:
+        with pytest.raises(StorageError, match=r"x\.tar") as raised:
+            read_member(uri, *member)
+        failure = status_of(raised.value)
+        assert failure is not None
+        assert failure.status == "unreadable"
+
+
+@pytest.fixture
+def folder_of_both(s3: Bucket, tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "x.tar").write_bytes(bytes(1000))
+    return str(tmp_path / "x.tar"), s3.put("x.tar", bytes(1000))
+
+
+def test_an_endpoint_of_the_config_file_is_a_vendor_as_well(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    (tmp_path / "config").write_text(f"[default]\nendpoint_url = {endpoint}\n")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    storage.write_atomic(f"{s3.uri}/x", b"data")
+    assert s3.get("x") == b"data"
+    config = s3_module.client().meta.config
+    assert config.s3 == {"addressing_style": "path"}
+    assert config.request_checksum_calculation == "when_required"
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    assert s3_module.client().meta.config.s3 != {"addressing_style": "path"}
+
+
+@pytest.mark.parametrize("status", [400, 501])
+def test_permanent_answers_fail_at_once_and_are_not_retried(
+    s3: Bucket, s3_faults: Faults, status: int
+) -> None:
+    uri = s3.put("x.wav")
+    s3_faults.add("/x.wav", status, code="NotImplemented" if status == 501 else "InvalidArgument")
+    with pytest.raises(StorageError) as raised:
+        storage.read_bytes(uri)
+    assert not isinstance(raised.value, TransientStorageError)
+    assert s3_faults.count("/x.wav") == 1
+
+
+def test_patience_is_bounded_in_time(
+    s3: Bucket, s3_faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "1000")
+    monkeypatch.setenv("RAYSERS_S3_MAX_RETRY_S", "0.3")
+    uri = s3.put("x.wav")
+    s3_faults.add("/x.wav", 500)
+    with pytest.raises(TransientStorageError):
+        storage.read_bytes(uri)
+    assert 2 <= s3_faults.count("/x.wav") < 100
 
 
 def test_slow_answer_times_out_and_is_retried(
