@@ -7,17 +7,19 @@
     ├── ClipError              one clip's fate: becomes a row with its status, never stops a job
     ├── StorageError           an object store operation failed
     │   ├── ObjectMissing      not there (404)
+    │   │   └── ObjectUnreadable   there, but no file: a folder, pipe, device, range beyond the end
     │   ├── ObjectForbidden    there, but not for us (403)
     │   ├── ObjectChanged      another version than the one that was listed
     │   ├── CredentialsError   the credentials themselves are bad: stops the job at once
     │   ├── ConditionsUnsupported  the store has no conditional writes
-    │   └── TransientStorageError  still failing after every retry: stops the job
+    │   └── TransientStorageError  still failing after every retry
     ├── DeviceLost             the accelerator failed this process, which has to end
     ├── TrainingDiverged       loss or gradients are not finite: the parameters stay as they were
     └── WriteError             output cannot be written (disk full, no permission): stops it too
 
-`ObjectMissing`, `ObjectForbidden` and `ObjectChanged` become rows when they hit a clip, and the
-first two configuration errors when they hit something the user named on the command line.
+`status_of` maps errors of reading a clip to its row. The lasting failure of one object is a row
+too; `storage.Breaker` stops the job when many objects fail. Storage errors of something that the
+user named on the command line are configuration errors.
 """
 
 from __future__ import annotations
@@ -61,6 +63,10 @@ class ObjectMissing(StorageError):
     """The object does not exist."""
 
 
+class ObjectUnreadable(ObjectMissing):
+    """There, but no file: a folder, pipe, device, socket, too long a path, a range past the end."""
+
+
 class ObjectForbidden(StorageError):
     """The object exists but may not be read."""
 
@@ -91,3 +97,32 @@ class DeviceLost(RaysersError):
 
 class TrainingDiverged(RaysersError):
     """The loss or its gradient is not a finite number; nothing was learned from that batch."""
+
+
+#: Status of a clip whose file could not be read, by the most specific class of the error.
+STATUS_OF: dict[type[BaseException], Status] = {
+    ObjectUnreadable: Status.UNREADABLE,
+    ObjectMissing: Status.MISSING,
+    ObjectForbidden: Status.FORBIDDEN,
+    ObjectChanged: Status.UNREADABLE,
+    StorageError: Status.UNREADABLE,
+    MemoryError: Status.OUT_OF_MEMORY,
+    Exception: Status.UNREADABLE,
+}
+
+
+def status_of(error: Exception) -> ClipError | None:
+    """The error for the clip's row; None for errors that have to stop the job.
+
+    Exceptions of other libraries become rows: one hostile file must not stop a million others.
+
+    >>> status_of(ObjectMissing("s3://b/x.wav: NoSuchKey")).status
+    <Status.MISSING: 'missing'>
+    """
+    if isinstance(error, ClipError):
+        return error
+    is_ours = isinstance(error, RaysersError)
+    if isinstance(error, CredentialsError) or (is_ours and not isinstance(error, StorageError)):
+        return None
+    status = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
+    return ClipError(status, str(error) if is_ours else f"{type(error).__name__}: {error}")

@@ -57,9 +57,10 @@ class Fault:
     """One way to misbehave, for requests whose unquoted `/bucket/key?query` matches `pattern`.
 
     `kind`: an HTTP status ("503"), `delay` (answers late), `reset` (cuts the body in the middle
-    and resets the connection), `short` (closes politely after half of the body), `headers` (sends
-    `headers` in place of the server's own, none where they are empty). `code` is the S3 error code
-    in the XML body. `times` requests suffer, the next ones pass.
+    and resets the connection), `short` (closes politely after half of the body), `less` (leaves out
+    the last 7 bytes and says so in Content-Length), `headers` (sends `headers` in place of the
+    server's own, none where they are empty). `code` is the S3 error code in the XML body. `times`
+    requests suffer, the next ones pass.
     """
 
     pattern: str
@@ -198,6 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def relay(self, answer: http.client.HTTPResponse, body: bytes, fault: Fault | None) -> None:
         self.send_response(answer.status)
+        if fault is not None and fault.kind == "less":
+            body = body[:-7]
         changed = fault.headers if fault else {}
         for name, own in answer.getheaders():
             value = changed.get(name.lower(), own)
@@ -207,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = answer.getheader("Content-Length") if self.command == "HEAD" else len(body)
         self.send_header("Content-Length", str(length or 0))
         self.end_headers()
-        if fault is None or fault.kind in ("delay", "headers"):
+        if fault is None or fault.kind in ("delay", "headers", "less"):
             self.wfile.write(b"" if self.command == "HEAD" else body)
             return
         self.wfile.write(body[: len(body) // 2])

@@ -14,48 +14,116 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO, TypeVar
 
-from raysers.errors import ClipError, StorageError, TransientStorageError
-from raysers.types import Status
+from raysers.errors import (
+    STATUS_OF,
+    ClipError,
+    ConfigError,
+    ObjectChanged,
+    ObjectForbidden,
+    ObjectMissing,
+    ObjectUnreadable,
+    StorageError,
+    TransientStorageError,
+)
 
 Result = TypeVar("Result")
 
 #: A local path, or a seekable binary file object (a ranged object of a store, BytesIO).
 AudioSource = str | BinaryIO
 
-#: Read at once at the start of a file: holds the header of nearly every file.
+#: Read at once at the start of a local file: holds the header of nearly every file.
 HEAD_BYTES = 4096
 
-#: File objects are read in pieces of at least this size: libsndfile asks for 4 bytes at a time.
-READ_AHEAD_BYTES = 1 << 16
+_NO_SUCH_FILE = (ObjectMissing, "no such file")
+_NO_PERMISSION = (ObjectForbidden, "no permission to read the file")
+_NOT_A_FILE = (ObjectUnreadable, "not a regular file")
+#: What the system says of one path; every other error may pass.
+_LASTING: dict[int | None, tuple[type[StorageError], str]] = {
+    errno.ENOENT: _NO_SUCH_FILE,
+    errno.ENOTDIR: _NO_SUCH_FILE,
+    errno.ELOOP: _NO_SUCH_FILE,
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EISDIR: _NOT_A_FILE,
+    errno.ENXIO: _NOT_A_FILE,
+    errno.ENODEV: _NOT_A_FILE,
+    errno.ENAMETOOLONG: (ObjectUnreadable, "the path is too long to be opened"),
+}
+_LONGEST_PATH_BYTES = 4096
+_WAITS_S = (0.05, 0.1, 0.2)
+
+
+def retried(call: Callable[[], Result], path: str) -> Result:
+    """`call()` on a local path, repeated while a network disk is in trouble (EIO, ESTALE).
+
+    Raises:
+        ObjectMissing, ObjectForbidden, ObjectUnreadable: what the path is, at once.
+        TransientStorageError: every retry failed.
+        ConfigError: this process has too many files open.
+    """
+    for wait_s in (*_WAITS_S, None):
+        try:
+            return call()
+        except ValueError as error:  # a null byte in the name
+            raise ObjectMissing(f"{printable(path)!r}: no file can have this name") from error
+        except OSError as error:
+            number = error.errno
+            if number == errno.ENAMETOOLONG and len(os.fsencode(path)) < _LONGEST_PATH_BYTES:
+                number = errno.ENOENT  # no file can have so long a name
+            if number in _LASTING:
+                kind, reason = _LASTING[number]
+                raise kind(f"{printable(path)}: {reason}") from error
+            if wait_s is None:
+                reason = f"{printable(path)}: {error.strerror or error}"
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise ConfigError(f"{reason}; allow more with ulimit -n") from error
+                raise TransientStorageError(f"{reason}, still after every retry") from error
+        time.sleep(wait_s)
+    raise AssertionError("the loop above returns or raises")
+
+
+def open_regular(path: str) -> tuple[int, os.stat_result]:
+    """Descriptor and status of a regular file. Raises OSError and ObjectUnreadable."""
+    # a pipe without a writer would block for ever
+    descriptor = os.open(os.fsencode(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(descriptor)
+        raise ObjectUnreadable(f"{printable(path)}: not a regular file")
+    return descriptor, about
 
 
 class Bytes:
     """Random access to `size` bytes; `handle` is what libsndfile opens."""
 
     size: int
-    handle: int | Cursor
+    handle: int | _Cursor
+    #: What a read from inside libsndfile failed with.
+    failure: BaseException | None = None
 
     def at(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes from `offset`; fewer only at the end."""
-        raise TypeError("use LocalBytes, ObjectBytes or SplicedBytes")
+        raise NotImplementedError
 
     def check(self) -> None:
         """Raise what a read from inside libsndfile failed with, if one did."""
+        if self.failure is not None:
+            raise self.failure
 
     def tell(self) -> int:
         """Where libsndfile has read to."""
-        return self.handle.tell() if isinstance(self.handle, Cursor) else 0
+        return self.handle.tell() if isinstance(self.handle, _Cursor) else 0
 
     def rewind(self) -> None:
         """Back to the start, to open the file once more."""
-        if isinstance(self.handle, Cursor):
+        if isinstance(self.handle, _Cursor):
             self.handle.seek(0)
 
     def close(self) -> None:
         """Release what this object opened itself."""
 
 
-class LocalBytes(Bytes):
+class _LocalBytes(Bytes):
     """A local file by descriptor: libsndfile reads it without Python, and never sees its name.
 
     That matters: given a name, libsndfile decides some formats by the extension.
@@ -63,83 +131,63 @@ class LocalBytes(Bytes):
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._fd = _open_local(path)
+        self._fd, about = retried(lambda: open_regular(path), path)
         self.handle = self._fd
+        self.size = about.st_size
         try:
-            self.size = _regular_size(self._fd)
             self._head = self._read(HEAD_BYTES, 0)
         except BaseException:
             os.close(self._fd)
             raise
 
     def at(self, offset: int, count: int) -> bytes:
-        """See `Bytes`."""
+        offset = max(offset, 0)
         if offset + count <= len(self._head):
             return self._head[offset : offset + count]
-        return self._read(count, max(offset, 0))
+        return self._read(count, offset)
 
     def _read(self, count: int, offset: int) -> bytes:
-        return _steadily(lambda: os.pread(self._fd, count, offset), self._path)
+        data = retried(lambda: os.pread(self._fd, count, offset), self._path)
+        if len(data) < min(count, self.size - offset):
+            raise ObjectChanged(f"{printable(self._path)} became shorter while it was read")
+        return data
 
     def check(self) -> None:
-        """See `Bytes`."""
         # libsndfile takes a disk that fails for the end of the file, and stops where it failed
         self._read(1, self.tell())
 
     def tell(self) -> int:
-        """See `Bytes`."""
         return os.lseek(self._fd, 0, os.SEEK_CUR)
 
     def rewind(self) -> None:
-        """See `Bytes`."""
         os.lseek(self._fd, 0, os.SEEK_SET)
 
     def close(self) -> None:
-        """See `Bytes`."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
-class ObjectBytes(Bytes):
-    """A seekable binary file object, read in pieces; the caller keeps and closes the object."""
+class _ObjectBytes(Bytes):
+    """A seekable binary file object, which does its own caching; the caller closes it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.size = file.seek(0, os.SEEK_END)
-        self.handle = Cursor(self)
-        self.failure: BaseException | None = None
-        self._start = 0
-        self._piece = b""
-        # kept beside the moving piece: headers are asked for again and again
-        self._head = self._fetch(0, min(READ_AHEAD_BYTES, self.size))
+        self.handle = _Cursor(self)
 
     def at(self, offset: int, count: int) -> bytes:
-        """See `Bytes`."""
         offset = max(offset, 0)
         count = min(count, self.size - offset)
         if count <= 0:
             return b""
-        if offset + count <= len(self._head):
-            return self._head[offset : offset + count]
-        first = offset - self._start
-        if first < 0 or first + count > len(self._piece):
-            self._piece = self._fetch(offset, max(count, READ_AHEAD_BYTES))
-            self._start, first = offset, 0
-        return self._piece[first : first + count]
-
-    def _fetch(self, offset: int, count: int) -> bytes:
-        """`count` bytes or all up to the end: raw streams may return less than asked."""
         self._file.seek(offset)
         data = self._file.read(count)
-        while data and len(data) < count and (more := self._file.read(count - len(data))):
+        while len(data) < count:  # raw streams may return less than asked
+            if not (more := self._file.read(count - len(data))):
+                raise ObjectChanged(f"the file became shorter while it was read, at byte {offset}")
             data += more
         return data
-
-    def check(self) -> None:
-        """See `Bytes`."""
-        if self.failure is not None:
-            raise self.failure
 
 
 class SplicedBytes(Bytes):
@@ -148,8 +196,7 @@ class SplicedBytes(Bytes):
     def __init__(self, prefix: bytes, inner: Bytes, skip: int) -> None:
         self._prefix, self._inner, self._skip = prefix, inner, skip
         self.size = len(prefix) + inner.size - skip
-        self.handle = Cursor(self)
-        self.failure: BaseException | None = None
+        self.handle = _Cursor(self)
 
     def at(self, offset: int, count: int) -> bytes:
         """See `Bytes`."""
@@ -159,8 +206,7 @@ class SplicedBytes(Bytes):
 
     def check(self) -> None:
         """See `Bytes`."""
-        if self.failure is not None:
-            raise self.failure
+        super().check()
         self._inner.check()
 
     def close(self) -> None:
@@ -168,25 +214,22 @@ class SplicedBytes(Bytes):
         self._inner.close()
 
 
-class Cursor:
-    """A reading position on `ObjectBytes` or `SplicedBytes` whose methods never raise."""
+class _Cursor:
+    """A reading position on `Bytes` whose methods never raise."""
 
-    def __init__(self, source: ObjectBytes | SplicedBytes) -> None:
+    def __init__(self, source: Bytes) -> None:
         self._source = source
         self._position = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of a file."""
         base = (0, self._position, self._source.size)[whence]
         self._position = max(base + offset, 0)
         return self._position
 
     def tell(self) -> int:
-        """As of a file."""
         return self._position
 
     def read(self, count: int) -> bytes:
-        """As of a file; nothing once a read has failed."""
         if self._source.failure is not None:
             return b""
         try:
@@ -205,63 +248,13 @@ def open_bytes(source: AudioSource) -> Bytes:
         ClipError: `missing`, `forbidden` or `unreadable` (a folder, a pipe) for a local path.
         StorageError: any other failure to open a local path.
     """
-    return LocalBytes(source) if isinstance(source, str) else ObjectBytes(source)
-
-
-_NO_SUCH_FILE = (Status.MISSING, "no such file")
-_NO_PERMISSION = (Status.FORBIDDEN, "no permission to read the file")
-_NOT_A_FILE = (Status.UNREADABLE, "not a regular file")
-
-#: What the system says of one file's own fate; anything else (too many open files) is not its own.
-_LOCAL_FATES = {
-    errno.ENOENT: _NO_SUCH_FILE,
-    errno.ENOTDIR: _NO_SUCH_FILE,
-    errno.ELOOP: _NO_SUCH_FILE,
-    errno.ENAMETOOLONG: _NO_SUCH_FILE,
-    errno.EACCES: _NO_PERMISSION,
-    errno.EPERM: _NO_PERMISSION,
-    errno.ENXIO: _NOT_A_FILE,
-}
-
-
-#: A network disk in trouble; it often passes.
-_PASSING = frozenset({errno.EIO, errno.ESTALE})
-_WAITS_S = (0.05, 0.1, 0.2)
-
-
-def _steadily(call: Callable[[], Result], path: str) -> Result:
-    """`call()`, tried again while a network disk is in trouble."""
-    for wait_s in (*_WAITS_S, None):
-        try:
-            return call()
-        except OSError as error:
-            if error.errno not in _PASSING:
-                raise
-            if wait_s is None:
-                message = f"{printable(path)}: {error.strerror}, still after every retry"
-                raise TransientStorageError(message) from error
-        time.sleep(wait_s)
-    raise AssertionError("the loop above returns or raises")
-
-
-def _open_local(path: str) -> int:
-    # a pipe without a writer would block for ever
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    if not isinstance(source, str):
+        return _ObjectBytes(source)
     try:
-        return _steadily(lambda: os.open(os.fsencode(path), flags), path)
-    except ValueError as error:  # a null byte in the name
-        raise ClipError(*_NO_SUCH_FILE) from error
-    except OSError as error:
-        if error.errno in _LOCAL_FATES:
-            raise ClipError(*_LOCAL_FATES[error.errno]) from error
-        raise StorageError(f"cannot open {printable(path)}: {error.strerror}") from error
-
-
-def _regular_size(fd: int) -> int:
-    about = os.fstat(fd)
-    if not stat.S_ISREG(about.st_mode):
-        raise ClipError(*_NOT_A_FILE)
-    return about.st_size
+        return _LocalBytes(source)
+    except (ObjectMissing, ObjectForbidden) as error:
+        message = str(error).removeprefix(f"{printable(source)}: ")
+        raise ClipError(STATUS_OF[type(error)], message) from error
 
 
 def printable(name: str) -> str:

@@ -1,7 +1,7 @@
 """Reads headers and decides segments: listed objects in, manifest rows out.
 
-What is wrong with a file becomes rows with a status; what is wrong with the store (after retries)
-or with the credentials is raised, because no clip is to blame for it.
+What is wrong with a file becomes rows with a status; an outage of the store and bad credentials are
+raised, because they concern every clip.
 """
 
 from __future__ import annotations
@@ -21,14 +21,7 @@ from raysers.audio.decode import AudioInfo, AudioReader, AudioSource
 from raysers.audio.windows import to_ns
 from raysers.data import segments
 from raysers.data.segments import Segment, Segmenting, Speech
-from raysers.errors import (
-    ClipError,
-    ObjectChanged,
-    ObjectForbidden,
-    ObjectMissing,
-    RaysersError,
-    StorageError,
-)
+from raysers.errors import ClipError, StorageError, status_of
 from raysers.io import storage
 from raysers.io.ranged import RangedFile
 from raysers.schemas import LABEL_FIELDS, MANIFEST
@@ -39,11 +32,8 @@ __all__ = ["FindSpeech", "Segmenting", "probe_batch"]
 #: Speech in consecutive blocks of 16 kHz audio, as (start_ns, end_ns) in order.
 FindSpeech = Callable[[Iterator[NDArray[np.float32]]], Sequence[tuple[int, int]]]
 
-_FATES: dict[type[StorageError], Status] = {
-    ObjectMissing: Status.MISSING,
-    ObjectForbidden: Status.FORBIDDEN,
-    ObjectChanged: Status.UNREADABLE,
-}
+#: Tells an outage of the store from files that cannot be read, for all batches of this process.
+_BREAKER = storage.Breaker()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +82,8 @@ def probe_batch(
             broken recording what comes before the break.
 
     Raises:
-        TransientStorageError, CredentialsError: not the clips' fault.
+        TransientStorageError: an outage of the store, see `storage.Breaker`.
+        CredentialsError: the credentials are bad.
         ConfigError: what `find_speech` misses.
     """
     if segmenting.kind == "vad" and find_speech is None:
@@ -135,16 +126,13 @@ def _look(row: _Listed, find_speech: FindSpeech | None) -> _File:
         source = _open(row, headers_only=find_speech is None)
         info = decode.probe(source, name=row.file)
         speech = None if find_speech is None else _hear(source, row.file, find_speech)
-    except ClipError as error:
-        failed = error
-    except (ObjectMissing, ObjectForbidden, ObjectChanged) as error:
-        failed, source = ClipError(_FATES[type(error)], str(error)), None
-    except RaysersError:
-        raise
-    except MemoryError:
-        failed = ClipError(Status.OUT_OF_MEMORY, "no memory left to read the file")
-    except Exception as error:  # one file nobody thought of must not stop a million others
-        failed = ClipError(Status.UNREADABLE, f"{type(error).__name__}: {error}")
+        _BREAKER.succeeded(row.file)
+    except Exception as error:
+        if (failed := status_of(error)) is None:
+            raise
+        _BREAKER.failed(row.file, error)
+        if isinstance(error, StorageError):
+            source = None
     num_bytes, etag = _version(row, source)
     return _File(info=info, num_bytes=num_bytes, etag=etag, speech=speech, failure=failed)
 

@@ -21,7 +21,14 @@ from raysers.data.manifest import manifest_parts
 from raysers.data.members import resolve_members
 from raysers.data.tables import TABLE_SUFFIXES, read_clip_table
 from raysers.data.tar import check_tar_name, index_tar, is_compressed_tar
-from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
+from raysers.errors import (
+    ConfigError,
+    ObjectForbidden,
+    ObjectMissing,
+    ObjectUnreadable,
+    StorageError,
+    status_of,
+)
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, suffix_of
 from raysers.types import Status
@@ -44,6 +51,9 @@ _LOOKED_AT = 1000
 
 #: For messages; the full list is longer than a line.
 _KINDS = ".wav, .flac, .mp3, .ogg, .opus, .aiff, .tar and others"
+
+#: Tells an outage of the store from tars that cannot be read.
+_BREAKER = storage.Breaker()
 
 Item = TypeVar("Item")
 Kind = Literal["table", "folder", "tar", "audio"]
@@ -95,6 +105,8 @@ def _classify(uri: str) -> _Input:
             parts = manifest_parts(uri)
             return _Input(kind="table" if parts else "folder", uri=uri, parts=tuple(parts))
         info = storage.stat(uri)
+    except ObjectUnreadable as error:
+        raise ConfigError(f"--input {error}") from None
     except ObjectMissing:
         raise ConfigError(f"--input {uri}: nothing there; check the spelling") from None
     except ObjectForbidden as error:
@@ -155,9 +167,10 @@ def _folder(uri: str, notes: ListingNotes) -> Iterator[pa.Table]:
     """Plain files as they are found, tars after them."""
     tars: list[ObjectInfo] = []
     skipped: Counter[str] = Counter()
+    left_out: list[tuple[str, str]] = []
 
     def plain() -> Iterator[ObjectInfo]:
-        for info in storage.list_objects(uri):
+        for info in storage.list_objects(uri, skipped=lambda *one: left_out.append(one)):
             if suffix_of(info.uri) in AUDIO_SUFFIXES:
                 yield info
             elif suffix_of(info.uri) == ".tar" or is_compressed_tar(info.uri):
@@ -171,6 +184,11 @@ def _folder(uri: str, notes: ListingNotes) -> Iterator[pa.Table]:
     yield from _in_order(_found_tar, sorted(tars, key=lambda info: info.uri))
     if skipped:
         notes.warnings.append(f"{uri}: skipped {_kinds(skipped)}: no suffix of audio")
+    for reason, count in sorted(Counter(reason for reason, _ in left_out).items()):
+        path = min(path for other, path in left_out if other == reason)
+        notes.warnings.append(
+            f"{uri}: {count} folders left out: {reason} (the first: {path[:200]!r})"
+        )
 
 
 def _files(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
@@ -215,10 +233,11 @@ def _found_tar(info: ObjectInfo) -> pa.Table:
         tables = list(_members(info))
     except ConfigError as error:
         return refused_row(info, Status.UNSUPPORTED, str(error))
-    except ObjectMissing as error:
-        return refused_row(info, Status.MISSING, str(error))
-    except ObjectForbidden as error:
-        return refused_row(info, Status.FORBIDDEN, str(error))
+    except StorageError as error:
+        if (failure := status_of(error)) is None:
+            raise
+        _BREAKER.failed(info.uri, error)
+        return refused_row(info, failure.status, failure.message)
     return pa.concat_tables(tables) if tables else LISTING.empty_table()
 
 

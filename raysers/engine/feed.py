@@ -18,13 +18,7 @@ from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader, AudioSource
 from raysers.audio.level import clipped_ratio, rms_db
-from raysers.errors import (
-    ClipError,
-    ObjectChanged,
-    ObjectForbidden,
-    ObjectMissing,
-    RaysersError,
-)
+from raysers.errors import ClipError, status_of
 from raysers.io import storage
 from raysers.io.uris import is_remote
 from raysers.types import SAMPLE_RATE_HZ, Clip, Status
@@ -69,12 +63,8 @@ class Decoded:
         return 0.0 if self.signal is None else len(self.signal) / SAMPLE_RATE_HZ
 
 
-_FATES = (
-    (ObjectMissing, Status.MISSING),
-    (ObjectForbidden, Status.FORBIDDEN),
-    (ObjectChanged, Status.UNREADABLE),
-)
-
+#: Tells an outage of the store from clips that cannot be read, for all shards of this process.
+_BREAKER = storage.Breaker()
 
 #: Makes the rows of a decoded clip, in the thread that decoded it.
 Variants = Callable[[Decoded], list[Decoded]]
@@ -154,8 +144,8 @@ def _decode_runs(
 
 
 def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
-    """Stretches of neighbouring clips of one file and fate, each with its audio seconds."""
-    for _, same_file in groupby(clips, key=lambda c: (c.file, c.status)):
+    """Stretches of neighbouring clips of one file and status, each with its audio seconds."""
+    for _, same_file in groupby(clips, key=lambda c: (c.file, c.status, c.byte_offset)):
         run: list[Clip] = []
         run_s = 0.0
         for clip in same_file:
@@ -172,7 +162,8 @@ def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
     """Decode clips of one file; whatever is wrong with the audio becomes the clips' error.
 
     Raises:
-        TransientStorageError, CredentialsError: not the clips' fault; the job must stop.
+        TransientStorageError: an outage of the store, see `storage.Breaker`.
+        CredentialsError: the credentials are bad; both stop the job.
     """
     first = clips[0]
     if first.status != Status.OK:
@@ -181,8 +172,8 @@ def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
         with AudioReader(_source(first), name=first.file) as reader:
             return [_read(reader, clip, max_clip_s) for clip in clips]
     except Exception as error:
-        fate = _fate(error)
-        return [_failed(clip, fate) for clip in clips]
+        failure = _failure(first, error)
+        return [_failed(clip, failure) for clip in clips]
 
 
 def _source(clip: Clip) -> AudioSource:
@@ -199,23 +190,19 @@ def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
     try:
         signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s)
     except Exception as error:
-        return _failed(clip, _fate(error))
+        return _failed(clip, _failure(clip, error))
+    _BREAKER.succeeded(clip.file)
     return Decoded(
         clip=clip, signal=signal, rms_db=rms_db(signal), clipped_ratio=clipped_ratio(signal)
     )
 
 
-def _fate(error: Exception) -> ClipError:
-    """What an exception means for the clip; raised again when it is not the clip's fault."""
-    if isinstance(error, ClipError):
-        return error
-    for kind, status in _FATES:
-        if isinstance(error, kind):
-            return ClipError(status, str(error))
-    if isinstance(error, RaysersError):
+def _failure(clip: Clip, error: Exception) -> ClipError:
+    """The error for the clip's row; `error` is raised again when it has to stop the job."""
+    if (failure := status_of(error)) is None:
         raise error
-    # the row boundary: whatever a decoder does on a hostile file, the job goes on without it
-    return ClipError(Status.UNREADABLE, f"{type(error).__name__}: {error}")
+    _BREAKER.failed(clip.file, error)
+    return failure
 
 
 def _failed(clip: Clip, error: ClipError) -> Decoded:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -228,6 +228,28 @@ def index_labelled(
     return _manifest(tables, limit), list(found.notes)
 
 
+def map_blocks(
+    work: Callable[[pa.Table], pa.Table],
+    blocks: Sequence[pa.Table],
+    *,
+    local: bool,
+    threads: int = 4,
+) -> Iterator[pa.Table]:
+    """`work` on every block, in threads of this process or in Ray tasks; results in any order.
+
+    Raises:
+        RaysersError: what `work` raised.
+    """
+    if local:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(work, blocks)
+        return
+    from raysers.engine import cluster
+
+    cluster.connect()
+    yield from cluster.map_blocks(work, blocks)
+
+
 def make_plan(
     flags: ClipJobFlags,
     run: Run,
@@ -337,14 +359,10 @@ def _inspected(
     inspect = partial(_inspect, segmenting=segmenting)
     if local is None and not has_cluster() and vad:
         local = (pc.sum(listed["num_bytes"]).as_py() or 0) <= _LOCAL_VAD_BYTES
-    if local or (len(blocks) == 1 and not vad):
-        # one thread loads and calls the speech detector
-        with ThreadPoolExecutor(1 if vad else 4) as pool:
-            return list(_reported(pool.map(inspect, blocks), listed.num_rows))
-    from raysers.engine import cluster
-
-    cluster.connect()
-    return list(_reported(cluster.map_blocks(inspect, blocks), listed.num_rows))
+    here = bool(local) or (len(blocks) == 1 and not vad)
+    # one thread loads and calls the speech detector
+    found = map_blocks(inspect, blocks, local=here, threads=1 if vad else 4)
+    return list(_reported(found, listed.num_rows))
 
 
 def _reported(tables: Iterable[pa.Table], objects: int) -> Iterator[pa.Table]:

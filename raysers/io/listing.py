@@ -1,95 +1,184 @@
-"""Walks a tree of folders or prefixes with a few threads, in bounded memory.
+"""Lists every file below a folder or prefix with a few threads, in bounded memory.
 
-Objects come in no particular order: whoever needs the same order twice sorts.
+Objects come in no particular order: code that needs the same order twice has to sort.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+import os
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Generic, TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple, TypeVar
 
-from raysers.io.uris import ObjectInfo
+from raysers.audio.source import retried
+from raysers.errors import ObjectMissing, ObjectUnreadable
+from raysers.io import local, s3
+from raysers.io.uris import S3_SCHEME, ObjectInfo, is_hidden, split_s3, suffix_of
 
 Node = TypeVar("Node")
+#: Objects of one node and nodes still to expand.
 Page = tuple[list[ObjectInfo], list[Node]]
-Expand = Callable[[Node], Iterator[Page[Node]]]
+#: Called in a listing thread with a reason and the path that the listing leaves out for it.
+Skipped = Callable[[str, str], None]
 
 #: Latency, not bandwidth, limits a listing, on S3 and on network disks alike.
-THREADS = 16
-_PAGES_AHEAD = 32
-_POLL_S = 0.1
+_THREADS = 16
+_PAGE_NAMES = 1000
+#: More sub-prefixes than this on a page keep every thread busy without looking deeper.
+_FEW_PREFIXES = 16
 
 
-def crawl(root: Node, expand: Expand[Node], *, threads: int = THREADS) -> Iterator[ObjectInfo]:
-    """Every object below `root`; `expand(node)` yields pages of (objects, sub-nodes).
-
-    At most `_PAGES_AHEAD` pages wait for the consumer. The first error of any thread is raised
-    here; closing the iterator early stops the threads.
-    """
-    walk = _Walk(root, expand)
-    workers = [threading.Thread(target=walk.work, daemon=True) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    try:
-        while (page := walk.pages.get()) is not None:
-            if isinstance(page, Exception):
-                raise page
-            yield from page
-    finally:
-        walk.stop(threads)
-        for worker in workers:
-            worker.join()
+class _Folder(NamedTuple):
+    path: str
+    #: (device, inode) of the folder and those above it: a link back to one of them is a loop
+    above: tuple[tuple[int, int], ...]
+    #: it, or one above it, was reached by a link
+    is_linked: bool = False
+    #: the names in it to look at; None: not read yet
+    names: list[str] | None = None
 
 
-class _Walk(Generic[Node]):
-    """State shared by the threads of one walk."""
+class _Prefix(NamedTuple):
+    prefix: str
+    #: Whether sub-prefixes are listed on their own.
+    is_delimited: bool = True
+    token: str = ""
 
-    def __init__(self, root: Node, expand: Expand[Node]) -> None:
-        self.pages: queue.Queue[list[ObjectInfo] | Exception | None] = queue.Queue(_PAGES_AHEAD)
-        # last in, first out: depth first keeps the waiting list short
-        self._nodes: queue.LifoQueue[Node | None] = queue.LifoQueue()
-        self._expand = expand
-        self._open_nodes = 1
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._nodes.put(root)
 
-    def work(self) -> None:
-        """Expands nodes until the walk is over."""
-        while not self._stopped.is_set() and (node := self._nodes.get()) is not None:
+def list_local(
+    path: str, suffixes: frozenset[str] | None, skipped: Skipped
+) -> Iterator[ObjectInfo]:
+    """Files below the folder `path`, links followed; see `storage.list_objects`."""
+    if not local.is_folder(path):
+        raise ObjectMissing(f"{path}: no such folder")
+
+    def expand(folder: _Folder) -> Page[_Folder]:
+        if folder.names is None:
             try:
-                self._visit(node)
-            except Exception as error:  # raised again in the consumer's thread
-                self._offer(error)
+                names = retried(lambda: sorted(os.listdir(folder.path)), folder.path)
+            except ObjectMissing as error:
+                skipped(str(error).removeprefix(f"{folder.path}: "), folder.path)
+                return [], []
+            shown = [name for name in names if not is_hidden(name)]
+            pages = range(0, len(shown), _PAGE_NAMES)
+            return [], [folder._replace(names=shown[at : at + _PAGE_NAMES]) for at in pages]
+        found: list[ObjectInfo] = []
+        folders: list[_Folder] = []
+        for name in folder.names:
+            entry = _entry(folder, os.path.join(folder.path, name), suffixes, skipped)
+            if isinstance(entry, ObjectInfo):
+                found.append(entry)
+            elif entry is not None:
+                folders.append(entry)
+        return found, folders
 
-    def stop(self, threads: int) -> None:
-        """Wakes every thread so that it ends."""
-        self._stopped.set()
-        for _ in range(threads):
-            self._nodes.put(None)
+    return _crawl(_Folder(path, (_identity(os.stat(path)),)), expand)
 
-    def _visit(self, node: Node) -> None:
-        for found, children in self._expand(node):
-            if self._stopped.is_set():
-                return
-            with self._lock:
-                self._open_nodes += len(children)
-            for child in children:
-                self._nodes.put(child)
-            if found:
-                self._offer(found)
-        with self._lock:
-            self._open_nodes -= 1
-            over = self._open_nodes == 0
-        if over:
-            self._offer(None)
 
-    def _offer(self, page: list[ObjectInfo] | Exception | None) -> None:
-        """Waits for room, but never beyond the end of the walk."""
-        while not self._stopped.is_set():
-            with suppress(queue.Full):
-                return self.pages.put(page, timeout=_POLL_S)
+def _entry(
+    folder: _Folder, path: str, suffixes: frozenset[str] | None, skipped: Skipped
+) -> ObjectInfo | _Folder | None:
+    """A file to list, a folder to enter, or nothing of interest."""
+    is_wanted = suffixes is None or suffix_of(path) in suffixes
+    try:
+        about = retried(lambda: os.stat(path), path)
+    except ObjectMissing as error:
+        # a dangling link, a path that is too long, gone since: reading it gives the reason
+        if isinstance(error, ObjectUnreadable) and not (is_wanted and suffix_of(path)):
+            skipped(str(error).removeprefix(f"{path}: "), path)
+            return None
+        return ObjectInfo(path, 0, "") if is_wanted else None
+    if stat.S_ISDIR(about.st_mode):
+        identity, is_link = _identity(about), os.path.islink(path)
+        if identity in folder.above:
+            skipped("a link back to a folder above it", path)
+        elif is_link and folder.is_linked:
+            # these could multiply without end
+            skipped("a linked folder inside a linked folder", path)
+        else:
+            return _Folder(path, (*folder.above, identity), folder.is_linked or is_link)
         return None
+    if not is_wanted:
+        return None
+    # pipes, sockets and devices are listed: each becomes a row with the reason
+    return local.info(path, about) if stat.S_ISREG(about.st_mode) else ObjectInfo(path, 0, "")
+
+
+def list_s3(
+    uri: str, suffixes: frozenset[str] | None, *, page_keys: int = 1000
+) -> Iterator[ObjectInfo]:
+    """Objects below the prefix `uri`; see `storage.list_objects`.
+
+    Sub-prefixes are listed in parallel. Where there are more of them than fit a page, the prefix is
+    listed key by key instead, so that a million tiny folders cost a thousand requests.
+    """
+    bucket, key = split_s3(uri)
+    root = key + "/" if key else ""
+    if not s3.list_page(uri, Prefix=root, MaxKeys=1).get("KeyCount") and root:
+        raise ObjectMissing(f"{uri}/: no objects with this prefix")
+
+    def expand(node: _Prefix) -> Page[_Prefix]:
+        options = {"Delimiter": "/"} if node.is_delimited else {}
+        if node.token:
+            options["ContinuationToken"] = node.token
+        page = s3.list_page(uri, Prefix=node.prefix, MaxKeys=page_keys, **options)
+        token = page.get("NextContinuationToken", "") if page.get("IsTruncated") else ""
+        below = [item["Prefix"] for item in page.get("CommonPrefixes", [])]
+        if token and below and not node.token:
+            return [], [_Prefix(node.prefix, is_delimited=False)]
+        is_few = len(below) <= _FEW_PREFIXES
+        nodes = [_Prefix(b, is_few) for b in below if not is_hidden(b[len(root) :].rstrip("/"))]
+        if token:
+            nodes.append(node._replace(token=token))
+        return [info_of(bucket, item) for item in page.get("Contents", []) if wanted(item)], nodes
+
+    def wanted(item: dict[str, str]) -> bool:
+        name = item["Key"]
+        is_shown = not name.endswith("/") and not is_hidden(name[len(root) :])
+        return is_shown and (suffixes is None or suffix_of(name) in suffixes)
+
+    return _crawl(_Prefix(root), expand)
+
+
+def list_s3_parts(uri: str) -> list[ObjectInfo]:
+    """`part-*.parquet` directly under the prefix, by name."""
+    bucket, key = split_s3(uri)
+    options = {"Prefix": f"{key}/part-" if key else "part-", "Delimiter": "/"}
+    found: list[ObjectInfo] = []
+    while True:
+        page = s3.list_page(uri, **options)
+        found += [info_of(bucket, item) for item in page.get("Contents", [])]
+        if not page.get("IsTruncated"):
+            return sorted((i for i in found if i.uri.endswith(".parquet")), key=lambda i: i.uri)
+        options["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def info_of(bucket: str, item: Any) -> ObjectInfo:
+    """The object of an entry in a page."""
+    return ObjectInfo(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], s3.etag_of(item))
+
+
+def _crawl(root: Node, expand: Callable[[Node], Page[Node]]) -> Iterator[ObjectInfo]:
+    """Every object below `root`, from at most `_THREADS` pages at a time.
+
+    The first error of any thread is raised here; closing the iterator ends the threads.
+    """
+    # last in, first out: depth first keeps the waiting list short
+    nodes, running = [root], set[Future[Page[Node]]]()
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        while nodes or running:
+            while nodes and len(running) < _THREADS:
+                running.add(pool.submit(expand, nodes.pop()))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                found, below = future.result()
+                nodes += below
+                yield from found
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _identity(about: os.stat_result) -> tuple[int, int]:
+    return about.st_dev, about.st_ino

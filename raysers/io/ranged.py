@@ -1,7 +1,7 @@
-"""A seekable file over ranged reads: what the audio decoder sees of an object or a tar member.
+"""A seekable file over ranged reads: an object, a tar member, or a local file, in bounded memory.
 
-All of it comes from one version of the object: an object replaced between two reads would otherwise
-give half of each, and sound like a healthy file.
+All of it comes from one version of the object: an object replaced between two reads would give half
+of each version, and sound like a healthy file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from raysers.errors import ObjectChanged
+from raysers.errors import ObjectChanged, ObjectUnreadable
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -20,10 +20,14 @@ MIB = 2**20
 #: Objects up to this size come with one request; one round trip costs more than the bytes.
 WHOLE_BYTES = 8 * MIB
 BLOCK_BYTES = MIB
-#: Most blocks one request fetches when reading runs on.
+#: Most blocks one request fetches when reading continues.
 MAX_AHEAD = 8
-#: Blocks kept, enough for a read-ahead and the header the decoder returns to.
+#: Blocks kept: a read-ahead, the first block (headers), and some that parsers return to.
 MAX_BLOCKS = MAX_AHEAD + 4
+
+
+class ShortAnswer(OSError):
+    """Fewer bytes arrived than the answer itself, or the listing, claims: worth another try."""
 
 
 class Fetched(NamedTuple):
@@ -33,18 +37,39 @@ class Fetched(NamedTuple):
     total_bytes: int
     etag: str
 
+    def verified(self, uri: str, span: tuple[int, int], etag: str, total_bytes: int | None) -> None:
+        """Compares the answer with the (offset, size) asked for and with what is known already.
 
-Fetch = Callable[[int, int], Fetched]
+        Raises:
+            ObjectChanged: another version than `etag`.
+            ShortAnswer: bytes are missing, or the object has another size than `total_bytes`.
+        """
+        if etag and self.etag and self.etag != etag:
+            raise ObjectChanged(f"{uri} changed since it was listed: index again")
+        if total_bytes is not None and self.total_bytes != total_bytes:
+            raise ShortAnswer(f"{self.total_bytes} bytes instead of the {total_bytes} listed")
+        due = max(0, min(span[1], self.total_bytes - span[0]))
+        if len(self.data) != due:
+            raise ShortAnswer(f"{len(self.data)} bytes arrived of {due} from byte {span[0]} on")
+
+
+#: `fetch(offset, size, etag=..., total_bytes=...)` of one object: a range, verified and retried.
+Fetch = Callable[..., Fetched]
 
 
 class RangedFile(io.RawIOBase):
-    """Read-only window of an object: `fetch(offset, size)` brings bytes when they are asked for.
+    """Read-only window of an object; holds at most `whole_bytes`, or 12 blocks of `block_bytes`.
 
-    Holds at most `whole_bytes`, or 12 blocks of `block_bytes`, whatever the object's size.
+    Args:
+        fetch: reads a range of the object.
+        name: the object's URI, for messages.
+        num_bytes: size of the window; None: up to the end of the object.
+        base_bytes: offset of the window in the object.
+        total_bytes: size of the object if known; another size is an error.
+        etag: version of the object if known; another version raises `ObjectChanged`.
 
     Attributes:
-        etag: The version read, as the store marks it: as given, else known after the first read;
-            another version raises `ObjectChanged`.
+        etag: the version read, known after the first read.
     """
 
     def __init__(
@@ -54,17 +79,19 @@ class RangedFile(io.RawIOBase):
         name: str,
         num_bytes: int | None = None,
         base_bytes: int = 0,
+        total_bytes: int | None = None,
         etag: str = "",
         whole_bytes: int = WHOLE_BYTES,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
-        """Opens nothing yet; `num_bytes` None asks the store with the first read."""
+        """Reads nothing yet."""
         super().__init__()
         self.name = name
         self.etag = etag
         self._fetch = fetch
         self._base = base_bytes
-        self._size = num_bytes
+        self._total = total_bytes
+        self._size = num_bytes if base_bytes or num_bytes is not None else total_bytes
         self._whole_bytes = whole_bytes
         self._block_bytes = block_bytes
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -74,10 +101,12 @@ class RangedFile(io.RawIOBase):
 
     @property
     def num_bytes(self) -> int:
-        """Size of the window in bytes."""
+        """Size of the window in bytes; where it is unknown, the first bytes are read."""
         if self._size is None:
-            self._load_head()
-        assert self._size is not None
+            head = self._get(0, self._whole_bytes)
+            self._size = head.total_bytes - self._base
+            self._keep(0, self._width(self._size), head.data)
+            self._next_block = len(self._blocks)
         return self._size
 
     def readable(self) -> bool:
@@ -101,44 +130,36 @@ class RangedFile(io.RawIOBase):
         self._position = target
         return target
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes, all that remain when negative; fewer only at the end."""
+        left = max(0, self.num_bytes - self._position)
+        left = left if size is None or size < 0 else min(size, left)
+        pieces: list[bytes] = []
+        while left:
+            index, inside = divmod(self._position, self._width(self.num_bytes))
+            piece = self._block(index)[inside : inside + left]
+            pieces.append(piece)
+            self._position += len(piece)
+            left -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         """Fills `buffer` unless the window ends; returns the bytes written."""
         view = memoryview(buffer).cast("B")
-        filled = 0
-        while filled < len(view):
-            piece = self._piece(len(view) - filled)
-            if not piece:
-                break
-            view[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            self._position += len(piece)
-        return filled
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Up to `size` bytes, all that remain when negative; fewer only at the end."""
-        remaining = max(0, self.num_bytes - self._position)
-        wanted = remaining if size is None or size < 0 else min(size, remaining)
-        data = bytearray(wanted)
-        return bytes(memoryview(data)[: self.readinto(data)])
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
-        """Forgets the cached bytes."""
+        """Drops the cached bytes."""
         self._blocks.clear()
         super().close()
 
-    def _piece(self, most_bytes: int) -> memoryview:
-        """Cached bytes at the position, up to the end of their block."""
-        if self._position >= self.num_bytes:
-            return memoryview(b"")
-        # a small object is one block, so both cases read alike
-        width = self._width()
-        index, inside = divmod(self._position, width)
-        return memoryview(self._block(index, width))[inside : inside + most_bytes]
+    def _width(self, num_bytes: int) -> int:
+        # a small object is one block
+        return self._whole_bytes if num_bytes <= self._whole_bytes else self._block_bytes
 
-    def _width(self) -> int:
-        return self._whole_bytes if self.num_bytes <= self._whole_bytes else self._block_bytes
-
-    def _block(self, index: int, width: int) -> bytes:
+    def _block(self, index: int) -> bytes:
         if index in self._blocks:
             self._blocks.move_to_end(index)
             return self._blocks[index]
@@ -146,6 +167,7 @@ class RangedFile(io.RawIOBase):
         last = index + 1
         while last < index + self._ahead and last not in self._blocks:
             last += 1
+        width = self._width(self.num_bytes)
         size = min(last * width, self.num_bytes) - index * width
         self._keep(index, width, self._get(index * width, size).data)
         self._next_block = last
@@ -155,19 +177,17 @@ class RangedFile(io.RawIOBase):
         for offset in range(0, max(len(data), 1), width):
             self._blocks[index + offset // width] = data[offset : offset + width]
         while len(self._blocks) > MAX_BLOCKS:
-            # never the block just asked for, even when one answer fills the cache
-            self._blocks.pop(next(key for key in self._blocks if key != index))
-
-    def _load_head(self) -> None:
-        """One request that learns the size and brings a small object whole."""
-        head = self._get(0, self._whole_bytes)
-        self._size = head.total_bytes - self._base
-        self._keep(0, self._width(), head.data)
-        self._next_block = len(self._blocks)
+            # headers are read again and again, and the block just asked for is still to be used
+            self._blocks.pop(next(key for key in self._blocks if key not in (0, index)))
 
     def _get(self, offset: int, size: int) -> Fetched:
-        fetched = self._fetch(self._base + offset, size)
-        if self.etag and fetched.etag and fetched.etag != self.etag:
-            raise ObjectChanged(f"{self.name} changed since it was listed: index again")
-        self.etag = self.etag or fetched.etag
+        start = self._base + offset
+        fetched = self._fetch(start, size, etag=self.etag, total_bytes=self._total)
+        self._total, self.etag = fetched.total_bytes, self.etag or fetched.etag
+        end = self._base + (self._size or 0)
+        if max(self._base, end) > self._total:
+            raise ObjectUnreadable(
+                f"{self.name}: bytes {self._base} to {end} are not in the object, which has "
+                f"{self._total} bytes"
+            )
         return fetched

@@ -1,6 +1,8 @@
-"""S3 and its compatible stores: ranged reads, one-call writes, a parallel listing.
+"""S3 and compatible stores through boto3: ranged reads, one-call writes, pages of listings, errors.
 
-boto3 retries a request but never the reading of its body, so a reset in mid-object is retried here.
+boto3 retries a request but never the reading of its body, so resets and short bodies are retried
+here. S3 answers 403 both for "not yours" and for "your key is wrong", and 400 for an expired token;
+only the code in the XML body tells them apart, and a HEAD answer has no body.
 """
 
 from __future__ import annotations
@@ -9,29 +11,34 @@ import dataclasses
 import io
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 import botocore.exceptions as boto
+from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from raysers.errors import (
     ConditionsUnsupported,
     ConfigError,
     CredentialsError,
+    ObjectForbidden,
     ObjectMissing,
     StorageError,
     TransientStorageError,
+    WriteError,
 )
 from raysers.io.ranged import Fetched
-from raysers.io.s3_errors import FAILURES, code_of, is_full, storage_error, write_error
 from raysers.io.uris import ObjectInfo, split_s3
 
 if TYPE_CHECKING:
@@ -41,12 +48,9 @@ Result = TypeVar("Result")
 
 #: Above this an upload goes in parts; one PUT may not be larger than 5 GiB.
 MULTIPART_BYTES = 64 * 2**20
-#: Codes of a conditional write that was refused; the bare numbers where there is no body.
-_CONDITION_FAILED = frozenset({"PreconditionFailed", "412", "NoSuchKey", "404"})
-_NO_CONDITIONS = frozenset({"NotImplemented", "501"})
 _ENVIRONMENT_PREFIX = "RAYSERS_S3_"
-#: A change of any of these asks for another client.
-_AWS_VARIABLES = (
+#: Changing one of these makes another client.
+_AWS_VARIABLES = [
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "AWS_ACCESS_KEY_ID",
@@ -57,23 +61,83 @@ _AWS_VARIABLES = (
     "AWS_DEFAULT_REGION",
     "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
+]
+_AWS_HOST = re.compile(r"^https?://[^/]*\.(amazonaws\.com(\.cn)?|api\.aws)(:\d+)?(/|$)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+#: Codes of S3 (`NoSuchKey`), HTTP statuses for answers without one (HEAD, gateways, other vendors)
+#: and exceptions of boto3 and urllib3; an error goes by the first of its names that is here.
+_KINDS: dict[str, type[StorageError]] = {
+    name: kind
+    for kind, names in (
+        # ParamValidationError: a bucket name that S3 does not allow
+        (
+            ObjectMissing,
+            "NoSuchKey NoSuchBucket NoSuchVersion NotFound KeyTooLongError 404 405 410 "
+            "ParamValidationError",
+        ),
+        # InvalidObjectState: archived (Glacier), to be restored first
+        (ObjectForbidden, "AccessDenied AllAccessDisabled AccountProblem InvalidObjectState 403"),
+        (
+            CredentialsError,
+            "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken ExpiredTokenException "
+            "InvalidToken TokenRefreshRequired RequestTimeTooSkewed RequestExpired "
+            "InvalidClientTokenId UnrecognizedClientException AuthFailure InvalidSecurity "
+            "AuthorizationHeaderMalformed CredentialsNotSupported NotSignedUp 401 "
+            "NoCredentialsError PartialCredentialsError CredentialRetrievalError "
+            "TokenRetrievalError SSOError ProfileNotFound",
+        ),
+        (
+            TransientStorageError,
+            "InternalError SlowDown ServiceUnavailable RequestTimeout RequestTimeoutException "
+            "Throttling ThrottlingException RequestLimitExceeded BandwidthLimitExceeded "
+            "OperationAborted ConditionalRequestConflict BadDigest IncompleteBody "
+            "408 409 425 429 500 502 503 504 IncompleteReadError ResponseParserError "
+            "HTTPClientError ConnectionError HTTPError OSError",
+        ),
+        (StorageError, "501 505 SSLError BotoCoreError"),
+    )
+    for name in names.split()
+}
+#: Everything boto3 is known to raise out of a call or out of reading a body.
+_FAILURES = (
+    boto.BotoCoreError,
+    boto.ClientError,
+    ResponseParserError,
+    S3UploadFailedError,
+    HTTPError,
+    OSError,
 )
+#: Full store: no retry helps, so it must not look like a busy server.
+_FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity", 507})
+_ADVICE = {
+    CredentialsError: " (check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, "
+    "AWS_PROFILE, AWS_REGION and the clock)",
+    TransientStorageError: " (still failing after every retry; try again later)",
+}
+_CONDITION_FAILED = frozenset({"PreconditionFailed", "412", "NoSuchKey", "404"})
+_NO_CONDITIONS = frozenset({"NotImplemented", "501"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class S3Settings:
-    """How patient the client is; each field is read from `RAYSERS_S3_<FIELD>` where that is set.
+    """Patience of the client; each field is read from `RAYSERS_S3_<FIELD>` where that is set.
+
+    With the defaults, an object that always answers 500 fails after 16 to 40 s, one that always
+    stalls after about 3 minutes.
 
     Attributes:
         max_attempts: tries of one operation, each of which boto3 itself repeats up to
-            `request_attempts` times; the default outlasts about a minute of refusals.
+            `request_attempts` times.
+        max_retry_s: no try begins later than this after the first.
         anonymous: 1 sends no signature, for public buckets.
     """
 
-    max_attempts: int = 8
-    request_attempts: int = 3
+    max_attempts: int = 7
+    request_attempts: int = 2
     backoff_s: float = 0.5
     max_backoff_s: float = 20.0
+    max_retry_s: float = 120.0
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
     pool_connections: int = 64
@@ -98,41 +162,47 @@ class S3Settings:
         return cls(**values)
 
 
-def fetch(uri: str, offset: int, size: int) -> Fetched:
-    """Up to `size` bytes from `offset` in one request; fewer only at the end of the object.
+def fetch(
+    uri: str, offset: int, size: int, *, etag: str = "", total_bytes: int | None = None
+) -> Fetched:
+    """Up to `size` bytes from `offset` in one request; see `ranged.Fetch`.
 
     Raises:
-        ObjectMissing, ObjectForbidden, CredentialsError: as the store says.
-        TransientStorageError: every retry failed.
+        ObjectMissing, ObjectForbidden, ObjectChanged, CredentialsError: as the store says.
+        StorageError: the store cannot read ranges.
+        TransientStorageError: every retry failed, or brought too few bytes.
     """
     bucket, key = _object(uri)
-    if size <= 0:
-        return _empty(uri)
 
     def get() -> Fetched:
         span = f"bytes={offset}-{offset + size - 1}"
-        answer = client().get_object(Bucket=bucket, Key=key, Range=span)
-        with answer["Body"] as body:
-            got, _, total = answer.get("ContentRange", "").rpartition("/")
-            whole = not got and offset == 0 and answer.get("ContentLength", size + 1) <= size
-            if not whole and not got.startswith(f"bytes {offset}-"):
-                raise StorageError(f"{uri}: the store ignores Range requests")
-            data = body.read()
-        if not whole and not total.isdigit():
-            # a store need not tell the size with a range
-            total = str(_head(uri).num_bytes)
-        return Fetched(data, len(data) if whole else int(total), etag_of(answer))
+        try:
+            found = _body(client().get_object(Bucket=bucket, Key=key, Range=span), uri, offset)
+        except boto.ClientError as error:
+            if _code(error) not in ("InvalidRange", "416"):
+                raise
+            # nothing there: an empty object, or an offset at its end
+            found = Fetched(b"", -1, "")
+        if found.total_bytes < 0:
+            info = _head(uri)
+            found = Fetched(found.data, info.num_bytes, found.etag or info.etag)
+        found.verified(uri, (offset, size), etag, total_bytes)
+        return found
 
-    try:
-        return _retried(get, uri)
-    except _BeyondEnd:
-        # nothing there: an empty object, or an offset at its end
-        return _empty(uri)
+    return retried(get, uri)
 
 
-def etag_of(answer: Any) -> str:
-    """The version mark in an answer or a listing, bare; empty where the store gives none."""
-    return str(answer.get("ETag", "")).removeprefix("W/").strip('"')
+def _body(answer: Any, uri: str, offset: int) -> Fetched:
+    """The content of an answer to a ranged request; -1 total bytes where they are not said."""
+    with answer["Body"] as body:
+        claim = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
+        # a whole object is right only where the range would have been the whole of it
+        if int(claim[1]) != offset if claim else offset > 0:
+            raise StorageError(f"{uri}: the store ignores Range requests")
+        data = body.read()
+    if claim is None:
+        return Fetched(data, len(data), etag_of(answer))
+    return Fetched(data, int(claim[2]) if claim[2].isdigit() else -1, etag_of(answer))
 
 
 def stat(uri: str) -> ObjectInfo:
@@ -142,27 +212,29 @@ def stat(uri: str) -> ObjectInfo:
     except (TransientStorageError, ObjectMissing):
         raise
     except StorageError:
-        # a HEAD answer has no body to say why; one byte of a GET has
+        # a HEAD answer has no body that gives the reason; one byte of a GET has
         fetch(uri, 0, 1)
         raise
 
 
-def _empty(uri: str) -> Fetched:
-    info = _head(uri)
-    return Fetched(b"", info.num_bytes, info.etag)
-
-
 def _head(uri: str) -> ObjectInfo:
     bucket, key = _object(uri)
-
-    def head() -> ObjectInfo:
-        answer = client().head_object(Bucket=bucket, Key=key)
-        return ObjectInfo(uri, answer["ContentLength"], etag_of(answer))
-
-    return _retried(head, uri)
+    answer = retried(lambda: client().head_object(Bucket=bucket, Key=key), uri)
+    return ObjectInfo(uri, answer["ContentLength"], etag_of(answer))
 
 
-def write(uri: str, data: bytes) -> None:
+def list_page(uri: str, **options: Any) -> Any:
+    """One answer of `list_objects_v2` for the bucket of `uri`; errors as for `fetch`."""
+    bucket = split_s3(uri)[0]
+    return retried(lambda: client().list_objects_v2(Bucket=bucket, **options), uri)
+
+
+def etag_of(answer: Any) -> str:
+    """The version mark in an answer or a listing, bare; empty where the store gives none."""
+    return str(answer.get("ETag", "")).removeprefix("W/").strip('"')
+
+
+def write_atomic(uri: str, data: bytes) -> None:
     """Stores the object in one call (in parts above 64 MiB); readers never see half of it.
 
     Raises:
@@ -178,40 +250,38 @@ def write(uri: str, data: bytes) -> None:
             transfer = TransferConfig(multipart_threshold=MULTIPART_BYTES)
             client().upload_fileobj(io.BytesIO(data), bucket, key, Config=transfer)
 
-    _retried(put, uri, explain=write_error)
+    retried(put, uri, writing=True)
 
 
 def put_if(uri: str, data: bytes, etag: str = "") -> str | None:
-    """Stores the object if it is absent, or with `etag` if that is its version; see `storage`.
-
-    Returns:
-        The new etag, or None when the condition does not hold.
-
-    Raises:
-        ConditionsUnsupported, WriteError, CredentialsError, TransientStorageError.
-    """
+    """Stores the object if it is absent, or with `etag` if that is its version; see `storage`."""
     bucket, key = _object(uri)
     condition: Any = {"IfMatch": f'"{etag}"'} if etag else {"IfNoneMatch": "*"}
 
     def put() -> str | None:
         try:
-            answer = client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+            return etag_of(client().put_object(Bucket=bucket, Key=key, Body=data, **condition))
         except boto.ClientError as error:
-            if code_of(error) in _CONDITION_FAILED:
-                return None
-            if code_of(error) in _NO_CONDITIONS:
+            if _code(error) in _NO_CONDITIONS:
                 raise ConditionsUnsupported(f"{uri}: no conditional writes here") from error
-            raise
-        return etag_of(answer)
+            if _code(error) not in _CONDITION_FAILED:
+                raise
+        return None
 
-    if (written := _retried(put, uri, explain=write_error)) is not None:
+    if (written := retried(put, uri, writing=True)) is not None:
         return written
     # the answer to a first try that succeeded may have been lost, and the retry was refused
     try:
-        found, _, now = fetch(uri, 0, len(data) + 1)
+        found = fetch(uri, 0, len(data) + 1)
     except ObjectMissing:
         return None
-    return now if found == data else None
+    return found.etag if found.data == data else None
+
+
+def delete(uri: str) -> None:
+    """Removes the object; it need not exist. Errors as for `write_atomic`."""
+    bucket, key = _object(uri)
+    retried(lambda: client().delete_object(Bucket=bucket, Key=key), uri, writing=True)
 
 
 def delete_if(uri: str, etag: str) -> bool:
@@ -222,30 +292,16 @@ def delete_if(uri: str, etag: str) -> bool:
         try:
             if etag_of(client().head_object(Bucket=bucket, Key=key)) != etag:
                 return False
-            try:
-                client().delete_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
-            except boto.ClientError as error:
-                if code_of(error) not in _NO_CONDITIONS:
-                    raise
-                client().delete_object(Bucket=bucket, Key=key)
+            client().delete_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
         except boto.ClientError as error:
-            if code_of(error) in _CONDITION_FAILED:
+            if _code(error) in _CONDITION_FAILED:
                 return False
-            raise
+            if _code(error) not in _NO_CONDITIONS:
+                raise
+            client().delete_object(Bucket=bucket, Key=key)
         return True
 
-    return _retried(remove, uri, explain=write_error)
-
-
-def delete(uri: str) -> None:
-    """Removes the object; it need not exist.
-
-    Raises:
-        WriteError: refused.
-        CredentialsError, TransientStorageError: as for `fetch`.
-    """
-    bucket, key = _object(uri)
-    _retried(lambda: client().delete_object(Bucket=bucket, Key=key), uri, explain=write_error)
+    return retried(remove, uri, writing=True)
 
 
 def client() -> S3Client:
@@ -269,58 +325,82 @@ os.register_at_fork(after_in_child=_forget_lock)
 
 @lru_cache(maxsize=4)
 def _client(pid: int, variables: tuple[str, ...], settings: S3Settings) -> S3Client:
-    has_endpoint = any(variables[:2])
     config = Config(
         signature_version=UNSIGNED if settings.anonymous else None,
         connect_timeout=settings.connect_timeout_s,
         read_timeout=settings.read_timeout_s,
         max_pool_connections=settings.pool_connections,
         retries={"mode": "standard", "total_max_attempts": settings.request_attempts},
-        # other vendors: buckets are no host names there, and many refuse the newer checksums
-        s3={"addressing_style": "path"} if has_endpoint else None,
-        request_checksum_calculation="when_required" if has_endpoint else None,
-        response_checksum_validation="when_required" if has_endpoint else None,
+    )
+    # other vendors: buckets are no host names there, and many refuse the newer checksums
+    vendor = Config(
+        s3={"addressing_style": "path"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
     )
     try:
         # a session of its own: boto3's default one is not safe to share between threads
-        return boto3.session.Session().client("s3", config=config)
-    except FAILURES as error:
+        session = boto3.session.Session()
+        made = session.client("s3", config=config)
+        if not _AWS_HOST.match(made.meta.endpoint_url):
+            made = session.client("s3", config=config.merge(vendor))
+    except _FAILURES as error:
         raise CredentialsError(f"no S3 client: {error}") from error
     except ValueError as error:
         raise ConfigError(f"no S3 client: {error}; check AWS_ENDPOINT_URL") from error
+    return made
 
 
-class _BeyondEnd(StorageError):
-    """The range starts at or after the end of the object."""
-
-
-def _retried(
-    call: Callable[[], Result],
-    uri: str,
-    *,
-    explain: Callable[[Exception, str], Exception] = storage_error,
-) -> Result:
-    settings = S3Settings.from_environment()
-    attempt = 0
-    while True:
-        attempt += 1
+def retried(call: Callable[[], Result], uri: str, *, writing: bool = False) -> Result:
+    """`call()`, repeated while it fails in a way that may pass; errors as for `fetch`."""
+    settings, started_s = S3Settings.from_environment(), time.monotonic()
+    for attempt in count(1):
         try:
             return call()
-        except FAILURES as error:
-            if code_of(error) in ("InvalidRange", "416"):
-                raise _BeyondEnd(uri) from error
-            fate = explain(error, uri)
-            hopeless = is_full(error) or not isinstance(fate, TransientStorageError)
-            if hopeless or attempt >= settings.max_attempts:
-                raise fate from error
+        except _FAILURES as error:
+            kind, is_full = _kind_of(error), not _FULL.isdisjoint((_code(error), _status(error)))
+            waited_s = time.monotonic() - started_s
+            may_pass = kind is TransientStorageError and not is_full
+            if not may_pass or attempt >= settings.max_attempts or waited_s > settings.max_retry_s:
+                if writing and (is_full or kind not in _ADVICE):
+                    raise WriteError(f"cannot write {uri}: {_words(error)}") from error
+                raise kind(f"{uri}: {_words(error)}{_ADVICE.get(kind, '')}") from error
         ceiling_s = min(settings.max_backoff_s, settings.backoff_s * 2 ** (attempt - 1))
-        # full jitter: many workers hit by one outage must not come back in step
+        # jitter: many workers that one outage stopped must not come back in step
         time.sleep(random.uniform(ceiling_s / 2, ceiling_s))
+    raise AssertionError("the loop above returns or raises")
 
 
-def retried(call: Callable[[], Result], uri: str) -> Result:
-    """`call()` with the retries and the errors of every other operation here."""
-    return _retried(call, uri)
+def _kind_of(error: Exception) -> type[StorageError]:
+    if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, boto.ClientError):
+        error = error.__context__
+    code, status = _code(error), _status(error)
+    if code.startswith("KMS."):
+        return ObjectForbidden
+    names = [code, str(status), *(kind.__name__ for kind in type(error).__mro__)]
+    other = TransientStorageError if status > 500 else StorageError
+    return next((_KINDS[name] for name in names if name in _KINDS), other)
+
+
+def _code(error: Exception) -> str:
+    """The S3 error code (`NoSuchKey`, …), or the bare HTTP status of an answer without a body."""
+    return str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def _status(error: Exception) -> int:
+    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _answer(error: Exception) -> Any:
+    return error.response if isinstance(error, boto.ClientError) else {}
+
+
+def _words(error: Exception) -> str:
+    """One line: the store's code and message, or the library's own words."""
+    if not isinstance(error, boto.ClientError):
+        return " ".join(str(error).split()) or type(error).__name__
+    message = str(error.response.get("Error", {}).get("Message", ""))
+    return " ".join(f"{_code(error)} {message} (HTTP {_status(error)})".split())
 
 
 def _object(uri: str) -> tuple[str, str]:

@@ -7,46 +7,36 @@ the standard `AWS_*` environment (`AWS_ENDPOINT_URL` for any compatible store), 
 from __future__ import annotations
 
 import os
+import threading
+import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
 from typing import BinaryIO, cast
 
 from raysers.audio.source import AudioSource
-from raysers.errors import ConfigError, ObjectChanged, ObjectMissing, RaysersError, StorageError
-from raysers.io import local, s3, s3_listing
+from raysers.errors import (
+    ConfigError,
+    CredentialsError,
+    ObjectChanged,
+    ObjectForbidden,
+    ObjectMissing,
+    ObjectUnreadable,
+    RaysersError,
+    StorageError,
+    TransientStorageError,
+)
+from raysers.io import listing, local, s3
 from raysers.io.ranged import BLOCK_BYTES, WHOLE_BYTES, RangedFile
 from raysers.io.s3 import S3Settings
 from raysers.io.uris import ObjectInfo, absolute, is_remote, join, parent, suffix_of, tar_uri_of
 
-__all__ = [
-    "AudioSource",
-    "ObjectInfo",
-    "S3Settings",
-    "absolute",
-    "check_writable",
-    "create",
-    "delete",
-    "delete_if",
-    "is_folder",
-    "is_remote",
-    "join",
-    "list_objects",
-    "list_parts",
-    "open_file",
-    "open_source",
-    "parent",
-    "read_bytes",
-    "read_range",
-    "read_versioned",
-    "replace",
-    "stat",
-    "suffix_of",
-    "sweep",
-    "write_atomic",
-]
+#: Names of other modules that belong to this face.
+__all__ = ["AudioSource", "ObjectInfo", "S3Settings", "absolute", "is_remote", "join", "parent"]
+__all__ += ["suffix_of"]
 
 #: `read_bytes` without a limit still stops somewhere.
 _MAX_READ_BYTES = 5 * 2**30
@@ -54,15 +44,73 @@ _MAX_READ_BYTES = 5 * 2**30
 _HEADER_BYTES = 2**16
 
 
-def list_objects(uri: str, *, suffixes: Collection[str] | None = None) -> Iterator[ObjectInfo]:
+class Breaker:
+    """Tells an outage of the store from objects that cannot be read. Safe to share by threads.
+
+    An outage: in the last `window_s` seconds at least `least` different objects failed after every
+    retry, and more failed than were read.
+    """
+
+    def __init__(
+        self, *, least: int = 5, window_s: float = 120, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """One breaker a process; `clock` gives seconds."""
+        self._least, self._window_s, self._clock = least, window_s, clock
+        self._lock = threading.Lock()
+        self._failed_s: dict[str, float] = {}
+        self._read_s: deque[float] = deque(maxlen=1000)
+
+    def succeeded(self, uri: str) -> None:
+        """The object was read, or the store gave a definite answer about it."""
+        with self._lock:
+            self._failed_s.pop(uri, None)
+            self._read_s.append(self._clock())
+
+    def failed(self, uri: str, error: Exception) -> None:
+        """Returns when `error` concerns the object alone and becomes its row; see `status_of`.
+
+        Raises:
+            CredentialsError: `error` itself.
+            TransientStorageError: the store is out; it names the store and the count.
+        """
+        if isinstance(error, CredentialsError):
+            raise error
+        definite = (ObjectMissing, ObjectForbidden, ObjectChanged)
+        if not isinstance(error, StorageError) or isinstance(error, definite):
+            return self.succeeded(uri)
+        now_s = self._clock()
+        with self._lock:
+            self._failed_s[uri] = now_s
+            recent = [u for u, s in self._failed_s.items() if now_s - s <= self._window_s]
+            self._failed_s = {u: self._failed_s[u] for u in recent}
+            read = sum(now_s - s <= self._window_s for s in self._read_s)
+        if len(recent) >= self._least and len(recent) > read:
+            store = "/".join(uri.split("/")[:3]) if is_remote(uri) else "the disk"
+            raise TransientStorageError(
+                f"storage outage: {store} failed to read {len(recent)} objects within "
+                f"{self._window_s:.0f} s and read {read}; the last error: {error}"
+            ) from error
+        return None
+
+
+def list_objects(
+    uri: str,
+    *,
+    suffixes: Collection[str] | None = None,
+    skipped: Callable[[str, str], None] = lambda reason, path: None,
+) -> Iterator[ObjectInfo]:
     """Every file below the folder or prefix `uri`, streamed in no particular order.
 
-    Hidden names (`.…`, `__MACOSX`), folders and folder markers are skipped, and links that lead
-    back up. A dangling link is listed with 0 bytes and no etag: reading it says what is wrong.
+    Hidden names (`.…`, `__MACOSX`), folders and folder markers are left out. A dangling link, a
+    pipe, socket or device, and a file whose path is too long are listed with 0 bytes and no etag:
+    reading them gives the reason.
 
     Args:
         uri: folder or prefix.
         suffixes: lower-case suffixes with their dot to keep; None keeps all.
+        skipped: called, in any thread, with a reason and the path of a folder that is not entered:
+            its path is too long, it is gone, a link back to a folder above it, a link in a linked
+            folder.
 
     Raises:
         ObjectMissing: no such folder, bucket or prefix.
@@ -71,18 +119,16 @@ def list_objects(uri: str, *, suffixes: Collection[str] | None = None) -> Iterat
     """
     uri = absolute(uri)
     wanted = None if suffixes is None else frozenset(suffixes)
-    return (
-        s3_listing.list_objects(uri, wanted) if is_remote(uri) else local.list_objects(uri, wanted)
-    )
+    if is_remote(uri):
+        return listing.list_s3(uri, wanted)
+    return listing.list_local(uri, wanted, skipped)
 
 
 def list_parts(uri: str) -> list[ObjectInfo]:
     """`part-*.parquet` directly in the folder, sorted by name; empty when it does not exist."""
     uri = absolute(uri)
-    if not is_remote(uri):
-        return local.list_parts(uri)
     with suppress(ObjectMissing):
-        return s3_listing.list_parts(uri)
+        return listing.list_s3_parts(uri) if is_remote(uri) else local.list_parts(uri)
     return []
 
 
@@ -90,7 +136,8 @@ def stat(uri: str) -> ObjectInfo:
     """Size and version mark of one file or object.
 
     Raises:
-        ObjectMissing, ObjectForbidden, CredentialsError, TransientStorageError: as the store says.
+        ObjectMissing: nothing there; `ObjectUnreadable` for a folder, pipe, device or socket.
+        ObjectForbidden, CredentialsError, TransientStorageError: as the store says.
     """
     return cast(ObjectInfo, _store(uri).stat(uri))
 
@@ -99,10 +146,11 @@ def is_folder(uri: str) -> bool:
     """Whether `uri` is a local folder, an existing bucket, or a prefix of some object."""
     if not is_remote(uri):
         return local.is_folder(uri)
-    try:
-        return s3_listing.is_folder(uri)
-    except ObjectMissing:
-        return False
+    key = uri.split("/", 3)[3:]
+    with suppress(ObjectMissing):
+        page = s3.list_page(uri, Prefix=f"{key[0].rstrip('/')}/" if any(key) else "", MaxKeys=1)
+        return not any(key) or bool(page.get("KeyCount"))
+    return False
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
@@ -112,10 +160,12 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
         StorageError: it is larger than `max_bytes`; else as `stat`.
     """
     most = _MAX_READ_BYTES if max_bytes is None else max_bytes
-    data, total, _ = _store(uri).fetch(uri, 0, most)
-    if total > most:
-        raise StorageError(f"{uri} has {total} bytes, more than the {most} expected here")
-    return cast(bytes, data)
+    found = _store(uri).fetch(uri, 0, most)
+    if found.total_bytes > most:
+        raise StorageError(
+            f"{uri} has {found.total_bytes} bytes, more than the {most} expected here"
+        )
+    return cast(bytes, found.data)
 
 
 def read_range(uri: str, offset: int, size: int) -> bytes:
@@ -137,7 +187,7 @@ def open_file(
     return RangedFile(
         partial(_store(uri).fetch, uri),
         name=uri,
-        num_bytes=num_bytes,
+        total_bytes=num_bytes,
         whole_bytes=whole_bytes,
         block_bytes=block_bytes,
     )
@@ -171,12 +221,15 @@ def open_source(
         if etag and stat(uri).etag != etag:
             raise ObjectChanged(f"{uri} changed since it was listed: index again")
         return uri
+    if min(byte_offset or 0, byte_size or 0) < 0:
+        raise ObjectUnreadable(f"{uri}: byte_offset {byte_offset}, byte_size {byte_size}")
     held = uri if byte_offset is None else tar_uri_of(uri)
     source = RangedFile(
         partial(_store(held).fetch, held),
         name=uri,
-        num_bytes=num_bytes if byte_offset is None else byte_size,
+        num_bytes=None if byte_offset is None else byte_size,
         base_bytes=byte_offset or 0,
+        total_bytes=num_bytes if byte_offset is None else None,
         etag=etag,
         whole_bytes=_HEADER_BYTES if headers_only else WHOLE_BYTES,
         block_bytes=_HEADER_BYTES if headers_only else BLOCK_BYTES,
@@ -191,10 +244,7 @@ def write_atomic(uri: str, data: bytes) -> None:
         WriteError: no permission, no space, read-only, no such bucket.
         CredentialsError, TransientStorageError: the store's state, not the object's.
     """
-    if is_remote(uri):
-        s3.write(uri, data)
-    else:
-        local.write_atomic(uri, data)
+    _store(uri).write_atomic(uri, data)
 
 
 def create(uri: str, data: bytes) -> bool:

@@ -41,6 +41,7 @@ def fetch_asr_folder(name: ModelName) -> tuple[Path, str]:
         )
         return snapshot, snapshot.name
     folder = Path(str(name.path))
+    checkpoint.check_folder(folder)
     wanted = (CONFIG_FILE, PREPROCESSOR_FILE, *TOKENIZER_FILES)
     files = [folder / file for file in wanted if (folder / file).is_file()]
     return folder, checkpoint.content_hash([*files, *checkpoint.weight_paths(folder)])

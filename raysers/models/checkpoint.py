@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from raysers.errors import CheckpointError
+from raysers.errors import CheckpointError, StorageError
+from raysers.io import storage
 from raysers.models.backbones import CNN14
 from raysers.models.emotion import FAMILIES
 from raysers.models.pooling import POOLINGS
@@ -34,6 +37,12 @@ _LABELS = {str(index): name for index, name in enumerate(DIMENSIONS)}
 
 #: A configuration is a few kilobytes; anything bigger is not one.
 _MOST_JSON_BYTES = 16 << 20
+
+#: The largest vocabularies have 40 MB.
+_MOST_TEXT_BYTES = 256 << 20
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".onnx", ".ort")
+#: Suffixes of files that are read from a model folder, by us or by a library.
+_READ = (*_WEIGHTS, ".json", ".jsonl", ".txt", ".model", ".md")
 
 #: Configuration keys that change what the network computes, and the one value we compute.
 _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
@@ -81,12 +90,11 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: missing, too big, not JSON, or not an object.
     """
     try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise CheckpointError(f"{path} is too big to be a configuration")
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
+        content = json.loads(storage.read_bytes(str(path), max_bytes=_MOST_JSON_BYTES))
+    except StorageError as error:
+        reason = str(error).removeprefix(f"{path}").lstrip(": ")
         raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); a model folder holds {CONFIG_FILE},"
+            f"{path} cannot be read ({reason}); a model folder holds {CONFIG_FILE},"
             f" {PREPROCESSOR_FILE} and {WEIGHTS_FILE}"
         ) from error
     except (ValueError, RecursionError) as error:
@@ -94,6 +102,30 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, not an object")
     return content
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a model folder with files that libraries would read without end or from elsewhere.
+
+    Links may point to other files of the folder; in the hub's cache, to the same model's blobs.
+
+    Raises:
+        CheckpointError: a device, pipe or socket, a link out of the folder, or a text too big.
+    """
+    root = os.path.realpath(folder)
+    repository = Path(root).parent.parent
+    if Path(root).parent.name == "snapshots" and (repository / "blobs").is_dir():
+        root = str(repository)
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _READ or not path.exists():
+            continue
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise CheckpointError(f"{path} is not a regular file")
+        if not Path(os.path.realpath(path)).is_relative_to(root):
+            raise CheckpointError(f"{path} is a link out of the model folder: copy the file there")
+        if path.suffix not in _WEIGHTS and about.st_size > _MOST_TEXT_BYTES:
+            raise CheckpointError(f"{path} is too big: {about.st_size} bytes")
 
 
 def check_config(config: dict[str, Any], where: object) -> None:

@@ -107,6 +107,7 @@ def load_fusion(folder: str | Path) -> Fusion:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"--fusion {folder} does not exist: give the output of fuse train")
+    checkpoint.check_folder(folder)
     content = checkpoint.read_json(folder / CONFIG_FILE)
     config = _config(content, folder)
     checkpoint.check_labels(content, folder)

@@ -201,6 +201,7 @@ def _trained(name: ModelName, wanted: _Wanted, cache_dir: str | Path | None) -> 
         raise ConfigError(f"{name.text} has no trained weights: use random:{name.text}")
     if not folder.is_dir():
         raise ConfigError(f"model folder {folder} does not exist")
+    checkpoint.check_folder(folder)
     config = checkpoint.read_json(folder / CONFIG_FILE)
     checkpoint.check_config(config, folder)
     do_normalize = checkpoint.read_do_normalize(folder)

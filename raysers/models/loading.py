@@ -174,6 +174,7 @@ def _shape_keys(config_class: Any) -> set[str]:
 def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> LoadedModel:
     if not folder.is_dir():
         raise CheckpointError(f"model folder {folder} does not exist")
+    checkpoint.check_folder(folder)
     config = checkpoint.read_json(folder / CONFIG_FILE)
     checkpoint.check_config(config, folder)
     checkpoint.check_labels(config, folder)

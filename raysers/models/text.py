@@ -126,6 +126,7 @@ def load_text_encoder(
     if pooling not in get_args(TextPooling):
         raise ConfigError(f"--text-pooling {pooling}: choose mean or cls")
     folder, revision = _folder(name, cache_dir)
+    checkpoint.check_folder(folder)
     config = checkpoint.read_json(folder / checkpoint.CONFIG_FILE)
     family = family_of(config, folder)
     model = build_encoder(config, folder)

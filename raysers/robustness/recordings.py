@@ -18,17 +18,9 @@ from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader
 from raysers.data.manifest import Segmenting, fingerprint
-from raysers.engine.cluster import dataset_of, errors_as_rows, raise_from_rows
-from raysers.engine.plan import index
+from raysers.engine.plan import has_cluster, index, map_blocks
 from raysers.engine.progress import print_warning
-from raysers.errors import (
-    ClipError,
-    ConfigError,
-    ObjectChanged,
-    ObjectForbidden,
-    ObjectMissing,
-    RaysersError,
-)
+from raysers.errors import ClipError, ConfigError, RaysersError, status_of
 from raysers.io import storage
 from raysers.robustness.perturbation import Signal
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
@@ -171,14 +163,16 @@ def _checked(items: Sequence[Recording]) -> list[Recording]:
         return list(items)
     size = _CHECKED_PER_TASK
     blocks = [pa.Table.from_pylist(rows[i : i + size], _SCHEMA) for i in range(0, len(rows), size)]
-    data = dataset_of(blocks).map_batches(_decoded, batch_size=None, batch_format="pyarrow")
     checked = list(items)
-    for block in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in raise_from_rows(block).to_pylist():
+    for block in map_blocks(_decoded, blocks, local=not has_cluster()):
+        for row in block.to_pylist():
             number = row.pop("number")
             checked[number] = Recording(**row)
     return checked
 
+
+#: Tells an outage of the store from recordings that cannot be read.
+_BREAKER = storage.Breaker()
 
 _SCHEMA = pa.schema(
     [
@@ -194,7 +188,6 @@ _SCHEMA = pa.schema(
 )
 
 
-@errors_as_rows
 def _decoded(block: pa.Table) -> pa.Table:
     rows = block.to_pylist()
     numbers = [row.pop("number") for row in rows]
@@ -207,17 +200,17 @@ def decoded_once(item: Recording) -> Recording:
     """The recording with the samples it really has, or with its fault.
 
     Raises:
-        CredentialsError, TransientStorageError: not the recording's fault.
+        CredentialsError, TransientStorageError: an outage, see `storage.Breaker`.
     """
     try:
         with _open(item) as reader:
             samples = sum(len(block) for block in reader.blocks())
-    except (ClipError, ObjectMissing, ObjectForbidden, ObjectChanged) as error:
-        return replace(item, fault=str(error))
-    except RaysersError:
-        raise
-    except Exception as error:  # whatever a decoder does on a hostile file
-        return replace(item, fault=f"{type(error).__name__}: {error}")
+    except Exception as error:
+        if (failure := status_of(error)) is None:
+            raise
+        _BREAKER.failed(item.file, error)
+        return replace(item, fault=failure.message)
+    _BREAKER.succeeded(item.file)
     # the tail of a header's promise may hold nothing to read
     return replace(item, samples=max(1, min(item.samples, samples)))
 

@@ -23,7 +23,7 @@ from raysers.evaluation import runs
 from raysers.evaluation.evaluate import Options
 from raysers.evaluation.predictions import read_predictions
 from raysers.io import storage
-from raysers.models import weights
+from raysers.models import checkpoint, weights
 from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
 from raysers.robustness.changes import Comparison
 from raysers.robustness.summary import report as report_robustness
@@ -144,7 +144,7 @@ def _begin(run: Run, place: Place, report: Report) -> dict[str, Any]:
     """Train on other speech and keep what lies below the head."""
     result = _trained(run, place, report)
     folder = Path(place.uri(run.name))
-    config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    config = checkpoint.read_json(folder / CONFIG_FILE)
     bare = {k: v for k, v in config.items() if k not in ("id2label", "label2id", "architectures")}
     found = weights.read_weights([folder / WEIGHTS_FILE])
     with tempfile.TemporaryDirectory() as place_of_weights:
@@ -152,7 +152,7 @@ def _begin(run: Run, place: Place, report: Report) -> dict[str, Any]:
         below = {key: value for key, value in found.items() if not weights.is_head(key)}
         weights.write_weights(below, file)
         contents = {
-            PREPROCESSOR_FILE: (folder / PREPROCESSOR_FILE).read_bytes(),
+            PREPROCESSOR_FILE: storage.read_bytes(str(folder / PREPROCESSOR_FILE)),
             WEIGHTS_FILE: file.read_bytes(),
             CONFIG_FILE: (json.dumps(bare, indent=2, sort_keys=True) + "\n").encode(),
         }

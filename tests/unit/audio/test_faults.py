@@ -1,13 +1,14 @@
 """Storage failures pass through libsndfile, and damaged headers end in a status, not a crash."""
 
 import io
+import os
 import random
 
 import numpy as np
 import pytest
 
 from raysers.audio.decode import AudioReader, decode, probe
-from raysers.errors import ClipError, ObjectMissing, TransientStorageError
+from raysers.errors import ClipError, ObjectChanged, ObjectMissing, TransientStorageError
 from raysers.types import Status
 from tests.unit.audio.sounds import FORMATS, encode, noise
 
@@ -46,6 +47,18 @@ def test_a_failure_is_raised_again_by_every_later_read():
         for _ in range(2):
             with pytest.raises(TransientStorageError):
                 reader.read(15 * 10**9, max_s=30)
+
+
+@pytest.mark.parametrize(("fmt", "subtype", "rate_hz"), FORMATS)
+@pytest.mark.parametrize("how", ["path", "object"])
+def test_a_file_that_becomes_shorter_is_no_end_of_audio(tmp_path, fmt, subtype, rate_hz, how):
+    path = tmp_path / "x"
+    path.write_bytes(encode(noise(60, rate_hz), rate_hz, fmt, subtype))
+    with path.open("rb") as file, AudioReader(str(path) if how == "path" else file, name="x") as r:
+        assert r.read(0, 10**9, max_s=30).size == 16000
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(ObjectChanged, match="shorter while it was read"):
+            r.read(40 * 10**9, max_s=30)
 
 
 class Dribbling(io.RawIOBase):

@@ -143,3 +143,23 @@ def test_micro_batches_hold_every_clip_once_in_order_within_the_budget(lengths_s
     for batch in batches:
         lengths = [d.duration_s for d in batch if d.signal is not None]
         assert len(lengths) <= 1 or len(lengths) * max(lengths) <= budget_s
+
+
+def test_lasting_failures_of_single_files_are_rows(recording, tmp_path):
+    """`/proc/self/mem` answers EIO for ever; the others are ranges that are in no file."""
+    (tmp_path / "bad disk.wav").symlink_to("/proc/self/mem")
+    ranges = [(2**62, 44), (10**6, 44), (320_000, 44)]
+    clips = [
+        _clip(str(tmp_path / "bad disk.wav"), 0, 1),
+        *(_clip(recording, 0, 1, byte_offset=start, byte_size=size) for start, size in ranges),
+        _clip(recording, 4, 5),
+        _clip(str(tmp_path), 0, 1),
+    ]
+    got = _run(clips)
+    assert [d.error.status if d.error else Status.OK for d in got] == [
+        *["unreadable"] * 4,
+        "ok",
+        "unreadable",
+    ]
+    assert "Input/output error" in str(got[0].error)
+    assert all("are not in the object" in str(d.error) for d in got[1:4])

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from raysers.audio.decode import decode
+from raysers.data.sources import ListingNotes, list_inputs
 from raysers.errors import (
+    ClipError,
     ConfigError,
+    ObjectChanged,
     ObjectForbidden,
     ObjectMissing,
+    ObjectUnreadable,
     TransientStorageError,
     WriteError,
 )
@@ -79,11 +85,99 @@ def test_dangling_link_is_listed_so_that_it_becomes_a_row(tmp_path: Path) -> Non
         storage.stat(info.uri)
 
 
-def test_pipes_are_not_files(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.wav")
-    assert names(tmp_path) == []
-    with pytest.raises(ObjectMissing):
-        storage.stat(str(tmp_path / "pipe.wav"))
+def special_files(folder: Path) -> list[str]:
+    """Names of a pipe, a socket and a device; beside them a folder, all as `.wav`."""
+    os.mkfifo(folder / "pipe.wav")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket.wav"))
+    (folder / "device.wav").symlink_to("/dev/zero")
+    (folder / "folder.wav").mkdir()
+    return ["device.wav", "pipe.wav", "socket.wav"]
+
+
+def test_special_files_are_listed_and_refused(tmp_path: Path) -> None:
+    special = special_files(tmp_path)
+    assert names(tmp_path, suffixes=[".wav"]) == special
+    for name in [*special, "folder.wav"]:
+        for call in (storage.stat, storage.read_bytes, storage.read_versioned):
+            with pytest.raises(ObjectUnreadable, match="not a regular file"):
+                call(str(tmp_path / name))
+        with pytest.raises(ClipError, match="not a regular file") as raised:
+            decode(str(tmp_path / name), name="x.wav")
+        assert raised.value.status == "unreadable"
+
+
+def test_what_a_listing_leaves_out_is_counted(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    make(root / "a" / "x.wav")
+    make(tmp_path / "outside" / "y.wav")
+    (root / "a" / "loop").symlink_to(root)
+    (root / "once").symlink_to(root / "a")
+    (root / "a" / "twice").symlink_to(tmp_path / "outside")
+    here = os.getcwd()
+    os.chdir(root)
+    try:  # deeper than any path can name
+        for _ in range(20):
+            os.mkdir("d" * 250)
+            os.chdir("d" * 250)
+        Path("x.wav").touch()
+    finally:
+        os.chdir(here)
+    left_out: list[tuple[str, str]] = []
+    found = list(storage.list_objects(str(root), skipped=lambda *one: left_out.append(one)))
+    assert sorted(info.uri.removeprefix(f"{root}/") for info in found) == [
+        "a/twice/y.wav",
+        "a/x.wav",
+        "once/x.wav",
+    ]
+    expected = [
+        "a link back to a folder above it",
+        "a link back to a folder above it",
+        "a linked folder inside a linked folder",
+        "the path is too long to be opened",
+    ]
+    assert sorted(reason for reason, _ in left_out) == expected
+    (batch,) = list_inputs([str(root)], notes=(notes := ListingNotes()))
+    assert batch.num_rows == 3
+    assert sum("left out" in text for text in notes.warnings) == 3
+    assert any("2 folders left out: a link back" in text for text in notes.warnings)
+
+
+def test_a_file_whose_path_is_too_long_is_a_row(tmp_path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        while len(os.getcwd()) < 4095 - 250:
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+        Path("x" * 250 + ".wav").touch()
+        Path("y.wav").touch()
+    finally:
+        os.chdir(here)
+    found = {info.uri[-5:]: info for info in storage.list_objects(str(tmp_path))}
+    assert set(found) == {"y.wav", "x.wav"}
+    with pytest.raises(ClipError, match="too long") as raised:
+        decode(found["x.wav"].uri, name="x.wav")
+    assert raised.value.status == "unreadable"
+
+
+def test_a_disk_that_always_fails_is_transient_and_bounded() -> None:
+    """The kernel answers EIO for ever for this one."""
+    with pytest.raises(TransientStorageError, match="/proc/self/mem: Input/output error"):
+        decode("/proc/self/mem", name="x.wav")
+
+
+def test_a_file_that_became_shorter(tmp_path: Path) -> None:
+    path = make(tmp_path / "x.bin", os.urandom(300_000))
+    listed = storage.stat(str(path))
+    source = storage.open_file(str(path), whole_bytes=1000, block_bytes=100_000)
+    assert len(source.read(10)) == 10
+    os.truncate(path, 200_000)
+    source.seek(250_000)
+    with pytest.raises(ObjectChanged, match="changed since it was listed"):
+        source.read(10)
+    with pytest.raises(TransientStorageError, match="200000 bytes instead of the 300000 listed"):
+        local.fetch(str(path), 0, 10, total_bytes=listed.num_bytes)
 
 
 def test_missing(tmp_path: Path) -> None:
