@@ -24,6 +24,7 @@ from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import CheckpointError, ClipError, ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
 from raysers.models.backbones import parse_model_name
+from raysers.models.checkpoint import identify
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, with_embeddings
 from raysers.types import DIMENSIONS
@@ -66,24 +67,22 @@ class AnnotateTask(ClipTask):
     def load(
         cls, model: str, *, dtype: str, max_padded_s: float, embeddings: bool = False
     ) -> AnnotateTask:
-        """Load and check the model here, before anything is written.
+        """Check the model's configuration and files, before anything is written.
 
         Raises:
             ConfigError: unknown model.
             CheckpointError: a model that cannot be trusted to score.
         """
-        from raysers.models.loading import load_emotion_model
-
         name = parse_model_name(model)
         if name.path is not None and name.alias is None and not name.random:
             model = storage.absolute(model)  # workers have working folders of their own
-        loaded = load_emotion_model(local_model(model))
+        found = identify(parse_model_name(local_model(model)))
         pinned = name.hub_id is not None and not name.random
         return cls(
             model=model,
-            load_from=f"{model.partition('@')[0]}@{loaded.revision}" if pinned else model,
-            revision=loaded.revision,
-            hidden_size=loaded.hidden_size,
+            load_from=f"{model.partition('@')[0]}@{found.revision}" if pinned else model,
+            revision=found.revision,
+            hidden_size=found.embedding_size,
             dtype=dtype,
             max_padded_s=max_padded_s,
             embeddings=embeddings,
@@ -118,6 +117,10 @@ class AnnotateTask(ClipTask):
             device=placement.device,
             threads=placement.threads,
         )
+
+    def preload(self) -> None:
+        """See `ClipTask.preload`."""
+        import raysers.models.scorer  # noqa: F401
 
     def open(self) -> Annotator:
         """Load the model on this worker's device."""

@@ -10,6 +10,7 @@ Small archives are scored in this process; otherwise Ray workers run the same co
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,6 +137,8 @@ class ClipJob:
             RefusedError: the output holds rows of other settings.
         """
         flags, run = self.flags, self.run
+        if self._connected is None:  # the model may be needed in this process
+            threading.Thread(target=task.preload, name="preload", daemon=True).start()
         decisive = (
             plan.listing_settings(flags)
             if manifest is None
@@ -344,9 +347,9 @@ def here(*, gpus: bool = True, threads: int | None = None) -> Placement:
     """One worker in this process, with its GPU if there is one, else with its CPUs."""
     cpus = threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
     if gpus:
-        import torch
+        from raysers.models.precision import has_gpu
 
-        gpus = torch.cuda.is_available()
+        gpus = has_gpu()
     return Placement(workers=1, num_cpus=cpus, num_gpus=1 if gpus else 0, local=True)
 
 

@@ -93,6 +93,9 @@ class ClipTask(ABC):
     def open(self) -> ClipModel:
         """Load the model on this process's device."""
 
+    def preload(self) -> None:
+        """Import what `open` needs; called in a thread while the clips are listed."""
+
     @property
     def uses_gpus(self) -> bool:
         """Whether workers take a GPU where the cluster has them."""

@@ -19,8 +19,7 @@ from raysers.models import checkpoint
 from raysers.models.asr_ctc import CtcRecogniser
 from raysers.models.asr_folder import fetch_asr_folder
 from raysers.models.asr_whisper import WHISPER, WhisperRecogniser
-from raysers.models.backbones import ModelName, parse_model_name
-from raysers.models.emotion import FAMILIES
+from raysers.models.backbones import FAMILIES, ModelName, parse_model_name
 from raysers.models.moonshine import MOONSHINE, MoonshineRecogniser
 
 #: What `--asr` is without a word from the user: it needs no download.

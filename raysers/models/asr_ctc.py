@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from raysers.audio.pauses import is_silent
 from raysers.errors import CheckpointError, ClipError
 from raysers.models import checkpoint, weights
-from raysers.models.emotion import FAMILIES, EmotionModel
+from raysers.models.backbones import FAMILIES
+from raysers.models.emotion import EmotionModel
 from raysers.models.loading import LoadedModel
 from raysers.models.scorer import Floats, Row, Scorer, auto_padded_s, score_rows
 

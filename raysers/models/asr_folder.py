@@ -10,8 +10,7 @@ from pathlib import Path
 from raysers.errors import ConfigError
 from raysers.models import checkpoint
 from raysers.models.backbones import ModelName
-from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE
-from raysers.models.loading import fetch_snapshot
+from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, fetch_snapshot
 
 #: What says how numbers become words. Missing ones are left out.
 TOKENIZER_FILES = (

@@ -21,6 +21,37 @@ CNN14 = "cnn14"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """How `transformers` names one kind of backbone.
+
+    `prefix` is the family's parameter prefix; `attention` the attention implementation that
+    never stores a frames x frames table, where the family offers one.
+    """
+
+    prefix: str
+    config_class: str
+    model_class: str
+    attention: str = "sdpa"
+
+
+#: WavLM adds a learned bias per pair of frames, so its memory grows with the length squared.
+FAMILIES: dict[str, Family] = {
+    "wav2vec2": Family(
+        prefix="wav2vec2", config_class="Wav2Vec2Config", model_class="Wav2Vec2Model"
+    ),
+    "hubert": Family(prefix="hubert", config_class="HubertConfig", model_class="HubertModel"),
+    "wavlm": Family(
+        prefix="wavlm", config_class="WavLMConfig", model_class="WavLMModel", attention="eager"
+    ),
+    "data2vec-audio": Family(
+        prefix="data2vec_audio",
+        config_class="Data2VecAudioConfig",
+        model_class="Data2VecAudioModel",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
     """One alias: where its weights live and the network they fit.
 
@@ -269,3 +300,7 @@ def _unknown(text: str, name: str) -> str:
         " N layers, random: in front for random weights); or give owner/name, a folder"
         " (./folder) or s3://bucket/prefix"
     )
+
+
+#: Names of the poolings of `pooling.POOLINGS`.
+POOLING_NAMES = ("mean", "attentive")

@@ -10,20 +10,38 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from raysers.errors import CheckpointError, StorageError
+from raysers.errors import CheckpointError, ConfigError, StorageError
 from raysers.io import storage
-from raysers.models.backbones import CNN14
-from raysers.models.emotion import FAMILIES
-from raysers.models.pooling import POOLINGS
+from raysers.models.backbones import (
+    BACKBONES,
+    CNN14,
+    FAMILIES,
+    POOLING_NAMES,
+    ModelName,
+    keep_layers,
+)
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+#: Seed of `random:` models: the same weights on every worker and machine.
+RANDOM_SEED = 0
+#: What is fetched from the hub: never code, never optimiser state.
+_HUB_FILES = (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    "*.safetensors",
+    "*.index.json",
+    "pytorch_model*.bin",
+    "README.md",  # its header names the licence
+)
 
 #: Where weights may be, best first; an index lists the files of a split checkpoint.
 WEIGHT_FILES = (
@@ -49,7 +67,7 @@ _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "add_adapter": (False, None),
     "adapter_attn_dim": (None,),
     "use_weighted_layer_sum": (False, None),
-    "pooling_mode": (*POOLINGS, None),
+    "pooling_mode": (*POOLING_NAMES, None),
 }
 
 #: Largest whole numbers of a configuration, far above any model that exists: a line of JSON must
@@ -81,6 +99,92 @@ _MOST_CONVS = 32
 
 #: The largest speech backbones have 2e9.
 _MOST_PARAMETERS = 4_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a job has to know of a model before any worker loads it.
+
+    Attributes:
+        revision: the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`.
+        embedding_size: numbers of an embedding.
+    """
+
+    revision: str
+    embedding_size: int
+
+
+def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
+    """Check configuration and files of a model without building its network.
+
+    What only shows in the network itself (missing or misshapen weights) is found when it is loaded.
+
+    Raises:
+        ConfigError: no such name, or no way to fetch it.
+        CheckpointError: the folder is not a model whose scores can be trusted.
+    """
+    if name.random:
+        config = random_config(name)
+        return Identity(
+            revision=random_revision(config, RANDOM_SEED), embedding_size=embedding_size(config)
+        )
+    if name.hub_id is not None:
+        folder = fetch_snapshot(name.hub_id, name.revision, cache_dir)
+    elif name.path is not None:
+        folder = Path(name.path)
+    else:
+        raise ConfigError(f"{name.text} has no trained weights yet: use random:{name.text}")
+    config, paths = read_folder(folder)
+    config = keep_layers(config, name.layers, name.text)
+    revision = folder.name if name.hub_id is not None else folder_hash(folder, paths)
+    return Identity(revision=revision, embedding_size=embedding_size(config))
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Configuration and weight files of a model folder, checked as far as they can be unloaded.
+
+    Raises:
+        CheckpointError: it is no folder, or not a model whose scores can be trusted.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"model folder {folder} does not exist")
+    config = read_json(folder / CONFIG_FILE)
+    check_config(config, folder)
+    check_labels(config, folder)
+    read_do_normalize(folder)
+    return config, weight_paths(folder)
+
+
+def folder_hash(folder: Path, paths: Iterable[Path]) -> str:
+    """The revision of a local folder: a hash of configuration, preprocessing and weights."""
+    return content_hash([folder / CONFIG_FILE, folder / PREPROCESSOR_FILE, *paths])
+
+
+def random_config(name: ModelName) -> dict[str, Any]:
+    """The configuration of a `random:` model.
+
+    Raises:
+        CheckpointError: a file that describes no network.
+    """
+    if name.path is None:
+        return BACKBONES[str(name.alias)].config(name.layers)
+    path = Path(name.path)
+    config = read_json(path if path.suffix == ".json" else path / CONFIG_FILE)
+    return keep_layers(config, name.layers, name.text)
+
+
+def embedding_size(config: dict[str, Any]) -> int:
+    """Numbers of an embedding of the network that `config` describes.
+
+    Raises:
+        CheckpointError: the configuration does not say.
+    """
+    try:
+        if config["model_type"] == CNN14:
+            return int(config["widths"][-1])
+        return int(config["hidden_size"]) * (2 if config.get("pooling_mode") == "attentive" else 1)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{CONFIG_FILE} does not say the size of the network") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -253,3 +357,44 @@ def content_hash(paths: Iterable[Path]) -> str:
 def _check_number(value: object, most: int, what: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise CheckpointError(f"{what} is {str(value)[:40]!r}, not a whole number from 1 to {most}")
+
+
+def random_revision(config: dict[str, Any], seed: int) -> str:
+    """What tells networks drawn at random apart: the seed and a hash of the configuration."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    return f"random-{seed}-{digest}"
+
+
+def fetch_snapshot(
+    hub_id: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    also: Sequence[str] = (),
+    flag: str = "--model",
+) -> Path:
+    """The local snapshot of a hub model (`also`: of these files too), named after the commit.
+
+    Raises:
+        ConfigError: not there, not allowed, or no network and not in the cache; it names `flag`.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: the transport's
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+    )
+
+    wanted = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        folder = snapshot_download(
+            hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=[*_HUB_FILES, *also]
+        )
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(
+            f"{flag} {wanted} is not in the local cache and the hub cannot be reached: connect once"
+            " to download it, or give a folder"
+        ) from error
+    except (HTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{flag} {wanted} cannot be fetched: {reason}") from error
+    return Path(folder)

@@ -9,7 +9,6 @@ positional convolutions included) and so that long recordings fit into memory.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raysers.errors import CheckpointError, ConfigError
+from raysers.models.backbones import FAMILIES
 from raysers.models.frontend import (
     conv_over_frames,
     frames_in_blocks,
@@ -29,37 +29,6 @@ from raysers.models.network import EmotionNetwork
 from raysers.models.pooling import POOLINGS
 from raysers.models.specaugment import augment_hidden
 from raysers.types import DIMENSIONS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """How `transformers` names one kind of backbone.
-
-    `prefix` is the family's parameter prefix; `attention` the attention implementation that
-    never stores a frames x frames table, where the family offers one.
-    """
-
-    prefix: str
-    config_class: str
-    model_class: str
-    attention: str = "sdpa"
-
-
-#: WavLM adds a learned bias per pair of frames, so its memory grows with the length squared.
-FAMILIES: dict[str, Family] = {
-    "wav2vec2": Family(
-        prefix="wav2vec2", config_class="Wav2Vec2Config", model_class="Wav2Vec2Model"
-    ),
-    "hubert": Family(prefix="hubert", config_class="HubertConfig", model_class="HubertModel"),
-    "wavlm": Family(
-        prefix="wavlm", config_class="WavLMConfig", model_class="WavLMModel", attention="eager"
-    ),
-    "data2vec-audio": Family(
-        prefix="data2vec_audio",
-        config_class="Data2VecAudioConfig",
-        model_class="Data2VecAudioModel",
-    ),
-}
 
 
 class EmotionHead(nn.Module):

@@ -26,9 +26,14 @@ from raysers.models.backbones import (
     keep_layers,
     parse_model_name,
 )
-from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE
+from raysers.models.checkpoint import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    fetch_snapshot,
+    random_revision,
+)
 from raysers.models.emotion import EmotionModel
-from raysers.models.loading import build_network, fetch_snapshot, random_revision, sketch
+from raysers.models.loading import build_network, sketch
 from raysers.models.mel_front import as_mel_bank
 from raysers.models.network import EmotionNetwork
 from raysers.models.pooling import MeanPooling

@@ -6,9 +6,7 @@ ids and aliases. Nothing that comes with a checkpoint is ever executed.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,31 +16,24 @@ import torch
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models import checkpoint, weights
 from raysers.models.backbones import (
-    BACKBONES,
     CNN14,
+    FAMILIES,
     ModelName,
     keep_layers,
     parse_model_name,
 )
-from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
-from raysers.models.cnn14 import Cnn14, Cnn14Config
-from raysers.models.emotion import FAMILIES, EmotionModel
-from raysers.models.network import EmotionNetwork
-from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
-
-#: Seed of `random:` models: the same weights on every worker and machine.
-RANDOM_SEED = 0
-
-#: What is fetched from the hub: never code, never optimiser state.
-_HUB_FILES = (
+from raysers.models.checkpoint import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
-    "*.safetensors",
-    "*.index.json",
-    "pytorch_model*.bin",
-    "README.md",  # its header names the licence
+    RANDOM_SEED,
+    WEIGHTS_FILE,
+    fetch_snapshot,
+    random_revision,
 )
-
+from raysers.models.cnn14 import Cnn14, Cnn14Config
+from raysers.models.emotion import EmotionModel
+from raysers.models.network import EmotionNetwork
+from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 #: What impossible values of a configuration lead to inside the network's constructors.
 _BUILD_ERRORS = (
@@ -172,23 +163,14 @@ def _shape_keys(config_class: Any) -> set[str]:
 
 
 def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> LoadedModel:
-    if not folder.is_dir():
-        raise CheckpointError(f"model folder {folder} does not exist")
-    checkpoint.check_folder(folder)
-    config = checkpoint.read_json(folder / CONFIG_FILE)
-    checkpoint.check_config(config, folder)
-    checkpoint.check_labels(config, folder)
+    config, paths = checkpoint.read_folder(folder)
     do_normalize = checkpoint.read_do_normalize(folder)
-    paths = checkpoint.weight_paths(folder)
     model = sketch(keep_layers(config, name.layers, name.text), folder)
     tensors = weights.read_weights(paths)
     if name.layers is not None:
         tensors = weights.drop_layers(tensors, name.layers)
     weights.fit_weights(model, tensors, folder)
-    if revision is None:
-        revision = checkpoint.content_hash(
-            [folder / CONFIG_FILE, folder / PREPROCESSOR_FILE, *paths]
-        )
+    revision = revision or checkpoint.folder_hash(folder, paths)
     return _loaded(model, name.text, revision, do_normalize)
 
 
@@ -201,12 +183,8 @@ def sketch(config: dict[str, Any], where: object) -> EmotionNetwork:
 
 
 def _random(name: ModelName) -> LoadedModel:
-    if name.path is None:
-        config = BACKBONES[str(name.alias)].config(name.layers)
-    else:
-        path = Path(name.path)
-        config = checkpoint.read_json(path if path.suffix == ".json" else path / CONFIG_FILE)
-        config = keep_layers(config, name.layers, name.text)
+    config = checkpoint.random_config(name)
+    if name.path is not None:
         sketch(config, name.text)
     # the network is drawn by the stock initialisation from torch's own generator: fix it, and
     # give it back as it was
@@ -215,12 +193,6 @@ def _random(name: ModelName) -> LoadedModel:
         model = build_network(config, name.text)
     normalised = config["model_type"] != CNN14
     return _loaded(model, name.text, random_revision(config, RANDOM_SEED), do_normalize=normalised)
-
-
-def random_revision(config: dict[str, Any], seed: int) -> str:
-    """What tells networks drawn at random apart: the seed and a hash of the configuration."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    return f"random-{seed}-{digest}"
 
 
 def _loaded(model: EmotionNetwork, name: str, revision: str, do_normalize: bool) -> LoadedModel:
@@ -232,38 +204,3 @@ def _loaded(model: EmotionNetwork, name: str, revision: str, do_normalize: bool)
         hidden_size=model.embedding_size,
         min_samples=model.min_samples,
     )
-
-
-def fetch_snapshot(
-    hub_id: str,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    also: Sequence[str] = (),
-    flag: str = "--model",
-) -> Path:
-    """The local snapshot of a hub model (`also`: of these files too), named after the commit.
-
-    Raises:
-        ConfigError: not there, not allowed, or no network and not in the cache; it names `flag`.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: the transport's
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-    )
-
-    wanted = f"{hub_id}@{revision}" if revision else hub_id
-    try:
-        folder = snapshot_download(
-            hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=[*_HUB_FILES, *also]
-        )
-    except LocalEntryNotFoundError as error:
-        raise ConfigError(
-            f"{flag} {wanted} is not in the local cache and the hub cannot be reached: connect once"
-            " to download it, or give a folder"
-        ) from error
-    except (HTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{flag} {wanted} cannot be fetched: {reason}") from error
-    return Path(folder)

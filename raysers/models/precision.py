@@ -56,6 +56,11 @@ def dtype_name(requested: str, device: str) -> str:
     return precision.name
 
 
+def has_gpu() -> bool:
+    """Whether this process can compute on a GPU."""
+    return torch.cuda.is_available()
+
+
 def choose_dtype(requested: str, device: str) -> torch.dtype:
     """The type torch has for `--dtype`; arguments and errors as of `dtype_name`."""
     return PRECISIONS[dtype_name(requested, device)].dtype

@@ -22,7 +22,6 @@ from raysers.data.manifest import Segmenting, probe_batch
 from raysers.data.shards import shard_name
 from raysers.engine import ledger
 from raysers.engine import output as parts
-from raysers.engine.failures import carried
 from raysers.errors import ClipError
 from raysers.io import storage
 from raysers.models.tts_engine import Engine, Line

@@ -10,8 +10,9 @@ import transformers
 
 from raysers.errors import ConfigError
 from raysers.models.backbones import BACKBONES, parse_model_name
+from raysers.models.checkpoint import fetch_snapshot
 from raysers.models.emotion import FAMILIES
-from raysers.models.loading import build_network, fetch_snapshot
+from raysers.models.loading import build_network
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.models.networks import PAPER
 
