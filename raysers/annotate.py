@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 
@@ -52,6 +52,11 @@ class AnnotateTask(ClipTask):
         device: `cpu` or `cuda`, from `placed`.
         threads: compute threads per worker.
     """
+
+    preloads: ClassVar[Sequence[str]] = (
+        "raysers.models.scorer",
+        "transformers.models.wav2vec2.modeling_wav2vec2",
+    )
 
     model: str
     load_from: str
@@ -117,10 +122,6 @@ class AnnotateTask(ClipTask):
             device=placement.device,
             threads=placement.threads,
         )
-
-    def preload(self) -> None:
-        """See `ClipTask.preload`."""
-        import raysers.models.scorer  # noqa: F401
 
     def open(self) -> Annotator:
         """Load the model on this worker's device."""

@@ -9,6 +9,7 @@ Small archives are scored in this process; otherwise Ray workers run the same co
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import time
@@ -138,7 +139,7 @@ class ClipJob:
         """
         flags, run = self.flags, self.run
         if self._connected is None:  # the model may be needed in this process
-            threading.Thread(target=task.preload, name="preload", daemon=True).start()
+            threading.Thread(target=_preload, args=(task.preloads,), daemon=True).start()
         decisive = (
             plan.listing_settings(flags)
             if manifest is None
@@ -363,6 +364,11 @@ def shard_blocks(manifest: pa.Table, shards: Any, numbers: Sequence[int]) -> lis
     references = references.append_column("shard", pa.array(np.repeat(numbers, sizes)))
     starts = np.cumsum(sizes) - sizes
     return [references.slice(s, n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
+
+
+def _preload(modules: Sequence[str]) -> None:
+    for name in modules:
+        importlib.import_module(name)
 
 
 def _connect() -> None:

@@ -74,6 +74,8 @@ class ClipTask(ABC):
 
     #: Name of the output table.
     table: ClassVar[str] = "annotations"
+    #: Modules that `open` needs, imported while the clips are listed.
+    preloads: ClassVar[Sequence[str]] = ()
 
     @property
     @abstractmethod
@@ -92,9 +94,6 @@ class ClipTask(ABC):
     @abstractmethod
     def open(self) -> ClipModel:
         """Load the model on this process's device."""
-
-    def preload(self) -> None:
-        """Import what `open` needs; called in a thread while the clips are listed."""
 
     @property
     def uses_gpus(self) -> bool:

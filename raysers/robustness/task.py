@@ -115,6 +115,7 @@ class RobustnessTask(ClipTask):
     """
 
     table: ClassVar[str] = "robustness"
+    preloads: ClassVar[Sequence[str]] = AnnotateTask.preloads
 
     scoring: AnnotateTask
     perturbed: Perturbed
