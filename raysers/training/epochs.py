@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raysers.engine.progress import duration, hours
-from raysers.engine.progress import print_pairs, print_warning
+from raysers.engine.progress import duration, hours, print_pairs, print_warning
 from raysers.training.dataset import Examples
 from raysers.training.plan import TrainingPlan
 from raysers.training.progress import epoch_line

@@ -18,8 +18,7 @@ import ray
 
 from raysers.data.manifest import write_manifest
 from raysers.engine.cluster import get_with_notice
-from raysers.engine.progress import duration, hours
-from raysers.engine.progress import print_pairs, print_warning
+from raysers.engine.progress import duration, hours, print_pairs, print_warning
 from raysers.io import storage
 from raysers.training import dataset
 from raysers.training.config import TrainingFlags
