@@ -243,9 +243,7 @@ def _settled_dtype(
     return "bf16" if settled_dtype(dtype, placement, None) == "bf16" else "fp32"
 
 
-def _settled_padded_s(
-    padded_s: float, placement: Placement, earlier: RunRecord | None
-) -> float:
+def _settled_padded_s(padded_s: float, placement: Placement, earlier: RunRecord | None) -> float:
     """Padded seconds per forward pass; 0 means what it meant when the run was begun."""
     if not padded_s and earlier is not None:
         padded_s = float(earlier.settings.get("max_padded_s", 0.0))

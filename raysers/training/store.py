@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from raysers.annotate import local_model
 from raysers.engine import output
 from raysers.io import storage
-from raysers.annotate import local_model
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.network import EmotionNetwork
 from raysers.models.scorer import Scorer
