@@ -20,11 +20,9 @@ import pyarrow.compute as pc
 import tyro
 
 from jobs.annotate import AnnotateFlags, annotate
-from raysers import annotate as annotation
-from raysers.cli import ListingFlags, Uris, as_plain, parse
+from raysers.annotate import AnnotateTask
+from raysers.cli import Uris, as_plain, parse
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
-from raysers.engine import cluster, plan
-from raysers.engine.job import recorded
 from raysers.engine.plan import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation import runs, tables
@@ -32,7 +30,7 @@ from raysers.evaluation.evaluate import Options
 from raysers.evaluation.join import labelled_only
 from raysers.evaluation.predictions import Predictions, read_predictions
 from raysers.io import storage
-from raysers.run import Exit, new_record, quiet_environment, run_main
+from raysers.run import Exit, Run, absolute_output, quiet_environment, run_main
 
 JOB = "evaluate"
 #: Flags that change nothing in the rows.
@@ -113,10 +111,10 @@ class EvaluateFlags:
 
 def evaluate(flags: EvaluateFlags) -> int:
     """Read, predict what is left to predict, measure, write, print; returns the exit code."""
-    flags = _anchored(flags)
+    flags = _with_absolute_paths(flags)
     settings = {k: v for k, v in as_plain(flags).items() if k not in _NOT_DECIDING}
-    with plan.before_writing():
-        earlier = runs.open_output(flags.output, JOB, settings)
+    with Run.open(JOB, flags.output, table="metrics") as run:
+        run.refuse_other_settings(settings)
         labels = runs.read_labels(
             flags.labels,
             corpus=flags.corpus,
@@ -126,16 +124,13 @@ def evaluate(flags: EvaluateFlags) -> int:
         found = [read_predictions(uri) for uri in flags.predictions]
         report = None if flags.model else _measure(flags, labels, found)
         for model in flags.model:
-            annotation.prepare(model, dtype=flags.dtype, max_padded_s=0, embeddings=False)
-        storage.check_writable(flags.output)
-    record = new_record(JOB, as_plain(flags), settings, earlier)
-    if report is None:
-        record.save(flags.output)  # from here on the folder is this evaluation's
-        with recorded(record, flags.output), runs.after_writing():
+            AnnotateTask.load(model, dtype=flags.dtype, max_padded_s=0)
+        run.begin(as_plain(flags), settings)
+        if report is None:
             found += [read_predictions(uri) for uri in _predict(flags, labels)]
             report = _measure(flags, labels, found)
-    good = report.failed_share <= flags.max_failed
-    runs.write(report, record, flags.output, good=good)
+        good = report.failed_share <= flags.max_failed
+        runs.write(report, run, good=good)
     tables.print_coverage(report.coverage)
     tables.print_metrics(report.rows)
     tables.print_notes(report.notes)
@@ -143,13 +138,12 @@ def evaluate(flags: EvaluateFlags) -> int:
     return Exit.DONE if good else Exit.TOO_MANY_FAILED
 
 
-def _anchored(flags: EvaluateFlags) -> EvaluateFlags:
+def _with_absolute_paths(flags: EvaluateFlags) -> EvaluateFlags:
     flags.check()
-    place = plan.anchored(ListingFlags(input=flags.labels, output=flags.output))
     return replace(
         flags,
-        labels=place.input,
-        output=place.output,
+        labels=tuple(map(storage.absolute, flags.labels)),
+        output=absolute_output(flags.output),
         predictions=tuple(map(storage.absolute, flags.predictions)),
         input=tuple(map(storage.absolute, flags.input)),
     )
@@ -178,7 +172,6 @@ def _labelled_clips(flags: EvaluateFlags, labels: runs.Labels) -> str:
     """A manifest of just the clips that have labels: a corpus has much else in its folders."""
     place = storage.join(flags.output, "clips")
     if not is_manifest(place) or _begins(read_manifest(place)) != _begins(labels.table):
-        cluster.connect()
         clips, _ = index_labelled(
             flags.labels,
             corpus=flags.corpus,

@@ -17,19 +17,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from raysers.cli import CorpusName, ListingFlags, as_plain, parse
-from raysers.engine import cluster, job, plan, progress
-from raysers.io.storage import absolute, suffix_of
-from raysers.run import (
-    Exit,
-    finished,
-    new_record,
-    quiet_environment,
-    refuse_other_settings,
-    run_main,
-)
+from raysers.data.manifest import write_manifest
+from raysers.engine import output, plan, progress
+from raysers.io.storage import absolute, join, suffix_of
+from raysers.run import Exit, Run, quiet_environment, run_main
 
 JOB = "index"
 
@@ -64,33 +56,29 @@ class IndexFlags(ListingFlags):
 
 def index(flags: IndexFlags) -> int:
     """List, read headers, cut into clips, write; returns the exit code."""
-    flags = plan.anchored(flags)
+    flags = plan.with_absolute_paths(flags)
     labels = flags.label_settings()
     settings = plan.listing_settings(flags) | labels
-    with plan.before_writing():
-        earlier = plan.open_output(flags, JOB, "manifest")
-        if earlier is not None:
-            refuse_other_settings(flags.output, earlier, JOB, settings)
-            if earlier.status == "done":
-                print(f"{flags.output} holds this manifest already; for new files index elsewhere")
-                return Exit.DONE
-        cluster.connect()
-        manifest, notes = _clips(flags, labels)
-    for note in notes:
-        progress.print_warning(note)
-    record = new_record(JOB, as_plain(flags), settings, None)
-    job.begin_output(flags, JOB, manifest, {}, record)
-    outcome = {"clips": manifest.num_rows, "statuses": progress.count_statuses(manifest)}
-    finished(record, "done", outcome).save(flags.output)
-    progress.print_statuses(outcome["statuses"])
-    progress.print_manifest(manifest, flags.output)
+    with Run.open(JOB, flags.output) as run:
+        run.refuse_other_settings(settings)
+        if run.earlier is not None and run.earlier.status == "done":
+            print(f"{run.output} holds this manifest already; for new files index elsewhere")
+            return Exit.DONE
+        if labels:
+            manifest, notes = plan.list_labelled_clips(flags, **labels)
+        else:
+            manifest, notes = plan.list_clips(flags), []
+        for note in notes:
+            progress.print_warning(note)
+        write_manifest(join(run.output, "manifest"), manifest)
+        about = f"{JOB} of {', '.join(flags.input)}"
+        output.write_header(run.output, {"manifest": manifest.schema}, description=about)
+        run.begin(as_plain(flags), settings)
+        outcome = {"clips": manifest.num_rows, "statuses": progress.count_statuses(manifest)}
+        run.finish("done", outcome)
+        progress.print_statuses(outcome["statuses"])
+        progress.print_manifest(manifest, run.output)
     return Exit.DONE
-
-
-def _clips(flags: IndexFlags, labels: dict[str, str]) -> tuple[pa.Table, list[str]]:
-    if labels:
-        return plan.list_labelled_clips(flags, **labels)
-    return plan.list_clips(flags), []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

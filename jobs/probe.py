@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
+from jobs import synthesize as synthesis
 from jobs.annotate import AnnotateFlags, annotate
-from jobs.synthesize import SynthesizeFlags, checked, synthesize
-from raysers import annotate as annotation
+from jobs.synthesize import SynthesizeFlags
+from raysers.annotate import AnnotateTask
 from raysers.cli import Uris, as_plain, parse
 from raysers.data.manifest import is_whole, manifest_parts, read_manifest, write_manifest
-from raysers.engine import cluster, job, plan
 from raysers.engine import output as parts
 from raysers.errors import ConfigError
 from raysers.evaluation import runs, tables
@@ -36,13 +36,14 @@ from raysers.evaluation.predictions import read_predictions
 from raysers.evaluation.rows import to_table
 from raysers.io import storage
 from raysers.models.tts_engine import NEUTRAL
-from raysers.run import Exit, finished, new_record, quiet_environment, run_main
+from raysers.run import Exit, Run, absolute_output, quiet_environment, run_main
 from raysers.words import probe as probing
 from raysers.words.cloud import require_wordcloud
 from raysers.words.probe import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, Scored
 from raysers.words.probe_summary import print_probe, reading_notes
 from raysers.words.ratings import LEAST, MOST
 from raysers.words.sentences import check_sentiments
+from raysers.words.speaking import TABLE
 
 JOB = "probe"
 #: Flags that change nothing in the tables.
@@ -134,39 +135,30 @@ class ProbeFlags:
 
 def probe(flags: ProbeFlags) -> int:
     """Check everything, speak, score, measure, write, print; returns the exit code."""
-    flags = _anchored(flags)
+    flags = _with_absolute_paths(flags)
     settings = {k: v for k, v in as_plain(flags).items() if k not in _NOT_DECIDING}
-    with plan.before_writing():
+    with Run.open(JOB, flags.output, table="metrics", dry_run=flags.dry_run) as run:
         tasks = [
-            annotation.prepare(model, dtype=flags.dtype, max_padded_s=0, embeddings=False)
-            for model in flags.model
+            AnnotateTask.load(model, dtype=flags.dtype, max_padded_s=0) for model in flags.model
         ]
         if len({task.model for task in tasks}) < len(tasks):
             raise ConfigError("--model has the same model twice")
         settings["model_revisions"] = [task.revision for task in tasks]
-        earlier = runs.open_output(flags.output, JOB, settings)
-        sentences = checked(flags.speech(sentences=True)).read
-        if "sentiment" not in sentences.table.column_names:
-            raise ConfigError(f"--texts {flags.texts} has no column 'sentiment' to compare by")
-        check_sentiments(sentences.table["sentiment"].to_pylist())
+        run.refuse_other_settings(settings)
+        sentences = _sentences(flags)
         clips, notes = _clips(flags)
-    _print_plan(flags, len(sentences.table), clips)
-    if flags.dry_run:
-        return Exit.DONE
-    record = new_record(JOB, as_plain(flags), settings, earlier)
-    record.save(flags.output)
-    with job.recorded(record, flags.output):
+        _print_plan(flags, len(sentences), clips)
+        if flags.dry_run:
+            return Exit.DONE
+        run.begin(as_plain(flags), settings)
         code, models = _speak_and_score(flags, clips)
-        found = _measure(flags, clips, models, record.run_id)
+        found = _measure(flags, clips, models, run.run_id)
         rows = [row for part in found.values() for row in part.rows]
-        parts.write_part(
-            storage.join(flags.output, runs.METRICS_PART), to_table(rows, record.run_id)
-        )
-        pictures = probing.write(flags.output, found)
+        parts.write_part(storage.join(run.output, runs.METRICS_PART), to_table(rows, run.run_id))
+        pictures = probing.write(run.output, found)
         notes += [note for part in found.values() for note in part.notes]
         outcome = {"rows": len(rows), "pictures": pictures, "notes": notes}
-        status = "done" if code == Exit.DONE else "done_with_failures"
-        finished(record, status, outcome).save(flags.output)
+        run.finish("done" if code == Exit.DONE else "done_with_failures", outcome)
     print_probe(rows, _words_to_print(found))
     tables.print_notes([*notes, *reading_notes(rows)])
     print(f"metrics: {storage.join(flags.output, 'metrics')}")
@@ -174,14 +166,25 @@ def probe(flags: ProbeFlags) -> int:
     return code
 
 
-def _anchored(flags: ProbeFlags) -> ProbeFlags:
-    flags = replace(flags, output=plan.anchored_output(flags.output))
+def _with_absolute_paths(flags: ProbeFlags) -> ProbeFlags:
     flags.check()
     return replace(
         flags,
+        output=absolute_output(flags.output),
         data=tuple(map(storage.absolute, flags.data)),
         texts=storage.absolute(flags.texts) if flags.texts else "",
     )
+
+
+def _sentences(flags: ProbeFlags) -> pa.Table:
+    """The sentences of known sentiment, once everything about their synthesis is checked."""
+    asked = flags.speech(sentences=True)
+    with Run.open(synthesis.JOB, asked.output, table=TABLE, dry_run=True) as run:
+        table = synthesis.check(asked, run).read.table
+    if "sentiment" not in table.column_names:
+        raise ConfigError(f"--texts {flags.texts} has no column 'sentiment' to compare by")
+    check_sentiments(table["sentiment"].to_pylist())
+    return table
 
 
 def _clips(flags: ProbeFlags) -> tuple[pa.Table | None, list[str]]:
@@ -192,7 +195,6 @@ def _clips(flags: ProbeFlags) -> tuple[pa.Table | None, list[str]]:
     place = storage.join(flags.output, CORPUS)
     if is_whole(manifest_parts(place)):
         return read_manifest(place), []
-    cluster.connect()
     return probing.chosen_clips(flags.data, flags.split, flags.limit)
 
 
@@ -207,14 +209,14 @@ def _print_plan(flags: ProbeFlags, sentences: int, clips: pa.Table | None) -> No
 
 def _speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, list[Scored]]:
     """Every sub-folder, each by its own job; the worst exit code, and where the scores are."""
-    codes = [synthesize(flags.speech(sentences=True))]
+    codes = [synthesis.synthesize(flags.speech(sentences=True))]
     speech = {"sentences": storage.join(flags.output, SENTENCES_SPOKEN)}
     if clips is not None:
         for name, manifest in ((CORPUS, clips), (CLIPS, probing.transcribed(clips))):
             place = storage.join(flags.output, name)
             if not is_whole(manifest_parts(place)):
                 write_manifest(place, manifest)
-        codes.append(synthesize(flags.speech(sentences=False)))
+        codes.append(synthesis.synthesize(flags.speech(sentences=False)))
         speech |= {
             "clips": storage.join(flags.output, CLIPS),
             "respoken": storage.join(flags.output, CLIPS_RESPOKEN),

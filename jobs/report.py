@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysers.cli import Uris, as_plain, parse
-from raysers.engine import plan
 from raysers.errors import ConfigError
-from raysers.evaluation import runs as evaluating
 from raysers.io import storage
 from raysers.report.reading import read_evidence
 from raysers.report.report import PAGE, write_report
-from raysers.run import Exit, finished, new_record, quiet_environment, run_main
+from raysers.run import Exit, Run, absolute_output, quiet_environment, run_main
 
 JOB = "report"
 
@@ -46,23 +44,21 @@ def report(flags: ReportFlags) -> int:
     """Read the runs, write page and figures, say what is missing; returns the exit code."""
     flags.check()
     runs = tuple(map(storage.absolute, flags.runs))
-    output = plan.anchored_output(flags.output)
+    output = absolute_output(flags.output)
     if output in runs:
         raise ConfigError(f"--output {flags.output} is one of --runs: choose another folder")
     settings = {"runs": list(runs)}
-    with plan.before_writing():
-        earlier = evaluating.open_output(output, JOB, settings)
+    with Run.open(JOB, output) as run:
+        run.refuse_other_settings(settings)
         found = read_evidence(runs)
-        storage.check_writable(output)
-    record = new_record(JOB, as_plain(flags), settings, earlier)
-    record.save(output)
-    names, missing = write_report(found, output)
-    outcome = {
-        "runs": len(runs),
-        "figures": names,
-        "missing": [f"{one.name}: {one.why}" for one in missing],
-    }
-    finished(record, "done", outcome).save(output)
+        run.begin(as_plain(flags), settings)
+        names, missing = write_report(found, output)
+        outcome = {
+            "runs": len(runs),
+            "figures": names,
+            "missing": [f"{one.name}: {one.why}" for one in missing],
+        }
+        run.finish("done", outcome)
     for one in missing:
         print(f"missing: {one.name}, {one.title.lower()}: {one.command}")
     print(f"report: {storage.join(output, PAGE)}")

@@ -26,17 +26,24 @@ from jobs.probe import ProbeFlags, probe
 from raysers.cli import as_plain, parse
 from raysers.data.manifest import read_manifest
 from raysers.engine import cluster
-from raysers.engine import plan as planning
-from raysers.engine.job import recorded
 from raysers.errors import RaysersError
 from raysers.evaluation.tables import print_notes
 from raysers.io import storage
-from raysers.run import Exit, finished, quiet_environment, run_main
+from raysers.run import Exit, quiet_environment, run_main
+from raysers.run import Run as OutputRun
 from raysers.studies import cost, runs
 from raysers.studies import tables as study_tables
 from raysers.studies.corpora import judged_uri, training_uri
 from raysers.studies.experiments import Run
-from raysers.studies.plan import StudyingFlags, StudyPlan, load_corpora, make_plan, place_of
+from raysers.studies.plan import (
+    JOB,
+    StudyingFlags,
+    StudyPlan,
+    load_corpora,
+    make_plan,
+    place_of,
+    with_absolute_paths,
+)
 from raysers.studies.table import print_cells
 from raysers.studies.units import SCORED, Place, looked_at
 from raysers.words.fusion_flags import FuseTrainFlags
@@ -49,26 +56,23 @@ class StudyFlags(StudyingFlags):
 
 def study(flags: StudyFlags) -> int:
     """Check, plan, run what is left, write the tables; returns the exit code."""
-    with planning.before_writing():
-        plan = make_plan(flags)
-        if not flags.dry_run:
-            storage.check_writable(plan.flags.output)
-    if flags.dry_run:
-        return _print_cost(plan)
-    cluster.connect()
-    with planning.before_writing():
+    config, flags = as_plain(flags), with_absolute_paths(flags)
+    with OutputRun.open(JOB, flags.output, dry_run=flags.dry_run) as run:
+        plan = make_plan(flags, run)
+        if flags.dry_run:
+            return _print_cost(plan)
+        cluster.connect()
         corpora = load_corpora(plan)
-    record = runs.begin(plan, corpora, as_plain(flags))
-    output = plan.flags.output
-    with recorded(record, output):
-        runs.run_all(plan, corpora, record.run_id, _look)
+        runs.begin(plan, run, corpora, config)
+        runs.run_all(plan, corpora, run.run_id, _look)
         tables = study_tables.write_tables(plan.grid, place_of(plan, corpora.in_domain))
-    outcome = runs.outcome_of(plan, corpora)
-    failed = outcome["cells"] - outcome["done"]
-    good = failed <= flags.max_failed_cells * outcome["cells"]
-    finished(record, "done" if good else "done_with_failures", outcome).save(output)
+        outcome = runs.outcome_of(plan, corpora)
+        failed = outcome["cells"] - outcome["done"]
+        good = failed <= flags.max_failed_cells * outcome["cells"]
+        run.finish("done" if good else "done_with_failures", outcome)
     print_cells(tables["cells"], tables["metrics"])
     print_notes(list(corpora.notes))
+    output = flags.output
     print(f"tables: {output}/cells, metrics, curves; figures: jobs/report.py --runs {output}")
     return Exit.DONE if good else Exit.TOO_MANY_FAILED
 

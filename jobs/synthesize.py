@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -23,21 +23,11 @@ import pyarrow as pa
 import tyro
 
 from raysers.cli import as_plain, parse
-from raysers.engine import cluster, job, progress
-from raysers.engine import plan as planning
+from raysers.engine import cluster, progress
 from raysers.errors import ConfigError
-from raysers.io import storage
 from raysers.models.tts_command import speech_program
 from raysers.models.tts_engine import DEFAULT_PITCH, DEFAULT_RATE_WPM, NEUTRAL, Engine
-from raysers.run import (
-    Exit,
-    RunRecord,
-    load_record,
-    new_record,
-    quiet_environment,
-    refuse_other_settings,
-    run_main,
-)
+from raysers.run import Exit, Run, absolute_output, quiet_environment, run_main
 from raysers.types import Status
 from raysers.words import synthesis_output, texts
 from raysers.words import synthesize as synthesis
@@ -122,90 +112,74 @@ class SynthesizeFlags:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """A command that can be carried out: its flags with places that mean the same everywhere."""
+class Request:
+    """What a command asks for: texts, what speaks them, and in which ways."""
 
-    flags: SynthesizeFlags
-    earlier: RunRecord | None
     read: texts.Texts
     engine: Engine
     manners: synthesis.Manners
+    settings: Mapping[str, Any]
 
 
-def checked(flags: SynthesizeFlags) -> Checked:
+def check(flags: SynthesizeFlags, run: Run) -> Request:
     """Look at everything the command names, also on a worker; writes nothing.
+
+    Args:
+        flags: of the command.
+        run: of its output, claimed or not.
 
     Raises:
         ConfigError: something the user must change.
     """
     flags.check()
-    flags = replace(flags, output=planning.anchored_output(flags.output))
-    with planning.before_writing():
-        earlier = _open_output(flags)
-        read = _texts(flags)
-        cluster.connect()
-        engine, manners = _engine(flags), _manners(flags)
-        synthesis.check_on_worker(engine, manners)
-        if earlier is not None:
-            settings = _settings(flags, engine, read.table)
-            refuse_other_settings(flags.output, earlier, JOB, settings)
-    return Checked(flags=flags, earlier=earlier, read=read, engine=engine, manners=manners)
+    read, engine, manners = _texts(flags), _engine(flags), _manners(flags)
+    settings = _settings(flags, engine, read.table)
+    run.refuse_other_settings(settings)
+    cluster.connect()
+    synthesis.check_on_worker(engine, manners)
+    return Request(read=read, engine=engine, manners=manners, settings=settings)
 
 
 def synthesize(flags: SynthesizeFlags) -> int:
     """Read, plan, speak what is left, conclude; returns the exit code."""
-    found = checked(flags)
-    flags, earlier, read, engine = found.flags, found.earlier, found.read, found.engine
-    with planning.before_writing():
+    flags.check()
+    flags = replace(flags, output=absolute_output(flags.output))
+    with Run.open(JOB, flags.output, table=TABLE, dry_run=flags.dry_run) as run:
+        asked = check(flags, run)
         crew = synthesis.crew(flags.workers)
         plan = synthesis.utterances(
-            read.table, found.manners, engine, flags.output, f".{flags.audio_format}"
+            asked.read.table, asked.manners, asked.engine, run.output, f".{flags.audio_format}"
         )
         blocks = synthesis.shard_blocks(plan)
         redo = frozenset(map(str, flags.retry))
-        left = synthesis.shards_left(flags.output, blocks, redo)
-    for note in read.notes:
-        progress.print_warning(note)
-    print(f"{JOB}: {synthesis_output.notes(len(read.table), plan, len(blocks), left)}", flush=True)
-    if flags.dry_run:
-        guess = synthesis.estimate(left, engine, crew)
-        progress.print_pairs("estimate (nothing was written)", guess)
-        return Exit.DONE
-    started = time.perf_counter()
-    record = new_record(JOB, as_plain(flags), _settings(flags, engine, read.table), earlier)
-    about = flags.texts or ", ".join(flags.templates)
-    synthesis_output.begin(flags.output, plan, record, about)
-    speaking = Speaking(
-        engine=engine,
-        output=flags.output,
-        run_id=record.run_id,
-        audio_format=flags.audio_format,
-        redo=redo,
-        resumed=earlier is not None,
-    )
-    with job.recorded(record, flags.output):
+        left = synthesis.shards_left(run.output, blocks, redo)
+        for note in asked.read.notes:
+            progress.print_warning(note)
+        line = synthesis_output.notes(len(asked.read.table), plan, len(blocks), left)
+        print(f"{JOB}: {line}", flush=True)
+        if flags.dry_run:
+            guess = synthesis.estimate(left, asked.engine, crew)
+            progress.print_pairs("estimate (nothing was written)", guess)
+            return Exit.DONE
+        started = time.perf_counter()
+        synthesis_output.write_header(run.output, plan, flags.texts or ", ".join(flags.templates))
+        run.begin(as_plain(flags), asked.settings)
+        speaking = Speaking(
+            engine=asked.engine,
+            output=run.output,
+            run_id=run.run_id,
+            audio_format=flags.audio_format,
+            redo=redo,
+            resumed=run.earlier is not None,
+        )
         synthesis.run_shards(left, speaking, crew)
         return synthesis_output.conclude(
-            flags.output,
+            run,
             plan,
             len(blocks),
-            record,
             wall_s=time.perf_counter() - started,
             max_failed=flags.max_failed,
         )
-
-
-def _open_output(flags: SynthesizeFlags) -> RunRecord | None:
-    earlier = load_record(flags.output)
-    if earlier is not None:
-        refuse_other_settings(flags.output, earlier, JOB, earlier.settings)
-    elif storage.list_parts(storage.join(flags.output, TABLE)):
-        raise ConfigError(
-            f"--output {flags.output} has {TABLE} but no run.json: choose another folder"
-        )
-    if not flags.dry_run:
-        planning.check_writable(flags.output)
-    return earlier
 
 
 def _texts(flags: SynthesizeFlags) -> texts.Texts:

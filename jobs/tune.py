@@ -18,9 +18,7 @@ from dataclasses import dataclass
 
 from raysers.cli import as_plain, parse
 from raysers.engine import cluster
-from raysers.engine.job import recorded
-from raysers.engine.plan import before_writing, check_writable
-from raysers.run import Exit, finished, quiet_environment, run_main
+from raysers.run import Exit, Run, quiet_environment, run_main
 from raysers.training import epochs
 from raysers.training import plan as training_plan
 from raysers.training.dataset import TooManyFailed
@@ -37,31 +35,28 @@ class TuneFlags(TuningFlags):
 
 def tune(flags: TuneFlags) -> int:
     """Check, plan, run the trials that are left, conclude; returns the exit code."""
-    with before_writing():
-        anchored = training_plan.anchored(flags)
-        earlier = plan.open_output(anchored)
-        if not flags.dry_run:
-            check_writable(anchored.output)
-        planned = plan.draft(anchored)
+    config, flags = as_plain(flags), training_plan.with_absolute_paths(flags)
+    with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
+        plan.refuse_unknown_trials(run)
+        planned = plan.draft(flags)
         cluster.connect()
-        sweep, clips = plan.make_sweep(planned, earlier)
+        sweep, clips = plan.make_sweep(planned, run)
         seats = find_seats(sweep.trials, flags.workers_per_trial, flags.max_concurrent)
-    print_plan(sweep, seats)
-    if flags.dry_run:
-        print_estimate(sweep, seats, clips)
-        return Exit.DONE
-    if tuner.is_finished(sweep):
-        trials = tuner.ended_trials(sweep)
-        results.print_outcome(sweep, trials, sweep.earlier_outcome)
-        return results.exit_code(trials, flags.max_failed_trials)
-    record = plan.begin(sweep, clips, as_plain(flags))
-    with recorded(record, sweep.output):
+        print_plan(sweep, seats)
+        if flags.dry_run:
+            print_estimate(sweep, seats, clips)
+            return Exit.DONE
+        if tuner.is_finished(sweep):
+            trials = tuner.ended_trials(sweep)
+            results.print_outcome(sweep, trials, sweep.earlier_outcome)
+            return results.exit_code(trials, flags.max_failed_trials)
+        plan.begin(sweep, run, clips, config)
         trials = tuner.run_trials(sweep, seats)
         outcome = results.conclude(sweep, trials)
-    code = results.exit_code(trials, flags.max_failed_trials)
-    finished(record, results.STATUSES[code], outcome).save(sweep.output)
-    results.print_outcome(sweep, trials, outcome)
-    return code
+        code = results.exit_code(trials, flags.max_failed_trials)
+        run.finish(results.STATUSES[code], outcome)
+        results.print_outcome(sweep, trials, outcome)
+        return code
 
 
 def tune_or_refuse(flags: TuneFlags) -> int:

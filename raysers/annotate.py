@@ -22,7 +22,7 @@ import pyarrow as pa
 from raysers.engine.plan import Placement
 from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import CheckpointError, ClipError, ConfigError, ObjectForbidden, ObjectMissing
-from raysers.io import storage
+from raysers.io import claim, storage
 from raysers.models.backbones import parse_model_name
 from raysers.models.checkpoint import identify
 from raysers.run import RunRecord
@@ -207,8 +207,9 @@ def local_model(model: str, flag: str = "--model") -> str:
         raise ConfigError(f"{flag} {model}: {error}") from error
     prefix = model.rstrip("/") + "/"
     files = {o.uri.removeprefix(prefix): o for o in found if o.uri.endswith(_MODEL_FILES)}
-    # a model folder is flat; anything nested (or oddly named) is not part of it
-    files = {name: o for name, o in files.items() if "/" not in name and "\\" not in name}
+    # a model folder is flat; anything nested (or oddly named) is not part of it, nor is a claim
+    foreign = ("/", "\\", claim.NAME)
+    files = {name: o for name, o in files.items() if not any(part in name for part in foreign)}
     if "config.json" not in files:
         raise ConfigError(f"{flag} {model}: no config.json under this prefix")
     versions = "\n".join(f"{o.uri} {o.etag} {o.num_bytes}" for o in files.values())

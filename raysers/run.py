@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,6 +36,8 @@ from raysers.io import storage
 from raysers.io.claim import Claim
 
 _VERSIONED = ("ray", "torch", "transformers", "soundfile", "soxr", "pyarrow", "numpy")
+
+_MAX_ERROR = 2000
 
 #: Where Ray unpacks what `ray job submit --working-dir` sends.
 _RAY_PACKAGES = "runtime_resources"
@@ -166,8 +168,18 @@ class Run:
                 "choose another folder, or repeat the earlier settings to resume"
             )
 
-    def begin(self, config: Mapping[str, Any], settings: Mapping[str, Any]) -> RunRecord:
+    def begin(
+        self,
+        config: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        command: Sequence[str] | None = None,
+    ) -> RunRecord:
         """Write the record with status `running`; from here on a failure is recorded.
+
+        Args:
+            config: the flags as they were given.
+            settings: what decides the rows.
+            command: gives the same result; default: this process's command line.
 
         Raises:
             RefusedError: the folder's rows have other settings.
@@ -182,7 +194,7 @@ class Run:
             config=config,
             settings=settings,
             versions=_versions(),
-            command=sys.argv,
+            command=list(sys.argv if command is None else command),
             history=_history(self.earlier),
         )
         self._save(record)
@@ -215,16 +227,15 @@ class Run:
         self.record = record
 
     def _fail(self, error: BaseException) -> None:
-        """Record the failure, unless the folder is no longer this run's."""
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        text = str(error) or type(error).__name__
-        with suppress(RaysersError):  # the disk may be what failed
-            self.finish(
-                "interrupted" if stopped else "failed",
-                {"error": f"{type(error).__name__}: {text}"},
-            )
+        """Record the failure, unless the run has ended or the folder is no longer this run's."""
+        assert self.record is not None
+        if self.record.status == "running":
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            text = f"{type(error).__name__}: {error}"[:_MAX_ERROR]
+            with suppress(RaysersError):  # the disk may be what failed
+                self.finish("interrupted" if stopped else "failed", {"error": text})
         if isinstance(error, ConfigError):  # no longer the command's fault
-            raise RaysersError(f"on a worker: {error}") from error
+            raise RaysersError(str(error)) from error
 
     def _release(self) -> None:
         if self._claim is not None:
@@ -232,7 +243,7 @@ class Run:
         if self.record is None:  # nothing was written: leave no folder behind
             for folder in self._new_folders:
                 with suppress(OSError):
-                    os.rmdir(folder)
+                    _remove_if_empty(folder)
 
 
 def absolute_output(output: str) -> str:
@@ -306,6 +317,19 @@ def _missing_folders(output: str) -> list[str]:
         missing.append(output)
         output = os.path.dirname(output)
     return missing
+
+
+def _remove_if_empty(folder: str) -> None:
+    """Remove a folder that holds nothing but hidden files of the storage layer.
+
+    Raises:
+        OSError: it holds more.
+    """
+    hidden = [name for name in os.listdir(folder) if name.startswith(".raysers-")]
+    if len(hidden) == len(os.listdir(folder)):
+        for name in hidden:
+            os.unlink(os.path.join(folder, name))
+    os.rmdir(folder)
 
 
 def _history(earlier: RunRecord | None) -> tuple[Mapping[str, Any], ...]:

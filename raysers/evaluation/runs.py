@@ -8,23 +8,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.data.labelled import read_labelled
 from raysers.engine import output as parts
-from raysers.errors import ConfigError, RaysersError
+from raysers.errors import ConfigError
 from raysers.evaluation.evaluate import Options, assess, datasets
 from raysers.evaluation.join import Coverage, join, labelled_only
 from raysers.evaluation.predictions import Predictions, backbones, leaking, merged, pooled
 from raysers.evaluation.rows import Row, to_table
 from raysers.io import storage
-from raysers.run import RunRecord, finished, load_record, refuse_other_settings
+from raysers.run import Run
 from raysers.types import DIMENSIONS
 
 METRICS_PART = "metrics/part-00000.parquet"
@@ -108,41 +106,20 @@ def measure(
     return Report(rows=rows, notes=[*labels.notes, *own, *notes], coverage=coverage)
 
 
-@contextmanager
-def after_writing() -> Iterator[None]:
-    """Predictions have been written: what is wrong now is no longer a refused command."""
-    try:
-        yield
-    except ConfigError as error:
-        raise RaysersError(str(error)) from error
+def write(report: Report, run: Run, *, good: bool) -> None:
+    """Write the metrics table of a run that has begun, and end the run.
 
-
-def write(report: Report, record: RunRecord, output: str, *, good: bool) -> None:
-    """The metrics table, and `run.json` with what became of the predictions."""
-    record.save(output)
-    table = to_table(report.rows, record.run_id)
-    parts.write_part(storage.join(output, METRICS_PART), table)
+    Raises:
+        WriteError: the output cannot be written.
+    """
+    table = to_table(report.rows, run.run_id)
+    parts.write_part(storage.join(run.output, METRICS_PART), table)
     outcome = {
         "rows": len(report.rows),
         "models": {name: asdict(found) for name, found in report.coverage.items()},
         "notes": report.notes,
     }
-    finished(record, "done" if good else "done_with_failures", outcome).save(output)
-
-
-def open_output(output: str, job: str, settings: Mapping[str, Any]) -> RunRecord | None:
-    """The record of the same evaluation made before, whose results this one replaces.
-
-    Raises:
-        RefusedError: the folder is another job's or has other settings.
-        ConfigError: it holds metrics of unknown origin.
-    """
-    earlier = load_record(output)
-    if earlier is not None:
-        refuse_other_settings(output, earlier, job, settings)
-    elif parts.parts_there(output, "metrics"):
-        raise ConfigError(f"--output {output} has metrics but no run.json: choose another folder")
-    return earlier
+    run.finish("done" if good else "done_with_failures", outcome)
 
 
 def folder_names(models: Sequence[str]) -> dict[str, str]:

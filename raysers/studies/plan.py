@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from raysers.cli import Uris
 from raysers.data.manifest import is_manifest, read_manifest
-from raysers.engine.plan import anchored_output
 from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedError
 from raysers.io import storage
-from raysers.run import RunRecord, load_record, refuse_other_settings
+from raysers.run import Run, RunRecord, absolute_output
 from raysers.studies import corpora as study_corpora
 from raysers.studies import speech as study_speech
 from raysers.studies.corpora import Corpora
@@ -74,6 +73,9 @@ class StudyingFlags:
                 raise ConfigError(f"{flag} is {value or 'empty'}: give {wanted}")
 
 
+FlagsT = TypeVar("FlagsT", bound=StudyingFlags)
+
+
 def _rules(flags: StudyingFlags) -> Iterator[tuple[bool, str, str]]:
     yield bool(flags.study), "--study", "a study, or paper for all of them"
     yield bool(flags.output), "--output", "a folder or an s3:// prefix"
@@ -93,7 +95,7 @@ class StudyPlan:
     """A study that can begin or go on.
 
     Attributes:
-        flags: with places anchored.
+        flags: with absolute paths.
         wanted: names of the studies of this command.
         studies: those, and the ones the output holds from before.
         grid: cells and runs of all of them.
@@ -118,26 +120,37 @@ class StudyPlan:
         return list({corpus.name: corpus for corpus in corpora}.values())
 
 
-def make_plan(flags: StudyingFlags) -> StudyPlan:
-    """Read studies and folder; nothing of the corpora yet.
+def with_absolute_paths(flags: FlagsT) -> FlagsT:
+    """The flags, checked, with places that mean the same in every process of the cluster.
 
     Raises:
-        ConfigError: a flag, or a study file with its key.
-        RefusedError: the output holds another job, or these studies with other values.
+        ConfigError: a flag has an impossible value.
     """
     flags.check()
-    flags = replace(
+    return replace(
         flags,
-        output=anchored_output(flags.output),
+        output=absolute_output(flags.output),
         data=tuple(map(storage.absolute, flags.data)),
         speakers=storage.absolute(flags.speakers) if flags.speakers else "",
     )
+
+
+def make_plan(flags: StudyingFlags, run: Run) -> StudyPlan:
+    """Read studies and folder; nothing of the corpora yet.
+
+    Args:
+        flags: with absolute paths.
+        run: of the output.
+
+    Raises:
+        ConfigError: a study file, with its key.
+        RefusedError: the output holds these studies with other values.
+    """
     wanted = [anchored(study) for study in read_studies(flags.study, flags.scale)]
-    earlier = load_record(flags.output)
     kept: list[Study] = []
-    if earlier is not None:
-        known = {"corpora": earlier.settings.get("corpora")}
-        refuse_other_settings(flags.output, earlier, JOB, _settings(flags) | known)
+    if run.earlier is not None:
+        known = {"corpora": run.earlier.settings.get("corpora")}
+        run.refuse_other_settings(_settings(flags) | known)
         kept = _kept(flags.output)
         for study in wanted:
             _refuse_other_study(flags.output, study, kept)
@@ -149,7 +162,7 @@ def make_plan(flags: StudyingFlags) -> StudyPlan:
         studies=studies,
         grid=make_grid(studies, flags.scale),
         settings=_settings(flags),
-        earlier=earlier,
+        earlier=run.earlier,
     )
     _check_trainings(plan)
     return plan

@@ -16,13 +16,13 @@ from typing import Any
 from raysers.data.manifest import is_manifest, write_manifest
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.run import RunRecord, new_record
+from raysers.run import Run as OutputRun
 from raysers.studies import corpora as study_corpora
 from raysers.studies import networks, speech
 from raysers.studies import tables as study_tables
 from raysers.studies.corpora import Corpora
 from raysers.studies.experiments import BEGIN, Run
-from raysers.studies.plan import JOB, StudyPlan, place_of, study_uri
+from raysers.studies.plan import StudyPlan, place_of, study_uri
 from raysers.studies.units import IN_TRIALS, Place, Trial
 from raysers.tuning.resources import find_seats
 from raysers.tuning.trials import Ended, Piece, Progress, failure, missing, run_pieces, stored
@@ -34,7 +34,7 @@ _TABLES_EVERY_S = 30.0
 _LOG = "log.txt"
 
 
-def begin(plan: StudyPlan, corpora: Corpora, config: Mapping[str, Any]) -> RunRecord:
+def begin(plan: StudyPlan, run: OutputRun, corpora: Corpora, config: Mapping[str, Any]) -> None:
     """Write what comes before the runs: corpora, networks, studies and, last, the record.
 
     Raises:
@@ -54,9 +54,7 @@ def begin(plan: StudyPlan, corpora: Corpora, config: Mapping[str, Any]) -> RunRe
         "others": list(corpora.others),
         "notes": list(corpora.notes),
     }
-    record = new_record(JOB, config, {**plan.settings, "corpora": known}, plan.earlier)
-    record.save(output)
-    return record
+    run.begin(config, {**plan.settings, "corpora": known})
 
 
 def _is_small(run: Run) -> bool:

@@ -29,7 +29,8 @@ from raysers.robustness.changes import Comparison
 from raysers.robustness.summary import report as report_robustness
 from raysers.robustness.task import Options as Changes
 from raysers.robustness.task import RobustnessTask
-from raysers.run import Exit, load_record, new_record
+from raysers.run import Exit, load_record
+from raysers.run import Run as OutputRun
 from raysers.studies import networks
 from raysers.studies.corpora import judged_uri, training_uri
 from raysers.studies.experiments import BEGIN, Run
@@ -203,11 +204,12 @@ def judge(model: str, place: Place) -> None:
     scored, output = storage.join(model, SCORED), storage.join(model, MEASURED)
     labels = judged_uri(place.output)
     settings = {"labels": [labels], "predictions": [scored], "in_domain": place.in_domain}
-    found = runs.read_labels((labels,), corpus="auto", emotion_map="", speakers="")
-    options = Options(in_domain=place.in_domain)
-    report = runs.measure(found, [read_predictions(scored)], options, pool=False)
-    record = new_record(_EVALUATE, {**settings, "output": output}, settings, load_record(output))
-    runs.write(report, record, output, good=True)
+    with OutputRun.open(_EVALUATE, output, table="metrics") as run:
+        found = runs.read_labels((labels,), corpus="auto", emotion_map="", speakers="")
+        options = Options(in_domain=place.in_domain)
+        report = runs.measure(found, [read_predictions(scored)], options, pool=False)
+        run.begin({**settings, "output": output}, settings)
+        runs.write(report, run, good=True)
 
 
 def _annotate_with(model: str, output: str, place: Place, *, embeddings: bool) -> dict[str, Any]:

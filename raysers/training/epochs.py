@@ -46,15 +46,15 @@ def print_plan(plan: TrainingPlan) -> None:
         print_warning("--shuffle-labels: a control, the model means nothing")
 
 
-def teller(epochs: int, trackers: Sequence[Tracker]) -> Callable[[Mapping[str, Any]], None]:
-    """What to call with each epoch's record: prints its line and tells the trackers."""
+def epoch_logger(epochs: int, trackers: Sequence[Tracker]) -> Callable[[Mapping[str, Any]], None]:
+    """A callback for each epoch's record: prints its line and passes it to the trackers."""
 
-    def tell(record: Mapping[str, Any]) -> None:
+    def log(record: Mapping[str, Any]) -> None:
         print(epoch_line(record, epochs), flush=True)
         for tracker in trackers:
             tracker.epoch(record)
 
-    return tell
+    return log
 
 
 def print_finished(output: str) -> None:

@@ -10,16 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from raysers.annotate import settled_dtype
 from raysers.data.corpora import EMOTION_MAPS
 from raysers.data.manifest import write_manifest
-from raysers.engine import cluster
-from raysers.engine.plan import anchored_output
-from raysers.engine.worker_dtype import worker_dtype
+from raysers.engine.plan import Placement, io_threads
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.io import storage
 from raysers.models.backbones import CNN14, parse_model_name
-from raysers.models.precision import dtype_name
-from raysers.run import RunRecord, load_record, new_record, refuse_other_settings
+from raysers.run import Run, RunRecord, absolute_output
 from raysers.training import checkpoint, dataset
 from raysers.training.config import FlagsT, TrainingFlags, deciding, with_recipe
 from raysers.training.dataset import Indexed, TrainingData
@@ -59,7 +57,7 @@ class TrainingPlan:
     """A training that can begin or go on.
 
     Attributes:
-        flags: with places anchored, the recipe filled in, and `auto` settled.
+        flags: with absolute paths, the recipe filled in, and `auto` settled.
         network: what it starts from.
         data: what it hears.
         placement: workers and their resources.
@@ -72,7 +70,7 @@ class TrainingPlan:
     flags: TrainingFlags
     network: Network
     data: TrainingData
-    placement: cluster.Placement
+    placement: Placement
     settings: Mapping[str, Any]
     earlier: RunRecord | None
     history: list[dict[str, Any]]
@@ -88,11 +86,11 @@ class TrainingPlan:
             dev=self.data.dev,
             categories=self.data.categories,
             threads=self.placement.threads,
-            io_threads=cluster.io_threads(self.data.table, self.placement),
+            io_threads=io_threads(self.data.table, self.placement),
         )
 
 
-def anchored(flags: FlagsT) -> FlagsT:
+def with_absolute_paths(flags: FlagsT) -> FlagsT:
     """The flags, checked, with places that mean the same in every process of the cluster.
 
     Raises:
@@ -101,35 +99,25 @@ def anchored(flags: FlagsT) -> FlagsT:
     flags.check()
     return replace(
         flags,
-        output=anchored_output(flags.output),
+        output=absolute_output(flags.output),
         data=tuple(map(storage.absolute, flags.data)),
         train=tuple(map(storage.absolute, flags.train)),
         dev=tuple(map(storage.absolute, flags.dev)),
         speakers=flags.speakers and storage.absolute(flags.speakers),
-        emotion_map=_anchored_map(flags.emotion_map),
+        emotion_map=flags.emotion_map
+        if not flags.emotion_map or flags.emotion_map in EMOTION_MAPS
+        else storage.absolute(flags.emotion_map),
     )
 
 
-def _anchored_map(name: str) -> str:
-    return name if not name or name in EMOTION_MAPS else storage.absolute(name)
-
-
-def open_output(flags: TrainingFlags, job: str) -> RunRecord | None:
-    """The record of the run to resume, or None for a fresh folder.
-
-    Raises:
-        RefusedError: the folder belongs to another job, or holds a model of unknown origin.
-    """
-    earlier = load_record(flags.output)
-    if earlier is not None and earlier.job != job:
-        refuse_other_settings(flags.output, earlier, job, {})
-    if earlier is None:
+def refuse_unknown_model(run: Run) -> None:
+    """Raises RefusedError when the folder holds a model but no record of its run."""
+    if run.earlier is None:
         with suppress(ObjectMissing):
-            storage.stat(storage.join(flags.output, "config.json"))
+            storage.stat(storage.join(run.output, "config.json"))
             raise RefusedError(
-                f"--output {flags.output} holds a model but no run.json: choose another folder"
+                f"--output {run.output} holds a model but no run.json: choose another folder"
             )
-    return earlier
 
 
 def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
@@ -164,37 +152,34 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
     return with_recipe(flags, network.kind), network
 
 
-def is_finished(flags: TrainingFlags, network: Network, earlier: RunRecord | None) -> bool:
-    """Whether the output holds the finished result of this very command.
+def is_finished(flags: TrainingFlags, network: Network, run: Run) -> bool:
+    """Whether the output holds the finished result of the same command.
 
     Raises:
         RefusedError: it was begun with other settings.
     """
-    if earlier is None:
+    if run.earlier is None:
         return False
-    settings = _settings(flags, network, earlier)
-    known = {"data_fingerprint": earlier.settings.get("data_fingerprint")}
-    refuse_other_settings(flags.output, earlier, earlier.job, settings | known)
-    return earlier.status == "done"
+    known = {"data_fingerprint": run.earlier.settings.get("data_fingerprint")}
+    run.refuse_other_settings(_settings(flags, network, run.earlier) | known)
+    return run.earlier.status == "done"
 
 
 def make_plan(
     flags: TrainingFlags,
     network: Network,
-    earlier: RunRecord | None,
-    placement: cluster.Placement,
+    run: Run,
+    placement: Placement,
     *,
-    alone: bool = False,
     indexed: Indexed | None = None,
 ) -> TrainingPlan:
-    """Read the data on the connected cluster and see what is done already.
+    """Read the data and see what is done already.
 
     Args:
         flags: settled as far as `inspect` does.
         network: what training starts from.
-        earlier: the run to go on with.
+        run: of the output.
         placement: of the workers.
-        alone: the only worker is this process, which has its device already.
         indexed: the data of the flags, if they have been indexed before.
 
     Raises:
@@ -211,25 +196,24 @@ def make_plan(
     )
     flags = replace(
         flags,
-        dtype=_settled_dtype(flags.dtype, placement, earlier, alone=alone),
-        max_padded_s=_settled_padded_s(flags.max_padded_s, placement, earlier),
+        dtype=_settled_dtype(flags.dtype, placement, run.earlier),
+        max_padded_s=_settled_padded_s(flags.max_padded_s, placement, run.earlier),
     )
     if flags.category_weight and not data.categories:
         raise ConfigError(
             f"--category-weight is {flags.category_weight:g}, but no training clip has an emotion "
             "category: leave it out, or give data with a column emotion"
         )
-    settings = _settings(flags, network, earlier) | {"data_fingerprint": data.fingerprint}
-    if earlier is not None:
-        refuse_other_settings(flags.output, earlier, earlier.job, settings)
-    saved = checkpoint.latest(flags.output) if earlier else None
+    settings = _settings(flags, network, run.earlier) | {"data_fingerprint": data.fingerprint}
+    run.refuse_other_settings(settings)
+    saved = checkpoint.latest(flags.output) if run.earlier else None
     return TrainingPlan(
         flags=flags,
         network=network,
         data=data,
         placement=placement,
         settings=settings,
-        earlier=earlier,
+        earlier=run.earlier,
         history=list(saved.notes["history"]) if saved else [],
         step=saved.step if saved else 0,
     )
@@ -249,23 +233,17 @@ def _settings(flags: TrainingFlags, network: Network, earlier: RunRecord | None)
 
 
 def _settled_dtype(
-    dtype: str, placement: cluster.Placement, earlier: RunRecord | None, *, alone: bool
+    dtype: str, placement: Placement, earlier: RunRecord | None
 ) -> Literal["auto", "fp32", "bf16"]:
     """fp32 or bf16; `auto` means what it meant when the run was begun."""
     if dtype == "auto" and earlier is not None:
         dtype = str(earlier.settings.get("dtype", dtype))
     if dtype == "auto" and placement.device == "cpu":
         dtype = "fp32"  # rounding costs more on CPUs than bf16 wins there in training
-    if dtype == "auto" and alone:
-        dtype = dtype_name(dtype, placement.device)
-    if dtype == "auto":
-        dtype = worker_dtype(placement)
-    return "bf16" if dtype == "bf16" else "fp32"
+    return "bf16" if settled_dtype(dtype, placement, None) == "bf16" else "fp32"
 
 
-def _settled_padded_s(
-    padded_s: float, placement: cluster.Placement, earlier: RunRecord | None
-) -> float:
+def _settled_padded_s(padded_s: float, placement: Placement, earlier: RunRecord | None) -> float:
     """Padded seconds per forward pass; 0 means what it meant when the run was begun."""
     if not padded_s and earlier is not None:
         padded_s = float(earlier.settings.get("max_padded_s", 0.0))
@@ -273,26 +251,19 @@ def _settled_padded_s(
 
 
 def begin(
-    plan: TrainingPlan,
-    job: str,
-    config: Mapping[str, Any],
-    command: Sequence[str] | None = None,
+    plan: TrainingPlan, run: Run, config: Mapping[str, Any], command: Sequence[str] | None = None
 ) -> RunRecord:
     """Write what comes before the training: the clips as they are used, and the record.
 
     Args:
         plan: of the training.
-        job: that makes it.
+        run: of its output.
         config: its flags as they were given.
         command: that gives the same result, where this process's command line does not.
 
     Raises:
         WriteError: the output cannot be written.
     """
-    record = new_record(job, config, plan.settings, plan.earlier)
-    if command is not None:
-        record = replace(record, command=[*command])
-    if not record.history:
-        write_manifest(storage.join(plan.flags.output, "manifest"), plan.data.table)
-    record.save(plan.flags.output)
-    return record
+    if run.earlier is None:
+        write_manifest(storage.join(run.output, "manifest"), plan.data.table)
+    return run.begin(config, plan.settings, command)

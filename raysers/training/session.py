@@ -10,25 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from raysers.data.manifest import is_manifest
 from raysers.engine import cluster
-from raysers.engine.job import recorded
-from raysers.engine.plan import before_writing, check_writable
+from raysers.engine.job import here
+from raysers.engine.plan import Placement
 from raysers.io import storage
-from raysers.run import RunRecord, finished
+from raysers.run import Run
 from raysers.training import checkpoint, epochs, team
 from raysers.training import plan as training_plan
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed
-from raysers.training.initial_model import TrainingJob
 from raysers.training.loop import train_in
 from raysers.training.plan import TrainingPlan
 from raysers.training.results import write_results
 from raysers.training.team import TrainingStopped
 from raysers.training.tracking import check_tracking, tracked
-from raysers.training.trainer import Fitted, fit, fitted
+from raysers.training.trainer import fit, fitted
 
 JOB = "train"
 
@@ -73,7 +69,7 @@ def run_training(
     on_epoch: OnEpoch | None = None,
     alone: bool = False,
     room: Room | None = None,
-    placement: cluster.Placement | None = None,
+    placement: Placement | None = None,
     indexed: Indexed | None = None,
     command: Sequence[str] | None = None,
 ) -> Outcome:
@@ -86,8 +82,8 @@ def run_training(
         config: the flags as the user gave them, for run.json.
         on_epoch: called in this thread with the record of every epoch, those of an interrupted
             run first; not for a run that is finished. May raise TrainingStopped.
-        alone: train in this process, without Ray Train; and without any cluster when the data
-            are finished manifests or `indexed`.
+        alone: train in this process, without Ray Train; a cluster is joined only to read the
+            headers of many files.
         room: with `alone`, what of this machine the training may use.
         placement: without `alone`, where the workers go; None asks the cluster for `--workers`.
         indexed: the data of `flags`, if they have been indexed before.
@@ -99,73 +95,55 @@ def run_training(
         TrainingStopped: `on_epoch` did; run.json says `stopped`, and the state is kept.
         RaysersError: the training failed; the same call goes on from its last state.
     """
-    with before_writing():
-        anchored = training_plan.anchored(flags)
+    flags = training_plan.with_absolute_paths(flags)
+    with Run.open(JOB, flags.output) as run:
+        training_plan.refuse_unknown_model(run)
         check_tracking(flags.track)
-        earlier = training_plan.open_output(anchored, JOB)
-        settled, network = training_plan.inspect(anchored)
-        if training_plan.is_finished(settled, network, earlier):
-            return _stored(settled.output)
-        check_writable(settled.output)
-        if not (alone and (indexed or _is_indexed(settled))):
+        settled, network = training_plan.inspect(flags)
+        if training_plan.is_finished(settled, network, run):
+            return _stored(run.output)
+        room = (room or Room()) if alone else None
+        if room is not None:
+            placement = here(threads=room.threads)
+        else:
             cluster.connect()
-        place = _here(room or Room()) if alone else placement or cluster.place(flags.workers)
-        plan = training_plan.make_plan(
-            settled, network, earlier, place, alone=alone, indexed=indexed
-        )
+            placement = placement or cluster.place(flags.workers)
+        plan = training_plan.make_plan(settled, network, run, placement, indexed=indexed)
         epochs.print_plan(plan)
-        record = training_plan.begin(plan, JOB, config, command)
-    return _train(plan, record, on_epoch, room or Room() if alone else None)
+        training_plan.begin(plan, run, config, command)
+        return _train(plan, run, on_epoch, room)
 
 
-def _train(
-    plan: TrainingPlan, record: RunRecord, on_epoch: OnEpoch | None, room: Room | None
-) -> Outcome:
-    output = plan.flags.output
+def _train(plan: TrainingPlan, run: Run, on_epoch: OnEpoch | None, room: Room | None) -> Outcome:
+    record = run.record
+    assert record is not None, "the run has not begun"
     try:
-        with recorded(record, output), tracked(plan.flags, record, plan.history) as trackers:
-            tell = epochs.teller(plan.flags.epochs, trackers)
-            told = tell if on_epoch is None else _both(tell, on_epoch)
+        with tracked(plan.flags, record, plan.history) as trackers:
+            log_epoch = epochs.epoch_logger(plan.flags.epochs, trackers)
+
+            def end_epoch(epoch: Epoch) -> None:
+                run.verify()
+                log_epoch(epoch)
+                if on_epoch is not None:
+                    on_epoch(epoch)
+
             if on_epoch is not None:
                 for epoch in plan.history:
                     on_epoch(epoch)
             job = plan.job(record.run_id)
             if room is not None:
-                ended = _fit_here(job, told, room)
+                train_in(team.alone(end_epoch, room.processes_here), job)
+                ended = fitted(job)
             else:
-                ended = fit(job, plan.placement, len(plan.history), told)
+                ended = fit(job, plan.placement, len(plan.history), end_epoch)
             figures = write_results(plan, record, ended.history, ended.failed)
     except TrainingStopped as stopped:
-        finished(record, "stopped", {"reason": str(stopped)}).save(output)
+        run.finish("stopped", {"reason": str(stopped)})
         raise
-    finished(record, "done", figures).save(output)
-    checkpoint.clear(output)  # not before: a failure until here must find it
-    epochs.print_outcome(output, figures)
-    return Outcome(output=output, figures=figures, history=ended.history, trained=True)
-
-
-def _both(first: OnEpoch, second: OnEpoch) -> OnEpoch:
-    def tell(record: Epoch) -> None:
-        first(record)
-        second(record)
-
-    return tell
-
-
-def _here(room: Room) -> cluster.Placement:
-    gpus = 1.0 if torch.cuda.is_available() else 0.0
-    return cluster.Placement(workers=1, num_cpus=room.threads, num_gpus=gpus)
-
-
-def _fit_here(job: TrainingJob, on_epoch: OnEpoch, room: Room) -> Fitted:
-    """As `trainer.fit`, by this process."""
-    train_in(team.alone(on_epoch, room.processes_here), job)
-    return fitted(job)
-
-
-def _is_indexed(flags: TrainingFlags) -> bool:
-    """Whether no header of the data is left to be read."""
-    return all(map(is_manifest, (*flags.data, *flags.train, *flags.dev)))
+    run.finish("done", figures)
+    checkpoint.clear(run.output)  # not before: a failure until here must find it
+    epochs.print_outcome(run.output, figures)
+    return Outcome(output=run.output, figures=figures, history=ended.history, trained=True)
 
 
 def _stored(output: str) -> Outcome:

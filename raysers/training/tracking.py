@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raysers.errors import ConfigError
-from raysers.io import storage
+from raysers.io import claim, storage
 from raysers.run import RunRecord
 from raysers.training.config import TrainingFlags
 from raysers.types import DIMENSIONS
@@ -192,7 +192,7 @@ def _local_files(folder: str) -> Iterator[list[Path]]:
         files = []
         for found in storage.list_objects(folder):
             name = found.uri.removeprefix(folder + "/")
-            if "/" in name:
+            if "/" in name or name == claim.NAME:
                 continue
             files.append(Path(place, name))
             files[-1].write_bytes(storage.read_bytes(found.uri))

@@ -22,7 +22,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
-from raysers.engine.cluster import Placement, own_errors
+from raysers.engine.cluster import own_errors
+from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
 from raysers.training import checkpoint
 from raysers.training.initial_model import TrainingJob

@@ -14,7 +14,7 @@ import pyarrow as pa
 from raysers.data.manifest import fingerprint, read_manifest, write_manifest
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
-from raysers.run import RunRecord, load_record, new_record, refuse_other_settings
+from raysers.run import Run
 from raysers.training import dataset, plan
 from raysers.training.config import TrainingFlags, deciding
 from raysers.training.dataset import Indexed
@@ -31,21 +31,12 @@ JOB = "tune"
 TUNING_VERSION = 1
 
 
-def open_output(flags: TuningFlags) -> RunRecord | None:
-    """The record of the sweep to go on with, or None for a fresh folder.
-
-    Raises:
-        RefusedError: the folder belongs to another job.
-        ConfigError: it holds trials of unknown origin.
-    """
-    earlier = load_record(flags.output)
-    if earlier is not None and earlier.job != JOB:
-        refuse_other_settings(flags.output, earlier, JOB, {})
-    if earlier is None and recorded_trials(flags.output, 0):
+def refuse_unknown_trials(run: Run) -> None:
+    """Raises ConfigError when the folder holds trials but no record of their sweep."""
+    if run.earlier is None and recorded_trials(run.output, 0):
         raise ConfigError(
-            f"--output {flags.output} has trials but no run.json: choose another folder"
+            f"--output {run.output} has trials but no run.json: choose another folder"
         )
-    return earlier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +44,7 @@ class Draft:
     """A sweep as far as it is known without the data.
 
     Attributes:
-        flags: from `training_plan.anchored`.
+        flags: with absolute paths.
         base: those of training.
         space: what is searched.
         search: decides the points.
@@ -96,12 +87,12 @@ def draft(flags: TuningFlags) -> Draft:
     )
 
 
-def make_sweep(planned: Draft, earlier: RunRecord | None) -> tuple[Sweep, pa.Table]:
+def make_sweep(planned: Draft, run: Run) -> tuple[Sweep, pa.Table]:
     """Read the data on the connected cluster, and compare all with what was begun.
 
     Args:
         planned: from `draft`.
-        earlier: from `open_output`.
+        run: of the output.
 
     Returns:
         The sweep, and the labelled clips as they were indexed.
@@ -113,10 +104,10 @@ def make_sweep(planned: Draft, earlier: RunRecord | None) -> tuple[Sweep, pa.Tab
     """
     flags, base, space = planned.flags, planned.base, planned.space
     networks, trials = planned.networks, planned.trials
-    if earlier is not None:
-        known = {k: earlier.settings.get(k) for k in ("data_fingerprint", "data_notes")}
+    if run.earlier is not None:
+        known = {k: run.earlier.settings.get(k) for k in ("data_fingerprint", "data_notes")}
         settings = _settings(flags, base, space, networks) | known
-        refuse_other_settings(flags.output, earlier, JOB, settings)
+        run.refuse_other_settings(settings)
         table = _stored_manifest(flags.output, str(known["data_fingerprint"]))
         notes = [str(note) for note in known["data_notes"] or ()]
         trials = max(trials, len(recorded_trials(flags.output, 0)))
@@ -136,7 +127,7 @@ def make_sweep(planned: Draft, earlier: RunRecord | None) -> tuple[Sweep, pa.Tab
         },
         indexed=Indexed(manifest=storage.join(flags.output, "manifest"), notes=tuple(notes)),
         settings=settings,
-        earlier=earlier,
+        earlier=run.earlier,
     )
     _check_points(sweep)
     dataset.choose(
@@ -150,17 +141,15 @@ def make_sweep(planned: Draft, earlier: RunRecord | None) -> tuple[Sweep, pa.Tab
     return sweep, table
 
 
-def begin(sweep: Sweep, table: pa.Table, config: Mapping[str, Any]) -> RunRecord:
+def begin(sweep: Sweep, run: Run, table: pa.Table, config: Mapping[str, Any]) -> None:
     """Write what comes before the trials: the clips, and the record.
 
     Raises:
         WriteError: the output cannot be written.
     """
-    record = new_record(JOB, config, sweep.settings, sweep.earlier)
-    if not record.history:
+    if run.earlier is None:
         write_manifest(sweep.indexed.manifest, table)
-    record.save(sweep.output)
-    return record
+    run.begin(config, sweep.settings)
 
 
 def _settings(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import ray
 
-from raysers.engine.cluster import Placement, choose_placement, place
+from raysers.engine.cluster import choose_placement, place
+from raysers.engine.plan import Placement
 from raysers.errors import ConfigError
 from raysers.training.session import Room
 from raysers.tuning.trials import Share

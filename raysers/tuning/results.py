@@ -13,7 +13,7 @@ from typing import Any
 
 from raysers.engine import output as parts
 from raysers.engine.progress import print_pairs, print_warning
-from raysers.io import storage
+from raysers.io import claim, storage
 from raysers.run import Exit
 from raysers.training.config import TrainingFlags, with_recipe
 from raysers.tuning import figure
@@ -34,7 +34,7 @@ from raysers.tuning.trials import Ended
 from raysers.tuning.tuner import Sweep, describe
 
 #: What of a trial's folder is not part of its model folder.
-_NOT_PUBLISHED = ("state/", "tensorboard/", "trial.json")
+_NOT_PUBLISHED = ("state/", "tensorboard/", "trial.json", claim.NAME)
 
 #: What run.json says for each way to end.
 STATUSES = {

@@ -44,7 +44,7 @@ class Sweep:
     """A sweep that can begin or go on.
 
     Attributes:
-        flags: with places anchored.
+        flags: with absolute paths.
         base: those of training, which trials start from.
         space: what is searched.
         search: decides the points.

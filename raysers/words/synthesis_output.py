@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 from raysers.data.manifest import sort_manifest
 from raysers.engine import ledger, progress
 from raysers.engine import output as parts
-from raysers.engine.output import write_header
 from raysers.errors import RaysersError
 from raysers.io import storage
-from raysers.run import Exit, RunRecord, finished
+from raysers.run import Exit, Run
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import Status
 from raysers.words.speaking import MANNER_FIELDS, SPEECH, TABLE
@@ -35,11 +34,14 @@ _MEANINGS = {
 }
 
 
-def begin(output: str, plan: pa.Table, record: RunRecord, about: str) -> None:
-    """Write what comes before any sound: `db.yaml` and, last, the record."""
+def write_header(output: str, plan: pa.Table, about: str) -> None:
+    """Write `db.yaml`, which comes before any sound.
+
+    Raises:
+        WriteError: the output cannot be written.
+    """
     schemas = {"manifest": manifest_schema(plan), TABLE: SPEECH}
-    write_header(output, schemas, description=f"speech made from {about}")
-    record.save(output)
+    parts.write_header(output, schemas, description=f"speech made from {about}")
 
 
 def manifest_schema(plan: pa.Table) -> pa.Schema:
@@ -54,14 +56,13 @@ def manifest_schema(plan: pa.Table) -> pa.Schema:
     return pa.schema([*MANIFEST, *(carried | manner).values()])
 
 
-def conclude(
-    output: str, plan: pa.Table, shards: int, record: RunRecord, *, wall_s: float, max_failed: float
-) -> Exit:
+def conclude(run: Run, plan: pa.Table, shards: int, *, wall_s: float, max_failed: float) -> Exit:
     """Check that every text is one row, write the manifest and how it ended, print it.
 
     Raises:
         RaysersError: rows are missing or too many.
     """
+    output = run.output
     speech = parts.read_all(output, TABLE, shards, MANIFEST.names)
     if speech["file"].to_pylist() != plan["file"].to_pylist():
         raise RaysersError(
@@ -79,7 +80,7 @@ def conclude(
     )
     _write(storage.join(output, "manifest"), sort_manifest(manifest))
     ledger.tidy(output)
-    return _finish(output, manifest, record, wall_s=wall_s, max_failed=max_failed)
+    return _finish(run, manifest, wall_s=wall_s, max_failed=max_failed)
 
 
 def _write(uri: str, table: pa.Table) -> None:
@@ -90,9 +91,7 @@ def _write(uri: str, table: pa.Table) -> None:
         parts.write_part(storage.join(uri, f"part-{number:05d}.parquet"), rows)
 
 
-def _finish(
-    output: str, manifest: pa.Table, record: RunRecord, *, wall_s: float, max_failed: float
-) -> Exit:
+def _finish(run: Run, manifest: pa.Table, *, wall_s: float, max_failed: float) -> Exit:
     statuses = progress.count_statuses(manifest)
     failed = 1 - statuses.get(Status.OK, 0) / len(manifest)
     outcome: Mapping[str, Any] = {
@@ -103,9 +102,9 @@ def _finish(
         "wall_s": round(wall_s, 3),
     }
     good = failed <= max_failed
-    finished(record, "done" if good else "done_with_failures", outcome).save(output)
+    run.finish("done" if good else "done_with_failures", outcome)
     progress.print_statuses(statuses)
-    progress.print_manifest(manifest, output)
+    progress.print_manifest(manifest, run.output)
     if not good:
         progress.print_warning(
             f"{failed:.1%} of the texts were not spoken, more than --max-failed {max_failed:g} "

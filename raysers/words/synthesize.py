@@ -26,7 +26,7 @@ import ray
 from raysers.data.shards import shard_name
 from raysers.engine import cluster
 from raysers.engine import output as parts
-from raysers.engine.failures import raise_from_rows
+from raysers.engine.cluster import raise_from_rows
 from raysers.engine.progress import LINE_EVERY_S, duration, failures_text, hours
 from raysers.errors import ClipError, ConfigError
 from raysers.io import storage

@@ -388,7 +388,7 @@ def test_an_interrupted_evaluation_never_takes_the_clips_of_other_labels(
 
     monkeypatch.setattr(evaluate, "annotate", interrupted)
     assert run(*args, "--labels", one) not in (0, 2)
-    assert record_of(out)["status"] == "failed"
+    assert record_of(out)["status"] == "interrupted"
     assert run(*args, "--labels", two) == 2
     assert "labels was" in capsys.readouterr().err
     write_emodb(one, emodb_files)  # the same file, with more clips by now

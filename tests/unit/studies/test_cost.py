@@ -12,7 +12,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from raysers.models.backbones import BACKBONES
 from raysers.models.loading import build_network
-from raysers.run import new_record
+from raysers.run import RunRecord
 from raysers.studies.cost import Heard, operations_per_s, print_cost
 from raysers.studies.experiments import make_grid
 from raysers.studies.networks import BEGINNINGS, small_config
@@ -66,10 +66,13 @@ def test_money_is_asked_for_places_and_for_what_is_left(tmp_path, ray_session, w
     grid = make_grid(read_studies(flags.study, "full"), "full")
     done, *left = (tmp_path / "runs" / name for name in grid.runs)
     Ended(name=done.name, path=str(done), status="done").save()
-    plan = StudyPlan(
-        flags=flags, wanted=("seeds",), studies=(), grid=grid, settings={},
-        earlier=new_record("study", {}, {}, None),
+    earlier = RunRecord(
+        run_id="0", job="study", status="done", started_at="", config={}, settings={}, versions={},
+        command=[],
     )  # fmt: skip
+    plan = StudyPlan(
+        flags=flags, wanted=("seeds",), studies=(), grid=grid, settings={}, earlier=earlier
+    )
     printed = StringIO()
     print_cost(plan, Heard(train_s=1e6, dev_s=1e5, judged_s=1e5), Console(file=printed, width=200))
     lines = printed.getvalue().splitlines()

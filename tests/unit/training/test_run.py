@@ -16,7 +16,7 @@ from raysers.data.manifest import read_manifest, write_manifest
 from raysers.errors import ConfigError
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed, TrainingData, choose, index_data
-from raysers.training.plan import anchored
+from raysers.training.plan import with_absolute_paths
 from raysers.training.session import Outcome, run_training
 from raysers.training.team import TrainingStopped
 from raysers.tuning.trial import command_of
@@ -148,12 +148,12 @@ def test_map_and_speakers_mean_the_same_file_from_every_folder(tmp_path, monkeyp
     flags = TrainingFlags(
         data=("d",), output="o", emotion_map="russell-mehrabian", speakers="who.csv"
     )
-    assert anchored(flags).emotion_map == "russell-mehrabian"
-    assert anchored(flags).speakers == str(tmp_path / "who.csv")
-    assert anchored(replace(flags, emotion_map="map.yaml")).emotion_map == str(
+    assert with_absolute_paths(flags).emotion_map == "russell-mehrabian"
+    assert with_absolute_paths(flags).speakers == str(tmp_path / "who.csv")
+    assert with_absolute_paths(replace(flags, emotion_map="map.yaml")).emotion_map == str(
         tmp_path / "map.yaml"
     )
-    assert anchored(replace(flags, speakers="")).speakers == ""
+    assert with_absolute_paths(replace(flags, speakers="")).speakers == ""
 
 
 def test_the_card_names_a_command_that_gives_the_same_model(flags):
