@@ -349,58 +349,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def new_record(
-    job: str, config: Mapping[str, Any], settings: Mapping[str, Any], earlier: RunRecord | None
-) -> RunRecord:
-    """A record with status `running` and a fresh run id, remembering the `earlier` one."""
-    history: tuple[Mapping[str, Any], ...] = ()
-    if earlier is not None:
-        past = {
-            "run_id": earlier.run_id,
-            "status": earlier.status,
-            "started_at": earlier.started_at,
-            "finished_at": earlier.finished_at,
-            "outcome": earlier.outcome,
-        }
-        history = (*earlier.history, past)
-    return RunRecord(
-        run_id=uuid.uuid4().hex[:16],
-        job=job,
-        status="running",
-        started_at=now(),
-        config=config,
-        settings=settings,
-        versions=_versions(),
-        command=sys.argv,
-        history=history,
-    )
-
-
-def finished(record: RunRecord, status: str, outcome: Mapping[str, Any]) -> RunRecord:
-    """The record at the end: `done`, `done_with_failures` or `failed`, with the figures."""
-    return replace(record, status=status, finished_at=now(), outcome=outcome)
-
-
-def refuse_other_settings(
-    output: str, earlier: RunRecord, job: str, settings: Mapping[str, Any]
-) -> None:
-    """Raises RefusedError naming every setting in which `output` differs from this command."""
-    if earlier.job != job:
-        raise RefusedError(
-            f"--output {output} holds a run of {earlier.job!r}: choose another folder for {job!r}"
-        )
-    differing = [
-        f"{key} was {earlier.settings.get(key)!r}, now {settings.get(key)!r}"
-        for key in sorted({*earlier.settings, *settings})
-        if earlier.settings.get(key) != settings.get(key)
-    ]
-    if differing:
-        raise RefusedError(
-            f"--output {output} holds rows of other settings ({'; '.join(differing)}): "
-            "choose another folder, or repeat the earlier settings to resume"
-        )
-
-
 def run_main(job: Callable[[], int]) -> int:
     """Run a job's body and turn how it ended into an exit code and, on errors, one clear line."""
     end_on_sigterm()
