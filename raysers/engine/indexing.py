@@ -14,14 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raysers.data.labelled import read_labelled
-from raysers.data.manifest import (
-    Segmenting,
-    is_manifest,
-    probe_batch,
-    read_manifest,
-    sort_manifest,
-)
+from raysers.data.corpora import read_labelled
+from raysers.data.manifest import is_manifest, probe_batch, read_manifest, sort_manifest
+from raysers.data.segments import Segmenting
 from raysers.data.sources import ListingNotes, list_inputs
 from raysers.engine.cluster import dataset_of
 from raysers.engine.failures import carried, raise_carried

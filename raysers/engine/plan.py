@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.cli import ClipJobFlags, ListingFlags
-from raysers.data.manifest import Segmenting, clips_of, fingerprint, read_manifest
+from raysers.data.manifest import clips_of, fingerprint, read_manifest
+from raysers.data.segments import Segmenting
 from raysers.data.shards import ShardPlan, plan_shards, shard_name
 from raysers.data.sources import list_inputs
 from raysers.engine import output as parts

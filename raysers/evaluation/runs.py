@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.labelled import read_labelled
+from raysers.data.corpora import read_labelled
 from raysers.engine import output as parts
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.evaluate import Options, assess, datasets

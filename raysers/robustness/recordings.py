@@ -17,7 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader
-from raysers.data.manifest import Segmenting, fingerprint
+from raysers.data.manifest import fingerprint
+from raysers.data.segments import Segmenting
 from raysers.engine.cluster import dataset_of
 from raysers.engine.failures import carried, raise_carried
 from raysers.engine.indexing import index

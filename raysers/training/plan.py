@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from raysers.data.corpora import EMOTION_MAPS
+from raysers.data.corpora.emotions import EMOTION_MAPS
 from raysers.data.manifest import write_manifest
 from raysers.engine import cluster
 from raysers.engine.plan import anchored_output

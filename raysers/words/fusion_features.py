@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.cli import ClipJobFlags, as_plain
-from raysers.data.identities import identities
 from raysers.data.manifest import fingerprint
 from raysers.data.shards import plan_shards, shard_name
+from raysers.data.splits import identities
 from raysers.engine import job, output, summary
 from raysers.engine import plan as planning
 from raysers.engine.cluster import Placement

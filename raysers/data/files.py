@@ -1,6 +1,6 @@
-"""Label files of corpora, by line, and the audio beside them; local folders and S3 prefixes alike.
+"""Text files from strangers, by line, as CSV or as YAML, and the audio beside them.
 
-Every complaint about a file names its line, because a corpus is mended with an editor.
+Every message about a file names its line, because such files are corrected in an editor.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ import io
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo
+
+#: One row before it becomes Arrow: column names to values; absent ones are null, times are in ns.
+Row = dict[str, Any]
 
 _READ_THREADS = 32
 _NO_NUMBER = frozenset({"", "nan", "none", "null", "na"})
 
 
 def is_file(uri: str) -> bool:
-    """Whether a file or object of exactly this name is there."""
+    """Whether a file or object of exactly this name exists."""
     try:
         storage.stat(uri)
     except ObjectMissing:
@@ -31,7 +35,7 @@ def is_file(uri: str) -> bool:
 def first_of(
     root: str, names: Sequence[str], there: Callable[[str], bool] = storage.is_folder
 ) -> str | None:
-    """The first of `names` below `root` that is there, None when none is."""
+    """The first of `names` below `root` that exists, None when none does."""
     return next((uri for name in names if there(uri := storage.join(root, name))), None)
 
 
@@ -40,7 +44,8 @@ def objects_below(
 ) -> list[ObjectInfo]:
     """Files below `folder`, sorted by name; with `direct`, those in the folder itself only.
 
-    Empty when there is no such folder. Hidden files (`._x.wav` of archives made on a Mac) are none.
+    Empty when there is no such folder. Hidden files (`._x.wav` of archives made on a Mac) are left
+    out.
     """
     try:
         found = list(storage.list_objects(folder, suffixes=suffixes))
@@ -54,6 +59,11 @@ def objects_below(
             shown = info.uri.encode("utf-8", "backslashreplace").decode()
             raise ConfigError(f"{shown}: the file name is not valid UTF-8: rename it")
     return sorted(found, key=lambda info: info.uri)
+
+
+def of_file(info: ObjectInfo) -> Row:
+    """The columns that name a listed file."""
+    return {"file": info.uri, "num_bytes": info.num_bytes, "etag": info.etag}
 
 
 def name_of(uri: str) -> str:
@@ -83,7 +93,7 @@ def lines_of(uri: str) -> Iterator[tuple[int, str]]:
 
 
 def texts_of(uris: Sequence[str]) -> list[str]:
-    """Many small text files, read side by side, blanks folded."""
+    """Many small text files, read in parallel, blanks folded."""
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         return [" ".join(text.split()) for text in pool.map(text_of, uris)]
 
