@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
-from raysers.data.files import Row, csv_records, first_of, is_file, number, require, text_of
+from raysers.data.files import Row, csv_records, first_of, is_file, load_yaml, number, require
 from raysers.data.tables import READ_FAILURES, TimeColumnError, parse_ns, to_durations
 from raysers.errors import ConfigError
 from raysers.io import storage
@@ -237,10 +236,7 @@ def _header(root: str) -> _Header:
         ConfigError: no YAML, no tables, or a table with a scheme that is not defined.
     """
     uri = storage.join(root, HEADER_FILE)
-    try:
-        document = yaml.safe_load(text_of(uri))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{uri} is not YAML: {str(error).splitlines()[0]}") from error
+    document = load_yaml(uri)
     if not isinstance(document, dict) or not isinstance(document.get("tables"), dict):
         raise ConfigError(f"{uri} names no tables")
     schemes = {n: _scheme(f"{uri}: scheme {n!r}", n, s) for n, s in _items(document, "schemes")}

@@ -21,10 +21,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import yaml
-
-from raysers.errors import ConfigError, StorageError
-from raysers.io import storage
+from raysers.data.files import load_yaml
+from raysers.errors import ConfigError
 from raysers.types import DIMENSIONS
 
 #: Arousal, dominance, valence, each 0..1, by category.
@@ -101,12 +99,11 @@ def load_emotion_map(name_or_uri: str) -> EmotionMap:
         return EMOTION_MAPS[name_or_uri]
     known = ", ".join(EMOTION_MAPS)
     try:
-        document = yaml.safe_load(storage.read_bytes(name_or_uri).decode("utf-8"))
-    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first_line = str(error).splitlines()[0]
+        document = load_yaml(name_or_uri)
+    except ConfigError as error:
         raise ConfigError(
             f"--emotion-map {name_or_uri} is no map known here ({known}), nor a YAML file that "
-            f"can be read: {first_line}"
+            f"can be read: {error}"
         ) from error
     if not isinstance(document, dict) or not document:
         raise ConfigError(f"--emotion-map {name_or_uri}: write category: [{', '.join(DIMENSIONS)}]")

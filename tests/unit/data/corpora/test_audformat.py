@@ -179,7 +179,7 @@ def test_missing_and_pickled_tables(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no db\.t\.parquet"):
         read_corpus("audformat", str(root))
     trees.text(root / "db.yaml", "name: [")
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match="cannot be read: line 2"):
         read_corpus("audformat", str(root))
 
 

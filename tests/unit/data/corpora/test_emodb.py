@@ -19,7 +19,7 @@ def test_the_real_corpus():
     assert recognise(str(root)) == "emodb"
     found, notes = read_corpus("emodb", str(root))
     rows = found.to_pylist()
-    assert (len(rows), notes) == (535, ())
+    assert (len(rows), notes) == (535, [])
     # counts as published with the corpus
     assert Counter(row["emotion"] for row in rows) == {
         "anger": 127, "boredom": 81, "disgust": 46, "fear": 69, "happiness": 71, "neutral": 79,
