@@ -15,10 +15,9 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-import yaml
 
-from raysers.errors import ConfigError, StorageError
-from raysers.io import storage
+from raysers.data.files import load_yaml
+from raysers.errors import ConfigError
 from raysers.types import Status
 
 T = TypeVar("T")
@@ -159,12 +158,9 @@ def _file_arguments(uri: str, config_class: type) -> list[str]:
 
 def _read_values(uri: str) -> Mapping[str, Any]:
     try:
-        text = storage.read_bytes(uri).decode("utf-8")
-        # YAML is a superset of JSON, so a run.json needs no parser of its own
-        document = yaml.safe_load(text)
-    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"--config {uri} cannot be read: {first_line}") from error
+        document = load_yaml(uri)  # YAML is a superset of JSON, so run.json needs no other parser
+    except ConfigError as error:
+        raise ConfigError(f"--config {error}") from error
     if isinstance(document, dict) and "run_id" in document:
         document = document.get("config")
     if not isinstance(document, dict):

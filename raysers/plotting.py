@@ -1,12 +1,14 @@
-"""The one look of every picture: type scale, axes, marks, direct labels, and how it is saved.
+"""The one look of every picture: palette, type scale, axes, marks, direct labels, and saving.
 
 The same figure gives the same bytes: no dates, no random ids, and the font that comes with
 matplotlib, whatever the reader's settings are. Text is drawn as outlines, so no reader needs a
-font, and a dollar in a file name is a dollar.
+font, and a dollar in a file name is a dollar. A colour is named by its value on a light page;
+`dark` gives its value on a dark one.
 """
 
 from __future__ import annotations
 
+import colorsys
 import io
 import math
 import textwrap
@@ -14,8 +16,46 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raysers.palette import FAINT, INK, PAPER, SOFT, word_colour
-from raysers.report_text import printable
+from raysers.text import printable
+from raysers.types import DIMENSIONS
+
+INK, SOFT, FAINT, PAPER = "#222222", "#6B6B6B", "#E4E4E4", "#FFFFFF"
+#: Okabe & Ito's colours, distinguishable with any colour vision; the last is for the rest.
+BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+PURPLE, SKY, BETWEEN = "#CC79A7", "#56B4E9", "#6B6B6B"
+SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BETWEEN)
+#: The colour of each dimension, in every picture.
+COLOURS: Mapping[str, str] = dict(zip(DIMENSIONS, (VERMILION, BLUE, GREEN), strict=True))
+#: The two ends of a scale that has a middle.
+LOW, HIGH = VERMILION, BLUE
+#: Darker variants for text: the palette's contrast to white (3 to 5) is enough for marks only.
+_FOR_WORDS: Mapping[str, str] = {
+    BLUE: "#00639B",
+    VERMILION: "#B34E00",
+    GREEN: "#00775A",
+    PURPLE: "#A34D80",
+    ORANGE: "#8F6200",
+    SKY: "#1C74A8",
+}
+#: On a dark page; colours not named here are turned by `dark`.
+_DARK: Mapping[str, str] = {
+    INK: "#ECEEF1",
+    SOFT: "#B0A8A8",
+    FAINT: "#343A44",
+    PAPER: "#15181D",
+    BLUE: "#4695CB",
+    VERMILION: "#F68740",
+    GREEN: "#60E0A9",
+    PURPLE: "#EAA0CE",
+    ORANGE: "#F4B515",
+    SKY: "#90CFF8",
+    "#00639B": "#6DB9F0",
+    "#B34E00": "#FF9C5C",
+    "#00775A": "#45D1A6",
+    "#A34D80": "#EBABD0",
+    "#8F6200": "#F5C152",
+    "#1C74A8": "#9AD4F8",
+}
 
 #: A picture in its formats: `png` and `svg`; empty when there is nothing to show.
 Picture = dict[str, bytes]
@@ -55,11 +95,44 @@ _RC = {
 }
 
 
+def word_colour(colour: str) -> str:
+    """`colour` for words: contrast to white of at least 4.5."""
+    return _FOR_WORDS.get(colour, colour)
+
+
+def series_colour(index: int) -> str:
+    """Colour of the `index`-th of several things; beyond the palette all are grey."""
+    return SERIES[min(index, len(SERIES) - 1)]
+
+
+def dark(colour: str) -> str:
+    """The `#rrggbb` to use on a dark page: the palette's, else the same hue with lightness turned.
+
+    >>> dark("#FFFFFF"), dark("#000000")
+    ('#15181D', '#E9E9E9')
+    """
+    upper = colour.upper()
+    if upper in _DARK:
+        return _DARK[upper]
+    red, green, blue = (int(upper[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+    turned = 0.915 - 0.8 * lightness  # black to the words' grey, white to the page's
+    lifted = colorsys.hls_to_rgb(hue, turned, saturation * 0.9)
+    return "#" + "".join(f"{round(255 * part):02X}" for part in lifted)
+
+
+def blend(colour: str, share: float) -> tuple[float, ...]:
+    """`colour` with so much of it left (0..1) towards a light grey; red, green, blue in 0..1."""
+    from matplotlib.colors import to_rgb
+
+    pairs = zip(to_rgb(colour), to_rgb("#B8B8B8"), strict=True)
+    return tuple(share * strong + (1 - share) * weak for strong, weak in pairs)
+
+
 def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -> Picture:
     """The `matplotlib.figure.Figure` that `draw` makes, as `png` and `svg` on white.
 
-    `draw` is called under the settings of this module; it makes a `Figure` of its own and never
-    touches pyplot, whose state is the process's.
+    `draw` is called under this module's settings and does not use pyplot's global state.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -77,7 +150,7 @@ def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -
 
 
 def _make_printable(figure: Any) -> None:
-    """Mark what is no text in every title, label, tick, legend and note of the figure."""
+    """Replace characters that are no text in every text of the figure."""
     from matplotlib.text import Text
 
     for axis in (a for panel in figure.axes for a in (panel.xaxis, panel.yaxis)):
@@ -100,7 +173,7 @@ def formats(*, narrow: bool) -> Sequence[str]:
 
 
 def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Any:
-    """An empty figure whose panels and labels find their places by themselves."""
+    """An empty figure with constrained layout."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -123,10 +196,7 @@ def value_grid(axis: Any, along: str = "y", *, most: int = 6) -> None:
 
 
 def axis_name(axis: Any, text: str) -> None:
-    """What the lower axis is of, flush right below it; a long name may reach under its neighbours.
-
-    Only its height takes part in the layout, or a long name would make its panel wider.
-    """
+    """The name of the lower axis, flush right below it; its width takes no part in the layout."""
     wide = axis.figure.get_figwidth() > WIDTH_IN / 2 + 1
     lines = textwrap.wrap(text, _LETTERS_WIDE if wide else _LETTERS_NARROW)
     axis.set_xlabel("\n".join(" " for _ in lines))
@@ -143,7 +213,7 @@ def name_rows(axis: Any, names: Sequence[str]) -> None:
 
 
 def guide(axis: Any, at: float, along: str = "x") -> None:
-    """A dotted line at a value that others are compared with: chance, zero, the kept epoch."""
+    """A dotted line at a reference value: chance, zero, the kept epoch."""
     line = axis.axvline if along == "x" else axis.axhline
     line(at, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
 
@@ -151,16 +221,7 @@ def guide(axis: Any, at: float, along: str = "x") -> None:
 def interval(
     axis: Any, value: float, bounds: tuple[float, float], at: float, colour: str, along: str = "x"
 ) -> None:
-    """A dot at `value` with its interval as a line; NaN bounds leave the dot alone.
-
-    Args:
-        axis: panel to draw on.
-        value: along the axis `along`; NaN draws nothing.
-        bounds: lower and upper end of the interval.
-        at: place on the other axis.
-        colour: of both.
-        along: the axis of values, `x` or `y`.
-    """
+    """A dot at `value` (NaN draws nothing) with its interval; NaN bounds leave the dot alone."""
     if math.isnan(value):
         return
     if not any(map(math.isnan, bounds)):
@@ -177,7 +238,7 @@ def dot(axis: Any, value: float, at: float, colour: str, along: str = "x", **how
 
 
 def published(axis: Any, value: float, at: float, along: str = "x", marker: str = "D") -> None:
-    """The hollow mark of somebody else's number beside ours."""
+    """The hollow mark of a published value."""
     if not math.isnan(value):
         style = {"mfc": "none", "mec": INK, "mew": 1.1, "ms": 6, "marker": marker, "zorder": 3}
         dot(axis, value, at, INK, along, **style)
@@ -211,12 +272,10 @@ def end_label(axis: Any, height: float, text: str, colour: str) -> None:
 
 
 def end_labels(axis: Any, lines: Mapping[str, tuple[float, str]], *, gap: float = 0.065) -> None:
-    """Names of lines right of the panel, moved apart where they would cover each other.
+    """Names of lines right of the panel (its limits are final), moved apart where they overlap.
 
-    Args:
-        axis: panel; its limits are final.
-        lines: by name, the height at which its line ends, and its colour.
-        gap: least distance, as a share of the panel's height.
+    `lines` maps a name to the height at which its line ends and its colour; `gap` is the least
+    distance as a share of the panel's height.
     """
     low, high = sorted(axis.get_ylim())
     apart = (high - low) * gap
@@ -238,10 +297,9 @@ def above(
 def spread(
     heights: Mapping[str, float], *, gap: float, low: float, high: float
 ) -> dict[str, float]:
-    """Heights at least `gap` apart, in the same order, close to where they were.
+    """Heights at least `gap` apart within `low..high`, in the same order, close to where they were.
 
-    Labels at the ends of lines would cover each other otherwise. Those that touch move apart
-    around their common middle, and all stay within `low..high`.
+    Those that touch move apart around their common middle.
     """
     names = sorted(heights, key=lambda name: heights[name])
     groups: list[list[str]] = [[name] for name in names]
@@ -270,7 +328,7 @@ def short(text: str, most: int = 28) -> str:
 
 
 def model_names(models: Sequence[str], most: int = 28) -> dict[str, str]:
-    """A name for the reader of every model: its last folder, or more where that is not unique."""
+    """A short name of every model: its last folder, or more where that is not unique."""
     last = {model: model.rstrip("/").rpartition("/")[2] or model for model in models}
     twice = {name for name in last.values() if list(last.values()).count(name) > 1}
     return {m: short(m if name in twice else name, most) for m, name in last.items()}

@@ -1,7 +1,7 @@
-"""Pieces of Markdown that say what they are given, whatever that holds.
+"""Text from strangers made safe to show: in Markdown, in pictures, in pages and in messages.
 
-Names of files, corpora and speakers come from strangers: they may hold tables, links, HTML, control
-characters or half a byte, and must read as text in every viewer.
+Names of files, corpora and speakers may hold tables, links, HTML, control characters or half a
+byte, and must read as text in every viewer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from collections.abc import Iterable, Sequence
 _SPECIAL = re.compile(r"[\\`*_\[\]<>&|~$@#]|:(?=//)|(?<=www)\.", re.IGNORECASE)
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _LONGEST = 300
+_NAMED = 3
+#: Shown for a character that cannot be.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+#: Characters that are no text: controls, half characters, and those no document may hold.
+_NO_TEXT = frozenset({"Cc", "Cs", "Cn"})
 
 
 def visible(value: object) -> str:
@@ -46,3 +51,25 @@ def fenced(text: str, language: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+def printable(text: str) -> str:
+    r"""The text with a visible mark for every character that is none; line ends and tabs stay.
+
+    >>> printable("s\x1b1"), printable("a\ud800b"), printable("two\nlines")
+    ('s�1', 'a�b', 'two\nlines')
+    """
+    return "".join(
+        REPLACEMENT if unicodedata.category(c) in _NO_TEXT and c not in "\n\t" else c for c in text
+    )
+
+
+def some(names: Iterable[str]) -> str:
+    """How many names there are and the first few of them, for a note.
+
+    >>> some(["d", "b", "a", "c"])
+    '4 (a, b, c, ...)'
+    """
+    found = sorted(names)
+    more = ", ..." if len(found) > _NAMED else ""
+    return f"{len(found):,} ({', '.join(found[:_NAMED])}{more})"

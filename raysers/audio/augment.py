@@ -6,7 +6,6 @@ on whatever worker and in whatever order clips are decoded.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import scipy.fft
 import soxr
 
+from raysers.seeding import seed_of
 from raysers.types import SAMPLE_RATE_HZ
 
 Floats = npt.NDArray[np.float32]
@@ -67,8 +67,7 @@ class Augmentation:
 
 def clip_rng(seed: int, epoch: int, identity: str) -> np.random.Generator:
     """Random numbers for one clip in one epoch, independent of every other clip's."""
-    key = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=16).digest(), "big")
-    sequence = np.random.SeedSequence((seed, epoch, _CLIP_STREAM, key))
+    sequence = np.random.SeedSequence((seed, epoch, _CLIP_STREAM, seed_of(identity)))
     return np.random.Generator(np.random.PCG64(sequence))
 
 

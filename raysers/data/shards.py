@@ -6,7 +6,6 @@ list of clips on every machine and in every run, which is what makes resume safe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,14 +139,3 @@ def _even_sizes(rows: int, most: int) -> Indices:
     """Sizes of the fewest shards of at most `most` rows."""
     starts = np.arange(0, rows, most)
     return np.diff(np.append(starts, rows)).astype(np.int64)
-
-
-def padding_waste(batches: Sequence[Sequence[int]], durations_s: Sequence[float]) -> float:
-    """Share of the padded seconds that is padding, 0 (none) to below 1.
-
-    >>> padding_waste([[0, 1]], [4.0, 2.0])
-    0.25
-    """
-    padded_s = sum(len(batch) * max(durations_s[i] for i in batch) for batch in batches if batch)
-    heard_s = sum(durations_s[i] for batch in batches for i in batch)
-    return 1.0 - heard_s / padded_s if padded_s > 0 else 0.0

@@ -12,16 +12,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import pyarrow as pa
 
-from raysers.data.listed import LISTING, member_rows, object_rows, refused_row
 from raysers.data.manifest import manifest_parts
-from raysers.data.members import resolve_members
 from raysers.data.tables import TABLE_SUFFIXES, read_clip_table
-from raysers.data.tar import check_tar_name, index_tar, is_compressed_tar
+from raysers.data.tar import (
+    TarMember,
+    check_tar_name,
+    index_tar,
+    is_compressed_tar,
+    resolve_members,
+)
 from raysers.errors import (
+    ClipError,
     ConfigError,
     ObjectForbidden,
     ObjectMissing,
@@ -31,9 +36,11 @@ from raysers.errors import (
 )
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, suffix_of
+from raysers.schemas import MANIFEST, OBJECTS
 from raysers.types import Status
 
-__all__ = ["AUDIO_SUFFIXES", "LISTING", "ListingNotes", "list_inputs"]
+#: Schema of every listed batch, before the label columns of tables; status null: not known yet.
+LISTING = pa.schema([*OBJECTS, MANIFEST.field("status"), MANIFEST.field("error")])
 
 _READABLE = (
     "wav wave wavex bwf rf64 w64 flac ogg oga opus mp3 mp2 aiff aif aifc au snd caf sph nist "
@@ -46,7 +53,7 @@ AUDIO_SUFFIXES = frozenset(f".{name}" for name in f"{_READABLE} {_UNREADABLE}".s
 _BATCH_ROWS = 2000
 _THREADS = 16
 _TARS_AHEAD = 8
-#: Objects looked at to say what a folder without audio holds instead.
+#: Objects listed to say what a folder without audio holds instead.
 _LOOKED_AT = 1000
 
 #: For messages; the full list is longer than a line.
@@ -61,7 +68,7 @@ Kind = Literal["table", "folder", "tar", "audio"]
 
 @dataclass(slots=True, kw_only=True)
 class ListingNotes:
-    """What the user should hear about the inputs; filled while they are listed."""
+    """Warnings about the inputs; filled while they are listed."""
 
     warnings: list[str] = field(default_factory=list)
 
@@ -79,9 +86,9 @@ def list_inputs(
 ) -> Iterator[pa.RecordBatch]:
     """Audio objects and table rows of all inputs, streamed in batches of up to 2,000.
 
-    Every input is looked at before this returns, so a misspelt one costs no listing. Batches have
-    the schema `LISTING`, those of tables their label columns too. `status` is set where the fate is
-    known already: tar members that cannot be used. A file that several inputs name comes once.
+    Every input is checked before this returns, so a misspelt one costs no listing. Batches have the
+    schema `LISTING`, those of tables their label columns too. `status` is set where it is known
+    already: tar members that cannot be used. A file that several inputs name comes once.
 
     Args:
         uris: folders, prefixes, tars, audio files, tables; `~` is expanded.
@@ -133,7 +140,7 @@ def _stream(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Record
 
 @contextmanager
 def _named(one: _Input) -> Iterator[None]:
-    """What cannot be read below something the user named is the user's to change."""
+    """Turns what cannot be read below an input into a ConfigError that names the input."""
     try:
         yield
     except (ObjectForbidden, ObjectMissing) as error:
@@ -193,7 +200,7 @@ def _folder(uri: str, notes: ListingNotes) -> Iterator[pa.Table]:
 
 def _files(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
     for batch in _batched(inputs, _BATCH_ROWS):
-        yield object_rows([_info(one) for one in batch])
+        yield object_rows([cast(ObjectInfo, one.info) for one in batch])
 
 
 def _tars(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
@@ -209,36 +216,72 @@ _LISTINGS: dict[Kind, Callable[[Sequence[_Input], ListingNotes], Iterator[pa.Tab
 }
 
 
-def _info(one: _Input) -> ObjectInfo:
-    assert one.info is not None
-    return one.info
-
-
-def _members(info: ObjectInfo) -> Iterator[pa.Table]:
-    for members in _batched(index_tar(info, suffixes=AUDIO_SUFFIXES), _BATCH_ROWS):
-        yield member_rows(members)
-
-
 def _named_tar(one: _Input) -> pa.Table:
     with _named(one):
-        tables = list(_members(_info(one)))
-    if not tables:
+        members = member_rows(index_tar(cast(ObjectInfo, one.info), suffixes=AUDIO_SUFFIXES))
+    if not len(members):
         raise ConfigError(f"--input {one.uri}: the tar has no audio in it (looked for {_KINDS})")
-    return pa.concat_tables(tables)
+    return members
 
 
 def _found_tar(info: ObjectInfo) -> pa.Table:
-    """Members of a tar inside a folder; a tar that is none becomes one row, as a bad file does."""
+    """Members of a tar inside a folder; a tar that cannot be listed is one row with its status."""
     try:
-        tables = list(_members(info))
+        return member_rows(index_tar(info, suffixes=AUDIO_SUFFIXES))
     except ConfigError as error:
-        return refused_row(info, Status.UNSUPPORTED, str(error))
+        failure = ClipError(Status.UNSUPPORTED, str(error))
     except StorageError as error:
-        if (failure := status_of(error)) is None:
+        if (found := status_of(error)) is None:
             raise
         _BREAKER.failed(info.uri, error)
-        return refused_row(info, failure.status, failure.message)
-    return pa.concat_tables(tables) if tables else LISTING.empty_table()
+        failure = found
+    return _rows(
+        file=[info.uri],
+        num_bytes=[info.num_bytes],
+        etag=[info.etag],
+        status=[str(failure.status)],
+        error=[failure.message],
+    )
+
+
+def object_rows(infos: Sequence[ObjectInfo]) -> pa.Table:
+    """Rows of plain files; a name that Arrow cannot hold is spelled out and refused."""
+    names = [info.uri.encode("utf-8", "backslashreplace").decode("utf-8") for info in infos]
+    odd = [name != info.uri for name, info in zip(names, infos, strict=True)]
+    return _rows(
+        file=names,
+        num_bytes=[info.num_bytes for info in infos],
+        etag=[info.etag for info in infos],
+        status=[str(Status.UNSUPPORTED) if bad else None for bad in odd],
+        error=["the file name is not valid UTF-8: rename it" if bad else None for bad in odd],
+    )
+
+
+def member_rows(members: Iterable[TarMember]) -> pa.Table:
+    """Rows of tar members, made in batches: a tar may have millions."""
+    return pa.concat_tables(
+        [
+            LISTING.empty_table(),
+            *(
+                _rows(
+                    file=[member.file for member in batch],
+                    num_bytes=[member.byte_size for member in batch],
+                    etag=[member.etag for member in batch],
+                    byte_offset=[member.byte_offset for member in batch],
+                    byte_size=[member.byte_size for member in batch],
+                    status=[None if m.status == Status.OK else str(m.status) for m in batch],
+                    error=[None if m.status == Status.OK else m.error for m in batch],
+                )
+                for batch in _batched(members, _BATCH_ROWS)
+            ),
+        ]
+    )
+
+
+def _rows(**columns: Sequence[Any]) -> pa.Table:
+    length = len(columns["file"])
+    arrays = [pa.array(columns.get(f.name, [None] * length), f.type) for f in LISTING]
+    return pa.table(arrays, schema=LISTING)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,12 +1,12 @@
-"""Who is trained on and who is not: folds, leaks between splits, subsets, the shuffled control.
+"""Which clips are trained on: folds, leaks between splits, subsets, the shuffled control.
 
 Nothing here depends on the order of the rows. A group (a speaker, or a session whose speakers share
-a room) stays in one split; clips of nobody known are trained on and never judged by.
+a room) stays in one split; clips of unknown speakers are trained on and never evaluated on.
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raysers.data.identities import identities
 from raysers.errors import ConfigError
 from raysers.schemas import LABEL_FIELDS
-from raysers.types import DIMENSIONS
+from raysers.seeding import seed_of
+from raysers.types import DIMENSIONS, clip_id
 
 _TRAIN, _DEV, _TEST = "train", "dev", "test"
-#: Columns whose values must not cross splits; most corpora are looked at for both. An actor of
-#: IEMOCAP is in one session, so the session says it all.
+#: Columns whose values must not cross splits; usually both. An actor of IEMOCAP is in one session,
+#: so the session is enough.
 _GROUPS = {"iemocap": ("session",)}
 _USUAL_GROUPS = ("speaker", "session")
-#: Its sessions are podcasts: many people, one of whom an unknown speaker is.
+#: Its sessions are podcasts, in which many people speak.
 _PODCASTS = "msp-podcast"
 _WORDS = {("cmu-mosi", "session"): "video", (_PODCASTS, "session"): "podcast"}
 _TOLD = 3
@@ -46,7 +46,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leak:
-    """A group that is trained on and judged by: the other splits it is in, and its clips there."""
+    """A group that is in train and in other splits, and how many clips it has there."""
 
     group: Group
     splits: tuple[str, ...]
@@ -56,17 +56,39 @@ class Leak:
         return f"{self.group} is in train and in {', '.join(self.splits)} ({self.clips:,} clips)"
 
 
+def identities(table: pa.Table) -> list[str]:
+    """32 hex digits per row, by its corpus, its path below the folder of that corpus, and its span.
+
+    The draws of a training follow from these and not from `clip_id`, which holds the whole path, so
+    that the same seed gives the same training wherever a copy of the corpus lies. The folder (or
+    tar) is the deepest one that holds all rows of the corpus; rows of no known corpus are taken as
+    one.
+
+    Args:
+        table: clips with `file`, `start`, `end` and perhaps `corpus`; no clip twice.
+    """
+    files = table["file"].to_pylist()
+    corpora = [corpus or "" for corpus in _texts(table, "corpus")]
+    of_corpus: dict[str, list[str]] = defaultdict(list)
+    for corpus, file in zip(corpora, files, strict=True):
+        of_corpus[corpus].append(file)
+    skip = {}
+    for corpus, found in of_corpus.items():
+        shared = os.path.commonprefix([min(found), max(found)])  # noqa: RUF071  cut at a slash
+        skip[corpus] = max(shared.rfind("/"), shared.rfind("#")) + 1
+    spans = (table[name].cast(pa.int64()).to_pylist() for name in ("start", "end"))
+    return [
+        clip_id(f"{corpus}\0{file[skip[corpus] :]}", start or 0, end)
+        for corpus, file, start, end in zip(corpora, files, *spans, strict=True)
+    ]
+
+
 def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
     """`table` with `split` decided anew: `dev` is fold number `fold` of `folds`, `train` the rest.
 
-    The speakers are dealt one after the other, sorted by corpus, sex and name, so each fold gets as
-    many women and men as can be. Where speakers share sessions, whole sessions are dealt. Clips of
-    an unknown speaker are trained on; clips of a test split stay there.
-
-    Args:
-        table: clips with label columns.
-        folds: how many, at least 2.
-        fold: from 0 to `folds` - 1.
+    Speakers are dealt round robin, sorted by corpus, sex and name, so the sexes are balanced over
+    folds. Where speakers share sessions, whole sessions are dealt. Clips of an unknown speaker are
+    trained on; clips of a test split stay there.
 
     Raises:
         ConfigError: no speakers, fewer than folds, or an impossible number.
@@ -134,9 +156,9 @@ def leaks(table: pa.Table) -> list[Leak]:
     found: dict[Group, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     rows = zip(_texts(table, "split"), _groups(table), _texts(table, "file"), strict=True)
     for judged, (split, groups, file) in zip(_has_label(table), rows, strict=True):
-        if not split or not judged:  # clips without labels judge nothing
+        if not split or not judged:  # clips without labels evaluate nothing
             continue
-        # nobody known speaks: then at least the same file must not be on both sides
+        # of an unknown speaker at least the same file must not be on both sides
         for group in groups or ([Group(corpus="", kind="file", name=file)] if file else []):
             found[group][split] += 1
     return [
@@ -181,7 +203,7 @@ def take_fraction(table: pa.Table, fraction: float, seed: int) -> pa.Table:
 def shuffle_labels(table: pa.Table, seed: int) -> pa.Table:
     """The same clips with the labels dealt anew among them, dimensions and category together.
 
-    A control: what a model still learns from these has not come from the voices.
+    A control: what a model still learns from these does not come from the speakers.
     """
     receivers = np.argsort(np.array(identities(table)), kind="stable")
     source = np.empty(len(table), np.int64)
@@ -202,11 +224,8 @@ def _has_label(table: pa.Table) -> list[bool]:
 
 def _by_hash(table: pa.Table, seed: int) -> NDArray[np.int64]:
     """Row numbers in the order of a hash of seed and clip."""
-    digests = [
-        hashlib.blake2b(f"{seed}\0{clip}".encode(), digest_size=16).hexdigest()
-        for clip in identities(table)
-    ]
-    return np.argsort(np.array(digests), kind="stable")
+    hashes = [seed_of(seed, clip) for clip in identities(table)]
+    return np.array(sorted(range(len(hashes)), key=hashes.__getitem__), np.int64)
 
 
 def _groups(table: pa.Table) -> Iterator[list[Group]]:

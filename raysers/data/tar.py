@@ -1,7 +1,7 @@
 """Lists the audio inside a tar by reading its headers alone, so members can be read in place.
 
-Nothing is ever unpacked. A member that cannot be used (unsafe name, link, sparse, cut off) still
-becomes a row with its status, so a tar never loses one in silence.
+Nothing is unpacked. A member that cannot be used (unsafe name, link, sparse, cut off) becomes a row
+with its status, so no member is lost silently.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ import dataclasses
 import hashlib
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import IO, cast
 
-from raysers.errors import ConfigError
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import storage
 from raysers.io.ranged import RangedFile
 from raysers.io.uris import ObjectInfo, is_hidden, is_member, suffix_of, tar_uri_of
+from raysers.schemas import MANIFEST
 from raysers.types import Status
-
-__all__ = ["TarMember", "check_tar_name", "index_tar", "is_compressed_tar", "tar_uri_of"]
 
 #: Tars whose members cannot be read in place.
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -98,8 +102,51 @@ def index_tar(info: ObjectInfo, *, suffixes: Collection[str]) -> Iterator[TarMem
         yield member
 
 
+def resolve_members(clips: pa.Table, *, suffixes: Collection[str]) -> pa.Table:
+    """`clips` with offsets, sizes and etags of the tar members they name, and status and error.
+
+    The name alone does not make a member: `x.tar#1/a.wav` may be a file in a folder, and stays one
+    where no such tar exists. A member that its tar does not hold is `missing`; status is null for
+    all other rows.
+    """
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    named = pc.match_substring(clips["file"], ".tar#", ignore_case=True)
+    unplaced = pc.and_(named, pc.is_null(clips["byte_offset"])).to_numpy()
+    for row in np.flatnonzero(unplaced).tolist():
+        rows_of[tar_uri_of(clips["file"][row].as_py())].append(row)
+    found: list[TarMember | None] = [None] * len(clips)
+    for uri, rows in rows_of.items():
+        try:
+            info = storage.stat(uri)
+        except ObjectMissing:
+            continue
+        files = clips["file"].take(rows).to_pylist()
+        wanted = set(files)
+        members = {m.file: m for m in index_tar(info, suffixes=suffixes) if m.file in wanted}
+        for row, file in zip(rows, files, strict=True):
+            found[row] = members.get(file) or TarMember(
+                file=file,
+                byte_offset=0,
+                byte_size=0,
+                etag="",
+                status=Status.MISSING,
+                error=f"{uri} has no such audio member",
+            )
+    fill = {"num_bytes": "byte_size", "etag": "etag", "byte_offset": "byte_offset"}
+    for name, source in ({**fill, "byte_size": "byte_size"} if rows_of else {}).items():
+        field = MANIFEST.field(name)
+        values = pa.array([m and getattr(m, source) for m in found], field.type)
+        place = clips.schema.get_field_index(name)
+        clips = clips.set_column(place, field, pc.coalesce(clips[name], values))
+    bad = [m if m and m.status != Status.OK else None for m in found]
+    for name in ("status", "error"):
+        values = pa.array([m and str(getattr(m, name)) for m in bad], pa.string())
+        clips = clips.append_column(MANIFEST.field(name), values)
+    return clips
+
+
 class _Headers:
-    """The tar as `tarfile` sees it: it refuses to read a whole recording as if it were a name."""
+    """The tar as `tarfile` sees it; a read that claims a header beyond the limit fails."""
 
     def __init__(self, file: RangedFile) -> None:
         self._file = file

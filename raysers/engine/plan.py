@@ -21,9 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysers.cli import ClipJobFlags, ListingFlags
-from raysers.data.labelled import read_labelled
+from raysers.data.corpora import read_labelled
 from raysers.data.manifest import (
-    Segmenting,
     clips_of,
     fingerprint,
     is_manifest,
@@ -31,6 +30,7 @@ from raysers.data.manifest import (
     read_manifest,
     sort_manifest,
 )
+from raysers.data.segments import Segmenting
 from raysers.data.shards import ShardPlan, plan_shards
 from raysers.data.sources import ListingNotes, list_inputs
 from raysers.engine import output

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysers.evaluation.intervals import generator, resample, resampling_units
+from raysers.evaluation.intervals import resample, resampling_units
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.moments import unit_sums
 from raysers.evaluation.scores import Cell, Scores
+from raysers.seeding import generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ models see the same draws.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,12 +20,6 @@ PERCENTILES = (2.5, 97.5)
 _MOST_UNDEFINED = 0.05
 #: Counts held at a time: bounds the memory, and fixes how the generator is read.
 _CHUNK_COUNTS = 2_000_000
-
-
-def generator(*names: object) -> np.random.Generator:
-    """A random generator that is a function of `names` alone (a seed and what is drawn for)."""
-    key = "\0".join(map(str, names)).encode("utf-8", "surrogateescape")
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest()))
 
 
 def resampling_units(

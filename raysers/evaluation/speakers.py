@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from raysers.evaluation.intervals import generator, interval
+from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import Floats, pearson
 from raysers.evaluation.moments import OF_SUMS, unit_sums
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import Cell, Scores, base_cells, group_cells
+from raysers.seeding import generator
 from raysers.types import DIMENSIONS
 
 #: Clips drawn per speaker, and what a speaker must have more of; and how often they are drawn.

@@ -7,7 +7,6 @@ and the epoch, on one thread, so that it does not matter where it is trained or 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,10 @@ from torch import Tensor
 from raysers.errors import TrainingDiverged
 from raysers.models.fusion import Floats, FusionHead, known_rows, parts_of
 from raysers.models.losses import ccc_loss
+from raysers.seeding import seed_of
 
+#: Published seeds are of this size.
+_SEED_BYTES = 7
 #: A dimension with fewer labels is not learned.
 LEAST_LABELS = 2
 
@@ -85,7 +87,7 @@ def train_head(
     values, labels = _placed(Vectors(values=train.values[rows], labels=train.labels[rows]), device)
     judged = _placed(dev, device)
     unlabelled = _unlabelled(labels)
-    with _alone(_seed(name, settings.seed, 0)):
+    with _alone(seed_of(name, settings.seed, 0, size_bytes=_SEED_BYTES)):
         head = FusionHead(values.shape[1], settings.dropout).to(device)
         head.standardise(values)
         optimiser = torch.optim.AdamW(
@@ -96,7 +98,7 @@ def train_head(
         head.silence(unlabelled)
         size = settings.batch_size or min(max(len(values) // 16, 16), 256)
         for epoch in range(1, settings.epochs + 1):
-            torch.manual_seed(_seed(name, settings.seed, epoch))
+            torch.manual_seed(seed_of(name, settings.seed, epoch, size_bytes=_SEED_BYTES))
             for group in optimiser.param_groups:
                 group["lr"] = settings.lr * (1 - (epoch - 1) / settings.epochs)
             loss = _epoch(head, optimiser, values, labels, size)
@@ -153,11 +155,6 @@ def _epoch(
 def _ccc(head: FusionHead, values: Tensor, labels: Tensor) -> float:
     """Mean CCC over the dimensions with labels, of all clips at once."""
     return 1.0 - ccc_loss(head.eval()(values).double(), labels).item()
-
-
-def _seed(*names: object) -> int:
-    key = "\0".join(map(str, names)).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest())
 
 
 @contextmanager

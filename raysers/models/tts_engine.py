@@ -6,7 +6,6 @@ does a text again makes the same sound. For a program that is the program's own 
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from raysers.errors import ClipError, ConfigError
 from raysers.models import tts
 from raysers.models.tts_command import SpeechProgram
+from raysers.seeding import seed_of
 from raysers.types import Status
 
 #: Voice names with a meaning: the plain voice of the text's language, and one drawn for each text.
@@ -93,8 +93,7 @@ class Engine:
         if voice == NEUTRAL:
             return _voice_of(language)
         if voice == RANDOM:
-            key = f"{self.seed}\0{text}".encode("utf-8", "surrogateescape")
-            draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+            draw = seed_of(self.seed, text, size_bytes=8)
             speaker = _SPEAKERS[draw % len(_SPEAKERS)]
             return "+".join(filter(None, (_voice_of(language), speaker)))
         return voice

@@ -14,8 +14,7 @@ import numpy as np
 
 from raysers import plotting
 from raysers.evaluation.metrics import Floats
-from raysers.palette import COLOURS, SOFT, word_colour
-from raysers.plotting import Picture
+from raysers.plotting import COLOURS, SOFT, Picture, word_colour
 from raysers.report.archive import LEVEL_RANGE_DB, SCORE_RANGE, Archive, Timeline
 from raysers.report.dots import NARROW_IN
 from raysers.report.parts import shown

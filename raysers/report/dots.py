@@ -13,8 +13,7 @@ from typing import Any
 
 from raysers import plotting
 from raysers.evaluation.baseline import NAME as RANDOM
-from raysers.palette import COLOURS, INK, SOFT, series_colour, word_colour
-from raysers.plotting import Picture
+from raysers.plotting import COLOURS, INK, SOFT, Picture, series_colour, word_colour
 from raysers.report.numbers import Dot, blocks
 from raysers.report.parts import shown
 

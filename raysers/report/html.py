@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from raysers.report_text import printable
+from raysers.text import printable
 
 #: Elements without an end.
 _VOID = frozenset({"br", "hr", "img", "input", "link", "meta"})

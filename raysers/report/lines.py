@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysers import plotting
-from raysers.palette import COLOURS, INK, series_colour
-from raysers.plotting import Picture
+from raysers.plotting import COLOURS, INK, Picture, series_colour
 from raysers.report.dots import NARROW_IN
 from raysers.report.numbers import Point
 

@@ -17,8 +17,7 @@ import numpy as np
 
 from raysers import plotting
 from raysers.evaluation.metrics import Floats
-from raysers.palette import BLUE, SOFT, VERMILION, series_colour, word_colour
-from raysers.plotting import Picture
+from raysers.plotting import BLUE, SOFT, VERMILION, Picture, series_colour, word_colour
 from raysers.report.dots import NARROW_IN
 
 #: Fewer clips than this make no map; more than `MOST` are sampled.

@@ -25,7 +25,7 @@ from raysers.report.values import (
     number_in,
     own_studies,
 )
-from raysers.report_text import printable
+from raysers.text import printable
 
 _CURVES = LineStyle(axis="epoch", values="CCC on dev")
 #: Jobs whose cells leave values of their own; what the others leave is in figures of any study.

@@ -13,7 +13,7 @@ from typing import Any
 from raysers import plotting
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.rows import Row
-from raysers.palette import COLOURS, INK, SOFT
+from raysers.plotting import COLOURS, INK, SOFT
 from raysers.robustness.changes import Comparison
 from raysers.robustness.measures import MEAN, OVERALL
 from raysers.robustness.numbers import ser_tests_share

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.baseline import random_scores
 from raysers.evaluation.draws import Bootstrap, drawn_sums, pairs
-from raysers.evaluation.intervals import generator, interval, resample
+from raysers.evaluation.intervals import interval, resample
 from raysers.evaluation.metrics import Floats, ccc, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import NAN, Row
 from raysers.evaluation.scores import Cell, Scores, base_cells, group_cells
 from raysers.robustness import numbers as published
 from raysers.robustness.changes import CLEAN, Change, Comparison, change_sums, units_of
+from raysers.seeding import generator
 from raysers.types import DIMENSIONS
 
 #: Dimension of a row that is the mean of the three, and metric that is the mean of perturbations.

@@ -5,13 +5,14 @@ Drawing and changing are apart, so that what was drawn is known even where it ca
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raysers import seeding
 
 Signal = NDArray[np.float32]
 
@@ -85,6 +86,4 @@ class Perturbation:
 
 def generator(seed: int, clip_id: str, perturbation: str, repeat: int = 0) -> np.random.Generator:
     """Where a clip's draws come from: these four alone, never order, worker or time."""
-    key = f"{seed}\0{clip_id}\0{perturbation}\0{repeat}".encode("utf-8", "surrogateescape")
-    digest = hashlib.blake2b(key, digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+    return seeding.generator(seed, clip_id, perturbation, repeat, byteorder="little")

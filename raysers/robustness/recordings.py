@@ -17,7 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader
-from raysers.data.manifest import Segmenting, fingerprint
+from raysers.data.manifest import fingerprint
+from raysers.data.segments import Segmenting
 from raysers.engine.plan import has_cluster, index, map_blocks
 from raysers.engine.progress import print_warning
 from raysers.errors import ClipError, ConfigError, RaysersError, status_of

@@ -17,13 +17,13 @@ import ray
 import yaml
 
 from raysers.data.manifest import (
-    Segmenting,
     is_manifest,
     probe_batch,
     read_manifest,
     sort_manifest,
     write_manifest,
 )
+from raysers.data.segments import Segmenting
 from raysers.data.sources import list_inputs
 from raysers.engine.cluster import get_with_notice
 from raysers.io import storage

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
 from raysers.io import storage
 from raysers.studies.flags import look_flags, train_flags
@@ -112,10 +113,9 @@ def read_study(name: str, scale: str) -> Study:
     """
     title, text = _text(name)
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        first_line = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--study {name} is no YAML: {first_line}") from error
+        document = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"--study {name} is no YAML: {error}") from error
     document = _mapping(f"--study {name}", document)
     for key in document:
         _require_known(f"--study {name}: key", key, _KEYS)

@@ -7,7 +7,6 @@ own. So the labels can be learnt from the sound, but not read off one number of 
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import signal
 
 from raysers.models.tts import speak
+from raysers.seeding import generator
 from raysers.types import SAMPLE_RATE_HZ
 
 #: Centres of the made-up emotions: arousal, dominance, valence on 0..1.
@@ -85,7 +85,7 @@ def utterance(
         seed: of the corpus.
     """
     clip = f"{voice.name}-{emotion}-{take}"
-    rng = _generator(seed, clip)
+    rng = generator(seed, clip, size_bytes=8)
     labels = np.clip(np.array(EMOTIONS[emotion]) + rng.normal(0, _SPREAD, 3), 0.02, 0.98)
     sentiment = "neutral"
     if rng.random() > _SAYS_NOTHING:
@@ -112,7 +112,7 @@ def spoken(one: Utterance) -> bytes:
         ConfigError: espeak-ng is not installed.
     """
     arousal, dominance, valence = (value - 0.5 for value in one.labels)
-    rng = _generator(one.seed, one.clip + " sound")
+    rng = generator(one.seed, one.clip + " sound", size_bytes=8)
     rate = one.voice.rate_wpm * (1 + 0.55 * arousal) + rng.normal(0, _RATE_SD_WPM)
     pitch = one.voice.pitch + 42 * arousal + 14 * valence - 8 * dominance + rng.normal(0, _PITCH_SD)
     size = one.voice.size * (1 + 0.16 * dominance)
@@ -151,8 +151,3 @@ def _trimmed(samples: NDArray[np.float64]) -> NDArray[np.float64]:
     """Without the silence at both ends."""
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
     return samples[loud[0] : loud[-1] + 1] if len(loud) else samples
-
-
-def _generator(seed: int, name: str) -> np.random.Generator:
-    digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))

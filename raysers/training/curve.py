@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raysers import plotting
-from raysers.palette import COLOURS, INK
-from raysers.plotting import spread
+from raysers.plotting import COLOURS, INK, spread
 from raysers.types import DIMENSIONS
 
 __all__ = ["learning_curve", "spread"]

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raysers import plotting
-from raysers.palette import BLUE, FAINT, INK, PAPER, SOFT, VERMILION, blend
-from raysers.plotting import Picture
+from raysers.plotting import BLUE, FAINT, INK, PAPER, SOFT, VERMILION, Picture, blend
 from raysers.tuning.importance import Axis, Importance, Tried, floor_of, known
 
 _SCORE = "dev CCC"

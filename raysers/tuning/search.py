@@ -6,7 +6,6 @@ on who asked when.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from raysers.errors import ConfigError
+from raysers.seeding import seed_of
 from raysers.tuning.points import Point, Range, Space, active, grid
 
 Kind = Literal["random", "grid", "optuna"]
@@ -145,7 +145,7 @@ class OptunaSearch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
-                seed=int.from_bytes(_digest(self.seed, number, draw)[:4], "little"),
+                seed=_seed(self.seed, number, draw) % 2**32,
                 n_startup_trials=0,
                 multivariate=True,  # flags are not independent of each other
                 group=True,  # conditions make spaces of different shape
@@ -217,8 +217,8 @@ def _drawn(values: Range | tuple[Any, ...], share: float) -> Any:
 
 def _share(seed: int, number: int, name: str) -> float:
     """Uniform in [0, 1), from these three alone."""
-    return int.from_bytes(_digest(seed, number, name)[:7], "little") / 2**56
+    return _seed(seed, number, name) % 2**56 / 2**56
 
 
-def _digest(seed: int, number: int, name: str) -> bytes:
-    return hashlib.blake2b(f"{seed}\0{number}\0{name}".encode(), digest_size=8).digest()
+def _seed(seed: int, number: int, name: str) -> int:
+    return seed_of(seed, number, name, size_bytes=8, byteorder="little")

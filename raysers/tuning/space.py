@@ -13,10 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
-from raysers.errors import ConfigError, StorageError
-from raysers.io import storage
+from raysers.data.files import load_yaml
+from raysers.errors import ConfigError
 from raysers.training.config import FlagsT
 from raysers.tuning.points import Range, Searched, Space
 from raysers.tuning.values import SEARCHABLE, UNSEARCHABLE, is_whole, settled, settled_all
@@ -55,10 +53,9 @@ def read_space(uri: str, base: FlagsT) -> Space:
 
 def _document(uri: str) -> Mapping[Any, Any]:
     try:
-        document = yaml.safe_load(storage.read_bytes(uri, max_bytes=1 << 20).decode("utf-8"))
-    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"--space {uri} cannot be read: {first_line}") from error
+        document = load_yaml(uri)
+    except ConfigError as error:
+        raise ConfigError(f"--space {error}") from error
     if not isinstance(document, dict) or not document:
         raise ConfigError(f"--space {uri} is no mapping of flags to values: write {_EXAMPLE}")
     return document

@@ -16,8 +16,17 @@ from typing import Any
 import pyarrow as pa
 
 from raysers.errors import ConfigError
-from raysers.palette import HIGH, LOW, SOFT, blend, word_colour
-from raysers.plotting import TITLE_PT, WIDTH_IN, Picture, picture
+from raysers.plotting import (
+    HIGH,
+    LOW,
+    SOFT,
+    TITLE_PT,
+    WIDTH_IN,
+    Picture,
+    blend,
+    picture,
+    word_colour,
+)
 
 #: What the size of a word tells: how far its mean is from the corpus', or how often it is said.
 Weight = Callable[[Mapping[str, Any]], float]

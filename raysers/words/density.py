@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from raysers.evaluation.metrics import Floats
-from raysers.palette import PAPER
+from raysers.plotting import PAPER
 
 #: Up to so many scores are drawn one by one.
 MOST_TICKS = 40

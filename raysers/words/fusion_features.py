@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.identities import identities
+from raysers.data.splits import identities
 from raysers.engine.job import ClipJob
 from raysers.errors import RaysersError
 from raysers.evaluation.join import dimensions_of

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from raysers.evaluation.rows import Row
-from raysers.palette import COLOURS
 from raysers.plotting import (
+    COLOURS,
     Picture,
     guide,
     interval,

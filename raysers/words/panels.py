@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raysers.palette import BETWEEN, HIGH, LOW, SOFT, word_colour
-from raysers.plotting import SMALL_PT, TEXT_PT, TITLE_PT, WIDTH_IN
+from raysers.plotting import (
+    BETWEEN,
+    HIGH,
+    LOW,
+    SMALL_PT,
+    SOFT,
+    TEXT_PT,
+    TITLE_PT,
+    WIDTH_IN,
+    word_colour,
+)
 from raysers.types import DIMENSIONS
 
 #: Colours of the sentiments.

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from raysers.errors import ConfigError
 from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.intervals import generator, interval, resample, resampling_units
+from raysers.evaluation.intervals import interval, resample, resampling_units
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import Row
+from raysers.seeding import generator
 from raysers.types import DIMENSIONS, Status
 from raysers.words.probe_numbers import paper_transcribed
 from raysers.words.tokens import folded, tokens

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from raysers.evaluation.comparison import comparison_rows
 from raysers.evaluation.draws import Bootstrap, drawn_sums, pairs
-from raysers.evaluation.intervals import generator, interval, resample, resampling_units
+from raysers.evaluation.intervals import interval, resample, resampling_units
 from raysers.evaluation.metrics import METRICS, Floats, mean_error, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
 from raysers.evaluation.scores import Cell, base_cells
+from raysers.seeding import generator
 from raysers.words.sentence_pairs import Pairs
 
 GROUP = "speech"

@@ -10,8 +10,17 @@ import numpy as np
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import ALL
-from raysers.palette import HIGH, INK, LOW, SOFT, word_colour
-from raysers.plotting import SMALL_PT, Picture, model_names, picture
+from raysers.plotting import (
+    HIGH,
+    INK,
+    LOW,
+    SMALL_PT,
+    SOFT,
+    Picture,
+    model_names,
+    picture,
+    word_colour,
+)
 from raysers.types import DIMENSIONS
 from raysers.words.density import draw_mean, draw_spread, limits
 from raysers.words.panels import at_mean, caption, grid, name_lines, over, score_axis, shorter

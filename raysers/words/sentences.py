@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from raysers.errors import ConfigError
 from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.intervals import generator
 from raysers.evaluation.metrics import Floats
+from raysers.seeding import generator
 from raysers.types import DIMENSIONS, Status
 from raysers.words.tokens import folded
 

@@ -13,8 +13,8 @@ from importlib import resources
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
+from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
 from raysers.io.uris import suffix_of
@@ -112,9 +112,9 @@ def _load(name: str) -> Mapping[str, Any]:
             f"--templates {name}: choose {', '.join(template_names())}, or name a .yaml file"
         )
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--templates {name} is no YAML: {str(error).splitlines()[0]}") from error
+        document = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"--templates {name} is no YAML: {error}") from error
     return _mapping(name, "the file", document)
 
 

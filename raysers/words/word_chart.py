@@ -7,9 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysers.palette import HIGH, LOW, SOFT, word_colour
 from raysers.plotting import (
+    HIGH,
+    LOW,
     SMALL_PT,
+    SOFT,
     WIDTH_IN,
     Picture,
     guide,
@@ -18,6 +20,7 @@ from raysers.plotting import (
     picture,
     short,
     value_grid,
+    word_colour,
 )
 from raysers.words.panels import shorter
 

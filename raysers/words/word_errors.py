@@ -16,10 +16,11 @@ import jiwer
 import numpy as np
 
 from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.intervals import generator, interval, resample, resampling_units
+from raysers.evaluation.intervals import interval, resample, resampling_units
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import Cell, Scores, base_cells, group_cells
+from raysers.seeding import generator
 from raysers.types import DIMENSIONS
 
 #: What a rate over all datasets is filed under.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
-from raysers.data.shards import padding_waste, plan_shards
 from raysers.engine.pipeline import shard_blocks
+
+from raysers.data.shards import plan_shards
 from raysers.engine.worker import ShardStage
 from tests.benchmarks import corpus
 from tests.benchmarks.engine import NullTask, stage_settings
@@ -59,3 +59,14 @@ def _waste_of_sixteens(manifest: pa.Table) -> float:
     lengths_s = manifest["duration_s"].to_pylist()
     order = np.random.default_rng(0).permutation(len(lengths_s)).tolist()
     return padding_waste([order[i : i + 16] for i in range(0, len(order), 16)], lengths_s)
+
+
+def padding_waste(batches: Sequence[Sequence[int]], durations_s: Sequence[float]) -> float:
+    """Share of the padded seconds that is padding, 0 (none) to below 1.
+
+    >>> padding_waste([[0, 1]], [4.0, 2.0])
+    0.25
+    """
+    padded_s = sum(len(batch) * max(durations_s[i] for i in batch) for batch in batches if batch)
+    heard_s = sum(durations_s[i] for batch in batches for i in batch)
+    return 1.0 - heard_s / padded_s if padded_s > 0 else 0.0

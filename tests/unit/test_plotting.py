@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from raysers import palette, plotting
+from raysers import plotting
 
 #: Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as people without one cone see it.
 BLINDNESS = {
@@ -48,28 +48,28 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("blindness", [None, *BLINDNESS])
 def test_colours_of_dimensions_and_series_are_told_apart_with_any_colour_vision(blindness, page):
     matrix = np.eye(3) if blindness is None else np.array(BLINDNESS[blindness])
-    for colours, least in ((list(palette.COLOURS.values()), 16), (palette.SERIES, 10)):
-        seen = [palette.dark(c) if page == "dark" else c for c in colours]
+    for colours, least in ((list(plotting.COLOURS.values()), 16), (plotting.SERIES, 10)):
+        seen = [plotting.dark(c) if page == "dark" else c for c in colours]
         places = [lab(matrix @ linear(c)) for c in seen]
         nearest = min(np.linalg.norm(a - b) for a, b in combinations(places, 2))
         assert nearest > least
 
 
 def test_marks_and_words_stand_out_from_their_page():
-    paper_dark = palette.dark(palette.PAPER)
-    for colour in (*palette.SERIES, palette.INK):
-        word = palette.word_colour(colour)
-        assert contrast(word, palette.PAPER) >= 4.5
-        assert contrast(palette.dark(word), paper_dark) >= 4.5
-        assert contrast(palette.dark(colour), paper_dark) >= 3
-    for colour in palette.COLOURS.values():
-        assert contrast(colour, palette.PAPER) >= 3
+    paper_dark = plotting.dark(plotting.PAPER)
+    for colour in (*plotting.SERIES, plotting.INK):
+        word = plotting.word_colour(colour)
+        assert contrast(word, plotting.PAPER) >= 4.5
+        assert contrast(plotting.dark(word), paper_dark) >= 4.5
+        assert contrast(plotting.dark(colour), paper_dark) >= 3
+    for colour in plotting.COLOURS.values():
+        assert contrast(colour, plotting.PAPER) >= 3
 
 
 def test_an_unknown_colour_turns_with_the_page():
-    paper = palette.dark(palette.PAPER)
-    assert contrast(palette.dark("#202020"), paper) > 7
-    assert contrast(palette.dark("#F8F8F8"), paper) < 1.6
+    paper = plotting.dark(plotting.PAPER)
+    assert contrast(plotting.dark("#202020"), paper) > 7
+    assert contrast(plotting.dark("#F8F8F8"), paper) < 1.6
 
 
 def draw():
@@ -77,10 +77,10 @@ def draw():
     axis = figure.subplots()
     axis.set_ylim(0, 1)
     plotting.panel_title(axis, "costs $5 and $6")
-    plotting.line(axis, [0, 1], [0.2, 0.8], palette.BLUE)
-    plotting.interval(axis, 0.5, (0.4, 0.6), 0.5, palette.GREEN, along="y")
+    plotting.line(axis, [0, 1], [0.2, 0.8], plotting.BLUE)
+    plotting.interval(axis, 0.5, (0.4, 0.6), 0.5, plotting.GREEN, along="y")
     plotting.axis_name(axis, "a name that is much longer than the panel it belongs to")
-    plotting.end_labels(axis, {"a": (0.8, palette.BLUE), "b": (0.8, palette.GREEN)})
+    plotting.end_labels(axis, {"a": (0.8, plotting.BLUE), "b": (0.8, plotting.GREEN)})
     return figure
 
 
@@ -108,7 +108,7 @@ def test_characters_that_are_no_text_are_marked_wherever_a_picture_has_words():
         figure.legend()
         plotting.axis_name(axis, texts["lower"])
         plotting.above(axis, (0, 1), "axes fraction", 0, texts["note"])
-        plotting.end_labels(axis, {texts["line"]: (0.5, palette.BLUE)})
+        plotting.end_labels(axis, {texts["line"]: (0.5, plotting.BLUE)})
         said.update(texts)
         return figure
 

@@ -59,9 +59,15 @@ def test_a_run_that_did_not_begin_leaves_no_folder(tmp_path: Path, error, raised
 def test_folders_that_were_there_and_foreign_files_stay(tmp_path: Path):
     (tmp_path / "there").mkdir()
     for output, file in (("there", ""), ("new", "mine.txt")):
-        with pytest.raises(ConfigError), Run.open("train", str(tmp_path / output)) as run:
-            if file:
-                Path(run.output, file).touch()
-            raise ConfigError("wrong")
+        with pytest.raises(ConfigError):
+            fail_before_begin(str(tmp_path / output), file)
     assert (tmp_path / "there").is_dir()
     assert (tmp_path / "new" / "mine.txt").exists()
+
+
+def fail_before_begin(output: str, file: str) -> None:
+    """A run that writes `file` into its folder and is then refused."""
+    with Run.open("train", output) as run:
+        if file:
+            Path(run.output, file).touch()
+        raise ConfigError("wrong")

@@ -13,22 +13,23 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from raysers.data.corpora import words
-from raysers.data.corpora.files import (
+from raysers.data.corpora.emotions import split_of
+from raysers.data.files import (
+    Row,
     csv_records,
     first_of,
     is_file,
     lines_of,
     number,
     objects_below,
+    of_file,
     stem_of,
     text_of,
 )
-from raysers.data.corpora.mosi_folds import SPLIT_OF
-from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, suffix_of
+from raysers.text import some
 
 NAME = "cmu-mosi"
 
@@ -44,6 +45,32 @@ _SPOKEN = re.compile(r"\s*(\d+)_DELIM_(.*)")
 #: Segments of the complete corpus.
 _SEGMENTS = 2199
 _LOW, _HIGH = -3.0, 3.0
+_TRAIN = """
+2iD-tVS8NPw 8d-gEyoeBzc Qr1Ca94K55A Ci-AH39fi3Y 8qrpnFRGt2A Bfr499ggo-0 QN9ZIUWUXsY 9T9Hf74oK10
+7JsX8y1ysxY 1iG0909rllw Oz06ZWiO20M BioHAh1qJAQ 9c67fiY0wGQ Iu2PFX3z_1s Nzq88NnDkEk Clx4VXItLTE
+9J25DZhivz8 Af8D0E4ZXaw TvyZBvOMOTc W8NXH0Djyww 8OtFthrtaJM 0h-zjBukYpk Vj1wYRQjB-o GWuJjcEuzt8
+BI97DNYfe5I PZ-lDQFboO8 1DmNV9C1hbY OQvJTdtJ2H4 I5y0__X72p0 9qR7uwkblbs G6GlGvlkxAQ 6_0THN4chvY
+Njd1F0vZSm4 BvYR0L6f2Ig 03bSnISJMiM Dg_0XKD0Mf4 5W7Z1C_fDaE VbQk4H8hgr0 G-xst2euQUc MLal-t_vJPM
+BXuRRbG0Ugk LSi-o-IrDMs Jkswaaud0hk 2WGyTLYerpo 6Egk_28TtTM Sqr0AcuoNnk POKffnXeBds 73jzhE8R1TQ
+OtBXNcAL_lE HEsqda8_d0Q VCslbP0mgZI IumbAb8q2dM
+"""
+_DEV = """
+WKA5OygbEKI c5xsKMxpXnc atnd_PF-Lbs bvLlb-M3UXU bOL9jKpeJRs _dI--eQ6qVU ZAIRrfG22O0 X3j2zQgwYgE
+aiEXnCPZubE ZUXBRvtny7o
+"""
+_TEST = """
+tmZoasNr4rU zhpQhgha_KU lXPQBPVc5Cw iiK8YX8oH1E tStelxIAHjw nzpVDcQ0ywM etzxEpPuc6I cW1FSBF59ik
+d6hH302o4v8 k5Y_838nuGo pLTX3ipuDJI jUzDDGyPkXU f_pcplsH_V0 yvsjCA6Y5Fc nbWiPyCm4g0 rnaNMUZpvvg
+wMbj6ajWbic cM3Yna7AavY yDtzw_Y-7RU vyB00TXsimI dq3Nf_lMPnE phBUpBr1hSo d3_k5Xpfmik v0zCBqDeKcE
+tIrG4oNLFzE fvVhgmXxadc ob23OKe5a9Q cXypl4FnoZo vvZ4IcEtiZc f9O3YtZ2VfI c7UH_rxdZv4
+"""
+
+#: The standard split of the 93 videos, by video, as the CMU-MultimodalSDK publishes it.
+SPLIT_OF = {
+    video: split
+    for split, videos in (("train", _TRAIN), ("dev", _DEV), ("test", _TEST))
+    for video in videos.split()
+}
 #: Enough of a table for its header and first row.
 _HEAD_BYTES = 2**14
 
@@ -74,7 +101,7 @@ def recognise(root: str) -> bool:
     return len(rows[0]) > place and rows[0][place].strip() in SPLIT_OF
 
 
-def read(root: str) -> CorpusRows:
+def read(root: str) -> tuple[list[Row], list[str]]:
     """The labelled segments below `root` that have audio.
 
     Raises:
@@ -102,7 +129,7 @@ def read(root: str) -> CorpusRows:
             rows.append(of_file(info) | {"transcript": spoken.get(key)} | labelled)
     if not rows:
         raise ConfigError(_no_audio(root, len(lost)))
-    return CorpusRows(table=to_table(rows), notes=_notes(root, rows, lost, len(labels)))
+    return rows, _notes(root, rows, lost, len(labels))
 
 
 def _require_mosi(root: str, videos: set[str]) -> None:
@@ -132,7 +159,7 @@ def _labels(uri: str) -> Iterator[tuple[str, _Key, Row]]:
     """The table of MMSA: its `mode` wins over the standard split."""
     for where, record in csv_records(uri, _LABEL_COLUMNS):
         video, mode = record["video_id"], record.get("mode", "")
-        split = words.split_of(mode) if mode else SPLIT_OF.get(video)
+        split = split_of(mode) if mode else SPLIT_OF.get(video)
         if mode and split is None:
             raise ConfigError(f"{where}: mode is {mode!r}, not train, valid or test")
         row = _row(where, video, record["label"], split)
@@ -205,7 +232,7 @@ def _no_audio(root: str, segments: int) -> str:
     return f"--input {root}: no wav of its {segments:,} segments, such as <video>_<segment>.wav"
 
 
-def _notes(root: str, rows: list[Row], lost: list[str], labelled: int) -> tuple[str, ...]:
+def _notes(root: str, rows: list[Row], lost: list[str], labelled: int) -> list[str]:
     notes = []
     if labelled < _SEGMENTS:
         notes.append(f"{root}: {labelled:,} of the {_SEGMENTS:,} segments of CMU-MOSI are labelled")
@@ -213,4 +240,4 @@ def _notes(root: str, rows: list[Row], lost: list[str], labelled: int) -> tuple[
         notes.append(f"{root}: segments without audio, left out: {some(lost)}")
     if strange := {row["session"] for row in rows if row["split"] is None}:
         notes.append(f"{root}: videos of no standard split: {some(strange)}")
-    return tuple(notes)
+    return notes

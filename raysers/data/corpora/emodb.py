@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 
-from raysers.data.corpora.files import first_of, is_file, lines_of, name_of, objects_below
-from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
+from raysers.data.files import Row, first_of, is_file, lines_of, name_of, objects_below, of_file
 from raysers.data.sources import AUDIO_SUFFIXES
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, suffix_of
+from raysers.text import some
 
 NAME = "emodb"
 
@@ -70,7 +70,7 @@ def recognise(root: str) -> bool:
     return found > 0
 
 
-def read(root: str) -> CorpusRows:
+def read(root: str) -> tuple[list[Row], list[str]]:
     """The clips below `root`, which is the unpacked archive or its `wav` folder.
 
     Raises:
@@ -86,7 +86,7 @@ def read(root: str) -> CorpusRows:
         notes.append(f"{root}: not named as EmoDB's files are, left out: {some(other)}")
     if len(rows) != _CLIPS:
         notes.append(f"{root}: {len(rows)} clips of EmoDB, where the released corpus has {_CLIPS}")
-    return CorpusRows(table=to_table(rows), notes=(*notes, *_doubtful(root, named)))
+    return rows, [*notes, *_doubtful(root, named)]
 
 
 def _audio_folder(root: str) -> str:

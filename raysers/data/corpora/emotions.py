@@ -1,4 +1,8 @@
-"""From categories of emotion to arousal, dominance and valence, by a documented table.
+"""The words corpora use for emotion, sex, split and speaker, and those used here.
+
+A word that is not in a table means "not known", never a guess.
+
+`load_emotion_map` maps categories to arousal, dominance and valence by a documented table.
 
 A mapped label is one point for a whole category: it says nothing about how strongly a clip was
 spoken, so figures against such labels are not comparable with figures against ratings.
@@ -14,12 +18,11 @@ out, because transcriptions of it differ.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-import yaml
-
-from raysers.errors import ConfigError, StorageError
-from raysers.io import storage
+from raysers.data.files import load_yaml
+from raysers.errors import ConfigError
 from raysers.types import DIMENSIONS
 
 #: Arousal, dominance, valence, each 0..1, by category.
@@ -60,11 +63,24 @@ _SYNONYMS = {
     "sadness": ("sad",),
     "surprise": ("sur", "surprised"),
 }
+_SEXES = {
+    "female": ("f", "female", "fem", "woman", "women", "girl", "w", "weiblich"),
+    "male": ("m", "male", "man", "men", "boy", "maennlich", "männlich"),
+}
+_SPLITS = {
+    "train": ("train", "training", "trn"),
+    "dev": ("dev", "devel", "development", "val", "valid", "validation"),
+    "test": ("test", "tst", "testing"),
+    **{f"test{n}": (f"test{n}",) for n in (1, 2, 3)},
+}
+_SEX_OF = {word: sex for sex, words in _SEXES.items() for word in words}
+_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_NO_SPEAKER = frozenset({"", "unknown", "nan", "none", "null", "na", "n/a", "<na>"})
 _COMMON_NAMES = {word: name for name, words in _SYNONYMS.items() for word in words}
 
 
 def common_name(category: str) -> str:
-    """The one name a category goes by here; a word nobody knows stays as it is, in lower case.
+    """The one name of a category here; an unknown word stays as it is, in lower case.
 
     >>> common_name("Angry"), common_name("fru"), common_name("wistful")
     ('anger', 'frustration', 'wistful')
@@ -83,12 +99,11 @@ def load_emotion_map(name_or_uri: str) -> EmotionMap:
         return EMOTION_MAPS[name_or_uri]
     known = ", ".join(EMOTION_MAPS)
     try:
-        document = yaml.safe_load(storage.read_bytes(name_or_uri).decode("utf-8"))
-    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first_line = str(error).splitlines()[0]
+        document = load_yaml(name_or_uri)
+    except ConfigError as error:
         raise ConfigError(
             f"--emotion-map {name_or_uri} is no map known here ({known}), nor a YAML file that "
-            f"can be read: {first_line}"
+            f"can be read: {error}"
         ) from error
     if not isinstance(document, dict) or not document:
         raise ConfigError(f"--emotion-map {name_or_uri}: write category: [{', '.join(DIMENSIONS)}]")
@@ -107,3 +122,35 @@ def _point(where: str, value: object) -> tuple[float, float, float]:
         raise ConfigError(f"{where} is {value!r}: each number is from 0 to 1")
     arousal, dominance, valence = map(float, good)
     return arousal, dominance, valence
+
+
+def sex_of(word: str | None) -> str | None:
+    """`female` or `male`, None for anything else.
+
+    >>> sex_of("Male"), sex_of(" f "), sex_of("Unknown")
+    ('male', 'female', None)
+    """
+    return _SEX_OF.get((word or "").strip().lower())
+
+
+def split_of(word: str | None) -> str | None:
+    """`train`, `dev`, `test`, `test1`, `test2` or `test3`, None for anything else.
+
+    >>> split_of("Development"), split_of("Test1"), split_of("other")
+    ('dev', 'test1', None)
+    """
+    return _SPLIT_OF.get(re.sub(r"[\s_-]", "", word or "").lower())
+
+
+def speaker_of(word: object) -> str | None:
+    """The speaker's name, None where a corpus says that it does not know it.
+
+    >>> speaker_of(" 30 "), speaker_of("Unknown"), speaker_of(7.0), speaker_of("3.0")
+    ('30', None, '7', '3')
+    """
+    if isinstance(word, float) and word.is_integer():
+        word = int(word)
+    text = "" if word is None else str(word).strip()
+    # whole numbers beside gaps are written so by spreadsheets and data frames
+    text = re.sub(r"(?<=^)(\d+)\.0+$", r"\1", text)
+    return None if text.lower() in _NO_SPEAKER else text

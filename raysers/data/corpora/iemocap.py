@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from raysers.data.corpora.emotions import common_name
-from raysers.data.corpora.files import lines_of, name_of, number, objects_below, stem_of
-from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
+from raysers.data.files import Row, lines_of, name_of, number, objects_below, of_file, stem_of
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo
+from raysers.text import some
 
 NAME = "iemocap"
 
@@ -45,7 +45,7 @@ def recognise(root: str) -> bool:
     return any(_is_release(folder) for folder in _candidates(root))
 
 
-def read(root: str) -> CorpusRows:
+def read(root: str) -> tuple[list[Row], list[str]]:
     """The turns of every session there is; labels are (y - 1) / 4.
 
     Raises:
@@ -71,7 +71,7 @@ def read(root: str) -> CorpusRows:
         extra += audio
     if not rows:
         raise ConfigError(f"--input {root}: none of its {len(lost):,} turns has a sentence wav")
-    return CorpusRows(table=to_table(rows), notes=_notes(root, rows, lost, extra, off_scale))
+    return rows, _notes(root, rows, lost, extra, off_scale)
 
 
 def _candidates(root: str) -> list[str]:
@@ -144,7 +144,7 @@ def _transcripts(uri: str | None) -> dict[str, str]:
 
 def _notes(
     root: str, rows: list[Row], lost: list[str], extra: list[str], off_scale: list[str]
-) -> tuple[str, ...]:
+) -> list[str]:
     notes = []
     if len(rows) != _TURNS:
         sessions = Counter(row["session"] for row in rows)
@@ -157,4 +157,4 @@ def _notes(
     if off_scale:
         turns = some(set(off_scale))
         notes.append(f"{root}: ratings off the scale of 1 to 5 count as its end: {turns}")
-    return tuple(notes)
+    return notes

@@ -11,24 +11,25 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from raysers.data.corpora import words
-from raysers.data.corpora.emotions import common_name
-from raysers.data.corpora.files import (
+from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
+from raysers.data.files import (
+    Row,
     csv_records,
     first_of,
     is_file,
     lines_of,
     number,
     objects_below,
+    of_file,
     require,
     stem_of,
     text_of,
     texts_of,
 )
-from raysers.data.corpora.rows import CorpusRows, Row, of_file, some, to_table
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, suffix_of
+from raysers.text import some
 
 NAME = "msp-podcast"
 
@@ -61,7 +62,7 @@ def recognise(root: str) -> bool:
     return _labels(root) is not None
 
 
-def read(root: str) -> CorpusRows:
+def read(root: str) -> tuple[list[Row], list[str]]:
     """Every wav of a release, with its labels where the consensus file has some; (y - 1) / 6.
 
     Raises:
@@ -99,7 +100,7 @@ def read(root: str) -> CorpusRows:
         test3 = sum(row["split"] == "test3" for row in unlabelled)
         about = f"{test3:,} of them Test3, which has no labels"
         notes.append(f"{root}: wavs without a row: {some(audio)}; {about}")
-    return CorpusRows(table=to_table([*rows, *unlabelled]), notes=tuple(notes))
+    return [*rows, *unlabelled], notes
 
 
 def _labels(root: str) -> str | None:
@@ -152,19 +153,19 @@ class _Speakers:
         for _, line in lines_of(uri) if is_file(uri) else ():
             first, _, second = (part.strip() for part in line.partition(";"))
             if first.endswith(".wav"):
-                if speaker := words.speaker_of(second):
+                if speaker := speaker_of(second):
                     self.speaker_of[first] = speaker
-            elif first.startswith("Speaker_") and (sex := words.sex_of(second)):
+            elif first.startswith("Speaker_") and (sex := sex_of(second)):
                 self.sex_of[first.removeprefix("Speaker_")] = sex
 
 
 def _row(where: str, record: dict[str, str], speakers: _Speakers) -> Row:
     name, code = record["FileName"], record.get("EmoClass", "")
-    split = words.split_of(record["Split_Set"])
+    split = split_of(record["Split_Set"])
     if split is None:
         raise ConfigError(f"{where}: Split_Set is {record['Split_Set']!r}, no split known here")
-    speaker = words.speaker_of(record.get("SpkrID")) or speakers.speaker_of.get(name)
-    sex = words.sex_of(record.get("Gender")) or speakers.sex_of.get(speaker or "")
+    speaker = speaker_of(record.get("SpkrID")) or speakers.speaker_of.get(name)
+    sex = sex_of(record.get("Gender")) or speakers.sex_of.get(speaker or "")
     row: Row = {
         "speaker": speaker,
         "sex": sex,
@@ -187,13 +188,13 @@ def _of_every_wav(name: str) -> Row:
 def _unlabelled(root: str, audio: dict[str, ObjectInfo]) -> list[Row]:
     """Wavs without a row: the partition file is the only one that lists Test3."""
     uri = first_of(root, _PARTITION_FILES, is_file)
-    split_of: dict[str, str | None] = {}
+    splits: dict[str, str | None] = {}
     for _, line in lines_of(uri) if audio and uri else ():
         split, separator, name = line.partition(";")
         if separator:
-            split_of[name.strip()] = words.split_of(split)
+            splits[name.strip()] = split_of(split)
     return [
-        of_file(info) | _of_every_wav(name) | {"split": split_of.get(name)}
+        of_file(info) | _of_every_wav(name) | {"split": splits.get(name)}
         for name, info in audio.items()
     ]
 

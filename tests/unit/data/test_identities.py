@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from raysers.data.identities import identities
+from raysers.data.splits import identities
 
 SPANS = [(0, None), (0, 5), (5, None)]
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysers.data import inspect
-from raysers.data.listed import object_rows
-from raysers.data.manifest import Segmenting, probe_batch
+from raysers.audio import decode
+from raysers.data.manifest import probe_batch
+from raysers.data.segments import Segmenting
+from raysers.data.sources import object_rows
 from raysers.errors import ConfigError
 from raysers.io.uris import ObjectInfo
 from raysers.schemas import MANIFEST
@@ -97,14 +98,14 @@ def test_detecting_decodes_one_file_at_a_time(tmp_path: Path) -> None:
 def test_a_surprise_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wav(tmp_path / "bad.wav")
     wav(tmp_path / "good.wav")
-    real = inspect.decode.probe
+    real = decode.probe
 
     def surprising(source: str, *, name: str) -> object:
         if "bad" in name:
             raise ZeroDivisionError("not foreseen")
         return real(source, name=name)
 
-    monkeypatch.setattr(inspect.decode, "probe", surprising)
+    monkeypatch.setattr(decode, "probe", surprising)
     bad, good = index(tmp_path).to_pylist()
     assert (bad["status"], bad["error"]) == ("unreadable", "ZeroDivisionError: not foreseen")
     assert good["status"] == "ok"

@@ -17,7 +17,6 @@ import soundfile
 
 from raysers.data import manifest as manifest_module
 from raysers.data.manifest import (
-    Segmenting,
     clips_of,
     fingerprint,
     probe_batch,
@@ -25,6 +24,7 @@ from raysers.data.manifest import (
     sort_manifest,
     write_manifest,
 )
+from raysers.data.segments import Segmenting
 from raysers.data.sources import list_inputs
 from raysers.errors import ClipError, ConfigError, CredentialsError
 from raysers.io import storage

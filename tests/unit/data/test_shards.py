@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from raysers.data.shards import (
     MAX_CLIPS,
     ShardPlan,
-    padding_waste,
     plan_shards,
     shard_name,
 )
 from raysers.errors import ConfigError
+from tests.benchmarks.padding import padding_waste
 
 NS = 10**9
 

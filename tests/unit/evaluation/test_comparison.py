@@ -8,8 +8,8 @@ import pytest
 from raysers.evaluation.comparison import comparison_rows
 from raysers.evaluation.correctness import correctness_rows
 from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.intervals import generator
 from raysers.evaluation.metrics import ccc
+from raysers.seeding import generator
 from tests.unit.evaluation.worlds import only, scores, speakers_world
 
 TRUTH = np.array([0.0, 0.5, 1.0])

@@ -10,10 +10,11 @@ from scipy import stats
 
 from raysers.evaluation.correctness import correctness_rows
 from raysers.evaluation.draws import Bootstrap, drawn_sums
-from raysers.evaluation.intervals import generator, interval, resample, resampling_units
+from raysers.evaluation.intervals import interval, resample, resampling_units
 from raysers.evaluation.metrics import METRICS, ccc
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.scores import Cell, Scores, base_cells
+from raysers.seeding import generator
 from tests.unit.evaluation.worlds import only, permuted, scores, speakers_world
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysers.palette import BLUE, PAPER
+from raysers.plotting import BLUE, PAPER
 from raysers.report.html import element, foreign, joined, text
 from raysers.report.svg import Styles, inline
 from tests.made_runs import EVIL

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from raysers.data.manifest import Segmenting, probe_batch
+from raysers.data.manifest import probe_batch
+from raysers.data.segments import Segmenting
 from raysers.data.sources import list_inputs
 from raysers.engine import ledger
 from raysers.models import tts

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raysers.data.labelled import read_labelled
-from raysers.data.manifest import Segmenting, probe_batch, read_manifest, write_manifest
+from raysers.data.corpora import read_labelled
+from raysers.data.manifest import probe_batch, read_manifest, write_manifest
+from raysers.data.segments import Segmenting
 from raysers.errors import ConfigError
 from raysers.types import DIMENSIONS
 from raysers.words.texts import fingerprint, read_texts, without_repeats

@@ -6,15 +6,14 @@ from collections import Counter
 
 import pytest
 
-from raysers.data.corpora import recognise
-from raysers.data.corpora.cmu_mosi import read
-from raysers.data.corpora.mosi_folds import SPLIT_OF
+from raysers.data.corpora import read_corpus, recognise
+from raysers.data.corpora.cmu_mosi import SPLIT_OF
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees
 
 
 def rows_of(root) -> dict[str, dict]:
-    rows = read(str(root)).table.to_pylist()
+    rows = read_corpus("cmu-mosi", str(root))[0].to_pylist()
     return {"/".join(row["file"].rsplit("/", 2)[1:]): row for row in rows}
 
 
@@ -36,7 +35,7 @@ def test_the_raw_tree(tmp_path):
         assert rows[f"Segmented/{video}_1.wav"]["split"] == split
     # an id with an underscore of its own
     assert rows["Segmented/Dg_0XKD0Mf4_2.wav"]["session"] == "Dg_0XKD0Mf4"
-    assert any("6 of the 2,199 segments" in note for note in read(str(root)).notes)
+    assert any("6 of the 2,199 segments" in note for note in read_corpus("cmu-mosi", str(root))[1])
 
 
 def test_the_standard_split_is_52_10_31_videos_apart():
@@ -64,7 +63,7 @@ def test_label_csv_and_its_mode_wins_over_the_standard_split(tmp_path):
 def test_videos_instead_of_audio_are_explained(tmp_path):
     root = trees.mosi_label_csv(tmp_path, ["2iD-tVS8NPw,1,b,3.0,,,,Positive,train"], ".mp4")
     with pytest.raises(ConfigError, match=r"clips are \.mp4: extract a \.wav"):
-        read(str(root))
+        read_corpus("cmu-mosi", str(root))
 
 
 @pytest.mark.parametrize(
@@ -82,32 +81,32 @@ def test_videos_instead_of_audio_are_explained(tmp_path):
 def test_a_bad_line_is_named(tmp_path, line, message):
     root = trees.mosi(tmp_path, f"0.1,2.0,2iD-tVS8NPw,1,1.0\n{line}\n")
     with pytest.raises(ConfigError) as caught:
-        read(str(root))
+        read_corpus("cmu-mosi", str(root))
     assert message in str(caught.value)
     assert "OpinionLevelSentiment.csv" in str(caught.value)
 
 
 def test_missing_pieces_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no Labels/OpinionLevelSentiment.csv and no label.csv"):
-        read(str(tmp_path))
+        read_corpus("cmu-mosi", str(tmp_path))
     trees.text(tmp_path / "label.csv", "video_id,text,label\n")
     with pytest.raises(ConfigError, match="no column 'clip_id'"):
-        read(str(tmp_path))
+        read_corpus("cmu-mosi", str(tmp_path))
     trees.text(tmp_path / "label.csv", "video_id,clip_id,label,mode\n2iD-tVS8NPw,1,1.0,fold2\n")
     with pytest.raises(ConfigError, match="line 2: mode is 'fold2'"):
-        read(str(tmp_path))
+        read_corpus("cmu-mosi", str(tmp_path))
     trees.text(tmp_path / "label.csv", "video_id,clip_id,label,mode\n2iD-tVS8NPw,1,1.0,train\n")
     with pytest.raises(ConfigError, match="no wav of its 1 segments"):
-        read(str(tmp_path))
+        read_corpus("cmu-mosi", str(tmp_path))
 
 
 def test_unknown_videos_and_lost_segments_are_told(tmp_path):
     root = trees.mosi(tmp_path, "0,1,new--video0,1,1.0\n0,1,2iD-tVS8NPw,1,1\n0,1,2iD-tVS8NPw,9,1\n")
     trees.wav(root / "Raw/Audio/WAV_16000/Segmented/new--video0_1.wav")
-    found = read(str(root))
-    assert found.table.num_rows == 2
-    assert any("segments without audio, left out: 1 (2iD-tVS8NPw_9)" in n for n in found.notes)
-    assert any("videos of no standard split: 1 (new--video0)" in n for n in found.notes)
+    found, notes = read_corpus("cmu-mosi", str(root))
+    assert found.num_rows == 2
+    assert any("segments without audio, left out: 1 (2iD-tVS8NPw_9)" in n for n in notes)
+    assert any("videos of no standard split: 1 (new--video0)" in n for n in notes)
 
 
 def test_the_same_table_of_another_corpus_is_not_taken_for_it(tmp_path):
@@ -116,4 +115,4 @@ def test_the_same_table_of_another_corpus_is_not_taken_for_it(tmp_path):
     (tmp_path / "label.csv").write_text(rows)
     assert recognise(str(tmp_path)) is None
     with pytest.raises(ConfigError, match="not of CMU-MOSI"):
-        read(str(tmp_path))
+        read_corpus("cmu-mosi", str(tmp_path))

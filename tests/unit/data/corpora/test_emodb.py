@@ -7,8 +7,7 @@ from collections import Counter
 
 import pytest
 
-from raysers.data.corpora import recognise
-from raysers.data.corpora.emodb import read
+from raysers.data.corpora import read_corpus, recognise
 from raysers.errors import ConfigError
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.data.corpora import trees
@@ -18,9 +17,9 @@ from tests.unit.data.corpora import trees
 def test_the_real_corpus():
     root = SHARED_DATA / "emodb"
     assert recognise(str(root)) == "emodb"
-    found = read(str(root))
-    rows = found.table.to_pylist()
-    assert (len(rows), found.notes) == (535, ())
+    found, notes = read_corpus("emodb", str(root))
+    rows = found.to_pylist()
+    assert (len(rows), notes) == (535, [])
     # counts as published with the corpus
     assert Counter(row["emotion"] for row in rows) == {
         "anger": 127, "boredom": 81, "disgust": 46, "fear": 69, "happiness": 71, "neutral": 79,
@@ -45,15 +44,15 @@ def test_a_is_fear_and_w_is_anger(tmp_path):
         "3\t99z99Zz.wav\tx\n",
         "latin-1",
     )
-    found = read(str(tmp_path))
-    rows = {row["file"].rpartition("/")[2]: row for row in found.table.to_pylist()}
+    found, notes = read_corpus("emodb", str(tmp_path))
+    rows = {row["file"].rpartition("/")[2]: row for row in found.to_pylist()}
     assert [rows[name]["emotion"] for name in sorted(rows)] == ["happiness", "fear", "anger"]
     assert [rows[name]["sex"] for name in sorted(rows)] == ["male", "female", "female"]
     assert rows["08b10Ab.wav"]["transcript"] == (
         "Die wird auf dem Platz sein, wo wir sie immer hinlegen."
     )
-    assert any("3 clips of EmoDB" in note for note in found.notes)
-    assert any("recognised by less than 80 %: 1 (03a01Fa.wav)" in note for note in found.notes)
+    assert any("3 clips of EmoDB" in note for note in notes)
+    assert any("recognised by less than 80 %: 1 (03a01Fa.wav)" in note for note in notes)
 
 
 def test_the_wav_folder_itself_and_strange_names(tmp_path):
@@ -61,19 +60,19 @@ def test_the_wav_folder_itself_and_strange_names(tmp_path):
     assert recognise(str(tmp_path)) == "emodb"
     trees.wav(tmp_path / "17a01Fa.wav")  # no such speaker
     assert recognise(str(tmp_path)) is None
-    found = read(str(tmp_path))
-    assert found.table.num_rows == 1
-    assert any("left out: 1 (17a01Fa.wav)" in note for note in found.notes)
+    found, notes = read_corpus("emodb", str(tmp_path))
+    assert found.num_rows == 1
+    assert any("left out: 1 (17a01Fa.wav)" in note for note in notes)
 
 
 def test_nothing_like_it(tmp_path):
     trees.wav(tmp_path / "a.wav")
     with pytest.raises(ConfigError, match="no file is named as EmoDB's are"):
-        read(str(tmp_path))
+        read_corpus("emodb", str(tmp_path))
     trees.wav(tmp_path / "wav/03a01Fa.wav")
     trees.text(tmp_path / "erkennung.txt", "Nr. Satz\n1 03a01Fa.wav\n")
     with pytest.raises(ConfigError, match=r"erkennung.txt, line 2"):
-        read(str(tmp_path))
+        read_corpus("emodb", str(tmp_path))
 
 
 def test_a_folder_with_other_audio_beside_it_is_not_the_corpus(tmp_path):

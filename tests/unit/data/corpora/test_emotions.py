@@ -7,8 +7,15 @@ import typing
 import pytest
 
 from raysers.cli import CorpusName
-from raysers.data.corpora import CORPORA, EMOTION_MAPS, common_name, load_emotion_map
-from raysers.data.corpora.words import sex_of, speaker_of, split_of
+from raysers.data.corpora import CORPORA
+from raysers.data.corpora.emotions import (
+    EMOTION_MAPS,
+    common_name,
+    load_emotion_map,
+    sex_of,
+    speaker_of,
+    split_of,
+)
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees
 

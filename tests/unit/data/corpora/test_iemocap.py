@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from raysers.data.corpora import recognise
-from raysers.data.corpora.iemocap import read
+from raysers.data.corpora import read_corpus, recognise
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees
 
 
 def rows_of(root) -> dict[str, dict]:
-    rows = read(str(root)).table.to_pylist()
+    rows = read_corpus("iemocap", str(root))[0].to_pylist()
     return {row["file"].rpartition("/")[2].removesuffix(".wav"): row for row in rows}
 
 
@@ -44,10 +43,10 @@ def test_the_turns_of_a_small_release(tmp_path):
 
 
 def test_a_rating_above_the_scale_counts_as_its_end_and_is_told(tmp_path):
-    found = read(str(trees.iemocap(tmp_path)))
-    row = next(r for r in found.table.to_pylist() if "M013" in r["file"])
+    found, notes = read_corpus("iemocap", str(trees.iemocap(tmp_path)))
+    row = next(r for r in found.to_pylist() if "M013" in r["file"])
     assert (row["valence"], row["arousal"], row["dominance"]) == (0.0, 1.0, 1.0)
-    count, off_scale = found.notes
+    count, off_scale = notes
     assert "4 of the 10,039 turns of IEMOCAP (Ses01 2, Ses05 2)" in count
     assert "1 (Ses01F_impro01_M013)" in off_scale
 
@@ -62,10 +61,10 @@ def test_turns_without_a_wav_and_wavs_without_a_turn_are_told_apart(tmp_path):
     root = trees.iemocap(tmp_path)
     audio = root / "Session1/sentences/wav/Ses01F_impro01"
     (audio / "Ses01F_impro01_F000.wav").rename(audio / "Ses01F_impro01_FXX0.wav")
-    found = read(str(root))
-    assert found.table.num_rows == 3
-    assert any("turns without a wav, left out: 1 (Ses01F_impro01_F000)" in n for n in found.notes)
-    assert any("wavs without a label, left out: 1 (Ses01F_impro01_FXX0)" in n for n in found.notes)
+    found, notes = read_corpus("iemocap", str(root))
+    assert found.num_rows == 3
+    assert any("turns without a wav, left out: 1 (Ses01F_impro01_F000)" in n for n in notes)
+    assert any("wavs without a label, left out: 1 (Ses01F_impro01_FXX0)" in n for n in notes)
 
 
 @pytest.mark.parametrize(
@@ -83,15 +82,15 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path, line, message):
     name = "Session1/dialog/EmoEvaluation/Ses01F_impro02.txt"
     trees.text(root / name, f"% [V, A, D]\n\n{line}\n")
     with pytest.raises(ConfigError) as caught:
-        read(str(root))
+        read_corpus("iemocap", str(root))
     assert message in str(caught.value)
     assert f"{name}, line 3" in str(caught.value)
 
 
 def test_no_sessions_or_no_audio(tmp_path):
     with pytest.raises(ConfigError, match="no Session1"):
-        read(str(tmp_path))
+        read_corpus("iemocap", str(tmp_path))
     labels = tmp_path / "Session2/dialog/EmoEvaluation/Ses02F_impro01.txt"
     trees.text(labels, "[1.0 - 2.0]\tSes02F_impro01_F000\tneu\t[2.5, 2.5, 2.5]\n")
     with pytest.raises(ConfigError, match="none of its 1 turns has a sentence wav"):
-        read(str(tmp_path))
+        read_corpus("iemocap", str(tmp_path))

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raysers.data.corpora import recognise
-from raysers.data.corpora.msp_podcast import read
+from raysers.data.corpora import read_corpus, recognise
 from raysers.errors import ConfigError
 from tests.s3 import Bucket
 from tests.unit.data.corpora import trees
@@ -25,8 +24,8 @@ RELEASES = [
 
 
 def by_name(root: Path) -> tuple[dict[str, dict], tuple[str, ...]]:
-    found = read(str(root))
-    return {row["file"].rpartition("/")[2]: row for row in found.table.to_pylist()}, found.notes
+    found, notes = read_corpus("msp-podcast", str(root))
+    return {row["file"].rpartition("/")[2]: row for row in found.to_pylist()}, notes
 
 
 @pytest.mark.parametrize(("release", "labels", "audio", "dev", "test"), RELEASES)
@@ -44,7 +43,7 @@ def test_every_release(tmp_path, release, labels, audio, dev, test):
     )
     assert recognise(str(root)) == "msp-podcast"
     rows, notes = by_name(root)
-    assert notes == ()
+    assert notes == []
     first = rows["MSP-PODCAST_0001_0008.wav"]
     # 2.2, 4.0, 2.6 on 1..7 are activation, VALENCE, dominance
     assert first["arousal"] == pytest.approx(0.2)
@@ -73,7 +72,7 @@ def test_columns_are_read_by_name_not_place(tmp_path):
         "Train,1,MSP-PODCAST_0001_0001.wav,4,007,7,H,Female\n",
     )
     trees.wav(root / "Audios/MSP-PODCAST_0001_0001.wav")
-    (row,) = read(str(root)).table.to_pylist()
+    (row,) = read_corpus("msp-podcast", str(root))[0].to_pylist()
     assert (row["arousal"], row["dominance"], row["valence"]) == (1.0, 0.0, 0.5)
     assert row["speaker"] == "007"
 
@@ -117,7 +116,7 @@ def test_speaker_ids_and_transcripts_fill_in(tmp_path):
         "Speaker_12; Male\nSpeaker_13; Female\n\nMSP-PODCAST_0001_0001.wav; 13\n",
     )
     trees.text(root / "Transcripts/MSP-PODCAST_0001_0001.txt", "Well,  that is\nsad.\n")
-    (row,) = read(str(root)).table.to_pylist()
+    (row,) = read_corpus("msp-podcast", str(root))[0].to_pylist()
     assert (row["speaker"], row["sex"]) == ("13", "female")
     assert row["transcript"] == "Well, that is sad."
 
@@ -126,13 +125,13 @@ def test_consensus_in_json(tmp_path):
     record = {"EmoClass": "D", "EmoAct": 2.5, "EmoVal": 1, "EmoDom": 7.0}
     record |= {"SpkrID": 12, "Gender": "Female", "Split_Set": "Development"}
     root = trees.msp_json(tmp_path / "r", {"MSP-PODCAST_0001_0001.wav": record})
-    (row,) = read(str(root)).table.to_pylist()
+    (row,) = read_corpus("msp-podcast", str(root))[0].to_pylist()
     assert (row["arousal"], row["valence"], row["dominance"]) == (0.25, 0.0, 1.0)
     assert (row["speaker"], row["sex"], row["split"]) == ("12", "female", "dev")
     del record["EmoAct"]
     trees.msp_json(root, {"MSP-PODCAST_0001_0001.wav": record})
     with pytest.raises(ConfigError, match=r"MSP-PODCAST_0001_0001.wav has no column 'EmoAct'"):
-        read(str(root))
+        read_corpus("msp-podcast", str(root))
 
 
 GOOD = "MSP-PODCAST_0001_0001.wav,S,1,1,1,3,Male,Train"
@@ -152,7 +151,7 @@ GOOD = "MSP-PODCAST_0001_0001.wav,S,1,1,1,3,Male,Train"
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):
     root = trees.msp_podcast(tmp_path / "r", [GOOD, row])
     with pytest.raises(ConfigError) as caught:
-        read(str(root))
+        read_corpus("msp-podcast", str(root))
     assert message in str(caught.value)
     assert "Labels/labels_consensus.csv" in str(caught.value)
 
@@ -161,20 +160,20 @@ def test_missing_pieces_are_named(tmp_path):
     root = tmp_path / "r"
     trees.wav(root / "Audios/MSP-PODCAST_0001_0001.wav")
     with pytest.raises(ConfigError, match=r"no label folder \(Labels, labels, label\)"):
-        read(str(root))
+        read_corpus("msp-podcast", str(root))
     trees.text(root / "Labels.zip", "PK")
     with pytest.raises(ConfigError, match=r"unpack .*Labels.zip"):
-        read(str(root))
+        read_corpus("msp-podcast", str(root))
     trees.text(root / "Labels/labels_detailed.csv", "x")
     with pytest.raises(ConfigError, match=r"no labels_consensus.csv or labels_concensus.csv"):
-        read(str(root))
+        read_corpus("msp-podcast", str(root))
     trees.text(root / "Labels/labels_consensus.csv", "FileName,EmoAct,EmoDom,Split_Set\n")
     with pytest.raises(ConfigError, match="no column 'EmoVal'"):
-        read(str(root))
+        read_corpus("msp-podcast", str(root))
     trees.msp_podcast(tmp_path / "empty", [GOOD])
     (tmp_path / "empty/Audios/MSP-PODCAST_0001_0001.wav").unlink()
     with pytest.raises(ConfigError, match="no wavs in Audios or Audio"):
-        read(str(tmp_path / "empty"))
+        read_corpus("msp-podcast", str(tmp_path / "empty"))
 
 
 def test_a_release_in_a_bucket(tmp_path, s3: Bucket):
@@ -186,7 +185,7 @@ def test_a_release_in_a_bucket(tmp_path, s3: Bucket):
             s3.put(f"corpora/msp #1/{path.relative_to(root)}", path.read_bytes())
     uri = f"{s3.uri}/corpora/msp #1"
     assert recognise(uri) == "msp-podcast"
-    rows = read(uri).table.to_pylist()
+    rows = read_corpus("msp-podcast", uri)[0].to_pylist()
     assert [row["file"] for row in rows] == [
         f"{uri}/Audios/MSP-PODCAST_0001_0001.wav",
         f"{uri}/Audios/MSP-PODCAST_0009_0001.wav",
@@ -202,4 +201,4 @@ def test_a_file_name_that_is_no_utf8_is_named(tmp_path):
         os.fsdecode(os.fsencode(root / "Audios") + b"/MSP-\xff.wav")
     )
     with pytest.raises(ConfigError, match="not valid UTF-8"):
-        read(str(root))
+        read_corpus("msp-podcast", str(root))

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raysers.data.corpora import recognise
-from raysers.data.corpora.audformat_db import read
+from raysers.data.corpora import read_corpus, recognise
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees
 
@@ -55,8 +54,8 @@ def database(root: Path, storage_format: str = "parquet") -> audformat.Database:
 def test_what_audformat_writes(tmp_path, storage_format):
     database(tmp_path, storage_format)
     assert recognise(str(tmp_path)) == "audformat"
-    found = read(str(tmp_path))
-    rows = {row["file"]: row for row in found.table.to_pylist()}
+    found, notes = read_corpus("audformat", str(tmp_path))
+    rows = {row["file"]: row for row in found.to_pylist()}
     # the consensus tables are the labels; the table of all ratings makes no clip and no label
     assert set(rows) == {str(tmp_path / name) for name in FILES[:2]}
     first, second = rows[str(tmp_path / FILES[0])], rows[str(tmp_path / FILES[1])]
@@ -66,7 +65,7 @@ def test_what_audformat_writes(tmp_path, storage_format):
     assert (first["split"], second["split"]) == ("train", "test")
     assert [(r["speaker"], r["sex"]) for r in (first, second)] == [("3", "male"), ("8", "female")]
     assert (first["corpus"], first["language"], first["start"]) == ("made", "deu", None)
-    assert any("emotion.eval.gold_standard" in note for note in found.notes)
+    assert any("emotion.eval.gold_standard" in note for note in notes)
 
 
 def test_segments_take_what_is_known_of_their_file(tmp_path):
@@ -79,7 +78,8 @@ def test_segments_take_what_is_known_of_their_file(tmp_path):
     db["parts.dev.gold_standard"]["arousal"].set([1.0, 3.0, None])
     db.drop_tables("emotion.train.gold_standard")
     db.save(str(tmp_path / "y"))
-    rows = [r for r in read(str(tmp_path / "y")).table.to_pylist() if r["split"] == "dev"]
+    found = read_corpus("audformat", str(tmp_path / "y"))[0].to_pylist()
+    rows = [r for r in found if r["split"] == "dev"]
     spans = [(r["start"].total_seconds(), r["end"] and r["end"].total_seconds()) for r in rows]
     assert spans == [(0, 1.5), (1.5, None), (0, 2)]
     assert [r["arousal"] for r in rows] == [0.0, 0.5, None]
@@ -120,7 +120,7 @@ def test_parquet_is_by_name_and_inline_labels_tell_the_sex(tmp_path):
         {"more": [1, 2], "valence": [0.25, None], "who": ["a", "b"], "file": ["x.wav", "/y.wav"],
          "arousal": [1.0, 0.0]},
     )  # fmt: skip
-    rows = read(str(root)).table.to_pylist()
+    rows = read_corpus("audformat", str(root))[0].to_pylist()
     assert [(r["arousal"], r["valence"]) for r in rows] == [(1.0, 0.25), (0.0, None)]
     assert [(r["speaker"], r["sex"]) for r in rows] == [("a", "female"), ("b", None)]
     assert [r["file"] for r in rows] == [str(root / "x.wav"), "/y.wav"]
@@ -134,7 +134,7 @@ def test_a_csv_in_another_order_than_the_yaml_is_refused(tmp_path):
     theirs = audformat.Database.load(str(root))["t"].get()
     assert theirs["arousal"].tolist() == [0.1]
     with pytest.raises(ConfigError, match=r"db\.t\.csv: its columns are file, valence, arousal"):
-        read(str(root))
+        read_corpus("audformat", str(root))
 
 
 @pytest.mark.parametrize(
@@ -151,36 +151,36 @@ def test_a_csv_in_another_order_than_the_yaml_is_refused(tmp_path):
 def test_what_audformat_takes_in_silence_is_refused(tmp_path, columns, data, message):
     root = by_hand(tmp_path, columns, {"file": ["a.wav", "b.wav"], **data})
     with pytest.raises(ConfigError) as caught:
-        read(str(root))
+        read_corpus("audformat", str(root))
     assert message in str(caught.value)
 
 
 def test_times_in_plain_numbers(tmp_path):
     data = {"file": ["a.wav"], "start": [10**9], "end": [2 * 10**9], "arousal": [0.5]}
     root = by_hand(tmp_path, {"arousal": "arousal"}, data, type="segmented")
-    (row,) = read(str(root)).table.to_pylist()
+    (row,) = read_corpus("audformat", str(root))[0].to_pylist()
     assert (row["start"].total_seconds(), row["end"].total_seconds()) == (1.0, 2.0)
     data |= {"start": [1.0], "end": [2.5]}
     by_hand(tmp_path, {"arousal": "arousal"}, data, type="segmented")
     with pytest.raises(ConfigError, match="start holds fractions"):
-        read(str(root))
+        read_corpus("audformat", str(root))
     (root / "db.t.parquet").unlink()
     trees.text(root / "db.t.csv", "file,start,end,arousal\na.wav,1.0,2.5,0.5\n")
     with pytest.raises(ConfigError, match=r"line 2: start is '1.0': write a duration"):
-        read(str(root))
+        read_corpus("audformat", str(root))
 
 
 def test_missing_and_pickled_tables(tmp_path):
     root = by_hand(tmp_path, {"arousal": "arousal"}, {"file": ["a"], "arousal": [0.5]})
     (root / "db.t.parquet").rename(root / "db.t.pkl")
     with pytest.raises(ConfigError, match=r"db\.t\.pkl is a pickle"):
-        read(str(root))
+        read_corpus("audformat", str(root))
     (root / "db.t.pkl").unlink()
     with pytest.raises(ConfigError, match=r"there is no db\.t\.parquet"):
-        read(str(root))
+        read_corpus("audformat", str(root))
     trees.text(root / "db.yaml", "name: [")
-    with pytest.raises(ConfigError, match="is not YAML"):
-        read(str(root))
+    with pytest.raises(ConfigError, match="cannot be read: line 2"):
+        read_corpus("audformat", str(root))
 
 
 def test_a_clip_in_two_splits_is_refused(tmp_path):
@@ -190,7 +190,7 @@ def test_a_clip_in_two_splits_is_refused(tmp_path):
     db["emotion.dev.gold_standard"]["arousal"].set([1.0])
     db.save(str(tmp_path / "y"))
     with pytest.raises(ConfigError, match=r"audio/001.wav is in \w+ here and in \w+ in the"):
-        read(str(tmp_path / "y"))
+        read_corpus("audformat", str(tmp_path / "y"))
 
 
 def test_tables_that_differ_are_told_and_laryngograph_copies_are_no_speech(tmp_path):
@@ -201,9 +201,9 @@ def test_tables_that_differ_are_told_and_laryngograph_copies_are_no_speech(tmp_p
         db[name]["arousal"] = audformat.Column(scheme_id="arousal")
         db[name]["arousal"].set([value])
     db.save(str(tmp_path / "y"))
-    found = read(str(tmp_path / "y"))
-    assert found.table.num_rows == 2
-    assert any("tables differ in arousal (1)" in note for note in found.notes)
+    found, notes = read_corpus("audformat", str(tmp_path / "y"))
+    assert found.num_rows == 2
+    assert any("tables differ in arousal (1)" in note for note in notes)
 
 
 def rated_twice(root: Path, columns: tuple[str, str]) -> Path:
@@ -221,6 +221,7 @@ def rated_twice(root: Path, columns: tuple[str, str]) -> Path:
 
 def test_no_single_raters_column_is_taken_for_the_label(tmp_path):
     with pytest.raises(ConfigError, match=r"several columns of arousal \(r1, r2\)"):
-        read(str(rated_twice(tmp_path / "raters", ("r1", "r2"))))
-    named = read(str(rated_twice(tmp_path / "named", ("arousal.std", "arousal")))).table
+        read_corpus("audformat", str(rated_twice(tmp_path / "raters", ("r1", "r2"))))
+    root = rated_twice(tmp_path / "named", ("arousal.std", "arousal"))
+    named = read_corpus("audformat", str(root))[0]
     assert named["arousal"].to_pylist() == [1.0]  # of the column called so: (5 - 1) / 4

@@ -1,0 +1,417 @@
+"""Any audformat database folder: `db.yaml` with tables in Parquet or CSV, media beside them.
+
+audformat reads CSV columns by their place in the YAML, so a CSV whose header has another order is
+ambiguous and refused; Parquet is read by name. Tables in pickle are not read. Plain numbers in
+`start` and `end` are nanoseconds, as in audformat, while tables of one's own are in seconds. Values
+that audformat accepts silently (off the scale, labels no scheme defines) are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
+from raysers.data.files import Row, csv_records, first_of, is_file, load_yaml, number, require
+from raysers.data.tables import READ_FAILURES, TimeColumnError, parse_ns, to_durations
+from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.uris import resolve, suffix_of
+from raysers.text import some
+from raysers.types import DIMENSIONS
+
+NAME = "audformat"
+
+HEADER_FILE = "db.yaml"
+#: Column or scheme names that mean one of our columns.
+_ROLES = {
+    **{name: name for name in (*DIMENSIONS, "emotion", "speaker", "sex", "language", "session")},
+    **dict.fromkeys(("transcription", "transcript", "text"), "transcript"),
+    "activation": "arousal",
+    "gender": "sex",
+}
+_LABELS = (*DIMENSIONS, "emotion")
+#: Tables of a consensus, by audformat's naming advice; where there are some, they are the labels.
+_CONSENSUS = ".gold_standard"
+#: Copies of a database's tables for another sensor than the microphone.
+_NOT_SPEECH = ("laryngo.",)
+
+
+class _Key(NamedTuple):
+    """A clip: its file as the tables spell it, and start and end in ns; None for a whole file."""
+
+    file: str
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scheme:
+    """Allowed values of a column.
+
+    `low` and `high` are both or neither given; `labels` None allows any value; `misc_table` names
+    the table whose index holds the labels; `sex_of` maps labels that are speakers to their sex.
+    """
+
+    name: str = ""
+    low: float | None = None
+    high: float | None = None
+    labels: frozenset[str] | None = None
+    misc_table: str = ""
+    sex_of: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """One table: `columns` maps names to schemes in YAML order, `roles` our names to columns."""
+
+    name: str
+    index: tuple[str, ...]
+    columns: Mapping[str, _Scheme]
+    roles: Mapping[str, str]
+    split: str | None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether a column is a dimension or a category, so that its rows are clips."""
+        return bool(set(_LABELS) & set(self.roles))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Header:
+    """A `db.yaml`; `misc` maps tables that are not about clips to their index and columns."""
+
+    name: str
+    language: str | None
+    tables: Sequence[_Table]
+    misc: Mapping[str, tuple[str, Sequence[str]]]
+    schemes: Mapping[str, _Scheme]
+
+
+def recognise(root: str) -> bool:
+    """Whether `root` has a `db.yaml`."""
+    return is_file(storage.join(root, HEADER_FILE))
+
+
+def read(root: str) -> tuple[list[Row], list[str]]:
+    """The labelled clips of the database in `root`, its tables merged by file, start and end.
+
+    Labels are rescaled by their scheme's minimum and maximum to 0..1.
+
+    Raises:
+        ConfigError: no table with labels, a table that is missing or in pickle, a column that is
+            missing or in another place than the YAML says, a value its scheme does not allow, a
+            clip in two splits, labels off 0..1 without a scheme that says how to rescale them.
+    """
+    header = _header(root)
+    tables = [table for table in header.tables if not table.name.startswith(_NOT_SPEECH)]
+    labelled = [table for table in tables if table.has_labels]
+    labelled = [table for table in labelled if table.name.endswith(_CONSENSUS)] or labelled
+    if not labelled:
+        raise ConfigError(f"{storage.join(root, HEADER_FILE)}: no table with {', '.join(_LABELS)}")
+    merged, sexes = _Merged(), _sexes(root, header)
+    for table in labelled:
+        for where, cells in _rows(root, table.name, table.index, table.columns):
+            merged.add_clip(table, where, _key(cells), _values(where, table, cells, sexes))
+    for table in tables:
+        if (table.roles or table.split) and table not in labelled:
+            for where, cells in _rows(root, table.name, table.index, table.columns):
+                merged.add_facts(_key(cells), _values(where, table, cells, sexes), table.split)
+    known: Row = {"corpus": header.name, "language": header.language}
+    rows = [
+        known | row | {"file": resolve(root, key.file), "start": key.start, "end": key.end}
+        for key, row in merged.rows()
+    ]
+    notes = [f"{root}: labels from the tables: {some(table.name for table in labelled)}"]
+    if merged.conflicts:
+        counts = ", ".join(f"{name} ({n:,})" for name, n in sorted(merged.conflicts.items()))
+        notes.append(f"{root}: tables differ in {counts}; the first table's values stand")
+    return rows, notes
+
+
+class _Merged:
+    """The clips of the label tables, and facts about them and their files from all others."""
+
+    def __init__(self) -> None:
+        self._clips: dict[_Key, Row] = {}
+        self._facts: dict[_Key, Row] = {}
+        self._split_from: dict[_Key, str] = {}
+        self.conflicts: Counter[str] = Counter()
+
+    def add_clip(self, table: _Table, where: str, key: _Key, values: Row) -> None:
+        """A row of a label table; its clip may be in one split only."""
+        row = self._clips.setdefault(key, {})
+        for name, value in values.items():
+            if row.setdefault(name, value) != value:
+                self.conflicts[name] += 1
+        if table.split:
+            if row.setdefault("split", table.split) != table.split:
+                raise ConfigError(
+                    f"{where}: {key.file} is in {table.split} here and in {row['split']} in the "
+                    f"table {self._split_from[key]!r}: put the clips you want into a table of your "
+                    "own"
+                )
+            self._split_from.setdefault(key, table.name)
+
+    def add_facts(self, key: _Key, values: Row, split: str | None) -> None:
+        """A row of any other table: never a label, never a clip of its own."""
+        facts = {name: value for name, value in values.items() if name not in _LABELS}
+        known = self._facts.setdefault(key, {})
+        for name, value in (facts | ({"split": split} if split else {})).items():
+            known.setdefault(name, value)
+
+    def rows(self) -> Iterator[tuple[_Key, Row]]:
+        """Every clip, with what is known of it and of its file."""
+        for key, row in self._clips.items():
+            whole = _Key(key.file)
+            known = self._facts.get(whole, {})
+            if key != whole:
+                # transcript and labels of the whole file do not hold for this segment
+                known = known | self._clips.get(whole, {})
+                own = (*_LABELS, "transcript")
+                known = {name: value for name, value in known.items() if name not in own}
+            yield key, known | self._facts.get(key, {}) | row
+
+
+def _key(cells: Row) -> _Key:
+    return _Key(cells["file"], cells.get("start"), cells.get("end"))
+
+
+def _values(where: str, table: _Table, cells: Row, sexes: Mapping[str, str]) -> Row:
+    """Our columns of one row, checked against their schemes; unknown values are left out."""
+    row: Row = {}
+    for role, column in table.roles.items():
+        value, scheme = cells[column], table.columns[column]
+        if role in DIMENSIONS:
+            row[role] = _label(where, column, value, scheme)
+            continue
+        text = speaker_of(value)
+        if text is not None and scheme.labels is not None and text not in scheme.labels:
+            raise ConfigError(f"{where}: {column} is {text!r}, which its scheme does not know")
+        if role == "sex":
+            text = sex_of(text)
+        row[role] = common_name(text) if role == "emotion" and text else text
+    if speaker := row.get("speaker"):
+        row.setdefault("sex", sexes.get(speaker))
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _label(where: str, column: str, value: Any, scheme: _Scheme) -> float | None:
+    if scheme.low is not None and scheme.high is not None:
+        rating = number(where, column, value, scheme.low, scheme.high)
+        return None if rating is None else (rating - scheme.low) / (scheme.high - scheme.low)
+    rating = number(where, column, value, -math.inf, math.inf)
+    if rating is not None and not 0 <= rating <= 1:
+        raise ConfigError(
+            f"{where}: {column} is {rating:g}, and its scheme has no minimum and maximum to "
+            "rescale it to 0..1: add them to db.yaml"
+        )
+    return rating
+
+
+def _sexes(root: str, header: _Header) -> dict[str, str]:
+    """Sex by speaker, from the schemes' labels and the misc tables they are taken from."""
+    found: dict[str, str] = {}
+    for scheme in header.schemes.values():
+        found |= scheme.sex_of
+        level, columns = header.misc.get(scheme.misc_table, ("", ()))
+        if not (named := {"gender", "sex"} & set(columns)):
+            continue
+        for _, cells in _rows(root, scheme.misc_table, (level,), columns):
+            if sex := sex_of(cells[min(named)] and str(cells[min(named)])):
+                found[speaker_of(cells[level]) or ""] = sex
+    return found
+
+
+def _header(root: str) -> _Header:
+    """The header in `root`.
+
+    Raises:
+        ConfigError: no YAML, no tables, or a table with a scheme that is not defined.
+    """
+    uri = storage.join(root, HEADER_FILE)
+    document = load_yaml(uri)
+    if not isinstance(document, dict) or not isinstance(document.get("tables"), dict):
+        raise ConfigError(f"{uri} names no tables")
+    schemes = {n: _scheme(f"{uri}: scheme {n!r}", n, s) for n, s in _items(document, "schemes")}
+    splits = dict(_items(document, "splits"))
+    misc = {}
+    for name, raw in _items(document, "misc_tables"):
+        levels = [level for level, _ in _items(raw, "levels")]
+        misc[name] = (
+            levels[0] if levels else name,
+            [column for column, _ in _items(raw, "columns")],
+        )
+    languages = document.get("languages")
+    spoken = languages if isinstance(languages, list) else []
+    return _Header(
+        name=str(document.get("name") or root.rpartition("/")[2]),
+        language=str(spoken[0]) if len(spoken) == 1 else None,
+        tables=[
+            _table(uri, name, raw, schemes, splits) for name, raw in _items(document, "tables")
+        ],
+        misc=misc,
+        schemes=schemes,
+    )
+
+
+def _items(document: Any, key: str) -> list[tuple[str, Any]]:
+    """Names and values of a mapping in the YAML; none where something else stands."""
+    found = document.get(key) if isinstance(document, dict) else None
+    return [(str(k), v) for k, v in found.items()] if isinstance(found, dict) else []
+
+
+def _scheme(where: str, name: str, raw: Any) -> _Scheme:
+    about = raw if isinstance(raw, dict) else {}
+    low, high, labels = (about.get(key) for key in ("minimum", "maximum", "labels"))
+    # a scale of anything but numbers, or with one end, is none
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        low = high = None
+    elif not low < high:
+        raise ConfigError(f"{where} reaches from {low} to {high}")
+    sexes = {}
+    for label, facts in _items(about, "labels"):  # labels: {03: {gender: male}}
+        word = (facts.get("gender") or facts.get("sex")) if isinstance(facts, dict) else None
+        if sex := sex_of(word and str(word)):
+            sexes[label] = sex
+    return _Scheme(
+        name=name,
+        low=None if low is None else float(low),
+        high=None if high is None else float(high),
+        labels=frozenset(map(str, labels)) if isinstance(labels, list | dict) else None,
+        misc_table=labels if isinstance(labels, str) else "",
+        sex_of=sexes,
+    )
+
+
+def _table(
+    uri: str, name: str, raw: Any, schemes: Mapping[str, _Scheme], splits: Mapping[str, Any]
+) -> _Table:
+    about = raw if isinstance(raw, dict) else {}
+    columns: dict[str, _Scheme] = {}
+    for column, details in _items(about, "columns"):
+        scheme = details.get("scheme_id") if isinstance(details, dict) else None
+        if scheme is not None and str(scheme) not in schemes:
+            raise ConfigError(f"{uri}: table {name!r} names the scheme {scheme!r}, not defined")
+        columns[column] = schemes[str(scheme)] if scheme is not None else _Scheme()
+    split_id = about.get("split_id")
+    if split_id is not None:  # its own name or its type, else a part of the table's name
+        facts = splits.get(str(split_id))
+        kind = facts.get("type") if isinstance(facts, dict) else None
+        split = split_of(str(split_id)) or split_of(kind and str(kind))
+    else:
+        split = next(filter(None, map(split_of, name.split("."))), None)
+    segmented = about.get("type") == "segmented"
+    return _Table(
+        name=name,
+        index=("file", "start", "end") if segmented else ("file",),
+        columns=columns,
+        roles=_roles(uri, name, columns),
+        split=split,
+    )
+
+
+def _roles(uri: str, table: str, columns: Mapping[str, _Scheme]) -> dict[str, str]:
+    """The column of each role: the one of that name, else the one whose scheme has it.
+
+    Raises:
+        ConfigError: several columns are ratings of a dimension and none is named after it.
+    """
+    roles: dict[str, str] = {}
+    for column in columns:
+        if role := _ROLES.get(column.lower()):
+            roles.setdefault(role, column)
+    named = set(roles)
+    for column, scheme in columns.items():
+        role = _ROLES.get(scheme.name.lower())
+        if role is None or role in named or column in roles.values():
+            continue
+        if role in DIMENSIONS and role in roles:
+            raise ConfigError(
+                f"{uri}: table {table!r} has several columns of {role} ({roles[role]}, {column}): "
+                f"call the one to use {role!r}"
+            )
+        roles.setdefault(role, column)
+    return roles
+
+
+def _rows(
+    root: str, table: str, index: Sequence[str], columns: Sequence[str] | Mapping[str, _Scheme]
+) -> Iterator[tuple[str, Row]]:
+    """("<uri>, row N" or ", line N", cells) of one table; times are ns or None.
+
+    Raises:
+        ConfigError: no Parquet or CSV of the table, a column missing or out of place, a bad time.
+    """
+    stem, wanted = f"db.{table}", [*index, *columns]
+    uri = first_of(root, (f"{stem}.parquet", f"{stem}.csv"), is_file)
+    if uri is None:
+        if first_of(root, (f"{stem}.pkl",), is_file):
+            raise ConfigError(
+                f"{root}: {stem}.pkl is a pickle, which can run code and is not read: save the "
+                'database with storage_format="parquet"'
+            )
+        raise ConfigError(
+            f"{root}: db.yaml names the table {table!r}, but there is no {stem}.parquet"
+        )
+    read = _csv_rows if suffix_of(uri) == ".csv" else _parquet_rows
+    for where, cells in read(uri, wanted, [name for name in index if name in ("start", "end")]):
+        if "file" in index and not cells["file"]:
+            raise ConfigError(f"{where}: no file name")
+        yield where, cells
+
+
+def _csv_rows(uri: str, wanted: list[str], times: list[str]) -> Iterator[tuple[str, Row]]:
+    for where, record in csv_records(uri, wanted):
+        # the header is the first thing read, so this is known at the first row
+        if list(record) != wanted:
+            raise ConfigError(
+                f"{uri}: its columns are {', '.join(record)}, but db.yaml has them as "
+                f"{', '.join(wanted)}, and audformat reads CSV by place: save it as Parquet"
+            )
+        cells: Row = {name: text or None for name, text in record.items()}
+        for name in times:
+            text = record[name]
+            if text.replace(".", "", 1).isdigit():
+                raise ConfigError(
+                    f"{where}: {name} is {text!r}: write a duration such as 0 days 00:00:01.5"
+                )
+            try:
+                cells[name] = parse_ns(text)
+            except ValueError as error:
+                raise ConfigError(f"{where}: {name}: {error}") from error
+        yield where, cells
+
+
+def _parquet_rows(uri: str, wanted: list[str], times: list[str]) -> Iterator[tuple[str, Row]]:
+    try:
+        file = pq.ParquetFile(storage.open_file(uri))
+        require(uri, file.schema_arrow.names, wanted)
+        table = file.read(columns=wanted)
+    except READ_FAILURES as error:
+        raise ConfigError(f"{uri} cannot be read as Parquet: {str(error)[:200]}") from error
+    values = [
+        _parquet_times(uri, name, table[name]) if name in times else table[name].to_pylist()
+        for name in wanted
+    ]
+    for row, cells in enumerate(zip(*values, strict=True), start=1):
+        yield f"{uri}, row {row}", dict(zip(wanted, cells, strict=True))
+
+
+def _parquet_times(uri: str, name: str, column: pa.ChunkedArray) -> list[int | None]:
+    if pa.types.is_floating(column.type):
+        raise ConfigError(
+            f"{uri}: {name} holds fractions, which audformat takes for nanoseconds: store durations"
+        )
+    if pa.types.is_integer(column.type):
+        column = column.cast(pa.int64()).cast(pa.duration("ns"))
+    try:
+        return list(to_durations(column).cast(pa.int64()).to_pylist())
+    except TimeColumnError as error:
+        raise ConfigError(f"{uri}, row {error.row + 1}: {name} {error}") from error

@@ -1,0 +1,399 @@
+"""Text files from strangers, by line, as CSV or as YAML, and the audio beside them.
+
+Every message about a file names its line, because such files are corrected in an editor.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from raysers.errors import ConfigError, ObjectMissing, StorageError
+from raysers.io import storage
+from raysers.io.uris import ObjectInfo, is_remote, parent, resolve, suffix_of
+
+#: One row before it becomes Arrow: column names to values; absent ones are null, times are in ns.
+Row = dict[str, Any]
+
+_READ_THREADS = 32
+_BLOCK_BYTES = 2**20
+_BOM_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_DELIMITERS = ",;\t|"
+_MAX_TABLE_BYTES = 2 * 2**30
+_MAX_CELL_CHARS = 2**24
+_MAX_HEADER_CHARS = 2**20
+_MAX_NAME_CHARS = 1000
+_MAX_YAML_BYTES = 4 * 2**20
+_MAX_YAML_VALUES = 200_000
+_MAX_YAML_DEPTH = 50
+_NO_NUMBER = frozenset({"", "nan", "none", "null", "na"})
+
+
+def is_file(uri: str) -> bool:
+    """Whether a file or object of exactly this name exists."""
+    try:
+        storage.stat(uri)
+    except ObjectMissing:
+        return False
+    return True
+
+
+def first_of(
+    root: str, names: Sequence[str], there: Callable[[str], bool] = storage.is_folder
+) -> str | None:
+    """The first of `names` below `root` that exists, None when none does."""
+    return next((uri for name in names if there(uri := storage.join(root, name))), None)
+
+
+def objects_below(
+    folder: str, suffixes: Collection[str] | None, *, direct: bool = False
+) -> list[ObjectInfo]:
+    """Files below `folder`, sorted by name; with `direct`, those in the folder itself only.
+
+    Empty when there is no such folder. Hidden files (`._x.wav` of archives made on a Mac) are left
+    out.
+    """
+    try:
+        found = list(storage.list_objects(folder, suffixes=suffixes))
+    except ObjectMissing:
+        return []
+    if direct:
+        home = storage.absolute(folder)
+        found = [info for info in found if storage.parent(info.uri) == home]
+    for info in found:
+        if not info.uri.isascii() and info.uri.encode("utf-8", "replace").decode() != info.uri:
+            shown = info.uri.encode("utf-8", "backslashreplace").decode()
+            raise ConfigError(f"{shown}: the file name is not valid UTF-8: rename it")
+    return sorted(found, key=lambda info: info.uri)
+
+
+def of_file(info: ObjectInfo) -> Row:
+    """The columns that name a listed file."""
+    return {"file": info.uri, "num_bytes": info.num_bytes, "etag": info.etag}
+
+
+def name_of(uri: str) -> str:
+    """The last part of a path."""
+    return uri.rpartition("/")[2]
+
+
+def stem_of(uri: str) -> str:
+    """The last part of a path without its suffix."""
+    return name_of(uri).rpartition(".")[0]
+
+
+def text_of(uri: str) -> str:
+    """A text file in UTF-8, UTF-16 with a byte order mark, or Windows-1252.
+
+    Raises:
+        ConfigError: it is none of these; the message names the line.
+    """
+    data = storage.read_bytes(uri)
+    return data.decode(_encoding(uri, data))
+
+
+def _encoding(uri: str, data: bytes) -> str:
+    if data.startswith(_BOM_UTF16):
+        return "utf-16"
+    for encoding in ("utf-8-sig", "cp1252"):
+        decoder, done = codecs.getincrementaldecoder(encoding)(), 0
+        try:
+            while done < len(data):
+                decoder.decode(data[done : done + _BLOCK_BYTES])
+                done += _BLOCK_BYTES
+            decoder.decode(b"", final=True)
+            return encoding
+        except UnicodeDecodeError as error:
+            place = min(done + error.start, len(data))
+    line = data.count(b"\n", 0, place) + 1
+    raise ConfigError(f"{uri}, line {line}: neither UTF-8 nor Windows-1252: save it as UTF-8")
+
+
+def lines_of(uri: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a text file; empty lines are left out."""
+    for number, line in enumerate(text_of(uri).splitlines(), start=1):
+        if line.strip():
+            yield number, line
+
+
+def texts_of(uris: Sequence[str]) -> list[str]:
+    """Many small text files, read in parallel, blanks folded."""
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return [" ".join(text.split()) for text in pool.map(text_of, uris)]
+
+
+def delimited(
+    uri: str, key: str = "", notes: list[str] | None = None
+) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Column names, and (line, cells) of every row, of a CSV or TSV; cells are as written.
+
+    The delimiter is the one under which the header has a column `key`; without a key, a comma. A
+    table with tabs has no quotes, unless its header has. Rows whose cells are all empty are left
+    out and counted in `notes`.
+
+    Raises:
+        ConfigError: empty; more than 2 GiB, 16 MiB in a cell or 1,000 characters in a column name;
+            a row with more or fewer cells than the header; a quote that is not closed, or that is
+            closed so late that its cell holds whole rows. The message names the line.
+    """
+    data = storage.read_bytes(uri, max_bytes=_MAX_TABLE_BYTES)
+    encoding = _encoding(uri, data)
+    notes = [] if notes is None else notes
+    if encoding == "cp1252":
+        notes.append(f"{uri} is not UTF-8, read as Windows-1252")
+    head = data[: 4 * _MAX_HEADER_CHARS].decode(encoding, errors="replace").lstrip("\ufeff\r\n")
+    if not head.strip():
+        raise ConfigError(f"{uri} is empty: it needs a header line with at least 'file'")
+    first = head.splitlines()[0]
+    delimiter = "\t" if uri.lower().endswith(".tsv") else ","
+    for mark in _DELIMITERS if key else ():
+        names = [name.strip().strip('"') for name in first.split(mark)]
+        if key in names and len(names) > 1:
+            delimiter = mark
+            break
+    quoted = delimiter != "\t" or first.startswith('"')
+    csv.field_size_limit(_MAX_CELL_CHARS)
+    reader = csv.reader(
+        _lines(uri, io.TextIOWrapper(io.BytesIO(data), encoding, newline="")),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        strict=True,
+    )
+    rows = _cells(uri, reader)
+    _, names = next(rows)
+    names = [name.strip() for name in names]
+    if longest := max((len(name) for name in names if len(name) > _MAX_NAME_CHARS), default=0):
+        raise ConfigError(
+            f"{uri} cannot be read as a table: a column name of {longest:,} characters"
+        )
+    return names, _whole_rows(uri, names, key, delimiter, rows, notes)
+
+
+def _lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
+    number = 0
+    while line := text.readline(_MAX_CELL_CHARS):
+        number += 1
+        if len(line) == _MAX_CELL_CHARS:
+            raise ConfigError(f"{uri}, line {number}: longer than {_MAX_CELL_CHARS:,} characters")
+        yield line
+
+
+def _cells(uri: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """(line of its start, cells) of each row that is no empty line."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            fix = "write a quote within quotes twice, and close what is opened"
+            raise ConfigError(f"{uri}, line {line}: {error}: {fix}") from error
+        if cells is None:
+            return
+        if cells:
+            yield line, cells
+
+
+def _whole_rows(
+    uri: str,
+    names: list[str],
+    key: str,
+    delimiter: str,
+    rows: Iterator[tuple[int, list[str]]],
+    notes: list[str],
+) -> Iterator[tuple[int, list[str]]]:
+    place, empty = names.index(key) if key in names else -1, 0
+    for line, cells in rows:
+        if not any(map(str.strip, cells)):
+            empty += 1
+            continue
+        if len(cells) != len(names):
+            raise ConfigError(
+                f"{uri}, line {line}: {len(cells)} cells under {len(names)} column names"
+            )
+        for cell in cells:
+            if ("\n" in cell or "\r" in cell) and _holds_rows(cell, cells, place, delimiter):
+                raise ConfigError(
+                    f"{uri}, line {line}: the cell {cell[:20]!r}... goes on over whole rows: close "
+                    "its quote, or write a quote within quotes twice"
+                )
+        yield line, cells
+    if empty:
+        notes.append(f"{uri}: empty rows left out: {empty:,}")
+
+
+def _holds_rows(cell: str, cells: list[str], place: int, delimiter: str) -> bool:
+    """Whether a line within `cell` may be a row; the cell at `place` names a file."""
+    if len(cells) == 1 or cell is cells[place]:
+        return True
+    # of a row that was opened within the cell the last column may be cut off
+    inner = (line.split(delimiter) for line in cell.splitlines()[1:])
+    suffix = suffix_of(cells[place].strip()) if place >= 0 else ""
+    return any(
+        len(found) == len(cells) and (not suffix or suffix_of(found[place].strip(' "')) == suffix)
+        for found in inner
+    )
+
+
+def named_files(uri: str, cells: pa.ChunkedArray, notes: list[str]) -> pa.Array:
+    """Absolute file names of a table's cells; relative ones are below the table's own folder.
+
+    A name with outer blanks or quotes, Windows separators or accents is taken as written where
+    that exists, else in the tidied spelling, and the notes count how many are. On S3 the first such
+    name settles the spelling of all.
+
+    Raises:
+        ConfigError: an empty name, a control character, a Windows drive, an unknown scheme.
+    """
+    folder, corrected, settled = parent(uri), 0, -1
+    files: list[str] = []
+    for row, cell in enumerate(cells.to_pylist(), start=1):
+        where = f"{uri}, row {row}"
+        if not cell or not cell.strip():
+            raise ConfigError(f"{where}: no file name")
+        if any(mark in cell for mark in "\0\r\n"):
+            raise ConfigError(f"{where}: the file name holds a control character: correct it")
+        if re.match(r"[A-Za-z]:[\\/](?!/)", cell):
+            raise ConfigError(
+                f"{where}: {cell!r} is a path of a Windows drive: write it relative to the table"
+            )
+        tidy = _tidy(cell)
+        spellings = [cell, tidy]
+        if not cell.isascii():
+            spellings += [unicodedata.normalize("NFC", tidy), unicodedata.normalize("NFD", tidy)]
+        try:
+            names = list(dict.fromkeys(resolve(folder, spelling) for spelling in spellings))
+            tidied = resolve(folder, tidy)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        chosen = names[0]
+        if len(names) > 1:
+            existing = (name for name in names if is_file(name))
+            chosen = names[min(settled, len(names) - 1)] if settled >= 0 else next(existing, tidied)
+            settled = names.index(chosen) if is_remote(chosen) else -1
+        corrected += chosen != names[0]
+        files.append(chosen)
+    if corrected:
+        kinds = "blanks, quotes, separators or accents"
+        notes.append(f"{uri}: file names read with other {kinds}: {corrected:,}")
+    return pa.array(files, pa.string())
+
+
+def _tidy(cell: str) -> str:
+    """The name without outer blanks and quotes, and with slashes where it has backslashes only."""
+    name = cell.strip()
+    if len(name) > 2 and name[0] == name[-1] == '"':
+        name = name[1:-1].replace('""', '"')
+    return name if "/" in name else name.replace("\\", "/")
+
+
+def csv_records(uri: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """("<uri>, line N", record by column name) of a CSV with a header, blanks stripped.
+
+    Raises:
+        ConfigError: a column of `needed` is missing; else as `delimited`.
+    """
+    names, rows = delimited(uri)
+    require(uri, names, needed)
+    for line, cells in rows:
+        yield f"{uri}, line {line}", dict(zip(names, map(str.strip, cells), strict=True))
+
+
+def load_yaml(uri: str) -> Any:
+    """The document of a YAML (or JSON) file; see `parse_yaml`.
+
+    Raises:
+        ConfigError: it cannot be read, or as `parse_yaml`.
+    """
+    try:
+        return parse_yaml(storage.read_bytes(uri, max_bytes=_MAX_YAML_BYTES).decode("utf-8-sig"))
+    except (StorageError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"{uri} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values in `text`, in time and memory proportional to its length.
+
+    Raises:
+        ConfigError: more than 4 MiB, no YAML, a tag, more than 50 levels of nesting, or aliases
+            that expand to more than 200,000 values. Names the line, not the file.
+    """
+    if len(text) > _MAX_YAML_BYTES:
+        raise ConfigError(f"more than {_MAX_YAML_BYTES:,} bytes")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        _check_expansion(yaml.parse(text, loader))
+        return yaml.load(text, loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where}{problem}") from error
+    except (ValueError, ArithmeticError) as error:  # impossible dates and numbers
+        raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def _check_expansion(events: Iterator[Any]) -> None:
+    """Counts values and levels with every alias expanded, before anything is built."""
+    total = 0
+    known: dict[str | None, tuple[int, int]] = {}  # values and levels of what an anchor names
+    levels: list[list[int]] = [[0, 0]]  # per open collection: values before it, levels in it
+    anchors = []
+    for event in events:
+        values, depth, line = 0, 0, event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in known:
+                raise ConfigError(f"line {line}: *{event.anchor} has no value yet")
+            values, depth = known[event.anchor]
+        elif isinstance(event, yaml.CollectionStartEvent):
+            levels.append([total, 0])
+            anchors.append(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            before, inner = levels.pop()
+            values, depth = 1, inner + 1
+            known[anchors.pop()] = total + 1 - before, depth
+        elif isinstance(event, yaml.ScalarEvent):
+            values = 1
+            known[event.anchor] = 1, 0
+        total += values
+        levels[-1][1] = max(levels[-1][1], depth)
+        if total > _MAX_YAML_VALUES or len(levels) + depth > _MAX_YAML_DEPTH:
+            raise ConfigError(
+                f"line {line}: more than {_MAX_YAML_VALUES:,} values or {_MAX_YAML_DEPTH} levels"
+            )
+
+
+def require(uri: str, names: Collection[str], needed: Sequence[str]) -> None:
+    """Raises ConfigError naming the first of `needed` that is not among the columns `names`."""
+    if missing := [name for name in needed if name not in names]:
+        raise ConfigError(
+            f"{uri} has no column {missing[0]!r}, only {', '.join(map(repr, names)) or 'nothing'}"
+        )
+
+
+def number(where: str, name: str, text: object, low: float, high: float) -> float | None:
+    """A label between `low` and `high`, None for an empty one.
+
+    Raises:
+        ConfigError: no number, or one off the scale; the message begins with `where`.
+    """
+    if text is None or str(text).strip().lower() in _NO_NUMBER:
+        return None
+    try:
+        value = float(str(text))
+    except ValueError:
+        raise ConfigError(f"{where}: {name} is {text!r}, not a number") from None
+    if math.isnan(value):
+        return None
+    if not low <= value <= high:
+        raise ConfigError(f"{where}: {name} is {value:g}, off its scale of {low:g} to {high:g}")
+    return value
