@@ -6,11 +6,18 @@ is read from the header bytes here, and compared with the bytes that are really 
 
 from __future__ import annotations
 
+import codecs
+import os
 import struct
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-from raysers.audio.source import Bytes, SplicedBytes
+import soundfile
+
+from raysers.audio.source import Bytes, SplicedBytes, printable
+from raysers.errors import ClipError
+from raysers.types import Status
 
 #: More chunks than any real file has; a hostile one could hold millions of empty chunks.
 _MAX_CHUNKS = 1000
@@ -281,3 +288,160 @@ def _ogg_is_cut(source: Bytes) -> bool:
             return bool(rest) and len(rest) < 4 and b"OggS".startswith(rest)
         at = following
     return False
+
+
+class _Sound(soundfile.SoundFile):  # type: ignore[misc]
+    """A SoundFile for reading in order from several threads."""
+
+    # Opening a file of an object store waits for the network: not one after the other. The lock
+    # only guards the reason of a failure, which `refusal` finds by itself.
+    _sf_error_lock = nullcontext()
+
+    def seekable(self) -> bool:
+        """No: keeps every read from seeking to where it is already."""
+        return False
+
+
+def open_sound(source: Bytes, name: str) -> soundfile.SoundFile:
+    """Open `source` at its start, or raise why it cannot be."""
+    try:
+        sound = _Sound(source.handle, "r", closefd=False)
+    except soundfile.SoundFileError as error:
+        source.check()
+        raise refusal(source, name) from error
+    source.check()
+    return sound
+
+
+_CONVERT = "convert it first, for example to FLAC or WAV with ffmpeg"
+
+#: (offset, bytes, what it is) of media libsndfile does not decode; the first match names it.
+_UNDECODABLE: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ftypM4A", "MP4/AAC audio (m4a)"),
+    (4, b"ftypM4B", "MP4/AAC audio (m4b)"),
+    (4, b"ftypqt", "QuickTime video"),
+    (4, b"ftyp3g", "3GPP audio or video"),
+    (4, b"ftyp", "MP4"),
+    (0, b"\x1a\x45\xdf\xa3", "Matroska/WebM"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media (wma, wmv, asf)"),
+    (0, b"#!AMR", "AMR"),
+    (0, b"#!SILK", "SILK"),
+    (1, b"#!SILK", "SILK"),
+    (0, b"ADIF", "AAC (ADIF)"),
+    (0, b"\xff\xf1", "AAC (ADTS)"),
+    (0, b"\xff\xf9", "AAC (ADTS)"),
+    (0, b"MAC ", "Monkey's Audio (ape)"),
+    (0, b"wvpk", "WavPack"),
+    (0, b"TTA1", "True Audio (tta)"),
+    (0, b"MPCK", "Musepack"),
+    (0, b"MP+", "Musepack"),
+    (0, b"DSD ", "DSD (dsf)"),
+    (0, b"FRM8", "DSD (dff)"),
+    (0, b".RMF", "RealMedia"),
+    (0, b".ra\xfd", "RealAudio"),
+    (0, b"BW64", "Broadcast Wave 64 (bw64)"),
+    (0, b"FLV\x01", "Flash video"),
+    (0, b"\x00\x00\x01\xba", "MPEG video"),
+    (0, b"\x00\x00\x01\xb3", "MPEG video"),
+    (8, b"AVI ", "AVI video"),
+    (8, b"8SVX", "IFF 8SVX audio"),
+    (28, b"Speex   ", "Ogg/Speex"),
+    (28, b"\x7fFLAC", "Ogg/FLAC"),
+    (28, b"\x80theora", "Ogg/Theora video"),
+)
+
+#: The same of what is no audio at all.
+_NO_AUDIO: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ftypavif", "an AVIF image"),
+    (4, b"ftyphei", "a HEIF image"),
+    (8, b"WEBP", "a WebP image"),
+    (8, b"ILBM", "an IFF image (ILBM)"),
+    (0, b"MThd", "a MIDI file"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"GIF8", "a GIF image"),
+    (0, b"BM", "a BMP image"),
+    (0, b"%PDF-", "a PDF document"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"\x1f\x8b", "gzip data"),
+    (0, b"\x28\xb5\x2f\xfd", "Zstandard data"),
+    (0, b"PAR1", "a Parquet table"),
+    (257, b"ustar", "a tar archive"),
+)
+
+#: Extensions of audio without a header: neither rate nor sample format is in the file.
+_HEADERLESS = frozenset({".raw", ".pcm", ".vox", ".gsm", ".sln", ".ulaw", ".alaw", ".ul", ".al"})
+
+#: Containers that libsndfile knows: it failed on what is inside.
+_KNOWN = {
+    b"RIFF": "WAV",
+    b"RIFX": "WAV",
+    b"RF64": "RF64",
+    b"FORM": "AIFF",
+    b"fLaC": "FLAC",
+    b"OggS": "Ogg",
+    b"caff": "CAF",
+    b"riff": "Wave64",
+    b".snd": "AU",
+}
+
+
+def refusal(source: Bytes, name: str) -> ClipError:
+    """The error for a file that libsndfile would not open.
+
+    libsndfile's own reason is not used: it is kept in a variable all threads share.
+
+    Args:
+        source: the bytes of the file.
+        name: its name, for headerless audio.
+
+    Returns:
+        `empty`, `unsupported`, `truncated` or `unreadable`.
+    """
+    if source.size == 0:
+        return ClipError(Status.EMPTY, "the file has 0 bytes")
+    head = source.at(id3_bytes(source), 512) or source.at(0, 512)
+    for table, advice in ((_NO_AUDIO, "not audio"), (_UNDECODABLE, _CONVERT)):
+        for offset, magic, what in table:
+            if head.startswith(magic, offset):
+                return ClipError(Status.UNSUPPORTED, f"this is {what}: {advice}")
+    if known := _KNOWN.get(head[:4]):
+        return _refuse_known(source, known)
+    if text := _text(head, source.size):
+        return ClipError(Status.UNREADABLE, text)
+    if os.path.splitext(name)[1].lower() in _HEADERLESS:
+        message = f"headerless audio: the file does not say its sample rate: {_CONVERT}"
+        return ClipError(Status.UNSUPPORTED, message)
+    return ClipError(Status.UNREADABLE, f"not audio of a known format ({source.size} bytes)")
+
+
+def _refuse_known(source: Bytes, known: str) -> ClipError:
+    """The error for a container libsndfile knows but would not open."""
+    fault = header_fault(source)
+    is_chunked = fault != UNKNOWN_HEADER
+    if promised_frames(source, 0) > 0 and (fault is None or not is_chunked):
+        message = f"{known} file cut after {source.size} bytes: copy or download it again"
+        return ClipError(Status.TRUNCATED, message)
+    if fault is None:
+        message = f"{known} with a codec that cannot be decoded: {_CONVERT}"
+        return ClipError(Status.UNSUPPORTED, message)
+    return ClipError(Status.UNREADABLE, f"damaged {known} file of {source.size} bytes: {fault}")
+
+
+def _text(head: bytes, size: int) -> str:
+    """What a text file in the place of audio is; empty when the head is not text."""
+    try:
+        # incremental: the head may end inside a character
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return ""
+    if not text.strip() or any(ord(c) < 32 and c not in "\t\r\n\f" for c in text):
+        return ""
+    if text.startswith("version https://git-lfs"):
+        return "a Git LFS pointer in place of the audio: run `git lfs pull` where it came from"
+    if size <= len(head) and "\n" not in text.strip() and "/" in text:
+        target = printable(text.strip())
+        return f"the text of a symbolic link to {target!r}, not audio: copy the link's target"
+    if text.lstrip().startswith(("<", "{")):
+        return "a web page or an error document in place of the audio: download the file again"
+    return "a text file, not audio"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader, AudioSource
-from raysers.audio.level import clipped_ratio, rms_db
+from raysers.audio.level import levels
 from raysers.errors import (
     ClipError,
     ObjectChanged,
@@ -210,9 +210,8 @@ def _read(reader: AudioReader, clip: Clip, max_clip_s: float, counted: Counted) 
     except Exception as error:
         return _failed(clip, _fate(error))
     counted()
-    return Decoded(
-        clip=clip, signal=signal, rms_db=rms_db(signal), clipped_ratio=clipped_ratio(signal)
-    )
+    level = levels(signal)
+    return Decoded(clip=clip, signal=signal, rms_db=level.rms_db, clipped_ratio=level.clipped_ratio)
 
 
 def _fate(error: Exception) -> ClipError:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysers.annotate import AnnotateTask, Annotator
-from raysers.audio.level import clipped_ratio, rms_db
+from raysers.audio.level import levels
 from raysers.engine.feed import Decoded
 from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.robustness.amr import is_installed
@@ -87,11 +87,12 @@ class Perturbed:
             return _named(Decoded(clip=one.clip, error=fate), name, parameters)
         if reading.taken:
             parameters["recordings"] = reading.taken
+        level = levels(signal)
         changed = Decoded(
             clip=one.clip,
             signal=signal,
-            rms_db=rms_db(signal),
-            clipped_ratio=clipped_ratio(signal),
+            rms_db=level.rms_db,
+            clipped_ratio=level.clipped_ratio,
         )
         return _named(changed, name, parameters)
 
