@@ -19,9 +19,9 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
 from raysers.audio import containers, mpeg, timeline
+from raysers.audio.sound import open_sound
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
@@ -36,6 +36,10 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
 #: Samples of all channels read at once (1 MiB).
 _BLOCK_SAMPLES = 1 << 18
 
+#: Frames decoded and dropped before a span, which depends on them. Vorbis is decoded from the
+#: start: after about one seek in a hundred libsndfile is off by a block.
+_PREROLL = {"MPEG": mpeg.PREROLL_FRAMES, "VORBIS": 1 << 62}
+
 #: Largest sample accepted, 1 being full scale: beyond, integers were stored as floating point.
 _LARGEST = 8.0
 
@@ -46,6 +50,9 @@ _UNKNOWN_FRAMES = 1 << 60
 #: Vorbis about 2,000 into one, but leave gaps out; of all others MPEG layer II does best, with 48.
 _MOST_FRAMES_PER_BYTE = {"FLAC": 8192, "OGG": 8192}
 _MOST_OF_OTHERS = 64
+
+#: libsndfile reads so much at once: a decoder this close to the end has seen all data.
+_READ_AHEAD_BYTES = 1 << 14
 
 #: Thirty years; twenty times as much would be too many nanoseconds for 64 bits.
 _LONGEST_S = 1_000_000_000
@@ -62,7 +69,7 @@ class AudioInfo:
         frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
         promised_frames: frames the header promises; more than `frames` when the file is cut.
         duration_s: length of `frames`, seconds.
-        is_joined: further streams follow, which cannot be read; they are promised as one frame.
+        note: why the frames beyond `frames` cannot be read, when they are not just missing.
     """
 
     sample_rate_hz: int
@@ -71,7 +78,12 @@ class AudioInfo:
     frames: int
     promised_frames: int
     duration_s: float
-    is_joined: bool = False
+    note: str = ""
+
+    @property
+    def length_s(self) -> float:
+        """Length of `promised_frames`, seconds."""
+        return self.promised_frames / self.sample_rate_hz
 
     @property
     def slack_frames(self) -> int:
@@ -140,18 +152,18 @@ class AudioReader:
     def __init__(self, source: AudioSource, *, name: str) -> None:
         self._name = name
         self._bytes = opened = open_bytes(source)
-        self._is_promise = True  # False: `info.promised_frames` is an estimate
+        self._is_estimate = False  # `info.promised_frames` is no count
         self._end = 0  # frame after the last one read
         self._position: int | None = 0  # None: unknown, after a failed read
+        self._preroll = 0
         try:
-            self._bytes = containers.untagged(opened)
-            self._sound = containers.open_sound(self._bytes, name)
-            self.info = self._survey(self._sound)
+            self._sound, self._bytes = open_sound(containers.untagged(opened), name)
+            self.info = self._survey()
         except BaseException:
             opened.close()
             raise
-        subtype = self.info.codec.partition("/")[2]
-        self._preroll = mpeg.PREROLL_FRAMES if subtype.startswith("MPEG") else 0
+        subtype = self._sound.subtype
+        self._preroll = next((n for key, n in _PREROLL.items() if subtype.startswith(key)), 0)
         self._may_be_unusable = not subtype.startswith("PCM")
 
     def __enter__(self) -> Self:
@@ -215,8 +227,7 @@ class AudioReader:
             signal = self._samples(first, last)
         except MemoryError as error:
             raise ClipError(Status.OUT_OF_MEMORY, "no memory left to decode the clip") from error
-        if self._is_promise and needed - self._end > slack:
-            raise _cut(info, held=self._end)
+        self._check_decoded(needed)
         if signal.size == 0:
             raise _no_samples(start_ns, end_ns, info)
         return signal
@@ -255,8 +266,8 @@ class AudioReader:
         )
         if failure is not None:
             raise failure
-        if self._is_promise and info.promised_frames - held > info.slack_frames:
-            raise _cut(info, held=held)
+        self._end = held
+        self._check_decoded(info.promised_frames)
 
     def _samples(self, first: int, last: int) -> Floats:
         """The 16 kHz samples `[first, last)`, or as many of them as the file holds."""
@@ -294,15 +305,38 @@ class AudioReader:
                 return
             start += got
 
+    def _check_decoded(self, needed: int) -> None:
+        """Raise what is missing of the first `needed` frames, of which all there are were read."""
+        info, source = self.info, self._bytes
+        if needed - self._end > info.slack_frames:
+            if self._is_estimate and mpeg.counted_frames(source) - self._end <= info.slack_frames:
+                return
+            if info.note or source.tell() >= source.size - _READ_AHEAD_BYTES:
+                raise _cut(info, held=self._end)
+            held_s, reason = self._end / info.sample_rate_hz, self._sound.failure
+            raise ClipError(
+                Status.UNREADABLE,
+                f"the audio data are damaged: decoding stopped at {held_s:.3f} s of "
+                f"{info.length_s:.3f} s{reason and f' ({reason})'}",
+            )
+        container = self._sound.format
+        if needed == info.promised_frames and containers.goes_on(source, container, info.frames):
+            raise ClipError(
+                Status.TRUNCATED,
+                f"more audio follows the {info.duration_s:.3f} s that the file counts, and cannot "
+                "be read: convert the file with ffmpeg",
+            )
+
     def _reopen(self, source: Bytes) -> None:
         """Start again at the first frame of `source`."""
         self._sound.close()
         source.rewind()
-        self._bytes, self._position = source, 0
-        self._sound = containers.open_sound(source, self._name)
+        self._position = 0
+        self._sound, self._bytes = open_sound(source, self._name)
 
-    def _survey(self, sound: soundfile.SoundFile) -> AudioInfo:
-        rate_hz = sound.samplerate
+    def _survey(self) -> AudioInfo:
+        sound = self._sound
+        rate_hz, channels, frames = sound.samplerate, sound.channels, int(sound.frames)
         if rate_hz <= 0:
             raise ClipError(Status.UNREADABLE, "the header declares a sample rate of 0 Hz")
         if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
@@ -311,8 +345,22 @@ class AudioReader:
                 f"the header declares {rate_hz} Hz; supported are {LOWEST_RATE_HZ} to "
                 f"{HIGHEST_RATE_HZ} Hz, so the file is probably damaged",
             )
-        container, channels = sound.format, sound.channels
-        frames, promised = self._lengths(sound, container)
+        container = sound.format
+        if not 0 <= frames < _UNKNOWN_FRAMES:
+            # the header does not tell
+            frames, block = 0, np.empty((_BLOCK_SAMPLES // 64, channels), np.float32)
+            while got := self._fill(block, frames):
+                frames += got
+            self._reopen(self._bytes)
+        if container == "MP3":
+            found = mpeg.survey(self._bytes, frames)
+        else:
+            found = containers.lengths(self._bytes, frames, rate_hz)
+        frames, promised, source, self._is_estimate, note = found
+        if source is not self._bytes:
+            self._reopen(source)
+            if container != "MP3":
+                frames = promised = int(self._sound.frames)
         most = self._bytes.size * _MOST_FRAMES_PER_BYTE.get(container, _MOST_OF_OTHERS)
         if frames > min(most, _LONGEST_S * rate_hz):
             raise ClipError(
@@ -320,63 +368,37 @@ class AudioReader:
                 f"the header claims {frames / rate_hz:.0f} s of audio in {self._bytes.size} bytes: "
                 "copy or download it again",
             )
-        joined = container == "OGG" and containers.is_joined(self._bytes)
         return AudioInfo(
             sample_rate_hz=rate_hz,
             channels=channels,
             codec=f"{container}/{sound.subtype}",
             frames=frames,
             # a header may promise more than there are numbers for
-            promised_frames=min(max(promised, frames + joined), _LONGEST_S * rate_hz),
+            promised_frames=min(max(promised, frames), _LONGEST_S * rate_hz),
             duration_s=frames / rate_hz,
-            is_joined=joined,
+            note=note,
         )
-
-    def _lengths(self, sound: soundfile.SoundFile, container: str) -> tuple[int, int]:
-        """(frames held, frames promised)."""
-        frames = int(sound.frames)
-        if container == "MP3":
-            found = mpeg.survey(self._bytes, frames)
-            self._is_promise = found.is_promise
-            if found.bytes_to_open is not self._bytes:
-                self._reopen(found.bytes_to_open)
-            return found.frames, found.promised_frames
-        if not 0 <= frames < _UNKNOWN_FRAMES:
-            frames, block = 0, np.empty((_BLOCK_SAMPLES // 64, sound.channels), np.float32)
-            while got := self._fill(block, frames):
-                frames += got
-            self._reopen(self._bytes)
-        elif frames == 0 and (closed := containers.closed(self._bytes)) is not self._bytes:
-            self._reopen(closed)
-            frames = int(self._sound.frames)
-        return frames, containers.promised_frames(self._bytes, frames)
 
     def _fill(self, block: Floats, start: int) -> int:
         """Read frames from `start` on into `block`; returns how many there were."""
         if start != self._position:
             self._seek(start)
-        self._position = None
-        try:
-            got = int(self._sound.buffer_read_into(block, dtype="float32"))
-        except soundfile.SoundFileError as error:
-            self._bytes.check()
-            raise self._broken(error) from error
-        if got < len(block) or not isinstance(self._bytes.handle, int):
-            self._bytes.check()
+        got = int(self._sound.buffer_read_into(block, dtype="float32"))
         self._position = self._end = start + got
+        if got < len(block) or not isinstance(self._bytes.handle, int):
+            self._position = None
+            self._bytes.check()
+            if not self._sound.failure:
+                self._position = self._end
         return got
 
     def _seek(self, frame: int) -> None:
         target = max(0, frame - self._preroll)
         # on the way already, when the next span begins just behind the last one
         if self._position is None or not target <= self._position < frame:
-            try:
-                found = self._sound.seek(target) == target
-            except soundfile.SoundFileError:
-                self._bytes.check()
-                found = False
-            if not found:
+            if not target or not self._sound.found(target):
                 # such streams are decoded from their start
+                self._bytes.check()
                 self._reopen(self._bytes)
                 target = 0
             self._position = target
@@ -388,14 +410,6 @@ class AudioReader:
             if got < wanted:
                 break
         self._position = frame  # past the end, a read gives nothing
-
-    def _broken(self, error: Exception) -> ClipError:
-        """The error for a decoder that gave up: the data ended early or are damaged."""
-        reason = str(error).removeprefix("Error : ").strip().rstrip(".")
-        if self._bytes.tell() >= self._bytes.size:
-            message = f"the data end before the audio does ({reason}): copy or download it again"
-            return ClipError(Status.TRUNCATED, message)
-        return ClipError(Status.UNREADABLE, f"the audio data are damaged: {reason}")
 
     def _finite(self, block: Floats, start: int, span: tuple[int, int]) -> Floats:
         """`block` [frames] or [frames, channels], unusable samples outside of `span` as zeros."""
@@ -445,9 +459,9 @@ def _cut(info: AudioInfo, held: int | None = None) -> ClipError:
 def cut_message(info: AudioInfo, held: int | None = None) -> str:
     """What is missing of a cut file that holds `held` frames, those of `info` if None."""
     rate_hz, held = info.sample_rate_hz, info.frames if held is None else held
-    if info.is_joined and held == info.frames:
-        return f"several streams are joined; only the first {info.duration_s:.3f} s can be read"
+    if info.note and held >= info.frames - info.slack_frames:
+        return info.note.format(info.duration_s, info.length_s)
     return (
-        f"the header promises {info.promised_frames / rate_hz:.3f} s, "
+        f"the header promises {info.length_s:.3f} s, "
         f"the file holds {held / rate_hz:.3f} s: copy or download it again"
     )
