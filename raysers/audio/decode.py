@@ -1,7 +1,9 @@
 """Decode any span of any file libsndfile reads to what every model here takes: mono at 16 kHz.
 
-A span is judged on its own: a cut or NaN elsewhere in the file does not spoil it. Memory is the
-16 kHz output and about one block, whatever the file's length, rate or number of channels.
+A span is judged on its own: a cut or NaN elsewhere in the file does not spoil it. It is a slice of
+the converted whole file, not a conversion of a slice, so cutting a recording leaves no click at the
+borders. Memory is the 16 kHz output and about one block, whatever the file's length, rate or number
+of channels.
 
 The mean of all channels is taken first, then soxr's HQ conversion; audio that is at 16 kHz already
 passes unchanged, bit for bit.
@@ -9,19 +11,89 @@ passes unchanged, bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
-from raysers.audio import resample
-from raysers.audio.source import AudioSource
-from raysers.audio.stream import AudioInfo, FrameStream
+from raysers.audio import containers, mpeg, timeline
+from raysers.audio.sound import open_sound
+from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
 
 __all__ = ["AudioInfo", "AudioReader", "AudioSource", "cut_message", "decode", "probe"]
+
+Floats = npt.NDArray[np.float32]
+
+#: Rates outside are damaged headers: no audio is recorded at them.
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
+
+#: Samples of all channels read at once (1 MiB).
+_BLOCK_SAMPLES = 1 << 18
+
+#: Frames decoded and dropped before a span, which depends on them. Vorbis is decoded from the
+#: start: after about one seek in a hundred libsndfile is off by a block.
+_PREROLL = {"MPEG": mpeg.PREROLL_FRAMES, "VORBIS": 1 << 62}
+
+#: Largest sample accepted, 1 being full scale: beyond, integers were stored as floating point.
+_LARGEST = 8.0
+
+#: libsndfile's count for streams whose header does not tell their length.
+_UNKNOWN_FRAMES = 1 << 60
+
+#: More frames a byte than any encoder makes of silence: FLAC packs 65,535 into 11 bytes, Opus and
+#: Vorbis about 2,000 into one, but leave gaps out; of all others MPEG layer II does best, with 48.
+_MOST_FRAMES_PER_BYTE = {"FLAC": 8192, "OGG": 8192}
+_MOST_OF_OTHERS = 64
+
+#: libsndfile reads so much at once: a decoder this close to the end has seen all data.
+_READ_AHEAD_BYTES = 1 << 14
+
+#: Thirty years; twenty times as much would be too many nanoseconds for 64 bits.
+_LONGEST_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioInfo:
+    """What a file's header tells.
+
+    Attributes:
+        sample_rate_hz: frames a second.
+        channels: samples a frame.
+        codec: container/encoding as libsndfile names them, such as `WAV/PCM_16`.
+        frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
+        promised_frames: frames the header promises; more than `frames` when the file is cut.
+        duration_s: length of `frames`, seconds.
+        note: why the frames beyond `frames` cannot be read, when they are not just missing.
+    """
+
+    sample_rate_hz: int
+    channels: int
+    codec: str
+    frames: int
+    promised_frames: int
+    duration_s: float
+    note: str = ""
+
+    @property
+    def length_s(self) -> float:
+        """Length of `promised_frames`, seconds."""
+        return self.promised_frames / self.sample_rate_hz
+
+    @property
+    def slack_frames(self) -> int:
+        """Frames a healthy file of this codec may be short of its promise."""
+        return mpeg.SLACK_FRAMES if "/MPEG" in self.codec else 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the file is known to hold less than it promises."""
+        return self.promised_frames > self.frames + self.slack_frames
 
 
 def probe(source: AudioSource, *, name: str) -> AudioInfo:
@@ -32,7 +104,7 @@ def probe(source: AudioSource, *, name: str) -> AudioInfo:
         name: file name for messages; its extension only tells headerless audio from garbage.
 
     Returns:
-        What the file holds. A cut file is returned as well, with `promised_frames > frames`.
+        What the file holds. A cut file is returned as well, with `is_cut`.
 
     Raises:
         ClipError: `missing`, `forbidden`, `unreadable`, `unsupported`, `empty`, or `truncated`
@@ -54,11 +126,8 @@ def decode(
     start_ns: int = 0,
     end_ns: int | None = None,
     max_s: float = 600.0,
-) -> np.ndarray:
-    """Decode one span of one file; for many spans of a file keep an `AudioReader` open.
-
-    See `AudioReader.read`.
-    """
+) -> Floats:
+    """Decode one span of one file, see `AudioReader.read`."""
     with AudioReader(source, name=name) as reader:
         return reader.read(start_ns, end_ns, max_s=max_s)
 
@@ -66,17 +135,36 @@ def decode(
 class AudioReader:
     """An open audio file from which spans are read; not to be shared by threads.
 
+    `soundfile` returns short or stale data where a header promises too much, and moves the position
+    after every read; so reads go block by block into our own buffers with their counts checked.
+
     Args:
         source: local path or seekable binary file object, which stays open.
         name: file name for messages.
+
+    Attributes:
+        info: what the header tells.
 
     Raises:
         ClipError: the file cannot be opened (see `probe`).
     """
 
     def __init__(self, source: AudioSource, *, name: str) -> None:
-        self._stream = FrameStream(source, name=name)
-        self.info = self._stream.info
+        self._name = name
+        self._bytes = opened = open_bytes(source)
+        self._is_estimate = False  # `info.promised_frames` is no count
+        self._end = 0  # frame after the last one read
+        self._position: int | None = 0  # None: unknown, after a failed read
+        self._preroll = 0
+        try:
+            self._sound, self._bytes = open_sound(containers.untagged(opened), name)
+            self.info = self._survey()
+        except BaseException:
+            opened.close()
+            raise
+        subtype = self._sound.subtype
+        self._preroll = next((n for key, n in _PREROLL.items() if subtype.startswith(key)), 0)
+        self._may_be_unusable = not subtype.startswith("PCM")
 
     def __enter__(self) -> Self:
         return self
@@ -91,9 +179,10 @@ class AudioReader:
 
     def close(self) -> None:
         """Close the file; a file object given stays open."""
-        self._stream.close()
+        self._sound.close()
+        self._bytes.close()
 
-    def read(self, start_ns: int = 0, end_ns: int | None = None, *, max_s: float) -> np.ndarray:
+    def read(self, start_ns: int = 0, end_ns: int | None = None, *, max_s: float) -> Floats:
         """Decode `[start_ns, end_ns)`: that slice of the whole file at 16 kHz.
 
         Spans may come in any order and overlap; the file is not read from its start for each.
@@ -111,19 +200,18 @@ class AudioReader:
                 promises audio of the span that the file does not hold), `not_finite`,
                 `unreadable` (the decoder gave up), `out_of_memory`.
         """
-        info = self.info
-        total = resample.converted_length(info.promised_frames, info.sample_rate_hz)
-        first = resample.to_sample(start_ns)
-        last = total if end_ns is None else min(resample.to_sample(end_ns), total)
+        info, slack = self.info, self.info.slack_frames
+        total = timeline.converted_length(info.promised_frames, info.sample_rate_hz)
+        first = timeline.to_sample(start_ns)
+        last = total if end_ns is None else min(timeline.to_sample(end_ns), total)
         if end_ns is not None and end_ns > start_ns:
             # shorter than half a sample at 16 kHz is still a sample of audio, not none
             last = min(max(last, first + 1), total)
         if total == 0:
             raise _no_frames()
-        is_cut = info.promised_frames > info.frames + self._stream.slack_frames
         if first < 0 or last <= first:
             # a cut file may promise more than we can tell, such as Ogg
-            raise _cut(info) if is_cut else _no_samples(start_ns, end_ns, info)
+            raise _cut(info) if info.is_cut else _no_samples(start_ns, end_ns, info)
         if last - first > max_s * SAMPLE_RATE_HZ:
             seconds = (last - first) / SAMPLE_RATE_HZ
             raise ClipError(
@@ -132,22 +220,19 @@ class AudioReader:
             )
         needed = info.promised_frames
         if last < total:
-            needed = min(resample.frames_for(last, info.sample_rate_hz), needed)
-        if needed > info.frames + self._stream.slack_frames:
+            needed = min(timeline.frames_for(last, info.sample_rate_hz), needed)
+        if needed > info.frames + slack:
             raise _cut(info)
         try:
             signal = self._samples(first, last)
         except MemoryError as error:
             raise ClipError(Status.OUT_OF_MEMORY, "no memory left to decode the clip") from error
-        if self._stream.is_promise and needed - self._stream.end > self._stream.slack_frames:
-            raise _cut(info, held=self._stream.end)
+        self._check_decoded(needed)
         if signal.size == 0:
             raise _no_samples(start_ns, end_ns, info)
         return signal
 
-    def blocks(
-        self, block_s: float = 30.0, *, zero_nonfinite: bool = False
-    ) -> Iterator[np.ndarray]:
+    def blocks(self, block_s: float = 30.0, *, zero_nonfinite: bool = False) -> Iterator[Floats]:
         """The whole file as consecutive pieces of one continuous 16 kHz signal.
 
         Args:
@@ -167,69 +252,194 @@ class AudioReader:
         held, failure = 0, None
         span = (0, 0) if zero_nonfinite else (0, info.frames)
 
-        def native() -> Iterator[np.ndarray]:
+        def native() -> Iterator[Floats]:
             nonlocal held, failure
             try:
-                for block in self._stream.blocks(0, info.frames, span):
+                for block in self._native(0, info.frames, span):
                     held += block.size
                     yield block
             except ClipError as error:
                 failure = error  # what came before it is still on its way
 
-        yield from _regroup(self._converted(native()), size)
+        yield from timeline.regrouped(
+            timeline.converted(native(), info.sample_rate_hz, info.frames), size
+        )
         if failure is not None:
             raise failure
-        if self._stream.is_promise and info.promised_frames - held > self._stream.slack_frames:
-            raise _cut(info, held=held)
+        self._end = held
+        self._check_decoded(info.promised_frames)
 
-    def _samples(self, first: int, last: int) -> np.ndarray:
+    def _samples(self, first: int, last: int) -> Floats:
         """The 16 kHz samples `[first, last)`, or as many of them as the file holds."""
-        info = self.info
-        if info.sample_rate_hz == SAMPLE_RATE_HZ:
-            return self._stream.mono(first, last)
-        start, end, at = resample.context(first, last, info.sample_rate_hz)
-        span = (
-            first * info.sample_rate_hz // SAMPLE_RATE_HZ,
-            resample.frames_for(last, info.sample_rate_hz),
-        )
-        signal = np.empty(last - first, np.float32)
-        skip, filled = first - at, 0
-        blocks = self._stream.blocks(start, min(end, info.frames), span)
-        for piece in self._converted(blocks):
+        info, signal, filled = self.info, np.empty(last - first, np.float32), 0
+        if info.sample_rate_hz == SAMPLE_RATE_HZ and info.channels == 1:
+            signal = signal[: self._fill(signal, first)]
+            return self._finite(signal, first, (first, last))
+        rate_hz = info.sample_rate_hz
+        start, end, at = timeline.context(first, last, rate_hz)
+        span = first * rate_hz // SAMPLE_RATE_HZ, timeline.frames_for(last, rate_hz)
+        blocks = self._native(start, min(end, info.frames), span)
+        skip = first - at
+        for piece in timeline.converted(blocks, rate_hz, info.frames):
             kept = piece[skip : skip + signal.size - filled]
             signal[filled : filled + kept.size] = kept
             filled += kept.size
             skip = max(0, skip - piece.size)
-        if not np.isfinite(signal[:filled]).all():
-            raise ClipError(Status.NOT_FINITE, "samples too large for float32")
         return signal[:filled]
 
-    def _converted(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Consecutive blocks of the file as consecutive pieces at 16 kHz."""
-        rate_hz = self.info.sample_rate_hz
-        if rate_hz == SAMPLE_RATE_HZ:
-            yield from blocks
-        elif resample.rounds_to_nothing(self.info.frames, rate_hz):
-            # a file of a few frames at a high rate: soxr would give no sample at all
-            yield from (block.mean(keepdims=True) for block in blocks)
+    def _native(self, start: int, end: int, span: tuple[int, int]) -> Iterator[Floats]:
+        """Frames `[start, end)`, or as many as there are, as mono blocks at the file's own rate.
+
+        Raises:
+            ClipError: `not_finite` within the frames `span`; outside they become zeros.
+        """
+        channels, self._end = self.info.channels, start
+        most = max(1, _BLOCK_SAMPLES // channels)
+        while start < end:
+            wanted = min(most, end - start)
+            block = np.empty((wanted, channels), np.float32)
+            got = self._fill(block, start)
+            if got:
+                yield _mean(self._finite(block[:got], start, span))
+            if got < wanted:
+                return
+            start += got
+
+    def _check_decoded(self, needed: int) -> None:
+        """Raise what is missing of the first `needed` frames, of which all there are were read."""
+        info, source = self.info, self._bytes
+        if needed - self._end > info.slack_frames:
+            if self._is_estimate and mpeg.counted_frames(source) - self._end <= info.slack_frames:
+                return
+            if info.note or source.tell() >= source.size - _READ_AHEAD_BYTES:
+                raise _cut(info, held=self._end)
+            held_s, reason = self._end / info.sample_rate_hz, self._sound.failure
+            raise ClipError(
+                Status.UNREADABLE,
+                f"the audio data are damaged: decoding stopped at {held_s:.3f} s of "
+                f"{info.length_s:.3f} s{reason and f' ({reason})'}",
+            )
+        container = self._sound.format
+        if needed == info.promised_frames and containers.goes_on(source, container, info.frames):
+            raise ClipError(
+                Status.TRUNCATED,
+                f"more audio follows the {info.duration_s:.3f} s that the file counts, and cannot "
+                "be read: convert the file with ffmpeg",
+            )
+
+    def _reopen(self, source: Bytes) -> None:
+        """Start again at the first frame of `source`."""
+        self._sound.close()
+        source.rewind()
+        self._position = 0
+        self._sound, self._bytes = open_sound(source, self._name)
+
+    def _survey(self) -> AudioInfo:
+        sound = self._sound
+        rate_hz, channels, frames = sound.samplerate, sound.channels, int(sound.frames)
+        if rate_hz <= 0:
+            raise ClipError(Status.UNREADABLE, "the header declares a sample rate of 0 Hz")
+        if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
+            raise ClipError(
+                Status.UNSUPPORTED,
+                f"the header declares {rate_hz} Hz; supported are {LOWEST_RATE_HZ} to "
+                f"{HIGHEST_RATE_HZ} Hz, so the file is probably damaged",
+            )
+        container = sound.format
+        if not 0 <= frames < _UNKNOWN_FRAMES:
+            # the header does not tell
+            frames, block = 0, np.empty((_BLOCK_SAMPLES // 64, channels), np.float32)
+            while got := self._fill(block, frames):
+                frames += got
+            self._reopen(self._bytes)
+        if container == "MP3":
+            found = mpeg.survey(self._bytes, frames)
         else:
-            yield from resample.converted(blocks, rate_hz)
+            found = containers.lengths(self._bytes, frames, rate_hz)
+        frames, promised, source, self._is_estimate, note = found
+        if source is not self._bytes:
+            self._reopen(source)
+            if container != "MP3":
+                frames = promised = int(self._sound.frames)
+        most = self._bytes.size * _MOST_FRAMES_PER_BYTE.get(container, _MOST_OF_OTHERS)
+        if frames > min(most, _LONGEST_S * rate_hz):
+            raise ClipError(
+                Status.TRUNCATED,
+                f"the header claims {frames / rate_hz:.0f} s of audio in {self._bytes.size} bytes: "
+                "copy or download it again",
+            )
+        return AudioInfo(
+            sample_rate_hz=rate_hz,
+            channels=channels,
+            codec=f"{container}/{sound.subtype}",
+            frames=frames,
+            # a header may promise more than there are numbers for
+            promised_frames=min(max(promised, frames), _LONGEST_S * rate_hz),
+            duration_s=frames / rate_hz,
+            note=note,
+        )
+
+    def _fill(self, block: Floats, start: int) -> int:
+        """Read frames from `start` on into `block`; returns how many there were."""
+        if start != self._position:
+            self._seek(start)
+        got = int(self._sound.buffer_read_into(block, dtype="float32"))
+        self._position = self._end = start + got
+        if got < len(block) or not isinstance(self._bytes.handle, int):
+            self._position = None
+            self._bytes.check()
+            if not self._sound.failure:
+                self._position = self._end
+        return got
+
+    def _seek(self, frame: int) -> None:
+        target = max(0, frame - self._preroll)
+        # on the way already, when the next span begins just behind the last one
+        if self._position is None or not target <= self._position < frame:
+            if not target or not self._sound.found(target):
+                # such streams are decoded from their start
+                self._bytes.check()
+                self._reopen(self._bytes)
+                target = 0
+            self._position = target
+        position, channels = self._position, self.info.channels
+        while position < frame:
+            wanted = min(max(1, _BLOCK_SAMPLES // channels), frame - position)
+            got = self._fill(np.empty((wanted, channels), np.float32), position)
+            position += got
+            if got < wanted:
+                break
+        self._position = frame  # past the end, a read gives nothing
+
+    def _finite(self, block: Floats, start: int, span: tuple[int, int]) -> Floats:
+        """`block` [frames] or [frames, channels], unusable samples outside of `span` as zeros."""
+        if not self._may_be_unusable or (
+            block.size and block.max() <= _LARGEST and block.min() >= -_LARGEST
+        ):
+            return block
+        bad: npt.NDArray[np.bool_] = np.logical_not(np.abs(block) <= _LARGEST)  # true for NaN
+        frames = np.asarray(bad if block.ndim == 1 else bad.any(axis=1))
+        within = frames[max(0, span[0] - start) : max(0, span[1] - start)]
+        if within.any():
+            frame = max(span[0], start) + int(within.argmax())
+            worst = float(np.abs(block[frame - start]).max())
+            what = "NaN or infinite samples"
+            if math.isfinite(worst):
+                what = f"samples of {worst:.3g} where full scale is 1 (scale the audio down)"
+            seconds = frame / self.info.sample_rate_hz
+            raise ClipError(Status.NOT_FINITE, f"{what}, first at {seconds:.3f} s")
+        block[bad] = 0.0
+        return block
 
 
-def _regroup(pieces: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same samples in arrays of `size`, the last one shorter."""
-    block, filled = np.empty(size, np.float32), 0
-    for piece in pieces:
-        while piece.size:
-            taken = piece[: size - filled]
-            block[filled : filled + taken.size] = taken
-            filled += taken.size
-            piece = piece[taken.size :]  # noqa: PLW2901
-            if filled == size:
-                yield block
-                block, filled = np.empty(size, np.float32), 0
-    if filled:
-        yield block[:filled]
+def _mean(block: Floats) -> Floats:
+    """Mean over channels, (frames, channels) -> (frames,)."""
+    channels = block.shape[1]
+    if channels == 1:
+        return block[:, 0]
+    mono: Floats = block[:, 0] + block[:, 1] if channels == 2 else np.einsum("fc->f", block)
+    mono *= np.float32(1 / channels)
+    return mono
 
 
 def _no_frames() -> ClipError:
@@ -249,9 +459,9 @@ def _cut(info: AudioInfo, held: int | None = None) -> ClipError:
 def cut_message(info: AudioInfo, held: int | None = None) -> str:
     """What is missing of a cut file that holds `held` frames, those of `info` if None."""
     rate_hz, held = info.sample_rate_hz, info.frames if held is None else held
-    if info.is_joined and held == info.frames:
-        return f"several streams are joined; only the first {info.duration_s:.3f} s can be read"
+    if info.note and held >= info.frames - info.slack_frames:
+        return info.note.format(info.duration_s, info.length_s)
     return (
-        f"the header promises {info.promised_frames / rate_hz:.3f} s, "
+        f"the header promises {info.length_s:.3f} s, "
         f"the file holds {held / rate_hz:.3f} s: copy or download it again"
     )

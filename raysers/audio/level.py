@@ -1,14 +1,20 @@
-"""How loud a clip is and how much of it is clipped.
+"""How loud a clip is, how much of it is clipped, and where it is quiet.
 
-Both numbers describe the decoded 16 kHz signal, so a clipped 44.1 kHz recording can show less
+All values describe the decoded 16 kHz signal, so a clipped 44.1 kHz recording can show less
 clipping here than in its file: resampling moves the samples off full scale.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+
+from raysers.types import SAMPLE_RATE_HZ
+
+Floats = npt.NDArray[np.float32]
 
 #: Level given to digital silence, the floor auglib uses as well.
 FLOOR_DB = -120.0
@@ -16,14 +22,57 @@ FLOOR_DB = -120.0
 #: Largest positive 16-bit sample less a rounding error of float32: what counts as full scale.
 FULL_SCALE = 32767 / 32768 - 1e-6
 
-_BLOCK = 1 << 12
+#: No sample above this (-80 dB re full scale): digital silence and its rounding noise.
+_SILENT = 1e-4
+
+#: Length of the quiet stretch a long clip is cut in, and the step of the search for it, seconds.
+_PAUSE_S = 0.2
+_STEP_S = 0.02
+
+#: Squares are summed in float32 over so many samples, and these sums in float64.
+_ROW = 1 << 12
 
 
-def rms_db(signal: np.ndarray) -> float:
+class Levels(NamedTuple):
+    """Level of a signal; NaN for a signal without samples.
+
+    Attributes:
+        rms_db: root mean square level, dB re full scale, at least -120.
+        peak: largest absolute sample, full scale is 1.0.
+        clipped_ratio: share of samples at full scale of 16-bit audio, 0..1.
+    """
+
+    rms_db: float
+    peak: float
+    clipped_ratio: float
+
+
+def levels(signal: Floats) -> Levels:
+    """RMS level, peak and clipping of a clip, without a copy of it.
+
+    Args:
+        signal: samples, full scale is 1.0, shape (n,).
+
+    >>> levels(np.array([0.5, -0.5], np.float32))
+    Levels(rms_db=-6.020599913279624, peak=0.5, clipped_ratio=0.0)
+    >>> levels(np.array([0.0, 0.5, -1.0, 32767 / 32768], np.float32)).clipped_ratio
+    0.5
+    """
+    if not signal.size:
+        return Levels(math.nan, math.nan, math.nan)
+    highest, lowest = float(signal.max()), float(signal.min())
+    clipped = 0
+    if highest >= FULL_SCALE or lowest <= -FULL_SCALE:
+        high, low = signal >= FULL_SCALE, signal <= -FULL_SCALE
+        clipped = int(np.count_nonzero(high) + np.count_nonzero(low))
+    return Levels(rms_db(signal), max(highest, -lowest), clipped / signal.size)
+
+
+def rms_db(signal: Floats) -> float:
     """Root mean square level: `10 log10(mean(x^2))`, at least -120.
 
     Args:
-        signal: samples, full scale is 1.0, any shape.
+        signal: samples, full scale is 1.0, shape (n,).
 
     Returns:
         dB re full scale; NaN for a signal without samples.
@@ -31,34 +80,49 @@ def rms_db(signal: np.ndarray) -> float:
     >>> rms_db(np.ones(4, np.float32))
     0.0
     """
-    if signal.size == 0:
+    if not signal.size:
         return math.nan
-    x = signal.ravel()
-    power = _sum_of_squares(x) / x.size
+    # short float32 products added in float64: exact enough, and 10 times as fast as all in float64
+    whole = signal.size - signal.size % _ROW
+    rows, rest = signal[:whole].reshape(-1, _ROW), signal[whole:]
+    total = float(np.matmul(rows[:, None, :], rows[:, :, None]).sum(dtype=np.float64))
+    power = (total + float(np.dot(rest, rest))) / signal.size
     return max(10.0 * math.log10(power), FLOOR_DB) if power > 0.0 else FLOOR_DB
 
 
-def _sum_of_squares(x: np.ndarray) -> float:
-    # short float32 products added in float64: exact enough, and 20 times as fast as all in float64
-    blocks = (x[start : start + _BLOCK] for start in range(0, x.size, _BLOCK))
-    total = math.fsum(float(np.dot(block, block)) for block in blocks)
-    return total if math.isfinite(total) else float(np.einsum("i,i->", x, x, dtype=np.float64))
+def is_silent(signal: Floats) -> bool:
+    """Whether [samples] are digital silence, or empty."""
+    return not len(signal) or float(max(signal.max(), -signal.min())) <= _SILENT
 
 
-def clipped_ratio(signal: np.ndarray) -> float:
-    """Share of samples at full scale, where 16-bit audio clips: `|x| >= 32767/32768`.
+def quiet_pieces(signal: Floats, *, longest_s: float, search_s: float) -> list[Floats]:
+    """A clip in consecutive pieces of at most `longest_s`, each but the last cut in a pause.
+
+    The cut depends on the clip alone. Pieces neither overlap nor leave anything out, so that the
+    texts of the pieces are the text of the clip.
 
     Args:
-        signal: samples, full scale is 1.0, any shape.
+        signal: 16 kHz mono [samples].
+        longest_s: longest piece, seconds.
+        search_s: the cut is within the last so many seconds of a piece that would be too long.
 
     Returns:
-        0..1; NaN for a signal without samples.
-
-    >>> clipped_ratio(np.array([0.0, 0.5, -1.0, 32767 / 32768], np.float32))
-    0.5
+        Views of the signal, in order; the signal itself when it is short enough.
     """
-    if signal.size == 0:
-        return math.nan
-    if signal.max() < FULL_SCALE and signal.min() > -FULL_SCALE:
-        return 0.0
-    return int(np.count_nonzero(np.abs(signal) >= FULL_SCALE)) / signal.size
+    longest, search = round(longest_s * SAMPLE_RATE_HZ), round(search_s * SAMPLE_RATE_HZ)
+    pieces = []
+    while len(signal) > longest:
+        cut = longest - search + _quietest(signal[longest - search : longest])
+        pieces.append(signal[:cut])
+        signal = signal[cut:]
+    return [*pieces, signal]
+
+
+def _quietest(stretch: Floats) -> int:
+    """Middle of the stretch's quietest fifth of a second, in samples; of equal ones the last."""
+    step, width = round(_STEP_S * SAMPLE_RATE_HZ), round(_PAUSE_S / _STEP_S)
+    steps = len(stretch) // step
+    energy = np.square(stretch[: steps * step].astype(np.float64)).reshape(steps, step).sum(1)
+    sums = np.convolve(energy, np.ones(width), mode="valid")
+    last = len(sums) - 1 - int(np.argmin(sums[::-1]))
+    return (2 * last + width) * step // 2

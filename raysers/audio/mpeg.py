@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from raysers.audio.containers import id3_bytes
+from raysers.audio.containers import Lengths, id3_bytes
 from raysers.audio.source import Bytes, SplicedBytes
 
 #: Frames an encoder's count may be off by without anything missing: padding and delay.
@@ -50,19 +50,9 @@ class Frame:
     size: int  # bytes, header included
 
     @property
-    def kind(self) -> tuple[int, int, int]:
+    def kind(self) -> tuple[int, int, int, bool]:
         """What cannot change within a stream."""
-        return self.version, self.layer, self.rate_hz
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """What the header of an MP3 promises and what the file holds, in frames per channel."""
-
-    frames: int
-    promised_frames: int
-    is_promise: bool  # False: an estimate or a count, so a shortfall is no truncation
-    bytes_to_open: Bytes  # the file, or the file behind a truthful header
+        return self.version, self.layer, self.rate_hz, self.mono
 
 
 def parse_frame(head: bytes, at: int = 0) -> Frame | None:
@@ -87,58 +77,115 @@ def parse_frame(head: bytes, at: int = 0) -> Frame | None:
     )  # fmt: skip
 
 
-def survey(source: Bytes, frames: int) -> Survey:
-    """Judge the `frames` libsndfile believes an MP3 to have.
+def survey(source: Bytes, frames: int) -> Lengths:
+    """Judge the `frames` per channel that libsndfile believes an MP3 to have.
 
-    Reads the first 64 KiB; the whole file only when the header is missing and the bit rate varies,
-    or when the header tells of less than the file holds.
+    Files of up to 256 KiB are counted frame by frame. Of longer ones the first 64 KiB are read, and
+    the whole only when the header is missing and the bit rate varies, or when the header does not
+    fit the size of the file.
     """
-    believed = Survey(
-        frames=frames, promised_frames=frames, is_promise=True, bytes_to_open=source
-    )  # fmt: skip
-    found = _first_frame(source, id3_bytes(source), _SEARCH_BYTES)
+    found = _first_frame(source, id3_bytes(source), _SEARCH_BYTES, following=1)
     if found is None:
-        return believed
+        return Lengths(frames, frames, source)
     start, frame = found
-    held_bytes = source.size - start - (128 if source.at(source.size - 128, 3) == b"TAG" else 0)
-    header = _xing(source, start, frame)
-    if header is not None:
-        header_frames, header_bytes = header
-        slack_bytes = 4 * frame.size + header_bytes // 50
-        if not header_bytes or abs(held_bytes - header_bytes) <= slack_bytes:
-            return believed
-        if held_bytes < header_bytes and header_frames:
-            held = min(frames, frames * held_bytes // header_bytes)
-            return Survey(
-                frames=held, promised_frames=frames, is_promise=True, bytes_to_open=source
-            )  # fmt: skip
-        counted = _count(source, start)
-        # frames the header knows of, at the rate libsndfile counts them (less delay and padding)
-        if counted * frame.samples <= frames + SLACK_FRAMES:
-            return believed
-        start += frame.size  # the false header's own frame
-    elif _is_uniform(source, start):
-        counted = held_bytes * 8 * frame.rate_hz // (frame.bitrate * frame.samples)
+    end = source.size - _tag_bytes(source)
+    header = _header(source, start, frame)
+    header_frames, header_bytes, is_vbri = header or (0, 0, False)
+    slack_bytes = 4 * frame.size + header_bytes // 50
+    excess_bytes = end - start - header_bytes
+    is_told = bool(header_frames and header_bytes)
+    if is_told and excess_bytes < -slack_bytes:
+        promised = header_frames * frame.samples if is_vbri else frames
+        held = min(promised, promised * (end - start) // header_bytes)
+        return Lengths(held, promised, source)
+    # the header's own frame holds no audio
+    first = start if header is None else start + frame.size
+    changed, rest, is_estimate = None, 0, False
+    if end - start > _SCAN_BYTES and is_told and excess_bytes <= slack_bytes:
+        if not is_vbri:
+            return Lengths(frames, frames, source)
+        count = header_frames
+    elif end - start > _SCAN_BYTES and header is None and _is_uniform(source, start, end):
+        count, is_estimate = (
+            (end - start) * 8 * frame.rate_hz // frame.bitrate // frame.samples,
+            True,
+        )
     else:
-        counted = _count(source, start)
-    total = counted * frame.samples
-    opened = source if total <= frames else _with_header(source, start, frame, counted)
-    total = min(total, frames) if opened is source else total
-    return Survey(frames=total, promised_frames=total, is_promise=False, bytes_to_open=opened)
+        count, changed, rest = _count(source, first, end)
+    total, note = count * frame.samples, ""
+    if changed is not None:
+        sort = f"{changed.rate_hz} Hz {'mono' if changed.mono else 'stereo'}"
+        note = f"the stream changes to {sort}: only the first {{:.3f}} s of {{:.3f}} s can be read"
+    elif abs(total - frames) <= SLACK_FRAMES and not is_estimate:
+        return Lengths(frames, frames, source)
+    elif is_told and excess_bytes < -2 * frame.size and total < frames:
+        return Lengths(total, frames, source)
+    opened = source if total <= frames else _with_header(source, first, frame, count)
+    return Lengths(total, total + rest, opened, is_estimate, note)
 
 
-def _first_frame(source: Bytes, base: int, search_bytes: int) -> tuple[int, Frame] | None:
-    """Offset and header of the first frame from `base` on that another of its kind follows."""
+def counted_frames(source: Bytes) -> int:
+    """Frames per channel by the headers of all MPEG frames of a file."""
+    found = _first_frame(source, id3_bytes(source), _SEARCH_BYTES, following=1)
+    return _count(source, found[0], source.size)[0] * found[1].samples if found else 0
+
+
+def audio_start(source: Bytes) -> int:
+    """Offset of the first of four frames in a row, behind tags and up to 64 KiB of anything else.
+
+    0 when there are none, or nothing is in front of them.
+    """
+    base = id3_bytes(source)
+    tag = source.at(base, 32)
+    if tag.startswith(b"APETAGEX"):
+        base += 32 + int.from_bytes(tag[12:16], "little")
+    found = _first_frame(source, base, _SEARCH_BYTES, following=3)
+    return 0 if found is None else found[0]
+
+
+def _tag_bytes(source: Bytes) -> int:
+    """Length of the tags behind the last frame: ID3v1, APE, Lyrics3, ID3v2, in any order."""
+    end = source.size
+    for _ in range(8):
+        tail = source.at(max(0, end - 128), min(end, 128)).rjust(128, b"\0")
+        if tail.startswith(b"TAG"):
+            end -= 128
+        elif tail[-32:-24] == b"APETAGEX":
+            size, flags = struct.unpack("<I4xI", tail[-20:-8])
+            end -= size + (32 if flags >> 31 else 0)
+        elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
+            end -= int(tail[-15:-9]) + 15
+        elif tail[-10:-7] == b"3DI":
+            size = sum((b & 0x7F) << k for b, k in zip(tail[-4:], (21, 14, 7, 0), strict=True))
+            end -= size + 20
+        else:
+            break
+    return source.size - max(end, 0)
+
+
+def _first_frame(
+    source: Bytes, base: int, search_bytes: int, *, following: int
+) -> tuple[int, Frame] | None:
+    """Offset and header of the first frame from `base` on that others of its kind follow."""
     head = source.at(base, search_bytes)
     at = head.find(b"\xff")
     while at >= 0:
         frame = parse_frame(head, at)
-        if frame is not None:
-            following = parse_frame(source.at(base + at + frame.size, 4))
-            if following is not None and following.kind == frame.kind:
-                return base + at, frame
+        if frame is not None and _is_followed(source, base + at, frame, following):
+            return base + at, frame
         at = head.find(b"\xff", at + 1)
     return None
+
+
+def _is_followed(source: Bytes, offset: int, frame: Frame, following: int) -> bool:
+    """Whether so many frames of the same kind stand behind `frame` at `offset`."""
+    last: Frame | None = frame
+    for _ in range(following):
+        offset += last.size if last else 0
+        last = parse_frame(source.at(offset, 4))
+        if last is None or last.kind != frame.kind:
+            return False
+    return True
 
 
 def _side_bytes(frame: Frame) -> int:
@@ -146,51 +193,63 @@ def _side_bytes(frame: Frame) -> int:
     return (17 if frame.mono else 32) if frame.version == 3 else (9 if frame.mono else 17)
 
 
-def _xing(source: Bytes, start: int, frame: Frame) -> tuple[int, int] | None:
-    """(frames, bytes) of the Xing, Info or VBRI header, 0 where it does not say; None if none."""
+def _header(source: Bytes, start: int, frame: Frame) -> tuple[int, int, bool] | None:
+    """(frames, bytes, whether it is VBRI) by the Xing, Info or VBRI header, 0 for what it omits."""
     data = source.at(start, min(frame.size, 512))
     at = 4 + _side_bytes(frame)
     if data[at : at + 4] in (b"Xing", b"Info") and len(data) >= at + 16:
         flags, *fields = struct.unpack_from(">III", data, at + 4)
         frames = fields.pop(0) if flags & 1 else 0
-        return frames, fields.pop(0) if flags & 2 else 0
+        return frames, fields.pop(0) if flags & 2 else 0, False
     if data[36:40] == b"VBRI" and len(data) >= 54:
         size, frames = struct.unpack_from(">II", data, 46)
-        return frames, size
+        return frames, size, True
     return None
 
 
-def _is_uniform(source: Bytes, start: int) -> bool:
-    """Whether the frames of the first 64 KiB, and some further on, share one bit rate."""
+def _is_uniform(source: Bytes, start: int, end: int) -> bool:
+    """Whether the frames of the first 64 KiB, and some further on, share kind and bit rate."""
     data = source.at(start, _SEARCH_BYTES)
-    rates, at = set(), 0
+    sorts, at = set(), 0
     while (frame := parse_frame(data, at)) is not None:
-        rates.add(frame.bitrate)
+        sorts.add((frame.kind, frame.bitrate))
         at += frame.size
-    for eighth in range(1, 8):
+    for eighth in range(1, 9):
         # a variable rate may begin with minutes of silence
-        offset = start + (source.size - start) * eighth // 8
-        if offset > start + len(data) and (found := _first_frame(source, offset, _PROBE_BYTES)):
-            rates.add(found[1].bitrate)
-    return len(rates) == 1
+        offset = min(start + (end - start) * eighth // 8, end - _PROBE_BYTES)
+        if offset > start + len(data):
+            found = _first_frame(source, offset, _PROBE_BYTES, following=1)
+            sorts.update([(found[1].kind, found[1].bitrate)] if found else [])
+    return len(sorts) == 1
 
 
-def _count(source: Bytes, start: int) -> int:
-    """Frames from `start` to the end by their headers; what lies between frames is skipped."""
-    count, offset, data, base = 0, start, b"", start
-    while offset < source.size:
+def _count(source: Bytes, start: int, end: int) -> tuple[int, Frame | None, int]:
+    """Frames from `start` to `end` by their headers; what lies between frames is skipped.
+
+    Returns:
+        (frames of the first kind, the first frame of another kind, samples from there on at the
+        first kind's rate).
+    """
+    count, offset, data, base, rest_s = 0, start, b"", start, 0.0
+    first = changed = None
+    while offset + 4 <= end:
         if offset + 4 > base + len(data):
             base, data = offset, source.at(offset, _SCAN_BYTES)
-            if len(data) < 4:
-                break
         frame = parse_frame(data, offset - base)
-        if frame is not None:
+        first = first or frame
+        if frame is None or first is None:
+            following = data.find(b"\xff", offset - base + 1)
+            offset = base + (following if following >= 0 else max(len(data) - 3, offset - base + 1))
+        elif changed is None and frame.kind == first.kind:
             count += 1
             offset += frame.size
-            continue
-        following = data.find(b"\xff", offset - base + 1)
-        offset = base + (following if following >= 0 else len(data))
-    return count
+        elif changed is None and not _is_followed(source, offset, frame, 3):
+            offset += 1  # bytes that only look like a frame
+        else:
+            changed = changed or frame
+            rest_s += frame.samples / frame.rate_hz
+            offset += frame.size
+    return count, changed, round(rest_s * first.rate_hz) if first else 0
 
 
 def _with_header(source: Bytes, start: int, frame: Frame, count: int) -> Bytes:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from raysers.audio import decode
 from raysers.audio.decode import AudioInfo, AudioReader, AudioSource
-from raysers.audio.windows import to_ns
+from raysers.audio.timeline import to_ns
 from raysers.data import segments
 from raysers.data.segments import Segment, Segmenting, Speech
 from raysers.data.tables import PARQUET_SUFFIXES, READ_FAILURES, TABLE_SUFFIXES, table_columns

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from raysers.audio import mpeg
 from raysers.audio.decode import AudioInfo, cut_message
-from raysers.audio.windows import to_ns, windows
+from raysers.audio.timeline import to_ns, windows
 from raysers.errors import ClipError, ConfigError
 from raysers.types import NS_PER_S, Status
 
@@ -76,7 +75,7 @@ def given(start_ns: int, end_ns: int | None, info: AudioInfo) -> Segment:
         return _replaced(row, Status.EMPTY, f"starts after the file's end at {info.duration_s:g} s")
     if end_ns is not None and end_ns > held_ns + _END_TOLERANCE_NS:
         return _replaced(row, Status.TRUNCATED, f"the file ends at {info.duration_s:g} s")
-    if end_ns is None and _is_cut(info):
+    if end_ns is None and info.is_cut:
         return _replaced(row, Status.TRUNCATED, cut_message(info))
     return row
 
@@ -111,12 +110,12 @@ def _spoken(info: AudioInfo, speech: Speech) -> list[Segment]:
 
 def _whole(info: AudioInfo) -> Segment:
     row = Segment(start_ns=0, end_ns=to_ns(info.duration_s), duration_s=info.duration_s)
-    return _replaced(row, Status.TRUNCATED, cut_message(info)) if _is_cut(info) else row
+    return _replaced(row, Status.TRUNCATED, cut_message(info)) if info.is_cut else row
 
 
 def _lost_tail(info: AudioInfo) -> list[Segment]:
     """The part of a cut file that is not there: a row of its own, so the loss is counted."""
-    if not _is_cut(info):
+    if not info.is_cut:
         return []
     tail = _span(to_ns(info.duration_s), _promised_ns(info))
     return [_replaced(tail, Status.TRUNCATED, cut_message(info))]
@@ -132,8 +131,3 @@ def _span(start_ns: int, end_ns: int) -> Segment:
 
 def _replaced(row: Segment, status: Status, error: str) -> Segment:
     return dataclasses.replace(row, status=status, error=error)
-
-
-def _is_cut(info: AudioInfo) -> bool:
-    slack = mpeg.SLACK_FRAMES if "MPEG" in info.codec else 0
-    return info.promised_frames > info.frames + slack

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader, AudioSource
-from raysers.audio.level import clipped_ratio, rms_db
+from raysers.audio.level import levels
 from raysers.errors import ClipError, status_of
 from raysers.io import storage
 from raysers.io.uris import is_remote
@@ -192,9 +192,8 @@ def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
     except Exception as error:
         return _failed(clip, _failure(clip, error))
     _BREAKER.succeeded(clip.file)
-    return Decoded(
-        clip=clip, signal=signal, rms_db=rms_db(signal), clipped_ratio=clipped_ratio(signal)
-    )
+    level = levels(signal)
+    return Decoded(clip=clip, signal=signal, rms_db=level.rms_db, clipped_ratio=level.clipped_ratio)
 
 
 def _failure(clip: Clip, error: Exception) -> ClipError:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raysers.audio.pauses import is_silent
+from raysers.audio.level import is_silent
 from raysers.errors import CheckpointError, ClipError
 from raysers.models import checkpoint, weights
 from raysers.models.backbones import FAMILIES

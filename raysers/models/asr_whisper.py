@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from raysers.audio.pauses import is_silent, quiet_pieces
+from raysers.audio.level import is_silent, quiet_pieces
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint, weights
 from raysers.models.asr_ctc import BUILD_ERRORS

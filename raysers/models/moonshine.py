@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysers.audio.pauses import quiet_pieces
+from raysers.audio.level import quiet_pieces
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint
 from raysers.types import SAMPLE_RATE_HZ, Status

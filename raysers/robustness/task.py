@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import pyarrow as pa
 
 from raysers.annotate import AnnotateTask, Annotator
-from raysers.audio.level import clipped_ratio, rms_db
+from raysers.audio.level import levels
 from raysers.engine.feed import Decoded
 from raysers.engine.plan import Placement
 from raysers.engine.worker import ClipTask
@@ -89,11 +89,12 @@ class Perturbed:
             return _named(Decoded(clip=one.clip, error=failed), name, parameters)
         if reading.taken:
             parameters["recordings"] = reading.taken
+        level = levels(signal)
         changed = Decoded(
             clip=one.clip,
             signal=signal,
-            rms_db=rms_db(signal),
-            clipped_ratio=clipped_ratio(signal),
+            rms_db=level.rms_db,
+            clipped_ratio=level.clipped_ratio,
         )
         return _named(changed, name, parameters)
 

@@ -103,10 +103,8 @@ def test_a_long_preamble_is_not_read_to_close_a_file():
     plain = encode(noise(1, 16000), 16000, "WAV", "PCM_16")
     fmt, samples = plain[12 : plain.index(b"data")], plain[plain.index(b"data") + 8 :]
     head = b"WAVE" + fmt + chunk(b"junk", bytes(20_000_000))
-    data = b"RIFF" + bytes(4) + head + b"data" + bytes(4) + samples
-    file = Counting(data)
-    with pytest.raises(ClipError):
-        probe(file, name="x")
+    file = Counting(b"RIFF" + bytes(4) + head + b"data" + bytes(4) + samples)
+    assert np.array_equal(decode(file, name="x"), decode(io.BytesIO(plain), name="x"))
     assert file.largest < 2_000_000
 
 

@@ -191,6 +191,21 @@ def test_infinities_that_cancel_and_values_beyond_float32_are_not_finite():
     assert fate(io.BytesIO(encode(signal, 16000, "WAV", "DOUBLE"))) is Status.NOT_FINITE
 
 
+@pytest.mark.parametrize("rate_hz", [16000, 44100])
+@pytest.mark.parametrize("value", [8.5, -32768.0, 1e38])
+def test_samples_far_beyond_full_scale_are_refused_where_they_are(rate_hz, value, capfd):
+    signal = noise(3.0, rate_hz, channels=2)
+    signal[round(1.5 * rate_hz)] = (value, -value)  # their mean is zero
+    data = encode(signal, rate_hz, "WAV", "FLOAT")
+    with pytest.raises(ClipError, match=r"full scale is 1.*first at 1\.500 s") as caught:
+        decode(io.BytesIO(data), name="x")
+    assert caught.value.status is Status.NOT_FINITE
+    assert decode(io.BytesIO(data), name="x", end_ns=14 * 10**8).size == 22400
+    signal[round(1.5 * rate_hz)] = np.sign(value) * 7.5
+    assert decode(io.BytesIO(encode(signal, rate_hz, "WAV", "FLOAT")), name="x").size == 48000
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(("rate_hz", "status"), [(999, "unsupported"), (768001, "unsupported")])
 def test_absurd_rates(rate_hz, status):
     assert fate(io.BytesIO(encode(noise(0.1, 8000), rate_hz, "WAV", "PCM_16"))) == status

@@ -1,4 +1,4 @@
-"""Levels against hand-worked values."""
+"""Levels against hand-worked values; long clips are cut in their pauses, and nothing is lost."""
 
 import io
 import math
@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 import soundfile as sf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from raysers.audio.level import clipped_ratio, rms_db
+from raysers.audio.level import is_silent, levels, quiet_pieces, rms_db
 
 
 def test_a_sine_is_3_db_below_its_peak():
@@ -30,7 +32,7 @@ def test_long_signals_do_not_lose_precision():
 def test_no_samples_have_no_level():
     empty = np.zeros(0, np.float32)
     assert math.isnan(rms_db(empty))
-    assert math.isnan(clipped_ratio(empty))
+    assert math.isnan(levels(empty).clipped_ratio)
 
 
 def test_clipped_samples_are_those_at_the_rails_of_16_bits():
@@ -43,5 +45,39 @@ def test_clipped_samples_are_those_at_the_rails_of_16_bits():
     file.seek(0)
     signal, _ = sf.read(file, dtype="float32")
     assert rails > 1000
-    assert clipped_ratio(signal) == rails / 5000
-    assert clipped_ratio(signal * np.float32(0.99)) == 0.0
+    assert levels(signal).clipped_ratio == rails / 5000
+    assert levels(signal * np.float32(0.99)).clipped_ratio == 0.0
+
+
+def test_the_cut_is_in_the_pause():
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 40 * 16_000).astype(np.float32)
+    noise[int(26.0 * 16_000) : int(26.6 * 16_000)] *= 1e-3
+    first, second = quiet_pieces(noise, longest_s=30.0, search_s=8.0)
+    assert 26.1 * 16_000 <= len(first) <= 26.5 * 16_000
+    np.testing.assert_array_equal(np.concatenate((first, second)), noise)
+
+
+def test_without_a_pause_pieces_are_as_long_as_they_may_be():
+    tone = np.ones(70 * 16_000, np.float32)
+    assert [round(len(p) / 16_000) for p in quiet_pieces(tone, longest_s=30, search_s=8)] == [
+        30,
+        30,
+        10,
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 400_000), st.integers(0, 2**32 - 1))
+def test_pieces_are_the_clip_and_none_is_too_long(samples, seed):
+    signal = np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
+    pieces = quiet_pieces(signal, longest_s=4.0, search_s=1.5)
+    np.testing.assert_array_equal(np.concatenate(pieces), signal)
+    assert max(len(p) for p in pieces) <= 4 * 16_000
+    assert all(len(p) >= 2.5 * 16_000 for p in pieces[:-1])
+
+
+def test_rounding_noise_of_silence_is_silence_and_a_whisper_is_not():
+    assert is_silent(np.zeros(100, np.float32))
+    assert is_silent(np.full(100, -1 / 32_768, np.float32))
+    assert not is_silent(np.full(100, 0.001, np.float32))
+    assert is_silent(np.zeros(0, np.float32))

@@ -27,7 +27,7 @@ FATES = {
     "hound_pop.wav": Status.OK,
     "hound_waveformatextensible-24bit-192kHz-mono.wav": Status.OK,
     "hound_waveformatextensible-24bit-4byte-48kHz-stereo.wav": Status.OK,
-    "hound_waveformatextensible-ieeefloat-44100Hz-mono.wav": Status.OK,
+    "hound_waveformatextensible-ieeefloat-44100Hz-mono.wav": Status.NOT_FINITE,
     "lfs_1001_IEO_ANG_HI.wav": Status.UNREADABLE,
     "lh_common_voice_en_651325.mp3": Status.OK,
     "lh_real_8ch.wav": Status.OK,
@@ -77,6 +77,7 @@ HINTS = {
     "pydub_bach.ogg": "Ogg/FLAC",
     "tt_ilbm.aiff": "image",
     "ps_goforward.raw": "headerless",
+    "hound_waveformatextensible-ieeefloat-44100Hz-mono.wav": "samples of 1.64e+04",
     "ps_awful.wav": "1092676 Hz",
     "trunc_30395_03a01Fa.wav": "promises 1.898 s, the file holds 0.948 s",
 }

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from raysers.audio.pauses import quiet_pieces
+from raysers.audio.level import quiet_pieces
 from raysers.errors import CheckpointError, ClipError
 from raysers.models.asr import load_asr
 from raysers.types import Status

@@ -1,4 +1,4 @@
-"""Name what a file holds that libsndfile cannot open, for a message that says what to do.
+"""Open a file with libsndfile, or name what it holds instead, for a message that says what to do.
 
 The content decides, never the extension; only headerless audio, which nothing in the bytes
 betrays, is told apart by its name.
@@ -7,10 +7,19 @@ betrays, is told apart by its name.
 from __future__ import annotations
 
 import codecs
+import ctypes
+import functools
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
-from raysers.audio.containers import UNKNOWN_HEADER, header_fault, id3_bytes, promised_frames
-from raysers.audio.source import Bytes, printable
+import soundfile
+
+from raysers.audio import mpeg
+from raysers.audio.containers import UNKNOWN_HEADER, header_fault, id3_bytes, lengths
+from raysers.audio.source import Bytes, SplicedBytes, printable
 from raysers.errors import ClipError
 from raysers.types import Status
 
@@ -87,6 +96,100 @@ _KNOWN = {
 }
 
 
+class Sound(soundfile.SoundFile):  # type: ignore[misc]
+    """A SoundFile for reading in order from several threads, whose reads return what they got.
+
+    Attributes:
+        failure: why the last read ended early, in libsndfile's words; empty for the end of data.
+    """
+
+    # Opening a file of an object store waits for the network: not one after the other. The lock
+    # only guards the reason of a failure, which `refusal` finds by itself.
+    _sf_error_lock = nullcontext()
+
+    @property
+    def failure(self) -> str:
+        """Why the last read ended early."""
+        code = self._errorcode
+        reason = str(soundfile.LibsndfileError(code)) if code else ""
+        return reason.removeprefix("Error : ").strip().rstrip(".")
+
+    def found(self, frame: int) -> bool:
+        """Seek to a frame; False when libsndfile cannot."""
+        try:
+            return bool(self.seek(frame) == frame)
+        except soundfile.SoundFileError:
+            return False
+
+    def _cdata_io(self, action: str, data: Any, ctype: str, frames: int) -> int:
+        # neither seek to where the file is already nor raise, which would lose the frames read
+        read = soundfile._snd.sf_readf_float
+        if self.format != "MP3":
+            return int(read(self._file, data, frames))
+        with _quiet():
+            return int(read(self._file, data, frames))
+
+
+def open_sound(source: Bytes, name: str) -> tuple[Sound, Bytes]:
+    """Open `source` at its start, or at the first frame of an MP3 behind something else.
+
+    Returns:
+        The open file, and the bytes it reads.
+
+    Raises:
+        ClipError: why it cannot be opened.
+    """
+    head = source.at(0, 4)
+    try:
+        with nullcontext() if head in _KNOWN else _quiet():
+            return Sound(source.handle, "r", closefd=False), source
+    except soundfile.SoundFileError as error:
+        source.check()
+        is_other = head in _KNOWN or _named(source) is not None
+        start = 0 if is_other else mpeg.audio_start(source)
+        if not start:
+            raise refusal(source, name) from error
+    return open_sound(SplicedBytes(b"", source, start), name)
+
+
+_quiet_lock = threading.Lock()
+_replaced: list[int] = []  # the C library's own stream, once for each user of `_quiet`
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing that C code prints reaches stderr, which mpg123 writes its remarks to.
+
+    Only the C library's stream is replaced, so that Python's messages are shown meanwhile.
+    """
+    stream, null = _c_streams()
+    if not null:
+        yield
+        return
+    with _quiet_lock:
+        _replaced.append(_replaced[0] if _replaced else stream.value)
+        stream.value = null
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            own = _replaced.pop()
+            if not _replaced:
+                stream.value = own
+
+
+@functools.cache
+def _c_streams() -> tuple[Any, int]:
+    """The C library's variable `stderr`, and an open stream that drops all; 0 if there is none."""
+    try:
+        library = ctypes.CDLL(None)
+        stream = ctypes.c_void_p.in_dll(library, "stderr")
+    except (OSError, ValueError):
+        return None, 0
+    library.fopen.restype = ctypes.c_void_p
+    return stream, library.fopen(b"/dev/null", b"w") or 0
+
+
 def refusal(source: Bytes, name: str) -> ClipError:
     """The error for a file that libsndfile would not open.
 
@@ -101,11 +204,9 @@ def refusal(source: Bytes, name: str) -> ClipError:
     """
     if source.size == 0:
         return ClipError(Status.EMPTY, "the file has 0 bytes")
+    if (named := _named(source)) is not None:
+        return named
     head = source.at(id3_bytes(source), 512) or source.at(0, 512)
-    for table, advice in ((_NO_AUDIO, "not audio"), (_UNDECODABLE, _CONVERT)):
-        for offset, magic, what in table:
-            if head.startswith(magic, offset):
-                return ClipError(Status.UNSUPPORTED, f"this is {what}: {advice}")
     if known := _KNOWN.get(head[:4]):
         return _refuse_known(source, known)
     if text := _text(head, source.size):
@@ -116,11 +217,26 @@ def refusal(source: Bytes, name: str) -> ClipError:
     return ClipError(Status.UNREADABLE, f"not audio of a known format ({source.size} bytes)")
 
 
+def _named(source: Bytes) -> ClipError | None:
+    """The error for a file of a kind that is known and not decoded."""
+    head = source.at(id3_bytes(source), 512)
+    for table, advice in ((_NO_AUDIO, "not audio"), (_UNDECODABLE, _CONVERT)):
+        for offset, magic, what in table:
+            if head.startswith(magic, offset):
+                return ClipError(Status.UNSUPPORTED, f"this is {what}: {advice}")
+    return None
+
+
 def _refuse_known(source: Bytes, known: str) -> ClipError:
     """The error for a container libsndfile knows but would not open."""
+    if known == "FLAC" and (bits := source.at(20, 2)) and source.size > 42:
+        bits_per_sample = ((bits[0] & 1) << 4 | bits[1] >> 4) + 1
+        if bits_per_sample not in (8, 16, 24):
+            message = f"FLAC with {bits_per_sample} bits a sample: {_CONVERT}"
+            return ClipError(Status.UNSUPPORTED, message)
     fault = header_fault(source)
     is_chunked = fault != UNKNOWN_HEADER
-    if promised_frames(source, 0) > 0 and (fault is None or not is_chunked):
+    if lengths(source, 0).promised_frames > 0 and (fault is None or not is_chunked):
         message = f"{known} file cut after {source.size} bytes: copy or download it again"
         return ClipError(Status.TRUNCATED, message)
     if fault is None:
