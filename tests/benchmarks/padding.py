@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from raysers.engine.pipeline import shard_blocks
+from raysers.engine.job import shard_blocks
 
 from raysers.data.shards import plan_shards
 from raysers.engine.worker import ShardStage

@@ -56,7 +56,7 @@ def _plan(folder: str) -> Line:
     from raysers.data.manifest import fingerprint, read_manifest, sort_manifest, write_manifest
     from raysers.data.shards import plan_shards
     from raysers.engine import output
-    from raysers.engine.pipeline import shard_blocks
+    from raysers.engine.job import shard_blocks
     from tests.benchmarks.engine import start_ray
 
     ray_s = start_ray()

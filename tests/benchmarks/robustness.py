@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysers.data.shards import plan_shards
-from raysers.engine.pipeline import shard_blocks
+from raysers.engine.job import shard_blocks
 from raysers.engine.worker import ShardStage
 from raysers.robustness.suites import chosen
 from raysers.robustness.task import Perturbed
