@@ -24,7 +24,14 @@ user named on the command line are configuration errors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING
+
 from raysers.types import Status
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class RaysersError(Exception):
@@ -126,3 +133,34 @@ def status_of(error: Exception) -> ClipError | None:
         return None
     status = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
     return ClipError(status, str(error) if is_ours else f"{type(error).__name__}: {error}")
+
+
+_CLASS, _MESSAGE = "error_class", "error_message"
+
+
+def errors_as_rows(work: Callable[..., pa.Table]) -> Callable[..., pa.Table]:
+    """`work`, returning its RaysersError as a table for `raise_from_rows` instead of raising it.
+
+    Ray Data keeps only the text of a worker's exception, and the driver needs its class.
+    """
+
+    @wraps(work)
+    def wrapped(*args: object, **kwargs: object) -> pa.Table:
+        try:
+            return work(*args, **kwargs)
+        except ClipError:
+            raise  # belongs in a row of its clip: a bug
+        except RaysersError as error:
+            import pyarrow as pa
+
+            return pa.table({_CLASS: [type(error).__name__], _MESSAGE: [str(error)]})
+
+    return wrapped
+
+
+def raise_from_rows(table: pa.Table) -> pa.Table:
+    """The table itself, or the error it carries, raised."""
+    if _CLASS in table.column_names:
+        kind = globals().get(table[_CLASS][0].as_py(), RaysersError)
+        raise kind(table[_MESSAGE][0].as_py())
+    return table

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from raysers.engine.cluster import dataset_of, errors_as_rows, raise_from_rows
+from raysers.engine.cluster import dataset_of
 from raysers.engine.plan import Placement
 from raysers.engine.progress import Shards
 from raysers.engine.worker import (
@@ -29,7 +29,7 @@ from raysers.engine.worker import (
     ShardWorker,
     WorkerSettings,
 )
-from raysers.errors import DeviceLost, RaysersError
+from raysers.errors import DeviceLost, RaysersError, errors_as_rows, raise_from_rows
 from raysers.run import load_record
 
 #: Starts per worker that may die while loading before the job gives up.

@@ -14,16 +14,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data.read_api import from_blocks
 
-from raysers import errors
 from raysers.engine.plan import Placement
-from raysers.errors import ClipError, ConfigError, RaysersError
+from raysers.errors import ConfigError, RaysersError, errors_as_rows, raise_from_rows
 from raysers.run import end_on_sigterm
 
 #: More workers than this per CPU only take memory from each other.
@@ -139,35 +137,6 @@ def map_blocks(
     )
     for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield raise_from_rows(table)
-
-
-_CLASS, _MESSAGE = "error_class", "error_message"
-
-
-def errors_as_rows(work: Callable[..., pa.Table]) -> Callable[..., pa.Table]:
-    """`work`, returning its RaysersError as a table for `raise_from_rows` instead of raising it.
-
-    Ray Data keeps only the text of a worker's exception, and the driver needs its class.
-    """
-
-    @wraps(work)
-    def wrapped(*args: object, **kwargs: object) -> pa.Table:
-        try:
-            return work(*args, **kwargs)
-        except ClipError:
-            raise  # belongs in a row of its clip: a bug
-        except RaysersError as error:
-            return pa.table({_CLASS: [type(error).__name__], _MESSAGE: [str(error)]})
-
-    return wrapped
-
-
-def raise_from_rows(table: pa.Table) -> pa.Table:
-    """The table itself, or the error it carries, raised."""
-    if _CLASS in table.column_names:
-        kind = getattr(errors, table[_CLASS][0].as_py(), RaysersError)
-        raise kind(table[_MESSAGE][0].as_py())
-    return table
 
 
 @contextmanager

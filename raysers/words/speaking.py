@@ -23,8 +23,7 @@ from raysers.data.segments import Segmenting
 from raysers.data.shards import shard_name
 from raysers.engine import ledger
 from raysers.engine import output as parts
-from raysers.engine.cluster import errors_as_rows
-from raysers.errors import ClipError
+from raysers.errors import ClipError, errors_as_rows
 from raysers.io import storage
 from raysers.models.tts_engine import Engine, Line
 from raysers.schemas import MANIFEST, TRANSCRIPTS

@@ -26,9 +26,8 @@ import ray
 from raysers.data.shards import shard_name
 from raysers.engine import cluster
 from raysers.engine import output as parts
-from raysers.engine.cluster import raise_from_rows
 from raysers.engine.progress import LINE_EVERY_S, duration, failures_text, hours
-from raysers.errors import ClipError, ConfigError
+from raysers.errors import ClipError, ConfigError, raise_from_rows
 from raysers.io import storage
 from raysers.models.tts_engine import Engine
 from raysers.words.speaking import MANNER_FIELDS, TABLE, Speaking, SpeakingWorker, line_of
