@@ -90,6 +90,8 @@ def test_a_bad_day_of_the_store_changes_no_row_and_each_refusal_finds_its_clip(
         (r"x#y\.wav", "reset"),
         (r"000\.tar", "reset"),
         (r"a\+b&c\.wav", 500),
+        (r"ünï–c\.wav", "less"),
+        (r"deep/er/", "less"),
         (r"out/annotations/part-000000", 503),
     ]:
         s3_faults.add(pattern, fault, times=2)
@@ -101,9 +103,16 @@ def test_a_bad_day_of_the_store_changes_no_row_and_each_refusal_finds_its_clip(
     s3_faults.clear()
     s3_faults.add(r"50%20\.wav", 403, code="AccessDenied")
     s3_faults.add(r"ünï–c\.wav", 404, code="NoSuchKey")
+    s3_faults.add(r"x#y\.wav", 500)
+    s3_faults.add(r"q\?v=1\.wav", "less", method="GET")
     assert main([*args, "--output", f"{s3.uri}/again", "--max-failed", "0.5"]) == 0
     fates = {r["file"]: r["status"] for r in _rows(s3, "again") if r["status"] != "ok"}
-    assert fates == {names[1]: "forbidden", names[5]: "missing"}
+    assert fates == {
+        names[1]: "forbidden",
+        names[2]: "unreadable",
+        names[3]: "unreadable",
+        names[5]: "missing",
+    }
 
 
 def test_a_store_that_stays_down_stops_the_job_and_the_same_command_goes_on(
@@ -119,6 +128,19 @@ def test_a_store_that_stays_down_stops_the_job_and_the_same_command_goes_on(
     assert down is not None
     s3_faults.clear()
     assert main(args) == 0
+    assert {r["file"]: r["status"] for r in _rows(s3, "out")} == dict.fromkeys(archive, "ok")
+
+
+def test_an_outage_stops_the_job_and_the_same_command_goes_on(s3, s3_faults, archive, checkpoint):
+    down = s3_faults.add(r"/in/.*\.(wav|tar)", 503, method="GET")
+    args = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0])
+    code, _, err = processes.run(JOB, *args)
+    assert code == 1
+    assert f"storage outage: s3://{s3.name} failed to read 5 objects" in err
+    assert "Traceback" not in err
+    assert down.hits < 100
+    s3_faults.clear()
+    assert processes.run(JOB, *args)[0] == 0
     assert {r["file"]: r["status"] for r in _rows(s3, "out")} == dict.fromkeys(archive, "ok")
 
 

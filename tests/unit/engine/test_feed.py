@@ -148,7 +148,7 @@ def test_micro_batches_hold_every_clip_once_in_order_within_the_budget(lengths_s
 def test_lasting_failures_of_single_files_are_rows(recording, tmp_path):
     """`/proc/self/mem` answers EIO for ever; the others are ranges that are in no file."""
     (tmp_path / "bad disk.wav").symlink_to("/proc/self/mem")
-    ranges = [(2**62, 44), (10**6, 44), (320_020, 44)]
+    ranges = [(2**62, 44), (10**6, 44), (320_040, 44)]
     clips = [
         _clip(str(tmp_path / "bad disk.wav"), 0, 1),
         *(_clip(recording, 0, 1, byte_offset=start, byte_size=size) for start, size in ranges),
