@@ -82,10 +82,7 @@ def template_texts(name: str) -> pa.Table:
     language = document.get("language")
     columns = {key: [row.get(key) for row in rows] for key in SCHEMA.names}
     columns["language"] = [None if language is None else str(language)] * len(rows)
-    try:
-        return without_repeats(pa.table(columns, schema=SCHEMA))
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"--templates {name}: half a character in it: {error.reason}") from error
+    return without_repeats(pa.table(columns, schema=SCHEMA))
 
 
 def _in_turns(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:

@@ -163,9 +163,9 @@ def test_quotes_that_swallow_rows_are_refused_with_their_line(
 
 
 def test_open_quote_of_a_file_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="line 2: .* goes on over whole rows"):
+    with pytest.raises(ConfigError, match=r"line 2: .* goes on over whole rows"):
         table(tmp_path, 'file,speaker\n"a.wav,1\nb.wav,2\nc.wav",3\n')
-    with pytest.raises(ConfigError, match="line 2: .* goes on over whole rows"):
+    with pytest.raises(ConfigError, match=r"line 2: .* goes on over whole rows"):
         table(tmp_path, 'file\n"a.wav\nb.wav"\n')
 
 
@@ -191,7 +191,7 @@ def test_long_cells_are_read_up_to_a_limit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="line 2: longer than 16,777,216 characters"):
         table(tmp_path, f"file,transcript\na.wav,{'x' * 2**24}\n")
     with pytest.raises(ConfigError, match=r"line 2: field larger than field limit \(16777216\)"):
-        table(tmp_path, 'file,transcript\na.wav,"' + "xxxxxxx\n" * 2**21 + '"\n')
+        table(tmp_path, 'file,transcript\na.wav,"' + "xxxxxxx\n" * (2**21 + 1) + '"\n')
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_names_of_the_time_columns(
 @pytest.mark.parametrize(
     ("head", "row", "words"),
     [
-        ("start,begin,end", "0,0,1", ["several columns may be the start", "'start', 'begin'"]),
+        ("onset,begin,end", "0,0,1", ["several columns may be the start", "'onset', 'begin'"]),
         ("start,end_s,end_ms", "0,1,1000", ["several columns may be the end"]),
         ("begin,offset,duration,end", "0,0,1,1", ["several columns may be the end"]),
         ("start_sample,end_sample", "0,16000", ["counts samples", "store seconds"]),
@@ -258,7 +258,7 @@ def test_labels_as_spreadsheets_write_them(tmp_path: Path) -> None:
     assert clips["valence"].to_pylist() == pytest.approx([None, None, 0.1])
     both = table(tmp_path, "file,gender,sex\na.wav,x,male\n")
     assert both["sex"].to_pylist() == ["male"]
-    with pytest.raises(ConfigError, match="row 2: arousal is '1,000.5'"):
+    with pytest.raises(ConfigError, match=r"row 2: arousal is '1,000\.5'"):
         table(tmp_path, 'file,arousal\na.wav,1\nb.wav,"1,000.5"\n')
 
 
@@ -379,8 +379,12 @@ def test_no_row_is_dropped_without_an_error_or_a_count(
     try:
         clips, notes = read_clip_table([str(path)])
     except ConfigError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    if refused:
         assert bend is not None or any("\n" in t or "\r" in t for t in texts)
-        assert re.search(r"(line|rows?) \d+", str(error))
+        assert re.search(r"(line|rows?) \d+", refused)
         return
     skipped = sum(int(note.rpartition(" ")[2]) for note in notes if "empty rows" in note)
     rows = list(csv.reader(io.StringIO(content, newline=""), delimiter=delimiter))

@@ -88,7 +88,7 @@ def test_a_file_of_ones_own(tmp_path):
             "templates: ['{word} {a.b}']\nslots: {a.b: [x]}\nwords: {any: {positive: [a]}}",
             "plain name",
         ),
-        ('sentences: {positive: ["\\ud800"]}', "half a character"),
+        ('sentences: {positive: ["\\ud800"]}', "Unicode character escape"),
         ("sentence: {}", "unknown key 'sentence'"),
         ("[a, b]", "names with values"),
         ("a: [", "no YAML"),
