@@ -65,40 +65,27 @@ _AWS_VARIABLES = [
 _AWS_HOST = re.compile(r"^https?://[^/]*\.(amazonaws\.com(\.cn)?|api\.aws)(:\d+)?(/|$)")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
-#: Codes of S3 (`NoSuchKey`), HTTP statuses for answers without one (HEAD, gateways, other vendors)
-#: and exceptions of boto3 and urllib3; an error goes by the first of its names that is here.
-_KINDS: dict[str, type[StorageError]] = {
-    name: kind
-    for kind, names in (
-        # ParamValidationError: a bucket name that S3 does not allow
-        (
-            ObjectMissing,
-            "NoSuchKey NoSuchBucket NoSuchVersion NotFound KeyTooLongError 404 405 410 "
-            "ParamValidationError",
-        ),
-        # InvalidObjectState: archived (Glacier), to be restored first
-        (ObjectForbidden, "AccessDenied AllAccessDisabled AccountProblem InvalidObjectState 403"),
-        (
-            CredentialsError,
-            "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken ExpiredTokenException "
-            "InvalidToken TokenRefreshRequired RequestTimeTooSkewed RequestExpired "
-            "InvalidClientTokenId UnrecognizedClientException AuthFailure InvalidSecurity "
-            "AuthorizationHeaderMalformed CredentialsNotSupported NotSignedUp 401 "
-            "NoCredentialsError PartialCredentialsError CredentialRetrievalError "
-            "TokenRetrievalError SSOError ProfileNotFound",
-        ),
-        (
-            TransientStorageError,
-            "InternalError SlowDown ServiceUnavailable RequestTimeout RequestTimeoutException "
-            "Throttling ThrottlingException RequestLimitExceeded BandwidthLimitExceeded "
-            "OperationAborted ConditionalRequestConflict BadDigest IncompleteBody "
-            "408 409 425 429 500 502 503 504 IncompleteReadError ResponseParserError "
-            "HTTPClientError ConnectionError HTTPError OSError",
-        ),
-        (StorageError, "501 505 SSLError BotoCoreError"),
-    )
-    for name in names.split()
+#: Codes of S3, HTTP statuses for answers without one (HEAD, gateways, other vendors) and exceptions
+#: of boto3 and urllib3; an error goes by the first of its names that is here.
+_NAMES: dict[type[StorageError], str] = {
+    # ParamValidationError: a bucket name that S3 does not allow
+    ObjectMissing: "NoSuchKey NoSuchBucket NoSuchVersion NotFound KeyTooLongError 404 405 410 "
+    "ParamValidationError",
+    # InvalidObjectState: archived (Glacier), to be restored first
+    ObjectForbidden: "AccessDenied AllAccessDisabled AccountProblem InvalidObjectState 403",
+    CredentialsError: "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken ExpiredTokenException "
+    "InvalidToken TokenRefreshRequired RequestTimeTooSkewed RequestExpired InvalidClientTokenId "
+    "UnrecognizedClientException AuthFailure InvalidSecurity AuthorizationHeaderMalformed "
+    "CredentialsNotSupported NotSignedUp 401 NoCredentialsError PartialCredentialsError "
+    "CredentialRetrievalError TokenRetrievalError SSOError ProfileNotFound",
+    TransientStorageError: "InternalError SlowDown ServiceUnavailable RequestTimeout "
+    "RequestTimeoutException Throttling ThrottlingException RequestLimitExceeded "
+    "BandwidthLimitExceeded OperationAborted ConditionalRequestConflict BadDigest IncompleteBody "
+    "408 409 425 429 500 502 503 504 IncompleteReadError ResponseParserError HTTPClientError "
+    "ConnectionError HTTPError OSError",
+    StorageError: "501 505 SSLError BotoCoreError",
 }
+_KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 #: Everything boto3 is known to raise out of a call or out of reading a body.
 _FAILURES = (
     boto.BotoCoreError,
@@ -177,9 +164,18 @@ def fetch(
     def get() -> Fetched:
         span = f"bytes={offset}-{offset + size - 1}"
         try:
-            found = _body(client().get_object(Bucket=bucket, Key=key, Range=span), uri, offset)
+            answer = client().get_object(Bucket=bucket, Key=key, Range=span)
+            with answer["Body"] as body:
+                claim = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
+                # a whole object is right only where the range would have been the whole of it
+                is_whole = claim is None and not offset and answer["ContentLength"] <= size
+                if not is_whole and (claim is None or int(claim[1]) != offset):
+                    raise StorageError(f"{uri}: the store ignores Range requests")
+                data = body.read()
+            total = str(len(data)) if claim is None else claim[2]
+            found = Fetched(data, -1 if total == "*" else int(total), etag_of(answer))
         except boto.ClientError as error:
-            if _code(error) not in ("InvalidRange", "416"):
+            if _reply(error)[0] not in ("InvalidRange", "416"):
                 raise
             # nothing there: an empty object, or an offset at its end
             found = Fetched(b"", -1, "")
@@ -190,19 +186,6 @@ def fetch(
         return found
 
     return retried(get, uri)
-
-
-def _body(answer: Any, uri: str, offset: int) -> Fetched:
-    """The content of an answer to a ranged request; -1 total bytes where they are not said."""
-    with answer["Body"] as body:
-        claim = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
-        # a whole object is right only where the range would have been the whole of it
-        if int(claim[1]) != offset if claim else offset > 0:
-            raise StorageError(f"{uri}: the store ignores Range requests")
-        data = body.read()
-    if claim is None:
-        return Fetched(data, len(data), etag_of(answer))
-    return Fetched(data, int(claim[2]) if claim[2].isdigit() else -1, etag_of(answer))
 
 
 def stat(uri: str) -> ObjectInfo:
@@ -262,9 +245,9 @@ def put_if(uri: str, data: bytes, etag: str = "") -> str | None:
         try:
             return etag_of(client().put_object(Bucket=bucket, Key=key, Body=data, **condition))
         except boto.ClientError as error:
-            if _code(error) in _NO_CONDITIONS:
+            if _reply(error)[0] in _NO_CONDITIONS:
                 raise ConditionsUnsupported(f"{uri}: no conditional writes here") from error
-            if _code(error) not in _CONDITION_FAILED:
+            if _reply(error)[0] not in _CONDITION_FAILED:
                 raise
         return None
 
@@ -294,9 +277,9 @@ def delete_if(uri: str, etag: str) -> bool:
                 return False
             client().delete_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
         except boto.ClientError as error:
-            if _code(error) in _CONDITION_FAILED:
+            if _reply(error)[0] in _CONDITION_FAILED:
                 return False
-            if _code(error) not in _NO_CONDITIONS:
+            if _reply(error)[0] not in _NO_CONDITIONS:
                 raise
             client().delete_object(Bucket=bucket, Key=key)
         return True
@@ -358,7 +341,7 @@ def retried(call: Callable[[], Result], uri: str, *, writing: bool = False) -> R
         try:
             return call()
         except _FAILURES as error:
-            kind, is_full = _kind_of(error), not _FULL.isdisjoint((_code(error), _status(error)))
+            kind, is_full = _kind_of(error), not _FULL.isdisjoint(_reply(error))
             waited_s = time.monotonic() - started_s
             may_pass = kind is TransientStorageError and not is_full
             if not may_pass or attempt >= settings.max_attempts or waited_s > settings.max_retry_s:
@@ -374,7 +357,7 @@ def retried(call: Callable[[], Result], uri: str, *, writing: bool = False) -> R
 def _kind_of(error: Exception) -> type[StorageError]:
     if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, boto.ClientError):
         error = error.__context__
-    code, status = _code(error), _status(error)
+    code, status = _reply(error)
     if code.startswith("KMS."):
         return ObjectForbidden
     names = [code, str(status), *(kind.__name__ for kind in type(error).__mro__)]
@@ -382,25 +365,19 @@ def _kind_of(error: Exception) -> type[StorageError]:
     return next((_KINDS[name] for name in names if name in _KINDS), other)
 
 
-def _code(error: Exception) -> str:
-    """The S3 error code (`NoSuchKey`, …), or the bare HTTP status of an answer without a body."""
-    return str(_answer(error).get("Error", {}).get("Code", ""))
-
-
-def _status(error: Exception) -> int:
-    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _answer(error: Exception) -> Any:
-    return error.response if isinstance(error, boto.ClientError) else {}
+def _reply(error: Exception) -> tuple[str, int]:
+    """Code (`NoSuchKey`; of an answer without a body its bare status) and HTTP status."""
+    answer: Any = error.response if isinstance(error, boto.ClientError) else {}
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return str(answer.get("Error", {}).get("Code", "")), int(status)
 
 
 def _words(error: Exception) -> str:
     """One line: the store's code and message, or the library's own words."""
     if not isinstance(error, boto.ClientError):
         return " ".join(str(error).split()) or type(error).__name__
-    message = str(error.response.get("Error", {}).get("Message", ""))
-    return " ".join(f"{_code(error)} {message} (HTTP {_status(error)})".split())
+    (code, status), message = _reply(error), error.response.get("Error", {}).get("Message", "")
+    return " ".join(f"{code} {message} (HTTP {status})".split())
 
 
 def _object(uri: str) -> tuple[str, str]:

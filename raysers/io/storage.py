@@ -87,8 +87,8 @@ class Breaker:
         if len(recent) >= self._least and len(recent) > read:
             store = "/".join(uri.split("/")[:3]) if is_remote(uri) else "the disk"
             raise TransientStorageError(
-                f"storage outage: {store} failed to read {len(recent)} objects within "
-                f"{self._window_s:.0f} s and read {read}; the last error: {error}"
+                f"storage outage: of {store} {len(recent)} objects failed and {read} were read "
+                f"within {self._window_s:.0f} s; the last error: {error}"
             ) from error
         return None
 
