@@ -98,18 +98,22 @@ class Owner:
 class Claim:
     """A claim that this process holds on a folder, renewed by a thread until `release`."""
 
-    def __init__(self, uri: str, owner: Owner, etag: str) -> None:
+    def __init__(self, uri: str, owner: Owner, etag: str, renew_s: float) -> None:
         self._uri, self._owner, self._etag = uri, owner, etag
+        self._renew_s = renew_s
+        self._renewed_s = time.monotonic()
         self._lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="claim", daemon=True)
         self._thread.start()
 
     @classmethod
-    def take(cls, output: str, job: str) -> Claim:
+    def take(
+        cls, output: str, job: str, *, renew_s: float = RENEW_S, expiry_s: float = EXPIRY_S
+    ) -> Claim:
         """Claim the folder `output` for `job`, making the folder if need be.
 
-        Waits up to `EXPIRY_S` when a process of another machine holds it, to see whether that
+        Waits up to `expiry_s` when a process of another machine holds it, to see whether that
         process still renews its claim.
 
         Raises:
@@ -118,14 +122,19 @@ class Claim:
         """
         uri = storage.join(output, NAME)
         owner = Owner.this_process(job)
+        if not storage.is_remote(output) and os.path.exists(output) and not os.path.isdir(output):
+            raise ConfigError(f"--output {output} cannot be written: it is a file; name a folder")
         try:
-            etag = _take(uri, output, owner)
+            etag = _take(uri, output, owner, expiry_s)
         except WriteError as error:
             raise ConfigError(f"--output {output} cannot be written: {error}") from error
-        return cls(uri, owner, etag)
+        return cls(uri, owner, etag, renew_s)
 
     def verify(self) -> None:
         """Raises RaysersError when another run has taken the folder over."""
+        if time.monotonic() - self._renewed_s > 2 * self._renew_s:  # this process was suspended
+            with suppress(RaysersError):
+                self._lost = self._lost or _read(self._uri)[0] != self._owner.token
         if self._lost:
             raise RaysersError(
                 f"{self._uri} was taken over by another run while this one did not respond: "
@@ -135,13 +144,13 @@ class Claim:
     def release(self) -> None:
         """Give the folder up; others may claim it at once."""
         self._stop.set()
-        self._thread.join(timeout=RENEW_S)
+        self._thread.join(timeout=self._renew_s)
         if not self._lost:
             with suppress(RaysersError):
                 storage.delete_if(self._uri, self._etag)
 
     def _renew(self) -> None:
-        while not self._stop.wait(RENEW_S):
+        while not self._stop.wait(self._renew_s):
             self._owner = replace(self._owner, renewals=self._owner.renewals + 1)
             with suppress(RaysersError):  # the next renewal may work again
                 etag = _replace(self._uri, self._owner, self._etag)
@@ -149,9 +158,10 @@ class Claim:
                     self._lost = True
                     return
                 self._etag = etag or _read(self._uri)[1]
+                self._renewed_s = time.monotonic()
 
 
-def _take(uri: str, output: str, owner: Owner) -> str:
+def _take(uri: str, output: str, owner: Owner, expiry_s: float) -> str:
     """Write the claim once nobody alive holds it; returns its etag."""
     seen_etag, seen_s = "", 0.0
     while True:
@@ -168,8 +178,8 @@ def _take(uri: str, output: str, owner: Owner) -> str:
                 alive = True if seen_etag else None
                 seen_etag, seen_s = etag, time.monotonic()
                 if alive is None:
-                    _say_waiting(output, holder)
-            elif time.monotonic() - seen_s > EXPIRY_S:
+                    _say_waiting(output, holder, expiry_s)
+            elif time.monotonic() - seen_s > expiry_s:
                 alive = False
         if alive:
             raise RefusedError(
@@ -210,9 +220,9 @@ def _replace(uri: str, owner: Owner, etag: str) -> str | None:
         return _read(uri)[1]
 
 
-def _say_waiting(output: str, holder: Owner | None) -> None:
+def _say_waiting(output: str, holder: Owner | None, expiry_s: float) -> None:
     print(
-        f"{output} is claimed by {holder or 'an unknown run'}: waiting up to {EXPIRY_S:.0f} s to "
+        f"{output} is claimed by {holder or 'an unknown run'}: waiting up to {expiry_s:.0f} s to "
         "see whether that run is alive",
         file=sys.stderr,
         flush=True,

@@ -179,14 +179,24 @@ _threads = threading.Lock()
 
 @contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Excludes other conditional writes to the folder, through a hidden file that stays there."""
-    lock = os.path.join(os.path.dirname(path), _LOCK)
-    with _threads, open(lock, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise ConditionsUnsupported(f"{lock} cannot be locked: {error.strerror}") from error
-        yield
+    """Excludes other conditional writes to the folder; some network disks only lock files."""
+    folder = os.path.dirname(path)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with _threads:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError:
+                os.close(descriptor)
+                descriptor = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise ConditionsUnsupported(f"{folder} cannot be locked: {error.strerror}") from error
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _publish_new(temporary: str, path: str) -> None:
