@@ -138,8 +138,9 @@ class ClipJob:
             RefusedError: the output holds rows of other settings.
         """
         flags, run = self.flags, self.run
+        preload = threading.Thread(target=_preload, args=(task.preloads,), daemon=True)
         if self._connected is None:  # the model may be needed in this process
-            threading.Thread(target=_preload, args=(task.preloads,), daemon=True).start()
+            preload.start()
         decisive = (
             plan.listing_settings(flags)
             if manifest is None
@@ -159,6 +160,8 @@ class ClipJob:
         elif manifest is None:
             local = True if flags.workers == "local" else None
             manifest = plan.list_clips(flags, local=local)
+        if preload.ident is not None:  # two threads must not import the same modules
+            preload.join()
         names = task.variant_names
         audio_s = float(np.nansum(manifest["duration_s"].to_numpy())) * len(names)
         self.placement = placement or self._place(audio_s, gpus=task.uses_gpus)
