@@ -103,7 +103,7 @@ class Bytes:
 
     def at(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes from `offset`; fewer only at the end."""
-        raise NotImplementedError
+        raise TypeError("use open_bytes or SplicedBytes")
 
     def check(self) -> None:
         """Raise what a read from inside libsndfile failed with, if one did."""

@@ -66,10 +66,8 @@ class RangedFile(io.RawIOBase):
         num_bytes: size of the window; None: up to the end of the object.
         base_bytes: offset of the window in the object.
         total_bytes: size of the object if known; another size is an error.
-        etag: version of the object if known; another version raises `ObjectChanged`.
-
-    Attributes:
-        etag: the version read, known after the first read.
+        etag: version of the object if known, else the one of the first read; another version
+            raises `ObjectChanged`.
     """
 
     def __init__(

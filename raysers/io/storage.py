@@ -19,6 +19,7 @@ from typing import BinaryIO, cast
 
 from raysers.audio.source import AudioSource
 from raysers.errors import (
+    ConditionsUnsupported,
     ConfigError,
     CredentialsError,
     ObjectChanged,
@@ -45,9 +46,9 @@ _HEADER_BYTES = 2**16
 
 
 class Breaker:
-    """Tells an outage of the store from objects that cannot be read. Safe to share by threads.
+    """Separates an outage of the store from single objects that cannot be read; thread-safe.
 
-    An outage: in the last `window_s` seconds at least `least` different objects failed after every
+    Outage: in the last `window_s` seconds at least `least` different objects failed after every
     retry, and more failed than were read.
     """
 
@@ -101,16 +102,14 @@ def list_objects(
 ) -> Iterator[ObjectInfo]:
     """Every file below the folder or prefix `uri`, streamed in no particular order.
 
-    Hidden names (`.…`, `__MACOSX`), folders and folder markers are left out. A dangling link, a
-    pipe, socket or device, and a file whose path is too long are listed with 0 bytes and no etag:
-    reading them gives the reason.
+    Hidden names (`.…`, `__MACOSX`) and folder markers are left out. Dangling links, pipes, sockets,
+    devices and paths that are too long have 0 bytes and no etag: reading them gives the reason.
 
     Args:
         uri: folder or prefix.
         suffixes: lower-case suffixes with their dot to keep; None keeps all.
-        skipped: called, in any thread, with a reason and the path of a folder that is not entered:
-            its path is too long, it is gone, a link back to a folder above it, a link in a linked
-            folder.
+        skipped: called, in any thread, with a reason and the path of a folder that is not entered
+            (too long a path, gone, a link back up, a link in a linked folder).
 
     Raises:
         ObjectMissing: no such folder, bucket or prefix.
@@ -180,10 +179,7 @@ def open_file(
     whole_bytes: int = WHOLE_BYTES,
     block_bytes: int = BLOCK_BYTES,
 ) -> RangedFile:
-    """A seekable file over ranged reads of one file or object, in bounded memory.
-
-    Nothing is read yet: errors (as `stat`) come out of the first read.
-    """
+    """A seekable file over ranged reads, in bounded memory; errors (as `stat`) come from `read`."""
     return RangedFile(
         partial(_store(uri).fetch, uri),
         name=uri,
@@ -206,16 +202,15 @@ def open_source(
 
     Args:
         uri: file, object, tar, or tar member (`<tar>#<member>`, when its offset is given).
-        num_bytes: size of the object if known; otherwise its first bytes are read to learn it.
+        num_bytes: size of the object if known (not used for a tar member).
         byte_offset: where a tar member's data start; the source then is that member alone.
         byte_size: length of the member's data.
-        etag: version of the object to insist on; empty takes any.
+        etag: version that the object must have; empty takes any.
         headers_only: little of the source will be read, so it is fetched in pieces of 64 KiB.
 
     Raises:
         ObjectChanged, ObjectMissing, ObjectForbidden, TransientStorageError: at once for a local
-            file with an etag; out of `read()` for everything else, with CredentialsError.
-            Without an etag a local file is not looked at: its decoder says what is wrong.
+            file with an etag; else, with CredentialsError, from `read()` and the decoder.
     """
     if byte_offset is None and not is_remote(uri):
         if etag and stat(uri).etag != etag:
@@ -255,7 +250,7 @@ def create(uri: str, data: bytes) -> bool:
         call, because the answer to a first try may be lost: put something unique into `data`.
 
     Raises:
-        ConditionsUnsupported: the store ignores or refuses the condition.
+        ConditionsUnsupported: the store refuses the condition (501).
         WriteError, CredentialsError, TransientStorageError: as `write_atomic`.
     """
     return _store(uri).put_if(uri, data) is not None
@@ -280,6 +275,8 @@ def replace(uri: str, data: bytes, etag: str) -> str | None:
     Raises:
         ConditionsUnsupported, WriteError, CredentialsError, TransientStorageError: as `create`.
     """
+    if not etag:
+        raise ConditionsUnsupported(f"{uri}: the store does not tell versions apart")
     return cast("str | None", _store(uri).put_if(uri, data, etag))
 
 
@@ -298,10 +295,7 @@ def delete(uri: str) -> None:
 
 
 def sweep(uri: str) -> None:
-    """Removes from the folder, not from those below it, what died half-written.
-
-    Only for folders that nobody writes to any more. Object stores keep nothing half-written.
-    """
+    """Removes half-written files from the folder itself; no other process may be writing there."""
     if not is_remote(uri):
         local.sweep(uri)
 
@@ -321,7 +315,7 @@ def check_writable(uri: str) -> None:
         raise
     except RaysersError as error:
         raise ConfigError(f"the output folder {uri} cannot be written: {error}") from error
-    # some buckets let a job write and not delete; an empty hidden object harms nobody
+    # some buckets allow writing and not deleting; an empty hidden object does no harm
     with suppress(RaysersError):
         delete(probe)
 

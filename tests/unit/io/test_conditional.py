@@ -187,6 +187,13 @@ def test_disks_without_links_and_without_locks(
         storage.replace(uri, b"two", storage.read_versioned(uri)[1])
 
 
+def test_stores_without_versions_say_so(s3: Bucket, s3_faults: Faults) -> None:
+    uri = s3.put("claim", b"old")
+    s3_faults.add("/claim", "headers", headers={"etag": ""})
+    with pytest.raises(ConditionsUnsupported, match="versions"):
+        storage.replace(uri, b"new", storage.read_versioned(uri)[1])
+
+
 def test_refusals_are_write_errors(s3: Bucket, s3_faults: Faults) -> None:
     s3_faults.add("/claim", 403, code="AccessDenied", method="PUT")
     with pytest.raises(WriteError, match="AccessDenied"):
