@@ -23,7 +23,7 @@ _SLACK_BYTES = 64
 #: The last page of an Ogg stream and the one before start within so many bytes of the end.
 _OGG_TAIL_BYTES = 2 * 65_307
 #: The last frame of a FLAC file mostly starts within so many bytes of the end.
-_FLAC_TAIL_BYTES = 1 << 14
+_FLAC_TAIL_BYTES = 1 << 15
 
 #: Flags of the first and the last page of a stream.
 _OGG_BEGIN, _OGG_END = 2, 4
@@ -134,6 +134,8 @@ def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
         order = ">I" if head[:4] == b".snd" else "<I"
         offset, size = _number(order, head[4:8]), _number(order, head[8:12])
         held = source.size - offset
+        if size < held and size and _is_audio(source, offset + size):
+            source = SplicedBytes(head[:8] + b"\xff\xff\xff\xff", source, 12)
         if size in (0, 0xFFFF_FFFF) or size - held <= _SLACK_BYTES:
             return Lengths(frames, frames, source)
         return Lengths(frames, max(frames * size // max(held, 1), frames + 1), source)
@@ -370,11 +372,14 @@ def goes_on(source: Bytes, container: str, frames: int) -> bool:
     if container != "FLAC":
         return False
     tail = source.at(max(0, source.size - _FLAC_TAIL_BYTES), _FLAC_TAIL_BYTES)
+    if source.size > len(tail) and b"fLaC" in tail:
+        return True
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         if tail[at + 1 : at + 2] in (b"\xf8", b"\xf9") and (head := _flac_frame(tail, at)):
             first, is_sample = head
-            return (first if is_sample else first * _number(">H", source.at(10, 2))) >= frames > 0
+            first *= 1 if is_sample else _number(">H", source.at(10, 2))
+            return first >= frames > 0 or source.size - source.tell() > _FLAC_TAIL_BYTES // 2
     return False
 
 

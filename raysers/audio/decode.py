@@ -162,7 +162,7 @@ class AudioReader:
         except BaseException:
             opened.close()
             raise
-        subtype = self._sound.subtype
+        subtype = self._sound.kind[1]
         self._preroll = next((n for key, n in _PREROLL.items() if subtype.startswith(key)), 0)
         self._may_be_unusable = not subtype.startswith("PCM")
 
@@ -319,7 +319,7 @@ class AudioReader:
                 f"the audio data are damaged: decoding stopped at {held_s:.3f} s of "
                 f"{info.length_s:.3f} s{reason and f' ({reason})'}",
             )
-        container = self._sound.format
+        container = self._sound.kind[0]
         if needed == info.promised_frames and containers.goes_on(source, container, info.frames):
             raise ClipError(
                 Status.TRUNCATED,
@@ -345,7 +345,7 @@ class AudioReader:
                 f"the header declares {rate_hz} Hz; supported are {LOWEST_RATE_HZ} to "
                 f"{HIGHEST_RATE_HZ} Hz, so the file is probably damaged",
             )
-        container = sound.format
+        container, subtype = sound.kind
         if not 0 <= frames < _UNKNOWN_FRAMES:
             # the header does not tell
             frames, block = 0, np.empty((_BLOCK_SAMPLES // 64, channels), np.float32)
@@ -371,7 +371,7 @@ class AudioReader:
         return AudioInfo(
             sample_rate_hz=rate_hz,
             channels=channels,
-            codec=f"{container}/{sound.subtype}",
+            codec=f"{container}/{subtype}",
             frames=frames,
             # a header may promise more than there are numbers for
             promised_frames=min(max(promised, frames), _LONGEST_S * rate_hz),

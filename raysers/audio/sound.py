@@ -96,6 +96,9 @@ _KNOWN = {
 }
 
 
+_KINDS: dict[int, tuple[str, str]] = {}
+
+
 class Sound(soundfile.SoundFile):  # type: ignore[misc]
     """A SoundFile for reading in order from several threads, whose reads return what they got.
 
@@ -106,6 +109,14 @@ class Sound(soundfile.SoundFile):  # type: ignore[misc]
     # Opening a file of an object store waits for the network: not one after the other. The lock
     # only guards the reason of a failure, which `refusal` finds by itself.
     _sf_error_lock = nullcontext()
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Container and encoding as libsndfile names them, which looks them up in a long table."""
+        number = self._info.format
+        if number not in _KINDS:
+            _KINDS[number] = self.format, self.subtype
+        return _KINDS[number]
 
     @property
     def failure(self) -> str:
@@ -124,7 +135,7 @@ class Sound(soundfile.SoundFile):  # type: ignore[misc]
     def _cdata_io(self, action: str, data: Any, ctype: str, frames: int) -> int:
         # neither seek to where the file is already nor raise, which would lose the frames read
         read = soundfile._snd.sf_readf_float
-        if self.format != "MP3":
+        if self.kind[0] != "MP3":
             return int(read(self._file, data, frames))
         with _quiet():
             return int(read(self._file, data, frames))

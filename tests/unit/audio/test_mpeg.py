@@ -1,6 +1,7 @@
 """MP3 files whose headers are absent or lie keep all their audio."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -124,3 +125,120 @@ def test_opening_does_not_read_the_file():
     file = Counting(data)
     assert probe(file, name="x").duration_s == 60.0
     assert file.total < 140_000 < len(data) / 3
+
+
+def tag(size: int) -> bytes:
+    """An ID3v2 tag of `size` bytes behind its header."""
+    return b"ID3\3\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + bytes(size)
+
+
+def ape(size: int, *, front: bool) -> bytes:
+    flags = 0xA000_0000 if front else 0x8000_0000
+    return b"APETAGEX" + struct.pack("<IIII", 2000, size, 0, flags) + bytes(8)
+
+
+GARBAGE = np.random.default_rng(7).integers(0, 255, 184, np.uint8).tobytes()
+LYRICS = b"LYRICSBEGIN" + b"IND0000200" + b"la la \xff\xfb " * 700
+LYRICS += b"%06dLYRICS200" % len(LYRICS)
+
+FRONTS = {
+    "garbage": GARBAGE,
+    "garbage behind a tag": tag(4000) + GARBAGE,
+    "zeros behind a tag": tag(4000) + bytes(3000),
+    "APE": ape(2000, front=True) + bytes(2000),
+    "HTTP": b"HTTP/1.0 200 OK\r\nContent-Type: audio/mpeg\r\n\r\n",
+    "two tags": tag(129_000) + tag(300),
+}
+TAILS = {
+    "ID3v1": b"TAG" + bytes(125),
+    "APE": ape(32, front=False) + b"TAG" + bytes(125),
+    "ID3v2": tag(500),
+    "lyrics": LYRICS,
+    "lyrics and ID3v1": LYRICS + b"TAG" + bytes(125),
+    "zeros": bytes(4000),
+}
+
+
+@pytest.mark.parametrize("headed", [True, False])
+@pytest.mark.parametrize("front", FRONTS.values(), ids=FRONTS)
+def test_what_stands_before_the_first_frame_is_skipped(front, headed, capfd):
+    data = mp3(noise(4, 44100), 44100, "CONSTANT")
+    data = data if headed else without_header(data)
+    expected = decode(io.BytesIO(data), name="x")
+    np.testing.assert_allclose(decode(io.BytesIO(front + data), name="x"), expected, atol=1e-5)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("headed", [True, False])
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
+def test_what_stands_behind_the_last_frame_is_no_audio(tail, headed, capfd):
+    data = mp3(noise(4, 44100), 44100, "CONSTANT")
+    data = data if headed else without_header(data)
+    got = decode(io.BytesIO(data + tail), name="x")
+    assert got.size == pytest.approx(4 * 16000, abs=2000)
+    assert probe(io.BytesIO(data + tail), name="x").duration_s == pytest.approx(4, abs=0.11)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_cut_first_frame_is_skipped():
+    bare = without_header(mp3(noise(4, 44100), 44100, "CONSTANT"))
+    assert decode(io.BytesIO(bare[37:]), name="x").size == pytest.approx(4 * 16000, abs=2000)
+
+
+@pytest.mark.parametrize("headed", [True, False])
+@pytest.mark.parametrize("other", [(16000, 2), (24000, 1), (32000, 1)])
+def test_a_change_of_format_is_named(other, headed):
+    first = mp3(noise(4, 16000), 16000, "CONSTANT")
+    second = mp3(noise(3, *other), other[0], "CONSTANT")
+    data = first + second if headed else without_header(first) + without_header(second)
+    with pytest.raises(
+        ClipError, match=rf"changes to {other[0]} Hz .* first 4\..* of 7\."
+    ) as caught:
+        decode(io.BytesIO(data), name="x")
+    assert caught.value.status is Status.TRUNCATED
+    assert decode(io.BytesIO(data), name="x", end_ns=3 * 10**9).size == 48000
+
+
+def with_vbri(data: bytes) -> bytes:
+    """`data` with a Fraunhofer header in place of its Xing header, for the same frames."""
+    head = parse_frame(data)
+    assert head is not None
+    count, at = 0, head.size
+    while (frame := parse_frame(data, at)) is not None:
+        count, at = count + 1, at + frame.size
+    vbri = b"VBRI" + struct.pack(">HHHII", 1, 0, 75, len(data), count) + bytes(8)
+    return data[:4] + (bytes(32) + vbri).ljust(head.size - 4, b"\0") + data[head.size :]
+
+
+@pytest.mark.parametrize("seconds", [2, 30])
+@pytest.mark.parametrize("loud_first", [True, False])
+def test_a_vbri_count_is_as_good_as_xing(seconds, loud_first):
+    signal = np.tile(uneven(44100, loud_first), 4)[: seconds * 44100]
+    data = with_vbri(mp3(signal, 44100, "VARIABLE"))
+    assert probe(io.BytesIO(data), name="x").duration_s == pytest.approx(seconds, abs=0.11)
+    assert decode(io.BytesIO(data), name="x").size / 16000 == pytest.approx(seconds, abs=0.11)
+    with pytest.raises(ClipError) as caught:
+        decode(io.BytesIO(data[: len(data) * 6 // 10]), name="x")
+    assert caught.value.status is Status.TRUNCATED
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.7])
+def test_a_header_whose_count_is_wrong_and_whose_size_is_right_costs_nothing(factor):
+    data = bytearray(mp3(noise(5, 44100), 44100, "CONSTANT"))
+    at = data.index(b"Info") + 8
+    count = int.from_bytes(data[at : at + 4], "big")
+    data[at : at + 4] = round(count * factor).to_bytes(4, "big")
+    assert decode(io.BytesIO(data), name="x").size / 16000 == pytest.approx(5, abs=0.11)
+    assert probe(io.BytesIO(data), name="x").duration_s == pytest.approx(5, abs=0.11)
+
+
+def test_a_decoder_that_stops_in_the_middle_says_both_lengths(capfd):
+    data = without_header(mp3(noise(12, 16000), 16000, "CONSTANT"))
+    other = without_header(mp3(noise(1, 24000), 24000, "CONSTANT"))
+    at, fake = 100 * parse_frame(data).size, 2 * parse_frame(other).size
+    # two frames of another format in the middle are damage and no other stream
+    data = data[:at] + other[:fake] + data[at:]
+    with pytest.raises(ClipError, match="decoding stopped at") as caught:
+        decode(io.BytesIO(data), name="x")
+    assert caught.value.status is Status.UNREADABLE
+    assert capfd.readouterr() == ("", "")
