@@ -1,6 +1,6 @@
-"""What becomes of a file once its header is read: one clip, a table's segment, or many.
+"""The clips of a file once its header is read: the whole, a table's segment, windows or speech.
 
-Whatever of a file cannot be heard is a row too, so that a loss is counted and never silent.
+The part of a file that cannot be read is a row too, so that a loss is counted and never silent.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from raysers.audio.timeline import to_ns, windows
 from raysers.errors import ClipError, ConfigError
 from raysers.types import NS_PER_S, Status
 
-#: A table's segment may end this much after the file: tables round, and rates do not divide.
-_END_TOLERANCE_NS = 1_000_000
+#: A segment may end this much after the file, because tables round; further ends, up to the second
+#: limit, are set to the end of the file.
+_ROUNDING_NS = 1_000_000
+_CLAMPED_NS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
-    """What was heard of a recording: (start_ns, end_ns) of speech, and where it broke off."""
+    """What was decoded of a recording: (start_ns, end_ns) of speech, and where decoding failed."""
 
     spans: Sequence[tuple[int, int]]
     heard_ns: int
@@ -63,8 +65,11 @@ class Speech:
 
 
 def given(start_ns: int, end_ns: int | None, info: AudioInfo) -> Segment:
-    """A table's own segment, judged by what the file holds."""
+    """A table's own segment, checked against what the file holds."""
     held_ns = to_ns(info.duration_s)
+    if end_ns is not None and _ROUNDING_NS < end_ns - held_ns <= _CLAMPED_NS:
+        # what a damaged file has lost is no rounding
+        end_ns = end_ns if _is_cut(info) or start_ns >= held_ns else held_ns
     last_ns = held_ns if end_ns is None else min(end_ns, held_ns)
     row = Segment(
         start_ns=start_ns, end_ns=end_ns, duration_s=max(0, last_ns - start_ns) / NS_PER_S
@@ -73,7 +78,7 @@ def given(start_ns: int, end_ns: int | None, info: AudioInfo) -> Segment:
         row = dataclasses.replace(row, end_ns=max(held_ns, start_ns))
     if start_ns >= held_ns:
         return _replaced(row, Status.EMPTY, f"starts after the file's end at {info.duration_s:g} s")
-    if end_ns is not None and end_ns > held_ns + _END_TOLERANCE_NS:
+    if end_ns is not None and end_ns > held_ns + _ROUNDING_NS:
         return _replaced(row, Status.TRUNCATED, f"the file ends at {info.duration_s:g} s")
     if end_ns is None and info.is_cut:
         return _replaced(row, Status.TRUNCATED, cut_message(info))

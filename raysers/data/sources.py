@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypeVar, cast
 
@@ -79,10 +80,11 @@ class _Input:
     uri: str
     info: ObjectInfo | None = None
     parts: tuple[str, ...] = ()
+    database: tuple[str, str] | None = None
 
 
 def list_inputs(
-    uris: Sequence[str], *, notes: ListingNotes | None = None
+    uris: Sequence[str], *, notes: ListingNotes | None = None, databases: bool = True
 ) -> Iterator[pa.RecordBatch]:
     """Audio objects and table rows of all inputs, streamed in batches of up to 2,000.
 
@@ -91,8 +93,9 @@ def list_inputs(
     already: tar members that cannot be used. A file that several inputs name comes once.
 
     Args:
-        uris: folders, prefixes, tars, audio files, tables; `~` is expanded.
+        uris: folders, prefixes, tars, audio files, tables, audformat databases; `~` is expanded.
         notes: collects warnings.
+        databases: whether an audformat database gives the clips of its tables, not its files.
 
     Raises:
         ConfigError: an input that is missing, may not be read, holds no audio, or a bad table.
@@ -102,16 +105,22 @@ def list_inputs(
         raise ConfigError("--input names nothing: give folders, tars, audio files or tables")
     names = list(dict.fromkeys(map(storage.absolute, uris)))
     with ThreadPoolExecutor(_THREADS) as pool:
-        inputs = list(pool.map(_classify, names))
+        inputs = list(pool.map(partial(_classify, databases=databases), names))
     return _stream(inputs, notes or ListingNotes())
 
 
-def _classify(uri: str) -> _Input:
+def _classify(uri: str, *, databases: bool) -> _Input:
+    from raysers.data.corpora.audformat import database_of  # corpora list their audio through here
+
     try:
-        if storage.is_folder(uri):
-            parts = manifest_parts(uri)
-            return _Input(kind="table" if parts else "folder", uri=uri, parts=tuple(parts))
-        info = storage.stat(uri)
+        is_folder = storage.is_folder(uri)
+        info = ObjectInfo(uri, 0, "") if is_folder else storage.stat(uri)
+        if is_folder and (parts := manifest_parts(uri)):
+            return _Input(kind="table", uri=uri, parts=tuple(parts))
+        if databases and (database := database_of(uri)):
+            return _Input(kind="table", uri=uri, database=database)
+        if is_folder:
+            return _Input(kind="folder", uri=uri)
     except ObjectUnreadable as error:
         raise ConfigError(f"--input {error}") from None
     except ObjectMissing:
@@ -148,9 +157,14 @@ def _named(one: _Input) -> Iterator[None]:
 
 
 def _tables(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
+    from raysers.data.corpora import read_database
+
     for one in inputs:
         with _named(one):
-            clips, warnings = read_clip_table(one.parts)
+            if one.database is None:
+                clips, warnings = read_clip_table(one.parts)
+            else:
+                clips, warnings = read_database(*one.database)
             notes.warnings += warnings
             clips = resolve_members(clips, suffixes=AUDIO_SUFFIXES)
         if not len(clips):

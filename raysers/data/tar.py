@@ -38,8 +38,8 @@ _MAX_HEADER_BYTES = 2**20
 _MAX_NAME_CHARS = 4096
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _TAR_BLOCK_BYTES = 512
-#: Zeros looked through for another tar behind the end mark; usual padding is up to 10 KiB.
-_MAX_PADDING_BYTES = 2**16
+#: Zeros skipped to find another tar behind the end mark; usual padding is 10 KiB to 1 MiB.
+_MAX_PADDING_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +76,8 @@ def check_tar_name(uri: str) -> None:
 def index_tar(info: ObjectInfo, *, suffixes: Collection[str]) -> Iterator[TarMember]:
     """Members with one of `suffixes`, in the order of the tar.
 
-    Hidden members (`._x.wav`) are skipped as in folders. Members past damage or a cut are reported
-    as one `truncated` row: the member that was cut, or the tar itself.
+    Hidden members (`._x.wav`) are skipped as in folders. A tar that is cut or damaged ends with a
+    `truncated` row of its own, whatever its members are; one without members is an `empty` row.
 
     Raises:
         ConfigError: compressed, or not a tar at all.
@@ -92,14 +92,25 @@ def index_tar(info: ObjectInfo, *, suffixes: Collection[str]) -> Iterator[TarMem
     file.seek(0)
     wanted = frozenset(suffixes)
     seen: set[int] = set()
+    entry: tarfile.TarInfo | str | None = None
     for entry in _entries(file, info.uri):
-        member = _member(entry, info, wanted)
-        if member is None:
+        if isinstance(entry, str):
+            yield _of_tar(info, Status.TRUNCATED, f"{entry}; later members are lost")
             continue
+        if entry.isdir() or suffix_of(entry.name) not in wanted or is_hidden(entry.name):
+            continue
+        member = _member(entry, info)
         if hash(member.file) in seen:
-            member = _repeated(member)
+            member = dataclasses.replace(
+                member,
+                file=f"{member.file}#{member.byte_offset}",
+                status=Status.UNSUPPORTED,
+                error="the tar has an earlier member of this name; only that one is used",
+            )
         seen.add(hash(member.file))
         yield member
+    if entry is None:
+        yield _of_tar(info, Status.EMPTY, "the tar has no members")
 
 
 def resolve_members(clips: pa.Table, *, suffixes: Collection[str]) -> pa.Table:
@@ -121,17 +132,19 @@ def resolve_members(clips: pa.Table, *, suffixes: Collection[str]) -> pa.Table:
         except ObjectMissing:
             continue
         files = clips["file"].take(rows).to_pylist()
-        wanted = set(files)
+        wanted = {*files, uri}
         members = {m.file: m for m in index_tar(info, suffixes=suffixes) if m.file in wanted}
+        damage = members.get(uri)
+        absent = TarMember(
+            file=uri,
+            byte_offset=0,
+            byte_size=0,
+            etag="",
+            status=damage.status if damage else Status.MISSING,
+            error=f"{uri} has no such audio member" + (f" ({damage.error})" if damage else ""),
+        )
         for row, file in zip(rows, files, strict=True):
-            found[row] = members.get(file) or TarMember(
-                file=file,
-                byte_offset=0,
-                byte_size=0,
-                etag="",
-                status=Status.MISSING,
-                error=f"{uri} has no such audio member",
-            )
+            found[row] = members.get(file, absent)
     fill = {"num_bytes": "byte_size", "etag": "etag", "byte_offset": "byte_offset"}
     for name, source in ({**fill, "byte_size": "byte_size"} if rows_of else {}).items():
         field = MANIFEST.field(name)
@@ -184,6 +197,11 @@ def _entries(file: RangedFile, uri: str) -> Iterator[tarfile.TarInfo | str]:
         if entry is None:
             following = _first_used(file, tar.offset)
             if following is None:
+                if file.num_bytes < tar.offset + _TAR_BLOCK_BYTES:
+                    yield "the tar ends without an end mark"
+                return
+            if following < 0:
+                yield f"nothing but zeros from byte {tar.offset} on for {_MAX_PADDING_BYTES} bytes"
                 return
             if following == tar.offset:
                 # tarfile takes a broken header for the end of the archive
@@ -198,15 +216,21 @@ def _entries(file: RangedFile, uri: str) -> Iterator[tarfile.TarInfo | str]:
         position = entry.offset_data
         yield entry
         if _is_cut(entry, file.num_bytes):
+            yield f"the tar ends inside {_printable(entry.name)}"
             return
 
 
 def _first_used(file: RangedFile, offset: int) -> int | None:
-    """Where the first block that is not all zeros starts, None when only padding follows."""
+    """Where the first block with data starts; None: only padding to the end; -1: to the limit."""
     file.seek(offset)
-    padding = file.read(_MAX_PADDING_BYTES)
-    used = len(padding) - len(padding.lstrip(b"\0"))
-    return None if used == len(padding) else offset + used - used % _TAR_BLOCK_BYTES
+    for start in range(offset, offset + _MAX_PADDING_BYTES, _BLOCK_BYTES):
+        padding = file.read(_BLOCK_BYTES)
+        zeros = len(padding) - len(padding.lstrip(b"\0"))
+        if zeros < len(padding):
+            return start + zeros - zeros % _TAR_BLOCK_BYTES
+        if len(padding) < _BLOCK_BYTES:
+            return None
+    return -1
 
 
 def _is_cut(entry: tarfile.TarInfo, total_bytes: int) -> bool:
@@ -215,23 +239,30 @@ def _is_cut(entry: tarfile.TarInfo, total_bytes: int) -> bool:
     return stored and entry.offset_data + entry.size > total_bytes
 
 
-def _member(
-    entry: tarfile.TarInfo | str, info: ObjectInfo, suffixes: frozenset[str]
-) -> TarMember | None:
-    """The row of a header; None for what is neither audio nor a sign of loss."""
-    if isinstance(entry, str):
-        return TarMember(
-            file=info.uri,
-            byte_offset=0,
-            byte_size=info.num_bytes,
-            etag=info.etag,
-            status=Status.TRUNCATED,
-            error=f"{entry}; later members are lost",
-        )
-    if entry.isdir() or suffix_of(entry.name) not in suffixes or is_hidden(entry.name):
-        cut = _is_cut(entry, info.num_bytes)
-        return _member(f"cut inside {_printable(entry.name)}", info, suffixes) if cut else None
-    status, error = _verdict(entry, info.num_bytes)
+def _of_tar(info: ObjectInfo, status: Status, error: str) -> TarMember:
+    return TarMember(
+        file=info.uri,
+        byte_offset=0,
+        byte_size=info.num_bytes,
+        etag=info.etag,
+        status=status,
+        error=error,
+    )
+
+
+def _member(entry: tarfile.TarInfo, info: ObjectInfo) -> TarMember:
+    status, error = Status.UNSUPPORTED, ""
+    if reason := _unsafe(entry.name):
+        error = f"unsafe member name: {reason}"
+    elif entry.issparse() or not entry.isreg():
+        kind = "a link" if entry.islnk() or entry.issym() else "no regular file"
+        error = f"the member is {kind}; only plain files are read"
+    elif entry.size < 0:
+        error = "the header claims a negative size"
+    elif _is_cut(entry, info.num_bytes):
+        status, error = Status.TRUNCATED, "the tar ends inside this member"
+    else:
+        status = Status.OK
     return TarMember(
         file=f"{info.uri}#{_printable(entry.name)}",
         byte_offset=entry.offset_data,
@@ -240,19 +271,6 @@ def _member(
         status=status,
         error=error,
     )
-
-
-def _verdict(entry: tarfile.TarInfo, total_bytes: int) -> tuple[Status, str]:
-    if reason := _unsafe(entry.name):
-        return Status.UNSUPPORTED, f"unsafe member name: {reason}"
-    if entry.issparse() or not entry.isreg():
-        kind = "a link" if entry.islnk() or entry.issym() else "no regular file"
-        return Status.UNSUPPORTED, f"the member is {kind}; only plain files are read"
-    if entry.size < 0:
-        return Status.UNSUPPORTED, "the header claims a negative size"
-    if _is_cut(entry, total_bytes):
-        return Status.TRUNCATED, "the tar ends inside this member"
-    return Status.OK, ""
 
 
 def _unsafe(name: str) -> str:
@@ -266,15 +284,6 @@ def _unsafe(name: str) -> str:
         (_DRIVE.match(name) is not None, "drive letter"),
     )
     return next((reason for found, reason in reasons if found), "")
-
-
-def _repeated(member: TarMember) -> TarMember:
-    return dataclasses.replace(
-        member,
-        file=f"{member.file}#{member.byte_offset}",
-        status=Status.UNSUPPORTED,
-        error="the tar has an earlier member of this name; only that one is used",
-    )
 
 
 def _printable(name: str) -> str:

@@ -37,8 +37,6 @@ from raysers.schemas import LABEL_FIELDS, MANIFEST, OBJECTS
 from raysers.text import some
 from raysers.types import DIMENSIONS, clip_id
 
-__all__ = ["CORPORA", "SCHEMA", "Corpus", "Labelled", "read_corpus", "read_labelled", "recognise"]
-
 #: Columns of all labelled clips.
 SCHEMA = pa.schema([*MANIFEST, *LABEL_FIELDS])
 _CORPUS_SCHEMA = pa.schema([*OBJECTS, *LABEL_FIELDS])
@@ -72,10 +70,23 @@ def read_corpus(name: str, root: str) -> tuple[pa.Table, list[str]]:
         ConfigError: as the reader says.
     """
     rows, notes = CORPORA[name].read(root)
-    columns = [
-        pa.array([row.get(field.name) for row in rows], field.type) for field in _CORPUS_SCHEMA
-    ]
-    return pa.table(columns, schema=_CORPUS_SCHEMA), notes
+    return _to_table(rows), notes
+
+
+def read_database(root: str, table: str) -> tuple[pa.Table, list[str]]:
+    """The clips of an audformat database or its `table`, with or without labels; as `read_corpus`.
+
+    Columns without any value are left out.
+    """
+    rows, notes = audformat.read(root, table, labelled=False)
+    clips = _to_table(rows)
+    empty = [name for name in clips.column_names if clips[name].null_count == len(clips)]
+    return clips.drop_columns([name for name in empty if name not in OBJECTS.names]), notes
+
+
+def _to_table(rows: Sequence[Row]) -> pa.Table:
+    arrays = [pa.array([row.get(f.name) for row in rows], f.type) for f in _CORPUS_SCHEMA]
+    return pa.table(arrays, schema=_CORPUS_SCHEMA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +152,8 @@ def read_labelled(
 def _listed(uri: str, corpus: str, notes: list[str]) -> pa.Table:
     """Rows of one input that is no manifest."""
     is_root = storage.is_folder(uri)
-    if not is_root and corpus in CORPORA and suffix_of(uri) not in TABLE_SUFFIXES:
+    is_table = suffix_of(uri) in TABLE_SUFFIXES or audformat.database_of(uri) is not None
+    if not is_root and corpus in CORPORA and not is_table:
         list_inputs([uri])  # raises where nothing is there
         raise ConfigError(f"--corpus {corpus}: {uri} is a file: name the corpus' folder")
     name = corpus if is_root and corpus != "none" else None
@@ -152,7 +164,7 @@ def _listed(uri: str, corpus: str, notes: list[str]) -> pa.Table:
         notes += found
         return table
     listing = ListingNotes()
-    batches = list(list_inputs([uri], notes=listing))
+    batches = list(list_inputs([uri], notes=listing, databases=corpus != "none"))
     notes += listing.warnings
     tables = [pa.Table.from_batches([batch]) for batch in batches]
     return pa.concat_tables(tables, promote_options="default")

@@ -9,6 +9,7 @@ that audformat accepts silently (off the scale, labels no scheme defines) are re
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from raysers.data.files import Row, csv_records, first_of, is_file, load_yaml, n
 from raysers.data.tables import READ_FAILURES, TimeColumnError, parse_ns, to_durations
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import resolve, suffix_of
+from raysers.io.uris import parent, resolve, suffix_of
 from raysers.text import some
 from raysers.types import DIMENSIONS
 
@@ -99,10 +100,27 @@ def recognise(root: str) -> bool:
     return is_file(storage.join(root, HEADER_FILE))
 
 
-def read(root: str) -> tuple[list[Row], list[str]]:
-    """The labelled clips of the database in `root`, its tables merged by file, start and end.
+def database_of(uri: str) -> tuple[str, str] | None:
+    """The root and table (empty: all) of a database, its `db.yaml` or one of its table files."""
+    name = uri.rpartition("/")[2]
+    if name == HEADER_FILE:
+        return parent(uri), ""
+    if storage.is_folder(uri):
+        return (uri, "") if recognise(uri) else None
+    found = re.fullmatch(r"db\.(.+)\.(?:csv|parquet)", name)
+    return (parent(uri), found[1]) if found and recognise(parent(uri)) else None
+
+
+def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[Row], list[str]]:
+    """The clips of the database in `root`, its tables merged by file, start and end.
 
     Labels are rescaled by their scheme's minimum and maximum to 0..1.
+
+    Args:
+        root: folder or prefix.
+        only: the one table whose rows are the clips; empty: all that have labels.
+        labelled: whether labels are needed; else a database without them gives its segments, or
+            its files where there are none.
 
     Raises:
         ConfigError: no table with labels, a table that is missing or in pickle, a column that is
@@ -111,16 +129,22 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     """
     header = _header(root)
     tables = [table for table in header.tables if not table.name.startswith(_NOT_SPEECH)]
-    labelled = [table for table in tables if table.has_labels]
-    labelled = [table for table in labelled if table.name.endswith(_CONSENSUS)] or labelled
-    if not labelled:
-        raise ConfigError(f"{storage.join(root, HEADER_FILE)}: no table with {', '.join(_LABELS)}")
+    if only:
+        chosen = [table for table in header.tables if table.name == only]
+    else:
+        rated = [table for table in tables if table.has_labels]
+        chosen = [table for table in rated if table.name.endswith(_CONSENSUS)] or rated
+        if not chosen and not labelled:
+            chosen = [table for table in tables if "start" in table.index] or tables
+    if not chosen:
+        wanted = repr(only) if only else f"with {', '.join(_LABELS)}"
+        raise ConfigError(f"{storage.join(root, HEADER_FILE)}: no table {wanted}")
     merged, sexes = _Merged(), _sexes(root, header)
-    for table in labelled:
+    for table in chosen:
         for where, cells in _rows(root, table.name, table.index, table.columns):
             merged.add_clip(table, where, _key(cells), _values(where, table, cells, sexes))
     for table in tables:
-        if (table.roles or table.split) and table not in labelled:
+        if (table.roles or table.split) and table not in chosen:
             for where, cells in _rows(root, table.name, table.index, table.columns):
                 merged.add_facts(_key(cells), _values(where, table, cells, sexes), table.split)
     known: Row = {"corpus": header.name, "language": header.language}
@@ -128,7 +152,8 @@ def read(root: str) -> tuple[list[Row], list[str]]:
         known | row | {"file": resolve(root, key.file), "start": key.start, "end": key.end}
         for key, row in merged.rows()
     ]
-    notes = [f"{root}: labels from the tables: {some(table.name for table in labelled)}"]
+    kind = "labels" if any(table.has_labels for table in chosen) else "clips"
+    notes = [f"{root}: {kind} from the tables: {some(table.name for table in chosen)}"]
     if merged.conflicts:
         counts = ", ".join(f"{name} ({n:,})" for name, n in sorted(merged.conflicts.items()))
         notes.append(f"{root}: tables differ in {counts}; the first table's values stand")

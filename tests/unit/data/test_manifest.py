@@ -181,6 +181,7 @@ def test_tar_members_and_their_refusals(tmp_path: Path) -> None:
         f"{tmp_path}/s.tar#../evil.wav": "unsupported",
         f"{tmp_path}/s.tar#bad.wav": "unreadable",
         f"{tmp_path}/s.tar#cut.wav": "truncated",
+        f"{tmp_path}/s.tar": "truncated",
     }
     (clip,) = (c for c in clips_of(table) if c.status == Status.OK)
     assert clip.byte_size == clip.num_bytes == len(good)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raysers.data.corpora import read_corpus, recognise
+from raysers.data.corpora import read_corpus, read_labelled, recognise
+from raysers.data.sources import list_inputs
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees
 
@@ -225,3 +226,52 @@ def test_no_single_raters_column_is_taken_for_the_label(tmp_path):
     root = rated_twice(tmp_path / "named", ("arousal.std", "arousal"))
     named = read_corpus("audformat", str(root))[0]
     assert named["arousal"].to_pylist() == [1.0]  # of the column called so: (5 - 1) / 4
+
+
+@pytest.mark.parametrize("storage_format", ["csv", "parquet"])
+def test_a_database_is_read_as_one_wherever_an_input_is(tmp_path, storage_format):
+    db = audformat.Database("x")
+    db.schemes["arousal"] = audformat.Scheme("float", minimum=1, maximum=7)
+    db.schemes["gender"] = audformat.Scheme(labels=["female", "male"])
+    spans = audformat.segmented_index(
+        ["a.wav", "a.wav", "b.wav"], [0, 0.2, 0.7], [0.5, 0.9, pd.NaT]
+    )
+    db["segments"] = audformat.Table(spans)
+    db["segments"]["arousal"] = audformat.Column(scheme_id="arousal")
+    db["segments"]["arousal"].set([1, 4, 7])
+    db["files"] = audformat.Table(audformat.filewise_index(["a.wav", "b.wav"]))
+    db["files"]["gender"] = audformat.Column(scheme_id="gender")
+    db["files"]["gender"].set(["female", "male"])
+    db.save(str(tmp_path), storage_format=storage_format)
+    for name in ("a.wav", "b.wav"):
+        trees.wav(tmp_path / name, 1.0)
+
+    def rows(place, **how):
+        batches = list_inputs([str(place)], **how)
+        return pa.Table.from_batches(batches).to_pylist()
+
+    for place in (tmp_path, tmp_path / "db.yaml", tmp_path / f"db.segments.{storage_format}"):
+        found = rows(place)
+        assert [row["start"].total_seconds() for row in found] == [0, 0.2, 0.7]
+        assert [row["arousal"] for row in found] == [0, 0.5, 1]
+        assert [row["sex"] for row in found] == ["female", "female", "male"]
+        labelled = read_labelled([str(place)]).table
+        assert labelled["arousal"].to_pylist() == [0, 0.5, 1]
+    files = rows(tmp_path / f"db.files.{storage_format}")
+    assert [(row["start"], row["sex"]) for row in files] == [(None, "female"), (None, "male")]
+    assert len(rows(tmp_path, databases=False)) == 2
+    assert len(read_labelled([str(tmp_path)], corpus="none").table) == 2
+
+
+def test_a_database_without_labels_gives_its_segments(tmp_path):
+    db = audformat.Database("x")
+    db["segments"] = audformat.Table(audformat.segmented_index(["a.wav"], [0.2], [0.9]))
+    db["files"] = audformat.Table(audformat.filewise_index(["a.wav"]))
+    db.save(str(tmp_path), storage_format="parquet")
+    (row,) = pa.Table.from_batches(list_inputs([str(tmp_path)])).to_pylist()
+    assert (row["start"].total_seconds(), row["end"].total_seconds()) == (0.2, 0.9)
+    with pytest.raises(ConfigError, match="no table with arousal"):
+        read_labelled([str(tmp_path)])
+    with pytest.raises(ConfigError, match="no table 'other'"):
+        trees.text(tmp_path / "db.other.csv", "file\na.wav\n")
+        list_inputs([str(tmp_path / "db.other.csv")])
