@@ -138,8 +138,9 @@ class ClipJob:
             RefusedError: the output holds rows of other settings.
         """
         flags, run = self.flags, self.run
+        preload = threading.Thread(target=_preload, args=(task.preloads,), daemon=True)
         if self._connected is None:  # the model may be needed in this process
-            threading.Thread(target=_preload, args=(task.preloads,), daemon=True).start()
+            preload.start()
         decisive = (
             plan.listing_settings(flags)
             if manifest is None
@@ -166,6 +167,8 @@ class ClipJob:
         decisive |= {**self.task.settings, "manifest": fingerprint(manifest)}
         self.plan = plan.make_plan(flags, run, self.task.table, manifest, decisive)
         self._print_plan()
+        if preload.is_alive():  # a package that another thread still imports lacks names
+            preload.join()
 
     def estimate(self) -> Exit:
         """Benchmark a worker and print what the run would take; nothing is written."""
