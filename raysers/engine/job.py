@@ -169,6 +169,8 @@ class ClipJob:
         decisive |= {**self.task.settings, "manifest": fingerprint(manifest)}
         self.plan = plan.make_plan(flags, run, self.task.table, manifest, decisive)
         self._print_plan()
+        if preload.is_alive():  # a package that another thread still imports lacks names
+            preload.join()
 
     def estimate(self) -> Exit:
         """Benchmark a worker and print what the run would take; nothing is written."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from raysers.audio.source import retried
 from raysers.errors import ObjectMissing, ObjectUnreadable
-from raysers.io import local, s3
+from raysers.io import local
 from raysers.io.uris import S3_SCHEME, ObjectInfo, is_hidden, split_s3, suffix_of
 
 Node = TypeVar("Node")
@@ -113,6 +113,8 @@ def list_s3(
     Sub-prefixes are listed in parallel. Where there are more of them than fit a page, the prefix is
     listed key by key instead, so that a million tiny folders cost a thousand requests.
     """
+    from raysers.io import s3
+
     bucket, key = split_s3(uri)
     root = key + "/" if key else ""
     if not s3.list_page(uri, Prefix=root, MaxKeys=1).get("KeyCount") and root:
@@ -143,6 +145,8 @@ def list_s3(
 
 def list_s3_parts(uri: str) -> list[ObjectInfo]:
     """`part-*.parquet` directly under the prefix, by name."""
+    from raysers.io import s3
+
     bucket, key = split_s3(uri)
     options = {"Prefix": f"{key}/part-" if key else "part-", "Delimiter": "/"}
     found: list[ObjectInfo] = []
@@ -156,6 +160,8 @@ def list_s3_parts(uri: str) -> list[ObjectInfo]:
 
 def info_of(bucket: str, item: Any) -> ObjectInfo:
     """The object of an entry in a page."""
+    from raysers.io import s3
+
     return ObjectInfo(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], s3.etag_of(item))
 
 

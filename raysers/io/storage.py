@@ -1,7 +1,7 @@
 """Files and objects by one set of names: local paths and `s3://bucket/key`.
 
 Every function raises the errors of `raysers.errors`, never `OSError` or boto's; S3 is reached with
-the standard `AWS_*` environment (`AWS_ENDPOINT_URL` for any compatible store), see `S3Settings`.
+the standard `AWS_*` environment (`AWS_ENDPOINT_URL` for any compatible store), see `io.s3.S3Settings`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from raysers.errors import (
     StorageError,
     TransientStorageError,
 )
-from raysers.io import listing, local, s3
+from raysers.io import listing, local
 from raysers.io.ranged import BLOCK_BYTES, WHOLE_BYTES, RangedFile
-from raysers.io.s3 import S3Settings
 from raysers.io.uris import ObjectInfo, absolute, is_remote, join, parent, suffix_of, tar_uri_of
 
 #: Names of other modules that belong to this face.
-__all__ = ["AudioSource", "ObjectInfo", "S3Settings", "absolute", "is_remote", "join", "parent"]
+__all__ = ["AudioSource", "ObjectInfo", "absolute", "is_remote", "join", "parent"]
 __all__ += ["suffix_of"]
 
 #: `read_bytes` without a limit still stops somewhere.
@@ -147,7 +146,7 @@ def is_folder(uri: str) -> bool:
         return local.is_folder(uri)
     key = uri.split("/", 3)[3:]
     with suppress(ObjectMissing):
-        page = s3.list_page(uri, Prefix=f"{key[0].rstrip('/')}/" if any(key) else "", MaxKeys=1)
+        page = _store(uri).list_page(uri, Prefix=f"{key[0].rstrip('/')}/" if any(key) else "", MaxKeys=1)
         return not any(key) or bool(page.get("KeyCount"))
     return False
 
@@ -261,7 +260,7 @@ def read_versioned(uri: str) -> tuple[bytes, str]:
     if not is_remote(uri):
         data = read_bytes(uri)
         return data, local.content_etag(data)
-    data, _, etag = s3.fetch(uri, 0, _MAX_READ_BYTES)
+    data, _, etag = _store(uri).fetch(uri, 0, _MAX_READ_BYTES)
     return data, etag
 
 
@@ -321,4 +320,8 @@ def check_writable(uri: str) -> None:
 
 
 def _store(uri: str) -> ModuleType:
-    return s3 if is_remote(uri) else local
+    if not is_remote(uri):
+        return local
+    from raysers.io import s3  # boto3, which local files do not need
+
+    return s3

@@ -77,7 +77,7 @@ def skewed_files(folder: Path, files: int) -> list[str]:
     return names
 
 
-def manifest_of(inputs: Sequence[str]) -> pa.Table:
+def manifest_of(inputs: Sequence[str], segmenting: Segmenting | None = None) -> pa.Table:
     """What `jobs/index.py` would make of the inputs, without a cluster."""
-    whole = Segmenting()
-    return sort_manifest(pa.concat_tables(probe_batch(b, whole) for b in list_inputs(inputs)))
+    how = segmenting or Segmenting()
+    return sort_manifest(pa.concat_tables(probe_batch(b, how) for b in list_inputs(inputs)))

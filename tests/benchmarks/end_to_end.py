@@ -6,20 +6,12 @@ time; the textbook pipeline is compared both ways.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from tests.benchmarks import corpus, loops, textbook
 from tests.benchmarks.engine import run_model
 from tests.benchmarks.measure import Line, Scale, alternate, device_name, fresh, judged
-from tests.places import REPO
 
 MODELS = ("random:w2v2-b", "random:w2v2-L-robust-12")
 #: Ways to be faster than, and by how much.
@@ -31,10 +23,9 @@ _BATCH_SIZES = {"cpu": (2, 4, 8), "cuda": (16, 32, 64)}
 
 
 def end_to_end(scale: Scale) -> Iterator[Line]:
-    """Per model one line for the whole command, and one per rival."""
+    """Per model one line for our side, and one per rival."""
     files = [str(path) for path in corpus.emodb(scale.clips)]
     for model in MODELS:
-        yield _command(model, files)
         yield from _compare(model, files, scale)
 
 
@@ -75,28 +66,3 @@ def _figures(ours: Line, theirs: Line) -> Line:
         figures["theirs_with_actors_s"] = theirs["wall_s"]
         figures["ratio_with_actors"] = theirs["wall_s"] / ours["wall_s"]
     return figures
-
-
-def _command(model: str, files: Sequence[str]) -> Line:
-    """The job as users call it, start of the interpreter and of Ray included."""
-    with tempfile.TemporaryDirectory() as folder:
-        table, output = Path(folder) / "clips.csv", Path(folder) / "out"
-        table.write_text("file\n" + "\n".join(files) + "\n")
-        command = [sys.executable, str(REPO / "jobs" / "annotate.py"), "--model", model]
-        began = time.perf_counter()
-        subprocess.run(
-            [*command, "--input", str(table), "--output", str(output)],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        wall_s = time.perf_counter() - began
-        parts = (output / "annotations").glob("part-*.parquet")
-        audio_s = sum(sum(pq.read_table(p)["duration_s"].to_pylist()) for p in parts)
-    return {
-        "bench": "end_to_end",
-        "model": model,
-        "side": "whole command",
-        "clips": len(files),
-        "audio_s": audio_s,
-        "wall_s": wall_s,
-        "x_real_time": audio_s / wall_s,
-    }

@@ -1,4 +1,4 @@
-"""Our side: a task through the shard engine on a Ray of its own, timed.
+"""Our side: a task through a whole job, and through one worker outside of any job.
 
 "Steady" runs from the moment the last worker has its model until the last part is on the disk; what
 Ray needs to start and stop actors is in `wall_s` only.
@@ -6,78 +6,110 @@ Ray needs to start and stop actors is in `wall_s` only.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
 from raysers.cli import ClipJobFlags
 from raysers.data.shards import plan_shards
-from raysers.engine.worker import ClipTask, ClipWorker, StageSettings
+from raysers.engine.feed import Decoded
+from raysers.engine.job import ClipJob, here, shard_blocks
+from raysers.engine.plan import Placement
+from raysers.engine.worker import (
+    SHARDS_AT_A_TIME,
+    ClipModel,
+    ClipTask,
+    ShardWorker,
+    WorkerSettings,
+)
 from raysers.errors import ClipError
+from raysers.run import RunRecord, load_record, quiet_environment
 from raysers.schemas import ANNOTATIONS
 from tests.benchmarks.measure import Line
 
 _SCORES = {"arousal": 0.5, "dominance": 0.5, "valence": 0.5}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NullTask:
+@dataclass(frozen=True, kw_only=True)
+class NullTask(ClipTask):
     """A model that costs nothing, so that everything else is measured."""
 
     max_padded_s: float
-    table: str = "annotations"
 
     @property
     def schema(self) -> pa.Schema:
         return ANNOTATIONS
 
-    def open(self) -> NullWorker:
-        return NullWorker(self.max_padded_s)
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"model": "null"}
+
+    def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
+        return self
+
+    def open(self) -> ClipModel:
+        return NullModel(self.max_padded_s)
 
 
-class NullWorker:
+class NullModel:
     """The worker half of `NullTask`."""
-
-    schema = ANNOTATIONS
 
     def __init__(self, max_padded_s: float) -> None:
         self.provenance = {"model": "null", "model_revision": "1"}
         self.max_padded_s = max_padded_s
 
-    def score(self, signals: Sequence[np.ndarray]) -> list[dict[str, Any] | ClipError]:
+    def score(
+        self, signals: Sequence[np.ndarray], transcripts: Sequence[str | None]
+    ) -> list[dict[str, Any] | ClipError]:
         return [_SCORES] * len(signals)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StampedTask:
-    """Another task that leaves a file when a worker has its model."""
+@dataclass(frozen=True, kw_only=True)
+class WatchedTask(ClipTask):
+    """Another task that leaves a stamp when a worker has its model, and keeps the model at hand."""
 
     task: ClipTask
     stamps: str
-
-    @property
-    def table(self) -> str:
-        return self.task.table
+    opened: list[ClipModel] = field(default_factory=list)
 
     @property
     def schema(self) -> pa.Schema:
         return self.task.schema
 
-    def open(self) -> ClipWorker:
-        worker = self.task.open()
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.task.settings
+
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        return self.task.variant_names
+
+    def variants(self, decoded: Decoded) -> list[Decoded]:
+        return self.task.variants(decoded)
+
+    def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
+        return replace(self, task=self.task.placed(placement, earlier))
+
+    def open(self) -> ClipModel:
+        self.opened.append(self.task.open())
         stamp(self.stamps)
-        return worker
+        return self.opened[0]
 
 
 def stamp(folder: str) -> None:
-    """Leave a file whose time of change is now."""
-    tempfile.NamedTemporaryFile(dir=folder, delete=False).close()
+    """Leave a file whose time of change is now and whose content is this process's CPU seconds."""
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+        file.write(f"{time.process_time()}")
 
 
 def latest(folder: str | Path, pattern: str) -> float:
@@ -88,7 +120,6 @@ def latest(folder: str | Path, pattern: str) -> float:
 def start_ray() -> float:
     """Start Ray as the jobs do; returns the seconds it took."""
     from raysers.engine import cluster
-    from raysers.run import quiet_environment
 
     quiet_environment()
     began = time.perf_counter()
@@ -96,68 +127,95 @@ def start_ray() -> float:
     return time.perf_counter() - began
 
 
-def stage_settings(output: str, threads: int) -> StageSettings:
-    """Settings of a stage that works outside of Ray."""
-    return StageSettings(
-        output=output,
-        run_id="bench",
-        redo=frozenset(),
-        whole=True,
-        max_clip_s=600.0,
-        io_threads=max(2, threads),
-    )
+def run_task(manifest: pa.Table, task: ClipTask, *, workers: int | str = 0) -> Line:
+    """Every clip of the manifest through a job. To be called in a fresh process.
+
+    Args:
+        manifest: the clips.
+        task: what is done to them.
+        workers: as of `--workers`; 0 starts a cluster, `local` does not.
+    """
+    ray_s = 0.0 if workers == "local" else start_ray()
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(sys.stderr):
+        folder = Path(name)
+        (folder / "stamps").mkdir()
+        output = str(folder / "out")
+        flags = ClipJobFlags(input=(name,), output=output, workers=workers, max_clip_s=600.0)
+        began, began_cpu_s = time.perf_counter(), time.process_time()
+        with ClipJob.open(flags, "bench", table=task.table) as job:
+            job.prepare(WatchedTask(task=task, stamps=f"{name}/stamps"), manifest=manifest)
+            job.execute()
+        wall_s, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu_s
+        record = load_record(output)
+        assert record is not None
+        assert record.outcome is not None
+        outcome = record.outcome
+        if outcome["statuses"] != {"ok": manifest.num_rows}:
+            raise RuntimeError(f"{outcome['statuses']} of {manifest.num_rows} clips")
+        loaded_at = latest(folder / "stamps", "*")
+        line = {
+            "placement": f"{job.placement.workers}x{job.placement.threads}",
+            "shards": len(job.plan.shards),
+            "audio_s": outcome["audio_s"],
+            "steady_s": latest(folder / "out", f"{task.table}/*.parquet") - loaded_at,
+            "wall_s": wall_s,
+            "ray_s": ray_s,
+            "model_s": outcome["model_s"],
+            "wait_s": outcome["wait_s"],
+            "padding_waste": outcome["padding_waste"],
+        }
+        if workers == "local":
+            (loaded,) = (folder / "stamps").iterdir()
+            cpu_s -= float(loaded.read_text()) - began_cpu_s
+            line["cores_busy"] = cpu_s / (time.time() - loaded_at)
+        return line
 
 
-def run_task(manifest: pa.Table, task: ClipTask, *, workers: int = 0) -> Line:
-    """Every clip of the manifest through the engine. To be called in a fresh process."""
-    from raysers.engine import cluster
-
-    ray_s = start_ray()
-    with tempfile.TemporaryDirectory() as folder:
-        return {"ray_s": ray_s, **_run(manifest, task, cluster.place(workers), Path(folder))}
-
-
-def run_model(manifest: pa.Table, model: str, *, workers: int = 0, max_padded_s: float = 0) -> Line:
+def run_model(
+    manifest: pa.Table, model: str, *, workers: int | str = 0, max_padded_s: float = 0
+) -> Line:
     """Every clip through the annotation job's own task. To be called in a fresh process."""
-    from raysers import annotate
-    from raysers.engine import cluster
+    from raysers.annotate import AnnotateTask
 
     began = time.perf_counter()
-    task = annotate.prepare(model, dtype="auto", max_padded_s=max_padded_s, embeddings=False)
+    task = AnnotateTask.load(model, dtype="auto", max_padded_s=max_padded_s)
     prepare_s = time.perf_counter() - began
-    ray_s = start_ray()
-    placement = cluster.place(workers)
-    task = annotate.placed(task, placement, None)
-    with tempfile.TemporaryDirectory() as folder:
-        times = _run(manifest, task, placement, Path(folder))
-    return {"prepare_s": prepare_s, "ray_s": ray_s, **times}
+    return {"prepare_s": prepare_s, **run_task(manifest, task, workers=workers)}
 
 
-def _run(manifest: pa.Table, task: ClipTask, placement: Any, folder: Path) -> Line:
-    from raysers.engine import job
-    from raysers.engine.plan import Plan
-    from raysers.run import new_record
+class WarmWorker:
+    """One worker outside of any job, its model loaded once for several runs: only these are timed.
 
-    (folder / "stamps").mkdir()
-    (folder / "out").mkdir()
-    flags = ClipJobFlags(input=("bench",), output=str(folder / "out"))
-    shards = plan_shards(manifest, shard_s=flags.shard_s)
-    todo = list(range(len(shards)))
-    plan = Plan(manifest=manifest, shards=shards, todo=todo, earlier=None, settings={})
-    stamped = StampedTask(task=task, stamps=str(folder / "stamps"))
-    record = replace(new_record("bench", {}, {}, None), run_id="bench")
-    record.save(flags.output)
-    ran = job.run_plan(flags, plan, stamped, placement, record, 600.0)
-    if ran.decoded != manifest.num_rows:
-        raise RuntimeError(f"{ran.decoded} of {manifest.num_rows} clips were decoded")
-    steady_s = latest(folder / "out", "annotations/*.parquet") - latest(folder / "stamps", "*")
-    return {
-        "placement": f"{placement.workers}x{placement.threads}",
-        "shards": len(shards),
-        "audio_s": ran.audio_s,
-        "steady_s": steady_s,
-        "wall_s": ran.wall_s,
-        "model_s": ran.model_s,
-        "wait_s": ran.wait_s,
-        "padding_waste": 1 - ran.audio_s / ran.padded_s,
-    }
+    Attributes:
+        model: its model; the budget may be changed between runs.
+    """
+
+    def __init__(self, task: ClipTask, *, threads: int = 0) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        placement = here(gpus=task.uses_gpus, threads=threads or None)
+        settings = WorkerSettings(
+            output=f"{self._folder.name}/out", run_id="bench", stamp="bench", retry=frozenset(),
+            whole=True, max_clip_s=600.0, io_threads=max(2, placement.threads),
+        )  # fmt: skip
+        watched = WatchedTask(task=task.placed(placement, None), stamps=self._folder.name)
+        self._output = settings.output
+        self._worker = ShardWorker(settings, watched, lambda *_: None)
+        (self.model,) = watched.opened
+
+    def run(self, blocks: Sequence[pa.Table]) -> Line:
+        """Score the blocks, as many at a time as in a job."""
+        shutil.rmtree(self._output, ignore_errors=True)  # or the worker finds them finished
+        began = time.perf_counter()
+        with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
+            results = list(pool.map(self._worker.run, blocks))
+        wall_s = time.perf_counter() - began
+        names = ("audio_s", "scored_s", "padded_s", "decoded")
+        totals = {name: sum(getattr(result, name) for result in results) for name in names}
+        waste = 1 - totals["scored_s"] / totals["padded_s"]
+        return {**totals, "wall_s": wall_s, "padding_waste": waste}
+
+
+def blocks_of(manifest: pa.Table) -> list[pa.Table]:
+    """The shards of a job over the manifest."""
+    shards = plan_shards(manifest, shard_s=1800.0)
+    return shard_blocks(manifest, shards, range(len(shards)))

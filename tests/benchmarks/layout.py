@@ -1,61 +1,27 @@
 """Which CPU layout is fastest: one worker with all threads or many with one, and which budget.
 
 The defaults `raysers.engine.cluster._widest` and `raysers.models.scorer.auto_padded_s` are
-to be chosen from this table. Workers run the engine's stage, but without Ray: they stay alive over
-all budgets, so that only the scoring is compared.
+to be chosen from this table. Workers are the engine's, but without Ray: they stay alive over all
+budgets, so that only the scoring is compared.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raysers.engine.worker import ShardStage
-from raysers.errors import ClipError
-from raysers.schemas import ANNOTATIONS
-from raysers.types import DIMENSIONS
 from tests.benchmarks import corpus
 from tests.benchmarks.end_to_end import MODELS
-from tests.benchmarks.engine import stage_settings
+from tests.benchmarks.engine import WarmWorker
 from tests.benchmarks.measure import Line, Scale, cores, medians
 
 BUDGETS_S = (3.0, 6.0, 12.0, 24.0, 48.0)
-
-
-class ScoringWorker:
-    """A loaded model whose budget may change; both halves of a task."""
-
-    table = "annotations"
-    schema = ANNOTATIONS
-    max_padded_s = 0.0
-
-    def __init__(self, model: str, threads: int) -> None:
-        from raysers.models.loading import load_emotion_model
-        from raysers.models.scorer import Scorer
-
-        self.provenance = {"model": model, "model_revision": "1"}
-        loaded = load_emotion_model(model)
-        self._scorer = Scorer(loaded, dtype="auto", device="cpu", threads=threads)
-
-    def open(self) -> ScoringWorker:
-        return self
-
-    def score(self, signals: Sequence[np.ndarray]) -> list[dict[str, Any] | ClipError]:
-        from raysers.models.scorer import score_rows
-
-        return [
-            row if isinstance(row, ClipError) else dict(zip(DIMENSIONS, row.scores, strict=True))
-            for row in score_rows(self._scorer, signals)
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,11 +97,12 @@ def _start(model: str, workers: int, threads: int) -> _Layout:
 
 
 def _work(pipe: Connection, model: str, threads: int) -> None:
-    worker = ScoringWorker(model, threads)
+    from raysers.annotate import AnnotateTask
+
+    task = AnnotateTask.load(model, dtype="auto", max_padded_s=BUDGETS_S[0])
+    worker = WarmWorker(task, threads=threads)
     while (order := pipe.recv()) is not None:
-        blocks, worker.max_padded_s = order
-        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-            stage = ShardStage(stage_settings(folder, threads), worker, lambda *_: None)
-            start = time.time()
-            list(pool.map(stage, blocks))
-            pipe.send((start, time.time()))
+        blocks, worker.model.max_padded_s = order
+        start = time.time()
+        worker.run(blocks)
+        pipe.send((start, time.time()))

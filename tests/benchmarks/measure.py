@@ -25,7 +25,7 @@ class Scale:
 
     Attributes:
         repeats: turns per side where a turn is short.
-        feed_clips: files of the feed bench.
+        feed_clips: files of the feed and steady benches.
         clips: EmoDB clips of the end-to-end bench.
         slow_repeats: turns of the slow sides of the end-to-end bench.
         layout_clips: EmoDB clips of the layout bench.
@@ -33,6 +33,7 @@ class Scale:
         skewed_clips: files of the skewed length distribution.
         rows: manifest rows to plan.
         objects: objects to list.
+        window_hours: length of the recording in windows.
     """
 
     repeats: int
@@ -44,16 +45,17 @@ class Scale:
     skewed_clips: int
     rows: int
     objects: int
+    window_hours: float
 
 
 SCALES = {
     "small": Scale(
         repeats=1, feed_clips=2_000, clips=24, slow_repeats=1, layout_clips=8,
-        training_clips=16,        skewed_clips=400, rows=50_000, objects=20_000,
+        training_clips=16, skewed_clips=400, rows=50_000, objects=20_000, window_hours=0.5,
     ),
     "full": Scale(
-        repeats=3, feed_clips=30_000, clips=535, slow_repeats=1, layout_clips=48,
-        training_clips=96,        skewed_clips=5_000, rows=1_000_000, objects=1_000_000,
+        repeats=3, feed_clips=20_000, clips=535, slow_repeats=1, layout_clips=48,
+        training_clips=96, skewed_clips=5_000, rows=1_000_000, objects=1_000_000, window_hours=2.0,
     ),
 }  # fmt: skip
 

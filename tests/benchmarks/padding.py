@@ -8,12 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from raysers.engine.job import shard_blocks
 
-from raysers.data.shards import plan_shards
-from raysers.engine.worker import ShardStage
 from tests.benchmarks import corpus
-from tests.benchmarks.engine import NullTask, stage_settings
+from tests.benchmarks.engine import NullTask, WarmWorker, blocks_of
 from tests.benchmarks.measure import Line, Scale, judged
 
 TARGET = 0.05
@@ -44,14 +41,9 @@ def _wastes(name: str, manifest: pa.Table) -> Iterator[Line]:
 
 
 def _our_waste(manifest: pa.Table, budget_s: float) -> float:
-    """Through the stage itself, with a model that only counts."""
-    shards = plan_shards(manifest, shard_s=1800.0)
-    blocks = shard_blocks(manifest, shards, range(len(shards)))
-    with tempfile.TemporaryDirectory() as folder:
-        task = NullTask(max_padded_s=budget_s)
-        stage = ShardStage(stage_settings(folder, 2), task, lambda *_: None)
-        rows = pa.concat_tables([stage(block) for block in blocks])
-    return float(1 - sum(rows["scored_s"].to_pylist()) / sum(rows["padded_s"].to_pylist()))
+    """Through the worker itself, with a model that only counts."""
+    line = WarmWorker(NullTask(max_padded_s=budget_s)).run(blocks_of(manifest))
+    return float(line["padding_waste"])
 
 
 def _waste_of_sixteens(manifest: pa.Table) -> float:

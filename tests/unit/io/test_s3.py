@@ -490,8 +490,8 @@ def test_client_is_shared_by_threads_and_made_anew_after_a_fork(s3: Bucket) -> N
 def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "2")
     monkeypatch.setenv("RAYSERS_S3_READ_TIMEOUT_S", "1.5")
-    settings = storage.S3Settings.from_environment()
+    settings = s3_module.S3Settings.from_environment()
     assert (settings.max_attempts, settings.read_timeout_s) == (2, 1.5)
     monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "many")
     with pytest.raises(ConfigError, match="RAYSERS_S3_MAX_ATTEMPTS='many'"):
-        storage.S3Settings.from_environment()
+        s3_module.S3Settings.from_environment()
