@@ -179,7 +179,7 @@ def _training(
                   settings, needs)  # fmt: skip
 
 
-def anchored(study: Study) -> Study:
+def with_absolute_backbones(study: Study) -> Study:
     """The study with names of local backbones that mean the same in every folder."""
     models = dict(study.models)
     for label, backbone in study.models.items():

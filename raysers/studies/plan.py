@@ -20,7 +20,7 @@ from raysers.run import Run, RunRecord, absolute_output
 from raysers.studies import corpora as study_corpora
 from raysers.studies import speech as study_speech
 from raysers.studies.corpora import Corpora
-from raysers.studies.experiments import BEGIN, Grid, anchored, make_grid
+from raysers.studies.experiments import BEGIN, Grid, with_absolute_backbones, make_grid
 from raysers.studies.study import Study, in_order, read_studies, read_study
 from raysers.studies.units import Place, training_flags
 
@@ -146,7 +146,7 @@ def make_plan(flags: StudyingFlags, run: Run) -> StudyPlan:
         ConfigError: a study file, with its key.
         RefusedError: the output holds these studies with other values.
     """
-    wanted = [anchored(study) for study in read_studies(flags.study, flags.scale)]
+    wanted = [with_absolute_backbones(study) for study in read_studies(flags.study, flags.scale)]
     kept: list[Study] = []
     if run.earlier is not None:
         known = {"corpora": run.earlier.settings.get("corpora")}
@@ -232,7 +232,7 @@ def _kept(output: str) -> list[Study]:
         found = list(storage.list_objects(storage.join(output, "studies"), suffixes={".yaml"}))
     except ObjectMissing:
         return []
-    return [anchored(read_study(one.uri, "full")) for one in found]
+    return [with_absolute_backbones(read_study(one.uri, "full")) for one in found]
 
 
 def _refuse_other_study(output: str, study: Study, kept: Sequence[Study]) -> None:

@@ -17,12 +17,16 @@ from tests.places import REPO
 COMMANDS = {
     "annotate": ("--input", "no-audio", "--model", "no-model"),
     "evaluate": ("--labels", "no-labels", "--model", "no-model"),
+    "fuse-predict": ("predict", "--input", "no-audio", "--fusion", "no-fusion"),
+    "fuse-train": ("train", "--data", "no-data", "--model", "no-model"),
     "index": ("--input", "no-audio"),
     "probe": ("--model", "no-model"),
     "report": ("--runs", "no-run"),
+    "robustness": ("--input", "no-audio", "--model", "no-model"),
     "study": ("--study", "seeds", "--data", "no-data"),
     "synthesize": ("--texts", "no-texts.csv"),
     "train": ("--data", "no-data", "--backbone", "no-backbone"),
+    "transcribe": ("--input", "no-audio", "--asr", "no-asr"),
     "tune": ("--space", "no-space.yaml", "--data", "no-data", "--backbone", "no-backbone"),
 }
 
@@ -65,9 +69,11 @@ def holder(outputs) -> Iterator[int]:
 
 def contents(folder: Path) -> dict[str, object]:
     """Every file with its bytes; of a claim, what does not change while it is renewed."""
-    found: dict[str, object] = {}
-    for file in sorted(folder.rglob("*")):
-        found[str(file.relative_to(folder))] = file.read_bytes() if file.is_file() else None
+    files = [file for file in folder.rglob("*") if not file.name.startswith(".raysers-")]
+    found: dict[str, object] = {
+        str(file.relative_to(folder)): file.read_bytes() if file.is_file() else None
+        for file in files
+    }
     found["_claim.json"] = json.loads((folder / "_claim.json").read_text())["token"]
     return found
 
@@ -80,7 +86,7 @@ def test_a_second_command_is_refused_and_changes_nothing(
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # a cluster that is joined would be an error
     out = outputs / job
     before = contents(out)
-    main = importlib.import_module(f"jobs.{job}").main
+    main = importlib.import_module(f"jobs.{job.partition('-')[0]}").main
     assert main([*COMMANDS[job], "--output", str(out)]) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert f"{out} is in use by {job} on " in line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raysers.errors import ConfigError
-from raysers.studies.experiments import anchored, make_grid
+from raysers.studies.experiments import with_absolute_backbones, make_grid
 from raysers.studies.study import PAPER, read_studies, read_study
 from raysers.studies.units import Place, training_flags
 
@@ -121,11 +121,11 @@ def test_an_output_keeps_places_that_mean_the_same_everywhere(tmp_path, monkeypa
     path = tmp_path / "own.yaml"
     path.write_text("models: {own: ./network, new: 'random:../c.json', hub: hubert-L}")
     monkeypatch.chdir(tmp_path)
-    study = anchored(read_study(str(path), "full"))
+    study = with_absolute_backbones(read_study(str(path), "full"))
     monkeypatch.chdir("/")
     assert study.models == {
         "own": f"{tmp_path}/network",
         "new": f"random:{tmp_path.parent}/c.json",
         "hub": "hubert-L",
     }
-    assert anchored(study) == study
+    assert with_absolute_backbones(study) == study

@@ -11,6 +11,7 @@ import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from raysers.errors import ConfigError, RaysersError, TrainingDiverged, WriteError
+from raysers.run import Run
 from raysers.tuning.trial_store import Book
 from raysers.tuning.trials import Ended, Piece, Progress, Share, failure, run_pieces, stored
 
@@ -21,22 +22,22 @@ NEEDS = {7: ("piece-5",)}
 
 
 def work(path: str, number: int, report) -> dict:
-    """Better with every number; some go wrong."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "calls").open("a") as file:
-        file.write("called\n")
-    for epoch in range(1, EPOCHS):
-        report({"epoch": epoch, "score": number / 10})
-    if number == 3:
-        raise ValueError("never good")
-    if number == 4 and len((folder / "calls").read_text().split()) == 1:
-        os._exit(9)  # as if killed, once
-    if number == 5 and not (folder.parent / "package").exists():
-        raise ConfigError("package is missing")
-    if number == 6:
-        raise TrainingDiverged("not a number")
-    return {"pid": os.getpid()}
+    """Better with every number; some go wrong. Each owns its folder, as a training does."""
+    with Run.open("piece", path):
+        folder = Path(path)
+        with (folder / "calls").open("a") as file:
+            file.write("called\n")
+        for epoch in range(1, EPOCHS):
+            report({"epoch": epoch, "score": number / 10})
+        if number == 3:
+            raise ValueError("never good")
+        if number == 4 and len((folder / "calls").read_text().split()) == 1:
+            os._exit(9)  # as if killed, once: its claim stays behind
+        if number == 5 and not (folder.parent / "package").exists():
+            raise ConfigError("package is missing")
+        if number == 6:
+            raise TrainingDiverged("not a number")
+        return {"pid": os.getpid()}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,11 @@ def test_failures_are_retried_then_recorded_and_the_rest_goes_on(ended, place):
     assert (died.status, died.error, died.failures, calls(place, 4)) == ("done", "", 1, 2)
     assert (repeats.status, repeats.error) == ("failed", "not a number")
     assert calls(place, 6) == 1
+
+
+def test_no_folder_stays_claimed_however_its_piece_ended(ended, place):
+    assert {one.status for one in ended.values()} == {"done", "stopped", "failed"}
+    assert list(place.rglob("_claim.json")) == []
 
 
 def test_what_failed_for_a_missing_package_is_done_by_the_next_command_and_nothing_else(
