@@ -69,7 +69,7 @@ def given(start_ns: int, end_ns: int | None, info: AudioInfo) -> Segment:
     held_ns = to_ns(info.duration_s)
     if end_ns is not None and _ROUNDING_NS < end_ns - held_ns <= _CLAMPED_NS:
         # what a damaged file has lost is no rounding
-        end_ns = end_ns if _is_cut(info) or start_ns >= held_ns else held_ns
+        end_ns = end_ns if info.is_cut or start_ns >= held_ns else held_ns
     last_ns = held_ns if end_ns is None else min(end_ns, held_ns)
     row = Segment(
         start_ns=start_ns, end_ns=end_ns, duration_s=max(0, last_ns - start_ns) / NS_PER_S

@@ -146,7 +146,9 @@ def is_folder(uri: str) -> bool:
         return local.is_folder(uri)
     key = uri.split("/", 3)[3:]
     with suppress(ObjectMissing):
-        page = _store(uri).list_page(uri, Prefix=f"{key[0].rstrip('/')}/" if any(key) else "", MaxKeys=1)
+        page = _store(uri).list_page(
+            uri, Prefix=f"{key[0].rstrip('/')}/" if any(key) else "", MaxKeys=1
+        )
         return not any(key) or bool(page.get("KeyCount"))
     return False
 

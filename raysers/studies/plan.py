@@ -20,7 +20,7 @@ from raysers.run import Run, RunRecord, absolute_output
 from raysers.studies import corpora as study_corpora
 from raysers.studies import speech as study_speech
 from raysers.studies.corpora import Corpora
-from raysers.studies.experiments import BEGIN, Grid, with_absolute_backbones, make_grid
+from raysers.studies.experiments import BEGIN, Grid, make_grid, with_absolute_backbones
 from raysers.studies.study import Study, in_order, read_studies, read_study
 from raysers.studies.units import Place, training_flags
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raysers.errors import ConfigError
-from raysers.studies.experiments import with_absolute_backbones, make_grid
+from raysers.studies.experiments import make_grid, with_absolute_backbones
 from raysers.studies.study import PAPER, read_studies, read_study
 from raysers.studies.units import Place, training_flags
 
