@@ -243,7 +243,7 @@ class Run:
         if self.record is None:  # nothing was written: leave no folder behind
             for folder in self._new_folders:
                 with suppress(OSError):
-                    _remove_if_empty(folder)
+                    os.rmdir(folder)
 
 
 def absolute_output(output: str) -> str:
@@ -319,19 +319,6 @@ def _missing_folders(output: str) -> list[str]:
     return missing
 
 
-def _remove_if_empty(folder: str) -> None:
-    """Remove a folder that holds nothing but hidden files of the storage layer.
-
-    Raises:
-        OSError: it holds more.
-    """
-    hidden = [name for name in os.listdir(folder) if name.startswith(".raysers-")]
-    if len(hidden) == len(os.listdir(folder)):
-        for name in hidden:
-            os.unlink(os.path.join(folder, name))
-    os.rmdir(folder)
-
-
 def _history(earlier: RunRecord | None) -> tuple[Mapping[str, Any], ...]:
     if earlier is None:
         return ()
@@ -397,6 +384,8 @@ def quiet_environment() -> None:
     """Settings of Ray and the libraries that must be in the environment before they start."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # workers started here are the user's job, not background work (Ray's default is nice 15)
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray's core logs its own trouble to the terminal; what matters reaches us as errors
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
