@@ -98,8 +98,9 @@ class Plan:
 
 def has_cluster() -> bool:
     """Whether this process has a Ray cluster, or the address of one."""
-    ray = sys.modules.get("ray")
-    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+    # another thread may be importing it
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", bool)
+    return bool(os.environ.get("RAY_ADDRESS")) or is_initialized()
 
 
 def with_absolute_paths(flags: FlagsT) -> FlagsT:
