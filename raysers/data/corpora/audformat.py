@@ -283,8 +283,8 @@ def _scheme(where: str, name: str, raw: Any) -> _Scheme:
             sexes[label] = sex
     known = frozenset(map(str, labels)) if isinstance(labels, list | dict) else None
     misc_table = labels if isinstance(labels, str) else ""
-    ends = (None, None) if low is None or high is None else (float(low), float(high))
-    return _Scheme(name, *ends, known, misc_table, sexes)
+    low, high = (None, None) if low is None or high is None else (float(low), float(high))
+    return _Scheme(name, low, high, known, misc_table, sexes)
 
 
 def _table(
