@@ -13,8 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -55,8 +54,7 @@ _AUDIO_COLUMNS = ("clip_id", "etag", "num_bytes", "byte_offset", "duration_s", "
 _BREAKER = storage.Breaker()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
+class _File(NamedTuple):
     """What one file's header says, or why it cannot be read."""
 
     info: AudioInfo | None
@@ -275,9 +273,7 @@ def is_manifest(uri: str) -> bool:
 def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The manifest at `uri` (see `manifest_parts`) in the order it was written.
 
-    Args:
-        uri: table, folder of parts, or run folder with `manifest/` in it.
-        columns: names to read; None: all the manifest and label columns that are there.
+    `columns` names those to read; None reads all manifest and label columns that are there.
 
     Raises:
         ConfigError: no manifest, or one that was left half-written.

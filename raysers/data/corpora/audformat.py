@@ -12,7 +12,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -52,12 +51,10 @@ class _Key(NamedTuple):
     end: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scheme:
-    """Allowed values of a column.
+class _Scheme(NamedTuple):
+    """Allowed values of a column (`labels` None: any), and the sex of labels that are speakers.
 
-    `low` and `high` are both or neither given; `labels` None allows any value; `misc_table` names
-    the table whose index holds the labels; `sex_of` maps labels that are speakers to their sex.
+    `low` and `high` are both or neither given; the index of `misc_table` holds the labels.
     """
 
     name: str = ""
@@ -65,15 +62,14 @@ class _Scheme:
     high: float | None = None
     labels: frozenset[str] | None = None
     misc_table: str = ""
-    sex_of: Mapping[str, str] = field(default_factory=dict)
+    sex_of: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Table:
+class _Table(NamedTuple):
     """One table: `columns` maps names to schemes in YAML order, `roles` our names to columns."""
 
     name: str
-    index: tuple[str, ...]
+    columns_of_index: tuple[str, ...]
     columns: Mapping[str, _Scheme]
     roles: Mapping[str, str]
     split: str | None
@@ -84,8 +80,7 @@ class _Table:
         return bool(set(_LABELS) & set(self.roles))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Header:
+class _Header(NamedTuple):
     """A `db.yaml`; `misc` maps tables that are not about clips to their index and columns."""
 
     name: str
@@ -114,18 +109,14 @@ def database_of(uri: str) -> tuple[str, str] | None:
 def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[Row], list[str]]:
     """The clips of the database in `root`, its tables merged by file, start and end.
 
-    Labels are rescaled by their scheme's minimum and maximum to 0..1.
-
-    Args:
-        root: folder or prefix.
-        only: the one table whose rows are the clips; empty: all that have labels.
-        labelled: whether labels are needed; else a database without them gives its segments, or
-            its files where there are none.
+    Labels are rescaled by their scheme's minimum and maximum to 0..1. The clips are the rows of
+    the table `only`, else of all tables with labels, else (if labels are not needed) of the
+    segmented tables, or of all where there are none.
 
     Raises:
-        ConfigError: no table with labels, a table that is missing or in pickle, a column that is
-            missing or in another place than the YAML says, a value its scheme does not allow, a
-            clip in two splits, labels off 0..1 without a scheme that says how to rescale them.
+        ConfigError: no such table, a table that is missing or in pickle, a column that is missing
+            or out of place, a value its scheme does not allow, a clip in two splits, labels off
+            0..1 without a scheme that says how to rescale them.
     """
     header = _header(root)
     tables = [table for table in header.tables if not table.name.startswith(_NOT_SPEECH)]
@@ -135,18 +126,20 @@ def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[Row]
         rated = [table for table in tables if table.has_labels]
         chosen = [table for table in rated if table.name.endswith(_CONSENSUS)] or rated
         if not chosen and not labelled:
-            chosen = [table for table in tables if "start" in table.index] or tables
+            chosen = [table for table in tables if "start" in table.columns_of_index] or tables
     if not chosen:
         wanted = repr(only) if only else f"with {', '.join(_LABELS)}"
         raise ConfigError(f"{storage.join(root, HEADER_FILE)}: no table {wanted}")
     merged, sexes = _Merged(), _sexes(root, header)
-    for table in chosen:
-        for where, cells in _rows(root, table.name, table.index, table.columns):
-            merged.add_clip(table, where, _key(cells), _values(where, table, cells, sexes))
-    for table in tables:
-        if (table.roles or table.split) and table not in chosen:
-            for where, cells in _rows(root, table.name, table.index, table.columns):
-                merged.add_facts(_key(cells), _values(where, table, cells, sexes), table.split)
+    for table in [*chosen, *(other for other in tables if other not in chosen)]:
+        if table in chosen or table.roles or table.split:
+            for where, cells in _rows(root, table.name, table.columns_of_index, table.columns):
+                key = _Key(cells["file"], cells.get("start"), cells.get("end"))
+                values = _values(where, table, cells, sexes)
+                if table in chosen:
+                    merged.add_clip(table, where, key, values)
+                else:
+                    merged.add_facts(key, values, table.split)
     known: Row = {"corpus": header.name, "language": header.language}
     rows = [
         known | row | {"file": resolve(root, key.file), "start": key.start, "end": key.end}
@@ -170,7 +163,6 @@ class _Merged:
         self.conflicts: Counter[str] = Counter()
 
     def add_clip(self, table: _Table, where: str, key: _Key, values: Row) -> None:
-        """A row of a label table; its clip may be in one split only."""
         row = self._clips.setdefault(key, {})
         for name, value in values.items():
             if row.setdefault(name, value) != value:
@@ -185,14 +177,12 @@ class _Merged:
             self._split_from.setdefault(key, table.name)
 
     def add_facts(self, key: _Key, values: Row, split: str | None) -> None:
-        """A row of any other table: never a label, never a clip of its own."""
         facts = {name: value for name, value in values.items() if name not in _LABELS}
         known = self._facts.setdefault(key, {})
         for name, value in (facts | ({"split": split} if split else {})).items():
             known.setdefault(name, value)
 
     def rows(self) -> Iterator[tuple[_Key, Row]]:
-        """Every clip, with what is known of it and of its file."""
         for key, row in self._clips.items():
             whole = _Key(key.file)
             known = self._facts.get(whole, {})
@@ -202,10 +192,6 @@ class _Merged:
                 own = (*_LABELS, "transcript")
                 known = {name: value for name, value in known.items() if name not in own}
             yield key, known | self._facts.get(key, {}) | row
-
-
-def _key(cells: Row) -> _Key:
-    return _Key(cells["file"], cells.get("start"), cells.get("end"))
 
 
 def _values(where: str, table: _Table, cells: Row, sexes: Mapping[str, str]) -> Row:
@@ -255,11 +241,6 @@ def _sexes(root: str, header: _Header) -> dict[str, str]:
 
 
 def _header(root: str) -> _Header:
-    """The header in `root`.
-
-    Raises:
-        ConfigError: no YAML, no tables, or a table with a scheme that is not defined.
-    """
     uri = storage.join(root, HEADER_FILE)
     document = load_yaml(uri)
     if not isinstance(document, dict) or not isinstance(document.get("tables"), dict):
@@ -275,15 +256,10 @@ def _header(root: str) -> _Header:
         )
     languages = document.get("languages")
     spoken = languages if isinstance(languages, list) else []
-    return _Header(
-        name=str(document.get("name") or root.rpartition("/")[2]),
-        language=str(spoken[0]) if len(spoken) == 1 else None,
-        tables=[
-            _table(uri, name, raw, schemes, splits) for name, raw in _items(document, "tables")
-        ],
-        misc=misc,
-        schemes=schemes,
-    )
+    name = str(document.get("name") or root.rpartition("/")[2])
+    language = str(spoken[0]) if len(spoken) == 1 else None
+    tables = [_table(uri, name, raw, schemes, splits) for name, raw in _items(document, "tables")]
+    return _Header(name, language, tables, misc, schemes)
 
 
 def _items(document: Any, key: str) -> list[tuple[str, Any]]:
@@ -305,14 +281,10 @@ def _scheme(where: str, name: str, raw: Any) -> _Scheme:
         word = (facts.get("gender") or facts.get("sex")) if isinstance(facts, dict) else None
         if sex := sex_of(word and str(word)):
             sexes[label] = sex
-    return _Scheme(
-        name=name,
-        low=None if low is None else float(low),
-        high=None if high is None else float(high),
-        labels=frozenset(map(str, labels)) if isinstance(labels, list | dict) else None,
-        misc_table=labels if isinstance(labels, str) else "",
-        sex_of=sexes,
-    )
+    known = frozenset(map(str, labels)) if isinstance(labels, list | dict) else None
+    misc_table = labels if isinstance(labels, str) else ""
+    low, high = (None, None) if low is None or high is None else (float(low), float(high))
+    return _Scheme(name, low, high, known, misc_table, sexes)
 
 
 def _table(
@@ -332,22 +304,12 @@ def _table(
         split = split_of(str(split_id)) or split_of(kind and str(kind))
     else:
         split = next(filter(None, map(split_of, name.split("."))), None)
-    segmented = about.get("type") == "segmented"
-    return _Table(
-        name=name,
-        index=("file", "start", "end") if segmented else ("file",),
-        columns=columns,
-        roles=_roles(uri, name, columns),
-        split=split,
-    )
+    index = ("file", "start", "end") if about.get("type") == "segmented" else ("file",)
+    return _Table(name, index, columns, _roles(uri, name, columns), split)
 
 
 def _roles(uri: str, table: str, columns: Mapping[str, _Scheme]) -> dict[str, str]:
-    """The column of each role: the one of that name, else the one whose scheme has it.
-
-    Raises:
-        ConfigError: several columns are ratings of a dimension and none is named after it.
-    """
+    """The column of each role: the one of that name, else the only one whose scheme has it."""
     roles: dict[str, str] = {}
     for column in columns:
         if role := _ROLES.get(column.lower()):
@@ -369,11 +331,7 @@ def _roles(uri: str, table: str, columns: Mapping[str, _Scheme]) -> dict[str, st
 def _rows(
     root: str, table: str, index: Sequence[str], columns: Sequence[str] | Mapping[str, _Scheme]
 ) -> Iterator[tuple[str, Row]]:
-    """("<uri>, row N" or ", line N", cells) of one table; times are ns or None.
-
-    Raises:
-        ConfigError: no Parquet or CSV of the table, a column missing or out of place, a bad time.
-    """
+    """("<uri>, row N" or ", line N", cells) of one table; times are ns or None."""
     stem, wanted = f"db.{table}", [*index, *columns]
     uri = first_of(root, (f"{stem}.parquet", f"{stem}.csv"), is_file)
     if uri is None:
@@ -404,9 +362,8 @@ def _csv_rows(uri: str, wanted: list[str], times: list[str]) -> Iterator[tuple[s
         for name in times:
             text = record[name]
             if text.replace(".", "", 1).isdigit():
-                raise ConfigError(
-                    f"{where}: {name} is {text!r}: write a duration such as 0 days 00:00:01.5"
-                )
+                fix = "write a duration such as 0 days 00:00:01.5"
+                raise ConfigError(f"{where}: {name} is {text!r}: {fix}")
             try:
                 cells[name] = parse_ns(text)
             except ValueError as error:
@@ -431,9 +388,8 @@ def _parquet_rows(uri: str, wanted: list[str], times: list[str]) -> Iterator[tup
 
 def _parquet_times(uri: str, name: str, column: pa.ChunkedArray) -> list[int | None]:
     if pa.types.is_floating(column.type):
-        raise ConfigError(
-            f"{uri}: {name} holds fractions, which audformat takes for nanoseconds: store durations"
-        )
+        fault = "holds fractions, which audformat takes for nanoseconds: store durations"
+        raise ConfigError(f"{uri}: {name} {fault}")
     if pa.types.is_integer(column.type):
         column = column.cast(pa.int64()).cast(pa.duration("ns"))
     try:

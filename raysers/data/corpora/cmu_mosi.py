@@ -116,7 +116,13 @@ def read(root: str) -> tuple[list[Row], list[str]]:
         if key in labels:
             raise ConfigError(f"{where}: segment {key.number} of {key.video} a second time")
         labels[key] = row
-    _require_mosi(root, {key.video for key in labels})
+    videos = {key.video for key in labels}
+    unknown = sorted(videos - SPLIT_OF.keys())
+    if 2 * len(unknown) > len(videos):
+        raise ConfigError(
+            f"--input {root}: {len(unknown)} of its {len(videos)} videos are not of CMU-MOSI (first"
+            f" {unknown[0]}): give other corpora as a table with --corpus none"
+        )
     audio = _audio(root)
     spoken = _transcripts(root)
     rows: list[Row] = []
@@ -128,17 +134,11 @@ def read(root: str) -> tuple[list[Row], list[str]]:
         else:
             rows.append(of_file(info) | {"transcript": spoken.get(key)} | labelled)
     if not rows:
-        raise ConfigError(_no_audio(root, len(lost)))
+        fault = f"no wav of its {len(lost):,} segments, such as <video>_<segment>.wav"
+        if objects_below(root, _VIDEO):
+            fault = "its clips are .mp4: extract a .wav of the same name beside each"
+        raise ConfigError(f"--input {root}: {fault}")
     return rows, _notes(root, rows, lost, len(labels))
-
-
-def _require_mosi(root: str, videos: set[str]) -> None:
-    unknown = sorted(videos - SPLIT_OF.keys())
-    if 2 * len(unknown) > len(videos):
-        raise ConfigError(
-            f"--input {root}: {len(unknown)} of its {len(videos)} videos are not of CMU-MOSI (first"
-            f" {unknown[0]}): give other corpora as a table with --corpus none"
-        )
 
 
 def _opinions(uri: str) -> Iterator[tuple[str, _Key, Row]]:
@@ -207,13 +207,10 @@ def _audio(root: str) -> dict[_Key, ObjectInfo]:
             key = _Key(video, str(int(segment)))
             held = audio.get(key)
             # the earlier suffix of the list wins: the wav over an mp3 of it
-            if held is None or _rank(info) < _rank(held):
+            rank = _DECODABLE.index
+            if held is None or rank(suffix_of(info.uri)) < rank(suffix_of(held.uri)):
                 audio[key] = info
     return audio
-
-
-def _rank(info: ObjectInfo) -> int:
-    return _DECODABLE.index(suffix_of(info.uri))
 
 
 def _transcripts(root: str) -> dict[_Key, str]:
@@ -224,12 +221,6 @@ def _transcripts(root: str) -> dict[_Key, str]:
             if found := _SPOKEN.fullmatch(line):
                 spoken[_Key(stem_of(info.uri), str(int(found[1])))] = found[2].strip()
     return spoken
-
-
-def _no_audio(root: str, segments: int) -> str:
-    if objects_below(root, _VIDEO):
-        return f"--input {root}: its clips are .mp4: extract a .wav of the same name beside each"
-    return f"--input {root}: no wav of its {segments:,} segments, such as <video>_<segment>.wav"
 
 
 def _notes(root: str, rows: list[Row], lost: list[str], labelled: int) -> list[str]:

@@ -11,10 +11,18 @@ from collections import Counter
 from collections.abc import Iterator
 
 from raysers.data.corpora.emotions import common_name
-from raysers.data.files import Row, lines_of, name_of, number, objects_below, of_file, stem_of
+from raysers.data.files import (
+    Row,
+    first_of,
+    lines_of,
+    name_of,
+    number,
+    objects_below,
+    of_file,
+    stem_of,
+)
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import ObjectInfo
 from raysers.text import some
 
 NAME = "iemocap"
@@ -42,7 +50,7 @@ _LOWEST, _LOW, _HIGH, _HIGHEST = 0.5, 1.0, 5.0, 5.5
 
 def recognise(root: str) -> bool:
     """Whether `root`, or the release folder in it, has a session with its label folder."""
-    return any(_is_release(folder) for folder in _candidates(root))
+    return _release(root) is not None
 
 
 def read(root: str) -> tuple[list[Row], list[str]]:
@@ -52,7 +60,7 @@ def read(root: str) -> tuple[list[Row], list[str]]:
         ConfigError: no session, a summary line that cannot be read, a rating far off the scale, or
             no audio.
     """
-    release = next((folder for folder in _candidates(root) if _is_release(folder)), None)
+    release = _release(root)
     if release is None:
         raise ConfigError(f"--input {root}: no Session1 .. Session5 with {_LABELS} in it")
     rows: list[Row] = []
@@ -61,7 +69,8 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     off_scale: list[str] = []
     for session in _SESSIONS:
         folder = storage.join(release, f"Session{session}")
-        audio = _audio(folder)
+        wavs = objects_below(storage.join(folder, "sentences/wav"), {".wav"})
+        audio = {stem_of(info.uri): info for info in wavs}
         for labelled in _turns(folder, off_scale):
             info = audio.pop(labelled["turn"], None)
             if info is None:
@@ -74,17 +83,11 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     return rows, _notes(root, rows, lost, extra, off_scale)
 
 
-def _candidates(root: str) -> list[str]:
-    return [root, storage.join(root, "IEMOCAP_full_release")]
-
-
-def _is_release(folder: str) -> bool:
-    return any(storage.is_folder(storage.join(folder, f"Session{n}", _LABELS)) for n in _SESSIONS)
-
-
-def _audio(session: str) -> dict[str, ObjectInfo]:
-    folder = storage.join(session, "sentences/wav")
-    return {stem_of(info.uri): info for info in objects_below(folder, {".wav"})}
+def _release(root: str) -> str | None:
+    """The folder with the sessions: `root`, or the release folder in it."""
+    labels = [storage.join(f"Session{n}", _LABELS) for n in _SESSIONS]
+    folders = (root, storage.join(root, "IEMOCAP_full_release"))
+    return next((folder for folder in folders if first_of(folder, labels)), None)
 
 
 def _turns(session: str, off_scale: list[str]) -> Iterator[Row]:

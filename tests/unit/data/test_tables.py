@@ -393,7 +393,7 @@ def test_no_row_is_dropped_without_an_error_or_a_count(
     said = [row[1] or None for row in rows if any(map(str.strip, row))]
     assert clips["transcript"].to_pylist() == said
     frame = pd.read_csv(path, sep=delimiter, keep_default_na=False, dtype=str, encoding="utf-8")
-    assert len(frame) == len(rows)
+    assert len(said) <= len(frame) <= len(rows)  # pandas skips lines of blanks
 
 
 # audformat --------------------------------------------------------------------------------------
