@@ -271,12 +271,6 @@ def test_a_database_without_labels_gives_its_segments(tmp_path):
     assert (row["start"].total_seconds(), row["end"].total_seconds()) == (0.2, 0.9)
     with pytest.raises(ConfigError, match="no table with arousal"):
         read_labelled([str(tmp_path)])
-<<<<<<< HEAD
-    trees.text(tmp_path / "db.other.csv", "file\na.wav\n")
-    with pytest.raises(ConfigError, match="no table 'other'"):
-        list_inputs([str(tmp_path / "db.other.csv")])
-=======
     other = trees.text(tmp_path / "db.other.csv", "file\na.wav\n")
     with pytest.raises(ConfigError, match="no table 'other'"):
         list(list_inputs([str(other)]))
->>>>>>> data
