@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from raysers.audio import containers, mpeg, timeline
+from raysers.audio import containers, mpeg, streams, timeline
+from raysers.audio.containers import AudioInfo, cut_message
 from raysers.audio.sound import open_sound
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
@@ -56,44 +55,6 @@ _READ_AHEAD_BYTES = 1 << 14
 
 #: Thirty years; twenty times as much would be too many nanoseconds for 64 bits.
 _LONGEST_S = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AudioInfo:
-    """What a file's header tells.
-
-    Attributes:
-        sample_rate_hz: frames a second.
-        channels: samples a frame.
-        codec: container/encoding as libsndfile names them, such as `WAV/PCM_16`.
-        frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
-        promised_frames: frames the header promises; more than `frames` when the file is cut.
-        duration_s: length of `frames`, seconds.
-        note: why the frames beyond `frames` cannot be read, when they are not just missing.
-    """
-
-    sample_rate_hz: int
-    channels: int
-    codec: str
-    frames: int
-    promised_frames: int
-    duration_s: float
-    note: str = ""
-
-    @property
-    def length_s(self) -> float:
-        """Length of `promised_frames`, seconds."""
-        return self.promised_frames / self.sample_rate_hz
-
-    @property
-    def slack_frames(self) -> int:
-        """Frames a healthy file of this codec may be short of its promise."""
-        return mpeg.SLACK_FRAMES if "/MPEG" in self.codec else 0
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the file is known to hold less than it promises."""
-        return self.promised_frames > self.frames + self.slack_frames
 
 
 def probe(source: AudioSource, *, name: str) -> AudioInfo:
@@ -169,12 +130,7 @@ class AudioReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -300,7 +256,7 @@ class AudioReader:
             block = np.empty((wanted, channels), np.float32)
             got = self._fill(block, start)
             if got:
-                yield _mean(self._finite(block[:got], start, span))
+                yield timeline.mono(self._finite(block[:got], start, span))
             if got < wanted:
                 return
             start += got
@@ -320,7 +276,7 @@ class AudioReader:
                 f"{info.length_s:.3f} s{reason and f' ({reason})'}",
             )
         container = self._sound.kind[0]
-        if needed == info.promised_frames and containers.goes_on(source, container, info.frames):
+        if needed == info.promised_frames and streams.goes_on(source, container, info.frames):
             raise ClipError(
                 Status.TRUNCATED,
                 f"more audio follows the {info.duration_s:.3f} s that the file counts, and cannot "
@@ -432,16 +388,6 @@ class AudioReader:
         return block
 
 
-def _mean(block: Floats) -> Floats:
-    """Mean over channels, (frames, channels) -> (frames,)."""
-    channels = block.shape[1]
-    if channels == 1:
-        return block[:, 0]
-    mono: Floats = block[:, 0] + block[:, 1] if channels == 2 else np.einsum("fc->f", block)
-    mono *= np.float32(1 / channels)
-    return mono
-
-
 def _no_frames() -> ClipError:
     return ClipError(Status.EMPTY, "a header without any audio")
 
@@ -454,14 +400,3 @@ def _no_samples(start_ns: int, end_ns: int | None, info: AudioInfo) -> ClipError
 
 def _cut(info: AudioInfo, held: int | None = None) -> ClipError:
     return ClipError(Status.TRUNCATED, cut_message(info, held))
-
-
-def cut_message(info: AudioInfo, held: int | None = None) -> str:
-    """What is missing of a cut file that holds `held` frames, those of `info` if None."""
-    rate_hz, held = info.sample_rate_hz, info.frames if held is None else held
-    if info.note and held >= info.frames - info.slack_frames:
-        return info.note.format(info.duration_s, info.length_s)
-    return (
-        f"the header promises {info.length_s:.3f} s, "
-        f"the file holds {held / rate_hz:.3f} s: copy or download it again"
-    )
