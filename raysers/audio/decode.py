@@ -76,7 +76,11 @@ def probe(source: AudioSource, *, name: str) -> AudioInfo:
     with AudioReader(source, name=name) as reader:
         info = reader.info
     if info.frames == 0:
-        raise _cut(info) if info.promised_frames else _no_frames()
+        raise (
+            _cut(info)
+            if info.promised_frames
+            else ClipError(Status.EMPTY, "a header without any audio")
+        )
     return info
 
 
@@ -164,7 +168,7 @@ class AudioReader:
             # shorter than half a sample at 16 kHz is still a sample of audio, not none
             last = min(max(last, first + 1), total)
         if total == 0:
-            raise _no_frames()
+            raise ClipError(Status.EMPTY, "a header without any audio")
         if first < 0 or last <= first:
             # a cut file may promise more than we can tell, such as Ogg
             raise _cut(info) if info.is_cut else _no_samples(start_ns, end_ns, info)
@@ -204,7 +208,7 @@ class AudioReader:
         """
         info, size = self.info, max(1, round(block_s * SAMPLE_RATE_HZ))
         if info.promised_frames == 0:
-            raise _no_frames()
+            raise ClipError(Status.EMPTY, "a header without any audio")
         held, failure = 0, None
         span = (0, 0) if zero_nonfinite else (0, info.frames)
 
@@ -386,10 +390,6 @@ class AudioReader:
             raise ClipError(Status.NOT_FINITE, f"{what}, first at {seconds:.3f} s")
         block[bad] = 0.0
         return block
-
-
-def _no_frames() -> ClipError:
-    return ClipError(Status.EMPTY, "a header without any audio")
 
 
 def _no_samples(start_ns: int, end_ns: int | None, info: AudioInfo) -> ClipError:
