@@ -5,8 +5,7 @@ the converted whole file, not a conversion of a slice, so cutting a recording le
 borders. Memory is the 16 kHz output and about one block, whatever the file's length, rate or number
 of channels.
 
-The mean of all channels is taken first, then soxr's HQ conversion; audio that is at 16 kHz already
-passes unchanged, bit for bit.
+The mean of all channels is converted by soxr (HQ); audio at 16 kHz passes bit for bit.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _UNKNOWN_FRAMES = 1 << 60
 _MOST_FRAMES_PER_BYTE = {"FLAC": 8192, "OGG": 8192}
 _MOST_OF_OTHERS = 64
 
-#: libsndfile reads so much at once: a decoder this close to the end has seen all data.
+#: libsndfile reads so much at once: this close to the end, a decoder has seen all data.
 _READ_AHEAD_BYTES = 1 << 14
 
 #: Thirty years; twenty times as much would be too many nanoseconds for 64 bits.
@@ -188,9 +187,9 @@ class AudioReader:
         except MemoryError as error:
             raise ClipError(Status.OUT_OF_MEMORY, "no memory left to decode the clip") from error
         self._check_decoded(needed)
-        if signal.size == 0:
-            raise _no_samples(start_ns, end_ns, info)
-        return signal
+        if signal.size:
+            return signal
+        raise _no_samples(start_ns, end_ns, info)
 
     def blocks(self, block_s: float = 30.0, *, zero_nonfinite: bool = False) -> Iterator[Floats]:
         """The whole file as consecutive pieces of one continuous 16 kHz signal.
