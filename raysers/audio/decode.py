@@ -142,9 +142,7 @@ class AudioReader:
         self._bytes.close()
 
     def read(self, start_ns: int = 0, end_ns: int | None = None, *, max_s: float) -> Floats:
-        """Decode `[start_ns, end_ns)`: that slice of the whole file at 16 kHz.
-
-        Spans may come in any order and overlap; the file is not read from its start for each.
+        """Decode `[start_ns, end_ns)`: that slice of the whole at 16 kHz, in any order of spans.
 
         Args:
             start_ns: start of the span.
