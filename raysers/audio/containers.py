@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from raysers.audio.source import Bytes, SplicedBytes
+from raysers.audio.streams import Lengths, ogg_lengths
 
 #: More chunks than any real file has; a hostile one could hold millions of empty chunks.
 _MAX_CHUNKS = 1000
@@ -20,34 +20,11 @@ _MAX_CHUNKS = 1000
 #: Bytes that may be missing or left over without any loss: headers and padding counted wrongly.
 _SLACK_BYTES = 64
 
-#: The last page of an Ogg stream and the one before start within so many bytes of the end.
-_OGG_TAIL_BYTES = 2 * 65_307
-#: The last frame of a FLAC file mostly starts within so many bytes of the end.
-_FLAC_TAIL_BYTES = 1 << 15
-
-#: Flags of the first and the last page of a stream.
-_OGG_BEGIN, _OGG_END = 2, 4
+#: MPEG frames an encoder's count may be off by without anything missing: padding and delay.
+MPEG_SLACK_FRAMES = 3 * 1152
 
 #: First bytes of tags that are written behind the samples without a chunk around them.
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
-
-
-class Lengths(NamedTuple):
-    """What a file holds, and what it should hold, in frames.
-
-    Attributes:
-        frames: frames that can be read.
-        promised_frames: frames by the header, or by a count that is better than the header.
-        source: what to open to read them: the file, or the file behind a corrected header.
-        is_estimate: `promised_frames` is computed from the size of the file.
-        note: why the frames beyond `frames` cannot be read, when they are not just missing.
-    """
-
-    frames: int
-    promised_frames: int
-    source: Bytes
-    is_estimate: bool = False
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +106,7 @@ def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
         if frames and source.size - 44 - 1 <= size_bytes <= source.size - 44:
             return Lengths(frames, frames, source)  # nearly every WAV
     elif head[:4] == b"OggS":
-        return _ogg_lengths(source, frames, rate_hz)
+        return ogg_lengths(source, frames, rate_hz)
     elif head[:4] in (b".snd", b"dns."):
         order = ">I" if head[:4] == b".snd" else "<I"
         offset, size = _number(order, head[4:8]), _number(order, head[8:12])
@@ -288,118 +265,50 @@ def _plain_frame_bytes(fmt: bytes, order: str) -> int:
     return int(block_bytes) if tag in (1, 3, 6, 7) else 0  # integer, float, A-law, mu-law
 
 
-def _ogg_lengths(source: Bytes, frames: int, rate_hz: int) -> Lengths:
-    """`lengths` of Ogg, of which libsndfile reads the first stream alone, by its last pages."""
-    serials, offset = set(), 0
-    for _ in range(_MAX_CHUNKS):
-        page = source.at(offset, 27 + 255)
-        # streams that run side by side all begin here
-        if len(page) < 27 or page[:4] != b"OggS" or not page[5] & _OGG_BEGIN:
-            break
-        serials.add(page[14:18])
-        offset += 27 + page[26] + sum(page[27 : 27 + page[26]])
-    start = max(offset, source.size - _OGG_TAIL_BYTES)
-    tail, granules, at, last = source.at(start, max(0, source.size - start)), [0], 0, -1
-    while (at := _next_page(tail, at)) >= 0:
-        serial, granule = tail[at + 14 : at + 18], _number("<q", tail[at + 6 : at + 14])
-        laces = tail[at + 27 : at + 27 + (tail[at + 26] if len(tail) > at + 26 else 0)]
-        end = at + 27 + len(laces) + sum(laces)
-        if len(tail) < at + 27 or len(laces) < tail[at + 26] or end > len(tail):
-            # the file ends in this page, which may have told how far it goes
-            lost = granule - granules[-1]
-            if b"OpusHead" in source.at(0, 64):
-                lost = lost * rate_hz // 48_000
-            note = "" if lost > 0 else "the file is cut within a page, at {:.3f} s: copy it again"
-            return Lengths(frames, frames + max(lost, 1), source, note=note)
-        if serial not in serials or tail[at + 5] & _OGG_BEGIN:
-            note = "several streams are joined; only the first {:.3f} s can be read"
-            return Lengths(frames, frames + 1, source, note=note)
-        granules.append(max(granule, granules[-1]))
-        last, at = at, end
-    if last >= 0 and not tail[last + 5] & _OGG_END:
-        source = _ended(source, start + last, tail[last : last + 27], end - last)
-    return Lengths(frames, frames, source)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioInfo:
+    """What a file's header tells.
+
+    Attributes:
+        sample_rate_hz: frames a second.
+        channels: samples a frame.
+        codec: container/encoding as libsndfile names them, such as `WAV/PCM_16`.
+        frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
+        promised_frames: frames the header promises; more than `frames` when the file is cut.
+        duration_s: length of `frames`, seconds.
+        note: why the frames beyond `frames` cannot be read, when they are not just missing.
+    """
+
+    sample_rate_hz: int
+    channels: int
+    codec: str
+    frames: int
+    promised_frames: int
+    duration_s: float
+    note: str = ""
+
+    @property
+    def length_s(self) -> float:
+        """Length of `promised_frames`, seconds."""
+        return self.promised_frames / self.sample_rate_hz
+
+    @property
+    def slack_frames(self) -> int:
+        """Frames a healthy file of this codec may be short of its promise."""
+        return MPEG_SLACK_FRAMES if "/MPEG" in self.codec else 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the file is known to hold less than it promises."""
+        return self.promised_frames > self.frames + self.slack_frames
 
 
-def _ended(source: Bytes, offset: int, head: bytes, page_bytes: int) -> Bytes:
-    """`source` with the flag of a stream's end on its last page, without which that is not read."""
-    # the checksum is linear: what the flag changes in it does not depend on the rest of the page
-    change = 0
-    for byte in (_OGG_END, *bytes(page_bytes - 6)):
-        change ^= byte << 24
-        for _ in range(8):
-            change = (change << 1 ^ 0x04C1_1DB7 if change >> 31 else change << 1) & 0xFFFF_FFFF
-    crc = struct.pack("<I", _number("<I", head[22:26]) ^ change)
-    flags = bytes([head[5] | _OGG_END])
-    return _PatchedBytes(source, offset, head[:5] + flags + head[6:22] + crc + head[26:])
-
-
-class _PatchedBytes(SplicedBytes):
-    """`inner` with the bytes `new` from `place` on."""
-
-    def __init__(self, inner: Bytes, place: int, new: bytes) -> None:
-        super().__init__(b"", inner, 0)
-        self._place, self._new = place, new
-
-    def at(self, offset: int, count: int) -> bytes:
-        """See `Bytes`."""
-        data = super().at(offset, count)
-        first = max(offset, self._place)
-        last = min(offset + len(data), self._place + len(self._new))
-        if first >= last:
-            return data
-        new = self._new[first - self._place : last - self._place]
-        return data[: first - offset] + new + data[last - offset :]
-
-
-def _next_page(tail: bytes, at: int) -> int:
-    """Position of the next Ogg page, maybe cut, from `at` on; -1 if there is none."""
-    rest = tail[at:]
-    if rest and b"OggS".startswith(rest):
-        return at
-    while (at := tail.find(b"OggS", at)) >= 0:
-        # the letters may just happen to stand in the audio
-        if tail[at + 4 : at + 5] in (b"", b"\0"):
-            return at
-        at += 1
-    return -1
-
-
-def goes_on(source: Bytes, container: str, frames: int) -> bool:
-    """Whether audio follows the `frames` that the file counts, once all of them were decoded."""
-    if container == "OGG":
-        return source.size - source.tell() > _OGG_TAIL_BYTES
-    if container != "FLAC":
-        return False
-    tail = source.at(max(0, source.size - _FLAC_TAIL_BYTES), _FLAC_TAIL_BYTES)
-    if source.size > len(tail) and b"fLaC" in tail:
-        return True
-    at = len(tail)
-    while (at := tail.rfind(b"\xff", 0, at)) >= 0:
-        if tail[at + 1 : at + 2] in (b"\xf8", b"\xf9") and (head := _flac_frame(tail, at)):
-            first, is_sample = head
-            first *= 1 if is_sample else _number(">H", source.at(10, 2))
-            return first >= frames > 0 or source.size - source.tell() > _FLAC_TAIL_BYTES // 2
-    return False
-
-
-def _flac_frame(data: bytes, at: int) -> tuple[int, bool] | None:
-    """(number, whether it is a sample's and not a frame's) of the FLAC frame at `at`, if any."""
-    head = data[at : at + 16]
-    if len(head) < 16:
-        return None
-    ones = f"{head[4]:08b}".index("0") if head[4] != 0xFF else 8
-    extra = max(0, ones - 1)
-    size = {6: 1, 7: 2}.get(head[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
-    end = 5 + extra + size
-    crc = 0
-    for byte in head[:end]:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc << 1 ^ 7 if crc & 0x80 else crc << 1) & 0xFF
-    if crc != head[end] or ones in (1, 8):
-        return None
-    number = head[4] & 0x7F >> ones
-    for byte in head[5 : 5 + extra]:
-        number = number << 6 | byte & 0x3F
-    return number, head[1] == 0xF9
+def cut_message(info: AudioInfo, held: int | None = None) -> str:
+    """What is missing of a cut file that holds `held` frames, those of `info` if None."""
+    rate_hz, held = info.sample_rate_hz, info.frames if held is None else held
+    if info.note and held >= info.frames - info.slack_frames:
+        return info.note.format(info.duration_s, info.length_s)
+    return (
+        f"the header promises {info.length_s:.3f} s, "
+        f"the file holds {held / rate_hz:.3f} s: copy or download it again"
+    )

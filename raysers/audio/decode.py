@@ -5,22 +5,20 @@ the converted whole file, not a conversion of a slice, so cutting a recording le
 borders. Memory is the 16 kHz output and about one block, whatever the file's length, rate or number
 of channels.
 
-The mean of all channels is taken first, then soxr's HQ conversion; audio that is at 16 kHz already
-passes unchanged, bit for bit.
+The mean of all channels is converted by soxr (HQ); audio at 16 kHz passes bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from raysers.audio import containers, mpeg, timeline
+from raysers.audio import containers, mpeg, streams, timeline
+from raysers.audio.containers import AudioInfo, cut_message
 from raysers.audio.sound import open_sound
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
@@ -51,49 +49,11 @@ _UNKNOWN_FRAMES = 1 << 60
 _MOST_FRAMES_PER_BYTE = {"FLAC": 8192, "OGG": 8192}
 _MOST_OF_OTHERS = 64
 
-#: libsndfile reads so much at once: a decoder this close to the end has seen all data.
+#: libsndfile reads so much at once: this close to the end, a decoder has seen all data.
 _READ_AHEAD_BYTES = 1 << 14
 
 #: Thirty years; twenty times as much would be too many nanoseconds for 64 bits.
 _LONGEST_S = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AudioInfo:
-    """What a file's header tells.
-
-    Attributes:
-        sample_rate_hz: frames a second.
-        channels: samples a frame.
-        codec: container/encoding as libsndfile names them, such as `WAV/PCM_16`.
-        frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
-        promised_frames: frames the header promises; more than `frames` when the file is cut.
-        duration_s: length of `frames`, seconds.
-        note: why the frames beyond `frames` cannot be read, when they are not just missing.
-    """
-
-    sample_rate_hz: int
-    channels: int
-    codec: str
-    frames: int
-    promised_frames: int
-    duration_s: float
-    note: str = ""
-
-    @property
-    def length_s(self) -> float:
-        """Length of `promised_frames`, seconds."""
-        return self.promised_frames / self.sample_rate_hz
-
-    @property
-    def slack_frames(self) -> int:
-        """Frames a healthy file of this codec may be short of its promise."""
-        return mpeg.SLACK_FRAMES if "/MPEG" in self.codec else 0
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the file is known to hold less than it promises."""
-        return self.promised_frames > self.frames + self.slack_frames
 
 
 def probe(source: AudioSource, *, name: str) -> AudioInfo:
@@ -115,7 +75,11 @@ def probe(source: AudioSource, *, name: str) -> AudioInfo:
     with AudioReader(source, name=name) as reader:
         info = reader.info
     if info.frames == 0:
-        raise _cut(info) if info.promised_frames else _no_frames()
+        raise (
+            _cut(info)
+            if info.promised_frames
+            else ClipError(Status.EMPTY, "a header without any audio")
+        )
     return info
 
 
@@ -169,12 +133,7 @@ class AudioReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -183,9 +142,7 @@ class AudioReader:
         self._bytes.close()
 
     def read(self, start_ns: int = 0, end_ns: int | None = None, *, max_s: float) -> Floats:
-        """Decode `[start_ns, end_ns)`: that slice of the whole file at 16 kHz.
-
-        Spans may come in any order and overlap; the file is not read from its start for each.
+        """Decode `[start_ns, end_ns)`: that slice of the whole at 16 kHz, in any order of spans.
 
         Args:
             start_ns: start of the span.
@@ -208,7 +165,7 @@ class AudioReader:
             # shorter than half a sample at 16 kHz is still a sample of audio, not none
             last = min(max(last, first + 1), total)
         if total == 0:
-            raise _no_frames()
+            raise ClipError(Status.EMPTY, "a header without any audio")
         if first < 0 or last <= first:
             # a cut file may promise more than we can tell, such as Ogg
             raise _cut(info) if info.is_cut else _no_samples(start_ns, end_ns, info)
@@ -228,9 +185,9 @@ class AudioReader:
         except MemoryError as error:
             raise ClipError(Status.OUT_OF_MEMORY, "no memory left to decode the clip") from error
         self._check_decoded(needed)
-        if signal.size == 0:
-            raise _no_samples(start_ns, end_ns, info)
-        return signal
+        if signal.size:
+            return signal
+        raise _no_samples(start_ns, end_ns, info)
 
     def blocks(self, block_s: float = 30.0, *, zero_nonfinite: bool = False) -> Iterator[Floats]:
         """The whole file as consecutive pieces of one continuous 16 kHz signal.
@@ -248,7 +205,7 @@ class AudioReader:
         """
         info, size = self.info, max(1, round(block_s * SAMPLE_RATE_HZ))
         if info.promised_frames == 0:
-            raise _no_frames()
+            raise ClipError(Status.EMPTY, "a header without any audio")
         held, failure = 0, None
         span = (0, 0) if zero_nonfinite else (0, info.frames)
 
@@ -300,7 +257,7 @@ class AudioReader:
             block = np.empty((wanted, channels), np.float32)
             got = self._fill(block, start)
             if got:
-                yield _mean(self._finite(block[:got], start, span))
+                yield timeline.mono(self._finite(block[:got], start, span))
             if got < wanted:
                 return
             start += got
@@ -320,7 +277,7 @@ class AudioReader:
                 f"{info.length_s:.3f} s{reason and f' ({reason})'}",
             )
         container = self._sound.kind[0]
-        if needed == info.promised_frames and containers.goes_on(source, container, info.frames):
+        if needed == info.promised_frames and streams.goes_on(source, container, info.frames):
             raise ClipError(
                 Status.TRUNCATED,
                 f"more audio follows the {info.duration_s:.3f} s that the file counts, and cannot "
@@ -432,20 +389,6 @@ class AudioReader:
         return block
 
 
-def _mean(block: Floats) -> Floats:
-    """Mean over channels, (frames, channels) -> (frames,)."""
-    channels = block.shape[1]
-    if channels == 1:
-        return block[:, 0]
-    mono: Floats = block[:, 0] + block[:, 1] if channels == 2 else np.einsum("fc->f", block)
-    mono *= np.float32(1 / channels)
-    return mono
-
-
-def _no_frames() -> ClipError:
-    return ClipError(Status.EMPTY, "a header without any audio")
-
-
 def _no_samples(start_ns: int, end_ns: int | None, info: AudioInfo) -> ClipError:
     end = "the end" if end_ns is None else f"{end_ns / NS_PER_S:.3f} s"
     span = f"from {start_ns / NS_PER_S:.3f} s to {end}"
@@ -454,14 +397,3 @@ def _no_samples(start_ns: int, end_ns: int | None, info: AudioInfo) -> ClipError
 
 def _cut(info: AudioInfo, held: int | None = None) -> ClipError:
     return ClipError(Status.TRUNCATED, cut_message(info, held))
-
-
-def cut_message(info: AudioInfo, held: int | None = None) -> str:
-    """What is missing of a cut file that holds `held` frames, those of `info` if None."""
-    rate_hz, held = info.sample_rate_hz, info.frames if held is None else held
-    if info.note and held >= info.frames - info.slack_frames:
-        return info.note.format(info.duration_s, info.length_s)
-    return (
-        f"the header promises {info.length_s:.3f} s, "
-        f"the file holds {held / rate_hz:.3f} s: copy or download it again"
-    )

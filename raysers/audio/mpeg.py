@@ -11,11 +11,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from raysers.audio.containers import Lengths, id3_bytes
+from raysers.audio.containers import MPEG_SLACK_FRAMES, id3_bytes
 from raysers.audio.source import Bytes, SplicedBytes
-
-#: Frames an encoder's count may be off by without anything missing: padding and delay.
-SLACK_FRAMES = 3 * 1152
+from raysers.audio.streams import Lengths
 
 #: Decoded and dropped after a seek: a frame uses bits of those before it (up to 511 bytes, six of
 #: the smallest frames), and libsndfile's decoder goes back only four, giving silence instead.
@@ -116,7 +114,7 @@ def survey(source: Bytes, frames: int) -> Lengths:
     if changed is not None:
         sort = f"{changed.rate_hz} Hz {'mono' if changed.mono else 'stereo'}"
         note = f"the stream changes to {sort}: only the first {{:.3f}} s of {{:.3f}} s can be read"
-    elif abs(total - frames) <= SLACK_FRAMES and not is_estimate:
+    elif abs(total - frames) <= MPEG_SLACK_FRAMES and not is_estimate:
         return Lengths(frames, frames, source)
     elif is_told and excess_bytes < -2 * frame.size and total < frames:
         return Lengths(total, frames, source)

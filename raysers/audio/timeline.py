@@ -21,6 +21,16 @@ Floats = npt.NDArray[np.float32]
 _CONTEXT = 512
 
 
+def mono(block: Floats) -> Floats:
+    """Mean over channels, (frames, channels) -> (frames,)."""
+    channels = block.shape[1]
+    if channels == 1:
+        return block[:, 0]
+    mono: Floats = block[:, 0] + block[:, 1] if channels == 2 else np.einsum("fc->f", block)
+    mono *= np.float32(1 / channels)
+    return mono
+
+
 def to_sample(time_ns: int) -> int:
     """Index of the 16 kHz sample nearest to a time."""
     return (time_ns * SAMPLE_RATE_HZ + NS_PER_S // 2) // NS_PER_S
