@@ -6,23 +6,17 @@ revision that was checked.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 
 from raysers.engine.plan import Placement
 from raysers.engine.worker import ClipTask, Signal
-from raysers.errors import CheckpointError, ClipError, ConfigError, ObjectForbidden, ObjectMissing
-from raysers.io import claim, storage
+from raysers.errors import CheckpointError, ClipError
+from raysers.io import storage
 from raysers.models.backbones import parse_model_name
 from raysers.models.checkpoint import identify
 from raysers.run import RunRecord
@@ -31,10 +25,6 @@ from raysers.types import DIMENSIONS
 
 if TYPE_CHECKING:
     from raysers.models.scorer import Row as ScoredRow
-
-_COPY_BYTES = 8 << 20
-#: Files of a model folder; text models also have vocabularies.
-_MODEL_FILES = (".json", ".safetensors", ".bin", ".md", ".txt", ".model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +71,7 @@ class AnnotateTask(ClipTask):
         name = parse_model_name(model)
         if name.path is not None and name.alias is None and not name.random:
             model = storage.absolute(model)  # workers have working folders of their own
-        found = identify(parse_model_name(local_model(model)))
+        found = identify(parse_model_name(storage.fetch_folder(model)))
         pinned = name.hub_id is not None and not name.random
         return cls(
             model=model,
@@ -135,7 +125,7 @@ class Annotator:
         from raysers.models.loading import load_emotion_model
         from raysers.models.scorer import Scorer, auto_padded_s
 
-        loaded = load_emotion_model(local_model(task.load_from))
+        loaded = load_emotion_model(storage.fetch_folder(task.load_from))
         require_revision(task.model, task.revision, loaded.revision)
         self.scorer = Scorer(loaded, dtype=task.dtype, device=task.device, threads=task.threads)
         self.max_padded_s = task.max_padded_s or auto_padded_s(self.scorer)
@@ -191,53 +181,3 @@ def require_revision(name: str, checked: str, found: str) -> None:
             f"{name} is {found} on {platform.node()} but was {checked} when the job began: every "
             "node must have the same, and it must not change"
         )
-
-
-def local_model(model: str, flag: str = "--model") -> str:
-    """`model` itself, or for an `s3://` prefix the local folder it was fetched to.
-
-    Raises:
-        ConfigError: nothing there, or it may not be read; it names `flag`.
-    """
-    if not storage.is_remote(model):
-        return model
-    try:
-        found = sorted(storage.list_objects(model), key=lambda o: o.uri)
-    except (ObjectMissing, ObjectForbidden) as error:
-        raise ConfigError(f"{flag} {model}: {error}") from error
-    prefix = model.rstrip("/") + "/"
-    files = {o.uri.removeprefix(prefix): o for o in found if o.uri.endswith(_MODEL_FILES)}
-    # a model folder is flat; anything nested (or oddly named) is not part of it, nor is a claim
-    foreign = ("/", "\\", claim.NAME)
-    files = {name: o for name, o in files.items() if not any(part in name for part in foreign)}
-    if "config.json" not in files:
-        raise ConfigError(f"{flag} {model}: no config.json under this prefix")
-    versions = "\n".join(f"{o.uri} {o.etag} {o.num_bytes}" for o in files.values())
-    digest = hashlib.sha256(versions.encode()).hexdigest()[:24]
-    folder = _cache_folder() / digest
-    if not folder.is_dir():
-        _fetch({name: o.uri for name, o in files.items()}, folder)
-    return str(folder)
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "raysers" / "models"
-
-
-def _fetch(uris: dict[str, str], folder: Path) -> None:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
-    except OSError as error:
-        raise ConfigError(f"{folder.parent} cannot be written; set XDG_CACHE_HOME") from error
-    try:
-        for name, uri in uris.items():
-            with storage.open_file(uri) as source, (partial / name).open("wb") as copy:
-                shutil.copyfileobj(source, copy, _COPY_BYTES)
-        with suppress(OSError):  # another process was first; its copy is the same
-            partial.rename(folder)
-    except OSError as error:
-        raise ConfigError(f"no room for the model in {folder.parent}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

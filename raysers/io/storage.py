@@ -6,7 +6,10 @@ the standard `AWS_*` environment (`AWS_ENDPOINT_URL` for any compatible store), 
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -14,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO, cast
 
@@ -40,6 +44,9 @@ __all__ += ["suffix_of"]
 
 #: `read_bytes` without a limit still stops somewhere.
 _MAX_READ_BYTES = 5 * 2**30
+_COPY_BYTES = 8 << 20
+#: Files of a model folder; text models also have vocabularies.
+_MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".md", ".txt", ".model")
 #: Holds nearly every audio header.
 _HEADER_BYTES = 2**16
 
@@ -188,6 +195,47 @@ def open_file(
         whole_bytes=whole_bytes,
         block_bytes=block_bytes,
     )
+
+
+def fetch_folder(uri: str, flag: str = "--model") -> str:
+    """The model folder `uri` itself, or for an `s3://` prefix the local folder it is copied to.
+
+    Raises:
+        ConfigError: nothing there, it may not be read, or no room for it; it names `flag`.
+    """
+    if not is_remote(uri):
+        return uri
+    try:
+        found = sorted(list_objects(uri, suffixes=_MODEL_SUFFIXES), key=lambda o: o.uri)
+    except (ObjectMissing, ObjectForbidden) as error:
+        raise ConfigError(f"{flag} {uri}: {error}") from error
+    prefix = uri.rstrip("/") + "/"
+    files = {o.uri.removeprefix(prefix): o for o in found}
+    # a model folder is flat: what is nested or oddly named is no part of it, nor is a claim
+    files = {n: o for n, o in files.items() if not {"/", "\\"} & set(n) and n[0] != "_"}
+    if "config.json" not in files:
+        raise ConfigError(f"{flag} {uri}: no config.json under this prefix")
+    versions = "\n".join(f"{o.uri} {o.etag} {o.num_bytes}" for o in files.values())
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(cache, "raysers", "models", hashlib.sha256(versions.encode()).hexdigest()[:24])
+    if folder.is_dir():
+        return str(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial_copy = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    except OSError as error:
+        raise ConfigError(f"{folder.parent} cannot be written; set XDG_CACHE_HOME") from error
+    try:
+        for name, about in files.items():
+            with open_file(about.uri) as source, (partial_copy / name).open("wb") as copy:
+                shutil.copyfileobj(source, copy, _COPY_BYTES)
+        with suppress(OSError):  # another process was first; its copy is the same
+            partial_copy.rename(folder)
+    except OSError as error:
+        raise ConfigError(f"no room for the model in {folder.parent}: {error}") from error
+    finally:
+        shutil.rmtree(partial_copy, ignore_errors=True)
+    return str(folder)
 
 
 def open_source(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raysers.annotate import local_model
+from raysers.io import storage
 from raysers.models.initialize import Start, start_model
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Examples
@@ -48,7 +48,7 @@ def start_network(flags: TrainingFlags, backbone: str) -> Start:
         ConfigError, CheckpointError: it cannot be built or trained like that.
     """
     return start_model(
-        local_model(backbone, "--backbone"),
+        storage.fetch_folder(backbone, "--backbone"),
         seed=flags.seed,
         layers=flags.layers or None,
         freeze=flags.freeze,

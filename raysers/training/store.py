@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from raysers.annotate import local_model
 from raysers.engine import output
 from raysers.io import storage
 from raysers.models.loading import load_emotion_model, save_emotion_model
@@ -62,7 +61,7 @@ def store_predictions(
         device: of this worker.
         group: the workers.
     """
-    loaded = load_emotion_model(local_model(job.output))
+    loaded = load_emotion_model(storage.fetch_folder(job.output))
     scorer = Scorer(loaded, dtype=job.flags.dtype, device=str(device), threads=job.threads)
 
     def predict(signals: Sequence[Signal]) -> Signal:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysers.annotate import AnnotateTask, local_model, require_revision
+from raysers.annotate import AnnotateTask, require_revision
 from raysers.errors import CheckpointError, ConfigError
 from raysers.io import storage
 from raysers.models.asr import is_moonshine, parse_asr_name
@@ -75,7 +75,7 @@ def prepare_words(text_model: str, pooling: TextPooling) -> Words:
     hub = is_hub_id(text_model)
     if not hub and text_model != MINILM:
         text_model = storage.absolute(text_model)  # workers have working folders of their own
-    encoder = load_text_encoder(local_model(text_model, "--text-model"), pooling)
+    encoder = load_text_encoder(storage.fetch_folder(text_model, "--text-model"), pooling)
     return Words(
         model=text_model,
         load_from=f"{text_model.partition('@')[0]}@{encoder.revision}" if hub else text_model,
@@ -138,7 +138,7 @@ def read_fusion(folder: str) -> Fusion:
     Raises:
         ConfigError, CheckpointError: there is none that can be trusted.
     """
-    return load_fusion(local_model(folder, "--fusion"))
+    return load_fusion(storage.fetch_folder(folder, "--fusion"))
 
 
 def check_same(config: FusionConfig, sound: AnnotateTask, words: Words) -> None:
@@ -165,9 +165,9 @@ def count_cut(words: Words, texts: Sequence[str]) -> int:
     if not long:
         return 0
     return sum(
-        load_text_encoder(local_model(words.load_from, "--text-model"), words.pooling).truncated(
-            long
-        )
+        load_text_encoder(
+            storage.fetch_folder(words.load_from, "--text-model"), words.pooling
+        ).truncated(long)
     )
 
 
@@ -185,7 +185,7 @@ def open_encoder(words: Words) -> TextEncoder:
         CheckpointError: it is not the one the driver saw.
     """
     encoder = load_text_encoder(
-        local_model(words.load_from, "--text-model"), words.pooling, device=words.device
+        storage.fetch_folder(words.load_from, "--text-model"), words.pooling, device=words.device
     )
     require_revision(words.model, words.revision, encoder.revision)
     return encoder

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 
-from raysers.annotate import local_model, require_revision, settled_dtype
+from raysers.annotate import require_revision, settled_dtype
 from raysers.engine.plan import Placement
 from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import ClipError
@@ -61,7 +61,7 @@ class TranscribeTask(ClipTask):
             asr = asr if pinned else storage.absolute(asr)  # workers have folders of their own
         # fp16 is for the workers' GPUs, which this process need not have; moonshine never takes it
         checked_in = "auto" if dtype == "fp16" and not is_moonshine(asr) else dtype
-        loaded = load_asr(local_model(asr, "--asr"), dtype=checked_in, threads=1)
+        loaded = load_asr(storage.fetch_folder(asr, "--asr"), dtype=checked_in, threads=1)
         return cls(
             asr=asr,
             load_from=f"{asr.partition('@')[0]}@{loaded.revision}" if pinned else asr,
@@ -103,7 +103,7 @@ class Transcriber:
 
     def __init__(self, task: TranscribeTask) -> None:
         loaded = load_asr(
-            local_model(task.load_from, "--asr"),
+            storage.fetch_folder(task.load_from, "--asr"),
             device=task.device,
             dtype=task.dtype,
             threads=task.threads,
