@@ -148,6 +148,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     """
     if not folder.is_dir():
         raise CheckpointError(f"model folder {folder} does not exist")
+    check_folder(folder)
     config = read_json(folder / CONFIG_FILE)
     check_config(config, folder)
     check_labels(config, folder)

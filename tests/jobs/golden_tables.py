@@ -1,0 +1,138 @@
+"""Golden tables: what a job wrote, reduced to what every machine must repeat, beside a kept copy.
+
+Kept in `tests/golden/NAME.parquet`. With `UPDATE_GOLDEN=1` in the environment `check` rewrites the
+ones that differ instead of failing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from tests.places import REPO
+
+FOLDER = REPO / "tests" / "golden"
+#: Rewrites the kept tables that differ.
+UPDATE = "UPDATE_GOLDEN"
+
+#: Columns of a run, an encoder's or a clock's making, and messages, whose wording may improve.
+VARYING = frozenset({"run_id", "created_at", "etag", "error", "wall_s"})
+
+
+def reduced(tables: Iterable[pa.Table], dropped: Iterable[str] = ()) -> pa.Table:
+    """One table without varying columns and metadata, its rows in an order of their own."""
+    table = pa.concat_tables(tables)
+    table = table.drop_columns([n for n in table.column_names if n in VARYING | {*dropped}])
+    table = table.replace_schema_metadata(None).cast(
+        pa.schema([pa.field(f.name, f.type) for f in table.schema])
+    )
+    keys = [f.name for f in table.schema if not _is_float(f.type)]
+    rows = list(zip(*(_sortable(table[name]) for name in keys), strict=True))
+    return table.take(sorted(range(len(rows)), key=rows.__getitem__))
+
+
+def check(name: str, table: pa.Table, atol: float, rtol: float = 1e-5) -> None:
+    """Compare with the kept table; floats may differ by `atol` plus `rtol` of their size."""
+    path = FOLDER / f"{name}.parquet"
+    kept = pq.read_table(path) if path.exists() else None
+    found = ["no such file"] if kept is None else differences(table, kept, atol, rtol)
+    if found and os.environ.get(UPDATE):
+        FOLDER.mkdir(exist_ok=True)
+        pq.write_table(table, path, compression="zstd", write_statistics=False, store_schema=True)
+    elif found:
+        pytest.fail(f"{name} is not as in {path.name}:\n" + "\n".join(found), pytrace=False)
+
+
+def differences(table: pa.Table, kept: pa.Table, atol: float, rtol: float) -> list[str]:
+    """A line for every column that is not as kept, or for the shape if that differs."""
+    ours, theirs = ({f.name: str(f.type) for f in t.schema} for t in (table, kept))
+    if ours != theirs:
+        changed = sorted({*ours.items()} ^ {*theirs.items()})
+        return [f"column {n}: {theirs.get(n)} kept, now {ours.get(n)}" for n, _ in changed]
+    if len(table) != len(kept):
+        return [f"{len(kept)} rows kept, now {len(table)}"]
+    lines = []
+    for name in table.column_names:
+        same = _same(table[name], kept[name], atol, rtol)
+        if not same.all():
+            row = int(np.argmin(same))
+            was, now = kept[name][row].as_py(), table[name][row].as_py()
+            lines.append(f"{name}: {(~same).sum()} rows differ; row {row}: {was!r}, now {now!r}")
+    return lines
+
+
+def _same(ours: pa.ChunkedArray, theirs: pa.ChunkedArray, atol: float, rtol: float) -> np.ndarray:
+    """Which rows agree."""
+    if not _is_float(ours.type):
+        return np.array([a == b for a, b in zip(ours.to_pylist(), theirs.to_pylist(), strict=True)])
+    a, b = (_floats(column) for column in (ours, theirs))
+    nulls = np.array(pc.equal(pc.is_null(ours), pc.is_null(theirs)))
+    return nulls & np.isclose(a, b, atol=atol, rtol=rtol, equal_nan=True).all(axis=1)
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    """Shape (rows, values of one row); NaN for null."""
+    rows = [v if isinstance(v, list) else [v] for v in column.to_pylist()]
+    width = max(map(len, rows), default=0)
+    filled = [v if v != [None] else [None] * width for v in rows]
+    return np.array(filled, dtype=float).reshape(len(rows), width)
+
+
+def _is_float(kind: pa.DataType) -> bool:
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    return pa.types.is_floating(kind)
+
+
+def _sortable(column: pa.ChunkedArray) -> list[tuple[bool, Any]]:
+    if pa.types.is_duration(column.type):
+        column = column.cast(pa.int64())
+    return [(v is not None, v if isinstance(v, int | None) else str(v)) for v in column.to_pylist()]
+
+
+class _Numbers(HTMLParser):
+    """Collects the numbers in the cells of a report's tables, with the place of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.section, self.table, self.row, self.cell = "", 0, 0, 0
+        self.is_number = False
+        self.found: list[dict[str, Any]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        match tag:
+            case "section":
+                self.section, self.table = known.get("id") or "", 0
+            case "table":
+                self.table, self.row = self.table + 1, 0
+            case "tr":
+                self.row, self.cell = self.row + 1, 0
+            case "td" | "th":
+                self.cell += 1
+                self.is_number = tag == "td" and known.get("class") == "number"
+
+    def handle_endtag(self, tag: str) -> None:
+        self.is_number = self.is_number and tag != "td"
+
+    def handle_data(self, data: str) -> None:
+        if self.is_number:
+            place = {n: getattr(self, n) for n in ("section", "table", "row", "cell")}
+            for nth, text in enumerate(re.findall(r"-?[\d.]*\d", data.replace("\u2212", "-"))):
+                self.found.append(place | {"nth": nth, "number": float(text)})
+
+
+def numbers_of_page(html: str, sections: re.Pattern[str]) -> pa.Table:
+    """Numbers in the tables of a report's sections whose ids match."""
+    parser = _Numbers()
+    parser.feed(html)
+    return pa.Table.from_pylist([n for n in parser.found if sections.match(n["section"])])
