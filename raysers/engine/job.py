@@ -80,12 +80,7 @@ class RunStats:
 class ClipJob:
     """One job over clips, with its output claimed.
 
-    Attributes:
-        flags: with absolute paths.
-        run: the output folder.
-        task: what is done to the clips, settled by `prepare`.
-        plan: the clips and what is left to do, from `prepare` on.
-        placement: where the work is done, from `prepare` on.
+    `task`, `plan` (the clips and what is left to do) and `placement` are there from `prepare` on.
     """
 
     task: ClipTask

@@ -130,11 +130,7 @@ def listing_settings(flags: ListingFlags) -> dict[str, Any]:
 
 
 def list_clips(flags: ListingFlags, *, local: bool | None = None) -> pa.Table:
-    """The manifest of the input; see `index`.
-
-    Raises:
-        ConfigError: an input is not there or holds no audio.
-    """
+    """The manifest of the input; see `index`."""
     manifest = index(flags.input, _segmenting(flags), limit=flags.limit, local=local)
     _refuse_unseen_input(manifest, local)
     return manifest
@@ -143,11 +139,7 @@ def list_clips(flags: ListingFlags, *, local: bool | None = None) -> pa.Table:
 def list_labelled_clips(
     flags: ListingFlags, *, corpus: str, emotion_map: str, speakers: str
 ) -> tuple[pa.Table, list[str]]:
-    """The manifest of labelled input, and notes for the user.
-
-    Raises:
-        ConfigError: as `index_labelled`.
-    """
+    """The manifest of labelled input, and notes for the user; see `index_labelled`."""
     manifest, notes = index_labelled(
         flags.input,
         corpus=corpus,
@@ -257,7 +249,6 @@ def make_plan(
     table: str,
     manifest: pa.Table,
     settings: Mapping[str, Any],
-    retryable: bool = True,
 ) -> Plan:
     """Cut the manifest into shards and see which are left.
 
@@ -272,8 +263,7 @@ def make_plan(
     todo = set(range(len(shards))) - done
     if flags.retry and done:
         todo |= _shards_to_retry(flags, run.output, table, len(shards), stamp)
-        if retryable:
-            _warn_of_rows_to_list_anew(flags, manifest)
+        _warn_of_rows_to_list_anew(flags, manifest)
     return Plan(manifest=manifest, shards=shards, todo=sorted(todo), settings=settings, stamp=stamp)
 
 

@@ -120,12 +120,9 @@ class WorkerSettings:
     """What every worker of a run needs to know.
 
     Attributes:
-        output: the run's folder.
-        run_id: written into every row.
         stamp: written into every part (`output.stamp_of`).
         retry: statuses whose rows are scored again (`--retry`).
         whole: clips are whole files, so one whose header failed may be tried again.
-        max_clip_s: longer clips are `too_long`.
         io_threads: threads that fetch and decode.
     """
 
@@ -143,7 +140,6 @@ class ShardResult:
     """A finished shard: what its part holds, and what this attempt did for it.
 
     Attributes:
-        shard: its number.
         began_at: seconds since the epoch when the worker, its model loaded, took the shard up.
         statuses: rows of its part by status.
         audio_s: audio seconds of its part.
@@ -151,7 +147,6 @@ class ShardResult:
         padded_s: the same with padding.
         model_s: wall seconds of forward passes.
         wait_s: wall seconds in which the model waited for decoded audio.
-        decoded: clips decoded.
         peak_bytes: largest resident memory of the worker so far.
     """
 

@@ -31,7 +31,7 @@ CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-#: Seed of `random:` models: the same weights on every worker and machine.
+#: Seed of `random:` models.
 RANDOM_SEED = 0
 #: What is fetched from the hub: never code, never optimiser state.
 _HUB_FILES = (
@@ -141,11 +141,7 @@ def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Configuration and weight files of a model folder, checked as far as they can be unloaded.
-
-    Raises:
-        CheckpointError: it is no folder, or not a model whose scores can be trusted.
-    """
+    """Configuration and weight files of a model folder; CheckpointError if it cannot be trusted."""
     if not folder.is_dir():
         raise CheckpointError(f"model folder {folder} does not exist")
     check_folder(folder)
