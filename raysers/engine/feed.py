@@ -88,8 +88,10 @@ def decode_ahead(
     in_flight: deque[tuple[float, Future[list[Decoded]]]] = deque()
 
     def top_up(held_s: float = 0.0) -> None:
+        if not waiting or held_s > ahead_s:
+            return
         flying_s = sum(s for s, _ in in_flight)
-        while waiting and held_s <= ahead_s:
+        while waiting:
             if in_flight and flying_s + waiting[0][0] > ahead_s:
                 return
             seconds, runs = waiting.popleft()

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,29 +51,6 @@ _TRAVELLING = (
     "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",
     "byte_offset", "byte_size", "status", "error", "transcript",
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class RunStats:
-    """Figures of this run's own work, added up over its shards."""
-
-    scored_s: float = 0.0
-    padded_s: float = 0.0
-    model_s: float = 0.0
-    wait_s: float = 0.0
-    decoded: int = 0
-    peak_bytes: int = 0
-    first_at: float = float("inf")
-
-    def add(self, result: ShardResult) -> None:
-        """Count a finished shard."""
-        self.scored_s += result.scored_s
-        self.padded_s += result.padded_s
-        self.model_s += result.model_s
-        self.wait_s += result.wait_s
-        self.decoded += result.decoded
-        self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
-        self.first_at = min(self.first_at, result.began_at)
 
 
 class ClipJob:
@@ -200,18 +176,20 @@ class ClipJob:
         reports: Shards = {}
         worker = None
         if self.placement.local and self.plan.todo:
-            worker = ShardWorker(settings, self.task, _reporter(reports))
+            worker = ShardWorker(
+                settings, self.task, lambda shard, *so_far: reports.update({shard: so_far})
+            )
         self._begin(as_plain(self.flags) if config is None else config)
-        stats = RunStats()
+        done: list[ShardResult] = []
         if self.plan.todo:
             blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
             clips = sum(block.num_rows for block in blocks)
             if worker is not None:
-                self._watch(_scored_here(worker, blocks), reports.copy, clips, stats)
+                self._watch(_scored_here(worker, blocks), reports.copy, clips, done)
             else:
                 results, refresh = self._scored_on_cluster(settings, blocks)
-                self._watch(results, refresh, clips, stats)
-        return self._conclude(stats)
+                self._watch(results, refresh, clips, done)
+        return self._conclude(done)
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
         """Columns of all rows of the output, shard by shard."""
@@ -278,19 +256,19 @@ class ClipJob:
         results: Iterator[ShardResult],
         refresh: Callable[[], Shards | None],
         clips: int,
-        stats: RunStats,
+        done: list[ShardResult],
     ) -> None:
-        """Count shards as they finish, showing progress."""
+        """Collect the results of shards as they finish, showing progress."""
         rows = len(self.task.variant_names)
         totals = progress.Totals(total_s=self.plan.todo_s() * rows, rows=clips * rows)
         try:
             with progress.live(totals, refresh):
                 for result in results:
                     totals.finished[result.shard] = (result.audio_s, dict(result.statuses))
-                    stats.add(result)
+                    done.append(result)
                     self.run.verify()
         except ConfigError:
-            if self.run.earlier is not None or totals.finished:
+            if self.run.earlier is not None or done:
                 raise
             self._undo_begin()  # the model was refused: as if it had been found at once
             raise
@@ -304,7 +282,7 @@ class ClipJob:
                     storage.delete(found.uri)
         output.remove_header(where, ("manifest", self.task.table))
 
-    def _conclude(self, stats: RunStats) -> Exit:
+    def _conclude(self, done: Sequence[ShardResult]) -> Exit:
         """Check the rows, write how the run ended, print it."""
         where, table, planned = self.run.output, self.task.table, self.plan
         names = self.task.variant_names
@@ -314,23 +292,27 @@ class ClipJob:
         output.check_names(where, table, len(planned.shards))
         statuses = Counter(progress.count_statuses(rows))
         failed = 1 - statuses[Status.OK] / rows.num_rows
+        now_s = time.time()
+        first_s = min((result.began_at for result in done), default=now_s)
+        scored_s, padded_s, model_s, wait_s = (
+            sum(getattr(result, name) for result in done)
+            for name in ("scored_s", "padded_s", "model_s", "wait_s")
+        )
         outcome = {
             "clips": planned.manifest.num_rows,
             "rows": rows.num_rows,
             "statuses": dict(statuses),
             "failed_share": round(failed, 6),
-            "audio_s": round(stats.scored_s, 3),
-            "wall_s": round(time.time() - self._began_at, 3),
-            "startup_s": round(max(min(stats.first_at, time.time()) - self._began_at, 0.0), 3),
-            "model_s": round(stats.model_s, 3),
-            "wait_s": round(stats.wait_s, 3),
+            "audio_s": round(scored_s, 3),
+            "wall_s": round(now_s - self._began_at, 3),
+            "startup_s": round(max(first_s - self._began_at, 0.0), 3),
+            "model_s": round(model_s, 3),
+            "wait_s": round(wait_s, 3),
             "workers": "local" if self.placement.local else self.placement.workers,
             "device": self.placement.device,
-            "worker_peak_bytes": stats.peak_bytes,
-            "decoded": stats.decoded,
-            "padding_waste": round(1 - stats.scored_s / stats.padded_s, 4)
-            if stats.padded_s
-            else 0.0,
+            "worker_peak_bytes": max((result.peak_bytes for result in done), default=0),
+            "decoded": sum(result.decoded for result in done),
+            "padding_waste": round(1 - scored_s / padded_s, 4) if padded_s else 0.0,
         }
         ledger.tidy(where)
         for folder in ("", "manifest", table):
@@ -378,13 +360,6 @@ def _connect() -> None:
     from raysers.engine import cluster
 
     cluster.connect()
-
-
-def _reporter(reports: Shards) -> Callable[[int, float, dict[str, int]], None]:
-    def report(shard: int, audio_s: float, statuses: dict[str, int]) -> None:
-        reports[shard] = (audio_s, statuses)
-
-    return report
 
 
 def _scored_here(worker: ShardWorker, blocks: Sequence[pa.Table]) -> Iterator[ShardResult]:

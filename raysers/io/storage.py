@@ -1,7 +1,8 @@
 """Files and objects by one set of names: local paths and `s3://bucket/key`.
 
 Every function raises the errors of `raysers.errors`, never `OSError` or boto's; S3 is reached with
-the standard `AWS_*` environment (`AWS_ENDPOINT_URL` for any compatible store), see `io.s3.S3Settings`.
+the standard `AWS_*` environment (`AWS_ENDPOINT_URL` for any compatible store), see
+`io.s3.S3Settings`.
 """
 
 from __future__ import annotations
