@@ -114,7 +114,9 @@ class ClipJob:
             RefusedError: the output holds rows of other settings.
         """
         flags, run = self.flags, self.run
-        preload = threading.Thread(target=_preload, args=(task.preloads,), daemon=True)
+        preload = threading.Thread(
+            target=lambda: [importlib.import_module(name) for name in task.preloads], daemon=True
+        )
         if self._connected is None:  # the model may be needed in this process
             preload.start()
         decisive = (
@@ -187,16 +189,17 @@ class ClipJob:
             if worker is not None:
                 self._watch(_scored_here(worker, blocks), reports.copy, clips, done)
             else:
-                results, refresh = self._scored_on_cluster(settings, blocks)
-                self._watch(results, refresh, clips, done)
+                from raysers.engine import actors
+
+                monitor = actors.new_monitor()
+                results = actors.run_shards(blocks, settings, self.task, self.placement, monitor)
+                self._watch(results, lambda: actors.snapshot(monitor), clips, done)
         return self._conclude(done)
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
         """Columns of all rows of the output, shard by shard."""
-        shards = len(self.plan.shards)
-        return output.read_all(
-            self.run.output, self.task.table, shards, columns, stamp=self.plan.stamp
-        )
+        where, table, shards = self.run.output, self.task.table, len(self.plan.shards)
+        return output.read_all(where, table, shards, columns, stamp=self.plan.stamp)
 
     def _place(self, audio_s: float, *, gpus: bool) -> Placement:
         workers = self.flags.workers
@@ -242,15 +245,6 @@ class ClipJob:
         output.write_header(where, schemas, description=f"{self.run.job} of {inputs}")
         self.run.begin(config, self.plan.settings)
 
-    def _scored_on_cluster(
-        self, settings: WorkerSettings, blocks: Sequence[pa.Table]
-    ) -> tuple[Iterator[ShardResult], Callable[[], Shards | None]]:
-        from raysers.engine import actors
-
-        monitor = actors.new_monitor()
-        results = actors.run_shards(blocks, settings, self.task, self.placement, monitor)
-        return results, lambda: actors.snapshot(monitor)
-
     def _watch(
         self,
         results: Iterator[ShardResult],
@@ -274,13 +268,12 @@ class ClipJob:
             raise
 
     def _undo_begin(self) -> None:
-        where = self.run.output
         self.run.abandon()
         for folder in ("manifest", self.task.table, "_attempts"):
             with suppress(RaysersError):
-                for found in storage.list_objects(storage.join(where, folder)):
+                for found in storage.list_objects(storage.join(self.run.output, folder)):
                     storage.delete(found.uri)
-        output.remove_header(where, ("manifest", self.task.table))
+        output.remove_header(self.run.output, ("manifest", self.task.table))
 
     def _conclude(self, done: Sequence[ShardResult]) -> Exit:
         """Check the rows, write how the run ended, print it."""
@@ -315,8 +308,8 @@ class ClipJob:
             "padding_waste": round(1 - scored_s / padded_s, 4) if padded_s else 0.0,
         }
         ledger.tidy(where)
-        for folder in ("", "manifest", table):
-            storage.sweep(storage.join(where, folder) if folder else where)
+        for folder in (where, storage.join(where, "manifest"), storage.join(where, table)):
+            storage.sweep(folder)
         good = failed <= self.flags.max_failed
         self.run.finish("done" if good else "done_with_failures", outcome)
         progress.print_outcome(outcome, storage.join(where, table))
@@ -349,11 +342,6 @@ def shard_blocks(manifest: pa.Table, shards: Any, numbers: Sequence[int]) -> lis
     references = references.append_column("shard", pa.array(np.repeat(numbers, sizes)))
     starts = np.cumsum(sizes) - sizes
     return [references.slice(s, n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
-
-
-def _preload(modules: Sequence[str]) -> None:
-    for name in modules:
-        importlib.import_module(name)
 
 
 def _connect() -> None:

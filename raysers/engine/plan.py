@@ -129,11 +129,7 @@ def listing_settings(flags: ListingFlags) -> dict[str, Any]:
 
 
 def list_clips(flags: ListingFlags, *, local: bool | None = None) -> pa.Table:
-    """The manifest of the input; see `index`.
-
-    Raises:
-        ConfigError: an input is not there or holds no audio.
-    """
+    """The manifest of the input; errors as `index`."""
     manifest = index(flags.input, _segmenting(flags), limit=flags.limit, local=local)
     _refuse_unseen_input(manifest, local)
     return manifest
@@ -142,11 +138,7 @@ def list_clips(flags: ListingFlags, *, local: bool | None = None) -> pa.Table:
 def list_labelled_clips(
     flags: ListingFlags, *, corpus: str, emotion_map: str, speakers: str
 ) -> tuple[pa.Table, list[str]]:
-    """The manifest of labelled input, and notes for the user.
-
-    Raises:
-        ConfigError: as `index_labelled`.
-    """
+    """The manifest of labelled input, and notes for the user; errors as `index_labelled`."""
     manifest, notes = index_labelled(
         flags.input,
         corpus=corpus,
@@ -327,7 +319,7 @@ def _refuse_cutting(finished: Sequence[str], segmenting: Segmenting) -> None:
 
 
 def _refuse_unseen_input(manifest: pa.Table, local: bool | None) -> None:
-    """Files that are here but on no other node would be a table of `missing` rows."""
+    """Raises ConfigError where no clip is named, or no node but this one sees the files."""
     if not manifest.num_rows:
         raise ConfigError("--input: its tables name no clip: give tables with rows, or audio")
     first = manifest["file"][0].as_py()
@@ -366,7 +358,6 @@ def _inspected(
 
 
 def _reported(tables: Iterable[pa.Table], objects: int) -> Iterator[pa.Table]:
-    """The same tables, with a progress line every few seconds."""
     clips, last_s = 0, time.monotonic()
     for table in tables:
         clips += table.num_rows
@@ -390,10 +381,8 @@ def _speech_in(
 
 
 def _warn_of_rows_to_list_anew(flags: ClipJobFlags, manifest: pa.Table) -> None:
-    statuses = pa.array([str(s) for s in flags.retry])
-    failed = manifest.filter(pc.is_in(manifest["status"], statuses))
-    whole = flags.segment == "whole"
-    left = sum(not can_retry(clip, whole=whole) for clip in clips_of(failed))
+    failed = manifest.filter(pc.is_in(manifest["status"], pa.array(map(str, flags.retry))))
+    left = sum(not can_retry(c, whole=flags.segment == "whole") for c in clips_of(failed))
     if left:
         print(
             f"warning: {left} rows stay as they are, because their clips were cut from what could "

@@ -60,9 +60,9 @@ class ClipModel(Protocol):
     def score(
         self, signals: Sequence[Signal], transcripts: Sequence[str | None]
     ) -> list[Row | ClipError]:
-        """One forward pass over 16 kHz signals; per signal its columns, or why it has none.
+        """One forward pass over 16 kHz signals with their transcripts, None where unknown.
 
-        A transcript is what the manifest says was spoken, None where it does not say.
+        Returns per signal its columns, or why it has none.
         """
 
 
@@ -178,9 +178,9 @@ Report = Callable[[int, float, dict[str, int]], None]
 
 
 class ShardWorker:
-    """Scores shards, one after the other, with one loaded model.
+    """Scores shards with one model, which one thread loads and calls.
 
-    One thread loads and calls the model: a second would start a second team of compute threads.
+    A second thread would start a second team of compute threads.
     """
 
     def __init__(self, settings: WorkerSettings, task: ClipTask, report: Report) -> None:
@@ -327,10 +327,7 @@ def score_clips(model: ClipModel, decoded: Sequence[Decoded]) -> list[Row | Clip
 
 
 def ahead_s(plain_s: float, task: ClipTask) -> float:
-    """Clip seconds to decode ahead where `plain_s` are right for clips without variants.
-
-    Fewer, because all variants are in memory; but enough that every decoding thread has work.
-    """
+    """Clip seconds to decode ahead: `plain_s` without variants, fewer with them in memory too."""
     return plain_s / math.sqrt(len(task.variant_names))
 
 
@@ -374,11 +371,7 @@ def _to_retry(clips: list[Clip], earlier: pa.Table, settings: WorkerSettings) ->
 
 
 def _decode_order(clips: list[Clip]) -> list[Clip]:
-    """Longest first for the least padding; stretches of one recording stay as the plan has them.
-
-    The plan groups by length to within some percent already, so keeping neighbours together costs
-    little padding and saves opening a long recording once per clip.
-    """
+    """Longest first for the least padding, but neighbours in one recording share its reader."""
     if len({clip.file for clip in clips}) < len(clips):
         return clips
     return sorted(clips, key=lambda c: -c.duration_s if c.duration_s > 0 else 0.0)
