@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 
@@ -22,9 +22,6 @@ from raysers.models.checkpoint import identify
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, with_embeddings
 from raysers.types import DIMENSIONS
-
-if TYPE_CHECKING:
-    from raysers.models.scorer import Row as ScoredRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +88,8 @@ class AnnotateTask(ClipTask):
     @property
     def notes(self) -> Sequence[str]:
         """A warning about weights that were never trained."""
-        random = parse_model_name(self.model).random
-        return [f"{self.model} has random weights: its scores mean nothing"] if random else []
+        warning = f"{self.model} has random weights: its scores mean nothing"
+        return [warning] if parse_model_name(self.model).random else []
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -141,16 +138,14 @@ class Annotator:
         """See `ClipModel.score`; transcripts are not used."""
         from raysers.models.scorer import score_rows
 
-        return [
-            row if isinstance(row, ClipError) else self._columns(row)
-            for row in score_rows(self.scorer, signals)
-        ]
-
-    def _columns(self, row: ScoredRow) -> dict[str, Any]:
-        columns: dict[str, Any] = dict(zip(DIMENSIONS, row.scores.tolist(), strict=True))
-        if self._embeddings:
-            columns["embedding"] = row.embedding
-        return columns
+        found: list[dict[str, Any] | ClipError] = []
+        for row in score_rows(self.scorer, signals):
+            if isinstance(row, ClipError):
+                found.append(row)
+                continue
+            embedding = {"embedding": row.embedding} if self._embeddings else {}
+            found.append({**dict(zip(DIMENSIONS, row.scores.tolist(), strict=True)), **embedding})
+        return found
 
 
 def settled_dtype(dtype: str, placement: Placement, earlier: RunRecord | None) -> str:

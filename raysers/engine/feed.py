@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysers.audio.decode import AudioReader, AudioSource
+from raysers.audio.decode import AudioReader
 from raysers.audio.level import levels
 from raysers.errors import ClipError, status_of
 from raysers.io import storage
@@ -88,8 +88,10 @@ def decode_ahead(
     in_flight: deque[tuple[float, Future[list[Decoded]]]] = deque()
 
     def top_up(held_s: float = 0.0) -> None:
+        if not waiting or held_s > ahead_s:
+            return
         flying_s = sum(s for s, _ in in_flight)
-        while waiting and held_s <= ahead_s:
+        while waiting:
             if in_flight and flying_s + waiting[0][0] > ahead_s:
                 return
             seconds, runs = waiting.popleft()
@@ -167,30 +169,27 @@ def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
     """
     first = clips[0]
     if first.status != Status.OK:
-        return [_failed(c, ClipError(c.status, c.error)) for c in clips]
+        return [Decoded(clip=c, error=ClipError(c.status, c.error)) for c in clips]
     try:
-        with AudioReader(_source(first), name=first.file) as reader:
+        source = storage.open_source(
+            first.file,
+            num_bytes=first.num_bytes,
+            byte_offset=first.byte_offset,
+            byte_size=first.byte_size,
+            etag=first.etag,
+        )
+        with AudioReader(source, name=first.file) as reader:
             return [_read(reader, clip, max_clip_s) for clip in clips]
     except Exception as error:
         failure = _failure(first, error)
-        return [_failed(clip, failure) for clip in clips]
-
-
-def _source(clip: Clip) -> AudioSource:
-    return storage.open_source(
-        clip.file,
-        num_bytes=clip.num_bytes,
-        byte_offset=clip.byte_offset,
-        byte_size=clip.byte_size,
-        etag=clip.etag,
-    )
+        return [Decoded(clip=clip, error=failure) for clip in clips]
 
 
 def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
     try:
         signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s)
     except Exception as error:
-        return _failed(clip, _failure(clip, error))
+        return Decoded(clip=clip, error=_failure(clip, error))
     _BREAKER.succeeded(clip.file)
     level = levels(signal)
     return Decoded(clip=clip, signal=signal, rms_db=level.rms_db, clipped_ratio=level.clipped_ratio)
@@ -202,10 +201,6 @@ def _failure(clip: Clip, error: Exception) -> ClipError:
         raise error
     _BREAKER.failed(clip.file, error)
     return failure
-
-
-def _failed(clip: Clip, error: ClipError) -> Decoded:
-    return Decoded(clip=clip, error=error)
 
 
 def micro_batches(decoded: Iterable[Decoded], max_padded_s: float) -> Iterator[list[Decoded]]:

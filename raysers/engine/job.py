@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,29 +51,6 @@ _TRAVELLING = (
     "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",
     "byte_offset", "byte_size", "status", "error", "transcript",
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class RunStats:
-    """Figures of this run's own work, added up over its shards."""
-
-    scored_s: float = 0.0
-    padded_s: float = 0.0
-    model_s: float = 0.0
-    wait_s: float = 0.0
-    decoded: int = 0
-    peak_bytes: int = 0
-    first_at: float = float("inf")
-
-    def add(self, result: ShardResult) -> None:
-        """Count a finished shard."""
-        self.scored_s += result.scored_s
-        self.padded_s += result.padded_s
-        self.model_s += result.model_s
-        self.wait_s += result.wait_s
-        self.decoded += result.decoded
-        self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
-        self.first_at = min(self.first_at, result.began_at)
 
 
 class ClipJob:
@@ -133,7 +109,9 @@ class ClipJob:
             RefusedError: the output holds rows of other settings.
         """
         flags, run = self.flags, self.run
-        preload = threading.Thread(target=_preload, args=(task.preloads,), daemon=True)
+        preload = threading.Thread(
+            target=lambda: [importlib.import_module(name) for name in task.preloads], daemon=True
+        )
         if self._connected is None:  # the model may be needed in this process
             preload.start()
         decisive = (
@@ -197,25 +175,28 @@ class ClipJob:
         reports: Shards = {}
         worker = None
         if self.placement.local and self.plan.todo:
-            worker = ShardWorker(settings, self.task, _reporter(reports))
+            worker = ShardWorker(
+                settings, self.task, lambda shard, *so_far: reports.update({shard: so_far})
+            )
         self._begin(as_plain(self.flags) if config is None else config)
-        stats = RunStats()
+        done: list[ShardResult] = []
         if self.plan.todo:
             blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
             clips = sum(block.num_rows for block in blocks)
             if worker is not None:
-                self._watch(_scored_here(worker, blocks), reports.copy, clips, stats)
+                self._watch(_scored_here(worker, blocks), reports.copy, clips, done)
             else:
-                results, refresh = self._scored_on_cluster(settings, blocks)
-                self._watch(results, refresh, clips, stats)
-        return self._conclude(stats)
+                from raysers.engine import actors
+
+                monitor = actors.new_monitor()
+                results = actors.run_shards(blocks, settings, self.task, self.placement, monitor)
+                self._watch(results, lambda: actors.snapshot(monitor), clips, done)
+        return self._conclude(done)
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
         """Columns of all rows of the output, shard by shard."""
-        shards = len(self.plan.shards)
-        return output.read_all(
-            self.run.output, self.task.table, shards, columns, stamp=self.plan.stamp
-        )
+        where, table, shards = self.run.output, self.task.table, len(self.plan.shards)
+        return output.read_all(where, table, shards, columns, stamp=self.plan.stamp)
 
     def _place(self, audio_s: float, *, gpus: bool) -> Placement:
         workers = self.flags.workers
@@ -261,47 +242,37 @@ class ClipJob:
         output.write_header(where, schemas, description=f"{self.run.job} of {inputs}")
         self.run.begin(config, self.plan.settings)
 
-    def _scored_on_cluster(
-        self, settings: WorkerSettings, blocks: Sequence[pa.Table]
-    ) -> tuple[Iterator[ShardResult], Callable[[], Shards | None]]:
-        from raysers.engine import actors
-
-        monitor = actors.new_monitor()
-        results = actors.run_shards(blocks, settings, self.task, self.placement, monitor)
-        return results, lambda: actors.snapshot(monitor)
-
     def _watch(
         self,
         results: Iterator[ShardResult],
         refresh: Callable[[], Shards | None],
         clips: int,
-        stats: RunStats,
+        done: list[ShardResult],
     ) -> None:
-        """Count shards as they finish, showing progress."""
+        """Collect the results of shards as they finish, showing progress."""
         rows = len(self.task.variant_names)
         totals = progress.Totals(total_s=self.plan.todo_s() * rows, rows=clips * rows)
         try:
             with progress.live(totals, refresh):
                 for result in results:
                     totals.finished[result.shard] = (result.audio_s, dict(result.statuses))
-                    stats.add(result)
+                    done.append(result)
                     self.run.verify()
         except ConfigError:
-            if self.run.earlier is not None or totals.finished:
+            if self.run.earlier is not None or done:
                 raise
             self._undo_begin()  # the model was refused: as if it had been found at once
             raise
 
     def _undo_begin(self) -> None:
-        where = self.run.output
         self.run.abandon()
         for folder in ("manifest", self.task.table, "_attempts"):
             with suppress(RaysersError):
-                for found in storage.list_objects(storage.join(where, folder)):
+                for found in storage.list_objects(storage.join(self.run.output, folder)):
                     storage.delete(found.uri)
-        output.remove_header(where, ("manifest", self.task.table))
+        output.remove_header(self.run.output, ("manifest", self.task.table))
 
-    def _conclude(self, stats: RunStats) -> Exit:
+    def _conclude(self, done: Sequence[ShardResult]) -> Exit:
         """Check the rows, write how the run ended, print it."""
         where, table, planned = self.run.output, self.task.table, self.plan
         names = self.task.variant_names
@@ -311,27 +282,31 @@ class ClipJob:
         output.check_names(where, table, len(planned.shards))
         statuses = Counter(progress.count_statuses(rows))
         failed = 1 - statuses[Status.OK] / rows.num_rows
+        now_s = time.time()
+        first_s = min((result.began_at for result in done), default=now_s)
+        scored_s, padded_s, model_s, wait_s = (
+            sum(getattr(result, name) for result in done)
+            for name in ("scored_s", "padded_s", "model_s", "wait_s")
+        )
         outcome = {
             "clips": planned.manifest.num_rows,
             "rows": rows.num_rows,
             "statuses": dict(statuses),
             "failed_share": round(failed, 6),
-            "audio_s": round(stats.scored_s, 3),
-            "wall_s": round(time.time() - self._began_at, 3),
-            "startup_s": round(max(min(stats.first_at, time.time()) - self._began_at, 0.0), 3),
-            "model_s": round(stats.model_s, 3),
-            "wait_s": round(stats.wait_s, 3),
+            "audio_s": round(scored_s, 3),
+            "wall_s": round(now_s - self._began_at, 3),
+            "startup_s": round(max(first_s - self._began_at, 0.0), 3),
+            "model_s": round(model_s, 3),
+            "wait_s": round(wait_s, 3),
             "workers": "local" if self.placement.local else self.placement.workers,
             "device": self.placement.device,
-            "worker_peak_bytes": stats.peak_bytes,
-            "decoded": stats.decoded,
-            "padding_waste": round(1 - stats.scored_s / stats.padded_s, 4)
-            if stats.padded_s
-            else 0.0,
+            "worker_peak_bytes": max((result.peak_bytes for result in done), default=0),
+            "decoded": sum(result.decoded for result in done),
+            "padding_waste": round(1 - scored_s / padded_s, 4) if padded_s else 0.0,
         }
         ledger.tidy(where)
-        for folder in ("", "manifest", table):
-            storage.sweep(storage.join(where, folder) if folder else where)
+        for folder in (where, storage.join(where, "manifest"), storage.join(where, table)):
+            storage.sweep(folder)
         good = failed <= self.flags.max_failed
         self.run.finish("done" if good else "done_with_failures", outcome)
         progress.print_outcome(outcome, storage.join(where, table))
@@ -366,22 +341,10 @@ def shard_blocks(manifest: pa.Table, shards: Any, numbers: Sequence[int]) -> lis
     return [references.slice(s, n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
 
 
-def _preload(modules: Sequence[str]) -> None:
-    for name in modules:
-        importlib.import_module(name)
-
-
 def _connect() -> None:
     from raysers.engine import cluster
 
     cluster.connect()
-
-
-def _reporter(reports: Shards) -> Callable[[int, float, dict[str, int]], None]:
-    def report(shard: int, audio_s: float, statuses: dict[str, int]) -> None:
-        reports[shard] = (audio_s, statuses)
-
-    return report
 
 
 def _scored_here(worker: ShardWorker, blocks: Sequence[pa.Table]) -> Iterator[ShardResult]:

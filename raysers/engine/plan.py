@@ -318,7 +318,7 @@ def _refuse_cutting(finished: Sequence[str], segmenting: Segmenting) -> None:
 
 
 def _refuse_unseen_input(manifest: pa.Table, local: bool | None) -> None:
-    """Files that are here but on no other node would be a table of `missing` rows."""
+    """Raises ConfigError where no clip is named, or no node but this one sees the files."""
     if not manifest.num_rows:
         raise ConfigError("--input: its tables name no clip: give tables with rows, or audio")
     first = manifest["file"][0].as_py()
@@ -357,7 +357,6 @@ def _inspected(
 
 
 def _reported(tables: Iterable[pa.Table], objects: int) -> Iterator[pa.Table]:
-    """The same tables, with a progress line every few seconds."""
     clips, last_s = 0, time.monotonic()
     for table in tables:
         clips += table.num_rows
@@ -381,10 +380,8 @@ def _speech_in(
 
 
 def _warn_of_rows_to_list_anew(flags: ClipJobFlags, manifest: pa.Table) -> None:
-    statuses = pa.array([str(s) for s in flags.retry])
-    failed = manifest.filter(pc.is_in(manifest["status"], statuses))
-    whole = flags.segment == "whole"
-    left = sum(not can_retry(clip, whole=whole) for clip in clips_of(failed))
+    failed = manifest.filter(pc.is_in(manifest["status"], pa.array(map(str, flags.retry))))
+    left = sum(not can_retry(c, whole=flags.segment == "whole") for c in clips_of(failed))
     if left:
         print(
             f"warning: {left} rows stay as they are, because their clips were cut from what could "

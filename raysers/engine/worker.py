@@ -1,10 +1,8 @@
 """What a worker does with one shard: fetch, decode, score, write one Parquet object.
 
-Two shards are in a worker at a time: the model scores one while threads fetch and decode the next.
-After a worker death the shard is retried in isolation, in the same micro-batches, so that its rows
-do not depend on the death; only clips that were in work at a second death are scored alone.
-
-The same code runs in a Ray actor and in the driver's own process (`--workers local`).
+The same code runs in a Ray actor and in the driver's own process (`--workers local`). After a
+worker death the shard is retried in isolation, in the same micro-batches, so that its rows do not
+depend on the death; only clips that were in work at a second death are scored alone.
 """
 
 from __future__ import annotations
@@ -18,10 +16,9 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -63,9 +60,9 @@ class ClipModel(Protocol):
     def score(
         self, signals: Sequence[Signal], transcripts: Sequence[str | None]
     ) -> list[Row | ClipError]:
-        """One forward pass over 16 kHz signals; per signal its columns, or why it has none.
+        """One forward pass over 16 kHz signals with their transcripts, None where unknown.
 
-        A transcript is what the manifest says was spoken, None where it does not say.
+        Returns per signal its columns, or why it has none.
         """
 
 
@@ -176,9 +173,9 @@ Report = Callable[[int, float, dict[str, int]], None]
 
 
 class ShardWorker:
-    """Scores shards, one after the other, with one loaded model.
+    """Scores shards with one model, which one thread loads and calls.
 
-    One thread loads and calls the model: a second would start a second team of compute threads.
+    A second thread would start a second team of compute threads.
     """
 
     def __init__(self, settings: WorkerSettings, task: ClipTask, report: Report) -> None:
@@ -187,7 +184,8 @@ class ShardWorker:
         self._report = report
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._io = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="decode")
-        self._slots = _Slots(SHARDS_AT_A_TIME)
+        self._slots = threading.Semaphore(SHARDS_AT_A_TIME)
+        self._turn = threading.Lock()
         self._stopped = threading.Event()
         self._model = self._model_thread.submit(task.open).result()
         self.loaded_at = time.time()
@@ -230,12 +228,16 @@ class ShardWorker:
         self, clips: list[Clip], attempt: ledger.Attempt, result: ShardResult
     ) -> dict[Key, Row]:
         clips = _decode_order(clips)
-        with self._slots.hold(SHARDS_AT_A_TIME if attempt.suspicious else 1):
-            if attempt.suspicious:
-                feed = self._isolated_feed(clips, attempt, result)
-            else:
-                feed = self._feed(clips, result)
+        slots = SHARDS_AT_A_TIME if attempt.suspicious else 1
+        with self._turn:  # one at a time collects slots, or two could wait for each other
+            for _ in range(slots):
+                self._slots.acquire()
+        try:
+            isolated = self._isolated_feed(clips, attempt, result)
+            feed = isolated if attempt.suspicious else self._feed(clips, result)
             return self._model_thread.submit(self._score_feed, feed, attempt, result).result()
+        finally:
+            self._slots.release(slots)
 
     def _feed(self, clips: list[Clip], result: ShardResult) -> Iterator[Decoded]:
         counting = threading.Lock()
@@ -274,48 +276,43 @@ class ShardWorker:
             if self._stopped.is_set():
                 raise RaysersError("the run was stopped")
             for group in _groups(batch, attempt):
-                for one, row in self._score(group, result):
-                    rows[one.clip.clip_id, one.variant] = row
+                rows.update(self._score(group, result))
             self._report(result.shard, result.scored_s, dict(result.statuses))
         return rows
 
-    def _score(
-        self, batch: Sequence[Decoded], result: ShardResult
-    ) -> Iterator[tuple[Decoded, Row]]:
+    def _score(self, batch: Sequence[Decoded], result: ShardResult) -> Iterator[tuple[Key, Row]]:
+        """Rows of a batch, with one forward pass over the clips that have a signal."""
         good = [one for one in batch if one.signal is not None]
         started = time.perf_counter()
         scored = iter(score_clips(self._model, good))
         result.model_s += time.perf_counter() - started
         result.padded_s += len(good) * max((one.duration_s for one in good), default=0.0)
+        shared = {"run_id": self._settings.run_id, "created_at": datetime.now(UTC)}
         for one in batch:
-            row = self._row(one, one.error if one.signal is None else next(scored))
+            clip, has_signal = one.clip, one.signal is not None
+            found = next(scored) if has_signal else one.error
+            failure = found if isinstance(found, ClipError) else None
+            status = str(failure.status if failure else Status.OK)
             result.scored_s += one.duration_s
-            result.statuses[row["status"]] += 1
-            yield one, row
-
-    def _row(self, one: Decoded, scored: Row | ClipError | None) -> Row:
-        clip = one.clip
-        status, error, columns = str(Status.OK), "", {}
-        if isinstance(scored, ClipError):
-            status, error = str(scored.status), scored.message
-        elif scored is not None:
-            columns = scored
-        return {
-            "file": clip.file,
-            "start": clip.start_ns,
-            "end": clip.end_ns,
-            "clip_id": clip.clip_id,
-            "status": status,
-            "error": error,
-            "duration_s": one.duration_s if one.signal is not None else None,
-            "rms_db": one.rms_db,
-            "clipped_ratio": one.clipped_ratio,
-            "run_id": self._settings.run_id,
-            "created_at": datetime.now(UTC),
-            **self._model.provenance,
-            **one.columns,
-            **columns,
-        }
+            result.statuses[status] += 1
+            yield (
+                (clip.clip_id, one.variant),
+                {
+                    "file": clip.file,
+                    "start": clip.start_ns,
+                    "end": clip.end_ns,
+                    "clip_id": clip.clip_id,
+                    "status": status,
+                    "error": failure.message if failure else "",
+                    "duration_s": one.duration_s if has_signal else None,
+                    "rms_db": one.rms_db,
+                    "clipped_ratio": one.clipped_ratio,
+                    **shared,
+                    **self._model.provenance,
+                    **one.columns,
+                    **(found if isinstance(found, dict) else {}),
+                },
+            )
 
 
 def score_clips(model: ClipModel, decoded: Sequence[Decoded]) -> list[Row | ClipError]:
@@ -325,41 +322,17 @@ def score_clips(model: ClipModel, decoded: Sequence[Decoded]) -> list[Row | Clip
 
 
 def ahead_s(plain_s: float, task: ClipTask) -> float:
-    """Clip seconds to decode ahead where `plain_s` are right for clips without variants.
-
-    Fewer, because all variants are in memory; but enough that every decoding thread has work.
-    """
+    """Clip seconds to decode ahead: `plain_s` without variants, fewer with them in memory too."""
     return plain_s / math.sqrt(len(task.variant_names))
-
-
-class _Slots:
-    """Room for some shards in parallel, or for one that takes all of it."""
-
-    def __init__(self, count: int) -> None:
-        self._free = threading.Semaphore(count)
-        self._turn = threading.Lock()
-
-    @contextmanager
-    def hold(self, count: int) -> Iterator[None]:
-        with self._turn:  # one at a time collects slots, or two could wait for each other
-            for _ in range(count):
-                self._free.acquire()
-        try:
-            yield
-        finally:
-            self._free.release(count)
 
 
 def _timed(feed: Iterator[Decoded], result: ShardResult) -> Iterator[Decoded]:
     """The same clips, adding up how long the model waits for them."""
-    while True:
-        started = time.perf_counter()
-        try:
-            one = next(feed)
-        except StopIteration:
-            return
+    started = time.perf_counter()
+    for one in feed:
         result.wait_s += time.perf_counter() - started
         yield one
+        started = time.perf_counter()
 
 
 def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Decoded]]:
@@ -377,29 +350,23 @@ def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Deco
 def _stretches(clips: list[Clip], attempt: ledger.Attempt) -> Iterator[list[Clip]]:
     """Clips to decode under one mark: quarantined ones alone, the others some at a time."""
     for alone, group in groupby(clips, key=lambda c: c.clip_id in attempt.alone):
-        members = list(group)
-        size = 1 if alone else _STRETCH
-        yield from (members[i : i + size] for i in range(0, len(members), size))
+        while stretch := list(islice(group, 1 if alone else _STRETCH)):
+            yield stretch
 
 
 def _to_retry(clips: list[Clip], earlier: pa.Table, settings: WorkerSettings) -> list[Clip]:
     """Clips, as if uninspected, whose row has a status to retry and is not of this very run."""
-    rows = earlier.select(["clip_id", "status", "run_id"]).to_pylist()
     failed = {
-        r["clip_id"]
-        for r in rows
-        if r["status"] in settings.retry and r["run_id"] != settings.run_id
+        row["clip_id"]
+        for row in earlier.select(["clip_id", "status", "run_id"]).to_pylist()
+        if row["status"] in settings.retry and row["run_id"] != settings.run_id
     }
     chosen = (c for c in clips if c.clip_id in failed and can_retry(c, whole=settings.whole))
     return [output.uninspected(c) for c in chosen]
 
 
 def _decode_order(clips: list[Clip]) -> list[Clip]:
-    """Longest first for the least padding; stretches of one recording stay as the plan has them.
-
-    The plan groups by length to within some percent already, so keeping neighbours together costs
-    little padding and saves opening a long recording once per clip.
-    """
+    """Longest first for the least padding, but neighbours in one recording share its reader."""
     if len({clip.file for clip in clips}) < len(clips):
         return clips
     return sorted(clips, key=lambda c: -c.duration_s if c.duration_s > 0 else 0.0)

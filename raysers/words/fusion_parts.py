@@ -164,11 +164,8 @@ def count_cut(words: Words, texts: Sequence[str]) -> int:
     long = [text for text in texts if len(text.encode()) + _SPECIAL > words.max_tokens]
     if not long:
         return 0
-    return sum(
-        load_text_encoder(
-            storage.fetch_folder(words.load_from, "--text-model"), words.pooling
-        ).truncated(long)
-    )
+    folder = storage.fetch_folder(words.load_from, "--text-model")
+    return sum(load_text_encoder(folder, words.pooling).truncated(long))
 
 
 def cut_note(words: Words, texts: Sequence[str]) -> str:
