@@ -133,7 +133,7 @@ class ClipJob:
         elif manifest is None:
             local = True if flags.workers == "local" else None
             manifest = plan.list_clips(flags, local=local)
-        if preload.ident is not None:  # two threads must not import the same modules
+        if preload.ident is not None:  # a package that another thread still imports lacks names
             preload.join()
         names = task.variant_names
         audio_s = float(np.nansum(manifest["duration_s"].to_numpy())) * len(names)
@@ -142,8 +142,6 @@ class ClipJob:
         decisive |= {**self.task.settings, "manifest": fingerprint(manifest)}
         self.plan = plan.make_plan(flags, run, self.task.table, manifest, decisive)
         self._print_plan()
-        if preload.is_alive():  # a package that another thread still imports lacks names
-            preload.join()
 
     def estimate(self) -> Exit:
         """Benchmark a worker and print what the run would take; nothing is written."""

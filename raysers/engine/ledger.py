@@ -65,6 +65,11 @@ class Attempt:
         """Remove the mark: the shard's part is written."""
         discard(self.uri)
 
+    def abandon(self) -> None:
+        """The shard ended with an error and no death: a first attempt leaves no suspicion."""
+        if not self.suspicious:
+            discard(self.uri)
+
     def _write(self) -> None:
         names = ("run_id", "deaths", "suspects", "alone", "deaths_alone")
         record = {name: getattr(self, name) for name in names}

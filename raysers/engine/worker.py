@@ -30,7 +30,7 @@ from raysers.data.shards import shard_name
 from raysers.engine import ledger, output
 from raysers.engine.feed import AHEAD_S, Decoded, decode_ahead, micro_batches
 from raysers.engine.plan import Placement, can_retry
-from raysers.errors import ClipError, RaysersError
+from raysers.errors import ClipError, DeviceLost, RaysersError
 from raysers.run import RunRecord
 from raysers.types import Clip, Status
 
@@ -188,7 +188,6 @@ class ShardWorker:
         self._turn = threading.Lock()
         self._stopped = threading.Event()
         self._model = self._model_thread.submit(task.open).result()
-        self.loaded_at = time.time()
 
     def stop(self) -> None:
         """Make shards in work end at their next micro-batch, with an error."""
@@ -214,7 +213,12 @@ class ShardWorker:
                 ledger.discard(ledger.mark_uri(settings.output, shard_name(shard)))
                 return result.about(earlier)
         attempt = ledger.begin(settings.output, shard_name(shard), settings.run_id)
-        rows = self._rows_of(clips, attempt, result)
+        try:
+            rows = self._rows_of(clips, attempt, result)
+        except BaseException as error:
+            if not isinstance(error, DeviceLost):
+                attempt.abandon()
+            raise
         names = self._task.variant_names
         ordered = [rows[clip.clip_id, name] for clip in clips for name in names]
         part = output.to_table(ordered, self._task.schema)

@@ -45,6 +45,19 @@ def test_the_end_of_a_driver_counts_against_no_clip(tmp_path):
     assert ledger.begin(str(tmp_path), "part-000000.parquet", "fifth").alone == ["long"]
 
 
+def test_an_error_without_a_death_leaves_no_suspicion_and_takes_none_away(tmp_path):
+    def attempt() -> ledger.Attempt:
+        return ledger.begin(str(tmp_path), "part-000003.parquet", "run")
+
+    attempt().abandon()
+    assert not ledger.has_marks(str(tmp_path))
+    attempt()  # dies
+    second = attempt()
+    assert second.suspicious
+    second.abandon()
+    assert attempt().deaths == 2
+
+
 def test_nothing_is_left_of_the_ledger_when_all_is_done(tmp_path):
     for part in ("part-000000.parquet", "part-000001.parquet"):
         ledger.begin(str(tmp_path), part, "run")
