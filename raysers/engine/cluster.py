@@ -90,15 +90,24 @@ def _start_here() -> None:
 
 @contextmanager
 def _muted_stderr() -> Iterator[None]:
-    """Keep what Ray's core prints at its start, past Python, off the terminal."""
-    sys.stderr.flush()
+    """Keep what Ray's core prints at its start, past Python, off the terminal.
+
+    Other threads print through `sys.stderr` meanwhile, so that goes on to the terminal.
+    """
+    python_stderr = sys.stderr
+    python_stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
+    terminal = os.fdopen(os.dup(kept), "w", buffering=1, errors="backslashreplace")
     try:
+        if python_stderr is sys.__stderr__:
+            sys.stderr = terminal
         os.dup2(nowhere, 2)
         yield
     finally:
         os.dup2(kept, 2)
+        sys.stderr = python_stderr
+        terminal.flush()
         os.close(kept)
         os.close(nowhere)
 

@@ -83,10 +83,13 @@ class ClipJob:
             if run.earlier is None:
                 list_inputs(flags.input)  # only looks at each: a misspelt one costs no start
             job = cls(flags, run)
-            with ThreadPoolExecutor(1, thread_name_prefix="ray") as starter:
-                if flags.workers != "local" and (flags.workers or plan.has_cluster()):
-                    job._connected = starter.submit(_connect)
+            if flags.workers != "local" and (flags.workers or plan.has_cluster()):
+                job._connected = _connecting()
+            try:
                 yield job
+            finally:
+                if job._connected is not None:  # Ray cannot be shut down while it starts
+                    job._connected.exception()
 
     def prepare(
         self,
@@ -339,10 +342,22 @@ def shard_blocks(manifest: pa.Table, shards: Any, numbers: Sequence[int]) -> lis
     return [references.slice(s, n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
 
 
-def _connect() -> None:
-    from raysers.engine import cluster
+def _connecting() -> Future[None]:
+    """Join or start the cluster in a thread, while the clips are listed."""
+    connected: Future[None] = Future()
 
-    cluster.connect()
+    def connect() -> None:
+        from raysers.engine import cluster
+
+        try:
+            cluster.connect()
+            connected.set_result(None)
+        except BaseException as error:
+            connected.set_exception(error)
+        threading.Event().wait()  # Ray's processes end with the thread that started them
+
+    threading.Thread(target=connect, name="ray", daemon=True).start()
+    return connected
 
 
 def _scored_here(worker: ShardWorker, blocks: Sequence[pa.Table]) -> Iterator[ShardResult]:
