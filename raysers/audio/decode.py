@@ -277,7 +277,8 @@ class AudioReader:
                 f"{info.length_s:.3f} s{reason and f' ({reason})'}",
             )
         container = self._sound.kind[0]
-        if needed == info.promised_frames and streams.goes_on(source, container, info.frames):
+        at_end = needed == info.promised_frames and self._position == info.frames
+        if at_end and streams.goes_on(source, container, info.frames):
             raise ClipError(
                 Status.TRUNCATED,
                 f"more audio follows the {info.duration_s:.3f} s that the file counts, and cannot "
@@ -341,12 +342,10 @@ class AudioReader:
         if start != self._position:
             self._seek(start)
         got = int(self._sound.buffer_read_into(block, dtype="float32"))
-        self._position = self._end = start + got
-        if got < len(block) or not isinstance(self._bytes.handle, int):
-            self._position = None
-            self._bytes.check()
-            if not self._sound.failure:
-                self._position = self._end
+        self._position, self._end = None, start + got
+        self._bytes.check()
+        if not self._sound.failure:
+            self._position = self._end
         return got
 
     def _seek(self, frame: int) -> None:

@@ -264,8 +264,8 @@ def test_bf16_stands_a_rumble_far_louder_than_the_speech(pair: tuple[Scorer, Sco
 
 PEAK = """
 import resource, numpy as np
-from raysers.models.inference import Scorer
 from raysers.models.loading import build_network
+from raysers.models.scorer import Scorer
 from tests.unit.models.networks import loaded, small_config
 wide_front = {"conv_dim": [512, 32, 32, 32, 32, 32, 32]}
 for kind in ("w2v2-b", "w2v2-L"):
