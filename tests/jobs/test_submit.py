@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.jobs import processes
 from tests.jobs.conftest import record_of, rows_of
 from tests.places import REPO, needs_shared
@@ -17,7 +19,7 @@ def _submitted(command: list[str], env: dict[str, str]) -> subprocess.CompletedP
     """Submit, again while the young cluster says that it cannot take jobs yet."""
     for _ in range(30):
         done = subprocess.run(
-            command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=REPO, env=env, capture_output=True, text=True, timeout=240, check=False
         )
         if "No available agent" not in done.stdout + done.stderr:
             break
@@ -26,6 +28,7 @@ def _submitted(command: list[str], env: dict[str, str]) -> subprocess.CompletedP
 
 
 @needs_shared
+@pytest.mark.timeout(600)  # two starts of Ray, beside other tests
 def test_ray_job_submit_runs_the_job_on_the_cluster(clips_folder, emodb_files, tmp_path):
     bin_folder = str(Path(sys.executable).parent)
     env = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
