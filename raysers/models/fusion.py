@@ -91,12 +91,14 @@ def side_by_side(head: str, vectors: dict[str, Floats]) -> Floats:
     return np.concatenate([vectors[source] for source in SOURCES[head]], axis=1)
 
 
-def score_in_blocks(name: str, head: FusionHead, vectors: dict[str, Floats]) -> Floats:
+def score_in_blocks(
+    name: str, head: FusionHead, vectors: dict[str, Floats], *, block: int = _BLOCK
+) -> Floats:
     """Scores [clips, 3] from vectors [clips, size] by source, in little memory for many clips."""
     count = len(next(iter(vectors.values())))
     blocks = [
-        head.score(side_by_side(name, {k: v[at : at + _BLOCK] for k, v in vectors.items()}))
-        for at in range(0, max(count, 1), _BLOCK)
+        head.score(side_by_side(name, {k: v[at : at + block] for k, v in vectors.items()}))
+        for at in range(0, max(count, 1), block)
     ]
     return np.concatenate(blocks)
 

@@ -102,7 +102,7 @@ def regress_mel(
         hidden = frames_to_train(front, geometry, padded, lengths)
         mask = valid(geometry.frames(lengths), hidden.shape[1]).to(hidden.device)
         with torch.no_grad():
-            target = _mel_of_frames(padded, model, hidden.shape[1], settings)[mask]
+            target = mel_of_frames(padded, model, hidden.shape[1], settings)[mask]
             if step == 0:
                 centre, scale = target.mean(0), target.std(0, correction=0).clamp_min(1e-3)
         loss = functional.mse_loss(reader(hidden[mask]), (target - centre) / scale)
@@ -116,7 +116,7 @@ def regress_mel(
     return losses
 
 
-def _mel_of_frames(
+def mel_of_frames(
     padded: Tensor, model: EmotionNetwork, frames: int, settings: MelSettings
 ) -> Tensor:
     """[clips, frames, bands]: one window in the middle of each frame's receptive field."""

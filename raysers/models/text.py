@@ -71,15 +71,17 @@ class TextEncoder:
         self.max_tokens = max_tokens
         self.pooling = pooling
 
-    def encode(self, texts: Sequence[str]) -> Floats:
+    def encode(self, texts: Sequence[str], *, tokens_per_pass: int | None = None) -> Floats:
         """A vector per text, float32 [texts, hidden_size], in their order.
 
         An empty text is one of no words: the vector of the special tokens alone, and zeros where
-        an encoder has none of those.
+        an encoder has none of those. `tokens_per_pass` bounds the padded tokens of a forward pass;
+        None chooses for the device.
         """
         tokens = self._tokenizer.tokens(texts)
+        most = tokens_per_pass or _TOKENS_PER_PASS[self._device.type]
         vectors = np.zeros((len(texts), self.hidden_size), np.float32)
-        for batch in _batches(tokens, _TOKENS_PER_PASS[self._device.type]):
+        for batch in _batches(tokens, most):
             vectors[batch] = self._forward([tokens[i].ids for i in batch])
         return vectors
 

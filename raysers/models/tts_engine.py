@@ -29,7 +29,7 @@ DEFAULT_PITCH = 50
 #: Language of a text that does not say: what the paper's sentences are in.
 _DEFAULT_VOICE = "en-us"
 #: What espeak-ng calls languages that others write otherwise, ISO 639-3 above all.
-_ESPEAK_NAMES = {
+ESPEAK_NAMES = {
     "ara": "ar", "arb": "ar", "ben": "bn", "bul": "bg", "cat": "ca", "ces": "cs", "chi": "cmn",
     "cze": "cs", "dan": "da", "deu": "de", "dut": "nl", "ell": "el", "est": "et", "eus": "eu",
     "fas": "fa", "fin": "fi", "fra": "fr", "fre": "fr", "ger": "de", "gle": "ga", "gre": "el",
@@ -151,7 +151,7 @@ def _voice_of(language: str | None) -> str:
     if name in ("", "en", "eng", "english"):
         return _DEFAULT_VOICE
     known, family = tts.voices(), name.partition("-")[0]
-    return next((n for n in (name, family, _ESPEAK_NAMES.get(family)) if n in known), name)
+    return next((n for n in (name, family, ESPEAK_NAMES.get(family)) if n in known), name)
 
 
 def _check_espeak(voices: Sequence[str], rates: Sequence[int], pitches: Sequence[int]) -> None:

@@ -53,16 +53,17 @@ def read_spoken(folder: str) -> list[tuple[str, str]]:
     return kept
 
 
-def read_map(folder: str, manifests: Sequence[str]) -> Embedded | None:
+def read_map(folder: str, manifests: Sequence[str], *, most: int = MOST) -> Embedded | None:
     """A sample of the clips with embeddings; None when the run has none.
 
     Args:
         folder: of the annotation.
         manifests: folders of runs whose manifests may know the clips.
+        most: clips in the sample.
     """
     if "embedding" not in first_columns(folder, _TABLE):
         return None
-    chosen = _sample(stream(folder, _TABLE, ("clip_id", "status")))
+    chosen = _sample(stream(folder, _TABLE, ("clip_id", "status")), most)
     if not chosen:
         return None
     columns = ("clip_id", "file", "start", "embedding", "valence")
@@ -72,13 +73,13 @@ def read_map(folder: str, manifests: Sequence[str]) -> Embedded | None:
     return _embedded(clips, _labels(clips, manifests))
 
 
-def _sample(parts: Iterator[pa.Table]) -> set[str]:
-    """Ids of at most `MOST` clips with scores."""
+def _sample(parts: Iterator[pa.Table], most: int) -> set[str]:
+    """Ids of at most `most` clips with scores."""
     kept: list[tuple[bytes, str]] = []
     for part in parts:
         good = part.filter(pc.equal(part["status"], str(Status.OK)))
         ids = good["clip_id"].to_pylist()
-        kept = heapq.nsmallest(MOST, [*kept, *((_hash(i), i) for i in ids)])
+        kept = heapq.nsmallest(most, [*kept, *((_hash(i), i) for i in ids)])
     return {clip for _, clip in kept}
 
 

@@ -68,14 +68,21 @@ def dot_chart(dots: Sequence[Dot], how: DotStyle, *, narrow: bool = False) -> Pi
     there = [one for one in dots if not math.isnan(one.value)]
     if not there:
         return {}
+    return plotting.picture(
+        lambda: dot_figure(there, how, narrow=narrow), plotting.formats(narrow=narrow)
+    )
+
+
+def dot_figure(dots: Sequence[Dot], how: DotStyle, *, narrow: bool) -> Any:
+    """The matplotlib figure of `dot_chart`; all dots have values."""
     chart = _Chart(
-        dots=there,
-        columns=list(dict.fromkeys(one.column for one in there)),
-        series=list(dict.fromkeys(one.series for one in there)),
-        limits=_limits(there, how.limits),
+        dots=dots,
+        columns=list(dict.fromkeys(one.column for one in dots)),
+        series=list(dict.fromkeys(one.series for one in dots)),
+        limits=_limits(dots, how.limits),
         how=how,
     )
-    return plotting.picture(lambda: _draw(chart, narrow=narrow), plotting.formats(narrow=narrow))
+    return _draw(chart, narrow=narrow)
 
 
 def _limits(dots: Sequence[Dot], least: tuple[float, float]) -> tuple[float, float]:

@@ -93,10 +93,12 @@ def lr_factor(step: int, total_steps: int, schedule: str, warmup_share: float) -
 class Gradients:
     """The gradients of `parameters` as views into `buckets`, flat and contiguous."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], *, bucket_bytes: int = _BUCKET_BYTES
+    ) -> None:
         self.buckets: list[Tensor] = []
         self._count = len(parameters)
-        for chunk in _chunks(parameters):
+        for chunk in _chunks(parameters, bucket_bytes):
             sizes = [p.numel() for p in chunk]
             bucket = chunk[0].new_zeros(sum(sizes))
             for parameter, part in zip(chunk, torch.split(bucket, sizes), strict=True):
@@ -156,14 +158,14 @@ class AveragedWeights:
             self.averages[number], tensor.data = tensor.data, average
 
 
-def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _chunks(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> Iterator[list[nn.Parameter]]:
     """Neighbours of one type and device that fit into a bucket together."""
     chunk: list[nn.Parameter] = []
     num_bytes = 0
     for parameter in parameters:
         size = parameter.numel() * parameter.element_size()
         other = chunk and (chunk[0].dtype, chunk[0].device) != (parameter.dtype, parameter.device)
-        if chunk and (other or num_bytes + size > _BUCKET_BYTES):
+        if chunk and (other or num_bytes + size > bucket_bytes):
             yield chunk
             chunk, num_bytes = [], 0
         chunk.append(parameter)

@@ -96,7 +96,7 @@ def word_cloud(
     rows = [word for word in words.to_pylist() if word["side"]]
     if not rows:
         return {}
-    path = font or _default_font()
+    path = font or default_font()
     return picture(lambda: _draw(rows, size, seed, path))
 
 
@@ -137,7 +137,8 @@ def _layout(
     return list(cloud.generate_from_frequencies(dict(weights)).layout_)
 
 
-def _default_font() -> str:
+def default_font() -> str:
+    """The file of DejaVu Sans."""
     import matplotlib
 
     return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")

@@ -131,6 +131,6 @@ def test_a_process_that_loaded_it_ends_well():
 
 
 def test_the_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("raysers.models.moonshine.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "moonshine_voice", None)
     with pytest.raises(ConfigError, match=r"pip install 'raysers\[asr\]'"):
         load_asr("moonshine")

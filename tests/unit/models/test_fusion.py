@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from raysers.errors import CheckpointError, ConfigError, TrainingDiverged
-from raysers.models.fusion import SOUND, SOURCES, WORDS, FusionHead, side_by_side
+from raysers.models.fusion import (
+    SOUND,
+    SOURCES,
+    WORDS,
+    FusionHead,
+    score_in_blocks,
+    side_by_side,
+)
 from raysers.models.fusion_folder import Fusion, FusionConfig, load_fusion, save_fusion
 from raysers.models.fusion_training import HeadSettings, Vectors, best_epoch, train_head
 from raysers.models.text import load_text_encoder
@@ -206,12 +213,12 @@ def test_a_folder_that_is_no_fusion_is_refused(changes, words, fusion, tmp_path)
         load_fusion(tmp_path)
 
 
-def test_many_clips_are_scored_in_blocks_that_change_nothing(fusion, monkeypatch):
+def test_many_clips_are_scored_in_blocks_that_change_nothing(fusion):
     values = world(50, 7).values
     vectors = {SOUND: values[:, :4], WORDS: values[:, 4:]}
     whole = fusion.score(vectors)
-    monkeypatch.setattr("raysers.models.fusion._BLOCK", 7)
-    for name, scores in fusion.score(vectors).items():
+    for name, head in fusion.heads.items():
+        scores = score_in_blocks(name, head, vectors, block=7)
         np.testing.assert_allclose(scores, whole[name], atol=1e-6, rtol=0)
     assert fusion.score({k: v[:0] for k, v in vectors.items()})["fused"].shape == (0, 3)
 

@@ -15,7 +15,7 @@ from raysers.errors import ConfigError
 from raysers.models.emotion import EmotionModel
 from raysers.models.logmel import MelSettings
 from raysers.models.masking import normalise
-from raysers.models.mel_front import _mel_of_frames, as_mel_bank, regress_mel
+from raysers.models.mel_front import as_mel_bank, mel_of_frames, regress_mel
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.models.networks import padded_batch, small_model
 
@@ -119,7 +119,7 @@ def test_targets_are_where_the_frames_look() -> None:
     start = 7 * hop + sees // 2 - 100
     signal[0, start : start + 200] = torch.sin(torch.arange(200) * 0.6)
     frames = model.geometry.frames(16_000)
-    target = _mel_of_frames(signal, model, frames, MelSettings())
+    target = mel_of_frames(signal, model, frames, MelSettings())
     assert target.shape == (1, frames, 64)
     assert target[0].mean(1).argmax() == 7
     # 0.6 rad a sample are 1,528 Hz, 21.2 mel; centres lie at 0.75 + 0.684 (i + 1) mel

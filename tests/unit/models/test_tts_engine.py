@@ -11,7 +11,7 @@ import pytest
 from raysers.errors import ClipError, ConfigError
 from raysers.models import tts
 from raysers.models.tts_command import speech_program
-from raysers.models.tts_engine import _ESPEAK_NAMES, NEUTRAL, RANDOM, Engine, Line
+from raysers.models.tts_engine import ESPEAK_NAMES, NEUTRAL, RANDOM, Engine, Line
 
 pytest.importorskip("espeakng_loader")
 
@@ -38,8 +38,8 @@ def test_the_neutral_voice_is_the_plain_one_of_the_language(language, voice):
 
 
 def test_every_other_name_of_a_language_is_of_a_voice_there_is():
-    assert set(_ESPEAK_NAMES.values()) <= set(tts.voices())
-    assert not set(_ESPEAK_NAMES) & set(tts.voices())
+    assert set(ESPEAK_NAMES.values()) <= set(tts.voices())
+    assert not set(ESPEAK_NAMES) & set(tts.voices())
 
 
 def test_random_voices_are_a_function_of_seed_and_text():

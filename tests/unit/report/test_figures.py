@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysers.report.charts import dots_chart, points_chart, selected
-from raysers.report.dots import DotStyle, _Chart, _draw, dot_chart
+from raysers.report.dots import DotStyle, dot_chart, dot_figure
 from raysers.report.evidence import Evidence
 from raysers.report.lines import LineStyle, line_chart
 from raysers.report.map_figure import Embedded, map_chart, places
@@ -76,14 +76,7 @@ def test_several_series_are_named_once_in_their_colours_over_the_panels():
 def test_no_text_of_a_dot_chart_covers_another(shown, narrow):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    chart = _Chart(
-        dots=shown,
-        columns=DIMENSIONS,
-        series=list(dict.fromkeys(d.series for d in shown)),
-        limits=(-0.02, 1.02),
-        how=HOW,
-    )
-    figure = _draw(chart, narrow=narrow)
+    figure = dot_figure(shown, HOW, narrow=narrow)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysers.errors import ConfigError
-from raysers.report import clips
 from raysers.report.clips import read_archive, read_map, read_spoken
 from raysers.report.cost import cost_exhibit, speed, wall_s
 from raysers.report.numbers import by_factor, correctness, learning
@@ -63,11 +62,10 @@ def test_a_sweep_called_like_a_study_does_not_lend_it_its_curves(tmp_path):
     assert [len(found.trial_curves[str(folder)]) for folder in folders] == [1, 1]
 
 
-def test_embeddings_are_a_sample_that_no_cut_into_parts_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "MOST", 25)
+def test_embeddings_are_a_sample_that_no_cut_into_parts_changes(tmp_path):
     small = annotated(tmp_path / "small", part=7)
     large = annotated(tmp_path / "large", part=1000)
-    one, other = (read_map(str(f), [str(f)]) for f in (small, large))
+    one, other = (read_map(str(f), [str(f)], most=25) for f in (small, large))
     assert one is not None
     assert other is not None
     assert len(one.clip_id) == 25

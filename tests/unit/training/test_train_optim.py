@@ -53,12 +53,11 @@ def test_every_step_learns(total: int, warmup: float, name: str, data: st.DataOb
     assert 0 < lr_factor(step, total, name, warmup) <= 1
 
 
-def test_gradients_are_views_that_autograd_fills(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optim, "_BUCKET_BYTES", 200)  # a few parameters a bucket
+def test_gradients_are_views_that_autograd_fills() -> None:
     network = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     unused = nn.Parameter(torch.ones(4))
     parameters = [*network.parameters(), unused]
-    gradients = Gradients(parameters)
+    gradients = Gradients(parameters, bucket_bytes=200)  # a few parameters a bucket
     assert len(gradients.buckets) > 1
     assert sum(bucket.numel() for bucket in gradients.buckets) == sum(p.numel() for p in parameters)
     inputs = torch.randn(6, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from raysers.tuning import figure
-from raysers.tuning import importance as sweep
 from raysers.tuning.importance import Axis, Tried, importance
 
 AXES = [
@@ -45,7 +45,7 @@ def test_the_flag_that_decides_is_first_and_the_one_that_does_nothing_is_last(pa
     if package and not importlib.util.find_spec(package):
         pytest.skip("not installed")
     if package is None:
-        monkeypatch.setattr(sweep, "_has_forest", lambda: False)
+        monkeypatch.setitem(sys.modules, "optuna", None)  # as if not installed
     found = importance(trials(24), AXES, seed=0)
     assert found.method == ("fANOVA" if package else "rank correlation")
     shares = {share.name: share for share in found.shares}
@@ -58,7 +58,7 @@ def test_the_flag_that_decides_is_first_and_the_one_that_does_nothing_is_last(pa
 
 
 def test_without_forests_numbers_have_spearmans_correlation(monkeypatch):
-    monkeypatch.setattr(sweep, "_has_forest", lambda: False)
+    monkeypatch.setitem(sys.modules, "optuna", None)
     tried = trials(15)
     found = {share.name: share.value for share in importance(tried, AXES, seed=0).shares}
     scores = [trial.score for trial in tried[:-1]]
