@@ -351,7 +351,7 @@ def test_a_dry_run_estimates_all_versions_and_writes_nothing(checkpoint, few, tm
     args = ("--input", few, "--output", out, "--model", checkpoint[0], "--dry-run")
     assert run(*args) == 0
     printed = capsys.readouterr().out
-    assert "9 versions of every clip" in printed
+    assert "9 variants of every clip" in printed
     assert "x real time per worker" in printed
     assert not out.exists()
 
