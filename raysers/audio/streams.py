@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ _MAX_PAGES = 1000
 _OGG_TAIL_BYTES = 2 * 65_307
 #: The last frame of a FLAC file mostly starts within so many bytes of the end.
 _FLAC_TAIL_BYTES = 1 << 15
+#: A stream begins with its mark and a STREAMINFO block; the mark alone occurs in compressed audio.
+_FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
 
 #: Flags of the first and the last page of a stream.
 _OGG_BEGIN, _OGG_END = 2, 4
@@ -124,32 +127,43 @@ def goes_on(source: Bytes, container: str, frames: int) -> bool:
     if container != "FLAC":
         return False
     tail = source.at(max(0, source.size - _FLAC_TAIL_BYTES), _FLAC_TAIL_BYTES)
-    if source.size > len(tail) and b"fLaC" in tail:
+    if source.size > len(tail) and _FLAC_START.search(tail):
         return True
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         if tail[at + 1 : at + 2] in (b"\xf8", b"\xf9") and (head := _flac_frame(tail, at)):
             first, is_sample = head
             first *= 1 if is_sample else int.from_bytes(source.at(10, 2), "big")
-            return first >= frames > 0 or source.size - source.tell() > _FLAC_TAIL_BYTES // 2
+            if first < frames or not frames:
+                return source.size - source.tell() > _FLAC_TAIL_BYTES // 2
+            # compressed audio looks like a header now and then, but not like a whole frame
+            if _crc(tail[at:], 16, 0x8005) == 0:
+                return True
     return False
+
+
+def _crc(data: bytes, bits: int, polynomial: int) -> int:
+    """The checksum of FLAC; 0 over data that end with their own."""
+    crc, top, mask = 0, 1 << bits - 1, (1 << bits) - 1
+    for byte in data:
+        crc ^= byte << bits - 8
+        for _ in range(8):
+            crc = (crc << 1 ^ polynomial if crc & top else crc << 1) & mask
+    return crc
 
 
 def _flac_frame(data: bytes, at: int) -> tuple[int, bool] | None:
     """(number, whether it is a sample's and not a frame's) of the FLAC frame at `at`, if any."""
-    head = data[at : at + 16]
-    if len(head) < 16:
+    head = data[at : at + 17]
+    if len(head) < 17:
         return None
     ones = f"{head[4]:08b}".index("0") if head[4] != 0xFF else 8
     extra = max(0, ones - 1)
     size = {6: 1, 7: 2}.get(head[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
     end = 5 + extra + size
-    crc = 0
-    for byte in head[:end]:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc << 1 ^ 7 if crc & 0x80 else crc << 1) & 0xFF
-    if crc != head[end] or ones in (1, 8):
+    if ones in (1, 8) or any(byte >> 6 != 2 for byte in head[5 : 5 + extra]):
+        return None
+    if _crc(head[: end + 1], 8, 7):
         return None
     number = head[4] & 0x7F >> ones
     for byte in head[5 : 5 + extra]:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from raysers.audio.decode import AudioReader, decode, probe
+from raysers.audio.source import open_bytes
+from raysers.audio.streams import goes_on
 from raysers.errors import ClipError
 from raysers.types import Status
 from tests.unit.audio.sounds import FORMATS, encode, noise
@@ -161,3 +163,34 @@ def test_damage_in_the_middle_is_not_truncation():
     data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
     assert fate(bytes(data)) is Status.UNREADABLE
     assert fate(bytes(data), start_ns=8 * S) is Status.OK
+
+
+def _frame_header(number: int) -> bytes:
+    """A FLAC frame header with a right checksum, and bytes behind it that are no frame."""
+    head = b"\xff\xf8\xc5\x08" + chr(number).encode()
+    crc = 0
+    for byte in head:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc << 1 ^ 7 if crc & 0x80 else crc << 1) & 0xFF
+    return head + bytes([crc]) + bytes(range(40))
+
+
+@pytest.mark.parametrize(
+    ("behind", "counted", "expected"),
+    [
+        (b"", 48_000, False),
+        (b"", 30_000, True),  # the header counts less than the frames hold
+        (encode(noise(0.2, 16000), 16000, "FLAC", "PCM_16"), 48_000, True),  # two files joined
+        (b"fLaC\x08r\x94" + bytes(40), 48_000, False),
+        (_frame_header(100), 48_000, False),
+        (_frame_header(5000), 48_000, False),
+        (b"\xff\xf8" + bytes(range(255)), 48_000, False),
+    ],
+)
+def test_marks_that_compressed_audio_holds_by_chance_are_no_more_audio(behind, counted, expected):
+    """Such bytes are in 1 of 250 healthy files."""
+    whole = encode(noise(3, 16000), 16000, "FLAC", "PCM_16")
+    source = open_bytes(io.BytesIO(whole + behind))
+    source.handle.seek(0, 2)
+    assert goes_on(source, "FLAC", counted) is expected
