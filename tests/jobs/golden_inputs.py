@@ -1,6 +1,6 @@
-"""What the commands of the golden tables read: voices, odd files, speech, settings.
+"""Inputs of the golden tables: labelled clips, odd files, texts to speak, a corpus, settings.
 
-All sound is computed: nothing of it depends on files that a machine may not have.
+All audio is computed, so nothing has to be downloaded, and nothing is skipped without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.unit.models.text_folders import write_encoder
 
 SPLITS = {"ann": "dev", "bea": "train", "cid": "test", "dan": "train"}
 SAID = ("this was wonderful", "it was terrible", "a great day", "the time was awful", "you never")
-#: Texts to speak, clear enough for a recogniser of any rounding; the last one says nothing.
+#: Sentences and their sentiment, recognised reliably when spoken; the last one has no words.
 SPOKEN = (
     ("This is wonderful news.", "positive"),
     ("My brother is very angry with me.", "negative"),
@@ -27,9 +27,9 @@ SPOKEN = (
     ("I have 2 brothers.", "neutral"),
     ("...", "neutral"),
 )
-#: EmoDB's names of four clips: speaker, sentence, emotion, version.
+#: Clips of a corpus named as EmoDB's: speaker, sentence, emotion, version.
 EMODB = ("03a01Fa", "08a02Wb", "11b01Ta", "14b03Na")
-#: Studies of the same toy network, which share a cell.
+#: Two studies of one small network; they share a cell.
 TOY = {
     "models": {"toy": "random:tiny"},
     "train": {"epochs": 2, "batch_size": 7, "lr": 3e-3, "dtype": "fp32"},
@@ -41,13 +41,14 @@ STUDIES = {
 
 
 def write_inputs(folder: Path) -> None:
-    """Everything the commands read that no command makes."""
+    """Write all inputs that no command makes."""
     write_labelled_voices(folder / "voices")
     write_odd_files(folder / "odd")
-    sf.write(folder / "odd" / "steady.mp3", tone(16_000), 16_000, bitrate_mode="CONSTANT")
     with tarfile.open(folder / "odd.tar", "w") as tar:
         for name in ("tone.wav", "text.wav"):
             tar.add(folder / "odd" / name, arcname=f"inner/{name}")
+    (folder / "odd" / "gone.wav").symlink_to(folder / "nowhere.wav")  # only in the local folder
+    sf.write(folder / "steady.mp3", tone(16_000), 16_000, bitrate_mode="CONSTANT")
     (folder / "emodb" / "wav").mkdir(parents=True)
     for number, name in enumerate(EMODB):
         sf.write(folder / "emodb" / "wav" / f"{name}.wav", tone(8000, 90 + 10 * number), 16_000)
@@ -60,7 +61,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def write_labelled_voices(folder: Path) -> None:
-    """Voices with a test split, a corpus, transcripts, and valence that is not always the same."""
+    """Write clips and a table of labels with three splits, transcripts and varying valence."""
     rows = read_table(write_voices(folder))
     for number, row in enumerate(rows):
         row["split"] = SPLITS[row["speaker"]]
@@ -71,26 +72,26 @@ def write_labelled_voices(folder: Path) -> None:
 
 
 def tone(samples: int, period: int = 100) -> np.ndarray:
-    """A saw tooth with a break in it, from whole numbers: the same to the last bit anywhere."""
+    """A sawtooth with a pause, from integers: the same bits on every CPU."""
     time = np.arange(samples)
     return (time % period - period / 2) / period * (time % 5000 < 4000)
 
 
 def write_odd_files(folder: Path) -> None:
-    """Sound in several forms, and what else lies in a folder of sound."""
+    """Write audio in several formats, and files that are broken or no audio."""
     (folder / "deep er").mkdir(parents=True)
-    sound = tone(10_000)
-    nan = np.where(np.arange(10_000) == 5000, np.nan, sound)
+    audio = tone(10_000)
+    nan = np.where(np.arange(10_000) == 5000, np.nan, audio)
     for name, samples, rate_hz, subtype in (
-        ("tone.wav", sound, 16_000, "PCM_16"),
+        ("tone.wav", audio, 16_000, "PCM_16"),
         ("deep er/ä 50%20#.wav", tone(12_000, 80), 16_000, "PCM_16"),
-        ("stereo.flac", np.stack([sound, sound / 2], axis=1), 44_100, "PCM_24"),
-        ("telephone.wav", sound, 8000, "ULAW"),
-        ("loud.aiff", np.clip(3 * sound, -1, 1), 16_000, "PCM_16"),
-        ("silence.wav", 0 * sound, 16_000, "PCM_16"),
-        ("short.wav", sound[:160], 16_000, "PCM_16"),
+        ("stereo.flac", np.stack([audio, audio / 2], axis=1), 44_100, "PCM_24"),
+        ("telephone.wav", audio, 8000, "ULAW"),
+        ("loud.aiff", np.clip(3 * audio, -1, 1), 16_000, "PCM_16"),
+        ("silence.wav", 0 * audio, 16_000, "PCM_16"),
+        ("short.wav", audio[:160], 16_000, "PCM_16"),
         ("long.wav", tone(40_000), 16_000, "PCM_16"),
-        ("nothing.wav", sound[:0], 16_000, "PCM_16"),
+        ("nothing.wav", audio[:0], 16_000, "PCM_16"),
         ("nan.wav", nan, 16_000, "FLOAT"),
     ):
         sf.write(folder / name, samples, rate_hz, subtype=subtype)
@@ -101,18 +102,18 @@ def write_odd_files(folder: Path) -> None:
         ("empty.wav", b""),
         ("pointer.wav", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
         ("film.webm", b"\x1a\x45\xdf\xa3" + bytes(500)),
-        ("notes.txt", b"no sound and not meant to be"),
+        ("notes.txt", b"not meant to be audio"),
     ):
         (folder / name).write_bytes(content)
 
 
 def put_talk(bucket: s3.Bucket) -> None:
-    """A recording of what was spoken, with a second of silence after each sentence."""
+    """Put a recording of all synthesized sentences, with a second of silence after each."""
     spoken = [key for key in sorted(bucket.keys()) if key.startswith("synthesize/audio/")]
     parts, rate_hz = [], 0
     for key in spoken:
-        sound, rate_hz = sf.read(io.BytesIO(bucket.get(key)), dtype="int16")
-        parts += [sound, np.zeros(rate_hz, np.int16)]
+        audio, rate_hz = sf.read(io.BytesIO(bucket.get(key)), dtype="int16")
+        parts += [audio, np.zeros(rate_hz, np.int16)]
     sink = io.BytesIO()
     sf.write(sink, np.concatenate(parts), rate_hz, format="WAV")
     bucket.put("talk/talk.wav", sink.getvalue())

@@ -1,7 +1,6 @@
-"""Golden tables: what a job wrote, reduced to what every machine must repeat, beside a kept copy.
+"""Comparing a job's tables with their golden copies in `tests/golden/NAME.parquet`.
 
-Kept in `tests/golden/NAME.parquet`. With `UPDATE_GOLDEN=1` in the environment `check` rewrites the
-ones that differ instead of failing.
+With `UPDATE_GOLDEN=1` in the environment `check` rewrites copies that differ instead of failing.
 """
 
 from __future__ import annotations
@@ -21,20 +20,32 @@ import pytest
 from tests.places import REPO
 
 FOLDER = REPO / "tests" / "golden"
-#: Rewrites the kept tables that differ.
 UPDATE = "UPDATE_GOLDEN"
 
-#: Columns that follow from the run, the clock or an encoder's last bit, and messages, whose wording
-#: may improve.
+#: Columns that differ from run to run, the hash of the audio, and messages, which may be reworded.
 VARYING = frozenset({"run_id", "created_at", "wall_s", "etag", "error"})
 
-#: End of the name of metrics that are shares of bootstrap draws, and two draws of a hundred: which
-#: side a draw falls on can turn with the last bit.
-SHARE_OF_DRAWS, TWO_DRAWS = "_above_0", 0.02
+#: Metrics with this suffix are shares of 100 bootstrap draws. Rounding can move a draw close to 0
+#: to the other side, so they may differ by two draws.
+DRAWS_SUFFIX, DRAWS_ATOL = "_above_0", 0.02
+
+
+def movable(table: pa.Table, folder: str) -> pa.Table:
+    """The table with files in `folder` named relative to it, and without their clip ids."""
+    if not {"file", "clip_id"} <= {*table.column_names}:
+        return table
+    local = pc.starts_with(table["file"], folder)
+    for name, instead in (
+        ("file", pc.replace_substring(table["file"], folder, "")),
+        ("clip_id", pa.scalar(None, pa.string())),
+    ):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pc.if_else(local, instead, table[name]))
+    return table
 
 
 def reduced(tables: Iterable[pa.Table], dropped: Iterable[str] = ()) -> pa.Table:
-    """One table without varying columns and metadata, its rows in an order of their own."""
+    """One table without `VARYING` and `dropped` columns and metadata, sorted by all but floats."""
     table = pa.concat_tables(tables)
     table = table.drop_columns([n for n in table.column_names if n in VARYING | {*dropped}])
     table = table.replace_schema_metadata(None).cast(
@@ -46,7 +57,7 @@ def reduced(tables: Iterable[pa.Table], dropped: Iterable[str] = ()) -> pa.Table
 
 
 def check(name: str, table: pa.Table, atol: float, rtol: float = 1e-5) -> None:
-    """Compare with the kept table; floats may differ by `atol` plus `rtol` of their size."""
+    """Fail unless the golden copy is equal, floats within `atol` plus `rtol` of their size."""
     path = FOLDER / f"{name}.parquet"
     kept = pq.read_table(path) if path.exists() else None
     found = ["no such file"] if kept is None else differences(table, kept, atol, rtol)
@@ -54,27 +65,28 @@ def check(name: str, table: pa.Table, atol: float, rtol: float = 1e-5) -> None:
         FOLDER.mkdir(exist_ok=True)
         pq.write_table(table, path, compression="zstd", write_statistics=False, store_schema=True)
     elif found:
-        pytest.fail(f"{name} is not as in {path.name}:\n" + "\n".join(found), pytrace=False)
+        pytest.fail(f"{path.name} differs:\n" + "\n".join(found), pytrace=False)
 
 
 def differences(table: pa.Table, kept: pa.Table, atol: float, rtol: float) -> list[str]:
-    """A line for every column that is not as kept, or for the shape if that differs."""
-    ours, theirs = ({f.name: str(f.type) for f in t.schema} for t in (table, kept))
+    """A line per column that differs; only the columns or the row counts if these do."""
+    ours, theirs = ([f"{f.name}: {f.type}" for f in t.schema] for t in (table, kept))
     if ours != theirs:
-        changed = sorted({*ours.items()} ^ {*theirs.items()})
-        return [f"column {n}: {theirs.get(n)} kept, now {ours.get(n)}" for n, _ in changed]
+        changed = [f"+ {c}" for c in ours if c not in theirs]
+        changed += [f"- {c}" for c in theirs if c not in ours]
+        return changed or [f"order of columns: was {kept.column_names}, now {table.column_names}"]
     if len(table) != len(kept):
-        return [f"{len(kept)} rows kept, now {len(table)}"]
-    within = np.full((len(table), 1), atol)
+        return [f"rows: were {len(kept)}, now {len(table)}"]
+    within = np.full((len(table), 1), float(atol))
     if "metric" in table.column_names:
-        within[np.array(pc.ends_with(table["metric"], SHARE_OF_DRAWS))] = max(TWO_DRAWS, atol)
+        within[np.array(pc.ends_with(table["metric"], DRAWS_SUFFIX))] = max(DRAWS_ATOL, atol)
     lines = []
     for name in table.column_names:
         same = _same(table[name], kept[name], within, rtol)
         if not same.all():
             row = int(np.argmin(same))
             was, now = kept[name][row].as_py(), table[name][row].as_py()
-            lines.append(f"{name}: {(~same).sum()} rows differ; row {row}: {was!r}, now {now!r}")
+            lines.append(f"{name}: {(~same).sum()} rows differ; row {row} was {was!r}, now {now!r}")
     return lines
 
 
@@ -85,12 +97,14 @@ def _same(
     if not _is_float(ours.type):
         return np.array([a == b for a, b in zip(ours.to_pylist(), theirs.to_pylist(), strict=True)])
     a, b = (_floats(column) for column in (ours, theirs))
+    if a.shape != b.shape:
+        return np.zeros(len(a), bool)
     nulls = np.array(pc.equal(pc.is_null(ours), pc.is_null(theirs)))
     return nulls & np.isclose(a, b, atol=atol, rtol=rtol, equal_nan=True).all(axis=1)
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    """Shape (rows, values of one row); NaN for null."""
+    """Shape (rows, numbers in a row); NaN for null."""
     rows = [v if isinstance(v, list) else [v] for v in column.to_pylist()]
     width = max(map(len, rows), default=0)
     filled = [v if v != [None] else [None] * width for v in rows]
@@ -110,7 +124,7 @@ def _sortable(column: pa.ChunkedArray) -> list[tuple[bool, Any]]:
 
 
 class _Numbers(HTMLParser):
-    """Collects the numbers in the cells of a report's tables, with the place of each."""
+    """Collects the numbers in a report's tables with their position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +156,7 @@ class _Numbers(HTMLParser):
 
 
 def numbers_of_page(html: str, sections: re.Pattern[str]) -> pa.Table:
-    """Numbers in the tables of a report's sections whose ids match."""
+    """The numbers in all tables of a report's sections whose ids match."""
     parser = _Numbers()
     parser.feed(html)
     return pa.Table.from_pylist([n for n in parser.found if sections.match(n["section"])])
