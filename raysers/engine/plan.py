@@ -179,7 +179,8 @@ def index(
     others = [uri for uri in inputs if uri not in finished]
     if others:
         notes = ListingNotes()
-        listed = pa.Table.from_batches(list_inputs(others, notes=notes))
+        batches = [pa.Table.from_batches([batch]) for batch in list_inputs(others, notes=notes)]
+        listed = pa.concat_tables(batches, promote_options="default")  # only tables have labels
         for warning in notes.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         tables += _inspected(listed, segmenting, limit, local)
