@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -30,7 +29,6 @@ from raysers.errors import (
     ObjectForbidden,
     ObjectMissing,
     ObjectUnreadable,
-    RaysersError,
     StorageError,
     TransientStorageError,
 )
@@ -347,26 +345,6 @@ def sweep(uri: str) -> None:
     """Removes half-written files from the folder itself; no other process may be writing there."""
     if not is_remote(uri):
         local.sweep(uri)
-
-
-def check_writable(uri: str) -> None:
-    """Makes sure that objects can be written below `uri`, and makes a local folder.
-
-    Raises:
-        ConfigError: they cannot; one line with the reason.
-    """
-    probe = join(uri, f".raysers-probe-{uuid.uuid4().hex[:12]}")
-    try:
-        if not is_remote(uri) and os.path.exists(uri) and not os.path.isdir(uri):
-            raise ConfigError(f"{uri} is a file: name a folder for the output")
-        write_atomic(probe, b"")
-    except ConfigError:
-        raise
-    except RaysersError as error:
-        raise ConfigError(f"the output folder {uri} cannot be written: {error}") from error
-    # some buckets allow writing and not deleting; an empty hidden object does no harm
-    with suppress(RaysersError):
-        delete(probe)
 
 
 def _store(uri: str) -> ModuleType:

@@ -135,7 +135,38 @@ def test_a_renewal_notices_a_takeover(folder):
     assert json.loads(storage.read_bytes(uri))["job"] == "train"
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere", "a/b", "x" * 300])
+def test_a_disk_folder_is_made_or_refused_in_one_line(tmp_path, place):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be written"):
-        Claim.take(str(tmp_path / "file"), "annotate")
+    output = str(tmp_path / place)
+    if place == "a/b":
+        Claim.take(output, "annotate").release()
+        assert os.listdir(output) == []
+        return
+    with pytest.raises(ConfigError, match="cannot be written") as raised:
+        Claim.take(output, "annotate")
+    assert output in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("denied", "AccessDenied"), ("s3://no-such-bucket-here/out", "NoSuchBucket")],
+)
+def test_a_bucket_that_cannot_be_written_is_refused_in_one_line(s3, s3_faults, place, words):
+    s3_faults.add("/denied/", 403, code="AccessDenied", method="PUT")
+    output = place if place.startswith("s3") else f"{s3.uri}/{place}"
+    with pytest.raises(ConfigError, match=words) as raised:
+        Claim.take(output, "annotate")
+    assert output in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_bucket_that_allows_no_deletes_serves_the_next_run(s3, s3_faults):
+    s3_faults.add("_claim", 403, code="AccessDenied", method="DELETE")
+    output = f"{s3.uri}/out"
+    process = hold(output)
+    process.communicate()
+    Claim.take(output, "annotate").release()

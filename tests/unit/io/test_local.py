@@ -217,6 +217,7 @@ def test_forbidden(tmp_path: Path) -> None:
     script = f"""
 import os
 from raysers.io import storage
+from raysers.io.claim import Claim
 from raysers.errors import *
 os.setuid({NOBODY})
 def fate(call):
@@ -230,7 +231,7 @@ print(fate(lambda: storage.stat(root + "/closed/y.wav")))
 print(fate(lambda: list(storage.list_objects(root))))
 print(fate(lambda: storage.write_atomic(root + "/new.bin", b"x")))
 print(fate(lambda: storage.delete(root + "/open/z.wav")))
-print(fate(lambda: storage.check_writable(root + "/out")))
+print(fate(lambda: Claim.take(root + "/out", "annotate")))
 """
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
@@ -320,17 +321,6 @@ def test_unwritable_disk_is_a_write_error_and_leaves_no_part(
     with pytest.raises(WriteError, match=f"out.bin.*{os.strerror(number)}"):
         storage.write_atomic(str(tmp_path / "out.bin"), b"x")
     assert os.listdir(tmp_path) == []
-
-
-def test_check_writable(tmp_path: Path) -> None:
-    storage.check_writable(str(tmp_path / "a" / "b"))
-    assert (tmp_path / "a" / "b").is_dir()
-    assert os.listdir(tmp_path / "a" / "b") == []
-    file = make(tmp_path / "file")
-    for bad in (file, file / "below", Path("/proc/nowhere")):
-        with pytest.raises(ConfigError, match=str(bad)) as raised:
-            storage.check_writable(str(bad))
-        assert "\n" not in str(raised.value)
 
 
 def test_ranges_and_tar_windows_of_a_local_file(tmp_path: Path) -> None:

@@ -455,20 +455,6 @@ def test_large_upload_goes_in_parts(
         storage.write_atomic(f"{s3.uri}/bad", data)
 
 
-def test_check_writable(s3: Bucket, s3_faults: Faults) -> None:
-    storage.check_writable(f"{s3.uri}/out")
-    assert s3.keys() == []
-    s3_faults.add("/denied/", 403, code="AccessDenied", method="PUT")
-    for uri, words in (
-        (f"{s3.uri}/denied", "AccessDenied"),
-        ("s3://no-such-bucket-here/out", "NoSuchBucket"),
-    ):
-        with pytest.raises(ConfigError, match=words) as raised:
-            storage.check_writable(uri)
-        assert uri in str(raised.value)
-        assert "\n" not in str(raised.value)
-
-
 def test_client_is_shared_by_threads_and_made_anew_after_a_fork(s3: Bucket) -> None:
     with ThreadPoolExecutor(16) as pool:
         clients = set(map(id, pool.map(lambda _: s3_module.client(), range(100))))
