@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import http.client
 import os
+import random
 import re
 import socket
 import struct
@@ -88,6 +89,10 @@ class Faults:
     rules: list[Fault] = field(default_factory=list)
     seen: list[tuple[str, str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    #: Beside the rules, one answer in `bad_one_in` is bad, drawn from `kinds` with `draws`.
+    bad_one_in: int = 0
+    kinds: tuple[str, ...] = ("503", "500", "reset", "short", "less", "stall")
+    draws: random.Random = field(default_factory=random.Random)
     #: The server behind decides and writes in two steps; real stores do both in one.
     one_at_a_time: bool = False
     turn: threading.Lock = field(default_factory=threading.Lock)
@@ -109,6 +114,7 @@ class Faults:
             self.rules.clear()
             self.seen.clear()
             self.one_at_a_time = False
+            self.bad_one_in = 0
 
     def take(self, method: str, target: str, span: str) -> Fault | None:
         with self.lock:
@@ -116,6 +122,10 @@ class Faults:
             fault = next((rule for rule in self.rules if rule.takes(method, target)), None)
             if fault is not None:
                 fault.hits += 1
+            elif self.bad_one_in and self.draws.randrange(self.bad_one_in) == 0:
+                kind = self.draws.choice(self.kinds)
+                stall = kind == "stall"
+                fault = Fault(pattern="", kind="reset" if stall else kind, delay_s=3.0 * stall)
             return fault
 
 

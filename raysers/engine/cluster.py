@@ -122,7 +122,8 @@ def configure_ray_data() -> None:
     context.execution_no_progress_timeout_s = 24 * 3600.0
     # an error in a worker stops the job; rows are never dropped to go on
     context.max_errored_blocks = 0
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # its errors are raised as well, and the command's last line says how to resume
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def dataset_of(blocks: Sequence[pa.Table]) -> Any:

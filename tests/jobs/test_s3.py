@@ -14,7 +14,8 @@ import pytest
 
 from jobs.annotate import main
 from tests.jobs import processes
-from tests.places import needs_shared
+from tests.jobs.conftest import rows_of
+from tests.places import SHARED_DATA, needs_shared
 from tests.published import score_files
 
 pytestmark = needs_shared
@@ -113,6 +114,38 @@ def test_a_bad_day_of_the_store_changes_no_row_and_each_refusal_finds_its_clip(
         names[3]: "unreadable",
         names[5]: "missing",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_bad_answer_in_ten_changes_no_row(s3, s3_faults, tmp_path, monkeypatch):
+    """Refused, reset, cut and stalled answers, bodies cut with a matching Content-Length."""
+    emodb = SHARED_DATA / "emodb" / "wav"
+    monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "10")  # as by default; the tests' 4 are too few
+    args = ("--model", "emodb-tiny", "--workers", "local")
+    assert processes.run(JOB, "--input", emodb, "--output", tmp_path / "out", *args)[0] == 0
+    for file in sorted(emodb.glob("*.wav")):
+        s3.put(f"in/{file.name}", file.read_bytes())
+    s3_faults.draws.seed(0)
+    s3_faults.bad_one_in = 10
+    code, _, errors = processes.run(
+        JOB, "--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", *args
+    )
+    s3_faults.bad_one_in = 0
+    assert code == 0, errors
+
+    def by_name(rows: list[dict]) -> dict[str, dict]:
+        return {
+            Path(r["file"]).name: {k: v for k, v in r.items() if k not in _BY_PLACE} for r in rows
+        }
+
+    expected = by_name(rows_of(tmp_path / "out"))
+    assert len(expected) == len(list(emodb.glob("*.wav"))) > 500
+    assert by_name(_rows(s3, "out")) == expected
+
+
+#: Columns that follow from where a file is and when it was read.
+_BY_PLACE = ("clip_id", "file", "run_id", "created_at")
 
 
 def test_a_store_that_stays_down_stops_the_job_and_the_same_command_goes_on(
