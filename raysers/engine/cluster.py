@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import ray
 from ray.data.read_api import from_blocks
 
 from raysers.engine.plan import Placement
 from raysers.errors import ConfigError, RaysersError, errors_as_rows, raise_from_rows
-from raysers.run import end_on_sigterm
+from raysers.run import Exit, end_on_sigterm
 
 #: More workers than this per CPU only take memory from each other.
 _MAX_WORKERS_PER_CPU = 4
@@ -77,6 +79,7 @@ def _start_here() -> None:
                     include_dashboard=False,
                     log_to_driver=False,
                 )
+            _watch_raylet()
             return
         except Exception as error:
             ray.shutdown()
@@ -86,6 +89,33 @@ def _start_here() -> None:
                     f"Ray does not start on this machine ({reason}): close other programs and "
                     "run the same command again, or use --workers local, which needs no Ray"
                 ) from error
+
+
+def _watch_raylet() -> None:
+    """End this process with one clear line when its raylet dies.
+
+    Ray's core would end it without a word at its next call, or raise whatever that call raises.
+    """
+    children = psutil.Process().children()
+    raylet = next((os.pidfd_open(p.pid) for p in children if p.name() == "raylet"), None)
+
+    def watch() -> None:
+        select.select([raylet], [], [])
+        if not ray.is_initialized():  # the job is over
+            return
+        print(
+            "error: Ray stopped on this machine (its raylet died, perhaps for want of memory): "
+            "the same command resumes where it stopped",
+            file=sys.stderr,
+            flush=True,
+        )
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        os._exit(Exit.FAILED)
+
+    if raylet is not None:
+        threading.Thread(target=watch, name="raylet", daemon=True).start()
 
 
 @contextmanager
