@@ -9,15 +9,11 @@ import pytest
 from raysers.report.archive import (
     BINS,
     Archive,
-    Timeline,
     add,
     hours_by_status,
     longest_files,
     timelines,
 )
-from raysers.report.archive_figure import thinned, timeline_chart
-from raysers.report.data import archive_exhibits
-from raysers.report.evidence import ArchiveFacts, Evidence
 from raysers.schemas import ANNOTATIONS
 from raysers.types import DIMENSIONS, NS_PER_S
 from tests.made_runs import shaped
@@ -89,11 +85,6 @@ def test_the_longest_recordings_are_found_and_read_along_their_time():
     assert len(second.start_s) == 11
 
 
-def test_whole_files_and_short_recordings_have_no_timeline():
-    rows = rows_of_files(1, 1) + rows_of_files(1, 7)
-    assert longest_files(counted(rows, 50), 4) == []
-
-
 def test_memory_is_bounded_by_files_kept_and_a_long_recording_is_not_lost():
     archive = Archive()
     long = rows_of_files(1, 60)
@@ -107,27 +98,3 @@ def test_memory_is_bounded_by_files_kept_and_a_long_recording_is_not_lost():
         add(archive, pa.concat_tables([table, many], promote_options="default"))
         assert len(archive.windows) <= 8192
     assert longest_files(archive, 1) == ["f0"]
-
-
-def test_a_long_timeline_is_thinned_to_means_and_tenths():
-    n = 1000
-    start = np.arange(n) * 2.0
-    scores = np.tile(np.linspace(0, 1, n)[:, None], (1, 3))
-    scores[:50, 0] = np.nan
-    line = Timeline(file="f", start_s=start, end_s=start + 2, scores=scores)
-    middle, mean, low, high = thinned(line, 2)
-    assert len(middle) <= 240
-    assert np.all((low <= mean) & (mean <= high))
-    assert mean.mean() == pytest.approx(0.5, abs=0.01)
-    assert np.isnan(thinned(line, 0)[1][:10]).all()
-    assert timeline_chart(line)["svg"]
-
-
-def test_quantiles_of_the_page_are_those_of_the_scores_to_the_width_of_a_bin():
-    facts = ArchiveFacts(folder="/a", job="annotate", model="m", archive=counted(ROWS, 10))
-    (exhibit,) = archive_exhibits(Evidence(archives=[facts]))
-    (row,) = [r for c in exhibit.charts for r in c.grid.rows if r[0] == "arousal"]
-    values = np.float32([r["arousal"] for r in ROWS if r["status"] == "ok"])
-    for cell, share in zip(row[3:], (0.05, 0.25, 0.5, 0.75, 0.95), strict=True):
-        expected = np.quantile(values, share, method="inverted_cdf")
-        assert float(cell) == pytest.approx(expected, abs=0.021)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
 from raysers.report.charts import dots_chart, points_chart, selected
@@ -18,16 +14,10 @@ from raysers.report.dots import DotStyle, dot_chart, dot_figure
 from raysers.report.evidence import Evidence
 from raysers.report.lines import LineStyle, line_chart
 from raysers.report.map_figure import Embedded, map_chart, places
-from raysers.report.map_section import neighbour_grid
 from raysers.report.numbers import Dot, Point
-from raysers.report.probe_section import by_source, pairs_of
-from raysers.report.svg import Styles, inline
-from raysers.report.sweep_section import axes_of, sweep_exhibits, tried_of
+from raysers.report.sweep_section import sweep_exhibits
 from raysers.types import DIMENSIONS
-from raysers.words.sentence_pairs import Pairs
-from tests.made_runs import pairs_table, probed
 
-NAN = float("nan")
 HOW = DotStyle(axis="CCC with its 95 % interval")
 
 
@@ -55,12 +45,6 @@ def test_a_dot_chart_names_its_rows_and_writes_every_value(narrow):
     assert {"one", "two", *DIMENSIONS} <= set(said)
     assert said.count("0.10") == 3
     assert said.count("0.15") == 3
-
-
-def test_several_series_are_named_once_in_their_colours_over_the_panels():
-    said = words(dot_chart(dots(series=("tuned", "frozen")), HOW)["svg"])
-    assert (said.count("tuned"), said.count("frozen")) == (1, 1)
-    assert "0.10" not in said
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -102,13 +86,6 @@ def drawn_texts(figure):
             low, high = sorted(axis.get_view_interval())
             ticks = [t for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
             yield from (t.label1 for t in ticks if t.label1.get_visible())
-
-
-def test_nothing_is_drawn_without_a_value():
-    empty = [Dot(block="", column="arousal", row="a", value=NAN)]
-    assert dot_chart(empty, HOW) == {}
-    assert dots_chart("k", "", empty, HOW, row="model") is None
-    assert line_chart([], LineStyle(axis="layers")) == {}
 
 
 def test_a_picture_of_many_rows_shows_both_ends_and_its_table_all_of_them():
@@ -175,48 +152,6 @@ def test_a_map_keeps_clusters_apart_and_is_the_same_every_time():
     assert "sex" not in said
 
 
-def test_long_names_leave_a_map_its_room(recwarn):
-    clips = clusters()
-    names = [f"a-speaker-of-a-long-name-{i % 9}" for i in range(60)]
-    clips = replace(clips, known=dict.fromkeys(("corpus", "sex", "speaker"), names))
-    assert set(map_chart(clips, places(clips.embedding), narrow=True)) == {"svg"}
-    assert not [w for w in recwarn if "collapsed" in str(w.message)]
-
-
-def test_names_with_control_characters_make_pictures_that_any_page_can_hold():
-    clips = replace(clusters(), known={"speaker": ["s\x1b[1\uffff"] * 60})
-    drawn = map_chart(clips, places(clips.embedding))["svg"]
-    assert "<svg" in inline(drawn, "a", Styles())
-
-
-def test_the_table_behind_a_map_counts_neighbours_of_the_same_group():
-    rows = neighbour_grid(clusters()).rows
-    assert [row[:3] for row in rows] == [["corpus", f"corpus {g}", 20] for g in range(3)]
-    assert {row[3] for row in rows} == {"1.00"}
-    assert {row[4] for row in rows} == {"0.33"}
-
-
-def test_words_are_shown_by_who_rates_them(tmp_path):
-    words = pq.read_table(probed(tmp_path / "probe") / "words")
-    rated = words.set_column(words.column_names.index("source"), "source", [["/m/tiny"] * 40])
-    both = pa.concat_tables([words, rated])
-    found = [pc.unique(table["source"]).to_pylist() for table in by_source([both])]
-    assert found == [["labels"], ["/m/tiny"]]
-    assert [len(table) for table in by_source([both])] == [40, 40]
-
-
-def test_re_spoken_clips_read_back_as_the_pairs_they_were():
-    rng = np.random.default_rng(1)
-    truth, one, other = rng.random((3, 4, 3)).astype(np.float32).astype(float)
-    one[2] = np.nan
-    pairs = Pairs(clip_id=list("abcd"), truth=truth, original={"m": one}, respoken={"m": other})
-    again = pairs_of(pairs_table(pairs))
-    assert list(again.clip_id) == list("abcd")
-    assert np.array_equal(again.truth, truth)
-    assert np.array_equal(again.original["m"], one, equal_nan=True)
-    assert np.array_equal(again.respoken["m"], other)
-
-
 def sweep(folder: str, score: float, **other):
     row = {"trial": "t0", "number": 0, "status": "done", "error": "", "dev_ccc_mean": score}
     curve = {"study": "sweep", "cell": "t0", "dimension": "mean", "epoch": 1, "ccc": score}
@@ -232,26 +167,3 @@ def test_sweeps_in_folders_of_the_same_name_are_told_apart():
     for exhibit, (rows, curves) in zip(exhibits, (one, other), strict=True):
         (alone,) = sweep_exhibits(Evidence(trials=rows, trial_curves=curves))
         assert exhibit.charts[-1].picture == alone.charts[-1].picture
-
-
-def test_a_flag_that_a_trial_does_not_have_is_a_dash_in_its_table():
-    rows, curves = sweep("/runs/sweep", 0.1, param_momentum=None)
-    (exhibit,) = sweep_exhibits(Evidence(trials=rows, trial_curves=curves))
-    assert exhibit.charts[0].grid.rows[0][3:5] == ["0.1", "–"]
-
-
-def test_trials_of_a_sweep_are_read_with_the_flags_that_vary():
-    rows = [
-        {"trial": f"t{i}", "number": i, "status": "done", "dev_ccc_mean": 0.1 * i, "param_lr": lr,
-         "param_pooling": "mean", "param_seed": None if i else 3, "param_freeze": f}
-        for i, (lr, f) in enumerate(((1e-4, "none"), (1e-2, "auto")))
-    ]  # fmt: skip
-    axes = axes_of(rows)
-    assert [(a.name, a.numeric, a.log) for a in axes] == [
-        ("freeze", False, False),
-        ("lr", True, True),
-    ]
-    curves = [{"cell": "t1", "dimension": "mean", "epoch": e, "ccc": e / 10} for e in (2, 1)]
-    tried = tried_of(rows, curves)
-    assert tried[1].values["lr"] == 1e-2
-    assert list(tried[1].curve) == [(1, 0.1), (2, 0.2)]

@@ -38,21 +38,6 @@ def test_several_seeds_of_a_study_are_one_mark():
     assert brief(numbers.by_factor(frozen, "frozen"))[0][2:] == ("m, 2 seeds", "frozen", 0.2)
 
 
-def test_variants_with_a_seed_too_few_stay_in_one_row_which_says_so():
-    rows = [
-        value(0.1 * n, seed=n, study="frozen", factor_value=factor_value)
-        for factor_value, seeds in (("frozen", (1, 2)), ("fine-tuned", (1, 2, 3)))
-        for n in seeds
-    ]
-    found = numbers.by_factor(rows, "frozen")
-    assert [(d.row, d.series) for d in found] == [
-        ("m, 2 to 3 seeds", "frozen"),
-        ("m, 2 to 3 seeds", "fine-tuned"),
-    ]
-    undefined = [value(NAN, seed=1, study="backbones"), value(0.4, seed=2, study="backbones")]
-    assert [(d.row, d.value) for d in numbers.correctness(undefined)] == [("m", 0.4)]
-
-
 @pytest.mark.parametrize(
     ("figure", "known"),
     [
@@ -172,27 +157,6 @@ def test_figure_5_begins_with_the_hardest_speaker_by_the_mean_over_models_and_di
     assert [(d.row, d.series) for d in found] == [("b", "m"), ("b", "n"), ("a", "m"), ("a", "n")]
 
 
-def test_figure_6_compares_the_fused_scores_only():
-    rows = [
-        value(0.06, model="fused", metric="ccc_difference", group="model", group_value="text head"),
-        value(0.5, model="m", metric="ccc_difference", group="model", group_value="n"),
-    ]
-    assert [(d.row, d.value) for d in numbers.fusion(rows)] == [("text head", 0.06)]
-
-
-def test_figures_7_and_9_set_variants_of_a_model_side_by_side():
-    rows = [
-        value(0.2, study="frozen", factor_value="frozen"),
-        value(0.5, study="frozen", factor_value="fine-tuned"),
-        value(0.1, study="pretraining", factor_value="random"),
-    ]
-    found = numbers.by_factor(rows, "frozen")
-    assert [(d.row, d.series, d.value) for d in found] == [
-        ("m", "frozen", 0.2),
-        ("m", "fine-tuned", 0.5),
-    ]
-
-
 def test_figure_12_is_the_mean_over_seeds_with_a_sample_standard_deviation():
     rows = [
         {"study": "seeds", "model": "m", "dimension": "valence", "epoch": 1, "ccc": ccc, "seed": s}
@@ -223,14 +187,6 @@ def test_figure_14_orders_shares_as_numbers_and_pools_seeds():
         ("emodb", 1.0, 0.6, 1),
     ]
     assert (found[0].low, found[0].high) == (pytest.approx(0.1), pytest.approx(0.6))
-
-
-def test_lines_are_named_by_what_differs():
-    layers = {"study": "layers", "factor_value": "4"}
-    two = [value(dataset="a", **layers), value(dataset="b", **layers)]
-    assert [p.series for p in numbers.over_numbers(two, "layers")] == ["a", "b"]
-    both = [*two, value(dataset="a", model="n", **layers)]
-    assert [p.series for p in numbers.over_numbers(both, "layers")] == ["m, a", "m, b", "n, a"]
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from raysers.errors import ConfigError
-from raysers.report.clips import read_archive, read_map, read_spoken
+from raysers.report.clips import read_map
 from raysers.report.cost import cost_exhibit, speed, wall_s
 from raysers.report.numbers import by_factor, correctness, learning
 from raysers.report.reading import read_evidence
-from raysers.report.run_tables import stream
 from raysers.schemas import CURVES
 from tests.made_runs import (
     EVIL,
@@ -23,7 +21,6 @@ from tests.made_runs import (
     shaped,
     studied,
     trained,
-    transcribed,
     tuned,
     write,
 )
@@ -73,45 +70,6 @@ def test_embeddings_are_a_sample_that_no_cut_into_parts_changes(tmp_path):
     assert np.array_equal(one.embedding, other.embedding)
     assert set(one.known["sex"]) == {"female", "male"}
     assert one.labelled
-
-
-def test_embeddings_belong_to_their_clips(tmp_path):
-    folder = annotated(tmp_path / "run")
-    found = read_map(str(folder), [])
-    assert found is not None
-    tables = [pq.read_table(p) for p in sorted((folder / "annotations").glob("*.parquet"))]
-    rows = {r["clip_id"]: r for t in tables for r in t.to_pylist() if r["status"] == "ok"}
-    assert set(found.clip_id) == set(rows)
-    for clip, vector in zip(found.clip_id, found.embedding, strict=True):
-        assert vector.tolist() == rows[clip]["embedding"]
-    assert not found.labelled
-    assert set(found.known["sex"]) == {""}
-
-
-def test_without_embeddings_or_rows_there_is_no_map_and_no_archive(tmp_path):
-    folder = annotated(tmp_path / "run", embeddings=False)
-    assert read_map(str(folder), []) is None
-    assert read_archive(str(tmp_path / "none"), "annotations", "annotate") is None
-
-
-def test_an_archive_is_counted_and_its_recording_read_along(tmp_path):
-    found = read_archive(str(annotated(tmp_path / "run", part=11)), "annotations", "annotate")
-    assert found is not None
-    assert (found.archive.clips, found.archive.failed, found.model) == (90, 10, "emodb-tiny")
-    (line,) = found.timelines
-    assert len(line.start_s) == 45
-    assert np.all(np.diff(line.start_s) == 4)
-
-
-def test_transcripts_shown_are_the_first_by_name(tmp_path):
-    found = read_spoken(str(transcribed(tmp_path / "run")))
-    assert found == [(f"/d/{i}.wav", text) for i, text in enumerate(("", *EVIL))]
-
-
-def test_parts_come_in_the_order_of_their_names_however_many(tmp_path):
-    folder = annotated(tmp_path / "run", part=3)
-    ids = [i for part in stream(str(folder), "annotations", ["clip_id"]) for i in part["clip_id"]]
-    assert [i.as_py() for i in ids] == [f"c{i:05d}" for i in range(90)]
 
 
 def test_what_runs_cost_is_told_per_device_hour(tmp_path):

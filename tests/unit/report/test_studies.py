@@ -9,7 +9,6 @@ import pytest
 from raysers.report.evidence import Evidence
 from raysers.report.figures import paper_figures
 from raysers.report.studies_section import study_exhibits, study_gaps
-from raysers.report.tables import paper_tables
 from raysers.report.values import PAPER_STUDIES, Value
 from raysers.studies.study import study_names
 from tests.unit.report.test_numbers import value
@@ -41,20 +40,6 @@ def test_a_copy_of_the_backbones_shows_its_models_with_intervals_and_the_random_
     ]
 
 
-def test_variants_of_a_model_are_told_apart_by_what_the_study_varies():
-    values = [cell("a", 0.5, "head", "linear"), cell("a", 0.6, "head", "deep")]
-    assert [row[0] for row in ccc(*values)] == ["linear", "deep"]
-    values += [cell("b", 0.3, "head", "linear"), cell("b", 0.4, "head", "deep")]
-    assert [row[:2] for row in ccc(*values)] == [
-        ["a", "linear"],
-        ["a", "deep"],
-        ["b", "linear"],
-        ["b", "deep"],
-    ]
-    many = [cell(m, 0.1, "head", f"head {i}") for m in "ab" for i in range(5)]
-    assert ccc(*many)[5][0] == "b, head 0"
-
-
 def test_a_number_that_is_varied_makes_lines_and_seeds_do_not():
     steps = [cell("a", v, "share", s) for s, v in (("50 %", 0.5), ("100 %", 0.7))]
     assert [row[1] for row in ccc(*steps)] == ["50 %", "100 %"]
@@ -76,17 +61,6 @@ def test_what_else_was_measured_is_shown_and_nothing_goes_into_the_paper_s_figur
     assert why["Figure 2"] == "What the runs measured of it is of other studies: mine."
     assert why["Figure 5"].startswith("No evaluated speaker")
     assert paper_figures(Evidence())[1][0].why == "No evaluation is among the runs."
-
-
-def test_a_study_on_msp_podcast_has_its_row_beside_related_work():
-    found = Evidence(values=[cell("a", 0.5, dataset="msp-podcast", split="test1")])
-    _, table, _ = paper_tables(found)
-    assert table.grids[0].rows[-1][:4] == [
-        "here",
-        "a (mine)",
-        "msp-podcast test1",
-        "0.500 [0.400, 0.600]",
-    ]
 
 
 def test_a_study_without_a_measured_cell_is_named_among_what_is_missing():

@@ -30,29 +30,12 @@ def test_what_studies_have_in_common_is_one_run():
     assert len(grid.runs) == 8 + 7 + 4 + 7 + 7 + 1
 
 
-def test_runs_that_differ_in_anything_are_two():
-    grid = _grid(PAPER)
-    settings = [(run.job, str(run.settings), run.needs) for run in grid.runs.values()]
-    assert len(set(settings)) == len(settings)
-
-
-def test_a_run_keeps_its_name_whatever_else_is_asked_for():
-    few, many = _grid("layers"), _grid(PAPER)
-    assert set(few.runs) <= set(many.runs)
-
-
 @pytest.mark.parametrize("scale", ["full", "small"])
 def test_what_is_needed_comes_first(scale):
     grid = _grid(PAPER, scale=scale)
     order = list(grid.runs)
     for name, run in grid.runs.items():
         assert all(order.index(other) < order.index(name) for other in run.needs)
-
-
-@pytest.mark.parametrize("scale", ["full", "small"])
-def test_cells_have_names_of_their_own(scale):
-    cells = _grid(PAPER, scale=scale).cells
-    assert len({(cell.study, cell.cell) for cell in cells}) == len(cells)
 
 
 def test_looks_look_at_the_models_of_figure_2():
@@ -98,23 +81,6 @@ def test_an_unknown_backbone_is_refused_with_its_key(tmp_path):
     path.write_text("models: [w2v2-XXL]")
     with pytest.raises(ConfigError, match="key 'models': 'w2v2-XXL': unknown model"):
         make_grid([read_study(str(path), "full")], "full")
-
-
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    path = tmp_path / "own.yaml"
-    path.write_text("models: {own: ./not-there}")
-    with pytest.raises(ConfigError, match=r"key .models.: \./not-there does not exist"):
-        make_grid([read_study(str(path), "full")], "full")
-
-
-def test_a_relative_folder_means_the_same_everywhere(tmp_path, monkeypatch):
-    (tmp_path / "network").mkdir()
-    path = tmp_path / "own.yaml"
-    path.write_text("models: {own: ./network}")
-    monkeypatch.chdir(tmp_path)
-    grid = make_grid([read_study(str(path), "full")], "full")
-    (run,) = grid.runs.values()
-    assert run.settings["backbone"] == str(tmp_path / "network")
 
 
 def test_an_output_keeps_places_that_mean_the_same_everywhere(tmp_path, monkeypatch):

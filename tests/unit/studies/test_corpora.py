@@ -78,15 +78,6 @@ def test_half_a_split_is_refused():
         arrange({"a": _corpus("a", TEN, splits={"f0": "train", "m0": "test"})}, ["a"], [], 0)
 
 
-def test_the_fingerprint_sees_labels_and_splits():
-    one = arrange({"a": _corpus("a", TEN)}, ["a"], [], 0)
-    other = _corpus("a", TEN)
-    place = other.schema.get_field_index("arousal")
-    other = other.set_column(place, other.schema.field(place), pa.array([0.4] * 30, pa.float32()))
-    assert one.fingerprint != arrange({"a": other}, ["a"], [], 0).fingerprint
-    assert one.fingerprint == arrange({"a": _corpus("a", TEN)}, ["a"], [], 0).fingerprint
-
-
 def test_made_up_corpora_have_speakers_of_both_sexes_and_all_emotions():
     for corpus in (HOME, ABROAD, *BEGINNINGS["all-languages"]):
         lines = list(utterances(corpus))
@@ -110,9 +101,3 @@ def test_made_up_labels_are_varied_and_words_follow_the_valence():
     sad = [one for one in lines if one.labels[2] < 0.3]
     assert sum("terrible" in one.text for one in sad) > 5
     assert not any("terrible" in one.text for one in happy)
-
-
-def test_made_up_speech_is_drawn_from_names_not_from_order():
-    lines = {one.clip: one for one in utterances(HOME)}
-    again = {one.clip: one for one in reversed(list(utterances(HOME)))}
-    assert lines == again

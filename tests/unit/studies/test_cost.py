@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from io import StringIO
-
 import pytest
 import torch
-from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from raysers.models.backbones import BACKBONES
 from raysers.models.loading import build_network
-from raysers.run import RunRecord
-from raysers.studies.cost import Heard, operations_per_s, print_cost
-from raysers.studies.experiments import make_grid
+from raysers.studies.cost import operations_per_s
 from raysers.studies.networks import BEGINNINGS, small_config
-from raysers.studies.plan import StudyingFlags, StudyPlan
-from raysers.studies.study import read_studies
-from raysers.tuning.trials import Ended
 
 
 @pytest.mark.parametrize("alias", ["w2v2-b", "w2v2-L-robust"])
@@ -54,30 +46,3 @@ def test_small_networks_keep_what_tells_the_families_apart():
         for key in ("model_type", "feat_extract_norm", "do_stable_layer_norm", "conv_bias"):
             assert small[key] == full[key]
         assert small["hidden_size"] < full["hidden_size"]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_money_is_asked_for_places_and_for_what_is_left(tmp_path, ray_session, workers):
-    """A place is what a cell takes, with all its workers."""
-    flags = StudyingFlags(
-        study=("seeds",), data=("/corpus",), output=str(tmp_path), usd_per_hour=1e6,
-        workers_per_trial=workers,
-    )  # fmt: skip
-    grid = make_grid(read_studies(flags.study, "full"), "full")
-    done, *left = (tmp_path / "runs" / name for name in grid.runs)
-    Ended(name=done.name, path=str(done), status="done").save()
-    earlier = RunRecord(
-        run_id="0", job="study", status="done", started_at="", config={}, settings={}, versions={},
-        command=[],
-    )  # fmt: skip
-    plan = StudyPlan(
-        flags=flags, wanted=("seeds",), studies=(), grid=grid, settings={}, earlier=earlier
-    )
-    printed = StringIO()
-    print_cost(plan, Heard(train_s=1e6, dev_s=1e5, judged_s=1e5), Console(file=printed, width=200))
-    lines = printed.getvalue().splitlines()
-    assert sum(" train        done before" in line for line in lines) == 1
-    hours = [float(line.split()[-1]) for line in lines if " train " in line and "done" not in line]
-    assert len(hours) == len(left) == 5
-    (cost,) = [line.removeprefix("cost: $") for line in lines if line.startswith("cost: $")]
-    assert float(cost) / 1e6 == pytest.approx(sum(hours), rel=0.01)

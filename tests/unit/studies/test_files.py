@@ -114,9 +114,3 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
 def test_an_unknown_study_is_told_its_neighbour():
     with pytest.raises(ConfigError, match="did you mean 'backbones'"):
         read_studies(["backbone"], "full")
-
-
-def test_two_studies_of_one_name_are_refused(tmp_path):
-    path = _written(tmp_path, GOOD, "seeds.yaml")
-    with pytest.raises(ConfigError, match="two studies are called 'seeds'"):
-        read_studies(["seeds", path], "full")

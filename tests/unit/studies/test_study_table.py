@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 
 from raysers.schemas import CELLS, STUDY_METRICS
-from raysers.studies.table import main_ccc, print_cells
+from raysers.studies.table import print_cells
 
 
 def _metric(cell: str, split: str, dimension: str, value: float | None, **other) -> dict:
@@ -35,13 +34,6 @@ METRICS = pa.Table.from_pylist(
     ],
     schema=STUDY_METRICS,
 )
-
-
-def test_a_dataset_is_shown_by_its_test_split():
-    found = main_ccc(METRICS.filter(pc.equal(METRICS["cell"], "a")))
-    assert found["s", "a"]["home test"]["arousal"] == 0.5
-    assert found["s", "a"]["abroad all"] == {"arousal": 0.3}
-    assert "home dev" not in found["s", "a"]
 
 
 def test_every_cell_is_a_line_and_failed_ones_say_why():

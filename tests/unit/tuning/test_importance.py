@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.stats import spearmanr
 
-from raysers.tuning import figure
 from raysers.tuning.importance import Axis, Tried, importance
 
 AXES = [
@@ -71,39 +68,3 @@ def test_few_trials_say_nothing_and_some_come_with_a_warning():
     assert importance(trials(5), AXES, seed=0).shares == []
     assert "too few" in importance(trials(5), AXES, seed=0).note
     assert "few, so trust the intervals" in importance(trials(8), AXES, seed=0).note
-
-
-def drawn(picture):
-    assert b"<svg" in picture["svg"]
-    image = np.asarray(Image.open(io.BytesIO(picture["png"])).convert("RGB"))
-    assert image.std() > 5  # not an empty page
-    return image
-
-
-def test_pictures_of_trials_are_the_same_bytes_every_time():
-    tried = trials(12)
-    for draw in (
-        lambda: figure.parallel_coordinates(tried, AXES),
-        lambda: figure.learning_curves(tried),
-        lambda: figure.importance_bars(importance(tried, AXES, seed=0)),
-    ):
-        picture = draw()
-        drawn(picture)
-        assert draw() == picture
-
-
-def test_nothing_to_show_is_no_picture():
-    failed = trials(5)[-1:]
-    assert figure.parallel_coordinates(failed, AXES) == {}
-    assert figure.learning_curves(failed) == {}
-    assert figure.importance_bars(importance(failed, AXES, seed=0)) == {}
-
-
-def test_the_lines_go_through_the_values_on_their_scales():
-    scale = figure._Scale(AXES[0], [1e-5, 1e-3])
-    assert scale.height(1e-4) == pytest.approx(0.5)
-    assert scale.ticks() == [(0.0, "1e-05"), (1.0, "0.001")]
-    words = figure._Scale(AXES[1], ["none", "cnn", "backbone"])
-    assert [words.height(name) for name in ("backbone", "cnn", "none")] == [0.0, 0.5, 1.0]
-    alone = figure._Scale(AXES[2], [7, 7])
-    assert (alone.height(7), alone.ticks()) == (0.5, [(0.5, "7")])

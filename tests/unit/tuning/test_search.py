@@ -97,18 +97,6 @@ def test_optuna_goes_on_from_records_as_if_never_interrupted():
     assert [one.point for one in resumed] == [one.point for one in whole]
 
 
-def test_optuna_takes_trials_at_work_and_cut_short_into_account():
-    pytest.importorskip("optuna")
-    search = OptunaSearch(space=SPACE, seed=1, start=4)
-    shown = swept(search, 6)
-    shown.append(Shown(point=shown[0].point, scores={1: 0.1}, state="pruned"))
-    shown.append(Shown(point=shown[1].point, scores={}, state="running"))
-    shown.append(Shown(point=shown[2].point, scores={}, state="complete"))  # failed: worthless
-    point = search.point(9, shown)
-    assert LR.low <= point["lr"] <= LR.high
-    assert point != search.point(9, shown[:6])
-
-
 def refuse_high_rates(point):
     if point["lr"] > 1e-4:
         raise ConfigError("--lr is too high")

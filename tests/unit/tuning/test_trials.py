@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,9 @@ from pathlib import Path
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from raysers.errors import ConfigError, RaysersError, TrainingDiverged, WriteError
+from raysers.errors import ConfigError, TrainingDiverged, WriteError
 from raysers.run import Run
-from raysers.tuning.trial_store import Book
-from raysers.tuning.trials import Ended, Piece, Progress, Share, failure, run_pieces, stored
+from raysers.tuning.trials import Ended, Piece, Share, failure, run_pieces, stored
 
 EPOCHS = 4
 
@@ -145,19 +143,6 @@ def test_what_failed_for_a_missing_package_is_done_by_the_next_command_and_nothi
     assert [calls(place, n) for n in DRAWN] == after
 
 
-def test_more_retries_make_only_those_final_that_would_repeat(ended):
-    assert not ended[3].is_final(2)
-    assert ended[6].is_final(2)
-    assert ended[0].is_final(0)
-
-
-def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / "trial.json").write_text("{")
-    with pytest.raises(RaysersError, match=r"trial.json is damaged"):
-        stored(str(tmp_path))
-    assert stored(str(tmp_path / "nothing")) is None
-
-
 def test_what_lies_outside_of_a_piece_is_counted_in_one_command_only():
     outside = [WriteError("disk full"), ConfigError("no hub"), OSError(28, "No space left")]
     for error in outside:
@@ -168,46 +153,3 @@ def test_what_lies_outside_of_a_piece_is_counted_in_one_command_only():
     own = Ended(name="a", path="/a", status="failed", failures=2, **failure(ValueError("bad")))
     assert own.is_final(1)
     assert own.again() == own
-
-
-@pytest.fixture
-def book(tmp_path) -> Book:
-    """Trainings 0 and 1, a look at each of them, and one at both."""
-    needs = {2: ("piece-0",), 3: ("piece-1",), 4: ("piece-0", "piece-1")}
-    wanted = pieces(tmp_path, range(5), needs)
-    return Book(wanted, 0, None, Progress(total=5, at_once=3), lambda _: None)
-
-
-def finish(book: Book, piece: Piece) -> None:
-    book.start(piece)
-    book.reported(piece, {"raysers_end": json.dumps({"status": "done"})})
-    book.over(piece)
-
-
-def test_a_piece_is_handed_out_when_what_it_needs_is_over(book):
-    first, second = book.next(), book.next()
-    assert [first.name, second.name] == ["piece-0", "piece-1"]
-    assert book.next() is None
-    assert len(book.held) == 3
-    finish(book, second)
-    assert book.next().name == "piece-3"
-    assert book.next() is None
-    finish(book, first)
-    assert [book.next().name, book.next().name] == ["piece-2", "piece-4"]
-    assert book.next() is None
-    assert not book.held
-
-
-def test_who_needs_a_piece_that_died_is_recorded_without_a_place(book, tmp_path):
-    first, second = book.next(), book.next()
-    book.start(first)
-    book.gave_up(first)
-    assert book.next() is None
-    assert stored(first.path).outside
-    blamed = [stored(str(tmp_path / f"piece-{n}")) for n in (2, 4)]
-    assert blamed[0].error.startswith("it needs piece-0, which failed: its worker process died")
-    assert (blamed[0].attempts, blamed[1]) == (0, None)  # the other need is still at work
-    finish(book, second)
-    assert book.next().name == "piece-3"
-    assert book.next() is None
-    assert book.ended["piece-4"].error == blamed[0].error
