@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from raysers.errors import ClipError
 from raysers.models.fusion_folder import FusionConfig
-from raysers.types import Status
 from raysers.words import fusion_parts
-from raysers.words.fusion_task import FusionWorker
 
 CONFIG = {
     "acoustic_revision": "a1", "text_revision": "b2", "asr_revision": "c3", "text_pooling": "mean",
@@ -44,13 +40,3 @@ def test_hub_models_are_asked_for_by_the_commit_of_the_training(names, expected)
         fusion_parts.pinned_recogniser(config),
     )
     assert asked == expected
-
-
-def test_a_clip_without_words_is_a_row_and_its_neighbours_are_untouched():
-    """A file mended after the start may have no transcript, and the fusion no recogniser."""
-    worker = object.__new__(FusionWorker)
-    worker._recogniser, worker._recognise_all = None, False
-    known, unknown = worker._words([np.zeros(9, np.float32)] * 2, ["yes", None])
-    assert known == {"text": "yes", "asr_model": "manifest"}
-    assert isinstance(unknown, ClipError)
-    assert unknown.status == Status.MODEL_ERROR

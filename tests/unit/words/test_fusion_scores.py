@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import audmetric
@@ -12,14 +11,12 @@ import pytest
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.scores import Scores
 from raysers.words.fusion_card import FusionFacts, fusion_card
-from raysers.words.fusion_figure import differences_figure
 from raysers.words.fusion_scores import (
     ACOUSTIC,
     AUDIO_HEAD,
     FUSED,
     TEXT_HEAD,
     differences,
-    differences_table,
     fusion_rows,
     main_split,
 )
@@ -83,42 +80,6 @@ def test_dev_and_test_clips_are_never_put_together(rows):
     assert main_split([row for row in rows if row.split == "dev"]) == "dev"
     unsplit = replace(made(), columns={"corpus": ["made"] * 120})
     assert {row.split for row in fusion_rows(unsplit, Bootstrap(draws=0))} == {"all"}
-
-
-def test_only_fused_minus_others_is_compared(rows):
-    compared = [row for row in rows if row.metric.endswith("_difference")]
-    assert {row.model for row in compared} == {FUSED}
-    assert {row.group_value for row in compared} == {ACOUSTIC, AUDIO_HEAD, TEXT_HEAD}
-    assert len(differences(rows)) == 2 * 3 * 3
-
-
-def test_the_table_has_every_difference_with_its_interval(rows):
-    lines = differences_table(rows).splitlines()
-    assert len(lines) == 2 + 2 * 3
-    row = only(differences(rows), split="test", group_value=ACOUSTIC, dimension="valence")
-    (line,) = [line for line in lines if "test: fused - acoustic model" in line]
-    assert f"+{row.value:.3f}".replace("+0.", "+.") in line
-    assert "<b>" not in line
-    assert line.replace("\\|", "").count("|") == 5
-    assert differences_table([row for row in rows if row.metric == "ccc"]) == ""
-
-
-def test_the_picture_is_of_the_test_split_and_the_same_again(rows):
-    picture = differences_figure(rows)
-    assert sorted(picture) == ["png", "svg"]
-    assert differences_figure(list(rows)) == picture
-    test = [row for row in rows if row.split == "test"]
-    assert differences_figure(test) == picture
-    assert differences_figure([row for row in rows if row.metric == "ccc"]) == {}
-    one = [row for row in rows if row.dimension == "valence"]
-    assert len(differences_figure(one)["svg"]) < len(picture["svg"])
-
-
-def test_differences_without_draws_have_no_interval():
-    rows = fusion_rows(made(), Bootstrap(draws=0))
-    assert all(math.isnan(row.ci_low) for row in rows)
-    assert "[" not in differences_table(rows)
-    assert differences_figure(rows)
 
 
 def test_the_card_says_what_it_is_made_of_and_what_is_wrong_with_it(rows):

@@ -12,7 +12,7 @@ from raysers.data.manifest import write_manifest
 from raysers.errors import ConfigError
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import clip_id
-from raysers.words.probe import chosen_clips, dataset_of, transcribed
+from raysers.words.probe import chosen_clips, transcribed
 
 
 @pytest.fixture
@@ -58,22 +58,10 @@ def test_test_splits_are_taken_unless_others_are_asked_for(corpus, splits, asked
     assert notes == []
 
 
-def test_a_limit_takes_the_first_clips(corpus):
-    clips, _ = chosen_clips([corpus(["dev", "test", "test", "test"], ["a"] * 4)], [], 2)
-    assert [file[-7:] for file in clips["file"].to_pylist()] == ["001.wav", "002.wav"]
-
-
 def test_only_clips_whose_words_are_known_are_transcribed(corpus):
     clips, _ = chosen_clips([corpus(["test"] * 5, ["a", None, "", " \n", "שלום"])], [])
     assert len(clips) == 5
     assert transcribed(clips)["transcript"].to_pylist() == ["a", "שלום"]
-
-
-def test_corpus_and_split_are_named_when_there_is_one(corpus):
-    one, _ = chosen_clips([corpus(["test1"] * 2, ["a"] * 2)], [])
-    assert dataset_of(one) == ("made", "test1")
-    two, _ = chosen_clips([corpus(["test1", "test2"], ["a"] * 2, ["b", "a"])], [])
-    assert dataset_of(two) == ("a+b", "all")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import unicodedata
 
@@ -14,9 +13,8 @@ from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
 from raysers.evaluation.draws import Bootstrap
-from raysers.words.ratings import WORDS, transcribed_row, word_ratings, word_rows
+from raysers.words.ratings import WORDS, word_ratings
 from raysers.words.tokens import folded, tokens
-from tests.places import SHARED_DATA, needs_shared
 
 FEW = Bootstrap(draws=50)
 
@@ -51,13 +49,6 @@ def test_words_of_a_text(text, words):
     assert all(unicodedata.is_normalized("NFC", word) for word in found)
 
 
-def test_spellings_that_fold_together():
-    assert folded("STRASSE") == folded("straße") == "strasse"
-    assert folded("ΟΔΟΣ") == folded("οδος")
-    assert folded("Schöne") == folded("scho\u0308ne") != folded("schone")
-
-
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_has_words_that_are_words_again(text):
     found = tokens(text)
@@ -140,15 +131,6 @@ def test_intervals_draw_speakers_with_all_their_clips():
     assert words["alone"]["ci_low"] is None  # one speaker says nothing about others
 
 
-def test_interval_is_that_of_an_independent_bootstrap():
-    rng = np.random.default_rng(5)
-    values = rng.beta(2, 3, 80)
-    go = rated(corpus([("go", v) for v in values]), bootstrap=Bootstrap(draws=2000))["go"]
-    means = rng.choice(values, (4000, 80)).mean(axis=1)
-    assert go["ci_low"] == pytest.approx(np.percentile(means, 2.5), abs=0.006)
-    assert go["ci_high"] == pytest.approx(np.percentile(means, 97.5), abs=0.006)
-
-
 @settings(max_examples=10, deadline=None)
 @given(st.permutations(range(12)), st.booleans())
 def test_order_of_the_rows_does_not_matter(order, with_ids):
@@ -168,35 +150,3 @@ def test_missing_transcripts_or_labels_are_refused():
         word_ratings(pa.table({"valence": [0.5]}))
     with pytest.raises(ConfigError, match="1 of 2 clips have words"):
         word_ratings(corpus([("hello", math.nan), ("😀", 0.4)]))
-
-
-def test_rows_of_the_metrics_table_are_of_the_ranked_words():
-    words = word_ratings(
-        corpus([(w, i / 10) for i, w in enumerate("abcdef") for _ in range(2)]),
-        least=2, most=1, bootstrap=FEW, source="some/model",
-    )  # fmt: skip
-    rows = word_rows(words, dataset="made", split="test")
-    assert {(r.group, r.group_value, r.n, r.model) for r in rows} == {
-        ("word", "a", 2, "some/model"),
-        ("word", "f", 2, "some/model"),
-    }
-    assert {r.dimension for r in rows} == {"valence"}
-
-
-def test_share_of_transcribed_clips_stands_beside_the_papers():
-    table = corpus([("hello", 0.5), ("", 0.5), ("...", 0.5), ("yes", 0.5)])
-    row = transcribed_row(table, dataset="msp-podcast", split="test1")
-    assert (row.value, row.paper, row.n) == (0.5, 0.55, 4)
-    assert math.isnan(transcribed_row(table, dataset="emodb").paper)
-
-
-@needs_shared
-def test_words_of_emobank_are_rated_as_one_would():
-    with (SHARED_DATA / "text" / "emobank.csv").open(newline="", encoding="utf-8") as file:
-        rows = [(r["text"], (float(r["V"]) - 1) / 4) for r in csv.DictReader(file)]
-    words = word_ratings(corpus(rows), bootstrap=Bootstrap(draws=20))
-    found = {row["word"]: row for row in words.to_pylist()}
-    assert {"killed", "died", "fear", "pain"} <= {w for w, r in found.items() if r["side"] == "low"}
-    assert {"wonderful", "love", "happy"} <= {w for w, r in found.items() if r["side"] == "high"}
-    assert sum(row["side"] != "" for row in found.values()) == 100
-    assert found["the"]["side"] == ""

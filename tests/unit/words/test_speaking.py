@@ -17,7 +17,6 @@ import soundfile
 from raysers.data.manifest import probe_batch
 from raysers.data.segments import Segmenting
 from raysers.data.sources import list_inputs
-from raysers.engine import ledger
 from raysers.models import tts
 from raysers.models.tts_command import speech_program
 from raysers.models.tts_engine import NEUTRAL, RANDOM, Engine
@@ -152,18 +151,6 @@ def test_what_is_there_is_not_spoken_again_and_what_is_broken_is(tmp_path):
         }
 
 
-def test_a_finished_shard_is_left_alone(tmp_path):
-    block = block_of(tmp_path, TEXTS)
-    speak_shard(block, speaking(tmp_path))
-    first = rows_of(tmp_path)
-    for file in (tmp_path / "audio").iterdir():
-        file.unlink()
-    summary = speak_shard(block, speaking(tmp_path, run_id="again", resumed=True))
-    assert rows_of(tmp_path) == first
-    assert dict(zip(*summary.to_pydict().values(), strict=True)) == {"ok": 5, "empty": 2}
-    assert list((tmp_path / "audio").iterdir()) == []
-
-
 def test_retry_speaks_failed_texts_again_and_no_others(tmp_path):
     script = tmp_path / "say.py"
     script.write_text(
@@ -188,25 +175,6 @@ def test_retry_speaks_failed_texts_again_and_no_others(tmp_path):
     assert [row["run_id"] for row in rows] == ["run", "2", "2"]
     assert [row["voice"] for row in rows] == [None] * 3
     assert (tmp_path / "diary").read_text().split() == ["now", "later", "never", "later", "never"]
-
-
-def test_a_text_that_kills_its_worker_is_given_up_and_the_others_are_spoken(tmp_path):
-    script = tmp_path / "say.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "if open(sys.argv[1]).read() == 'die': os.kill(os.getppid(), signal.SIGKILL)\n" + SOUND
-    )
-    command = f"{sys.executable} -S {script} {{text_file}} {{output}}"
-    engine = Engine(program=speech_program(command, timeout_s=20, folder="/"))
-    block = block_of(tmp_path, ["one", "die", "two"], OWN, engine)
-    codes = []
-    while not codes or (codes[-1] and len(codes) < 6):  # as often as Ray would start it again
-        codes.append(elsewhere(tmp_path, block, command))
-    # one death of the shard, and two of the text alone
-    assert codes == [-9] * (1 + ledger.MAX_DEATHS) + [0]
-    rows = rows_of(tmp_path)
-    assert [row["status"] for row in rows] == ["ok", "worker_died", "ok"]
-    assert list((tmp_path / "_attempts").iterdir()) == []
 
 
 def test_speech_goes_to_object_storage(s3):
@@ -248,17 +216,3 @@ def test_names_do_not_depend_on_the_rest_of_the_texts(tmp_path):
     assert names(texts[::-3]) == {text: everything[text] for text in texts[::-3]}
     assert names(texts, seed=1) != everything
     assert all(os.path.basename(f).startswith(t.replace(" ", "-")) for t, f in everything.items())
-
-
-def test_shards_hold_every_row_once_in_order():
-    for rows in (1, 16, 17, 1000, 70_000):
-        numbers = pa.nulls(rows, pa.int32())
-        texts = pa.array(map(str, range(rows)), pa.string())
-        how = {"voice": texts, "rate_wpm": numbers, "pitch": numbers}
-        plan = pa.table({"text": texts, **how, "file": texts})
-        blocks = shard_blocks(plan)
-        assert pa.concat_tables(blocks)["file"].to_pylist() == plan["file"].to_pylist()
-        assert [set(block["shard"].to_pylist()) for block in blocks] == [
-            {i} for i in range(len(blocks))
-        ]
-        assert max(map(len, blocks)) <= 1000

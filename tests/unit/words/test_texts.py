@@ -11,13 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raysers.data.corpora import read_labelled
-from raysers.data.manifest import probe_batch, read_manifest, write_manifest
-from raysers.data.segments import Segmenting
 from raysers.errors import ConfigError
-from raysers.types import DIMENSIONS
-from raysers.words.texts import fingerprint, read_texts, without_repeats
-from tests.places import SHARED_DATA, needs_shared
+from raysers.words.texts import read_texts
 
 ODD = [
     'He said "no", then left',
@@ -120,18 +115,6 @@ def test_what_has_no_text_or_repeats_another_row_is_left_out_and_said(tmp_path):
     ]
 
 
-@needs_shared
-def test_a_manifest_gives_its_transcripts(tmp_path):
-    listed = read_labelled([str(SHARED_DATA / "emodb")]).table.slice(0, 30)
-    write_manifest(str(tmp_path / "manifest"), probe_batch(listed, Segmenting()))
-    read = read_texts(str(tmp_path)).table
-    written = read_manifest(str(tmp_path))
-    assert len(read) == 30
-    assert read["text"].to_pylist() == written["transcript"].to_pylist()
-    assert read["source_clip_id"].to_pylist() == written["clip_id"].to_pylist()
-    assert set(DIMENSIONS) <= set(read.column_names)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -158,32 +141,3 @@ def test_nothing_there_is_named(tmp_path):
         read_texts(str(tmp_path / "none.csv"))
     with pytest.raises(ConfigError, match="folder without a manifest"):
         read_texts(str(tmp_path))
-
-
-def test_a_manifest_left_half_written_is_refused(tmp_path):
-    """Its first part is written last: without it nobody knows how many there were to be."""
-    pq.write_table(pa.table({"transcript": ["the end"]}), tmp_path / "part-00001.parquet")
-    with pytest.raises(ConfigError, match="incomplete"):
-        read_texts(str(tmp_path))
-
-
-def test_fingerprint_changes_with_any_value_name_order_or_type():
-    table = pa.table({"text": ["a", "b"], "n": [1, 2]})
-    others = [
-        table.slice(0, 1),
-        table.take([1, 0]),
-        table.rename_columns(["text", "m"]),
-        pa.table({"text": ["a", "b"], "n": ["1", "2"]}),
-        pa.table({"text": ["a", "b"], "n": [1, None]}),
-    ]
-    assert len({fingerprint(t) for t in [table, *others]}) == 6
-    assert fingerprint(pa.concat_tables([table.slice(0, 1), table.slice(1)])) == fingerprint(table)
-
-
-def test_without_repeats_keeps_the_first_of_equal_rows():
-    table = pa.table({"text": ["b", "a", "b", "b"], "n": [1, 1, 1, None]})
-    assert without_repeats(table).to_pylist() == [
-        {"text": "b", "n": 1},
-        {"text": "a", "n": 1},
-        {"text": "b", "n": None},
-    ]

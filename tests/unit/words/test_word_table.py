@@ -40,16 +40,3 @@ def test_names_from_manifests_cannot_steer_the_terminal():
     )
     assert "[bold]line" in text.replace("\n", "")
     assert not set(text) & {"\x1b", "\x07", "\u202e", "\x9b", "\r"}
-
-
-def test_many_groups_are_cut_and_counted():
-    count = 40
-    text = printed(
-        Transcribed(
-            clip_id=[str(i) for i in range(count)],
-            said=["one"] * count,
-            heard=["one"] * count,
-            columns={"corpus": [f"c{i:02}" for i in range(count)]},
-        )
-    )
-    assert "17 more groups are on disk" in text
