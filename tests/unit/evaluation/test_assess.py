@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from raysers.evaluation.baseline import NAME
-from raysers.evaluation.evaluate import Options, assess, home_dataset
+from raysers.evaluation.evaluate import Options, assess
 from tests.unit.evaluation.worlds import speakers_world
 
 
@@ -45,14 +45,3 @@ def test_what_is_missing_is_said():
     assert "so few speakers" not in notes_of(made)
     few = with_columns(made, speaker=["a", "b", "c"] * 80)
     assert "made test (3): intervals from so few speakers" in notes_of(few)
-
-
-def test_the_home_corpus_is_the_papers_unless_named():
-    made = with_columns(speakers_world(), corpus=["msp-podcast"] * 120 + ["emodb"] * 120)
-    assert home_dataset(made, "") == "msp-podcast"
-    assert home_dataset(made, "emodb") == "emodb"
-    drops = [r for r in assess(made, Options(draws=10))[0] if r.metric == "ccc_drop"]
-    assert {r.dataset for r in drops} == {"emodb"}
-    other = with_columns(made, corpus=["a"] * 120 + ["b"] * 120)
-    assert "--in-domain" in notes_of(other)
-    assert home_dataset(speakers_world(), "made") == ""  # there is no other

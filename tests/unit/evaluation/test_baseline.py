@@ -36,11 +36,3 @@ def test_its_agreement_is_none_and_the_interval_says_so():
     assert row.ci_low < 0 < row.ci_high
     assert abs(row.value) < 0.06
     assert row.n == 2000
-
-
-def test_it_is_measured_on_the_clips_a_model_was_measured_on():
-    truth = np.linspace(0, 1, 10)
-    prediction = truth.copy()
-    prediction[:4] = np.nan
-    rows = correctness_rows(with_baseline(scores(truth, model=prediction)), draws=0)
-    assert {r.n for r in rows} == {6}

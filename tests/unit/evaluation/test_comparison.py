@@ -25,17 +25,6 @@ def test_difference_by_hand():
     assert only(rows, metric="ccc_difference_above_0").n == 3
 
 
-def test_a_model_does_not_differ_from_itself():
-    made = speakers_world()
-    good = made.predictions["good"]
-    rows = comparison_rows(
-        scores(made.truth, columns=made.columns, one=good, two=good), Bootstrap(draws=100)
-    )
-    for row in rows:
-        expected = (0,) if row.metric.endswith("above_0") else (0, 0, 0)
-        assert (row.value, row.ci_low, row.ci_high)[: len(expected)] == expected
-
-
 def test_interval_and_share_equal_brute_force():
     made = speakers_world(clips=80, speakers=8)
     rows = comparison_rows(made, Bootstrap(draws=200, seed=9))
@@ -81,10 +70,3 @@ def test_only_clips_both_predicted_count():
     assert row.n == 60
     expected = ccc(made.truth[40:, 2], pair["good"][40:, 2]) - ccc(made.truth[40:, 2], poor[40:, 2])
     assert row.value == pytest.approx(expected)
-
-
-def test_three_models_are_compared_in_pairs():
-    made = scores(TRUTH, a=TRUTH, b=TRUTH, c=TRUTH)
-    rows = comparison_rows(made, Bootstrap(draws=0))
-    pairs = {(r.model, r.group_value) for r in rows}
-    assert pairs == {("a", "b"), ("a", "c"), ("b", "c")}

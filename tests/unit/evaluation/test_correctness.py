@@ -10,7 +10,7 @@ from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.rows import to_table
 from raysers.evaluation.scores import base_cells
 from raysers.schemas import METRICS
-from tests.unit.evaluation.worlds import only, scores, speakers_world
+from tests.unit.evaluation.worlds import only, scores
 
 SIX = np.array([0.0, 0.5, 1.0, 0.0, 0.5, 1.0])
 #: CCC 2/3 on the first three (the metric's own example, halved), 1 on the last three.
@@ -65,27 +65,6 @@ def test_the_drop_is_the_share_of_the_home_value_that_is_lost():
     row = only(drop_rows(made, "home", Bootstrap(draws=50)), metric="ccc_drop")
     assert row.value == pytest.approx(1 / 3)  # from 1 to 2/3
     assert (row.dataset, row.group, row.group_value, row.n) == ("away", "dataset", "home test", 3)
-
-
-def test_the_drop_compares_test_splits_and_its_interval_holds_it():
-    made = speakers_world(clips=480, speakers=24)
-    columns = dict(made.columns)
-    columns["corpus"] = ["home" if i % 2 else "away" for i in range(480)]
-    columns["split"] = ["test1" if i % 4 < 3 else "train" for i in range(480)]
-    made = scores(made.truth, columns=columns, good=made.predictions["good"])
-    row = only(drop_rows(made, "home", Bootstrap()), dimension="valence")
-    assert (row.group_value, row.split) == ("home test1", "test1")
-    assert row.ci_low < row.value < row.ci_high
-    assert abs(row.value) < 0.2  # the same world
-
-
-def test_the_drop_is_undefined_without_agreement_at_home():
-    made = scores(
-        np.concatenate([SIX, SIX]),
-        columns={"corpus": ["home"] * 6 + ["away"] * 6},
-        m=np.concatenate([1 - SIX, SIX]),
-    )
-    assert np.isnan(only(drop_rows(made, "home", Bootstrap(draws=20)), dataset="away").value)
 
 
 def test_rows_become_the_long_table_with_nulls_for_what_is_undefined():

@@ -57,13 +57,6 @@ def test_a_moved_corpus_joins_by_the_path_below_its_root():
     assert (found.by_id, found.by_path) == (0, 3)
 
 
-def test_some_predictions_of_a_moved_corpus_join_too():
-    values, found = joined(table(WHOLE), table([("/b/x/2.wav", 0, None)], [0.5]))
-    assert values[1] == 0.5
-    assert np.isnan([values[0], values[2]]).all()
-    assert (found.by_path, found.unpredicted) == (1, 2)
-
-
 def test_the_end_of_the_file_is_an_open_end():
     known = [(f, s, 2.5 + i) for i, (f, s, _) in enumerate(WHOLE)]
     assert joined(table(WHOLE), table(known))[0] == pytest.approx([0, 0.1, 0.2])
@@ -147,13 +140,6 @@ def test_clips_without_any_label_are_no_labels():
     labels = table(WHOLE).set_column(5, "arousal", values)
     labels = labels.drop_columns(["dominance", "valence"])
     assert labelled_only(labels)["file"].to_pylist() == ["/a/x/2.wav"]
-
-
-def test_what_is_known_of_the_clips_comes_along():
-    labels = table(WHOLE, speaker=pa.array(["s1", None, "s2"]))
-    scores, _ = join(labels, {"m": table(WHOLE)})
-    assert scores.column("speaker") == ["s1", "", "s2"]
-    assert scores.column("sex") == ["", "", ""]
 
 
 NAMES = st.sampled_from(["a", "b", "c"])

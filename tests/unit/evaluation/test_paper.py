@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from raysers.evaluation.paper import paper_model, paper_numbers, with_paper
+from raysers.evaluation.paper import paper_numbers, with_paper
 from raysers.evaluation.rows import Row
 from tests.places import SHARED_DATA, needs_shared
 
@@ -76,14 +76,6 @@ def test_the_backbone_a_model_was_trained_from_counts():
     assert np.isnan(paper_of(one, names={"s3://bucket/run7": "random:w2v2-L-robust"}))
 
 
-def test_means_over_datasets_need_the_papers_three():
-    mean = row("all", "", metric="sex_fairness_score", group="sex", dimension="mean")
-    three = [row(*place) for place in SIZES]
-    assert with_paper([*three, mean])[0][-1].paper == 0.019
-    assert np.isnan(with_paper([*three[:2], mean])[0][-1].paper)
-    assert np.isnan(with_paper([*three, row("emodb", "all"), mean])[0][-1].paper)
-
-
 def test_what_cannot_be_compared_is_said():
     assert with_paper([row()])[1] == []
     assert "300 clips here, 12,902 in the paper" in with_paper([row(n=300)])[1][0]
@@ -91,12 +83,6 @@ def test_what_cannot_be_compared_is_said():
     assert "not comparable" in with_paper([row(split="test2")])[1][0]
     assert "emodb is not in the paper" in with_paper([row("emodb", "all")])[1][0]
     assert "mine is not one of the paper's models" in with_paper([row(model="mine")])[1][0]
-
-
-def test_paper_model_reads_aliases_and_paths():
-    assert paper_model("w2v2-l-xls-r") == "w2v2-L-xls-r"
-    assert paper_model("s3://bucket/cnn14/") == "CNN14"
-    assert paper_model("audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim") == ""
 
 
 @needs_shared

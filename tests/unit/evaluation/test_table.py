@@ -46,31 +46,6 @@ def test_every_kind_of_result_is_printed_in_100_columns(made):
     assert "more groups are in the table on disk" in text  # 12 speakers and two sexes
 
 
-def test_names_too_long_for_their_line_get_one_of_their_own(made):
-    name = "x" * 120
-    renamed = Scores(
-        clip_id=made.clip_id,
-        truth=made.truth,
-        predictions={name: next(iter(made.predictions.values()))},
-    )
-    rows, _ = assess(renamed, Options(draws=10))
-    lines = printed(rows)
-    place = lines.index(f"  {name}")
-    value = only(rows, model=name, metric="ccc", dimension="arousal").value
-    assert number(value) in lines[place + 1]
-    assert all(len(line) <= WIDTH for line in lines if name not in line)
-
-
-def test_numbers():
-    assert [number(v) for v in (0.5, -0.0456, 0.99951, -1, -0.0001)] == [
-        ".500",
-        "-.046",
-        "1.000",
-        "-1.000",
-        ".000",
-    ]
-
-
 def test_short_names_stay_different():
     found = short_names(["/a/model", "/b/model", "/c/other", "hub/one"])
     assert found == {"/a/model": "/a/model", "/b/model": "/b/model", "/c/other": "other", "hub/one": "one"}  # fmt: skip  # noqa: E501

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import soundfile as sf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -108,14 +108,6 @@ def test_a_tone_stays_a_tone_in_a_long_clip(seconds):
     assert spectrum[6000] > 0.99 * spectrum.sum()
 
 
-def test_the_paper_tone_is_louder_by_the_crest_factor_less_3_db():
-    x = formula_input()
-    crest_db = 20 * math.log10(np.abs(x).max() / np.sqrt(np.mean(x.astype(float) ** 2)))
-    peak, rms = (perturbations.additive_tone(x, 5000, 40, r) - x for r in ("peak", "rms"))
-    louder_db = 20 * math.log10(np.linalg.norm(peak) / np.linalg.norm(rms))
-    assert louder_db == pytest.approx(crest_db - 20 * math.log10(2**0.5), abs=0.01)
-
-
 def speech() -> list[np.ndarray]:
     files = sorted((SHARED_DATA / "emodb" / "wav").glob("*.wav"))[::25]
     return [sf.read(f, dtype="float32")[0] for f in files]
@@ -175,7 +167,6 @@ audio = npst.arrays(
 
 
 @pytest.mark.parametrize("row", PERTURBATIONS, ids=lambda row: row.name)
-@settings(max_examples=25, deadline=None)
 @given(x=audio, seed=st.integers(0, 100))
 def test_any_clip_gives_finite_float32_and_is_itself_unchanged(row, x, seed):
     before = x.copy()
@@ -219,25 +210,6 @@ def test_the_same_draw_gives_the_same_clip_and_another_one_another():
         for a, b in zip(first, again, strict=True):
             np.testing.assert_array_equal(a, b)
         assert len({a.tobytes() for a in first}) > 1
-
-
-def test_every_choice_is_drawn_about_equally_often():
-    row = next(p for p in PERTURBATIONS if p.name == "gain")
-    drawn = [row.apply(np.ones(1), np.random.default_rng(s))[1]["gain_db"] for s in range(400)]
-    counts = np.array([drawn.count(value) for value in (-2, -1, 1, 2)])
-    assert counts.sum() == 400
-    assert counts.min() > 70
-
-
-def test_the_table_is_the_papers_and_ser_tests():
-    names = [row.name for row in PERTURBATIONS]
-    assert names == [
-        "additive_tone", "append_zeros", "clip", "crop_beginning", "gain", "highpass", "lowpass",
-        "white_noise", "crop_end", "prepend_zeros",
-    ]  # fmt: skip
-    tone = PERTURBATIONS[0].choices
-    assert (min(tone["frequency_hz"]), max(tone["frequency_hz"])) == (5000, 7000)
-    assert all(row.source and row.is_random for row in PERTURBATIONS)
 
 
 @pytest.mark.parametrize(

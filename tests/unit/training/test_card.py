@@ -1,6 +1,5 @@
 """The model card, read back by the hub's own parser, a Markdown renderer, and Python."""
 
-import json
 import math
 import re
 import subprocess
@@ -252,23 +251,3 @@ def test_the_shown_class_scores_as_we_do_with_torch_and_transformers_alone(
     (ours,) = Scorer(loaded, dtype="fp32", device="cpu", threads=1).score([signal]).scores
     assert scope["score"](signal) == pytest.approx(ours.tolist(), abs=1e-5)
     assert len(set(np.round(ours, 6).tolist())) == 3
-
-
-@pytest.mark.parametrize("change", [{"pooling": "attentive"}, {"model_type": "cnn14"}])
-def test_no_class_is_shown_that_would_not_compute_the_scores(change):
-    assert "```python" not in model_card(replace(FACTS, **change))
-
-
-def test_the_card_names_every_fact_of_the_training():
-    card = model_card(FACTS)
-    for part in (
-        "697,123",
-        "690,000",
-        "400 samples (25 ms)",
-        "epoch 4",
-        "torch 2.13.0",
-        "0123abcd",
-    ):
-        assert part in card
-    assert json.dumps("./tiny-model") in card
-    assert "learning_curve.png" in card

@@ -16,7 +16,6 @@ from raysers.data.manifest import read_manifest, write_manifest
 from raysers.errors import ConfigError
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed, TrainingData, choose, index_data
-from raysers.training.plan import with_absolute_paths
 from raysers.training.session import Outcome, run_training
 from raysers.training.team import TrainingStopped
 from raysers.tuning.trial import command_of
@@ -141,19 +140,6 @@ def test_a_category_loss_without_categories_is_refused(flags, place, ray_session
     with pytest.raises(ConfigError, match="--category-weight"):
         run_training(own, as_plain(own), alone=True)
     assert not (tmp_path / "out").exists()
-
-
-def test_map_and_speakers_mean_the_same_file_from_every_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = TrainingFlags(
-        data=("d",), output="o", emotion_map="russell-mehrabian", speakers="who.csv"
-    )
-    assert with_absolute_paths(flags).emotion_map == "russell-mehrabian"
-    assert with_absolute_paths(flags).speakers == str(tmp_path / "who.csv")
-    assert with_absolute_paths(replace(flags, emotion_map="map.yaml")).emotion_map == str(
-        tmp_path / "map.yaml"
-    )
-    assert with_absolute_paths(replace(flags, speakers="")).speakers == ""
 
 
 def test_the_card_names_a_command_that_gives_the_same_model(flags):

@@ -8,9 +8,7 @@ import math
 import pytest
 
 from raysers.training import checkpoint
-from raysers.training.dev import cut_by_length
 from raysers.training.position import Position
-from raysers.training.progress import TrainingMonitor, epoch_line
 
 FILES = {"weights.safetensors": b"w", "optimizer.safetensors": b"o"}
 
@@ -96,33 +94,3 @@ def test_a_position_survives_json_to_the_last_bit():
     position.sums.steps = 2
     notes = json.loads(json.dumps(position.notes()))
     assert Position.of_notes(5, notes) == position
-
-
-def test_dev_clips_are_cut_once_each_within_the_budget():
-    lengths_s = [3.0, 0.5, 2.0, 9.0, 2.5, 0.7]
-    pieces = cut_by_length(lengths_s, 6.0)
-    assert sorted(n for piece in pieces for n in piece) == list(range(6))
-    assert all(len(p) == 1 or len(p) * max(lengths_s[n] for n in p) <= 6.0 for p in pieces)
-
-
-def test_the_monitor_keeps_one_record_an_epoch_and_the_first_failure():
-    monitor = TrainingMonitor()
-    for epoch, loss in ((1, 0.5), (2, 0.4), (1, 0.6)):
-        monitor.epoch({"epoch": epoch, "train_loss": loss})
-    assert [r["train_loss"] for r in monitor.snapshot(0)[1]] == [0.6, 0.4]
-    assert [r["epoch"] for r in monitor.snapshot(1)[1]] == [2]
-    monitor.fail("StorageError", "first")
-    monitor.fail("RaysersError", "second")
-    assert monitor.failure() == ("StorageError", "first")
-
-
-def test_an_epochs_line_has_every_dimension_and_the_speed():
-    position = Position()
-    position.sums.steps, position.sums.loss = 1, 0.25
-    position.sums.audio_s, position.sums.wall_s = 7200.0, 100.0
-    position.end_epoch(
-        {"arousal": 0.7, "dominance": 0.6, "valence": math.nan}, lr=0.1, keep_last=False
-    )
-    line = epoch_line(position.history[0], 5)
-    for part in ("epoch 1/5", "arousal 0.700", "valence -", "0.02 audio hours/s", "2.0 h"):
-        assert part in line

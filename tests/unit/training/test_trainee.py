@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import audmetric
 import numpy as np
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
 
-from raysers.errors import ConfigError, TrainingDiverged
+from raysers.errors import TrainingDiverged
 from raysers.models.initialize import start_model
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.scorer import Scorer
-from raysers.training.batch import Batch, MicroBatch, batch_ccc, pad
+from raysers.training.batch import Batch, MicroBatch
 from raysers.training.group import Alone, Group
 from raysers.training.learner import Trainee
 from raysers.training.settings import TrainSettings
@@ -53,6 +52,11 @@ def finished(run: Run, group: Group) -> tuple[Arrays, list[float]]:
     return parameters_of(trainee), [result.loss for result in results]
 
 
+#: Which runs are spread over how many processes.
+SPREAD = [
+    ("plain", 2), ("absent", 4), ("dropout", 2), ("cnn14", 2), ("cnn14", 4), ("few clips", 4),
+]  # fmt: skip
+
 #: The same runs are compared with again and again.
 alone_after = functools.cache(partial(finished, group=Alone()))
 
@@ -79,11 +83,9 @@ NAN = PLAIN.but(nan_clip=int(batches_of(PLAIN)[0][5]))
 
 @pytest.fixture(scope="module")
 def spread() -> dict[tuple[str, int], list[Any]]:
-    """All runs by 2 and by 4 processes: what each process ended with."""
+    """Runs by 2 or 4 processes: what each process ended with."""
     jobs: dict[tuple[str, int], tuple[Callable[[Group], Any], int]] = {
-        (name, size): (partial(finished, run), size)
-        for name, run in RUNS.items()
-        for size in (2, 4)
+        (name, size): (partial(finished, RUNS[name]), size) for name, size in SPREAD
     }
     jobs["nan", 4] = (partial(diverging, NAN), 4)
     jobs["starts", 2] = (different_starts, 2)
@@ -96,18 +98,17 @@ def assert_close(found: Arrays, wanted: Arrays, atol: float = 1e-5) -> None:
         np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(("name", "size"), SPREAD)
 def test_any_number_of_workers_learns_the_same(
-    name: str, spread: dict[tuple[str, int], list[Any]]
+    name: str, size: int, spread: dict[tuple[str, int], list[Any]]
 ) -> None:
     alone, losses = alone_after(RUNS[name])
-    for size in (2, 4):
-        for parameters, seen in spread[name, size]:
-            assert_close(parameters, alone)
-            assert seen == pytest.approx(losses, abs=1e-5)
-        first, *others = [parameters for parameters, _ in spread[name, size]]
-        for other in others:  # replicas must never drift apart
-            assert all(np.array_equal(first[n], other[n]) for n in first)
+    for parameters, seen in spread[name, size]:
+        assert_close(parameters, alone)
+        assert seen == pytest.approx(losses, abs=1e-5)
+    first, *others = [parameters for parameters, _ in spread[name, size]]
+    for other in others:  # replicas must never drift apart
+        assert all(np.array_equal(first[n], other[n]) for n in first)
 
 
 def test_nan_is_refused_in_every_process_before_any_parameter_moves(
@@ -274,29 +275,6 @@ def test_equals_a_plain_loop_of_torch_and_transformers(
     assert moved > 2e-4
 
 
-def test_the_batch_is_reported_whole() -> None:
-    run = PLAIN.but(absent=(3, 7))
-    trainee = new_trainee(run)
-    rows = batches_of(run)[0]
-    labels = data_of(run.clips)[1][rows]
-    result = trainee.step(batch_of(run, rows, Alone()))
-    assert result.present.tolist() == [row not in run.absent for row in rows]
-    assert np.array_equal(np.isnan(result.predictions).all(1), ~result.present)
-    for target in range(3):
-        known = result.present & ~np.isnan(labels[:, target])
-        wanted = audmetric.concordance_cc(labels[known, target], result.predictions[known, target])
-        assert result.ccc[target] == pytest.approx(wanted, abs=1e-6)
-    assert result.lr == run.settings.lr
-    assert result.gradient_norm > 0
-
-
-def test_ccc_without_enough_labels_is_nan() -> None:
-    labels = np.array([[0.1, np.nan], [0.5, 0.4], [0.7, np.nan]], np.float32)
-    found = batch_ccc(labels.copy(), labels)
-    assert found[0] == pytest.approx(1.0)
-    assert np.isnan(found[1])
-
-
 def test_a_batch_without_any_clip_changes_nothing() -> None:
     run = PLAIN.but(ema=0.9)
     trainee = new_trainee(run)
@@ -358,38 +336,9 @@ def test_frozen_parameters_stay_and_are_not_sent() -> None:
         assert torch.equal(parameter, before[name]) != moves, name
 
 
-def test_nothing_to_train_is_refused() -> None:
-    start = start_model("random:tiny", seed=0)
-    start.model.requires_grad_(False)
-    with pytest.raises(ConfigError, match="--freeze"):
-        Trainee(start, 0, TrainSettings(), 5, "cpu", Alone())
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"loss": "mae"}, {"lr": 0.0}, {"accumulate": 0}, {"dtype": "fp16"}, {"schedule": "step"}],
-)
-def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"--{next(iter(wrong))}"):
-        TrainSettings(**wrong)
-
-
 def test_bf16_learns_about_the_same_in_fp32_parameters() -> None:
     full, losses = alone_after(PLAIN.but(lr=1e-5))
     short, seen = finished(PLAIN.but(lr=1e-5, dtype="bf16"), Alone())
     assert seen == pytest.approx(losses, abs=0.02)
     assert seen != losses
     assert all(value.dtype == full[name].dtype for name, value in short.items())
-
-
-def test_clips_are_padded_as_the_published_preprocessor_does() -> None:
-    signals = [speechlike(n, n) for n in (900, 400, 1_300)]
-    padded, lengths = pad(signals, do_normalize=True, device=torch.device("cpu"))
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
-    for row, signal in zip(padded.numpy(), signals, strict=True):
-        wanted = extractor(signal, sampling_rate=16_000)["input_values"][0]
-        np.testing.assert_allclose(row[: len(signal)], wanted, atol=1e-5)
-        assert not row[len(signal) :].any()
-    assert lengths.tolist() == [900, 400, 1_300]
-    raw, _ = pad(signals, do_normalize=False, device=torch.device("cpu"))
-    assert np.array_equal(raw.numpy()[0, :900], signals[0])
