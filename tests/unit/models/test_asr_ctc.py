@@ -83,31 +83,6 @@ def test_short_silent_and_good_clips_keep_their_own_fate(folder):
     assert recogniser.transcribe([]) == []
 
 
-def test_repeats_are_one_letter_blanks_part_them_and_the_delimiter_is_a_blank(folder):
-    vocabulary = {
-        {"<pad>": "[B]", "|": "#"}.get(letter, letter): n for letter, n in ALPHABET.items()
-    }
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings |= {"pad_token": "[B]", "word_delimiter_token": "#", "do_lower_case": True}
-    settings.pop("added_tokens_decoder", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    for extra in ("special_tokens_map.json", "added_tokens.json"):
-        (folder / extra).unlink(missing_ok=True)
-    recogniser = load_asr(str(folder), dtype="fp32", threads=1)
-    frames = ["[B]", *"HHE", "[B]", *"LL", "[B]", *"LOO##", "[B]", *"#IT'S##"]
-    tokens = np.array([vocabulary[f] for f in frames] + [-1, -1], np.float32)
-    assert recogniser._text(tokens, SIGNALS[0]) == "hello it's"
-
-
-def test_the_revision_is_that_of_the_content(folder):
-    first = load_asr(str(folder), threads=1).revision
-    assert load_asr(str(folder), threads=1).revision == first
-    vocabulary = ALPHABET | {"E": ALPHABET["T"], "T": ALPHABET["E"]}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    assert load_asr(str(folder), threads=1).revision != first
-
-
 def _drop_head(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     kept = {k: v for k, v in tensors.items() if not k.startswith("lm_head")}

@@ -80,13 +80,6 @@ def test_parameter_counts(name: str) -> None:
     assert count(model.backbone.encoder.layers[0]) == expected["per_layer"]
 
 
-def test_tiny_is_small_and_standard() -> None:
-    model = build_network(BACKBONES["tiny"].config(), "tiny")
-    assert sum(p.numel() for p in model.parameters()) < 400_000
-    assert model.geometry.receptive_field_samples == 400
-    assert model.geometry.hop_samples == 320
-
-
 def test_reads_every_part_of_a_name() -> None:
     name = parse_model_name("random:w2v2-L-robust-12")
     assert (name.alias, name.layers, name.random, name.revision) == (
@@ -103,11 +96,6 @@ def test_reads_every_part_of_a_name() -> None:
         None,
         "main",
     )
-
-
-def test_alias_knows_its_hub_id() -> None:
-    assert parse_model_name("w2v2-L").hub_id == "facebook/wav2vec2-large-lv60"
-    assert parse_model_name("tiny").hub_id is None
 
 
 @pytest.mark.parametrize("text", ["./a/b", "../a@b-3", "/models/a-12@x", "s3://bucket/a@b/m-12"])

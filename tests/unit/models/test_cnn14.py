@@ -17,8 +17,7 @@ from raysers.models.backbones import BACKBONES
 from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.loading import build_network, load_emotion_model, save_emotion_model
 from raysers.models.logmel import MelSettings, log_mel
-from raysers.models.scorer import Scorer
-from tests.unit.models.networks import loaded, padded_batch, speechlike
+from tests.unit.models.networks import padded_batch, speechlike
 
 NARROW = Cnn14Config(widths=(4, 6, 8, 10, 12, 16))
 #: Even and odd numbers of frames at every halving; the shortest there can be.
@@ -78,11 +77,6 @@ def test_log_mel_equals_scipys_clip_by_clip() -> None:
         expected = mel_by_scipy(signal)
         assert len(expected) == count
         np.testing.assert_allclose(rows[:count], expected, rtol=0, atol=5e-3)
-
-
-def test_log_mel_of_silence_is_the_floor() -> None:
-    mel = log_mel(torch.zeros(1, 8_000), torch.tensor([8_000]), MelSettings())
-    assert torch.equal(mel, torch.full_like(mel, -100.0))
 
 
 class Plain(nn.Module):
@@ -148,13 +142,6 @@ def test_batch_equals_single_to_the_last_digits() -> None:
         torch.testing.assert_close(batch[position], alone, rtol=0, atol=1e-5)
 
 
-def test_shortest_clip_and_one_less() -> None:
-    model = narrow()
-    padded, lengths = padded_batch([speechlike(4_960, 0), speechlike(9_000, 1)])
-    assert model(padded, lengths)[0].isfinite().all()
-    assert MelSettings().frames(torch.tensor(4_959)) == 31
-
-
 def test_padding_is_in_no_statistic_of_training() -> None:
     """Ragged training batch: the norm of the frames of all clips laid end to end."""
     model = narrow(Cnn14Config(widths=(4,), mel_bands=8, dropout=0.0)).train()
@@ -202,89 +189,6 @@ def test_statistics_of_micro_batches_add_up_to_those_of_the_batch() -> None:
     assert not torch.equal(deeper, narrow().conv_block3.bn1.running_mean)
 
 
-def test_passes_without_gradient_and_in_evaluation_count_nothing() -> None:
-    model = narrow().train()
-    batch = padded_batch([speechlike(8_000, 0), speechlike(6_000, 1)])
-    with torch.no_grad():
-        model(*batch)
-    assert model.collected_statistics().abs().max() == 0
-    model.eval()(*batch)
-    assert model.collected_statistics().abs().max() == 0
-    model.train()(*batch)
-    assert model.collected_statistics().abs().max() > 0
-    assert model.collected_statistics().shape == model.collected_statistics().flatten().shape
-
-
-def test_no_statistics_change_nothing() -> None:
-    model, untouched = narrow(), narrow()
-    model.apply_statistics(model.collected_statistics())
-    for ours, theirs in zip(model.buffers(), untouched.buffers(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_checkpointing_changes_neither_gradients_nor_statistics() -> None:
-    found = []
-    for on in (False, True):
-        model = narrow().train()
-        model.gradient_checkpointing(on)
-        torch.manual_seed(1)
-        model(*padded_batch([speechlike(n, n) for n in LENGTHS]))[0].square().sum().backward()
-        found.append([model.collected_statistics(), *(p.grad for p in model.parameters())])
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
-
-
-def test_autocast_trains_with_exact_scores_and_statistics() -> None:
-    found = []
-    for dtype in (torch.float32, torch.bfloat16):
-        model = narrow().train()
-        torch.manual_seed(1)
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            scores, embeddings = model(*padded_batch([speechlike(n, n) for n in LENGTHS]))
-        assert {scores.dtype, embeddings.dtype} == {torch.float32}
-        scores.square().sum().backward()
-        assert all(p.grad.isfinite().all() for p in model.parameters())
-        found.append(model.collected_statistics())
-    assert found[1].dtype == torch.float64
-    difference = (found[1] - found[0]).abs().max() / found[0].abs().max()
-    assert difference < 0.02
-
-
-def test_dropout_is_the_seeds_and_of_training_only() -> None:
-    model = narrow().train()
-    batch = padded_batch([speechlike(n, n) for n in LENGTHS])
-    draws = []
-    for seed in (0, 1, 0):
-        torch.manual_seed(seed)
-        draws.append(model(*batch)[0].detach())
-    assert torch.equal(draws[0], draws[2])
-    assert not torch.allclose(draws[0], draws[1], atol=1e-4)
-    model.eval()
-    assert torch.equal(model(*batch)[0], model(*batch)[0])
-
-
-def test_saved_and_scored_as_any_other(tmp_path: Path) -> None:
-    model = narrow()
-    save_emotion_model(model, tmp_path, do_normalize=False)
-    found = load_emotion_model(str(tmp_path))
-    assert (found.hidden_size, found.min_samples, found.do_normalize) == (16, 4_960, False)
-    scorer = Scorer(found, dtype="fp32", device="cpu", threads=1)
-    signals = [speechlike(n, n) for n in LENGTHS]
-    with torch.no_grad():
-        expected, embeddings = model(*padded_batch(signals))
-    batch = scorer.score(signals)
-    np.testing.assert_allclose(batch.scores, expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(batch.embeddings, embeddings, rtol=0, atol=1e-5)
-
-
-def test_bf16_is_close() -> None:
-    exact = Scorer(loaded(narrow(), do_normalize=False), dtype="fp32", device="cpu", threads=1)
-    rounded = Scorer(loaded(narrow(), do_normalize=False), dtype="bf16", device="cpu", threads=1)
-    signals = [speechlike(n, n) for n in LENGTHS]
-    spread = np.abs(exact.score(signals).scores).max()
-    difference = np.abs(exact.score(signals).scores - rounded.score(signals).scores).max()
-    assert 0 < difference < 0.03 * spread
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -315,21 +219,3 @@ def test_it_has_no_trained_weights_no_layers_and_no_frozen_part() -> None:
         load_emotion_model("random:cnn14-3")
     with pytest.raises(ConfigError, match="--freeze none"):
         narrow().freeze("cnn")
-
-
-def test_it_learns() -> None:
-    """Loud and soft clips apart: a few steps, running statistics included, then evaluation mode."""
-    model = narrow().train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-    signals = [speechlike(8_000, n) * (0.05 if n % 2 else 1.0) for n in range(8)]
-    batch = padded_batch(signals)
-    truth = torch.tensor([[0.2 if n % 2 else 0.8] * 3 for n in range(8)])
-    torch.manual_seed(0)
-    for _ in range(80):
-        optimizer.zero_grad()
-        functional.mse_loss(model(*batch)[0], truth).backward()
-        optimizer.step()
-        model.apply_statistics(model.collected_statistics())
-    with torch.no_grad():
-        scores = model.eval()(*batch)[0]
-    assert (scores - truth).abs().max() < 0.2

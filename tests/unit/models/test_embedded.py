@@ -9,10 +9,8 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from raysers.cli import DEFAULT_MODEL
-from raysers.errors import CheckpointError, ConfigError
+from raysers.errors import CheckpointError
 from raysers.models import embedded
-from raysers.models.backbones import parse_model_name
 from raysers.models.loading import build_network, load_emotion_model, save_emotion_model
 from raysers.models.scorer import Scorer, score_rows
 from raysers.types import Status
@@ -87,42 +85,10 @@ def test_too_short_is_what_its_own_front_end_cannot_hear(made):
     assert np.isfinite(enough.scores).all()
 
 
-def test_it_takes_layers_and_random_weights_like_other_names(made):
-    assert len(load_emotion_model(f"{NAME}-1").model.backbone.encoder.layers) == 1
-    drawn = load_emotion_model(f"random:{NAME}")
-    assert drawn.min_samples == load_emotion_model(NAME).min_samples
-    assert drawn.revision.startswith("random-")
-    assert parse_model_name(f"random:{NAME}").random
-
-
-def test_the_name_means_the_package_even_where_a_folder_is_called_so(made, tmp_path, monkeypatch):
-    inside = load_emotion_model(NAME).revision
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    write_model(work / NAME, seed=3)
-    assert load_emotion_model(NAME).revision == inside
-    assert load_emotion_model(f"./{NAME}").revision != inside
-
-
-def test_it_has_no_revisions_to_choose_from():
-    with pytest.raises(ConfigError, match="comes with raysers"):
-        parse_model_name(f"{NAME}@main")
-
-
-def test_a_misspelt_name_is_told_the_right_one():
-    with pytest.raises(ConfigError, match=f"did you mean {NAME!r}"):
-        parse_model_name("emodb-tny")
-
-
 def test_a_package_without_the_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "ASSETS", tmp_path)
     with pytest.raises(CheckpointError, match=NAME):
         load_emotion_model(NAME)
-
-
-def test_the_default_model_loads_without_any_network():
-    assert load_emotion_model(DEFAULT_MODEL).name == DEFAULT_MODEL
 
 
 def test_the_shipped_folder_is_small_and_complete_and_holds_nothing_that_runs():

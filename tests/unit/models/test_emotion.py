@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raysers.models.loading import build_network
 from raysers.models.scorer import Scorer
 from tests.unit.models.networks import (
-    NOTHING_RANDOM,
     PAPER,
     PlainModel,
     loaded,
-    small_config,
     small_model,
     speechlike,
 )
@@ -92,18 +88,3 @@ def test_equal_lengths_build_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(loaded(model), dtype="fp32", device="cpu")
     scorer.score([speechlike(6_000, 0), speechlike(6_000, 1)])
     assert masks == [None]
-
-
-def test_training_and_evaluation_share_the_forward_pass() -> None:
-    """With nothing random left, a training step sees the deployed scores and all weights learn."""
-    model = build_network(small_config("w2v2-b") | NOTHING_RANDOM, "w2v2-b")
-    padded = torch.zeros(2, 9_000)
-    padded[0], padded[1, :5_000] = torch.randn(9_000), torch.randn(5_000)
-    lengths = torch.tensor([9_000, 5_000])
-    trained, _ = model.train()(padded, lengths)
-    trained.sum().backward()
-    idle = [n for n, p in model.named_parameters() if p.grad is None]
-    assert [n for n in idle if not n.endswith("masked_spec_embed")] == []
-    with torch.no_grad():
-        evaluated, _ = model.eval()(padded, lengths)
-    torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-6)

@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models.emotion import EmotionModel
 from raysers.models.initialize import Start, start_model
-from raysers.models.loading import load_emotion_model, save_emotion_model
+from raysers.models.loading import save_emotion_model
 from tests.published import PlainModel, write_checkpoint
 from tests.unit.models.networks import SMALL, small_config, small_model
 
@@ -115,18 +115,6 @@ def test_layers_are_cut_from_the_top(tmp_path: Path) -> None:
     assert start.model.config.num_hidden_layers == 1
 
 
-def test_a_missing_masking_vector_is_drawn(tmp_path: Path) -> None:
-    save_bare(tmp_path, stock_backbone("w2v2-b"))
-    weights = load_file(tmp_path / "model.safetensors")
-    save_file(
-        {k: v for k, v in weights.items() if k != "masked_spec_embed"},
-        tmp_path / "model.safetensors",
-    )
-    vector = backbone_of(start_model(str(tmp_path), seed=0))["masked_spec_embed"]
-    assert vector.std() > 0
-    assert torch.equal(vector, backbone_of(start_model(str(tmp_path), seed=0))["masked_spec_embed"])
-
-
 def test_random_models_are_drawn_from_the_seed_alone(tmp_path: Path) -> None:
     a, b = start_model("random:tiny", seed=1), start_model("random:tiny", seed=1)
     c = start_model("random:tiny", seed=2)
@@ -154,24 +142,6 @@ def test_head_dropout_and_pooling_are_saved(tmp_path: Path) -> None:
     torch.testing.assert_close(again.model.state_dict(), start.model.state_dict(), rtol=0, atol=0)
 
 
-def test_unmasked_training_is_saved_as_a_mean(tmp_path: Path) -> None:
-    start = start_model("random:tiny", seed=0, pooling="unmasked")
-    batch = torch.zeros(2, 9_000), torch.tensor([9_000, 4_000])
-    batch[0][0], batch[0][1, :4_000] = torch.randn(9_000), torch.randn(4_000)
-    start.model.config.apply_spec_augment = False
-    for module in start.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    start.model.config.layerdrop = 0.0
-    trained = start.model.train()(*batch)[1]
-    deployed = start.model.eval()(*batch)[1]
-    assert (trained - deployed).abs().max() > 1e-3
-    save_emotion_model(start.model, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["pooling_mode"] == "mean"
-    loaded = load_emotion_model(str(tmp_path)).model(*batch)[1]
-    torch.testing.assert_close(loaded, deployed, rtol=0, atol=1e-6)
-
-
 def test_what_was_trained_loads_into_the_model_cards_class(tmp_path: Path) -> None:
     keys = SMALL | {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
     (tmp_path / "config.json").write_text(json.dumps(keys | {"model_type": "wav2vec2"}))
@@ -184,23 +154,6 @@ def test_what_was_trained_loads_into_the_model_cards_class(tmp_path: Path) -> No
     with torch.no_grad():
         ours = start.model(signal, torch.tensor([7_000]))
         torch.testing.assert_close(ours, card(signal), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("freeze", "learning"),
-    [("cnn", False), ("backbone", False), ("none", True), ("auto", True)],
-)
-def test_freezing(freeze: Any, learning: bool) -> None:
-    start = start_model("random:tiny", seed=0, freeze=freeze)
-    start.model.train()
-    front = start.model.backbone.feature_extractor
-    assert all(p.requires_grad == learning for p in front.parameters())
-    assert front.training == learning
-    assert start.model.backbone.encoder.training == (freeze != "backbone")
-    keys = [p for n, p in start.model.named_parameters() if n.endswith("k_proj.bias")]
-    assert len(keys) == 2
-    assert not any(p.requires_grad for p in keys)
-    assert all(p.requires_grad for p in start.model.classifier.parameters())
 
 
 @pytest.mark.parametrize(

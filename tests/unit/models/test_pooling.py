@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raysers.models.emotion import EmotionModel
@@ -34,7 +34,6 @@ def written_out(pooling: AttentiveStatistics, frames: np.ndarray) -> np.ndarray:
     return np.concatenate((mean, np.sqrt(square - mean * mean)))
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=5), st.integers(0, 99))
 def test_attentive_statistics_as_in_the_paper(lengths: list[int], seed: int) -> None:
     torch.manual_seed(seed)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysers.errors import ClipError, ConfigError, DeviceLost, RaysersError
+from raysers.errors import ClipError, ConfigError, DeviceLost
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import load_emotion_model
 from raysers.models.precision import choose_dtype, dtype_name
@@ -113,14 +113,6 @@ def test_one_bad_clip_does_not_take_its_batch_along(error: Exception, message: s
     )
 
 
-@pytest.mark.parametrize("error", [ConfigError("wrong"), ClipError(Status.UNREADABLE, "odd")])
-def test_errors_raised_on_purpose_are_not_rows(error: RaysersError) -> None:
-    _, scorer = moody(bad_length=2_000, bad_error=error)
-    with pytest.raises(type(error)) as caught:
-        score_rows(scorer, SIGNALS)
-    assert caught.value is error
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -152,20 +144,6 @@ def test_short_and_spoilt_clips_between_good_ones() -> None:
     np.testing.assert_allclose(
         [good(rows[0]), good(rows[3])], expected_scores()[:2], rtol=0, atol=1e-5
     )
-
-
-def test_nothing_to_score() -> None:
-    _, scorer = moody()
-    assert score_rows(scorer, []) == []
-
-
-def test_a_model_serves_one_scorer() -> None:
-    """The first scorer changed it in place; a second would mix precisions in silence."""
-    for kind in ("w2v2-b", "data2vec"):
-        model = loaded(small_model(kind))
-        Scorer(model, dtype="bf16", device="cpu")
-        with pytest.raises(ConfigError, match="load it again"):
-            Scorer(model, dtype="fp32", device="cpu")
 
 
 def test_choice_of_precision() -> None:
@@ -213,12 +191,6 @@ def test_exact_convolutions_change_nothing_else() -> None:
     assert seen == [(True, False, True, True)]
 
 
-def test_missing_device_is_a_configuration_error() -> None:
-    missing = "cuda:7" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(ConfigError, match="cannot be used"):
-        Scorer(loaded(small_model("w2v2-b")), dtype="fp32", device=missing)
-
-
 @pytest.fixture(scope="module")
 def pair() -> tuple[Scorer, Scorer]:
     """A group-norm model of full width in fp32 and bf16."""
@@ -231,8 +203,8 @@ def pair() -> tuple[Scorer, Scorer]:
 def speech() -> list[np.ndarray]:
     import soundfile
 
-    files = sorted((SHARED_DATA / "emodb" / "wav").glob("*.wav"))[::130]
-    return [soundfile.read(f, dtype="float32")[0] for f in files]
+    files = sorted((SHARED_DATA / "emodb" / "wav").glob("*.wav"))[::180]
+    return [soundfile.read(f, dtype="float32")[0][:16_000] for f in files]
 
 
 def farthest(a: np.ndarray, b: np.ndarray) -> float:
