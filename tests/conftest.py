@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tests", max_examples=25, deadline=None)
+settings.load_profile("tests")
 
 # before anything imports ray: no tokens on disk, no telemetry, no bars
 os.environ.update(
@@ -13,8 +17,10 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    RAY_worker_niceness="0",  # or Ray's workers wait for every other process of the tests
     HF_HUB_OFFLINE="1",
     OMP_WAIT_POLICY="PASSIVE",  # threads that spin while they wait take the cores of other workers
+    OMP_NUM_THREADS="1",  # groups of tests run side by side, one for each core
 )
 os.environ.pop("RAY_ADDRESS", None)
 

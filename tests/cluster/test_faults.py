@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def test_rows_do_not_depend_on_how_the_work_is_cut(run, rows):
-    assert run(out="one", workers=1) == 0
+    assert run(out="one", workers="local") == 0
     assert run(out="two", workers=2) == 0
     assert rows("two") == rows("one")
     levels = [((i + 1) / 100) ** 2 for i in range(40)]
@@ -35,7 +35,7 @@ def test_rows_do_not_depend_on_how_the_work_is_cut(run, rows):
 
 
 def test_a_clip_that_kills_its_worker_is_marked_and_the_job_goes_on(run, rows, clips, tmp_path):
-    assert run(out="without") == 0
+    assert run(out="without", workers="local") == 0
     poison = clips / "17.wav"
     signal_, rate_hz = sf.read(poison)
     signal_[0] = POISON
@@ -55,7 +55,7 @@ def test_a_clip_that_kills_its_worker_is_marked_and_the_job_goes_on(run, rows, c
 
 
 def test_killing_a_worker_in_mid_run_changes_no_row(run, rows, tmp_path):
-    assert run(out="calm") == 0
+    assert run(out="calm", workers="local") == 0
     diary = tmp_path / "diary-out"
     killed: list[int] = []
 
@@ -90,13 +90,13 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def test_a_full_disk_stops_the_job_loudly_and_loses_nothing(run, rows, small_disk):
-    assert run(out="calm") == 0
+    assert run(out="calm", workers="local") == 0
     with pytest.raises(WriteError, match=re.escape(str(small_disk))):
         run()
     done = {p: p.read_bytes() for p in small_disk.glob("annotations/part-*")}
     assert 0 < len(done) < 10
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
-    assert run() == 0
+    assert run(workers="local") == 0
     assert rows() == rows("calm")
     assert {p: p.read_bytes() for p in done} == done
 

@@ -34,6 +34,12 @@ def emodb_files() -> list[str]:
 
 
 @pytest.fixture
+def no_cluster(monkeypatch) -> None:
+    """Small jobs run in this process, also when an earlier test has started Ray in it."""
+    monkeypatch.setattr("raysers.engine.plan.has_cluster", lambda: False)
+
+
+@pytest.fixture
 def clips_folder(tmp_path, emodb_files) -> Path:
     """A folder of the test's own with links to those clips, in two levels."""
     return link_clips(tmp_path / "audio", emodb_files)

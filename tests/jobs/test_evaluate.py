@@ -251,16 +251,6 @@ def test_one_model_on_two_corpora_is_one_model_with_a_drop(good, tmp_path):
     assert drop["value"] == pytest.approx(1 - outside["value"] / inside["value"])
 
 
-def test_two_runs_of_one_model_on_the_same_clips_stay_apart(labels, good, tmp_path):
-    again = write_predictions(tmp_path / "bf16", GOOD.round(2))
-    newer = write_predictions(tmp_path / "newer", POOR, revision="r2")
-    out = tmp_path / "out"
-    args = ("--labels", labels, "--output", out, "--bootstrap", 0)
-    assert run("--predictions", good, again, newer, *args) == 0
-    models = {r["model"] for r in metrics_of(out)} - {"random-gaussian"}
-    assert models == {f"good in {good}", f"good in {again}", "good"}
-
-
 @pytest.mark.parametrize("by_path", [True, False], ids=["path", "name"])
 def test_the_papers_number_stands_beside_a_model_trained_from_its_backbone(tmp_path, by_path):
     count = ["test1"] * CLIPS
@@ -356,8 +346,6 @@ def test_a_wrong_command_ends_with_2_one_line_and_nothing_written(
     assert not out.exists()
 
 
-@needs_shared
-@pytest.mark.usefixtures("ray_session")
 def write_emodb(path: Path, files: list[str]) -> Path:
     """A table of EmoDB's clips with their categories."""
     with (SHARED_DATA / "emodb" / "manifest.csv").open() as file:
@@ -373,7 +361,7 @@ def write_emodb(path: Path, files: list[str]) -> Path:
 
 @needs_shared
 def test_an_interrupted_evaluation_never_takes_the_clips_of_other_labels(
-    tmp_path, emodb_files, monkeypatch, ray_session, capsys
+    tmp_path, emodb_files, monkeypatch, capsys
 ):
     one = write_emodb(tmp_path / "one.csv", emodb_files[:4])
     two = write_emodb(tmp_path / "two.csv", emodb_files[2:8])
@@ -396,11 +384,14 @@ def test_an_interrupted_evaluation_never_takes_the_clips_of_other_labels(
     assert asked == [4, len(emodb_files)]
 
 
-def test_a_model_predicts_first_and_the_same_command_only_measures_again(tmp_path, emodb_files):
+@needs_shared
+def test_a_model_predicts_first_and_the_same_command_only_measures_again(
+    tmp_path, emodb_files, no_cluster
+):
     labels = write_emodb(tmp_path / "emodb.csv", emodb_files)
     out = tmp_path / "out"
     args = ("--model", "random:tiny", "--labels", labels, "--output", out)
-    args += ("--emotion-map", "russell-mehrabian", "--workers", 1, "--bootstrap", 100)
+    args += ("--emotion-map", "russell-mehrabian", "--bootstrap", 100)
     assert run(*args) == 0
     predicted = out / "predictions" / "random-tiny" / "annotations"
     written = {p: p.stat().st_mtime_ns for p in predicted.iterdir()}

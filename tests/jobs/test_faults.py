@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
+from jobs.annotate import main
 from tests.jobs import processes
 from tests.jobs.conftest import comparable, link_clips, record_of, rows_of
 from tests.places import REPO, needs_shared
 
 pytestmark = needs_shared
-JOB = "jobs/annotate.py"
 
 
 def _args(clips, out, checkpoint) -> tuple[object, ...]:
@@ -47,22 +50,28 @@ def test_losing_a_node_in_mid_run_gives_identical_rows(clips, checkpoint, tmp_pa
     assert comparable(rows_of(tmp_path / "out")) == comparable(rows_of(tmp_path / "calm"))
 
 
-@pytest.mark.timeout(600)  # three starts of Ray, beside other tests
 def test_kill_9_of_the_driver_then_the_same_command_gives_identical_rows(
-    clips, checkpoint, tmp_path
+    clips, checkpoint, tmp_path, ray_session, capsys
 ):
+    """In one cluster, which outlives the driver."""
     calm, out = tmp_path / "calm", tmp_path / "out"
-    assert processes.run(JOB, *_args(clips, calm, checkpoint), "--workers", 1)[0] == 0
-    command = (JOB, *_args(clips, out, checkpoint), "--workers", 1)
-    driver = processes.start(*command)
-    processes.kill_driver_when(driver, lambda: processes.parts_in(out) >= 2)
+    assert main([str(a) for a in (*_args(clips, calm, checkpoint), "--workers", 1)]) == 0
+    command = [str(a) for a in (*_args(clips, out, checkpoint), "--workers", 1)]
+    address = ray.get_runtime_context().gcs_address
+    driver = processes.start(
+        "jobs/annotate.py", *command, env={"RAY_ADDRESS": address, "TMPDIR": str(tmp_path)}
+    )
+    workers = processes.stop_workers_when(os.getpid(), lambda: processes.parts_in(out) >= 2)
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, "workers outlive their driver"
     done = processes.parts_in(out)
     assert 2 <= done < processes.parts_in(calm)
     assert record_of(out)["status"] == "running"
     kept = {p: p.read_bytes() for p in (out / "annotations").glob("part-*")}
-    code, printed, _ = processes.run(*command)
-    assert code == 0
-    assert "resuming the run of" in printed
+    assert main(command) == 0
+    assert "resuming the run of" in capsys.readouterr().out
     assert comparable(rows_of(out)) == comparable(rows_of(calm))
     assert {p: p.read_bytes() for p in kept} == kept
     assert record_of(out)["status"] == "done"
@@ -88,8 +97,6 @@ def test_kill_9_of_the_driver_then_the_same_command_gives_identical_rows(
 def test_bad_commands_end_with_exit_2_and_one_clear_line_and_write_nothing(
     args, words, clips_folder, tmp_path, capsys, ray_session, s3
 ):
-    from jobs.annotate import main
-
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
     given = [a.format(tmp=tmp_path, clips=clips_folder) for a in args]

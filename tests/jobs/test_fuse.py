@@ -17,13 +17,12 @@ from raysers.evaluation.predictions import read_predictions
 from tests.jobs.conftest import comparable, record_of, rows_of
 from tests.unit.models.text_folders import write_encoder
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 DIMENSIONS = ("arousal", "dominance", "valence")
 GOOD, BAD = ("wonderful", "great"), ("terrible", "awful")
 #: What a transcript may hold and every table has to keep.
 STRANGE = "the \"day\", 🎭\n<b>שלום</b> &amp; 'great'"
 CLIPS = 100
+HERE = ("--workers", "local")
 HEADS = ("--epochs", 60, "--batch-size", 16, "--lr", 3e-3, "--dtype", "fp32", "--bootstrap", 200)
 
 
@@ -75,7 +74,7 @@ def command(speech, tmp_path_factory) -> tuple[object, ...]:
     """Training with the transcripts and a small text encoder."""
     folder = tmp_path_factory.mktemp("text")
     write_encoder(folder)
-    return ("train", "--data", speech, "--text-model", folder, "--asr", "manifest", *HEADS)
+    return ("train", "--data", speech, "--text-model", folder, "--asr", "manifest", *HEADS, *HERE)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +212,7 @@ def test_predicting_in_one_pass_equals_training_s_own_predictions(
     trained, speech, tmp_path, capsys
 ):
     out = tmp_path / "out"
-    words = ("--input", speech, "--output", out, "--fusion", trained, "--dtype", "fp32")
+    words = ("--input", speech, "--output", out, "--fusion", trained, "--dtype", "fp32", *HERE)
     assert run("predict", *words) == 0
     rows = rows_of(out)
     assert record_of(out)["outcome"]["decoded"] == CLIPS == len(rows)
@@ -236,7 +235,7 @@ def test_predicting_audio_alone_needs_a_recogniser(trained, speech, tmp_path, ca
     audio = tmp_path / "audio"
     audio.mkdir()
     shutil.copy(speech.parent / "00.wav", audio)
-    words = ("predict", "--input", audio, "--output", tmp_path / "out", "--fusion", trained)
+    words = ("predict", "--input", audio, "--output", tmp_path / "out", "--fusion", trained, *HERE)
     assert run(*words) == 2  # it was trained without one
     assert "give a recogniser" in capsys.readouterr().err
     pytest.importorskip("moonshine_voice")
@@ -249,7 +248,7 @@ def test_predicting_audio_alone_needs_a_recogniser(trained, speech, tmp_path, ca
 def test_another_acoustic_model_than_in_training_is_refused(copy, speech, tmp_path, capsys):
     path = copy / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"acoustic_revision": "before"}))
-    words = ("--input", speech, "--output", tmp_path / "out", "--fusion", copy)
+    words = ("--input", speech, "--output", tmp_path / "out", "--fusion", copy, *HERE)
     assert run("predict", *words) == 2
     assert "was before in training" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

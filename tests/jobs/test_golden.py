@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -44,6 +45,7 @@ from jobs import (
     transcribe,
     tune,
 )
+from raysers.training.session import run_training
 from tests import s3
 from tests.jobs.golden_inputs import put_talk, write_inputs
 from tests.jobs.golden_tables import check, differences, movable, numbers_of_page, reduced
@@ -51,6 +53,13 @@ from tests.jobs.golden_tables import check, differences, movable, numbers_of_pag
 pytest.importorskip("espeakng_loader")
 
 PLACE = "s3://golden"
+
+
+def train_here(args: list[str]) -> int:
+    """Train in this process, which gives the same bytes as Ray Train's workers."""
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr(train, "run_training", partial(run_training, alone=True))
+        return train.main(args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,25 +130,25 @@ QUICK = {
     "annotate": Case(
         job=annotate.main,
         command="--input {}/voices {inputs}/odd {}/odd.tar {}/index-windows --embeddings"
-        " --max-clip-s 2.2 --max-failed 0.2 --dtype fp32 --workers 1",
+        " --max-clip-s 2.2 --max-failed 0.2 --dtype fp32 --workers local",
         tables=("annotations", "manifest"),
         after=("index-windows",),
     ),
     "robustness": Case(
         job=robustness.main,
-        command=f"--input {LABELS} --limit 6 --suite paper --dtype fp32 --workers 1",
+        command=f"--input {LABELS} --limit 6 --suite paper --dtype fp32 --workers local",
         tables=("robustness", "metrics"),
     ),
     "transcribe": Case(
         job=transcribe.main,
-        command="--input {}/synthesize --asr moonshine --max-failed 0.2 --workers 1",
+        command="--input {}/synthesize --asr moonshine --max-failed 0.2 --workers local",
         tables=("transcripts", "metrics"),
         after=("synthesize",),
         needs=("moonshine_voice",),
     ),
     "train": Case(
-        job=train.main,
-        command=f"{TRAINING} --workers 1",
+        job=train_here,
+        command=TRAINING,
         tables=("predictions", "metrics", "manifest"),
         atol=TRAINED,
         dropped=("model_revision",),

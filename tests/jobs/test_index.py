@@ -20,7 +20,7 @@ from tests.jobs.conftest import record_of, rows_of
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.data.corpora.trees import iemocap, msp_podcast
 
-pytestmark = [needs_shared, pytest.mark.usefixtures("ray_session")]
+pytestmark = needs_shared
 
 
 def run(job, *args: object) -> int:
@@ -50,7 +50,7 @@ def test_the_other_jobs_take_the_manifest_as_it_is(clips_folder, checkpoint, tmp
     folder, out = tmp_path / "index", tmp_path / "out"
     cut = ("--segment", "window", "--window-s", 1, "--hop-s", 0.5, "--min-s", 0.25)
     assert run(index, "--input", clips_folder, "--output", folder, *cut) == 0
-    model = ("--model", checkpoint[0])
+    model = ("--model", checkpoint[0], "--workers", "local")
     assert run(annotate, "--input", folder, "--output", out, *model) == 0
     listed = {r["clip_id"]: (r["file"], r["start"], r["end"]) for r in rows_of(folder, "manifest")}
     scored = {r["clip_id"]: (r["file"], r["start"], r["end"]) for r in rows_of(out)}
@@ -78,7 +78,9 @@ def test_a_table_with_spans_and_labels_becomes_clips_with_labels(emodb_files, tm
     assert rows[1]["duration_s"] == pytest.approx(length - 0.75)
 
 
-def test_speech_is_found_in_a_long_recording_and_silence_is_not_lost(emodb_files, tmp_path):
+def test_speech_is_found_in_a_long_recording_and_silence_is_not_lost(
+    emodb_files, tmp_path, no_cluster
+):
     audio = tmp_path / "audio"
     audio.mkdir()
     speech = [sf.read(f, dtype="float32")[0] for f in emodb_files[:3]]

@@ -15,6 +15,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.annotate import main
 from tests.jobs import processes
 from tests.jobs.conftest import comparable, link_clips, record_of, rows_of
 from tests.places import needs_shared
@@ -23,28 +24,34 @@ pytestmark = [needs_shared, pytest.mark.timeout(600)]
 JOB = "jobs/annotate.py"
 RESUMES = "the same command resumes where it stopped"
 #: How long a calm run takes at most on a busy machine; later moments hit nothing.
-_MOST_S = {"local": 12.0, "1": 25.0}
+_MOST_S = {"local": 9.0, "1": 22.0}
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory, emodb_files) -> Path:
-    return link_clips(tmp_path_factory.mktemp("clips") / "audio", emodb_files)
+    return link_clips(tmp_path_factory.mktemp("clips") / "audio", emodb_files[::2])
 
 
 def command(
     clips: Path, out: object, workers: str = "local", model: str = ""
 ) -> tuple[object, ...]:
-    """About twenty shards of a network that needs some seconds."""
+    """About ten shards of a network that needs some seconds."""
     chosen = ("--model", model or "random:w2v2-b-2", "--dtype", "fp32")
     return ("--input", clips, "--output", out, *chosen, "--shard-s", 5, "--workers", workers)
+
+
+def resume(args: tuple[object, ...]) -> int:
+    """The same command once more: here, unless it needs Ray."""
+    if "local" in args:
+        return main([str(a) for a in args])
+    return processes.run(JOB, *args)[0]
 
 
 @pytest.fixture(scope="module")
 def calm(clips, tmp_path_factory) -> list[dict]:
     """Rows of a run that nothing happens to."""
     out = tmp_path_factory.mktemp("calm") / "out"
-    code, _, errors = processes.run(JOB, *command(clips, out))
-    assert code == 0, errors
+    assert resume(command(clips, out)) == 0
     return comparable(rows_of(out))
 
 
@@ -77,7 +84,7 @@ def test_a_signal_ends_the_job_and_the_same_command_resumes(
     assert workers != "local" or not list(out.glob("_attempts/*.json"))  # nothing is suspicious
     kept = {p: p.read_bytes() for p in (out / "annotations").glob("part-*")}
     assert len(kept) >= 2
-    assert processes.run(JOB, *command(clips, out, workers))[0] == 0
+    assert resume(command(clips, out, workers)) == 0
     assert {p: p.read_bytes() for p in kept} == kept
     assert comparable(rows_of(out)) == calm
 
@@ -117,8 +124,7 @@ def test_kill_9_at_a_random_moment_changes_no_row(seed, workers, whom, clips, ca
     for process in alive:  # Ray leaves its agents behind when its driver is killed
         assert whom == "driver"
         process.kill()
-    code, _, errors = processes.run(JOB, *command(clips, out, workers))
-    assert code == 0, errors
+    assert resume(command(clips, out, workers)) == 0
     assert comparable(rows_of(out)) == calm
     assert record_of(out)["status"] == "done"
     assert not list(out.glob("_*"))
@@ -163,7 +169,7 @@ def test_two_commands_on_one_output_never_mix(
     assert record["settings"]["model"] == winner
     owners = {record["run_id"], *(past["run_id"] for past in record["history"])}
     assert {row["run_id"] for row in rows} <= owners
-    assert len(rows) == len({row["clip_id"] for row in rows}) == 30
+    assert len(rows) == len({row["clip_id"] for row in rows}) == 15
     assert not Path(out, "_claim.json").exists()
 
 
@@ -179,23 +185,23 @@ for found in list(storage.list_objects(source)):
 """
 
 
-def test_a_part_of_another_run_does_not_count(clips, checkpoint, tmp_path):
+def test_a_part_of_another_run_does_not_count(clips, checkpoint, tmp_path, capsys):
     """Parts copied from a run with other settings are scored again, foreign ones are refused."""
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
-    assert processes.run(JOB, *command(clips, mine, model=checkpoint[0]))[0] == 0
-    assert processes.run(JOB, *command(clips, theirs, model="emodb-tiny"))[0] == 0
+    args = command(clips, mine, model=checkpoint[0])
+    assert resume(args) == 0
+    assert resume(command(clips, theirs, model="emodb-tiny")) == 0
+    capsys.readouterr()
     expected = comparable(rows_of(mine))
     parts = sorted((mine / "annotations").iterdir())
     parts[0].write_bytes((theirs / "annotations" / parts[0].name).read_bytes())
     parts[2].write_bytes(parts[1].read_bytes())  # of this run, but of another shard
-    code, printed, _ = processes.run(JOB, *command(clips, mine, model=checkpoint[0]))
-    assert code == 0
-    assert "2 shards left" in printed
+    assert resume(args) == 0
+    assert "2 shards left" in capsys.readouterr().out
     assert comparable(rows_of(mine)) == expected
     extra = mine / "annotations" / "part-000999.parquet"
     extra.write_bytes(parts[0].read_bytes())
-    code, _, errors = processes.run(JOB, *command(clips, mine, model=checkpoint[0]))
-    assert code == 1
-    assert "part-000999.parquet, which this run did not write" in errors
+    assert resume(args) == 1
+    assert "part-000999.parquet, which this run did not write" in capsys.readouterr().err
     metadata = pq.read_schema(parts[0]).metadata
     assert json.dumps(sorted(k.decode() for k in metadata)) == '["raysers"]'

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,14 @@ def run(*args: object) -> int:
     return probe.main([str(a) for a in args])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def scored_here() -> Iterator[None]:
+    """What is spoken is scored in this process; speaking itself needs Ray."""
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr("raysers.engine.plan.has_cluster", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def corpus(ray_session, tmp_path_factory) -> Path:
     """Sixteen test clips with labels, one of them without a transcript, and a training clip."""
@@ -41,13 +50,13 @@ def corpus(ray_session, tmp_path_factory) -> Path:
     with (folder / "texts.csv").open("w", newline="") as file:
         names = ("text", "valence", "arousal", "dominance", "speaker", "split")
         csv.writer(file).writerows([names, *rows])
-    flags = ["--texts", folder / "texts.csv", "--output", folder / "corpus", "--workers", 2]
+    flags = ["--texts", folder / "texts.csv", "--output", folder / "corpus", "--workers", 1]
     assert synthesize.main([str(f) for f in flags]) == 0
     return folder
 
 
-FLAGS = ("--model", "emodb-tiny", "--limit", 16, "--workers", 2, "--least-occurrences", 4,
-         "--bootstrap", 50, "--dtype", "fp32")  # fmt: skip
+FLAGS = ("--model", "emodb-tiny", "--limit", 16, "--least-occurrences", 4, "--bootstrap", 50,
+         "--dtype", "fp32")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +182,7 @@ def test_bad_commands_write_nothing(corpus, tmp_path, capsys, flags, message):
 
 def test_without_data_models_are_compared_on_the_sentences_alone(corpus, checkpoint, capsys):
     out = corpus / "sentences only"
-    flags = ["--model", "emodb-tiny", checkpoint[0], "--workers", 2, "--bootstrap", 50]
+    flags = ["--model", "emodb-tiny", checkpoint[0], "--bootstrap", 50]
     flags += ["--texts", corpus / "sentences.csv"]
     (corpus / "sentences.csv").write_text(
         "text,sentiment,noun\nI love it,1,it\nI hate it,-1,it\nI print it,0,it\n"

@@ -93,13 +93,6 @@ def test_a_bad_command_is_one_line_and_writes_nothing(tmp_path, capsys):
     assert "holds rows of other settings (runs was" in capsys.readouterr().err
 
 
-def test_an_archive_without_a_good_clip_is_a_page_too(tmp_path):
-    folder = annotated(tmp_path / "bad", clips=9, embeddings=False)
-    for part in (folder / "annotations").iterdir():
-        part.unlink()
-    assert run([folder], tmp_path / "out") == 0
-
-
 @needs_browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])

@@ -19,7 +19,7 @@ from tests.places import SHARED_DATA, needs_shared
 from tests.published import score_files
 
 pytestmark = needs_shared
-JOB = "jobs/annotate.py"
+HERE = ("--workers", "local")
 #: Names that break sloppy URL handling.
 ODD_NAMES = (
     "a b.wav",
@@ -30,6 +30,10 @@ ODD_NAMES = (
     "ünï–c.wav",
     "a+b&c.wav",
 )
+
+
+def run(*args: object) -> int:
+    return main([str(a) for a in args])
 
 
 def _rows(bucket: Any, prefix: str) -> list[dict[str, Any]]:
@@ -67,10 +71,9 @@ def test_in_and_out_of_s3_with_odd_keys_and_tar_members(s3, archive, checkpoint)
         s3.put(f"model/{file.name}", file.read_bytes())
     args = (
         "--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", f"{s3.uri}/model",
-        "--dtype", "fp32", "--max-failed", 0.1,
+        "--dtype", "fp32", "--max-failed", 0.1, *HERE,
     )  # fmt: skip
-    code, _, err = processes.run(JOB, *args)
-    assert code == 0, err
+    assert run(*args) == 0
     rows = {r["file"]: r for r in _rows(s3, "out")}
     expected = score_files(plain, sorted(set(archive.values())))
     assert rows.pop(f"{s3.uri}/in/broken.wav")["status"] == "unreadable"
@@ -84,7 +87,7 @@ def test_in_and_out_of_s3_with_odd_keys_and_tar_members(s3, archive, checkpoint)
 
 
 def test_a_bad_day_of_the_store_changes_no_row_and_each_refusal_finds_its_clip(
-    s3, s3_faults, archive, checkpoint, ray_session
+    s3, s3_faults, archive, checkpoint
 ):
     for pattern, fault in [
         (r"a b\.wav", 503),
@@ -96,8 +99,8 @@ def test_a_bad_day_of_the_store_changes_no_row_and_each_refusal_finds_its_clip(
         (r"out/annotations/part-000000", 503),
     ]:
         s3_faults.add(pattern, fault, times=2)
-    args = ("--input", f"{s3.uri}/in", "--model", checkpoint[0], "--dtype", "fp32")
-    assert main([*args, "--output", f"{s3.uri}/out"]) == 0
+    args = ("--input", f"{s3.uri}/in", "--model", checkpoint[0], "--dtype", "fp32", *HERE)
+    assert run(*args, "--output", f"{s3.uri}/out") == 0
     assert {r["file"]: r["status"] for r in _rows(s3, "out")} == dict.fromkeys(archive, "ok")
 
     names = list(archive)
@@ -106,7 +109,7 @@ def test_a_bad_day_of_the_store_changes_no_row_and_each_refusal_finds_its_clip(
     s3_faults.add(r"ünï–c\.wav", 404, code="NoSuchKey")
     s3_faults.add(r"x#y\.wav", 500)
     s3_faults.add(r"q\?v=1\.wav", "less", method="GET")
-    assert main([*args, "--output", f"{s3.uri}/again", "--max-failed", "0.5"]) == 0
+    assert run(*args, "--output", f"{s3.uri}/again", "--max-failed", 0.5) == 0
     fates = {r["file"]: r["status"] for r in _rows(s3, "again") if r["status"] != "ok"}
     assert fates == {
         names[1]: "forbidden",
@@ -123,13 +126,16 @@ def test_one_bad_answer_in_ten_changes_no_row(s3, s3_faults, tmp_path, monkeypat
     emodb = SHARED_DATA / "emodb" / "wav"
     monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "10")  # as by default; the tests' 4 are too few
     args = ("--model", "emodb-tiny", "--workers", "local")
-    assert processes.run(JOB, "--input", emodb, "--output", tmp_path / "out", *args)[0] == 0
+    assert (
+        processes.run("jobs/annotate.py", "--input", emodb, "--output", tmp_path / "out", *args)[0]
+        == 0
+    )
     for file in sorted(emodb.glob("*.wav")):
         s3.put(f"in/{file.name}", file.read_bytes())
     s3_faults.draws.seed(0)
     s3_faults.bad_one_in = 10
     code, _, errors = processes.run(
-        JOB, "--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", *args
+        "jobs/annotate.py", "--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", *args
     )
     s3_faults.bad_one_in = 0
     assert code == 0, errors
@@ -152,6 +158,7 @@ def test_a_store_that_stays_down_stops_the_job_and_the_same_command_goes_on(
     s3, s3_faults, archive, checkpoint, ray_session, capsys
 ):
     args = ["--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0]]
+    args += ["--workers", "1"]
     down = s3_faults.add(r"out/annotations/part-", 503, method="PUT")
     assert main(args) == 1
     error = capsys.readouterr().err
@@ -164,21 +171,23 @@ def test_a_store_that_stays_down_stops_the_job_and_the_same_command_goes_on(
     assert {r["file"]: r["status"] for r in _rows(s3, "out")} == dict.fromkeys(archive, "ok")
 
 
-def test_an_outage_stops_the_job_and_the_same_command_goes_on(s3, s3_faults, archive, checkpoint):
+def test_an_outage_stops_the_job_and_the_same_command_goes_on(
+    s3, s3_faults, archive, checkpoint, capsys
+):
     down = s3_faults.add(r"/in/.*\.(wav|tar)", 503, method="GET")
     args = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", checkpoint[0])
-    code, _, err = processes.run(JOB, *args)
-    assert code == 1
+    assert run(*args, *HERE) == 1
+    err = capsys.readouterr().err
     assert f"storage outage: of s3://{s3.name}" in err
     assert "Traceback" not in err
     assert down.hits < 100
     s3_faults.clear()
-    assert processes.run(JOB, *args)[0] == 0
+    assert run(*args, *HERE) == 0
     assert {r["file"]: r["status"] for r in _rows(s3, "out")} == dict.fromkeys(archive, "ok")
 
 
 def test_bad_credentials_and_missing_buckets_end_with_exit_2_and_one_line(
-    s3, s3_faults, archive, checkpoint, capsys, ray_session
+    s3, s3_faults, archive, checkpoint, capsys
 ):
     s3_faults.add(r"/in/?", 403, code="InvalidAccessKeyId")
     s3_faults.add(rf"{s3.name}\?", 403, code="InvalidAccessKeyId")

@@ -28,6 +28,7 @@ def _submitted(command: list[str], env: dict[str, str]) -> subprocess.CompletedP
 
 
 @needs_shared
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # two starts of Ray, beside other tests
 def test_ray_job_submit_runs_the_job_on_the_cluster(clips_folder, emodb_files, tmp_path):
     bin_folder = str(Path(sys.executable).parent)

@@ -210,7 +210,7 @@ def test_the_kept_epoch_has_the_best_dev_ccc_and_the_model_has_learned(one):
 
 def test_annotate_with_the_result_gives_the_dev_scores_of_the_card(one, labels):
     out = one.parent / "scored"
-    args = ["--input", str(labels), "--output", str(out), "--model", str(one)]
+    args = ["--input", str(labels), "--output", str(out), "--model", str(one), "--workers", "local"]
     assert annotate.main([*args, "--dtype", "fp32", "--max-failed", "0.1"]) == 0
     scored = {row["file"]: row for row in rows_of(out)}
     stored = pq.read_table(one / "predictions" / "part-00000.parquet").to_pylist()
@@ -291,11 +291,8 @@ def test_tensorboard_has_every_epoch_once(one):
     assert steps == list(range(1, EPOCHS + 1))
 
 
-def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(
-    place, command, ray_session, capsys, monkeypatch
-):
-    # in this process: that Ray Train's workers pass on such errors is the next test's
-    monkeypatch.setattr(train, "run_training", partial(run_training, alone=True))
+def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(place, command, ray_session, capsys):
+    """An error of Ray Train's workers reaches the driver."""
     out = place / "strict"
     args = [*command, "--output", str(out), "--max-failed", "0.01", "--epochs", "1"]
     assert train.main([*args, "--workers", "1"]) == 3
@@ -306,11 +303,12 @@ def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(
 
 
 def test_a_loss_that_is_not_a_number_ends_with_exit_1_and_names_the_step(
-    place, command, ray_session, capsys
+    place, command, capsys, monkeypatch
 ):
+    monkeypatch.setattr(train, "run_training", partial(run_training, alone=True))
     out = place / "diverged"
     args = [*command, "--output", str(out), "--lr", "1e30", "--optimiser", "sgd"]
-    assert train.main([*args, "--workers", "1"]) == 1
+    assert train.main(args) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: epoch 1, step ")
     assert "--lr" in error

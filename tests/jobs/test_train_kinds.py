@@ -47,7 +47,7 @@ def _predictions(out: Path) -> dict[str, list[float]]:
     return {row["file"]: [row[name] for name in DIMENSIONS] for row in rows}
 
 
-def test_cnn14_trains_by_its_own_recipe_stops_early_and_annotates(labels, tmp_path, ray_session):
+def test_cnn14_trains_by_its_own_recipe_stops_early_and_annotates(labels, tmp_path):
     config, out, scored = tmp_path / "config.json", tmp_path / "cnn", tmp_path / "scored"
     config.write_text(json.dumps(NARROW))
     document = _trained(labels, out, config, "--patience", str(PATIENCE))
@@ -61,7 +61,7 @@ def test_cnn14_trains_by_its_own_recipe_stops_early_and_annotates(labels, tmp_pa
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
     args = ["--input", str(labels), "--output", str(scored), "--model", str(out)]
-    assert annotate.main([*args, "--dtype", "fp32"]) == 0
+    assert annotate.main([*args, "--dtype", "fp32", "--workers", "local"]) == 0
     rows = {row["file"]: [row[name] for name in DIMENSIONS] for row in rows_of(scored)}
     dev = _predictions(out)
     assert len(dev) == 14
@@ -69,7 +69,7 @@ def test_cnn14_trains_by_its_own_recipe_stops_early_and_annotates(labels, tmp_pa
         assert scores == pytest.approx(rows[file], abs=1e-5)
 
 
-def test_fewer_layers_attentive_pooling_and_little_memory(labels, tmp_path, ray_session):
+def test_fewer_layers_attentive_pooling_and_little_memory(labels, tmp_path):
     config, out = write_toy_config(tmp_path), tmp_path / "small"
     assert TOY["num_hidden_layers"] == 2
     document = _trained(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jobs import train
 from raysers.models.loading import load_emotion_model
-from tests.jobs import processes
+from raysers.training.session import run_training
 from tests.jobs.voices import MEL_FRONT, write_toy_config, write_voices
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -20,6 +22,7 @@ def test_a_model_for_shipping_goes_to_s3_and_to_mlflow(s3, tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     table, config = write_voices(tmp_path / "voices"), write_toy_config(tmp_path, **MEL_FRONT)
+    monkeypatch.setattr(train, "run_training", partial(run_training, alone=True))
     args = (
         "--train", table, "--backbone", f"random:{config}", "--output", f"{s3.uri}/model",
         "--keep", "last", "--save-dtype", "fp16", "--track", "mlflow", "--epochs", 2,
@@ -27,8 +30,7 @@ def test_a_model_for_shipping_goes_to_s3_and_to_mlflow(s3, tmp_path, monkeypatch
         "--front", "mel", "--front-steps", 3, "--equaliser-db", 3, "--schedule", "cosine",
         "--warmup", 0.2,
     )  # fmt: skip
-    code, _, error = processes.run("jobs/train.py", *args)
-    assert code == 0, error
+    assert train.main([str(arg) for arg in args]) == 0
     keys = s3.keys()
     names = {key.removeprefix("model/") for key in keys if key.startswith("model/")}
     assert {*MODEL_FILES, "README.md", "training.json", "run.json"} <= names

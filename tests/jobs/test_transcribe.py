@@ -16,7 +16,7 @@ from tests.jobs.conftest import comparable, record_of, rows_of
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.models.asr_folders import plain_texts, write_ctc
 
-pytestmark = [needs_shared, pytest.mark.usefixtures("ray_session")]
+pytestmark = needs_shared
 
 #: Transcripts as strangers write them; all must arrive, none may reach the terminal.
 WILD = [
@@ -116,6 +116,7 @@ def test_wild_transcripts_survive_and_are_scored(finished, manifest):
 
 def test_the_same_command_again_only_redoes_what_is_lost_and_prints_nothing_wild(finished, capsys):
     out, args = finished
+    args = (*args, "--workers", "local")
     rows = comparable(rows_of(out, "transcripts"))
     metrics = [{**r, "run_id": ""} for r in rows_of(out, "metrics")]
     parts = sorted((out / "transcripts").glob("*"))
@@ -147,7 +148,7 @@ def test_other_settings_are_refused_and_retry_redoes_its_statuses(
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     broken = manifest.parent / "broken.wav"
     sf.write(broken, np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
-    assert run(*args, "--retry", "unreadable") == 0
+    assert run(*args, "--retry", "unreadable", "--workers", "local") == 0
     fates = {Path(r["file"]).stem: r["status"] for r in rows_of(out, "transcripts")}
     assert (fates["broken"], fates["short"]) == ("ok", "too_short")
 
@@ -180,7 +181,7 @@ def test_real_english_through_moonshine_is_scored(tmp_path, capsys):
     lines = [f"{ci / name},{words},en" for name, words in said.items()]
     clips.write_text("\n".join(["file,transcript,language", *lines]) + "\n")
     out = tmp_path / "out"
-    assert run("--input", clips, "--output", out, "--workers", 1) == 0
+    assert run("--input", clips, "--output", out, "--workers", "local") == 0
     texts = {Path(r["file"]).name: r["text"] for r in rows_of(out, "transcripts")}
     assert texts["spk1_snt1.wav"] == "The child almost hurt the small dog."
     assert record_of(out)["outcome"]["word_errors"]["wer"] <= 0.1
@@ -189,6 +190,7 @@ def test_real_english_through_moonshine_is_scored(tmp_path, capsys):
 
 def test_dry_run_of_a_run_json_measures_and_writes_nothing(finished, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run("--config", finished[0] / "run.json", "--output", out, "--dry-run") == 0
+    again = ("--config", finished[0] / "run.json", "--output", out, "--workers", "local")
+    assert run(*again, "--dry-run") == 0
     assert "x real time per worker" in capsys.readouterr().out
     assert not out.exists()

@@ -104,7 +104,8 @@ def test_best_is_the_model_folder_of_the_best_trial_and_annotates(swept, place):
     assert f"--lr {best['param_lr']}" in card  # the command that gives the same model
     out = place / "scored"
     args = ["--input", str(place / "voices/labels.csv"), "--output", str(out)]
-    assert annotate.main([*args, "--model", str(swept / "best"), "--dtype", "fp32"]) == 0
+    args += ["--model", str(swept / "best"), "--dtype", "fp32", "--workers", "local"]
+    assert annotate.main(args) == 0
     told = {row["file"]: row for row in rows_of(swept / "best", "predictions")}
     for row in rows_of(out):
         if row["file"] in told:
