@@ -14,7 +14,7 @@ from jobs.report import main
 from raysers.report.figures import FIGURES as FIGURE_ROWS
 from tests.browser import Browser, needs_browser
 from tests.jobs.conftest import record_of
-from tests.made_runs import EVIL, annotated, everything, fused
+from tests.made_runs import EVIL, everything, fused, tuned
 
 
 def run(runs, output) -> int:
@@ -58,7 +58,7 @@ def test_the_page_says_hostile_names_and_words_without_doing_what_they_ask(repor
 
 
 def test_the_same_runs_give_the_same_page_and_stale_figures_go(tmp_path):
-    runs = [annotated(tmp_path / "annotated", clips=60), fused(tmp_path / "fused")]
+    runs = [tuned(tmp_path / "tuned"), fused(tmp_path / "fused")]
     out = tmp_path / "out"
     assert run(runs, out) == 0
     files = {path: path.read_bytes() for path in [*out.glob("figures/*"), out / "index.html"]}

@@ -1,14 +1,17 @@
-"""The clips of `make demo`: complete, varied, the same each time, and made only once."""
+"""`make demo`: clips that are varied, the same each time and made only once, and their scores."""
 
-from collections import Counter
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from jobs.demo import _say_moods, make_audio
+from jobs.demo import main, make_audio
+from raysers.types import DIMENSIONS
+from tests.jobs.conftest import rows_of
 
 pytest.importorskip("espeakng_loader")
 
@@ -62,14 +65,21 @@ def test_same_samples_each_time_and_no_clip_made_twice(folder, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
-def test_mean_scores_are_said_by_mood_without_the_broken_files(tmp_path, capsys):
-    files = ["/a-b/happy-00-en-us.wav", "sad-01-en.wav", "/q/sad-02-en-us-f3.flac", "broken-x.wav"]
-    table = {"file": files, "arousal": [0.9, 0.1, 0.3, None]}
-    table |= {"dominance": [0.8, 0.2, 0.3, None], "valence": [0.7, 0.3, 0.4, None]}
-    pq.write_table(pa.table(table), tmp_path / "part-00000.parquet")
-    _say_moods(tmp_path)
-    _, _, *rows = capsys.readouterr().out.splitlines()
-    assert [row.split() for row in rows] == [
-        ["happy", "0.90", "0.80", "0.70"],
-        ["sad", "0.20", "0.25", "0.35"],
-    ]
+def test_the_demo_annotates_its_clips_and_says_mean_scores_by_mood(
+    folder, tmp_path, no_cluster, capsys
+):
+    made = tmp_path / "made-up-speech" / "audio"
+    made.parent.mkdir()
+    made.symlink_to(folder)
+    assert main(["--output", str(tmp_path)]) == 0
+    scores = defaultdict(list)
+    for row in rows_of(tmp_path / "made-up-speech" / "tables"):
+        if row["status"] == "ok" and not Path(row["file"]).name.startswith("broken-"):
+            mood = Path(row["file"]).name.partition("-")[0]
+            scores[mood].append([row[d] for d in DIMENSIONS])
+    assert {mood: len(values) for mood, values in scores.items()} == dict.fromkeys(
+        ("happy", "angry", "sad", "neutral"), 15
+    )
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for mood, values in scores.items():
+        assert [mood, *(f"{mean:.2f}" for mean in np.mean(values, axis=0))] in printed
