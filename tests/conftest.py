@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import settings
 
 settings.register_profile("tests", max_examples=25, deadline=None)
 settings.load_profile("tests")
+
+# a shell lets its background jobs ignore it, and so everything that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # before anything imports ray: no tokens on disk, no telemetry, no bars
 os.environ.update(
