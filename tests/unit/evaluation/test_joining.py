@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
-from raysers.evaluation.join import join, labelled_only
+from raysers.evaluation.join import join
 from raysers.types import NS_PER_S, clip_id
 
 SPAN = pa.duration("ns")
@@ -133,13 +133,6 @@ def test_a_clip_predicted_twice_is_refused():
     twice = table([("/b/x/1.wav", 0, 2), ("/c/x/1.wav", 0, 2)])
     with pytest.raises(ConfigError, match=r"more than once \(first: /a/x/1.wav\)"):
         join(table(WHOLE), {"m": twice})
-
-
-def test_clips_without_any_label_are_no_labels():
-    values = pa.array([None, 0.5, math.nan], pa.float32())
-    labels = table(WHOLE).set_column(5, "arousal", values)
-    labels = labels.drop_columns(["dominance", "valence"])
-    assert labelled_only(labels)["file"].to_pylist() == ["/a/x/2.wav"]
 
 
 NAMES = st.sampled_from(["a", "b", "c"])

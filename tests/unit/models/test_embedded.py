@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from raysers.errors import CheckpointError
 from raysers.models import embedded
 from raysers.models.loading import build_network, load_emotion_model, save_emotion_model
-from raysers.models.scorer import Scorer, score_rows
-from raysers.types import Status
+from raysers.models.scorer import Scorer
 from tests.places import SHARED_DATA, needs_shared
 
 NAME = "emodb-tiny"
@@ -71,24 +70,6 @@ def test_the_revision_is_the_content_wherever_the_package_lies(made, tmp_path, m
     assert load_emotion_model(NAME).revision == first.revision
     write_model(tmp_path / "elsewhere" / NAME, seed=1)
     assert load_emotion_model(NAME).revision != first.revision
-
-
-def test_too_short_is_what_its_own_front_end_cannot_hear(made):
-    loaded = load_emotion_model(NAME)
-    # by hand: 400 + 160 * ((3 - 1) + (5 - 1) * 2 + (5 - 1) * 2)
-    assert loaded.min_samples == 400 + 160 * 18
-    scorer = Scorer(loaded, dtype="fp32", device="cpu", threads=1)
-    noise = np.random.default_rng(0).normal(size=loaded.min_samples).astype(np.float32)
-    short, enough = score_rows(scorer, [noise[:-1], noise])
-    assert short.status == Status.TOO_SHORT
-    assert str(loaded.min_samples) in str(short)
-    assert np.isfinite(enough.scores).all()
-
-
-def test_a_package_without_the_folder_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "ASSETS", tmp_path)
-    with pytest.raises(CheckpointError, match=NAME):
-        load_emotion_model(NAME)
 
 
 def test_the_shipped_folder_is_small_and_complete_and_holds_nothing_that_runs():

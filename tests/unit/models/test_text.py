@@ -118,19 +118,6 @@ def test_text_behind_the_last_position_is_not_read_and_said_so(kind, most, tmp_p
     np.testing.assert_allclose(encoder.encode([over, fits]), [expected, expected], atol=1e-5)
 
 
-def test_an_empty_text_is_the_special_tokens_alone(bert):
-    expected = plain_vector(bert[1], [2, 3]).numpy()
-    vectors = load_text_encoder(str(bert[0])).encode(["", "   ", "\n"])
-    np.testing.assert_allclose(vectors, [expected] * 3, atol=1e-5)
-
-
-def test_another_weight_is_another_revision(bert, tmp_path):
-    folder = shutil.copytree(bert[0], tmp_path / "changed")
-    assert load_text_encoder(str(folder)).revision == load_text_encoder(str(bert[0])).revision
-    (folder / "special_tokens_map.json").write_text("{}")
-    assert load_text_encoder(str(folder)).revision != load_text_encoder(str(bert[0])).revision
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -115,10 +115,6 @@ def test_figure_2_is_ccc_of_whole_splits_of_the_backbones_with_the_random_model_
     assert (found[0].paper, found[0].low, found[0].high, found[0].n) == (0.7, 0.5, 0.65, 9)
 
 
-def test_of_a_model_measured_twice_the_last_value_counts():
-    assert [d.value for d in numbers.correctness([value(0.1), value(0.2)])] == [0.2]
-
-
 def test_figure_3_tells_the_mean_from_each_perturbation():
     rows = [
         value(0.9, metric="robustness"),
@@ -133,19 +129,6 @@ def test_figure_3_tells_the_mean_from_each_perturbation():
     assert brief(numbers.robustness_by_change(rows)) == [
         ("emodb test", "arousal", "white noise", "m", 0.8)
     ]
-
-
-def test_figure_4_is_of_the_asked_metric_and_not_of_other_trainings():
-    fair = {"metric": "sex_fairness_bias", "group": "sex"}
-    rows = [
-        value(0.01, **fair),
-        value(0.02, dimension="mean", dataset="all", **fair),
-        value(0.03, **(fair | {"metric": "sex_fairness_score"})),
-        value(0.04, study="frozen", **fair),
-        value(0.05, study="fairness", model="w2v2-b", **fair),
-    ]
-    found = numbers.fairness(rows, "sex_fairness_bias")
-    assert [(d.row, d.value) for d in found] == [("m", 0.01), ("w2v2-b", 0.05)]
 
 
 def test_figure_5_begins_with_the_hardest_speaker_by_the_mean_over_models_and_dimensions():

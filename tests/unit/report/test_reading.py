@@ -12,17 +12,13 @@ from raysers.report.clips import read_map
 from raysers.report.cost import cost_exhibit, speed, wall_s
 from raysers.report.numbers import by_factor, correctness, learning
 from raysers.report.reading import read_evidence
-from raysers.schemas import CURVES
 from tests.made_runs import (
     EVIL,
     MODELS,
     annotated,
     evaluated,
-    shaped,
     studied,
     trained,
-    tuned,
-    write,
 )
 
 
@@ -46,17 +42,6 @@ def test_a_training_and_its_evaluation_are_one_model(tmp_path):
         ("tiny", "msp-podcast test1"),
         ("random-gaussian", "emodb test"),
     }
-
-
-def test_a_sweep_called_like_a_study_does_not_lend_it_its_curves(tmp_path):
-    row = {"study": "seeds", "cell": "t0", "model": "m", "epoch": 1, "ccc": 0.1}
-    row |= {"dimension": "valence"}
-    folders = [tuned(tmp_path / "seeds"), tuned(tmp_path / "more" / "seeds")]
-    for folder in folders:
-        write(folder, "curves", shaped([row], CURVES))
-    found = read_evidence([str(folder) for folder in folders])
-    assert learning(found.curves) == []
-    assert [len(found.trial_curves[str(folder)]) for folder in folders] == [1, 1]
 
 
 def test_embeddings_are_a_sample_that_no_cut_into_parts_changes(tmp_path):

@@ -18,7 +18,6 @@ from raysers.words.fusion_scores import (
     TEXT_HEAD,
     differences,
     fusion_rows,
-    main_split,
 )
 from tests.unit.evaluation.worlds import only
 
@@ -72,14 +71,6 @@ def test_differences_are_of_the_same_clips_and_have_the_right_sign(rows):
     assert clear.ci_low > 0
     none = only(differences(rows), split="test", group_value=ACOUSTIC, dimension="arousal")
     assert none.ci_low < 0 < none.ci_high
-
-
-def test_dev_and_test_clips_are_never_put_together(rows):
-    assert {row.split for row in rows} == {"dev", "test"}
-    assert main_split(rows) == "test"
-    assert main_split([row for row in rows if row.split == "dev"]) == "dev"
-    unsplit = replace(made(), columns={"corpus": ["made"] * 120})
-    assert {row.split for row in fusion_rows(unsplit, Bootstrap(draws=0))} == {"all"}
 
 
 def test_the_card_says_what_it_is_made_of_and_what_is_wrong_with_it(rows):
