@@ -38,6 +38,7 @@ class AnnotateTask(ClipTask):
         embeddings: also write the masked mean of the last layer.
         device: `cpu` or `cuda`, from `placed`.
         threads: compute threads per worker.
+        trained: dimensions the model scores; the others stay null.
     """
 
     preloads: ClassVar[Sequence[str]] = (
@@ -54,6 +55,7 @@ class AnnotateTask(ClipTask):
     embeddings: bool
     device: str = "cpu"
     threads: int = 1
+    trained: Sequence[str] = DIMENSIONS
 
     @classmethod
     def load(
@@ -78,6 +80,7 @@ class AnnotateTask(ClipTask):
             dtype=dtype,
             max_padded_s=max_padded_s,
             embeddings=embeddings,
+            trained=found.trained,
         )
 
     @property
@@ -87,9 +90,12 @@ class AnnotateTask(ClipTask):
 
     @property
     def notes(self) -> Sequence[str]:
-        """A warning about weights that were never trained."""
-        warning = f"{self.model} has random weights: its scores mean nothing"
-        return [warning] if parse_model_name(self.model).random else []
+        """Warnings about weights or outputs that were never trained."""
+        if parse_model_name(self.model).random:
+            return [f"{self.model} has random weights: its scores mean nothing"]
+        untrained = ", ".join(name for name in DIMENSIONS if name not in self.trained)
+        warning = f"{self.model} was not trained for {untrained}: these scores are null"
+        return [warning] if untrained else []
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -131,6 +137,7 @@ class Annotator:
             "model_revision": task.revision,
         }
         self._embeddings = task.embeddings
+        self._trained = task.trained
 
     def score(
         self, signals: Sequence[Signal], transcripts: Sequence[str | None] = ()
@@ -144,7 +151,8 @@ class Annotator:
                 found.append(row)
                 continue
             embedding = {"embedding": row.embedding} if self._embeddings else {}
-            found.append({**dict(zip(DIMENSIONS, row.scores.tolist(), strict=True)), **embedding})
+            scores = dict(zip(DIMENSIONS, row.scores.tolist(), strict=True))
+            found.append({name: scores[name] for name in self._trained} | embedding)
         return found
 
 

@@ -70,7 +70,12 @@ ANNOTATIONS = pa.schema(
     [
         *CLIP_FIELDS,
         *_FATE_FIELDS,
-        *(_field(name, pa.float32(), f"predicted {name}", "about 0..1") for name in DIMENSIONS),
+        *(
+            _field(
+                name, pa.float32(), f"predicted {name}; null: failed or not trained", "about 0..1"
+            )
+            for name in DIMENSIONS
+        ),
         _field("duration_s", pa.float64(), "length of the decoded clip", "s"),
         _field("rms_db", pa.float32(), "level of the decoded clip", "dB re full scale"),
         _field("clipped_ratio", pa.float32(), "share of samples at full scale", "0..1"),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from raysers.evaluation.baseline import with_baseline
 from raysers.evaluation.comparison import comparison_rows
 from raysers.evaluation.correctness import correctness_rows, drop_rows
@@ -18,6 +20,7 @@ from raysers.evaluation.paper import with_paper
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import Cell, Scores, base_cells
 from raysers.evaluation.speakers import SAMPLES, speaker_rows
+from raysers.types import DIMENSIONS
 
 #: The paper's own home corpus, for want of another.
 _HOME = "msp-podcast"
@@ -94,6 +97,10 @@ def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[st
                 f"{cell.dataset}: {len(cell.rows):,} predicted clips are training clips: their "
                 "figures, and those of all its clips, say little about new speech"
             )
+    for model, predicted in scores.predictions.items():
+        missing = [d for i, d in enumerate(DIMENSIONS) if not np.isfinite(predicted[:, i]).any()]
+        if missing:
+            yield f"{model}: no scores of {', '.join(missing)}, so no figures of it"
     if options.draws:
         yield from _interval_notes(scores, cells)
     if not any(row.metric.startswith("sex_fairness") for row in rows):

@@ -98,7 +98,12 @@ def _aligned(
     """The predictions in the order of the labels, [labels, 3], NaN where there is none."""
     values = dimensions_of(table)
     status = np.array(table["status"].to_pylist(), object)
-    status[(status == str(Status.OK)) & ~np.isfinite(values).all(axis=1)] = str(Status.NOT_FINITE)
+    ok = status == str(Status.OK)
+    # null in every row: an output that was not trained
+    trained = np.isfinite(values[ok]).any(axis=0)
+    status[ok & ~(np.isfinite(values[:, trained]).all(axis=1) & trained.any())] = str(
+        Status.NOT_FINITE
+    )
     joined = match >= 0
     good = joined & (status == str(Status.OK))
     aligned: Floats = np.full((len(labels), len(DIMENSIONS)), np.nan)

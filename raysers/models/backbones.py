@@ -7,17 +7,21 @@ the layer-norm stack of `facebook/wav2vec2-large-lv60`; `wav2vec2-large` is a di
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysers.errors import ConfigError
+from raysers.errors import CheckpointError, ConfigError
 from raysers.models.embedded import EMBEDDED, embedded_folder
+from raysers.types import DIMENSIONS
 
 #: The one network that is no transformer: alias and model type.
 CNN14 = "cnn14"
+#: Key of `config.json` that lists the dimensions with trained outputs; without it, all are.
+TRAINED_KEY = "trained_dimensions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +274,23 @@ def keep_layers(config: dict[str, Any], layers: int | None, name: str) -> dict[s
     if not 1 <= layers <= most:
         raise ConfigError(f"{name} has {most} layers: keep 1 to {most} of them, not {layers}")
     return config | {"num_hidden_layers": layers}
+
+
+def trained_dimensions(config: dict[str, Any], where: object) -> tuple[str, ...]:
+    """Dimensions whose outputs were trained; all three where the configuration does not say.
+
+    Raises:
+        CheckpointError: not a list of dimensions.
+    """
+    names = config.get(TRAINED_KEY, DIMENSIONS)
+    trained = tuple(
+        name for name in DIMENSIONS if isinstance(names, list | tuple) and name in names
+    )
+    if not trained or len(trained) != len(names):
+        raise CheckpointError(
+            f"{where}: {TRAINED_KEY} is {json.dumps(names)}, not a list of {', '.join(DIMENSIONS)}"
+        )
+    return trained
 
 
 def _is_place(body: str) -> bool:

@@ -24,6 +24,7 @@ from raysers.models.backbones import (
     POOLING_NAMES,
     ModelName,
     keep_layers,
+    trained_dimensions,
 )
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
@@ -108,10 +109,12 @@ class Identity:
     Attributes:
         revision: the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`.
         embedding_size: numbers of an embedding.
+        trained: dimensions with trained outputs.
     """
 
     revision: str
     embedding_size: int
+    trained: tuple[str, ...] = DIMENSIONS
 
 
 def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
@@ -137,7 +140,11 @@ def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
     config, paths = read_folder(folder)
     config = keep_layers(config, name.layers, name.text)
     revision = folder.name if name.hub_id is not None else folder_hash(folder, paths)
-    return Identity(revision=revision, embedding_size=embedding_size(config))
+    return Identity(
+        revision=revision,
+        embedding_size=embedding_size(config),
+        trained=trained_dimensions(config, folder),
+    )
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -294,7 +301,7 @@ def has_our_labels(config: dict[str, Any]) -> bool:
 
 
 def read_do_normalize(folder: Path) -> bool:
-    """Whether the model wants each clip at zero mean and unit variance.
+    """Whether the model expects each clip at zero mean and unit variance.
 
     There is no safe default (families and sizes differ, and scores change without an error), so
     a folder that does not say is refused.
@@ -304,22 +311,17 @@ def read_do_normalize(folder: Path) -> bool:
     """
     path = folder / PREPROCESSOR_FILE
     if not path.exists():
-        raise CheckpointError(
-            f"{folder} has no {PREPROCESSOR_FILE}, so it is unknown whether the model wants"
-            ' normalised samples; copy it from the original model or write {"do_normalize": true}'
-        )
+        raise CheckpointError(f"{folder} has no {PREPROCESSOR_FILE}: copy it from the original")
     content = read_json(path)
     rate = content.get("sampling_rate", SAMPLE_RATE_HZ)
     if rate != SAMPLE_RATE_HZ:
-        raise CheckpointError(f"{path}: the model wants {rate} Hz, only {SAMPLE_RATE_HZ} is fed")
-    if "do_normalize" not in content:
-        raise CheckpointError(
-            f"{path} does not say whether the model wants normalised samples; add the line"
-            ' "do_normalize": true, or false if it was trained on samples as they are'
-        )
-    flag = content["do_normalize"]
+        raise CheckpointError(f"{path}: the model expects {rate} Hz, not {SAMPLE_RATE_HZ} Hz")
+    flag = content.get("do_normalize")
     if not isinstance(flag, bool):
-        raise CheckpointError(f"{path}: do_normalize is {flag!r}, not true or false")
+        raise CheckpointError(
+            f"{path}: do_normalize is {json.dumps(flag)}, not true or false; add the line"
+            ' "do_normalize": true, or false if the model was trained on samples as they are'
+        )
     return flag
 
 

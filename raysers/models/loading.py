@@ -7,6 +7,7 @@ ids and aliases. Nothing that comes with a checkpoint is ever executed.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from raysers.models import checkpoint, weights
 from raysers.models.backbones import (
     CNN14,
     FAMILIES,
+    TRAINED_KEY,
     ModelName,
     keep_layers,
     parse_model_name,
+    trained_dimensions,
 )
 from raysers.models.checkpoint import (
     CONFIG_FILE,
@@ -52,7 +55,8 @@ class LoadedModel:
     """A network in evaluation mode, float32, on the CPU, and what must be known to use it.
 
     `revision` is the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`;
-    `hidden_size` is the size of an embedding; clips shorter than `min_samples` have no frame.
+    `hidden_size` is the size of an embedding; clips shorter than `min_samples` have no frame;
+    `trained` names the dimensions with trained outputs.
     """
 
     model: EmotionNetwork
@@ -61,6 +65,7 @@ class LoadedModel:
     do_normalize: bool
     hidden_size: int
     min_samples: int
+    trained: Sequence[str] = DIMENSIONS
 
 
 def load_emotion_model(
@@ -95,6 +100,7 @@ def save_emotion_model(
     *,
     do_normalize: bool = True,
     dtype: torch.dtype = torch.float32,
+    trained: Sequence[str] = DIMENSIONS,
 ) -> None:
     """Write `model` as a checkpoint folder in the published layout.
 
@@ -102,7 +108,8 @@ def save_emotion_model(
         model: its parameters may be in any precision.
         folder: made if it is not there; files of the same names are replaced.
         do_normalize: whether the model was trained on normalised samples.
-        dtype: number format of the weights in the file; loading makes them float32 again.
+        dtype: of the weights in the file; loading makes them float32 again.
+        trained: dimensions whose outputs were trained.
 
     Raises:
         CheckpointError: a weight is too large for `dtype`.
@@ -117,6 +124,8 @@ def save_emotion_model(
         "pooling_mode": model.pooling_mode,
         "problem_type": "regression",
     }
+    if len(trained) < len(DIMENSIONS):
+        config[TRAINED_KEY] = list(trained)
     preprocessor = {
         "do_normalize": do_normalize,
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
@@ -171,7 +180,8 @@ def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> 
         tensors = weights.drop_layers(tensors, name.layers)
     weights.fit_weights(model, tensors, folder)
     revision = revision or checkpoint.folder_hash(folder, paths)
-    return _loaded(model, name.text, revision, do_normalize)
+    trained = trained_dimensions(config, folder)
+    return _loaded(model, name.text, revision, do_normalize, trained)
 
 
 def sketch(config: dict[str, Any], where: object) -> EmotionNetwork:
@@ -195,7 +205,13 @@ def _random(name: ModelName) -> LoadedModel:
     return _loaded(model, name.text, random_revision(config, RANDOM_SEED), do_normalize=normalised)
 
 
-def _loaded(model: EmotionNetwork, name: str, revision: str, do_normalize: bool) -> LoadedModel:
+def _loaded(
+    model: EmotionNetwork,
+    name: str,
+    revision: str,
+    do_normalize: bool,
+    trained: Sequence[str] = DIMENSIONS,
+) -> LoadedModel:
     return LoadedModel(
         model=model.eval(),
         name=name,
@@ -203,4 +219,5 @@ def _loaded(model: EmotionNetwork, name: str, revision: str, do_normalize: bool)
         do_normalize=do_normalize,
         hidden_size=model.embedding_size,
         min_samples=model.min_samples,
+        trained=trained,
     )

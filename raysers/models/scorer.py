@@ -23,14 +23,17 @@ from raysers.errors import ClipError, ConfigError, DeviceLost, RaysersError
 from raysers.models.loading import LoadedModel
 from raysers.models.masking import normalise
 from raysers.models.precision import choose_dtype, exact_convolutions
-from raysers.types import SAMPLE_RATE_HZ, Status
+from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One clip's result: scores float32 [3] in the order of `DIMENSIONS`, embedding [hidden]."""
+    """One clip's result: scores float32 [3] in the order of `DIMENSIONS`, embedding [hidden].
+
+    Scores of dimensions that the model was not trained for are NaN, here and in `Scores`.
+    """
 
     scores: Floats
     embedding: Floats
@@ -80,6 +83,7 @@ class Scorer:
         self.revision = loaded.revision
         self.min_samples = loaded.min_samples
         self.hidden_size = loaded.hidden_size
+        self.untrained = [i for i, name in enumerate(DIMENSIONS) if name not in loaded.trained]
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +103,9 @@ class Scorer:
             padded = normalise(padded, lengths.to(self._device, non_blocking=True))
         with exact_convolutions(self._dtype):
             scores, embeddings = self._model(padded, lengths)
-        return Scores(scores=scores.float().cpu().numpy(), embeddings=embeddings.cpu().numpy())
+        found = scores.float().cpu().numpy()
+        found[:, self.untrained] = np.nan
+        return Scores(scores=found, embeddings=embeddings.cpu().numpy())
 
 
 def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipError]:
@@ -155,7 +161,7 @@ def _score_or_split(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | Cli
         return []
     status = Status.OUT_OF_MEMORY
     try:
-        return _rows(scorer.score(signals))
+        return _rows(scorer.score(signals), scorer.untrained)
     except RaysersError:
         raise
     except Exception as error:  # the row boundary: whatever a clip provokes is its own fate
@@ -174,12 +180,14 @@ def _score_or_split(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | Cli
     return [row for part in parts for row in _score_or_split(scorer, part)]
 
 
-def _rows(batch: Scores) -> list[Row | ClipError]:
+def _rows(batch: Scores, untrained: Sequence[int]) -> list[Row | ClipError]:
+    finite = np.isfinite(batch.scores)
+    finite[:, untrained] = True
     return [
         Row(scores=scores, embedding=embedding)
-        if np.isfinite(scores).all()
+        if good.all()
         else ClipError(Status.MODEL_ERROR, "the model's scores are not finite numbers")
-        for scores, embedding in zip(batch.scores, batch.embeddings, strict=True)
+        for scores, embedding, good in zip(batch.scores, batch.embeddings, finite, strict=True)
     ]
 
 

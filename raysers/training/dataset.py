@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Clip, Status
 
 #: Category of a clip without one.
 _NO_CATEGORY = -1
+#: A dimension with fewer train labels is not trained: no CCC is defined.
+_LEAST_LABELS = 2
 
 
 class TooManyFailed(RaysersError):
@@ -62,7 +64,8 @@ class TrainingData:
         categories: names of the emotion categories, in the order of their numbers.
         left_out: clips of train and dev that are not used, by reason.
         leakage: what train shares with dev or a test split although it should not, a line each.
-        notes: what the readers of the data want to be known.
+        notes: sentences for the terminal and the model card.
+        trained: dimensions that train has labels for; the others have none in dev either.
     """
 
     table: pa.Table
@@ -72,6 +75,7 @@ class TrainingData:
     left_out: Mapping[str, int]
     leakage: Sequence[str] = ()
     notes: Sequence[str] = ()
+    trained: Sequence[str] = DIMENSIONS
 
     @property
     def fingerprint(self) -> str:
@@ -99,6 +103,7 @@ def load(
     seed: int,
     min_samples: int,
     dev_needed: bool,
+    weights: Sequence[float] = (1.0, 1.0, 1.0),
     indexed: Indexed | None = None,
 ) -> TrainingData:
     """Index, split, and check the data, on the connected cluster.
@@ -109,6 +114,7 @@ def load(
         seed: decides `--train-fraction` and `--shuffle-labels`.
         min_samples: what the network needs to give a score.
         dev_needed: whether training without dev clips makes sense.
+        weights: of the dimensions in the loss; one of 0 is not trained.
 
     Raises:
         ConfigError: data that cannot be read or used, or that leaks.
@@ -118,7 +124,15 @@ def load(
         table, notes = index_data(flags)
     else:
         table, notes = read_manifest(indexed.manifest), [*indexed.notes]
-    return choose(flags, table, notes, seed=seed, min_samples=min_samples, dev_needed=dev_needed)
+    return choose(
+        flags,
+        table,
+        notes,
+        seed=seed,
+        min_samples=min_samples,
+        dev_needed=dev_needed,
+        weights=weights,
+    )
 
 
 def choose(
@@ -129,6 +143,7 @@ def choose(
     seed: int,
     min_samples: int,
     dev_needed: bool,
+    weights: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> TrainingData:
     """As `load`, of data that `index_data` has read."""
     if flags.folds:
@@ -146,14 +161,17 @@ def choose(
     if flags.shuffle_labels:
         train = splits.shuffle_labels(train, seed)
     categories = _categories(train)
+    train_examples, dev_examples = examples(train, categories), examples(dev, categories)
+    trained = _trained(train_examples.labels, weights)
     return TrainingData(
         table=pa.concat_tables([train, dev]),
-        train=examples(train, categories),
-        dev=examples(dev, categories),
+        train=_with_labels_of(trained, train_examples),
+        dev=_with_labels_of(trained, dev_examples),
         categories=categories,
         left_out=left_out,
         leakage=leakage,
-        notes=notes,
+        notes=[*notes, *_label_notes(train_examples.labels, trained)],
+        trained=trained,
     )
 
 
@@ -169,6 +187,37 @@ def examples(table: pa.Table, categories: Sequence[str]) -> Examples:
         labels=_labels(table),
         categories=np.array([numbers.get(e, _NO_CATEGORY) for e in emotions], np.int64),
     )
+
+
+def _trained(labels: NDArray[np.float32], weights: Sequence[float]) -> tuple[str, ...]:
+    """Dimensions with a weight and enough labels for a CCC."""
+    counts = np.isfinite(labels).sum(axis=0) * (np.asarray(weights) > 0)
+    trained = tuple(d for d, n in zip(DIMENSIONS, counts, strict=True) if n >= _LEAST_LABELS)
+    if not trained:
+        raise ConfigError(
+            f"nothing to train: no dimension has {_LEAST_LABELS} train labels and a weight above "
+            "0: give more labelled data, or other --target-weights"
+        )
+    return trained
+
+
+def _with_labels_of(trained: Sequence[str], one: Examples) -> Examples:
+    kept = [name in trained for name in DIMENSIONS]
+    return replace(one, labels=np.where(kept, one.labels, np.float32(np.nan)))
+
+
+def _label_notes(labels: NDArray[np.float32], trained: Sequence[str]) -> Iterator[str]:
+    """Dimensions that are not trained, and those whose train labels never vary."""
+    for name, column in zip(DIMENSIONS, labels.T, strict=True):
+        values = column[np.isfinite(column)]
+        if name not in trained:
+            why = "no weight" if len(values) >= _LEAST_LABELS else "too few train labels"
+            yield f"{name} is not trained ({why}, {len(values):,} labels): its scores will be null"
+        elif (values == values[0]).all():
+            yield (
+                f"{name}: all {len(values):,} train labels are {values[0]:g}, so the model cannot "
+                "learn it"
+            )
 
 
 def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysers.io import storage
@@ -22,6 +23,7 @@ class TrainingJob:
         train: what the parameters are fitted to.
         dev: what chooses the epoch; may be empty.
         categories: emotion categories of the auxiliary loss.
+        trained: dimensions with labels.
         threads: compute threads of a worker.
         io_threads: threads of a worker that fetch and decode.
     """
@@ -32,6 +34,7 @@ class TrainingJob:
     train: Examples
     dev: Examples
     categories: tuple[str, ...]
+    trained: Sequence[str]
     threads: int
     io_threads: int
 

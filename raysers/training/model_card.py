@@ -87,6 +87,7 @@ class CardFacts:
         mapping: emotion category -> arousal, dominance, valence it stood for in training.
         model_type: the network's family, as in its config.json.
         pooling: how frames become one vector: `masked`, `unmasked` or `attentive`.
+        trained: dimensions with trained outputs.
     """
 
     name: str
@@ -119,6 +120,7 @@ class CardFacts:
     mapping: Mapping[str, Sequence[float]] = field(default_factory=dict)
     model_type: str = "wav2vec2"
     pooling: str = "masked"
+    trained: Sequence[str] = DIMENSIONS
 
 
 def model_card(facts: CardFacts) -> str:
@@ -151,7 +153,7 @@ def _front_matter(facts: CardFacts) -> str:
     content |= {
         "library_name": "transformers",
         "pipeline_tag": "audio-classification",
-        "tags": ["speech", "audio", "emotion-recognition", *DIMENSIONS, facts.model_type],
+        "tags": ["speech", "audio", "emotion-recognition", *facts.trained, facts.model_type],
         "metrics": ["ccc"],
     }
     if results := index_results(facts.metrics):
@@ -164,12 +166,16 @@ def _summary(facts: CardFacts) -> str:
     start = "random weights" if drawn else plain(facts.backbone)
     milliseconds = 1000 * facts.min_samples / SAMPLE_RATE_HZ
     return (
-        f"Scores speech for arousal, dominance and valence, each about 0 to 1. A {facts.model_type}"
+        f"Scores speech for {_listed(facts.trained)}, each about 0 to 1. A {facts.model_type}"
         f" network with a regression head, {facts.parameters:,} parameters of which"
         f" {facts.trained_parameters:,} were trained, starting from {start}."
         f" It hears mono audio at 16 kHz, from {facts.min_samples} samples"
         f" ({milliseconds:.0f} ms) up."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _warnings(facts: CardFacts) -> list[str]:
@@ -178,6 +184,12 @@ def _warnings(facts: CardFacts) -> list[str]:
         found.append(
             "> **A control, not a model.** The training labels were shuffled between clips, so"
             " nothing can be learnt but their distribution: the scores mean nothing."
+        )
+    untrained = [name for name in DIMENSIONS if name not in facts.trained]
+    if untrained:
+        found.append(
+            f"> **Not trained for {_listed(untrained)}.** The network has all three outputs, but"
+            " ignore these: raysers writes null for them."
         )
     if facts.leakage:
         found.append(

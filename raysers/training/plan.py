@@ -85,6 +85,7 @@ class TrainingPlan:
             train=self.data.train,
             dev=self.data.dev,
             categories=self.data.categories,
+            trained=self.data.trained,
             threads=self.placement.threads,
             io_threads=io_threads(self.data.table, self.placement),
         )
@@ -192,6 +193,7 @@ def make_plan(
         seed=flags.seed,
         min_samples=network.min_samples,
         dev_needed=flags.keep == "best",
+        weights=flags.target_weights,
         indexed=indexed,
     )
     flags = replace(

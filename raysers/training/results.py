@@ -159,6 +159,7 @@ def _facts(
         mapping=_mapping(plan),
         model_type=network.model_type,
         pooling=flags.pooling,
+        trained=plan.data.trained,
     )
 
 

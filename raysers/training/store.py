@@ -38,7 +38,9 @@ def store_model(job: TrainingJob, model: EmotionNetwork, *, do_normalize: bool) 
     """
     dtype = torch.float16 if job.flags.save_dtype == "fp16" else torch.float32
     with tempfile.TemporaryDirectory() as place:
-        save_emotion_model(model, place, do_normalize=do_normalize, dtype=dtype)
+        save_emotion_model(
+            model, place, do_normalize=do_normalize, dtype=dtype, trained=job.trained
+        )
         for file in sorted(Path(place).iterdir(), key=lambda f: f.suffix == ".json"):
             storage.write_atomic(storage.join(job.output, file.name), file.read_bytes())
 
@@ -79,15 +81,19 @@ def store_predictions(
             "created_at": now,
         }
         rows = [
-            _row(clip, scores, failed.get(clip.clip_id, "")) | common
+            _row(clip, dict(zip(DIMENSIONS, scores, strict=True)), loaded.trained, failed) | common
             for clip, scores in zip(job.dev.clips, found.tolist(), strict=True)
         ]
         output.write_part(storage.join(job.output, PREDICTIONS), output.to_table(rows, ANNOTATIONS))
 
 
-def _row(clip: Clip, scores: Sequence[float], error: str) -> dict[str, Any]:
+def _row(
+    clip: Clip, scores: Mapping[str, float], trained: Sequence[str], failed: Mapping[str, str]
+) -> dict[str, Any]:
+    error = failed.get(clip.clip_id, "")
+    scores = {name: scores[name] for name in trained}
     status = Status.UNREADABLE if error else Status.OK
-    if not error and not all(map(math.isfinite, scores)):
+    if not error and not all(map(math.isfinite, scores.values())):
         status, error = Status.MODEL_ERROR, "the model's scores are not finite numbers"
     return {
         "file": clip.file,
@@ -97,5 +103,5 @@ def _row(clip: Clip, scores: Sequence[float], error: str) -> dict[str, Any]:
         "status": str(status),
         "error": error,
         "duration_s": None if error else clip.duration_s,
-        **({} if error else dict(zip(DIMENSIONS, scores, strict=True))),
+        **({} if error else scores),
     }

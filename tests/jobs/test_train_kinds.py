@@ -14,14 +14,14 @@ import pytest
 import soundfile as sf
 from safetensors.numpy import load_file
 
-from jobs import annotate, train
+from jobs import annotate, evaluate, report, robustness, train
 from raysers.cli import as_plain, parse
 from raysers.models.loading import load_emotion_model
 from raysers.models.scorer import Scorer
 from raysers.training.session import run_training
 from raysers.types import DIMENSIONS
 from tests.jobs.conftest import rows_of
-from tests.jobs.voices import TOY, write_toy_config, write_voices
+from tests.jobs.voices import TOY, read_table, write_table, write_toy_config, write_voices
 
 #: CNN14 with a hundredth of the channels.
 NARROW = {"model_type": "cnn14", "widths": [8, 16, 16]}
@@ -90,3 +90,89 @@ def test_fewer_layers_attentive_pooling_and_little_memory(labels, tmp_path):
     found = scorer.score([sf.read(file, dtype="float32")[0] for file in dev]).scores
     np.testing.assert_allclose(list(dev.values()), found, atol=0.05)
     assert np.ptp(found[:, 0]) > 0
+
+
+def test_a_dimension_without_train_labels_is_null_from_the_model_to_the_report(
+    labels, tmp_path, capsys
+):
+    """And one whose train labels never vary is trained, with a warning."""
+    rows = [
+        {**row, "file": str(labels.parent / row["file"]), "valence": "0.5"}
+        | ({"dominance": ""} if row["split"] == "train" else {})
+        for row in read_table(labels)
+    ]
+    table, out = write_table(tmp_path / "some.csv", rows), tmp_path / "model"
+    config = write_toy_config(tmp_path, num_hidden_layers=1)
+    _trained(table, out, config, "--epochs", "1", "--batch-size", "7")
+    captured = capsys.readouterr().err
+    assert "dominance is not trained" in captured
+    assert "valence: all 14 train labels are 0.5" in captured
+    assert json.loads((out / "config.json").read_text())["trained_dimensions"] == [
+        "arousal",
+        "valence",
+    ]
+    card = (out / "README.md").read_text()
+    assert "Scores speech for arousal and valence" in card
+    assert "Not trained for dominance" in card
+    assert "valence: all 14 train labels are 0.5" in card
+    for scores in _predictions(out).values():
+        assert [score is None for score in scores] == [False, True, False]
+
+    scored, local = tmp_path / "scored", ("--workers", "local")
+    assert (
+        annotate.main(["--input", str(table), "--output", str(scored), "--model", str(out), *local])
+        == 0
+    )
+    for row in rows_of(scored):
+        assert row["status"] == "ok"
+        assert row["dominance"] is None
+        assert np.isfinite([row["arousal"], row["valence"]]).all()
+
+    evaluated, changed = tmp_path / "evaluated", tmp_path / "changed"
+    capsys.readouterr()
+    assert (
+        evaluate.main(
+            [
+                "--predictions",
+                str(scored),
+                "--labels",
+                str(table),
+                "--output",
+                str(evaluated),
+                "--bootstrap",
+                "20",
+            ]
+        )
+        == 0
+    )
+    assert "no scores of dominance" in " ".join(capsys.readouterr().out.split())
+    found = pq.read_table(evaluated / "metrics").to_pylist()
+    assert {row["dimension"] for row in found if row["metric"] == "mae"} == {"arousal", "valence"}
+    assert (
+        robustness.main(
+            [
+                "--input",
+                str(table),
+                "--output",
+                str(changed),
+                "--model",
+                str(out),
+                "--limit",
+                "3",
+                "--perturbations",
+                "gain",
+                *local,
+            ]
+        )
+        == 0
+    )
+    shares = {
+        row["dimension"]: row["value"]
+        for row in pq.read_table(changed / "metrics").to_pylist()
+        if row["metric"] == "robustness_gain" and not row["group"] and row["model"] == str(out)
+    }
+    assert shares["dominance"] is None
+    assert shares["mean"] == pytest.approx((shares["arousal"] + shares["valence"]) / 2)
+    page = tmp_path / "page"
+    folders = [str(folder) for folder in (out, scored, evaluated, changed)]
+    assert report.main(["--runs", *folders, "--output", str(page)]) == 0
