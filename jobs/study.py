@@ -29,12 +29,11 @@ from raysers.engine import cluster
 from raysers.errors import RaysersError
 from raysers.evaluation.tables import print_notes
 from raysers.io import storage
-from raysers.run import Exit, quiet_environment, run_main
-from raysers.run import Run as OutputRun
+from raysers.run import Exit, Run, quiet_environment, run_main
 from raysers.studies import cost, runs
 from raysers.studies import tables as study_tables
-from raysers.studies.corpora import judged_uri, training_uri
-from raysers.studies.experiments import Run
+from raysers.studies.corpora import evaluation_uri, training_uri
+from raysers.studies.experiments import Experiment
 from raysers.studies.plan import (
     JOB,
     StudyingFlags,
@@ -45,7 +44,7 @@ from raysers.studies.plan import (
     with_absolute_paths,
 )
 from raysers.studies.table import print_cells
-from raysers.studies.units import SCORED, Place, looked_at
+from raysers.studies.units import SCORED, Place, best_run
 from raysers.words.fusion_flags import FuseTrainFlags
 
 
@@ -57,14 +56,14 @@ class StudyFlags(StudyingFlags):
 def study(flags: StudyFlags) -> int:
     """Check, plan, run what is left, write the tables; returns the exit code."""
     config, flags = as_plain(flags), with_absolute_paths(flags)
-    with OutputRun.open(JOB, flags.output, dry_run=flags.dry_run) as run:
+    with Run.open(JOB, flags.output, dry_run=flags.dry_run) as run:
         plan = make_plan(flags, run)
         if flags.dry_run:
             return _print_cost(plan)
         cluster.connect()
         corpora = load_corpora(plan)
         runs.begin(plan, run, corpora, config)
-        runs.run_all(plan, corpora, run.run_id, _look)
+        runs.run_all(plan, corpora, run.run_id, _analysis)
         tables = study_tables.write_tables(plan.grid, place_of(plan, corpora.in_domain))
         outcome = runs.outcome_of(plan, corpora)
         failed = outcome["cells"] - outcome["done"]
@@ -84,16 +83,16 @@ def _print_cost(plan: StudyPlan) -> int:
     return Exit.DONE
 
 
-def _models(run: Run, place: Place) -> tuple[str, ...]:
+def _models(run: Experiment, place: Place) -> tuple[str, ...]:
     """What is looked at: the best model where the study asks for it, else all."""
-    chosen = (looked_at(run, place),) if run.settings["best"] else run.needs
+    chosen = (best_run(run, place),) if run.settings["best"] else run.needs
     return tuple(map(place.uri, chosen))
 
 
-def _evaluate(run: Run, place: Place) -> int:
+def _evaluate(run: Experiment, place: Place) -> int:
     flags = EvaluateFlags(
         predictions=tuple(storage.join(model, SCORED) for model in _models(run, place)),
-        labels=(judged_uri(place.output),),
+        labels=(evaluation_uri(place.output),),
         output=place.uri(run.name),
         in_domain=place.in_domain,
         **_tuples(run),
@@ -102,7 +101,7 @@ def _evaluate(run: Run, place: Place) -> int:
     return evaluate(flags)
 
 
-def _fuse(run: Run, place: Place) -> int:
+def _fuse(run: Experiment, place: Place) -> int:
     flags = FuseTrainFlags(
         data=(training_uri(place.output),),
         output=place.uri(run.name),
@@ -112,7 +111,7 @@ def _fuse(run: Run, place: Place) -> int:
     return fuse.train(flags)
 
 
-def _probe(run: Run, place: Place) -> int:
+def _probe(run: Experiment, place: Place) -> int:
     data = training_uri(place.output)
     spoken = pc.any(pc.is_valid(read_manifest(data, ["transcript"])["transcript"])).as_py()
     flags = ProbeFlags(
@@ -125,21 +124,21 @@ def _probe(run: Run, place: Place) -> int:
 
 
 #: Jobs that take the whole cluster, by name.
-_LOOKS: Mapping[str, Callable[[Run, Place], int]] = {
+_ANALYSES: Mapping[str, Callable[[Experiment, Place], int]] = {
     "evaluate": _evaluate,
     "fuse": _fuse,
     "probe": _probe,
 }
 
 
-def _look(run: Run, place: Place) -> Mapping[str, Any]:
-    code = _LOOKS[run.job](run, place)
+def _analysis(run: Experiment, place: Place) -> Mapping[str, Any]:
+    code = _ANALYSES[run.job](run, place)
     if code != Exit.DONE:
         raise RaysersError(f"{run.job} ended with exit code {code}: see {place.uri(run.name)}")
     return {}
 
 
-def _tuples(run: Run) -> dict[str, Any]:
+def _tuples(run: Experiment) -> dict[str, Any]:
     """The study's flags for the job, lists as tuples."""
     flags = run.settings["flags"]
     return {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}

@@ -117,7 +117,7 @@ class Request:
 
     read: texts.Texts
     engine: Engine
-    manners: synthesis.Manners
+    variants: synthesis.VoiceVariants
     settings: Mapping[str, Any]
 
 
@@ -132,12 +132,12 @@ def check(flags: SynthesizeFlags, run: Run) -> Request:
         ConfigError: something the user must change.
     """
     flags.check()
-    read, engine, manners = _texts(flags), _engine(flags), _manners(flags)
+    read, engine, variants = _texts(flags), _engine(flags), _variants(flags)
     settings = _settings(flags, engine, read.table)
     run.refuse_other_settings(settings)
     cluster.connect()
-    synthesis.check_on_worker(engine, manners)
-    return Request(read=read, engine=engine, manners=manners, settings=settings)
+    synthesis.check_on_worker(engine, variants)
+    return Request(read=read, engine=engine, variants=variants, settings=settings)
 
 
 def synthesize(flags: SynthesizeFlags) -> int:
@@ -146,9 +146,9 @@ def synthesize(flags: SynthesizeFlags) -> int:
     flags = replace(flags, output=absolute_output(flags.output))
     with Run.open(JOB, flags.output, table=TABLE, dry_run=flags.dry_run) as run:
         asked = check(flags, run)
-        crew = synthesis.crew(flags.workers)
+        pool = synthesis.worker_pool(flags.workers)
         plan = synthesis.utterances(
-            asked.read.table, asked.manners, asked.engine, run.output, f".{flags.audio_format}"
+            asked.read.table, asked.variants, asked.engine, run.output, f".{flags.audio_format}"
         )
         blocks = synthesis.shard_blocks(plan)
         redo = frozenset(map(str, flags.retry))
@@ -158,7 +158,7 @@ def synthesize(flags: SynthesizeFlags) -> int:
         line = synthesis_output.notes(len(asked.read.table), plan, len(blocks), left)
         print(f"{JOB}: {line}", flush=True)
         if flags.dry_run:
-            guess = synthesis.estimate(left, asked.engine, crew)
+            guess = synthesis.estimate(left, asked.engine, pool)
             progress.print_pairs("estimate (nothing was written)", guess)
             return Exit.DONE
         started = time.perf_counter()
@@ -172,7 +172,7 @@ def synthesize(flags: SynthesizeFlags) -> int:
             redo=redo,
             resumed=run.earlier is not None,
         )
-        synthesis.run_shards(left, speaking, crew)
+        synthesis.run_shards(left, speaking, pool)
         return synthesis_output.conclude(
             run,
             plan,
@@ -198,22 +198,22 @@ def _engine(flags: SynthesizeFlags) -> Engine:
     return Engine(program=program, seed=flags.seed)
 
 
-def _manners(flags: SynthesizeFlags) -> synthesis.Manners:
+def _variants(flags: SynthesizeFlags) -> synthesis.VoiceVariants:
     own = flags.tts == "espeak"
     rate = flags.rate or ((DEFAULT_RATE_WPM,) if own else (None,))
     pitch = flags.pitch or ((DEFAULT_PITCH,) if own else (None,))
-    return synthesis.Manners(voices=flags.voice, rates=rate, pitches=pitch)
+    return synthesis.VoiceVariants(voices=flags.voice, rates=rate, pitches=pitch)
 
 
 def _settings(flags: SynthesizeFlags, engine: Engine, table: pa.Table) -> dict[str, Any]:
     """What decides the sounds and rows."""
-    manners = _manners(flags)
+    variants = _variants(flags)
     return {
         "texts": texts.fingerprint(table),
         "tts": engine.name,
-        "voice": list(manners.voices),
-        "rate": list(manners.rates),
-        "pitch": list(manners.pitches),
+        "voice": list(variants.voices),
+        "rate": list(variants.rates),
+        "pitch": list(variants.pitches),
         "seed": flags.seed,
         "audio_format": flags.audio_format,
     }

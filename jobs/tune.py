@@ -25,7 +25,7 @@ from raysers.training.dataset import TooManyFailed
 from raysers.tuning import plan, results, tuner
 from raysers.tuning.estimate import print_estimate, print_plan
 from raysers.tuning.flags import TuningFlags
-from raysers.tuning.resources import find_seats
+from raysers.tuning.resources import find_resources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +41,17 @@ def tune(flags: TuneFlags) -> int:
         planned = plan.draft(flags)
         cluster.connect()
         sweep, clips = plan.make_sweep(planned, run)
-        seats = find_seats(sweep.trials, flags.workers_per_trial, flags.max_concurrent)
-        print_plan(sweep, seats)
+        resources = find_resources(sweep.trials, flags.workers_per_trial, flags.max_concurrent)
+        print_plan(sweep, resources)
         if flags.dry_run:
-            print_estimate(sweep, seats, clips)
+            print_estimate(sweep, resources, clips)
             return Exit.DONE
         if tuner.is_finished(sweep):
             trials = tuner.ended_trials(sweep)
             results.print_outcome(sweep, trials, sweep.earlier_outcome)
             return results.exit_code(trials, flags.max_failed_trials)
         plan.begin(sweep, run, clips, config)
-        trials = tuner.run_trials(sweep, seats)
+        trials = tuner.run_trials(sweep, resources)
         outcome = results.conclude(sweep, trials)
         code = results.exit_code(trials, flags.max_failed_trials)
         run.finish(results.STATUSES[code], outcome)

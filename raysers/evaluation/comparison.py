@@ -16,7 +16,7 @@ from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import METRICS, Floats, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
-from raysers.evaluation.scores import Cell, Scores, base_cells
+from raysers.evaluation.scores import Scores, Subset, base_subsets
 
 
 def comparison_rows(scores: Scores, bootstrap: Bootstrap) -> list[Row]:
@@ -29,20 +29,20 @@ def comparison_rows(scores: Scores, bootstrap: Bootstrap) -> list[Row]:
     """
     return [
         row
-        for cell in base_cells(scores)
+        for cell in base_subsets(scores)
         for one, other in combinations(scores.predictions, 2)
         for row in _difference(scores, cell, one, other, bootstrap)
     ]
 
 
 def _difference(
-    scores: Scores, cell: Cell, one: str, other: str, bootstrap: Bootstrap
+    scores: Scores, cell: Subset, one: str, other: str, bootstrap: Bootstrap
 ) -> Iterator[Row]:
     both = _on_common_clips(scores.predictions[one], scores.predictions[other])
     sums = drawn_sums(scores, cell, both, bootstrap)
     truth = scores.truth[cell.rows]
     n = pairs(truth, both[0][cell.rows])
-    named = Cell(
+    named = Subset(
         dataset=cell.dataset,
         split=cell.split,
         group="model",

@@ -14,7 +14,7 @@ from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import METRICS, Floats, ccc, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
-from raysers.evaluation.scores import ALL, Cell, Scores, base_cells, group_cells
+from raysers.evaluation.scores import ALL, Scores, Subset, base_subsets, group_subsets
 
 #: Splits a dataset is known by in comparisons of datasets, the first that is there.
 _MAIN_SPLITS = ("test1", "test", ALL)
@@ -32,12 +32,12 @@ def correctness_rows(
         seed: of the draws.
     """
     bootstrap = Bootstrap(draws=draws, seed=seed)
-    cells = base_cells(scores)
-    groups = [part for cell in cells for name in by for part in group_cells(scores, cell, name)]
+    cells = base_subsets(scores)
+    groups = [part for cell in cells for name in by for part in group_subsets(scores, cell, name)]
     return [row for cell in (*cells, *groups) for row in _cell_rows(scores, cell, bootstrap)]
 
 
-def _cell_rows(scores: Scores, cell: Cell, bootstrap: Bootstrap) -> Iterator[Row]:
+def _cell_rows(scores: Scores, cell: Subset, bootstrap: Bootstrap) -> Iterator[Row]:
     sums = drawn_sums(scores, cell, list(scores.predictions.values()), bootstrap)
     truth = scores.truth[cell.rows]
     bounds = {name: interval(OF_SUMS[name](sums)) for name in METRICS}
@@ -50,7 +50,7 @@ def _cell_rows(scores: Scores, cell: Cell, bootstrap: Bootstrap) -> Iterator[Row
             yield from dimension_rows(cell, model, name, value, n, (low[m], high[m]))
 
 
-def main_cell(cells: Sequence[Cell], dataset: str) -> Cell:
+def main_subset(cells: Sequence[Subset], dataset: str) -> Subset:
     """The cell a dataset is compared by: its (first) test split, else all of it, else the first."""
     own = {cell.split: cell for cell in cells if cell.dataset == dataset}
     return next((own[split] for split in _MAIN_SPLITS if split in own), next(iter(own.values())))
@@ -62,10 +62,10 @@ def drop_rows(scores: Scores, in_domain: str, bootstrap: Bootstrap) -> list[Row]
     (CCC in domain - CCC elsewhere) / CCC in domain, per model and dimension; 0.2 is a fifth lost.
     Undefined where the CCC in domain is not above 0. The datasets are drawn independently.
     """
-    cells = base_cells(scores)
-    home = main_cell(cells, in_domain)
+    cells = base_subsets(scores)
+    home = main_subset(cells, in_domain)
     predictions = list(scores.predictions.values())
-    others = [main_cell(cells, name) for name in dict.fromkeys(cell.dataset for cell in cells)]
+    others = [main_subset(cells, name) for name in dict.fromkeys(cell.dataset for cell in cells)]
     drawn = {
         cell.dataset: OF_SUMS["ccc"](drawn_sums(scores, cell, predictions, bootstrap))
         for cell in others
@@ -74,7 +74,7 @@ def drop_rows(scores: Scores, in_domain: str, bootstrap: Bootstrap) -> list[Row]
     for cell in others:
         if cell.dataset == in_domain:
             continue
-        named = Cell(
+        named = Subset(
             dataset=cell.dataset,
             split=cell.split,
             group="dataset",
@@ -91,7 +91,7 @@ def drop_rows(scores: Scores, in_domain: str, bootstrap: Bootstrap) -> list[Row]
     return rows
 
 
-def _ccc(scores: Scores, cell: Cell, prediction: Floats) -> Floats:
+def _ccc(scores: Scores, cell: Subset, prediction: Floats) -> Floats:
     return per_dimension(ccc, scores.truth[cell.rows], prediction[cell.rows])
 
 

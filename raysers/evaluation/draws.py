@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from raysers.evaluation.intervals import resample, resampling_units
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.moments import unit_sums
-from raysers.evaluation.scores import Cell, Scores
+from raysers.evaluation.scores import Scores, Subset
 from raysers.seeding import generator
 
 
@@ -28,7 +28,7 @@ class Bootstrap:
 
 
 def drawn_sums(
-    scores: Scores, cell: Cell, predictions: Sequence[Floats], bootstrap: Bootstrap
+    scores: Scores, cell: Subset, predictions: Sequence[Floats], bootstrap: Bootstrap
 ) -> Floats:
     """Sums of every draw, [draws, len(predictions), 3, len(moments.COLUMNS)].
 
@@ -56,7 +56,7 @@ def mean_label(truth: Floats) -> Floats:
     return np.asarray(total / np.maximum(there.sum(axis=0), 1), np.float64)
 
 
-def known_speakers(scores: Scores, cell: Cell) -> int:
+def known_speakers(scores: Scores, cell: Subset) -> int:
     """How many speakers of the cell are known; with fewer than two, clips are drawn."""
     speakers = scores.column("speaker")
     return len({speakers[i] for i in cell.rows.tolist()} - {""})

@@ -18,7 +18,7 @@ from raysers.evaluation.draws import Bootstrap, known_speakers
 from raysers.evaluation.fairness import fairness_rows
 from raysers.evaluation.paper import with_paper
 from raysers.evaluation.rows import Row
-from raysers.evaluation.scores import Cell, Scores, base_cells
+from raysers.evaluation.scores import Scores, Subset, base_subsets
 from raysers.evaluation.speakers import SAMPLES, speaker_rows
 from raysers.types import DIMENSIONS
 
@@ -67,7 +67,7 @@ def assess(scores: Scores, options: Options) -> tuple[list[Row], list[str]]:
 
 def datasets(scores: Scores) -> list[str]:
     """Names of the datasets with a predicted clip."""
-    return list(dict.fromkeys(cell.dataset for cell in base_cells(scores)))
+    return list(dict.fromkeys(cell.dataset for cell in base_subsets(scores)))
 
 
 def home_dataset(scores: Scores, in_domain: str) -> str:
@@ -77,7 +77,7 @@ def home_dataset(scores: Scores, in_domain: str) -> str:
     return home if home in names and len(names) > 1 else ""
 
 
-def _interval_notes(scores: Scores, cells: Sequence[Cell]) -> Iterator[str]:
+def _interval_notes(scores: Scores, cells: Sequence[Subset]) -> Iterator[str]:
     speakers = {f"{cell.dataset} {cell.split}": known_speakers(scores, cell) for cell in cells}
     if clipwise := [name for name, count in speakers.items() if count < 2]:
         yield (
@@ -90,7 +90,7 @@ def _interval_notes(scores: Scores, cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[str]:
-    cells = base_cells(scores)
+    cells = base_subsets(scores)
     for cell in cells:
         if cell.split == _TRAIN:
             yield (

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysers.evaluation.correctness import main_cell
+from raysers.evaluation.correctness import main_subset
 from raysers.evaluation.draws import Bootstrap, drawn_sums, pairs
 from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import Floats, Metric, ccc, mean_error, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
-from raysers.evaluation.scores import Cell, Scores, base_cells, group_cells
+from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
 
 GROUP_VALUE = "female - male"
 #: Dataset and dimension of the mean over datasets and dimensions.
@@ -34,7 +34,7 @@ FAIRNESS: Mapping[str, tuple[str, Metric]] = {
 class _Gap:
     """Differences of one cell: values [models, 3], draws [draws, models, 3], clips [models, 3]."""
 
-    cell: Cell
+    cell: Subset
     value: Mapping[str, Floats]
     drawn: Mapping[str, Floats]
     n: Floats
@@ -46,16 +46,16 @@ def fairness_rows(scores: Scores, bootstrap: Bootstrap) -> list[Row]:
     Women and men are drawn independently. With several datasets there is also the mean over
     datasets (each by its main split) and dimensions, as the paper's section 4.6 reports it.
     """
-    cells = base_cells(scores)
+    cells = base_subsets(scores)
     gaps = [gap for cell in cells if (gap := _gap(scores, cell, bootstrap)) is not None]
     rows = [row for gap in gaps for row in _gap_rows(scores, gap)]
-    main = {gap.cell.dataset: main_cell(cells, gap.cell.dataset).key[:2] for gap in gaps}
+    main = {gap.cell.dataset: main_subset(cells, gap.cell.dataset).key[:2] for gap in gaps}
     over = [gap for gap in gaps if gap.cell.key[:2] == main[gap.cell.dataset]]
     return rows + list(_mean_rows(scores, over) if len(over) > 1 else ())
 
 
-def _gap(scores: Scores, cell: Cell, bootstrap: Bootstrap) -> _Gap | None:
-    parts = {part.group_value: part for part in group_cells(scores, cell, "sex")}
+def _gap(scores: Scores, cell: Subset, bootstrap: Bootstrap) -> _Gap | None:
+    parts = {part.group_value: part for part in group_subsets(scores, cell, "sex")}
     if not {"female", "male"} <= set(parts):
         return None
     predictions = list(scores.predictions.values())
@@ -63,7 +63,7 @@ def _gap(scores: Scores, cell: Cell, bootstrap: Bootstrap) -> _Gap | None:
     women, men = (drawn_sums(scores, part, predictions, bootstrap) for part in sexes)
     n = np.array([[pairs(scores.truth[s.rows], p[s.rows]) for p in predictions] for s in sexes])
     return _Gap(
-        cell=Cell(
+        cell=Subset(
             dataset=cell.dataset,
             split=cell.split,
             group="sex",
@@ -76,7 +76,7 @@ def _gap(scores: Scores, cell: Cell, bootstrap: Bootstrap) -> _Gap | None:
     )
 
 
-def _difference(scores: Scores, sexes: list[Cell], metric: Metric) -> Floats:
+def _difference(scores: Scores, sexes: list[Subset], metric: Metric) -> Floats:
     women, men = (
         np.array(
             [

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.scores import Cell
+from raysers.evaluation.scores import Subset
 from raysers.schemas import METRICS
 from raysers.types import DIMENSIONS
 
@@ -40,7 +40,7 @@ class Row:
 
 
 def dimension_rows(
-    cell: Cell,
+    cell: Subset,
     model: str,
     metric: str,
     value: Floats,

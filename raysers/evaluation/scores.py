@@ -60,7 +60,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class Subset:
     """Rows (numbers of clips) of a dataset and split, or of one group of them."""
 
     dataset: str
@@ -75,7 +75,7 @@ class Cell:
         return self.dataset, self.split, self.group, self.group_value
 
 
-def base_cells(scores: Scores) -> list[Cell]:
+def base_subsets(scores: Scores) -> list[Subset]:
     """The cells of every dataset: its splits, and all of it. Clips nobody predicted are in none."""
     used = np.flatnonzero(scores.predicted())
     corpora = np.array([name or UNNAMED for name in scores.column("corpus")], object)
@@ -86,22 +86,22 @@ def base_cells(scores: Scores) -> list[Cell]:
         names = sorted(set(splits[rows]))
         if names != [""]:
             cells += [
-                Cell(dataset=dataset, split=name or UNSPLIT, rows=rows[splits[rows] == name])
+                Subset(dataset=dataset, split=name or UNSPLIT, rows=rows[splits[rows] == name])
                 for name in names
             ]
         if len(names) > 1 or names == [""]:
-            cells.append(Cell(dataset=dataset, split=ALL, rows=rows))
+            cells.append(Subset(dataset=dataset, split=ALL, rows=rows))
     return cells
 
 
-def group_cells(scores: Scores, cell: Cell, group: str) -> Iterator[Cell]:
+def group_subsets(scores: Scores, cell: Subset, group: str) -> Iterator[Subset]:
     """The parts of a cell with the same value of the column `group`, where it is known."""
     column = scores.column(group)
     parts: dict[str, list[int]] = {}
     for row in cell.rows.tolist():
         parts.setdefault(column[row], []).append(row)
     for value in sorted(parts.keys() - {""}):
-        yield Cell(
+        yield Subset(
             dataset=cell.dataset,
             split=cell.split,
             group=group,

@@ -19,7 +19,7 @@ from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import Floats, pearson
 from raysers.evaluation.moments import OF_SUMS, unit_sums
 from raysers.evaluation.rows import Row
-from raysers.evaluation.scores import Cell, Scores, base_cells, group_cells
+from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
 from raysers.seeding import generator
 from raysers.types import DIMENSIONS
 
@@ -42,17 +42,17 @@ def speaker_rows(scores: Scores, *, samples: int = SAMPLES, seed: int = 0) -> li
         seed: of the draws.
     """
     rows: list[Row] = []
-    for cell in base_cells(scores):
+    for cell in base_subsets(scores):
         means = [
             row
-            for part in group_cells(scores, cell, "speaker")
+            for part in group_subsets(scores, cell, "speaker")
             for row in _one_speaker(scores, part, samples, seed)
         ]
         rows += [*means, *_agreement(scores, means)]
     return rows
 
 
-def _one_speaker(scores: Scores, part: Cell, samples: int, seed: int) -> Iterator[Row]:
+def _one_speaker(scores: Scores, part: Subset, samples: int, seed: int) -> Iterator[Row]:
     by_id = np.array(sorted(part.rows.tolist(), key=lambda i: scores.clip_id[i]))
     found: dict[tuple[str, int], tuple[Floats, int]] = {}
     for there, series in _complete(scores, by_id, samples):
@@ -85,7 +85,7 @@ def _complete(
         yield rows[np.frombuffer(mask, np.bool_)], names
 
 
-def _speaker_figures(part: Cell, model: str, d: int, drawn: Floats, n: int) -> Iterator[Row]:
+def _speaker_figures(part: Subset, model: str, d: int, drawn: Floats, n: int) -> Iterator[Row]:
     low, high = interval(drawn)  # undefined when many draws are
     kept = drawn[np.isfinite(drawn)] if np.isfinite(low) else np.full(1, np.nan)
     row = Row(

@@ -43,7 +43,7 @@ class CtcNetwork(EmotionModel):
     tokens, one a frame.
     """
 
-    def draw_head(self) -> None:
+    def init_head(self) -> None:
         """The layer to the alphabet, as new."""
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size)
 
@@ -145,7 +145,7 @@ def load_ctc_network(folder: Path, config: dict[str, Any], name: str, revision: 
         raise CheckpointError(
             f"{folder} has no lm_head: a model that was fine-tuned for recognition has one"
         )
-    weights.fit_weights(network, tensors, folder)
+    weights.load_weights(network, tensors, folder)
     return LoadedModel(
         model=network.eval(),
         name=name,

@@ -233,7 +233,7 @@ def _stock_network(folder: Path, config: dict[str, Any]) -> Any:
     tensors = weights.read_weights(checkpoint.weight_paths(folder))
     if _TOKEN_EMBEDDING in tensors:  # one matrix under two names, usually stored once
         tensors.setdefault(_OUTPUT_HEAD, tensors[_TOKEN_EMBEDDING])
-    weights.fit_weights(network, tensors, folder)
+    weights.load_weights(network, tensors, folder)
     return network.eval()
 
 

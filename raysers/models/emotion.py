@@ -82,7 +82,7 @@ class EmotionModel(EmotionNetwork):
             kernels=tuple(config.conv_kernel), strides=tuple(config.conv_stride)
         )
         self.add_module(family.prefix, getattr(transformers, family.model_class)(config))
-        self.draw_head()
+        self.init_head()
         mask_group_norm(self.backbone.feature_extractor)
         if family.prefix == "wavlm":
             for layer in self.backbone.encoder.layers:
@@ -105,7 +105,7 @@ class EmotionModel(EmotionNetwork):
         """Samples of the shortest clip: the receptive field of one frame."""
         return self.geometry.receptive_field_samples
 
-    def draw_head(self) -> None:
+    def init_head(self) -> None:
         """Pooling and head as new, drawn from torch's generator."""
         size = self.config.hidden_size
         self.pooling = POOLINGS[self.pooling_mode](size)

@@ -117,7 +117,7 @@ def load_fusion(folder: str | Path) -> Fusion:
         heads = nn.ModuleDict(
             {name: FusionHead(sizes_of(name, config.sizes), config.dropout) for name in SOURCES}
         )
-    weights.fit_weights(heads, tensors, folder)
+    weights.load_weights(heads, tensors, folder)
     heads.eval().requires_grad_(False)
     return Fusion(
         config=config,

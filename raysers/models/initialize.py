@@ -33,7 +33,7 @@ from raysers.models.checkpoint import (
     random_revision,
 )
 from raysers.models.emotion import EmotionModel
-from raysers.models.loading import build_network, sketch
+from raysers.models.loading import build_network, build_on_meta
 from raysers.models.mel_front import as_mel_bank
 from raysers.models.network import EmotionNetwork
 from raysers.models.pooling import MeanPooling
@@ -53,7 +53,7 @@ _LICENCE = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class InitialModel:
     """A float32 network on the CPU, in evaluation mode, and what must be known to train it.
 
     `freeze` is what was decided (`cnn`, `backbone` or `none`); `revision` the hub's commit, a hash
@@ -82,7 +82,7 @@ def start_model(
     head_dropout: float | None = None,
     front: Front = "plain",
     cache_dir: str | Path | None = None,
-) -> Start:
+) -> InitialModel:
     """Build the network that training starts from.
 
     Args:
@@ -125,7 +125,7 @@ def start_model(
     if freeze == "auto":
         chosen = "none" if drawn or found.model.config.model_type == CNN14 else "cnn"
     found.model.freeze(chosen)
-    return Start(
+    return InitialModel(
         model=found.model.eval(),
         do_normalize=found.do_normalize,
         min_samples=found.model.min_samples,
@@ -186,7 +186,7 @@ def _drawn(name: ModelName, wanted: _Wanted) -> _Found:
     else:
         config = checkpoint.read_json(path if path.suffix == ".json" else path / CONFIG_FILE)
     config = wanted.config(config, name.text)
-    sketch(config, name.text)
+    build_on_meta(config, name.text)
     torch.manual_seed(wanted.seed)
     model = build_network(config, name.text)
     do_normalize = config["model_type"] != CNN14
@@ -211,11 +211,11 @@ def _trained(name: ModelName, wanted: _Wanted, cache_dir: str | Path | None) -> 
     checkpoint.check_config(config, folder)
     do_normalize = checkpoint.read_do_normalize(folder)
     paths = checkpoint.weight_paths(folder)
-    model = sketch(wanted.config(config, name.text), folder)
+    model = build_on_meta(wanted.config(config, name.text), folder)
     tensors, kept = weights.read_weights(paths), True
     if isinstance(model, EmotionModel):
         tensors, kept = _with_head(model, tensors, config, wanted)
-    weights.fit_weights(model, tensors, folder)
+    weights.load_weights(model, tensors, folder)
     own = [folder / CONFIG_FILE, folder / PREPROCESSOR_FILE, *paths]
     return _Found(
         model=model,
@@ -247,7 +247,7 @@ def _with_head(
             f" use --pooling {'masked' if had_mode == 'mean' else had_mode}"
         )
     torch.manual_seed(wanted.seed)
-    model.draw_head()
+    model.init_head()
     vector = torch.rand(model.config.hidden_size)
     new = {k: v for k, v in model.state_dict().items() if weights.is_head(k)}
     own = {k: v for k, v in tensors.items() if not weights.is_head(k)}

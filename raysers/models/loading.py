@@ -174,17 +174,17 @@ def _shape_keys(config_class: Any) -> set[str]:
 def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> LoadedModel:
     config, paths = checkpoint.read_folder(folder)
     do_normalize = checkpoint.read_do_normalize(folder)
-    model = sketch(keep_layers(config, name.layers, name.text), folder)
+    model = build_on_meta(keep_layers(config, name.layers, name.text), folder)
     tensors = weights.read_weights(paths)
     if name.layers is not None:
         tensors = weights.drop_layers(tensors, name.layers)
-    weights.fit_weights(model, tensors, folder)
+    weights.load_weights(model, tensors, folder)
     revision = revision or checkpoint.folder_hash(folder, paths)
     trained = trained_dimensions(config, folder)
     return _loaded(model, name.text, revision, do_normalize, trained)
 
 
-def sketch(config: dict[str, Any], where: object) -> EmotionNetwork:
+def build_on_meta(config: dict[str, Any], where: object) -> EmotionNetwork:
     """The network's shapes alone: no time or memory for weights that are replaced or refused."""
     with torch.device("meta"):
         model = build_network(config, where)
@@ -195,7 +195,7 @@ def sketch(config: dict[str, Any], where: object) -> EmotionNetwork:
 def _random(name: ModelName) -> LoadedModel:
     config = checkpoint.random_config(name)
     if name.path is not None:
-        sketch(config, name.text)
+        build_on_meta(config, name.text)
     # the network is drawn by the stock initialisation from torch's own generator: fix it, and
     # give it back as it was
     with torch.random.fork_rng(devices=[]):

@@ -134,7 +134,7 @@ def load_text_encoder(
     model = build_encoder(config, folder)
     paths = checkpoint.weight_paths(folder)
     tensors = encoder_weights(weights.read_weights(paths), family, model)
-    weights.fit_weights(model, tensors, folder)
+    weights.load_weights(model, tensors, folder)
     most = most_tokens(model, family)
     tokenizer = TextTokenizer(folder, family, most)
     rows = model.get_input_embeddings().num_embeddings

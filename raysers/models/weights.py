@@ -43,7 +43,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 
 
 def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of the files as they are, under today's names; `fit_weights` checks them.
+    """All tensors of the files as they are, under today's names; `load_weights` checks them.
 
     Raises:
         CheckpointError: unreadable, not tensors, compressed, or a pickle that wants to run code.
@@ -57,7 +57,7 @@ def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
     return weights
 
 
-def fit_weights(model: nn.Module, weights: dict[str, Tensor], where: object) -> None:
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: object) -> None:
     """Put `weights` into `model` as float32, every one in its place and none left over.
 
     Only SpecAugment's `masked_spec_embed` may be missing (it is used in training alone) and is

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from raysers.report.evidence import Evidence, RunFacts
+from raysers.report.evidence import ReportData, RunFacts
 from raysers.report.parts import Cell, Exhibit, Grid, last_part, shown
 
 _COLUMNS = (
@@ -18,7 +18,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def cost_exhibit(found: Evidence) -> Exhibit:
+def cost_exhibit(found: ReportData) -> Exhibit:
     """A line per run, and per cell of a study."""
     grids = [
         Grid(

@@ -11,7 +11,7 @@ from typing import Any
 from raysers.plotting import short
 from raysers.report.archive import LEVEL_RANGE_DB, Archive, Timeline, hours_by_status
 from raysers.report.archive_figure import levels_chart, scores_chart, timeline_chart
-from raysers.report.evidence import ArchiveFacts, Evidence
+from raysers.report.evidence import ArchiveFacts, ReportData
 from raysers.report.parts import Cell, Chart, Exhibit, Grid, last_part, shown
 from raysers.types import DIMENSIONS
 
@@ -19,7 +19,7 @@ _MOST_ROWS = 200
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def archive_exhibits(found: Evidence) -> list[Exhibit]:
+def archive_exhibits(found: ReportData) -> list[Exhibit]:
     """A data page for every archive: hours, failures, distributions, timelines."""
     return [_archive(number, facts) for number, facts in enumerate(found.archives, 1)]
 

@@ -59,7 +59,7 @@ class ArchiveFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class ReportData:
     """What the figures are made from.
 
     Attributes:

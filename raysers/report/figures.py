@@ -15,7 +15,7 @@ from typing import Any
 from raysers.report import numbers
 from raysers.report.charts import dots_chart, points_chart
 from raysers.report.dots import DotStyle
-from raysers.report.evidence import Evidence
+from raysers.report.evidence import ReportData
 from raysers.report.lines import LineStyle
 from raysers.report.map_section import map_charts
 from raysers.report.parts import Chart, Exhibit, Fact, Missing
@@ -43,7 +43,7 @@ class Figure:
     number: int
     title: str
     lead: str
-    charts: Callable[[Evidence], Iterator[Chart | None]]
+    charts: Callable[[ReportData], Iterator[Chart | None]]
     needs: str
     command: str
     measured: Callable[[Sequence[Value]], Sequence[object]] = lambda _: ()
@@ -62,11 +62,11 @@ def paper_facts(key: str) -> list[Fact]:
     return [Fact(**row) for row in paper_document()["facts"].get(key, ())]
 
 
-def _correctness(found: Evidence) -> Iterator[Chart | None]:
+def _correctness(found: ReportData) -> Iterator[Chart | None]:
     yield dots_chart("figure-2", "", numbers.correctness(found.values), CCC, row="model")
 
 
-def _robustness(found: Evidence) -> Iterator[Chart | None]:
+def _robustness(found: ReportData) -> Iterator[Chart | None]:
     share = f"share of scores unchanged {_INTERVAL}"
     how = DotStyle(axis=share)
     models = numbers.robustness_by_model(found.values)
@@ -77,7 +77,7 @@ def _robustness(found: Evidence) -> Iterator[Chart | None]:
     )
 
 
-def _fairness(found: Evidence) -> Iterator[Chart | None]:
+def _fairness(found: ReportData) -> Iterator[Chart | None]:
     for metric, title, axis in (
         ("sex_fairness_score", "score", "CCC of women minus CCC of men"),
         ("sex_fairness_bias", "bias", "shift of women's values minus that of men's"),
@@ -87,7 +87,7 @@ def _fairness(found: Evidence) -> Iterator[Chart | None]:
         yield dots_chart(f"figure-4-{title}", title, dots, how, row="model")
 
 
-def _speakers(found: Evidence) -> Iterator[Chart | None]:
+def _speakers(found: ReportData) -> Iterator[Chart | None]:
     axis = "CCC, mean over draws, with their middle 95 %"
     how = DotStyle(axis=axis)
     dots = numbers.speakers(found.values)
@@ -97,28 +97,28 @@ def _speakers(found: Evidence) -> Iterator[Chart | None]:
     yield dots_chart("figure-5-ranks", "do two models agree?", pairs, ranks, row="models")
 
 
-def _by_factor(study: str, key: str) -> Callable[[Evidence], Iterator[Chart | None]]:
-    def charts(found: Evidence) -> Iterator[Chart | None]:
+def _by_factor(study: str, key: str) -> Callable[[ReportData], Iterator[Chart | None]]:
+    def charts(found: ReportData) -> Iterator[Chart | None]:
         dots = numbers.by_factor(found.values, study)
         yield dots_chart(key, "", dots, CCC, row="model", series="variant")
 
     return charts
 
 
-def _fusion(found: Evidence) -> Iterator[Chart | None]:
+def _fusion(found: ReportData) -> Iterator[Chart | None]:
     axis = "CCC of fused scores minus CCC of the other, with its paired 95 % interval"
     how = DotStyle(axis=axis, limits=(-0.1, 0.1), at=0.0, digits=3)
     dots = numbers.fusion(found.values)
     yield dots_chart("figure-6", "", dots, how, row="against")
 
 
-def _curves(found: Evidence) -> Iterator[Chart | None]:
+def _curves(found: ReportData) -> Iterator[Chart | None]:
     how = LineStyle(axis="epoch", values="CCC")
     yield points_chart("figure-12", "", numbers.learning(found.curves), how, bounds="± 1 sd")
 
 
-def _over(study: str, key: str, how: LineStyle) -> Callable[[Evidence], Iterator[Chart | None]]:
-    def charts(found: Evidence) -> Iterator[Chart | None]:
+def _over(study: str, key: str, how: LineStyle) -> Callable[[ReportData], Iterator[Chart | None]]:
+    def charts(found: ReportData) -> Iterator[Chart | None]:
         points = numbers.over_numbers(found.values, study)
         yield points_chart(key, "", points, how, bounds="95 %")
 
@@ -259,7 +259,7 @@ FIGURES = (
 )
 
 
-def paper_figures(found: Evidence) -> tuple[list[Exhibit], list[Missing]]:
+def paper_figures(found: ReportData) -> tuple[list[Exhibit], list[Missing]]:
     """The figures there are data for, and the others."""
     exhibits: list[Exhibit] = []
     missing: list[Missing] = []
@@ -273,7 +273,7 @@ def paper_figures(found: Evidence) -> tuple[list[Exhibit], list[Missing]]:
     return exhibits, missing
 
 
-def _why(figure: Figure, found: Evidence) -> str:
+def _why(figure: Figure, found: ReportData) -> str:
     """Why there is none: nothing was measured, or only in studies that are shown by themselves."""
     studies = by_study(found.values)
     others = [name for name, own in studies.items() if figure.measured(by_themselves(own))]

@@ -14,14 +14,14 @@ import numpy as np
 
 from raysers.evaluation.metrics import Floats
 from raysers.plotting import short
-from raysers.report.evidence import Evidence
+from raysers.report.evidence import ReportData
 from raysers.report.map_figure import FEWEST, Embedded, has_tsne, map_chart, places
 from raysers.report.parts import Cell, Chart, Grid, shown
 
 _NEIGHBOURS = 10
 
 
-def map_charts(found: Evidence) -> Iterator[Chart | None]:
+def map_charts(found: ReportData) -> Iterator[Chart | None]:
     """A map per run with embeddings of enough clips."""
     if not has_tsne():
         return

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raysers.report.dots import NARROW_IN
-from raysers.report.evidence import Evidence, RunFacts
+from raysers.report.evidence import ReportData, RunFacts
 from raysers.report.parts import Cell, Chart, Exhibit, Grid, last_part, shown
 from raysers.training.curve import learning_curve
 from raysers.types import DIMENSIONS
@@ -19,7 +19,7 @@ from raysers.types import DIMENSIONS
 _MOST_SUBJECTS = 12
 
 
-def training_exhibits(found: Evidence) -> list[Exhibit]:
+def training_exhibits(found: ReportData) -> list[Exhibit]:
     """The learning curve of every training that was given by itself."""
     return [_training(run) for run in found.runs if run.training.get("history")]
 
@@ -63,7 +63,7 @@ def _training(run: RunFacts) -> Exhibit:
     )
 
 
-def spoken_exhibits(found: Evidence) -> list[Exhibit]:
+def spoken_exhibits(found: ReportData) -> list[Exhibit]:
     """Some of what was recognised, by run."""
     return [
         Exhibit(

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import Row
 from raysers.plotting import Picture, short
-from raysers.report.evidence import Evidence
+from raysers.report.evidence import ReportData
 from raysers.report.parts import Cell, Chart, Grid, last_part, shown, with_bounds
 from raysers.types import DIMENSIONS
 from raysers.words.cloud import word_cloud
@@ -29,7 +29,7 @@ from raysers.words.word_chart import word_chart
 _MOST = 400
 
 
-def word_charts(found: Evidence) -> Iterator[Chart | None]:
+def word_charts(found: ReportData) -> Iterator[Chart | None]:
     """The words of each probe, as clouds (where the package for it is there) and as dots."""
     for number, words in enumerate(by_source(found.words)):
         ranked = [row for row in words.to_pylist() if row["side"]]
@@ -52,7 +52,7 @@ def by_source(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
             yield table.filter(pc.equal(table["source"], source))
 
 
-def sentence_charts(found: Evidence) -> Iterator[Chart | None]:
+def sentence_charts(found: ReportData) -> Iterator[Chart | None]:
     """Scores of the sentences by the sentiment of their words."""
     rows = [row for row in found.rows() if row.group == "sentiment"]
     for number, table in enumerate(found.sentences):
@@ -63,7 +63,7 @@ def sentence_charts(found: Evidence) -> Iterator[Chart | None]:
         yield _chart(f"figure-10-sentences-{number}", "spoken sentences", said, picture, grid)
 
 
-def respoken_charts(found: Evidence) -> Iterator[Chart | None]:
+def respoken_charts(found: ReportData) -> Iterator[Chart | None]:
     """CCC before and after re-speaking, and the distributions of the scores."""
     rows = [row for row in found.rows() if row.group == "speech"]
     ccc = [row for row in rows if row.metric == "ccc"]

@@ -17,7 +17,7 @@ from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import storage
 from raysers.plotting import model_names
 from raysers.report.clips import read_archive, read_map, read_spoken
-from raysers.report.evidence import ArchiveFacts, Evidence, RunFacts
+from raysers.report.evidence import ArchiveFacts, ReportData, RunFacts
 from raysers.report.map_figure import Embedded
 from raysers.report.parts import last_part
 from raysers.report.run_tables import rows_of, table_of
@@ -48,7 +48,7 @@ class _Found:
     notes: list[str] = field(default_factory=list)
 
 
-def read_evidence(uris: Sequence[str]) -> Evidence:
+def read_evidence(uris: Sequence[str]) -> ReportData:
     """All that the runs in these folders have to say.
 
     Raises:
@@ -68,7 +68,7 @@ def read_evidence(uris: Sequence[str]) -> Evidence:
     names = _names(found.values)
     found.values = _named(_distinct(found.values), names)
     found.notes = [_with_names(note, names) for note in found.notes]
-    return Evidence(**{name: getattr(found, name) for name in found.__slots__})
+    return ReportData(**{name: getattr(found, name) for name in found.__slots__})
 
 
 def _run(uri: str) -> RunFacts:

@@ -13,7 +13,7 @@ from raysers.evaluation.paper import with_paper
 from raysers.io import storage
 from raysers.report.cost import cost_exhibit, speed
 from raysers.report.data import archive_exhibits
-from raysers.report.evidence import Evidence
+from raysers.report.evidence import ReportData
 from raysers.report.figures import FIGURES, paper_figures
 from raysers.report.numbers import correctness
 from raysers.report.own import comparability, spoken_exhibits, together, training_exhibits
@@ -28,7 +28,7 @@ PAGE, FIGURES_FOLDER = "index.html", "figures"
 _TITLE = "Speech emotion recognition: report of the runs"
 
 
-def write_report(found: Evidence, output: str) -> tuple[list[str], list[Missing]]:
+def write_report(found: ReportData, output: str) -> tuple[list[str], list[Missing]]:
     """Write the page and its figures.
 
     Returns:
@@ -92,17 +92,17 @@ def _remove_stale(output: str, names: Sequence[str]) -> None:
             storage.delete(found.uri)
 
 
-def _notes(found: Evidence) -> list[str]:
+def _notes(found: ReportData) -> list[str]:
     rows = [row for row in found.rows() if row.metric == "ccc" and row.model not in CONTESTANTS]
     _, notes = with_paper(rows)
     return together(list(dict.fromkeys([*notes, *found.notes])))
 
 
-def _tiles(found: Evidence) -> list[Tile]:
+def _tiles(found: ReportData) -> list[Tile]:
     return [*_archive_tiles(found), *_best(found), *_speed(found)]
 
 
-def _archive_tiles(found: Evidence) -> Iterator[Tile]:
+def _archive_tiles(found: ReportData) -> Iterator[Tile]:
     if found.archives:
         clips = sum(a.archive.clips for a in found.archives)
         failed = sum(a.archive.failed for a in found.archives)
@@ -114,7 +114,7 @@ def _archive_tiles(found: Evidence) -> Iterator[Tile]:
         )
 
 
-def _best(found: Evidence) -> Iterator[Tile]:
+def _best(found: ReportData) -> Iterator[Tile]:
     dots = [d for d in correctness(found.values) if d.row != RANDOM and d.value == d.value]
     if dots:
         best = max(dots, key=lambda d: d.value)
@@ -122,7 +122,7 @@ def _best(found: Evidence) -> Iterator[Tile]:
         yield Tile(label="Highest CCC", value=shown(best.value, 2), note=note)
 
 
-def _speed(found: Evidence) -> Iterator[Tile]:
+def _speed(found: ReportData) -> Iterator[Tile]:
     speeds = {r.folder: s for r in found.runs if (s := speed(r)) == s and r.job == "annotate"}
     if speeds:
         folder, fastest = max(speeds.items(), key=lambda kv: kv[1])
@@ -130,7 +130,7 @@ def _speed(found: Evidence) -> Iterator[Tile]:
         yield Tile(label="Audio hours per device hour", value=shown(fastest, 1), note=note)
 
 
-def _closing(found: Evidence) -> str:
+def _closing(found: ReportData) -> str:
     ids = ", ".join(str(run.record.get("run_id", "")) for run in found.runs)
     return (
         f"Made by raysers {raysers.__version__} from the runs {ids}. The figures are beside this "

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from raysers.report import numbers
 from raysers.report.charts import MOST_SERIES, dots_chart, points_chart
-from raysers.report.evidence import Evidence
+from raysers.report.evidence import ReportData
 from raysers.report.figures import CCC, FIGURES, percent
 from raysers.report.lines import LineStyle
 from raysers.report.parts import Chart, Exhibit, Missing
@@ -32,7 +32,7 @@ _CURVES = LineStyle(axis="epoch", values="CCC on dev")
 _MEASURING = ("train", "evaluate", "robustness")
 
 
-def study_exhibits(found: Evidence) -> list[Exhibit]:
+def study_exhibits(found: ReportData) -> list[Exhibit]:
     """An exhibit for every such study with values."""
     exhibits = []
     for number, (study, values) in enumerate(own_studies(found.values).items(), 1):
@@ -50,7 +50,7 @@ def study_exhibits(found: Evidence) -> list[Exhibit]:
     return exhibits
 
 
-def study_gaps(found: Evidence) -> list[Missing]:
+def study_gaps(found: ReportData) -> list[Missing]:
     """Such studies of whose cells none has been measured."""
     there = own_studies(found.values)
     names = dict.fromkeys(row["study"] for row in found.cells if row["kind"] in _MEASURING)
@@ -73,7 +73,7 @@ def _compared(values: Sequence[Value]) -> str:
     return f"model and {_factor(values)}" if _models(values) > 1 else _factor(values)
 
 
-def _charts(key: str, study: str, values: Sequence[Value], found: Evidence) -> Iterator[Chart]:
+def _charts(key: str, study: str, values: Sequence[Value], found: ReportData) -> Iterator[Chart]:
     alone = by_themselves(values)
     charts = [_correctness(f"{key}-ccc", study, values, alone)]
     if not factor_values(values):
@@ -83,7 +83,7 @@ def _charts(key: str, study: str, values: Sequence[Value], found: Evidence) -> I
             charts.append(points_chart(f"{key}-curves", title, points, _CURVES, bounds="± 1 sd"))
     for figure in FIGURES:
         if figure.number != 2 and figure.measured(alone):
-            for chart in figure.charts(Evidence(values=alone)):
+            for chart in figure.charts(ReportData(values=alone)):
                 charts.append(chart and _of_study(chart, key, figure.title))
     yield from (chart for chart in charts if chart is not None)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raysers.plotting import model_names
-from raysers.report.evidence import Evidence
+from raysers.report.evidence import ReportData
 from raysers.report.parts import Cell, Chart, Exhibit, Grid, shown, with_bounds
 from raysers.tuning.figure import importance_bars, learning_curves, parallel_coordinates
 from raysers.tuning.importance import Axis, Importance, Share, Tried
@@ -22,7 +22,7 @@ _PARAMETER = "param_"
 _LOG_SPAN = 30.0
 
 
-def sweep_exhibits(found: Evidence) -> list[Exhibit]:
+def sweep_exhibits(found: ReportData) -> list[Exhibit]:
     """The trials of every sweep, the best first."""
     outcomes = {run.folder: run.outcome for run in found.runs}
     names = model_names(list(found.trials))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raysers.evaluation.baseline import NAME as RANDOM
-from raysers.report.evidence import Evidence, RunFacts
+from raysers.report.evidence import ReportData, RunFacts
 from raysers.report.figures import paper_document
 from raysers.report.numbers import correctness
 from raysers.report.parts import Cell, Exhibit, Grid, shown, with_bounds
@@ -19,7 +19,7 @@ from raysers.types import DIMENSIONS
 _MSP = "msp-podcast"
 
 
-def paper_tables(found: Evidence) -> list[Exhibit]:
+def paper_tables(found: ReportData) -> list[Exhibit]:
     """The three tables."""
     return [_table_1(), _table_2(found), _table_3([*found.runs, *found.cell_runs])]
 
@@ -48,7 +48,7 @@ def _table_1() -> Exhibit:
     )
 
 
-def _table_2(found: Evidence) -> Exhibit:
+def _table_2(found: ReportData) -> Exhibit:
     rows: list[list[Cell]] = [
         [row["work"], row["model"] or "–", "related work", *(shown(row.get(d)) for d in DIMENSIONS)]
         for row in paper_document()["table_2"]
@@ -73,7 +73,7 @@ def _table_2(found: Evidence) -> Exhibit:
     )
 
 
-def _our_rows(found: Evidence) -> Iterator[list[Cell]]:
+def _our_rows(found: ReportData) -> Iterator[list[Cell]]:
     lines: dict[tuple[str, str], dict[str, str]] = {}
     own = own_studies(found.values)
     for study, values in {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raysers.evaluation.intervals import resampling_units
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.scores import Cell, Scores
+from raysers.evaluation.scores import Scores, Subset
 from raysers.types import DIMENSIONS
 
 #: Predictions of the clips as they are.
@@ -101,7 +101,7 @@ class ChangeSums:
     clips: NDArray[np.int64]
 
 
-def units_of(scores: Scores, cell: Cell) -> tuple[NDArray[np.intp], int]:
+def units_of(scores: Scores, cell: Subset) -> tuple[NDArray[np.intp], int]:
     """Number of the drawn unit of every clip of the cell, and how many units there are."""
     speakers, rows = scores.column("speaker"), cell.rows.tolist()
     ids = [scores.clip_id[i] for i in rows]
@@ -112,7 +112,7 @@ def units_of(scores: Scores, cell: Cell) -> tuple[NDArray[np.intp], int]:
 
 def change_sums(
     scores: Scores,
-    cell: Cell,
+    cell: Subset,
     changes: Sequence[Change],
     how: Comparison,
     unit: NDArray[np.intp],

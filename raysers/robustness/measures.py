@@ -20,7 +20,7 @@ from raysers.evaluation.intervals import interval, resample
 from raysers.evaluation.metrics import Floats, ccc, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import NAN, Row
-from raysers.evaluation.scores import Cell, Scores, base_cells, group_cells
+from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
 from raysers.robustness import numbers as published
 from raysers.robustness.changes import CLEAN, Change, Comparison, change_sums, units_of
 from raysers.seeding import generator
@@ -81,15 +81,15 @@ def _as_truth(scores: Scores, predictions: Mapping[str, Floats]) -> Scores:
     return replace(scores, truth=truth, predictions=predictions)
 
 
-def _cells(scores: Scores, by: Sequence[str]) -> list[Cell]:
-    cells = base_cells(scores)
+def _cells(scores: Scores, by: Sequence[str]) -> list[Subset]:
+    cells = base_subsets(scores)
     return cells + [
-        part for cell in cells for name in by for part in group_cells(scores, cell, name)
+        part for cell in cells for name in by for part in group_subsets(scores, cell, name)
     ]
 
 
 def _change_rows(
-    model: str, scores: Scores, cell: Cell, changes: Sequence[Change], how: Comparison
+    model: str, scores: Scores, cell: Subset, changes: Sequence[Change], how: Comparison
 ) -> Iterator[Row]:
     unit, units = units_of(scores, cell)
     sums = change_sums(scores, cell, changes, how, unit, units)
@@ -122,7 +122,7 @@ def _change_rows(
 
 
 def _ccc_rows(
-    model: str, scores: Scores, cell: Cell, change: Change, how: Comparison
+    model: str, scores: Scores, cell: Subset, change: Change, how: Comparison
 ) -> Iterator[Row]:
     """CCC of the perturbed clips less that of the same clips as they are."""
     before = scores.predictions[change.against]
@@ -171,7 +171,7 @@ def _bounds(
 
 
 def _rows(
-    model: str, cell: Cell, metric: str, values: tuple[Floats, Floats, Floats], n: int
+    model: str, cell: Subset, metric: str, values: tuple[Floats, Floats, Floats], n: int
 ) -> Iterator[Row]:
     for d, dimension in enumerate((*DIMENSIONS, MEAN)):
         if n:

@@ -49,7 +49,7 @@ class Recording:
 
 
 @dataclass(slots=True)
-class Reading:
+class NoiseReader:
     """Recordings of one kind as a perturbation reads them, noting which it took."""
 
     items: Sequence[Recording]

@@ -22,7 +22,7 @@ from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.robustness.amr import is_installed
 from raysers.robustness.perturbation import Perturbation, TooShort, generator
 from raysers.robustness.perturbations import Reference
-from raysers.robustness.recordings import Reading, Recording, listed, usable
+from raysers.robustness.recordings import NoiseReader, Recording, listed, usable
 from raysers.robustness.suites import CLEAN, Suite, chosen, with_options
 from raysers.run import RunRecord
 from raysers.schemas import ROBUSTNESS
@@ -80,7 +80,7 @@ class Perturbed:
         if one.signal is None:
             return _named(one, name, {})
         rng = generator(self.seed, one.clip.clip_id, row.name, repeat)
-        reading = Reading(self.material.get(row.needs, ()))
+        reading = NoiseReader(self.material.get(row.needs, ()))
         parameters = row.draw(rng)
         try:
             signal = row.change(one.signal, parameters, rng, reading)

@@ -22,7 +22,7 @@ from raysers.io import storage
 from raysers.schemas import LABEL_FIELDS
 from raysers.types import DIMENSIONS
 
-TRAINING, JUDGED = "training", "judged"
+TRAINING, EVALUATION = "training", "judged"
 #: A corpus without splits is dealt by speaker: a third for testing, a third of the rest is dev.
 _FOLDS = 3
 _MAP = "russell-mehrabian"
@@ -63,9 +63,9 @@ def training_uri(output: str) -> str:
     return storage.join(output, "corpora", TRAINING)
 
 
-def judged_uri(output: str) -> str:
+def evaluation_uri(output: str) -> str:
     """Folder of the manifest the models are judged by."""
-    return storage.join(output, "corpora", JUDGED)
+    return storage.join(output, "corpora", EVALUATION)
 
 
 def read_corpora(
@@ -147,7 +147,7 @@ def write_corpora(output: str, corpora: Corpora) -> None:
     """
     for uri, table in (
         (training_uri(output), corpora.training),
-        (judged_uri(output), corpora.judged),
+        (evaluation_uri(output), corpora.judged),
     ):
         write_manifest(storage.join(uri, "manifest"), table)
 

@@ -24,11 +24,11 @@ from raysers.models.backbones import BACKBONES, CNN14
 from raysers.robustness.suites import SUITES
 from raysers.studies import networks as study_networks
 from raysers.studies import speech
-from raysers.studies.experiments import BEGIN, Cell, Run
+from raysers.studies.experiments import PRETRAIN, Cell, Experiment
 from raysers.studies.plan import StudyPlan, load_corpora, made_up_corpora, place_of
-from raysers.studies.units import IN_TRIALS, place_less_flags
+from raysers.studies.units import IN_TRIALS, flags_without_paths
 from raysers.training.config import with_recipe
-from raysers.tuning.resources import Seats, find_seats
+from raysers.tuning.resources import TrialResources, find_resources
 from raysers.tuning.trials import stored
 from raysers.types import SAMPLE_RATE_HZ
 
@@ -43,12 +43,12 @@ _WIDTH = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class CorpusHours:
     """Seconds of audio in the parts of the corpora, and of made-up speech by name."""
 
     train_s: float
     dev_s: float
-    judged_s: float
+    evaluation_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Cost:
     epochs: int = 0
 
 
-def heard(plan: StudyPlan) -> Heard:
+def heard(plan: StudyPlan) -> CorpusHours:
     """How much audio the corpora have; made-up ones are not spoken for it.
 
     Raises:
@@ -71,25 +71,27 @@ def heard(plan: StudyPlan) -> Heard:
         home, abroad = (c.clips * speech.MEAN_CLIP_S for c in made_up)
         shares = speech.HOME.splits
         each = home / sum(shares.values())
-        return Heard(
+        return CorpusHours(
             train_s=each * shares["train"],
             dev_s=each * shares["dev"],
-            judged_s=each * shares["test"] + abroad,
+            evaluation_s=each * shares["test"] + abroad,
         )
     corpora = load_corpora(plan, speak=False)
-    return Heard(
+    return CorpusHours(
         train_s=_seconds(corpora.training, "train"),
         dev_s=_seconds(corpora.training, "dev"),
-        judged_s=_seconds(corpora.judged),
+        evaluation_s=_seconds(corpora.judged),
     )
 
 
-def print_cost(plan: StudyPlan, found: Heard, console: Console | None = None) -> None:
+def print_cost(plan: StudyPlan, found: CorpusHours, console: Console | None = None) -> None:
     """A line a cell, and the sum with its basis; needs the connected cluster."""
     console = console or report_console()
     runs = [run for run in plan.grid.runs.values() if run.job in IN_TRIALS]
-    seats = find_seats(max(len(runs), 1), plan.flags.workers_per_trial, plan.flags.max_concurrent)
-    device, speed = measured(seats)
+    resources = find_resources(
+        max(len(runs), 1), plan.flags.workers_per_trial, plan.flags.max_concurrent
+    )
+    device, speed = measured(resources)
     used = speed * _EFFICIENCY[device] * max(1, plan.flags.workers_per_trial)
     ended = _ended(plan)
     costs = {
@@ -100,7 +102,7 @@ def print_cost(plan: StudyPlan, found: Heard, console: Console | None = None) ->
     for line in _lines(plan.grid.cells, costs, ended, used):
         console.print(line, soft_wrap=True)
     total_s = sum(cost.operations for cost in costs.values()) / used
-    for line in _sums(plan, seats, costs, total_s, device, speed, found):
+    for line in _sums(plan, resources, costs, total_s, device, speed, found):
         console.print(line)
 
 
@@ -133,23 +135,23 @@ def _lines(
 
 def _sums(
     plan: StudyPlan,
-    seats: Seats,
+    resources: TrialResources,
     costs: Mapping[str, Cost],
     total_s: float,
     device: str,
     speed: float,
-    found: Heard,
+    found: CorpusHours,
 ) -> Iterator[str]:
     yield (
         f"corpora: {found.train_s / 3600:.2f} h train, {found.dev_s / 3600:.2f} h dev, "
-        f"{found.judged_s / 3600:.2f} h judged"
+        f"{found.evaluation_s / 3600:.2f} h judged"
     )
-    yield f"{len(plan.grid.cells)} cells, {len(costs)} runs, {seats.words}"
+    yield f"{len(plan.grid.cells)} cells, {len(costs)} runs, {resources.words}"
     kind = "GPU" if device == "cuda" else "CPU"
     hours = total_s / 3600
     yield (
         f"estimate: {hours:.3g} hours of one place ({kind}), about "
-        f"{duration(total_s / seats.share.at_once)} in all"
+        f"{duration(total_s / resources.share.at_once)} in all"
     )
     if plan.flags.usd_per_hour:
         yield f"cost: ${hours * plan.flags.usd_per_hour:.2f}"
@@ -162,49 +164,53 @@ def _sums(
     yield "nothing was written"
 
 
-def cost_of(run: Run, plan: StudyPlan, found: Heard) -> Cost:
+def cost_of(run: Experiment, plan: StudyPlan, found: CorpusHours) -> Cost:
     """Audio and operations of a run; none where its network is not known without loading it."""
-    if run.job in (BEGIN, "train"):
+    if run.job in (PRETRAIN, "train"):
         return _training_cost(run, found)
     of_models = [cost_of(plan.grid.runs[name], plan, found) for name in run.needs]
     rounds = {"annotate": 1, "robustness": _versions(run)}.get(run.job, 0)
     networks = [_network(plan.grid.runs[name]) for name in run.needs]
     if not rounds or not of_models or networks[0] is None:
         return Cost(audio_s=0.0, operations=0.0)
-    audio_s = rounds * found.judged_s
+    audio_s = rounds * found.evaluation_s
     return Cost(audio_s=audio_s, operations=audio_s * sum(operations_per_s(networks[0])))
 
 
-def _versions(run: Run) -> int:
+def _versions(run: Experiment) -> int:
     flags = run.settings["flags"]
     names = flags.get("perturbations") or SUITES[flags.get("suite", "paper")]
     return 1 + len(names) * int(flags.get("repeats", 1))
 
 
-def _training_cost(run: Run, found: Heard) -> Cost:
+def _training_cost(run: Experiment, found: CorpusHours) -> Cost:
     network = _network(run)
     if network is None:
         return Cost(audio_s=0.0, operations=0.0)
     kind = "cnn14" if network["model_type"] == CNN14 else "transformer"
-    flags = with_recipe(place_less_flags(run), kind)
+    flags = with_recipe(flags_without_paths(run), kind)
     front, rest = operations_per_s(network)
     freeze = flags.freeze
     if freeze == "auto":
         freeze = "none" if run.settings["random"] else "cnn"
-    train_s, dev_s, judged_s = found.train_s * flags.train_fraction, found.dev_s, found.judged_s
-    if run.job == BEGIN:
-        corpora = speech.BEGINNINGS[run.settings["speech"]]
+    train_s, dev_s, evaluation_s = (
+        found.train_s * flags.train_fraction,
+        found.dev_s,
+        found.evaluation_s,
+    )
+    if run.job == PRETRAIN:
+        corpora = speech.PRETRAININGS[run.settings["speech"]]
         train_s = sum(one.clips for one in corpora) * speech.MEAN_CLIP_S
-        dev_s = judged_s = 0.0
+        dev_s = evaluation_s = 0.0
     passes = (1 if freeze != "none" else 3) * front + (1 if freeze == "backbone" else 3) * rest
-    scored_s = flags.epochs * dev_s + judged_s
+    scored_s = flags.epochs * dev_s + evaluation_s
     operations = flags.epochs * train_s * passes + scored_s * (front + rest)
     return Cost(
         audio_s=flags.epochs * train_s + scored_s, operations=operations, epochs=flags.epochs
     )
 
 
-def _network(run: Run) -> Mapping[str, Any] | None:
+def _network(run: Experiment) -> Mapping[str, Any] | None:
     """`config.json` of a run's network, None when it is not one of ours."""
     name = str(run.settings["backbone"])
     if run.settings["small"]:
@@ -246,14 +252,18 @@ def _cnn14_operations(network: Mapping[str, Any]) -> float:
     return total
 
 
-def measured(seats: Seats) -> tuple[str, float]:
+def measured(resources: TrialResources) -> tuple[str, float]:
     """Device of a place, and the operations per second of a large matrix product there."""
-    gpus = seats.share.gpus_each or (seats.placement.num_gpus if seats.placement else 0)
+    gpus = resources.share.gpus_each or (resources.placement.num_gpus if resources.placement else 0)
     if gpus:
         ask = ray.remote(num_gpus=1)(_matrix_speed)
         return "cuda", float(get_with_notice(ask.remote("cuda", 1), "one worker with a GPU"))
     threads = (
-        seats.placement.threads if seats.placement else seats.room.threads if seats.room else 1
+        resources.placement.threads
+        if resources.placement
+        else resources.local.threads
+        if resources.local
+        else 1
     )
     return "cpu", _matrix_speed("cpu", threads)
 

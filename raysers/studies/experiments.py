@@ -21,9 +21,9 @@ from raysers.studies import networks
 from raysers.studies.study import Study
 
 #: Kind of the runs that stand for pre-training in small; a job to itself.
-BEGIN = "begin"
+PRETRAIN = "begin"
 #: Name of the study their cells are listed under.
-BEGINNINGS = "beginnings"
+PRETRAININGS = "beginnings"
 
 _RANDOM = "random:"
 #: How names of local folders and files begin.
@@ -32,7 +32,7 @@ _SMALL_LABEL = "{}-tiny"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Experiment:
     """Work that is done once.
 
     Attributes:
@@ -73,7 +73,7 @@ class Grid:
     """All cells, in the order of the studies, and all runs, what is needed first."""
 
     cells: Sequence[Cell]
-    runs: Mapping[str, Run]
+    runs: Mapping[str, Experiment]
 
 
 def make_grid(studies: Iterable[Study], scale: str) -> Grid:
@@ -82,11 +82,11 @@ def make_grid(studies: Iterable[Study], scale: str) -> Grid:
     Raises:
         ConfigError: a backbone there is not; the line names study and key.
     """
-    runs: dict[str, Run] = {}
+    runs: dict[str, Experiment] = {}
     cells = [cell for study in studies for cell in _cells(study, scale, runs)]
     begun = [
         Cell(
-            study=BEGINNINGS,
+            study=PRETRAININGS,
             cell=str(run.settings["backbone"]),
             job=run.job,
             model=_SMALL_LABEL.format(run.settings["backbone"]),
@@ -97,23 +97,23 @@ def make_grid(studies: Iterable[Study], scale: str) -> Grid:
             labels={run.name: _SMALL_LABEL.format(run.settings["backbone"])},
         )
         for run in runs.values()
-        if run.job == BEGIN
+        if run.job == PRETRAIN
     ]
-    order = {BEGIN: 0, "train": 1}
+    order = {PRETRAIN: 0, "train": 1}
     ordered = sorted(runs.values(), key=lambda run: order.get(run.job, 2))
     return Grid(cells=[*begun, *cells], runs={run.name: run for run in ordered})
 
 
-def _cells(study: Study, scale: str, runs: dict[str, Run]) -> list[Cell]:
+def _cells(study: Study, scale: str, runs: dict[str, Experiment]) -> list[Cell]:
     trained = list(_trainings(study, scale, runs))
     if study.job == "train":
         return trained
     if study.together or study.best:
-        return [_look(study, trained, runs)]
-    return [_look(study, [one], runs) for one in trained]
+        return [_analysis(study, trained, runs)]
+    return [_analysis(study, [one], runs) for one in trained]
 
 
-def _trainings(study: Study, scale: str, runs: dict[str, Run]) -> Iterator[Cell]:
+def _trainings(study: Study, scale: str, runs: dict[str, Experiment]) -> Iterator[Cell]:
     for label, backbone in study.models.items():
         for value, changes in study.values.items():
             for seed in study.seeds:
@@ -151,8 +151,8 @@ def _training(
     backbone: str,
     train: Mapping[str, Any],
     seed: int,
-    runs: dict[str, Run],
-) -> Run:
+    runs: dict[str, Experiment],
+) -> Experiment:
     flags = dict(train)
     name = _place(study, _bare(backbone))
     is_random = backbone.startswith(_RANDOM) or flags.pop("weights", "") == "random"
@@ -167,7 +167,7 @@ def _training(
         runs.setdefault(begin.name, begin)
         needs = (begin.name,)
     elif small and name != CNN14:
-        flags = {"front": "mel", "front_steps": networks.BEGIN["front_steps"], **flags}
+        flags = {"front": "mel", "front_steps": networks.PRETRAIN["front_steps"], **flags}
     _check_backbone(study, backbone, name, is_random)
     settings = {
         "backbone": name,
@@ -207,20 +207,20 @@ def _check_backbone(study: Study, backbone: str, name: str, is_random: bool) -> 
         raise ConfigError(f"--study {study.name}: key 'models': {backbone!r}: {text}") from error
 
 
-def _beginning(alias: str) -> Run:
-    begin = networks.BEGINNINGS[alias]
-    seed = list(networks.BEGINNINGS).index(alias)
+def _beginning(alias: str) -> Experiment:
+    begin = networks.PRETRAININGS[alias]
+    seed = list(networks.PRETRAININGS).index(alias)
     settings = {
         "backbone": alias,
         "random": True,
         "small": True,
         "speech": begin.speech,
-        "train": {**networks.BEGIN, **begin.train, "seed": seed},
+        "train": {**networks.PRETRAIN, **begin.train, "seed": seed},
     }
-    return _added({}, BEGIN, f"begin-{alias}", settings, ())
+    return _added({}, PRETRAIN, f"begin-{alias}", settings, ())
 
 
-def _look(study: Study, trained: Sequence[Cell], runs: dict[str, Run]) -> Cell:
+def _analysis(study: Study, trained: Sequence[Cell], runs: dict[str, Experiment]) -> Cell:
     settings = {"flags": dict(study.flags), "best": study.best}
     needs = tuple(dict.fromkeys(cell.run for cell in trained))
     alone = len(trained) == 1
@@ -250,14 +250,18 @@ def _labels(trained: Sequence[Cell]) -> dict[str, str]:
 
 
 def _added(
-    runs: dict[str, Run], job: str, words: str, settings: Mapping[str, Any], needs: tuple[str, ...]
-) -> Run:
+    runs: dict[str, Experiment],
+    job: str,
+    words: str,
+    settings: Mapping[str, Any],
+    needs: tuple[str, ...],
+) -> Experiment:
     """The run with these settings, made if it is not there."""
     key = {"job": job, **settings, "needs": list(needs)}
     text = json.dumps(key, sort_keys=True, default=list)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     plain = json.loads(json.dumps(settings, default=list))
-    run = Run(name=f"{_slug(words)}-{digest}", job=job, settings=plain, needs=needs)
+    run = Experiment(name=f"{_slug(words)}-{digest}", job=job, settings=plain, needs=needs)
     return runs.setdefault(run.name, run)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from raysers.errors import ConfigError
 from raysers.robustness.suites import SUITES, chosen
-from raysers.tuning.values import SEARCHABLE, settled
+from raysers.tuning.values import SEARCHABLE, coerce
 
 #: Of a training: start from random weights, or from trained ones.
 WEIGHTS = ("pretrained", "random")
@@ -23,7 +23,7 @@ _OWN = {"backbone": "write it into 'models'", "seed": "write it into 'seeds'"}
 _WORDS = (str,)
 
 #: By job that looks at models, its flags with the kind of their values; a tuple is a list of them.
-_LOOKS: Mapping[str, Mapping[str, Any]] = {
+_ANALYSES: Mapping[str, Mapping[str, Any]] = {
     "train": {},
     "robustness": {
         "suite": str, "perturbations": _WORDS, "tone_snr": str, "seed": int, "repeats": int,
@@ -62,18 +62,18 @@ def train_flags(where: str, values: Mapping[Any, Any]) -> dict[str, Any]:
         if name in _OWN:
             raise ConfigError(f"{where} {key!r}: {_OWN[name]}")
         _require_known(where, key, name, [n for n in SEARCHABLE if n not in _OWN], "train")
-        found[name] = settled(f"{where} {key!r}", name, value)
+        found[name] = coerce(f"{where} {key!r}", name, value)
     return found
 
 
-def look_flags(where: str, job: str, values: Mapping[Any, Any]) -> dict[str, Any]:
+def analysis_flags(where: str, job: str, values: Mapping[Any, Any]) -> dict[str, Any]:
     """Flags of the job that looks at models, of the right kinds.
 
     Raises:
         ConfigError: as `train_flags`.
     """
     own = f"{where}: key 'flags':"
-    known = _LOOKS[job]
+    known = _ANALYSES[job]
     found = {}
     for key, value in values.items():
         name = _name(key)

@@ -37,11 +37,11 @@ _CNN14: dict[str, Any] = {"widths": [8, 16, 32, 64, 64, 128]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beginning:
+class Pretraining:
     """What a small network learns before a study trains it, in place of the real pre-training.
 
     Attributes:
-        speech: of `study_speech.BEGINNINGS`, which made-up speech.
+        speech: of `study_speech.PRETRAININGS`, which made-up speech.
         train: flags of training besides the ones all have.
     """
 
@@ -51,16 +51,16 @@ class Beginning:
 
 #: As the real ones: base models and w2v2-L from speech of one kind, vox and xls-r from many
 #: languages, robust from noisy speech as well.
-BEGINNINGS: Mapping[str, Beginning] = {
-    "w2v2-b": Beginning(speech="one-language"),
-    "hubert-b": Beginning(speech="one-language"),
-    "w2v2-L": Beginning(speech="one-language"),
-    "hubert-L": Beginning(speech="two-languages"),
-    "w2v2-L-robust": Beginning(
+PRETRAININGS: Mapping[str, Pretraining] = {
+    "w2v2-b": Pretraining(speech="one-language"),
+    "hubert-b": Pretraining(speech="one-language"),
+    "w2v2-L": Pretraining(speech="one-language"),
+    "hubert-L": Pretraining(speech="two-languages"),
+    "w2v2-L-robust": Pretraining(
         speech="all-languages", train={"noise_db": (10.0, 40.0), "equaliser_db": 4.0}
     ),
-    "w2v2-L-vox": Beginning(speech="two-languages"),
-    "w2v2-L-xls-r": Beginning(speech="all-languages"),
+    "w2v2-L-vox": Pretraining(speech="two-languages"),
+    "w2v2-L-xls-r": Pretraining(speech="all-languages"),
 }
 
 #: Flags of all small trainings, unless the study says otherwise.
@@ -75,7 +75,7 @@ TRAIN: Mapping[str, Any] = {
     "clip_norm": 1.0,
 }
 #: And of the trainings that stand for pre-training.
-BEGIN: Mapping[str, Any] = {
+PRETRAIN: Mapping[str, Any] = {
     **TRAIN,
     "epochs": 10,
     "front": "mel",
@@ -99,7 +99,7 @@ def small_config(alias: str) -> dict[str, Any]:
 
 def has_small(name: str) -> bool:
     """Whether a backbone's name is one of the paper's, which has a small network."""
-    return name in BEGINNINGS or name == CNN14
+    return name in PRETRAININGS or name == CNN14
 
 
 def network_uri(output: str, alias: str) -> str:

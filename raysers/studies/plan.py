@@ -20,7 +20,7 @@ from raysers.run import Run, RunRecord, absolute_output
 from raysers.studies import corpora as study_corpora
 from raysers.studies import speech as study_speech
 from raysers.studies.corpora import Corpora
-from raysers.studies.experiments import BEGIN, Grid, make_grid, with_absolute_backbones
+from raysers.studies.experiments import PRETRAIN, Grid, make_grid, with_absolute_backbones
 from raysers.studies.study import Study, in_order, read_studies, read_study
 from raysers.studies.units import Place, training_flags
 
@@ -115,8 +115,8 @@ class StudyPlan:
         """Corpora that have to be made up."""
         corpora = list(made_up_corpora(self.flags))
         for run in self.grid.runs.values():
-            if run.job == BEGIN:
-                corpora += study_speech.BEGINNINGS[run.settings["speech"]]
+            if run.job == PRETRAIN:
+                corpora += study_speech.PRETRAININGS[run.settings["speech"]]
         return list({corpus.name: corpus for corpus in corpora}.values())
 
 
@@ -202,7 +202,7 @@ def made_up_corpora(flags: StudyingFlags) -> list[study_speech.MadeUp]:
     """What is made up because too little was given: small studies have two corpora at least."""
     if flags.scale != "small" or len(flags.data) > 1:
         return []
-    return [study_speech.HOME] if flags.data else [study_speech.HOME, study_speech.ABROAD]
+    return [study_speech.HOME] if flags.data else [study_speech.HOME, study_speech.CROSS_CORPUS]
 
 
 def place_of(plan: StudyPlan, in_domain: str) -> Place:
@@ -256,7 +256,7 @@ def _check_trainings(plan: StudyPlan) -> None:
     place = place_of(plan, "")
     for cell in plan.grid.cells:
         run = plan.grid.runs[cell.run]
-        if run.job in (BEGIN, "train"):
+        if run.job in (PRETRAIN, "train"):
             try:
                 training_flags(run, place)
             except ConfigError as error:
@@ -267,12 +267,12 @@ def _stored(plan: StudyPlan) -> Corpora:
     """The corpora as the first command left them."""
     output, known = plan.flags.output, plan.earlier.settings["corpora"] if plan.earlier else {}
     if not all(
-        map(is_manifest, (study_corpora.training_uri(output), study_corpora.judged_uri(output)))
+        map(is_manifest, (study_corpora.training_uri(output), study_corpora.evaluation_uri(output)))
     ):
         raise RaysersError(f"{output} has lost its corpora: start again in another folder")
     corpora = Corpora(
         training=read_manifest(study_corpora.training_uri(output)),
-        judged=read_manifest(study_corpora.judged_uri(output)),
+        judged=read_manifest(study_corpora.evaluation_uri(output)),
         home=tuple(known["home"]),
         others=tuple(known["others"]),
         notes=tuple(known["notes"]),

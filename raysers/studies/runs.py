@@ -16,25 +16,25 @@ from typing import Any
 from raysers.data.manifest import is_manifest, write_manifest
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.run import Run as OutputRun
+from raysers.run import Run
 from raysers.studies import corpora as study_corpora
 from raysers.studies import networks, speech
 from raysers.studies import tables as study_tables
 from raysers.studies.corpora import Corpora
-from raysers.studies.experiments import BEGIN, Run
+from raysers.studies.experiments import PRETRAIN, Experiment
 from raysers.studies.plan import StudyPlan, place_of, study_uri
 from raysers.studies.units import IN_TRIALS, Place, Trial
-from raysers.tuning.resources import find_seats
-from raysers.tuning.trials import Ended, Piece, Progress, failure, missing, run_pieces, stored
+from raysers.tuning.resources import find_resources
+from raysers.tuning.trials import Piece, Progress, TrialRecord, failure, missing, run_pieces, stored
 
 #: Looks at finished models: a run and where it is, to what it took.
-Look = Callable[[Run, Place], Mapping[str, Any]]
+RunAnalysis = Callable[[Experiment, Place], Mapping[str, Any]]
 
 _TABLES_EVERY_S = 30.0
 _LOG = "log.txt"
 
 
-def begin(plan: StudyPlan, run: OutputRun, corpora: Corpora, config: Mapping[str, Any]) -> None:
+def begin(plan: StudyPlan, run: Run, corpora: Corpora, config: Mapping[str, Any]) -> None:
     """Write what comes before the runs: corpora, networks, studies and, last, the record.
 
     Raises:
@@ -57,14 +57,14 @@ def begin(plan: StudyPlan, run: OutputRun, corpora: Corpora, config: Mapping[str
     run.begin(config, {**plan.settings, "corpora": known})
 
 
-def _is_small(run: Run) -> bool:
+def _is_small(run: Experiment) -> bool:
     return bool(run.settings.get("small"))
 
 
 def _write_beginnings(plan: StudyPlan) -> None:
     """The speech that small networks begin with, one manifest for each mixture."""
     folder = storage.join(plan.flags.output, "corpora")
-    kinds = {r.settings["speech"] for r in plan.grid.runs.values() if r.job == BEGIN}
+    kinds = {r.settings["speech"] for r in plan.grid.runs.values() if r.job == PRETRAIN}
     for kind in sorted(kinds):
         place = storage.join(folder, f"begin-{kind}")
         if not is_manifest(place):
@@ -72,7 +72,7 @@ def _write_beginnings(plan: StudyPlan) -> None:
             write_manifest(storage.join(place, "manifest"), table)
 
 
-def run_all(plan: StudyPlan, corpora: Corpora, run_id: str, look: Look) -> None:
+def run_all(plan: StudyPlan, corpora: Corpora, run_id: str, look: RunAnalysis) -> None:
     """Run what is left on the connected cluster; tables are kept up to date.
 
     Raises:
@@ -81,16 +81,16 @@ def run_all(plan: StudyPlan, corpora: Corpora, run_id: str, look: Look) -> None:
     runs = list(plan.grid.runs.values())
     place = place_of(plan, corpora.in_domain)
     in_trials = [run for run in runs if run.job in IN_TRIALS]
-    seats = find_seats(
+    resources = find_resources(
         max(len(in_trials), 1), plan.flags.workers_per_trial, plan.flags.max_concurrent
     )
-    place = replace(place, seats=seats)
-    print(f"{len(plan.grid.cells)} cells, {len(runs)} runs, {seats.words}", flush=True)
+    place = replace(place, resources=resources)
+    print(f"{len(plan.grid.cells)} cells, {len(runs)} runs, {resources.words}", flush=True)
     tables = _Tables(plan=plan, place=place)
-    progress = Progress(total=len(runs), at_once=seats.share.at_once, describe=describe)
+    progress = Progress(total=len(runs), at_once=resources.share.at_once, describe=describe)
     run_pieces(
         _pieces(in_trials, place, run_id),
-        seats.share,
+        resources.share,
         total=len(runs),
         retries=plan.flags.retries,
         progress=progress,
@@ -98,12 +98,12 @@ def run_all(plan: StudyPlan, corpora: Corpora, run_id: str, look: Look) -> None:
     )
     for run in runs:
         if run.job not in IN_TRIALS:
-            _look(run, place, run_id, look, progress)
+            _analysis(run, place, run_id, look, progress)
             tables.ended()
     tables.write()
 
 
-def _pieces(runs: list[Run], place: Place, run_id: str) -> Iterator[Piece]:
+def _pieces(runs: list[Experiment], place: Place, run_id: str) -> Iterator[Piece]:
     for run in runs:
         yield Piece(
             name=run.name,
@@ -114,7 +114,7 @@ def _pieces(runs: list[Run], place: Place, run_id: str) -> Iterator[Piece]:
         )
 
 
-def describe(run: Ended) -> str:
+def describe(run: TrialRecord) -> str:
     """What a line about a run that ended says of it."""
     score = run.result.get("dev_ccc_mean")
     return f"dev CCC {score:.3f}" if isinstance(score, float) and score > -1 else ""
@@ -128,7 +128,7 @@ class _Tables:
     place: Place
     _written_s: float = field(default_factory=time.monotonic)
 
-    def ended(self, _: Ended | None = None) -> None:
+    def ended(self, _: TrialRecord | None = None) -> None:
         """A run has ended."""
         if time.monotonic() - self._written_s > _TABLES_EVERY_S:
             self.write()
@@ -139,10 +139,12 @@ class _Tables:
         self._written_s = time.monotonic()
 
 
-def _look(run: Run, place: Place, run_id: str, look: Look, progress: Progress) -> None:
+def _analysis(
+    run: Experiment, place: Place, run_id: str, look: RunAnalysis, progress: Progress
+) -> None:
     """One run by a job that uses the cluster itself, in the driver."""
     path = place.uri(run.name)
-    record = stored(path) or Ended(name=run.name, path=path, status="running")
+    record = stored(path) or TrialRecord(name=run.name, path=path, status="running")
     if record.is_final(place.retries):
         progress.known(record)
         return

@@ -70,7 +70,7 @@ HOME = MadeUp(
     takes=4,
     splits={"train": 3, "dev": 1, "test": 2},
 )
-ABROAD = MadeUp(
+CROSS_CORPUS = MadeUp(
     name="made-up-german", languages=("de",), women=_WOMEN[:4], men=_MEN[:4], takes=2, splits={}
 )
 _BEGINNINGS = tuple(
@@ -85,7 +85,7 @@ _BEGINNINGS = tuple(
     for name, language in (("spanish", "es"), ("french", "fr"), ("italian", "it"))
 )
 #: What the small networks begin with, by name.
-BEGINNINGS: Mapping[str, Sequence[MadeUp]] = {
+PRETRAININGS: Mapping[str, Sequence[MadeUp]] = {
     "one-language": _BEGINNINGS[:1],
     "two-languages": _BEGINNINGS[:2],
     "all-languages": _BEGINNINGS,
@@ -123,8 +123,8 @@ def make_speech(corpora: Sequence[MadeUp], folder: str) -> dict[str, pa.Table]:
 
 
 def together(kind: str, folder: str) -> pa.Table:
-    """The manifest of the corpora of `BEGINNINGS[kind]`, made where they are not there yet."""
-    tables = make_speech(BEGINNINGS[kind], folder)
+    """The manifest of the corpora of `PRETRAININGS[kind]`, made where they are not there yet."""
+    tables = make_speech(PRETRAININGS[kind], folder)
     return pa.concat_tables(tables.values(), promote_options="default").combine_chunks()
 
 

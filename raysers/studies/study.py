@@ -17,7 +17,7 @@ import yaml
 from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
 from raysers.io import storage
-from raysers.studies.flags import look_flags, train_flags
+from raysers.studies.flags import analysis_flags, train_flags
 
 #: Stands for every built-in study.
 PAPER = "paper"
@@ -142,7 +142,7 @@ def _study(where: str, title: str, document: Mapping[str, Any]) -> Study:
         values=values,
         seeds=_seeds(where, document.get("seeds", [0])),
         train=train_flags(own, _mapping(own, document.get("train") or {})),
-        flags=look_flags(
+        flags=analysis_flags(
             where, job, _mapping(f"{where}: key 'flags'", document.get("flags") or {})
         ),
         together=_switch(where, "together", document.get("together", False)),

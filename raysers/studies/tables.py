@@ -17,9 +17,9 @@ from raysers.errors import ObjectMissing
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.io import storage
 from raysers.schemas import CELLS, CURVES, METRICS, STUDY_METRICS
-from raysers.studies.experiments import BEGIN, Cell, Grid
+from raysers.studies.experiments import PRETRAIN, Cell, Grid
 from raysers.studies.units import MEASURED, Place
-from raysers.tuning.trials import Ended, stored
+from raysers.tuning.trials import TrialRecord, stored
 from raysers.types import DIMENSIONS
 
 Rows = list[dict[str, Any]]
@@ -47,18 +47,18 @@ def write_tables(grid: Grid, place: Place) -> dict[str, pa.Table]:
     return tables
 
 
-def status_of(record: Ended | None) -> str:
+def status_of(record: TrialRecord | None) -> str:
     """done, failed, or waiting for the same command to be given again."""
     known = {"done": "done", "failed": "failed"}
     return known.get(record.status, "waiting") if record else "waiting"
 
 
-def _cell_row(cell: Cell, record: Ended | None) -> dict[str, Any]:
+def _cell_row(cell: Cell, record: TrialRecord | None) -> dict[str, Any]:
     result: Mapping[str, Any] = record.result if record else {}
     status = status_of(record)
     return {
         **_key(cell),
-        "kind": "train" if cell.job == BEGIN else cell.job,
+        "kind": "train" if cell.job == PRETRAIN else cell.job,
         "model": cell.model,
         "status": status,
         "error": record.error if record and status == "failed" else "",
@@ -72,11 +72,11 @@ def _cell_row(cell: Cell, record: Ended | None) -> dict[str, Any]:
 
 
 def _metric_rows(
-    grid: Grid, place: Place, records: Mapping[str, Ended | None]
+    grid: Grid, place: Place, records: Mapping[str, TrialRecord | None]
 ) -> Iterator[dict[str, Any]]:
     with_random: set[tuple[str, ...]] = set()
     for cell in grid.cells:
-        if status_of(records[cell.run]) != "done" or cell.job == BEGIN:
+        if status_of(records[cell.run]) != "done" or cell.job == PRETRAIN:
             continue
         said = set()
         for row in _own_metrics(cell, place):
@@ -118,7 +118,7 @@ def _with_labels(row: dict[str, Any], cell: Cell, place: Place) -> dict[str, Any
 
 
 def _curve_rows(
-    grid: Grid, place: Place, records: Mapping[str, Ended | None]
+    grid: Grid, place: Place, records: Mapping[str, TrialRecord | None]
 ) -> Iterator[dict[str, Any]]:
     for cell in grid.cells:
         if cell.job != "train" or status_of(records[cell.run]) != "done":

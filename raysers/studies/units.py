@@ -29,17 +29,16 @@ from raysers.robustness.changes import Comparison
 from raysers.robustness.summary import report as report_robustness
 from raysers.robustness.task import Options as Changes
 from raysers.robustness.task import RobustnessTask
-from raysers.run import Exit, load_record
-from raysers.run import Run as OutputRun
+from raysers.run import Exit, Run, load_record
 from raysers.studies import networks
-from raysers.studies.corpora import judged_uri, training_uri
-from raysers.studies.experiments import BEGIN, Run
+from raysers.studies.corpora import evaluation_uri, training_uri
+from raysers.studies.experiments import PRETRAIN, Experiment
 from raysers.training.config import TrainingFlags
-from raysers.training.session import Room, run_training
-from raysers.tuning.resources import Seats
+from raysers.training.session import LocalResources, run_training
+from raysers.tuning.resources import TrialResources
 from raysers.tuning.trial import command_of
 from raysers.tuning.trials import Report
-from raysers.tuning.values import SEARCHABLE, settled
+from raysers.tuning.values import SEARCHABLE, coerce
 
 #: Folders of a trained model with its scores of the judged clips, and what they are worth.
 SCORED, MEASURED = "judged", "evaluated"
@@ -60,37 +59,37 @@ class Place:
         in_domain: the corpus others are compared with; empty: none.
         workers: of each training.
         retries: how often a run may fail.
-        seats: of the trials; None before the cluster is known.
+        resources: of the trials; None before the cluster is known.
     """
 
     output: str
     in_domain: str
     workers: int = 1
     retries: int = 0
-    seats: Seats | None = None
+    resources: TrialResources | None = None
 
     def uri(self, run: str) -> str:
         """Folder of a run."""
         return storage.join(self.output, "runs", run)
 
     @property
-    def room(self) -> Room:
+    def local(self) -> LocalResources:
         """Of the trial's own process."""
-        return (self.seats and self.seats.room) or Room()
+        return (self.resources and self.resources.local) or LocalResources()
 
     @property
     def placement(self) -> Placement:
         """Where clips are scored: by workers of the trial, or in its own process."""
-        if self.seats is not None and self.seats.placement is not None:
-            return self.seats.placement
-        return here(threads=self.room.threads)
+        if self.resources is not None and self.resources.placement is not None:
+            return self.resources.placement
+        return here(threads=self.local.threads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """The call of a run, for `trials.Piece`."""
 
-    run: Run
+    run: Experiment
     place: Place
 
     def __call__(self, report: Report) -> dict[str, Any]:
@@ -101,18 +100,18 @@ class Trial:
         return {"wall_s": round(earlier_s + time.monotonic() - began, 3), **result}
 
 
-def training_flags(run: Run, place: Place) -> TrainingFlags:
+def training_flags(run: Experiment, place: Place) -> TrainingFlags:
     """Flags of a run's training.
 
     Raises:
         ConfigError: values that do not go together.
     """
     values = {
-        name: settled(f"run {run.name}", name, value) if name in SEARCHABLE else value
+        name: coerce(f"run {run.name}", name, value) if name in SEARCHABLE else value
         for name, value in run.settings["train"].items()
     }
     data = training_uri(place.output)
-    if run.job == BEGIN:
+    if run.job == PRETRAIN:
         data = storage.join(place.output, "corpora", f"begin-{run.settings['speech']}")
     flags = TrainingFlags(
         data=(data,),
@@ -125,12 +124,12 @@ def training_flags(run: Run, place: Place) -> TrainingFlags:
     return flags
 
 
-def place_less_flags(run: Run) -> TrainingFlags:
+def flags_without_paths(run: Experiment) -> TrainingFlags:
     """As `training_flags`, for whoever asks about numbers only."""
     return training_flags(run, Place(output="/study", in_domain=""))
 
 
-def backbone_of(run: Run, place: Place) -> str:
+def backbone_of(run: Experiment, place: Place) -> str:
     """What `--backbone` of the run's training says."""
     name = str(run.settings["backbone"])
     prefix = "random:" if run.settings["random"] else ""
@@ -141,7 +140,7 @@ def backbone_of(run: Run, place: Place) -> str:
     return storage.join(place.uri(run.needs[0]), BACKBONE)
 
 
-def _begin(run: Run, place: Place, report: Report) -> dict[str, Any]:
+def _begin(run: Experiment, place: Place, report: Report) -> dict[str, Any]:
     """Train on other speech and keep what lies below the head."""
     result = _trained(run, place, report)
     folder = Path(place.uri(run.name))
@@ -162,7 +161,7 @@ def _begin(run: Run, place: Place, report: Report) -> dict[str, Any]:
     return result
 
 
-def _train(run: Run, place: Place, report: Report) -> dict[str, Any]:
+def _train(run: Experiment, place: Place, report: Report) -> dict[str, Any]:
     result = _trained(run, place, report)
     model = place.uri(run.name)
     _annotate_with(model, storage.join(model, SCORED), place, embeddings=False)
@@ -170,18 +169,18 @@ def _train(run: Run, place: Place, report: Report) -> dict[str, Any]:
     return result
 
 
-def _trained(run: Run, place: Place, report: Report) -> dict[str, Any]:
+def _trained(run: Experiment, place: Place, report: Report) -> dict[str, Any]:
     flags = training_flags(run, place)
-    seats, began = place.seats, time.monotonic()
+    resources, began = place.resources, time.monotonic()
     outcome = run_training(
         flags,
         as_plain(flags),
         on_epoch=lambda record: report(
             {"epoch": record["epoch"], "dev_ccc_mean": record["dev_ccc_mean"]}
         ),
-        alone=seats is None or seats.placement is None,
-        room=place.room,
-        placement=seats.placement if seats else None,
+        in_process=resources is None or resources.placement is None,
+        local=place.local,
+        placement=resources.placement if resources else None,
         command=command_of(flags),
     )
     document = _document(flags.output)
@@ -202,9 +201,9 @@ def judge(model: str, place: Place) -> None:
         ConfigError: scores and labels do not fit together.
     """
     scored, output = storage.join(model, SCORED), storage.join(model, MEASURED)
-    labels = judged_uri(place.output)
+    labels = evaluation_uri(place.output)
     settings = {"labels": [labels], "predictions": [scored], "in_domain": place.in_domain}
-    with OutputRun.open(_EVALUATE, output, table="metrics") as run:
+    with Run.open(_EVALUATE, output, table="metrics") as run:
         found = runs.read_labels((labels,), corpus="auto", emotion_map="", speakers="")
         options = Options(in_domain=place.in_domain)
         report = runs.measure(found, [read_predictions(scored)], options, pool=False)
@@ -231,8 +230,8 @@ def _require_done(job: ClipJob, code: Exit) -> None:
         raise RaysersError(f"too many clips have no scores: see {job.run.output}")
 
 
-def _annotate(run: Run, place: Place, _: Report) -> dict[str, Any]:
-    chosen = looked_at(run, place)
+def _annotate(run: Experiment, place: Place, _: Report) -> dict[str, Any]:
+    chosen = best_run(run, place)
     model = place.uri(chosen)
     output = place.uri(run.name)
     took = _annotate_with(
@@ -241,8 +240,8 @@ def _annotate(run: Run, place: Place, _: Report) -> dict[str, Any]:
     return {**took, "looked_at": chosen}
 
 
-def _robustness(run: Run, place: Place, _: Report) -> dict[str, Any]:
-    chosen = looked_at(run, place)
+def _robustness(run: Experiment, place: Place, _: Report) -> dict[str, Any]:
+    chosen = best_run(run, place)
     model, given = place.uri(chosen), run.settings["flags"]
     flags = _clip_flags(model, place.uri(run.name), place)
     changes = Changes(
@@ -267,7 +266,7 @@ def _robustness(run: Run, place: Place, _: Report) -> dict[str, Any]:
     return {**_took(flags.output), "looked_at": chosen}
 
 
-def looked_at(run: Run, place: Place) -> str:
+def best_run(run: Experiment, place: Place) -> str:
     """The run whose model is looked at: the best on dev, the first of equals."""
     scores = {name: dev_ccc_mean(_document(place.uri(name))) for name in run.needs}
     return max(run.needs, key=lambda name: scores[name])
@@ -280,7 +279,7 @@ def dev_ccc_mean(document: Mapping[str, Any]) -> float:
 
 
 def _clip_flags(model: str, output: str, place: Place) -> ClipJobFlags:
-    return ClipJobFlags(input=(judged_uri(place.output),), output=output, model=model)
+    return ClipJobFlags(input=(evaluation_uri(place.output),), output=output, model=model)
 
 
 def _took(output: str) -> dict[str, Any]:
@@ -298,8 +297,8 @@ def _document(model: str) -> dict[str, Any]:
     return found
 
 
-_CALLS: Mapping[str, Callable[[Run, Place, Report], dict[str, Any]]] = {
-    BEGIN: _begin,
+_CALLS: Mapping[str, Callable[[Experiment, Place, Report], dict[str, Any]]] = {
+    PRETRAIN: _begin,
     "train": _train,
     _ROBUSTNESS: _robustness,
     _ANNOTATE: _annotate,

@@ -92,7 +92,7 @@ def padded_s(lengths_s: Sequence[float], piece: Indices) -> float:
     return len(piece) * max(float(lengths_s[i]) for i in piece)
 
 
-def deal(costs: Sequence[float], workers: int) -> list[list[int]]:
+def assign(costs: Sequence[float], workers: int) -> list[list[int]]:
     """Hand pieces to workers, the costliest first, each to whoever has least to do.
 
     Args:
@@ -102,13 +102,13 @@ def deal(costs: Sequence[float], workers: int) -> list[list[int]]:
     Returns:
         For each worker the numbers of its pieces, rising; empty for workers without any.
     """
-    hands: list[list[int]] = [[] for _ in range(workers)]
+    assignments: list[list[int]] = [[] for _ in range(workers)]
     loads = [0.0] * workers
     for piece in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        worker = min(range(workers), key=lambda w: (loads[w], len(hands[w]), w))
-        hands[worker].append(piece)
+        worker = min(range(workers), key=lambda w: (loads[w], len(assignments[w]), w))
+        assignments[worker].append(piece)
         loads[worker] += costs[piece]
-    return [sorted(hand) for hand in hands]
+    return [sorted(hand) for hand in assignments]
 
 
 def _cut(longest_first: list[float], limit_s: float) -> list[int]:

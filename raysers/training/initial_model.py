@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raysers.io import storage
-from raysers.models.initialize import Start, start_model
+from raysers.models.initialize import InitialModel, start_model
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Examples
 from raysers.training.settings import TrainSettings
@@ -44,7 +44,7 @@ class TrainingJob:
         return self.flags.output
 
 
-def start_network(flags: TrainingFlags, backbone: str) -> Start:
+def start_network(flags: TrainingFlags, backbone: str) -> InitialModel:
     """The network that training starts from, the same in every process.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raysers.errors import ConfigError, TrainingDiverged
-from raysers.models.initialize import Start
+from raysers.models.initialize import InitialModel
 from raysers.models.losses import LOSSES, NO_CATEGORY, category_loss
 from raysers.models.network import EmotionNetwork
 from raysers.models.precision import exact_convolutions
@@ -30,7 +30,7 @@ from raysers.types import DIMENSIONS
 _TARGETS = len(DIMENSIONS)
 
 
-class Trainee:
+class Learner:
     """A network in training, and everything that moves with it.
 
     Every process of the group builds one from the same arguments; what differs all the same is
@@ -50,7 +50,7 @@ class Trainee:
 
     def __init__(
         self,
-        start: Start,
+        start: InitialModel,
         categories: int,
         settings: TrainSettings,
         total_steps: int,

@@ -18,17 +18,17 @@ from raysers.errors import RaysersError, TrainingDiverged
 from raysers.run import load_record
 from raysers.training import checkpoint
 from raysers.training.batch import Batch, MicroBatch
+from raysers.training.context import TrainingStopped, WorkerContext
 from raysers.training.dataset import TooManyFailed
 from raysers.training.dev import cut_by_length, dev_ccc, predict_all
 from raysers.training.feed import Signal, Signals, cache_bytes
 from raysers.training.initial_model import TrainingJob, start_network, train_settings
-from raysers.training.learner import Trainee
-from raysers.training.position import Position
-from raysers.training.pretrain import hear_mel
+from raysers.training.learner import Learner
+from raysers.training.position import TrainProgress
+from raysers.training.pretrain import pretrain_frontend
 from raysers.training.state import dump, restore, scalars_of
 from raysers.training.steps import Schedule, Step
 from raysers.training.store import store_model, store_predictions
-from raysers.training.team import Team, TrainingStopped
 
 #: What to do about a lack of memory.
 _LESS = (
@@ -40,8 +40,8 @@ _LESS = (
 _REPORT_EVERY_S = 0.5
 
 
-def train_in(team: Team, job: TrainingJob) -> None:
-    """One process's part of the training, to its end; every process of the team calls it.
+def train_in(context: WorkerContext, job: TrainingJob) -> None:
+    """One process's part of the training, to its end; every process of the group calls it.
 
     Raises:
         TrainingStopped: whoever hears of the epochs wants no more of them.
@@ -49,19 +49,19 @@ def train_in(team: Team, job: TrainingJob) -> None:
         RaysersError: in this process alone.
     """
     try:
-        _Worker(job, team).run()
+        _Worker(job, context).run()
     except (torch.OutOfMemoryError, MemoryError) as error:
         first_line = (str(error).splitlines() or ["no memory"])[0]
         raise RaysersError(f"out of memory ({first_line}): {_LESS}") from error
 
 
 class _Worker:
-    def __init__(self, job: TrainingJob, team: Team) -> None:
-        self._job, self._listener = job, team.listener
+    def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
+        self._job, self._callback = job, context.callback
         self._require_same_output()
         torch.set_num_threads(job.threads)
-        self._group, self._device = team.group, team.device
-        self._room_bytes = cache_bytes(team.processes_here)
+        self._group, self._device = context.group, context.device
+        self._room_bytes = cache_bytes(context.processes_here)
         self._schedule = Schedule(job, self._group.rank, self._group.size)
         start = start_network(job.flags, job.backbone)
         saved = checkpoint.latest(job.output)
@@ -69,8 +69,8 @@ class _Worker:
         self._heard = self._signals(start.min_samples)
         self._dev = self._signals(start.min_samples, dev=True)
         if job.flags.front_steps and saved is None and self._group.rank == 0:
-            hear_mel(start, job.flags, self._schedule, self._heard, self._device)
-        self._trainee = Trainee(
+            pretrain_frontend(start, job.flags, self._schedule, self._heard, self._device)
+        self._learner = Learner(
             start,
             len(job.categories),
             train_settings(job.flags),
@@ -78,17 +78,17 @@ class _Worker:
             self._device,
             self._group,
         )
-        self._position = Position()
+        self._position = TrainProgress()
         if saved is not None:
             content = (saved.read("weights.safetensors"), saved.read("optimizer.safetensors"))
-            restore(self._trainee, *content, saved.notes["trainee"])
+            restore(self._learner, *content, saved.notes["trainee"])
             own = {k: v for k, v in saved.notes.items() if k != "trainee"}
-            self._position = Position.of_notes(saved.step, own)
+            self._position = TrainProgress.from_state_dict(saved.step, own)
         self._lr = 0.0
         self._reported_s = 0.0
         self._since_s = time.monotonic()
         if self._group.rank == 0:
-            self._listener.started(self._position.step)
+            self._callback.started(self._position.step)
 
     def run(self) -> None:
         """Train to the end, from wherever the saved state is."""
@@ -111,7 +111,7 @@ class _Worker:
         wanted = self._schedule.epoch(epoch, position.step)
 
         def changed(number: int, signal: Signal) -> Signal:
-            return self._schedule.changed(epoch, number, signal, self._trainee.min_samples)
+            return self._schedule.changed(epoch, number, signal, self._learner.min_samples)
 
         self._since_s = time.monotonic()
         for step, signals in self._heard.ahead(wanted, lambda s: s.my_clips, changed):
@@ -139,7 +139,7 @@ class _Worker:
         train = self._job.train
         labels, classes = train.labels[step.batch], train.categories[step.batch]
         try:
-            return self._trainee.step(Batch(labels=labels, classes=classes, pieces=pieces))
+            return self._learner.step(Batch(labels=labels, classes=classes, pieces=pieces))
         except TrainingDiverged as error:
             raise TrainingDiverged(
                 f"epoch {step.epoch + 1}, {error}; the last good model stays in the output"
@@ -156,7 +156,7 @@ class _Worker:
         if self._group.rank == 0 and now_s - self._reported_s >= _REPORT_EVERY_S:
             self._reported_s = now_s
             sums = self._position.sums
-            self._listener.progress(
+            self._callback.progress(
                 {
                     "epoch": step.epoch + 1,
                     "step": self._position.step,
@@ -177,10 +177,10 @@ class _Worker:
         self._agree_on_failed()
         kept = self._position.end_epoch(scores, lr=self._lr, keep_last=flags.keep == "last")
         if kept and self._group.rank == 0:
-            with self._trainee.averaged() as model:
-                store_model(self._job, model, do_normalize=self._trainee.do_normalize)
+            with self._learner.averaged() as model:
+                store_model(self._job, model, do_normalize=self._learner.do_normalize)
         self._save()
-        wanted = self._group.rank != 0 or self._listener.epoch(self._position.history[-1])
+        wanted = self._group.rank != 0 or self._callback.epoch(self._position.history[-1])
         if not all(self._group.gather(wanted)):
             raise TrainingStopped(f"stopped after epoch {self._position.epoch}")
 
@@ -189,7 +189,7 @@ class _Worker:
         return predict_all(
             self._dev,
             cut_by_length(lengths_s, self._job.flags.max_padded_s),
-            self._trainee.predict,
+            self._learner.predict,
             clips=len(lengths_s),
             device=self._device,
             group=self._group,
@@ -208,7 +208,7 @@ class _Worker:
     def _save(self) -> None:
         """Save the state; all workers wait for it, so that none is ahead of what is saved."""
         if self._group.rank == 0:
-            state = dump(self._trainee)
+            state = dump(self._learner)
             files = {
                 "weights.safetensors": state.weights,
                 "optimizer.safetensors": state.optimiser,
@@ -218,7 +218,7 @@ class _Worker:
         self._since_s = time.monotonic()
 
     def _notes(self) -> dict[str, Any]:
-        return self._position.notes() | {"trainee": scalars_of(self._trainee)}
+        return self._position.state_dict() | {"trainee": scalars_of(self._learner)}
 
     def _count_time(self) -> None:
         now_s = time.monotonic()

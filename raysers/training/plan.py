@@ -36,7 +36,7 @@ class Network:
     """What is known of the network that training starts from.
 
     `kind` is a key of `RECIPES`; `hub_id` is where its weights came from, if from there; the
-    others are as in `models.starting.Start`.
+    others are as in `models.initialize.InitialModel`.
     """
 
     kind: str

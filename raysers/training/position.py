@@ -29,7 +29,7 @@ class Sums:
 
 
 @dataclass(slots=True)
-class Position:
+class TrainProgress:
     """Where a training stands.
 
     Attributes:
@@ -52,13 +52,13 @@ class Position:
     failed: dict[str, str] = field(default_factory=dict)
     finished: bool = False
 
-    def notes(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**values, "sums": asdict(self.sums)}
 
     @classmethod
-    def of_notes(cls, step: int, notes: Mapping[str, Any]) -> Position:
+    def from_state_dict(cls, step: int, notes: Mapping[str, Any]) -> TrainProgress:
         """The position that `notes()` described."""
         return cls(**{**notes, "step": step, "sums": Sums(**notes["sums"])})
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from raysers.models.initialize import Start
+from raysers.models.initialize import InitialModel
 from raysers.models.mel_front import regress_mel
 from raysers.training.batch import pad
 from raysers.training.config import TrainingFlags
@@ -24,8 +24,8 @@ _LR = 1e-3
 _FIRST_EPOCH = 1 << 20
 
 
-def hear_mel(
-    start: Start,
+def pretrain_frontend(
+    start: InitialModel,
     flags: TrainingFlags,
     schedule: Schedule,
     signals: Signals,
@@ -42,7 +42,11 @@ def hear_mel(
 
 
 def _batches(
-    start: Start, flags: TrainingFlags, schedule: Schedule, signals: Signals, device: torch.device
+    start: InitialModel,
+    flags: TrainingFlags,
+    schedule: Schedule,
+    signals: Signals,
+    device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Whole batches, padded, for as long as anyone asks."""
     epochs = -(-flags.front_steps // schedule.steps_per_epoch)

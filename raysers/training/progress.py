@@ -21,9 +21,9 @@ from rich.text import Text
 from raysers import errors
 from raysers.engine.progress import LINE_EVERY_S, duration, hours
 from raysers.errors import RaysersError
+from raysers.training.context import TrainingStopped
 from raysers.training.dataset import TooManyFailed
 from raysers.training.monitor import TrainingMonitor
-from raysers.training.team import TrainingStopped
 from raysers.types import DIMENSIONS
 
 _POLL_S = 0.5
@@ -48,7 +48,7 @@ def raise_failure(monitor: Any) -> None:
 
 
 @dataclass(slots=True)
-class Follower:
+class ProgressPoller:
     """Reads the monitor from the driver's main thread.
 
     Attributes:

@@ -15,14 +15,14 @@ from raysers.engine.job import here
 from raysers.engine.plan import Placement
 from raysers.io import storage
 from raysers.run import Run
-from raysers.training import checkpoint, epochs, team
+from raysers.training import checkpoint, context, epochs
 from raysers.training import plan as training_plan
 from raysers.training.config import TrainingFlags
+from raysers.training.context import TrainingStopped
 from raysers.training.dataset import Indexed
 from raysers.training.loop import train_in
 from raysers.training.plan import TrainingPlan
 from raysers.training.results import write_results
-from raysers.training.team import TrainingStopped
 from raysers.training.tracking import check_tracking, tracked
 from raysers.training.trainer import fit, fitted
 
@@ -50,7 +50,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class LocalResources:
     """What a training in the calling process may use.
 
     Attributes:
@@ -67,8 +67,8 @@ def run_training(
     config: Mapping[str, Any],
     *,
     on_epoch: OnEpoch | None = None,
-    alone: bool = False,
-    room: Room | None = None,
+    in_process: bool = False,
+    local: LocalResources | None = None,
     placement: Placement | None = None,
     indexed: Indexed | None = None,
     command: Sequence[str] | None = None,
@@ -82,10 +82,10 @@ def run_training(
         config: the flags as the user gave them, for run.json.
         on_epoch: called in this thread with the record of every epoch, those of an interrupted
             run first; not for a run that is finished. May raise TrainingStopped.
-        alone: train in this process, without Ray Train; a cluster is joined only to read the
+        in_process: train in this process, without Ray Train; a cluster is joined only to read the
             headers of many files.
-        room: with `alone`, what of this machine the training may use.
-        placement: without `alone`, where the workers go; None asks the cluster for `--workers`.
+        local: with `in_process`, what of this machine the training may use.
+        placement: without `in_process`, of the workers; None asks the cluster for `--workers`.
         indexed: the data of `flags`, if they have been indexed before.
         command: what to tell readers of the card to run; default: this process's command line.
 
@@ -102,19 +102,21 @@ def run_training(
         settled, network = training_plan.inspect(flags)
         if training_plan.is_finished(settled, network, run):
             return _stored(run.output)
-        room = (room or Room()) if alone else None
-        if room is not None:
-            placement = here(threads=room.threads)
+        local = (local or LocalResources()) if in_process else None
+        if local is not None:
+            placement = here(threads=local.threads)
         else:
             cluster.connect()
             placement = placement or cluster.place(flags.workers)
         plan = training_plan.make_plan(settled, network, run, placement, indexed=indexed)
         epochs.print_plan(plan)
         training_plan.begin(plan, run, config, command)
-        return _train(plan, run, on_epoch, room)
+        return _train(plan, run, on_epoch, local)
 
 
-def _train(plan: TrainingPlan, run: Run, on_epoch: OnEpoch | None, room: Room | None) -> Outcome:
+def _train(
+    plan: TrainingPlan, run: Run, on_epoch: OnEpoch | None, local: LocalResources | None
+) -> Outcome:
     record = run.record
     assert record is not None, "the run has not begun"
     try:
@@ -131,8 +133,8 @@ def _train(plan: TrainingPlan, run: Run, on_epoch: OnEpoch | None, room: Room | 
                 for epoch in plan.history:
                     on_epoch(epoch)
             job = plan.job(record.run_id)
-            if room is not None:
-                train_in(team.alone(end_epoch, room.processes_here), job)
+            if local is not None:
+                train_in(context.in_process(end_epoch, local.processes_here), job)
                 ended = fitted(job)
             else:
                 ended = fit(job, plan.placement, len(plan.history), end_epoch)

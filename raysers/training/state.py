@@ -1,4 +1,4 @@
-"""A trainee's state as bytes and back: the same bits go on as if nothing had happened.
+"""A learner's state as bytes and back: the same bits go on as if nothing had happened.
 
 Two files, so that the weights can be read without the optimiser's moments. Only process 0 needs
 to write; every process reads.
@@ -17,13 +17,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from raysers.errors import CheckpointError
-from raysers.training.learner import Trainee
+from raysers.training.learner import Learner
 
 _MODEL, _HEAD, _AVERAGE = "model.", "head.", "average."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TraineeState:
+class LearnerState:
     """Where a training stands.
 
     Attributes:
@@ -37,81 +37,81 @@ class TraineeState:
     scalars: dict[str, int]
 
 
-def dump(trainee: Trainee) -> TraineeState:
+def dump(learner: Learner) -> LearnerState:
     """The state after the last step."""
-    return TraineeState(
-        weights=save(_on_cpu(_weights(trainee))),
-        optimiser=save(_on_cpu(dict(_moments(trainee)) | dict(_averages(trainee)))),
-        scalars=scalars_of(trainee),
+    return LearnerState(
+        weights=save(_on_cpu(_weights(learner))),
+        optimiser=save(_on_cpu(dict(_moments(learner)) | dict(_averages(learner)))),
+        scalars=scalars_of(learner),
     )
 
 
-def scalars_of(trainee: Trainee) -> dict[str, int]:
+def scalars_of(learner: Learner) -> dict[str, int]:
     """What the state has besides tensors."""
     return {
-        "steps": trainee.steps,
-        "total_steps": trainee.total_steps,
-        "average_updates": trainee.average.updates if trainee.average else 0,
+        "steps": learner.steps,
+        "total_steps": learner.total_steps,
+        "average_updates": learner.average.updates if learner.average else 0,
     }
 
 
-def restore(trainee: Trainee, weights: bytes, optimiser: bytes, scalars: Mapping[str, Any]) -> None:
-    """Put a state into a trainee that was built with the same arguments.
+def restore(learner: Learner, weights: bytes, optimiser: bytes, scalars: Mapping[str, Any]) -> None:
+    """Put a state into a learner that was built with the same arguments.
 
     Raises:
         CheckpointError: the state is damaged or of another network or optimiser.
     """
-    _fill(_weights(trainee), _read(weights))
+    _fill(_weights(learner), _read(weights))
     tensors = _read(optimiser)
-    averages = dict(_averages(trainee))
+    averages = dict(_averages(learner))
     _fill(averages, {k: v for k, v in tensors.items() if k.startswith(_AVERAGE)})
-    _restore_moments(trainee, {k: v for k, v in tensors.items() if not k.startswith(_AVERAGE)})
-    trainee.steps = int(scalars["steps"])
-    if trainee.average is not None:
-        trainee.average.updates = int(scalars["average_updates"])
+    _restore_moments(learner, {k: v for k, v in tensors.items() if not k.startswith(_AVERAGE)})
+    learner.steps = int(scalars["steps"])
+    if learner.average is not None:
+        learner.average.updates = int(scalars["average_updates"])
 
 
-def _weights(trainee: Trainee) -> dict[str, Tensor]:
-    own = {_MODEL + name: value for name, value in trainee.model.state_dict().items()}
-    if trainee.head is not None:
-        own |= {_HEAD + name: value for name, value in trainee.head.state_dict().items()}
+def _weights(learner: Learner) -> dict[str, Tensor]:
+    own = {_MODEL + name: value for name, value in learner.model.state_dict().items()}
+    if learner.head is not None:
+        own |= {_HEAD + name: value for name, value in learner.head.state_dict().items()}
     return own
 
 
-def _averages(trainee: Trainee) -> Iterator[tuple[str, Tensor]]:
-    if trainee.average is not None:
-        for number, tensor in enumerate(trainee.average.averages):
+def _averages(learner: Learner) -> Iterator[tuple[str, Tensor]]:
+    if learner.average is not None:
+        for number, tensor in enumerate(learner.average.averages):
             yield f"{_AVERAGE}{number}", tensor
 
 
-def _names(trainee: Trainee) -> dict[Tensor, str]:
-    names: dict[Tensor, str] = {p: _MODEL + n for n, p in trainee.model.named_parameters()}
-    if trainee.head is not None:
-        names |= {p: _HEAD + n for n, p in trainee.head.named_parameters()}
+def _names(learner: Learner) -> dict[Tensor, str]:
+    names: dict[Tensor, str] = {p: _MODEL + n for n, p in learner.model.named_parameters()}
+    if learner.head is not None:
+        names |= {p: _HEAD + n for n, p in learner.head.named_parameters()}
     return names
 
 
-def _moments(trainee: Trainee) -> Iterator[tuple[str, Tensor]]:
+def _moments(learner: Learner) -> Iterator[tuple[str, Tensor]]:
     """`<moment>:<parameter>` for every tensor that the optimiser keeps."""
-    names = _names(trainee)
-    for parameter, state in trainee.optimiser.state.items():
+    names = _names(learner)
+    for parameter, state in learner.optimiser.state.items():
         for kind, value in state.items():
             if isinstance(value, Tensor):
                 yield f"{kind}:{names[parameter]}", value
 
 
-def _restore_moments(trainee: Trainee, moments: dict[str, Tensor]) -> None:
-    parameters = {name: parameter for parameter, name in _names(trainee).items()}
+def _restore_moments(learner: Learner, moments: dict[str, Tensor]) -> None:
+    parameters = {name: parameter for parameter, name in _names(learner).items()}
     counts = Counter(key.partition(":")[0] for key in moments)
-    if any(count != len(trainee.gradients) for count in counts.values()):
+    if any(count != len(learner.gradients) for count in counts.values()):
         raise CheckpointError("the saved state does not fit this network: moments are missing")
-    trainee.optimiser.state.clear()
+    learner.optimiser.state.clear()
     for key, value in moments.items():
         kind, _, name = key.partition(":")
         parameter = parameters.get(name)
         if parameter is None or (value.dim() and value.shape != parameter.shape):
             raise CheckpointError(f"the saved state does not fit this network: {key}")
-        trainee.optimiser.state[parameter][kind] = value.to(trainee.device, copy=True)
+        learner.optimiser.state[parameter][kind] = value.to(learner.device, copy=True)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

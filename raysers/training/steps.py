@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from raysers.audio.augment import Augmentation, augment, clip_rng
 from raysers.training.batches import (
     Indices,
-    deal,
+    assign,
     epoch_order,
     global_batches,
     micro_batches,
@@ -86,8 +86,10 @@ class Schedule:
         lengths_s = [self._lengths_s[i] for i in batch]
         least = max(_LEAST_PIECES, self._workers)
         pieces = micro_batches(lengths_s, self._job.flags.max_padded_s, least)
-        hands = deal([padded_s(lengths_s, piece) for piece in pieces], self._workers)
-        return Step(number=number, epoch=epoch, batch=batch, pieces=pieces, mine=hands[self._rank])
+        assignments = assign([padded_s(lengths_s, piece) for piece in pieces], self._workers)
+        return Step(
+            number=number, epoch=epoch, batch=batch, pieces=pieces, mine=assignments[self._rank]
+        )
 
     def changed(self, epoch: int, number: int, signal: Signal, min_samples: int) -> Signal:
         """What clip `number` sounds like in `epoch`."""

@@ -26,9 +26,9 @@ from raysers.engine.cluster import own_errors
 from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
 from raysers.training import checkpoint
+from raysers.training.context import TrainingStopped
 from raysers.training.initial_model import TrainingJob
-from raysers.training.progress import Follower, new_monitor, raise_failure
-from raysers.training.team import TrainingStopped
+from raysers.training.progress import ProgressPoller, new_monitor, raise_failure
 from raysers.training.worker import run_worker
 
 #: Ray Train's settings that only the environment takes.
@@ -72,7 +72,7 @@ def fit(
         RaysersError: what a worker raised on purpose, or that workers died too often.
     """
     monitor = new_monitor()
-    follower = Follower(monitor=monitor, epochs=job.flags.epochs, done=done, on_epoch=on_epoch)
+    poller = ProgressPoller(monitor=monitor, epochs=job.flags.epochs, done=done, on_epoch=on_epoch)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with _scratch() as folder:
@@ -97,7 +97,7 @@ def fit(
         fitting = _Fitting(trainer)
         fitting.start()
         try:
-            follower.follow(fitting.is_over)
+            poller.follow(fitting.is_over)
         except TrainingStopped as stopped:
             # the workers leave at the end of the epoch they are in
             monitor.fail.remote(type(stopped).__name__, str(stopped))

@@ -1,4 +1,4 @@
-"""One of Ray Train's workers: its place in the team, and its errors, which go to the monitor.
+"""One of Ray Train's workers: its context, and its errors, which go to the monitor.
 
 An error that no restart can mend ends all workers in peace, because Ray Train would start them
 again after any exception.
@@ -14,10 +14,10 @@ import ray.train.torch
 import torch
 
 from raysers.errors import RaysersError, TrainingDiverged
+from raysers.training.context import TrainingStopped, WorkerContext
 from raysers.training.dataset import TooManyFailed
 from raysers.training.group import TorchGroup
 from raysers.training.loop import train_in
-from raysers.training.team import Team, TrainingStopped
 
 #: Errors that every worker meets at the same step, so that all of them can leave in peace.
 _AGREED = (TrainingDiverged, TooManyFailed, TrainingStopped)
@@ -41,19 +41,19 @@ def run_worker(config: dict[str, Any]) -> None:
         raise  # the other workers wait for this one
 
 
-def _team(monitor: Any) -> Team:
+def _team(monitor: Any) -> WorkerContext:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Team(
+    return WorkerContext(
         group=TorchGroup(),
         device=device,
         processes_here=ray.train.get_context().get_local_world_size(),
-        listener=_MonitorListener(monitor),
+        callback=_MonitorCallback(monitor),
     )
 
 
-class _MonitorListener:
+class _MonitorCallback:
     """Tells the actor that the driver asks."""
 
     def __init__(self, monitor: Any) -> None:

@@ -23,8 +23,8 @@ from raysers.io import storage
 from raysers.training import dataset
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed
-from raysers.training.session import Room, run_training
-from raysers.tuning.resources import Seats
+from raysers.training.session import LocalResources, run_training
+from raysers.tuning.resources import TrialResources
 from raysers.tuning.tuner import Sweep, is_left, make_scheduler, recorded_trials
 
 #: Batches and dev clips that are trained on for the measurement.
@@ -34,14 +34,14 @@ _DEV_CLIPS = 32
 _MOST_POINTS = 40
 
 
-def print_plan(sweep: Sweep, seats: Seats) -> None:
+def print_plan(sweep: Sweep, resources: TrialResources) -> None:
     """Space, search and places, before it starts."""
     flags = sweep.flags
     pairs = {
         "space": ", ".join(f"{k.replace('_', '-')}: {v}" for k, v in sweep.space.written().items()),
         "search": f"{flags.search}, {sweep.trials} trials of up to {sweep.most_epochs} epochs",
         "stopping": _stopping(sweep),
-        "places": seats.words,
+        "places": resources.words,
     }
     if sweep.earlier is not None:
         state = "goes on" if is_left(sweep) else "finished, nothing is left to train"
@@ -56,7 +56,7 @@ def _stopping(sweep: Sweep) -> str:
     return f"no early stopping{too_short}"
 
 
-def print_estimate(sweep: Sweep, seats: Seats, clips: pa.Table) -> None:
+def print_estimate(sweep: Sweep, resources: TrialResources, clips: pa.Table) -> None:
     """The trials, as far as they are known, and their cost."""
     known = sweep.flags.search != "optuna"
     count = sweep.trials if known else sweep.search.start  # type: ignore[attr-defined]
@@ -66,7 +66,7 @@ def print_estimate(sweep: Sweep, seats: Seats, clips: pa.Table) -> None:
         points["..."] = f"{sweep.trials - shown} more" + ("" if known else ", chosen on the way")
     print_pairs("trials", points)
     left = sum(not is_over for is_over in _over(sweep))
-    costs = _costs(sweep, seats, clips, left) if left else {"trials left": "none"}
+    costs = _costs(sweep, resources, clips, left) if left else {"trials left": "none"}
     print_pairs("estimate (nothing was written)", costs)
     if left and len(sweep.starts) > 1:
         print_warning("measured with the first backbone only: others take another time")
@@ -80,29 +80,29 @@ def _told(point: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _costs(sweep: Sweep, seats: Seats, clips: pa.Table, left: int) -> dict[str, str]:
+def _costs(sweep: Sweep, resources: TrialResources, clips: pa.Table, left: int) -> dict[str, str]:
     flags = sweep.flags_of(0, sweep.search.point(0, []))
     data = dataset.choose(flags, clips, [], seed=flags.seed, min_samples=1, dev_needed=True)
     epochs = _epochs(sweep, left)
     audio_s = data.train.audio_s
-    speed = _measured_speed(flags, data.table, seats)
+    speed = _measured_speed(flags, data.table, resources)
     trials_s = {name: n * audio_s / speed for name, n in epochs.items() if speed}
     pairs = {
         "an epoch": f"{len(data.train):,} clips, {hours(audio_s)} of audio",
-        "speed": f"{speed:.3g} x real time a trial, measured in training{_of_one(seats)}",
+        "speed": f"{speed:.3g} x real time a trial, measured in training{_of_one(resources)}",
     }
     if left < sweep.trials:
         pairs["trials left"] = f"{left} of {sweep.trials}"
     for name, seconds in trials_s.items():
-        words = f"{epochs[name]:.0f} epochs, {duration(seconds / seats.share.at_once)}"
+        words = f"{epochs[name]:.0f} epochs, {duration(seconds / resources.share.at_once)}"
         if price := sweep.flags.usd_per_hour:
             words += f", {price * seconds / 3600:,.2f} USD"
         pairs[name] = words
     return pairs
 
 
-def _of_one(seats: Seats) -> str:
-    workers = seats.placement.workers if seats.placement else 1
+def _of_one(resources: TrialResources) -> str:
+    workers = resources.placement.workers if resources.placement else 1
     return f" with one worker, times {workers}" if workers > 1 else ""
 
 
@@ -126,7 +126,7 @@ def _epochs(sweep: Sweep, trials: int) -> dict[str, float]:
     return found
 
 
-def _measured_speed(flags: TrainingFlags, table: pa.Table, seats: Seats) -> float:
+def _measured_speed(flags: TrainingFlags, table: pa.Table, resources: TrialResources) -> float:
     """Audio seconds trained on in a second of one trial, over a few real batches.
 
     Measured where trials train, which may be other machines than this one. Several workers divide
@@ -135,15 +135,15 @@ def _measured_speed(flags: TrainingFlags, table: pa.Table, seats: Seats) -> floa
     train = table.filter(pc.equal(table["split"], "train"))
     dev = table.filter(pc.equal(table["split"], "dev"))
     some = pa.concat_tables([_spread(train, _BATCHES * flags.batch_size), _spread(dev, _DEV_CLIPS)])
-    place, share = seats.placement, seats.share
+    place, share = resources.placement, resources.share
     cpus, gpus = (place.num_cpus, place.num_gpus) if place else (share.cpus_each, share.gpus_each)
-    room = seats.room or Room(threads=place.threads if place else 1)
+    local = resources.local or LocalResources(threads=place.threads if place else 1)
     measure = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_speed_here)
-    speed = float(get_with_notice(measure.remote(flags, some, room), "the place of a trial"))
+    speed = float(get_with_notice(measure.remote(flags, some, local), "the place of a trial"))
     return speed * (place.workers if place else 1)
 
 
-def _speed_here(flags: TrainingFlags, some: pa.Table, room: Room) -> float:
+def _speed_here(flags: TrainingFlags, some: pa.Table, local: LocalResources) -> float:
     """As `_measured_speed`, of a training in this process on these clips."""
     with tempfile.TemporaryDirectory() as place:
         write_manifest(storage.join(place, "manifest"), some)
@@ -157,8 +157,8 @@ def _speed_here(flags: TrainingFlags, some: pa.Table, room: Room) -> float:
                 small,
                 {},
                 on_epoch=lambda record: found.append(_speed(record)),
-                alone=True,
-                room=room,
+                in_process=True,
+                local=local,
                 indexed=Indexed(manifest=storage.join(place, "manifest")),
             )
         return found[0]

@@ -46,7 +46,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Searched:
+class Parameter:
     """One flag of the space.
 
     Attributes:
@@ -75,7 +75,7 @@ class Searched:
 class Space:
     """All searched flags, those that others depend on first."""
 
-    flags: tuple[Searched, ...]
+    flags: tuple[Parameter, ...]
 
     @property
     def names(self) -> list[str]:
@@ -145,7 +145,7 @@ def applied(base: FlagsT, point: Point) -> FlagsT:
     return flags
 
 
-def _listed(flag: Searched) -> list[Any]:
+def _listed(flag: Parameter) -> list[Any]:
     if not isinstance(flag.values, Range):
         return list(flag.values)
     if not flag.values.whole or flag.values.log:

@@ -14,7 +14,7 @@ import ray
 from raysers.engine.cluster import choose_placement, place
 from raysers.engine.plan import Placement
 from raysers.errors import ConfigError
-from raysers.training.session import Room
+from raysers.training.session import LocalResources
 from raysers.tuning.trials import Share
 
 #: More trials than this on one machine without GPUs take its memory from each other.
@@ -25,17 +25,17 @@ _SHARING = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seats:
+class TrialResources:
     """Places for trials.
 
     Attributes:
         share: what Tune reserves.
-        room: of a trial with one worker, which trains in its own process; None with more.
+        local: of a trial with one worker, which trains in its own process; None with more.
         placement: of the workers of a trial with more than one; None with one.
     """
 
     share: Share
-    room: Room | None = None
+    local: LocalResources | None = None
     placement: Placement | None = None
 
     @property
@@ -44,26 +44,26 @@ class Seats:
         if self.placement is not None:
             each = f"{self.placement.workers} workers on {self.placement.device}"
         else:
-            threads = self.room.threads if self.room else 1
+            threads = self.local.threads if self.local else 1
             cpus = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
             each = "a GPU" if self.share.gpus_each else cpus
         return f"{self.share.at_once} at once, each on {each}"
 
 
-def find_seats(trials: int, workers_per_trial: int, max_concurrent: int) -> Seats:
-    """As `choose_seats`, on the connected cluster, whose nodes are waited for."""
+def find_resources(trials: int, workers_per_trial: int, max_concurrent: int) -> TrialResources:
+    """As `choose_resources`, on the connected cluster, whose nodes are waited for."""
     try:
         place(workers_per_trial)  # waits for them, and refuses what the cluster never holds
     except ConfigError as error:
         text = str(error).replace("--workers ", "--workers-per-trial ")
         raise ConfigError(text) from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return choose_seats(trials, workers_per_trial, max_concurrent, nodes)
+    return choose_resources(trials, workers_per_trial, max_concurrent, nodes)
 
 
-def choose_seats(
+def choose_resources(
     trials: int, workers_per_trial: int, max_concurrent: int, nodes: Sequence[dict[str, float]]
-) -> Seats:
+) -> TrialResources:
     """Places on nodes with these resources.
 
     Args:
@@ -95,10 +95,14 @@ def choose_seats(
     if each > 1:
         placement = Placement(workers=each, num_cpus=spot.num_cpus, num_gpus=spot.num_gpus)
         # the workers hold the CPUs; a process is not reused, so that stopping it frees them
-        return Seats(share=Share(at_once=at_once, cpus_each=0, reuse=False), placement=placement)
+        return TrialResources(
+            share=Share(at_once=at_once, cpus_each=0, reuse=False), placement=placement
+        )
     share = Share(at_once=at_once, cpus_each=spot.num_cpus, gpus_each=spot.num_gpus)
     here = min(at_once, max(_held(node, spot) for node in nodes))
-    return Seats(share=share, room=Room(threads=spot.threads, processes_here=here))
+    return TrialResources(
+        share=share, local=LocalResources(threads=spot.threads, processes_here=here)
+    )
 
 
 def _held(node: dict[str, float], spot: Placement) -> int:

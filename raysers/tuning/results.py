@@ -30,7 +30,7 @@ from raysers.tuning.table import (
     score_of,
     write_trials,
 )
-from raysers.tuning.trials import Ended
+from raysers.tuning.trials import TrialRecord
 from raysers.tuning.tuner import Sweep, describe
 
 #: What of a trial's folder is not part of its model folder.
@@ -44,7 +44,7 @@ STATUSES = {
 }
 
 
-def conclude(sweep: Sweep, trials: Sequence[Ended]) -> dict[str, Any]:
+def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
     """Write tables, pictures and the best model; returns the figures for run.json.
 
     Raises:
@@ -64,7 +64,7 @@ def conclude(sweep: Sweep, trials: Sequence[Ended]) -> dict[str, Any]:
     return _outcome(trials, best, found)
 
 
-def publish(best: Ended, target: str, note: str) -> None:
+def publish(best: TrialRecord, target: str, note: str) -> None:
     """Copy the model folder of a trial, with `note` at the end of its card.
 
     Raises:
@@ -80,7 +80,7 @@ def publish(best: Ended, target: str, note: str) -> None:
             storage.write_atomic(storage.join(target, name), content)
 
 
-def exit_code(trials: Sequence[Ended], max_failed: float) -> Exit:
+def exit_code(trials: Sequence[TrialRecord], max_failed: float) -> Exit:
     """0; 1 without any trial that is done; 3 with more failed ones than allowed."""
     counts = Counter(trial.status for trial in trials)
     if not counts["done"]:
@@ -88,7 +88,7 @@ def exit_code(trials: Sequence[Ended], max_failed: float) -> Exit:
     return Exit.TOO_MANY_FAILED if counts["failed"] > max_failed * len(trials) else Exit.DONE
 
 
-def print_outcome(sweep: Sweep, trials: Sequence[Ended], outcome: Mapping[str, Any]) -> None:
+def print_outcome(sweep: Sweep, trials: Sequence[TrialRecord], outcome: Mapping[str, Any]) -> None:
     """The best trials, what mattered, and where everything is."""
     ranked = [trial for trial in trials if trial.status == "done" and best_epoch(trial)]
     ranked.sort(key=score_of, reverse=True)
@@ -108,7 +108,7 @@ def print_outcome(sweep: Sweep, trials: Sequence[Ended], outcome: Mapping[str, A
         print_warning(f"{failed} trials failed; the first is {first.name}: {first.error}")
 
 
-def _tried(sweep: Sweep, trial: Ended) -> Tried:
+def _tried(sweep: Sweep, trial: TrialRecord) -> Tried:
     """A trial with the values it really had, those that were not searched in it too."""
     point, base = point_of(trial), _settled_base(sweep)
     values = {n: _plain(point.get(n, getattr(base, n))) for n in sweep.space.names}
@@ -162,7 +162,7 @@ def _write_pictures(
             storage.write_atomic(storage.join(output, f"{name}.{kind}"), content)
 
 
-def _selection(sweep: Sweep, trials: Sequence[Ended], best: Ended) -> str:
+def _selection(sweep: Sweep, trials: Sequence[TrialRecord], best: TrialRecord) -> str:
     changed = [name for name in sweep.space.names if name in point_of(best)]
     values = ", ".join(f"{name} {point_of(best)[name]}" for name in sorted(changed))
     return (
@@ -173,7 +173,9 @@ def _selection(sweep: Sweep, trials: Sequence[Ended], best: Ended) -> str:
     )
 
 
-def _outcome(trials: Sequence[Ended], best: Ended | None, found: Importance) -> dict[str, Any]:
+def _outcome(
+    trials: Sequence[TrialRecord], best: TrialRecord | None, found: Importance
+) -> dict[str, Any]:
     epochs = [epoch for trial in trials for epoch in history_of(trial)]
     chosen = None
     if best is not None:

@@ -27,7 +27,7 @@ _MOST_DRAWS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class Observation:
     """What a trial has shown.
 
     Attributes:
@@ -44,7 +44,7 @@ class Shown:
 class Search(Protocol):
     """Decides the points of trials."""
 
-    def point(self, number: int, shown: Sequence[Shown]) -> dict[str, Any]:
+    def point(self, number: int, shown: Sequence[Observation]) -> dict[str, Any]:
         """Of trial `number` (from 0), knowing what other trials have shown."""
 
 
@@ -55,7 +55,7 @@ class RandomSearch:
     space: Space
     seed: int
 
-    def point(self, number: int, shown: Sequence[Shown]) -> dict[str, Any]:
+    def point(self, number: int, shown: Sequence[Observation]) -> dict[str, Any]:
         """Of trial `number`, whatever others have shown."""
         return active(
             self.space,
@@ -72,7 +72,7 @@ class GridSearch:
 
     points: Sequence[dict[str, Any]]
 
-    def point(self, number: int, shown: Sequence[Shown]) -> dict[str, Any]:
+    def point(self, number: int, shown: Sequence[Observation]) -> dict[str, Any]:
         """Of trial `number`, whatever others have shown."""
         return self.points[number]
 
@@ -115,7 +115,7 @@ class OptunaSearch:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._random = RandomSearch(space=self.space, seed=self.seed)
 
-    def point(self, number: int, shown: Sequence[Shown]) -> dict[str, Any]:
+    def point(self, number: int, shown: Sequence[Observation]) -> dict[str, Any]:
         """Of trial `number`, from what others have shown.
 
         Raises:
@@ -123,7 +123,7 @@ class OptunaSearch:
         """
         if number < self.start:
             return self._random.point(number, shown)
-        refused: list[Shown] = []
+        refused: list[Observation] = []
         while True:
             draw = f"tpe {len(refused)}" if refused else "tpe"
             point = self._judged(number, [*shown, *refused], draw)
@@ -135,11 +135,11 @@ class OptunaSearch:
                         f"--space: trial {number}: no values that go together: {error}"
                     ) from error
                 # worthless, so that the next draw is elsewhere
-                refused.append(Shown(point=point, scores={}, state="complete"))
+                refused.append(Observation(point=point, scores={}, state="complete"))
             else:
                 return point
 
-    def _judged(self, number: int, shown: Sequence[Shown], draw: str) -> dict[str, Any]:
+    def _judged(self, number: int, shown: Sequence[Observation], draw: str) -> dict[str, Any]:
         import optuna
 
         with warnings.catch_warnings():
@@ -163,7 +163,7 @@ class OptunaSearch:
                 point[flag.name] = _suggested(trial, flag.name, flag.values)
         return point
 
-    def _past(self, shown: Shown) -> Any:
+    def _past(self, shown: Observation) -> Any:
         import optuna
 
         states = optuna.trial.TrialState

@@ -16,8 +16,8 @@ from typing import Any
 from raysers.data.files import load_yaml
 from raysers.errors import ConfigError
 from raysers.training.config import FlagsT
-from raysers.tuning.points import Range, Searched, Space
-from raysers.tuning.values import SEARCHABLE, UNSEARCHABLE, is_whole, settled, settled_all
+from raysers.tuning.points import Parameter, Range, Space
+from raysers.tuning.values import SEARCHABLE, UNSEARCHABLE, coerce, is_whole, settled_all
 
 _CALL = re.compile(r"\s*([A-Za-z_]+)\s*\(([^()]*)\)\s*")
 _SHAPES = ("uniform", "loguniform", "int", "logint")
@@ -61,7 +61,7 @@ def _document(uri: str) -> Mapping[Any, Any]:
     return document
 
 
-def _searched(uri: str, key: str, value: Any) -> Searched:
+def _searched(uri: str, key: str, value: Any) -> Parameter:
     name = key.removeprefix("--").replace("-", "_")
     where = f"--space {uri}: key {key!r}"
     if name in UNSEARCHABLE:
@@ -87,7 +87,7 @@ def _searched(uri: str, key: str, value: Any) -> Searched:
         )
         for other, wanted in when.items()
     }
-    return Searched(name=name, written=value, values=_values(where, name, values), when=conditions)
+    return Parameter(name=name, written=value, values=_values(where, name, values), when=conditions)
 
 
 def _values(where: str, name: str, value: Any) -> Range | tuple[Any, ...]:
@@ -122,11 +122,11 @@ def _range(where: str, name: str, shape: str, inside: str) -> Range:
         )
     found = Range(low=low, high=high, whole=whole, log=log)
     for value in (found.at(0.0), found.at(1.0), found.at(0.37)):
-        settled(where, name, value)
+        coerce(where, name, value)
     return found
 
 
-def _check_condition(uri: str, flag: Searched, by_name: Mapping[str, Searched]) -> None:
+def _check_condition(uri: str, flag: Parameter, by_name: Mapping[str, Parameter]) -> None:
     for other, wanted in flag.when.items():
         where = f"--space {uri}: key {flag.name!r}: `when`"
         if other not in by_name:
@@ -141,13 +141,13 @@ def _check_condition(uri: str, flag: Searched, by_name: Mapping[str, Searched]) 
                 raise ConfigError(f"{where}: {other!r} is never {value!r}: see its list")
 
 
-def _ends(flag: Searched) -> Sequence[Any]:
+def _ends(flag: Parameter) -> Sequence[Any]:
     if isinstance(flag.values, Range):
         return [flag.values.at(0.0), flag.values.at(1.0)]
     return flag.values
 
 
-def _check_alone(uri: str, flag: Searched, value: Any, base: FlagsT) -> None:
+def _check_alone(uri: str, flag: Parameter, value: Any, base: FlagsT) -> None:
     try:
         replace(base, **{flag.name: value}).check()
     except ConfigError as error:

@@ -16,7 +16,7 @@ from raysers.engine import output as parts
 from raysers.io import storage
 from raysers.schemas import CURVES
 from raysers.tuning.points import Space
-from raysers.tuning.trials import Ended
+from raysers.tuning.trials import TrialRecord
 from raysers.tuning.values import SEARCHABLE
 from raysers.types import DIMENSIONS
 
@@ -40,31 +40,31 @@ _MEANINGS = (
 Epoch = Mapping[str, Any]
 
 
-def history_of(trial: Ended) -> Sequence[Epoch]:
+def history_of(trial: TrialRecord) -> Sequence[Epoch]:
     """The epochs of a trial: all of one that is done, else those it told of."""
     found: Sequence[Epoch] = trial.result.get("history", trial.reports)
     return found
 
 
-def best_epoch(trial: Ended) -> Epoch | None:
+def best_epoch(trial: TrialRecord) -> Epoch | None:
     """The epoch a trial is judged by: the first one with its highest mean dev CCC."""
     known = [epoch for epoch in history_of(trial) if epoch["dev_ccc_mean"] is not None]
     return max(known, key=lambda epoch: epoch["dev_ccc_mean"], default=None)
 
 
-def best_trial(trials: Sequence[Ended]) -> Ended | None:
+def best_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     """Of those that are done, the one with the best epoch; the earlier of equals."""
     done = [trial for trial in trials if trial.status == "done" and best_epoch(trial)]
     return max(done, key=score_of, default=None)
 
 
-def score_of(trial: Ended) -> float:
+def score_of(trial: TrialRecord) -> float:
     """Mean dev CCC of its best epoch; NaN where there is none."""
     best = best_epoch(trial)
     return float(best["dev_ccc_mean"]) if best else float("nan")
 
 
-def trials_table(trials: Sequence[Ended], space: Space, output: str) -> pa.Table:
+def trials_table(trials: Sequence[TrialRecord], space: Space, output: str) -> pa.Table:
     """A row per trial by number, with a column `param_<flag>` per flag of the space."""
     fields = [pa.field(n, kind, metadata={"meaning": m}) for n, kind, m in _MEANINGS]
     for name in sorted(space.names):
@@ -74,18 +74,18 @@ def trials_table(trials: Sequence[Ended], space: Space, output: str) -> pa.Table
     return parts.to_table(rows, pa.schema(fields))
 
 
-def number_of(trial: Ended) -> int:
+def number_of(trial: TrialRecord) -> int:
     """The trial's number."""
     return int(trial.notes["number"])
 
 
-def point_of(trial: Ended) -> Mapping[str, Any]:
+def point_of(trial: TrialRecord) -> Mapping[str, Any]:
     """Values of its searched flags, as JSON has them."""
     found: Mapping[str, Any] = trial.notes["point"]
     return found
 
 
-def _row(trial: Ended, space: Space, output: str) -> dict[str, Any]:
+def _row(trial: TrialRecord, space: Space, output: str) -> dict[str, Any]:
     best = best_epoch(trial)
     scores = (best["dev_ccc"] or {}) if best else {}
     params = {
@@ -123,7 +123,7 @@ def _cell(name: str, value: Any) -> Any:
     return value if isinstance(value, str) and get_origin(kind) is not tuple else json.dumps(value)
 
 
-def curves_table(trials: Sequence[Ended], *, model: str, seed: int, study: str) -> pa.Table:
+def curves_table(trials: Sequence[TrialRecord], *, model: str, seed: int, study: str) -> pa.Table:
     """CCC on dev by trial, epoch and dimension, as studies have it."""
     rows = []
     for trial in sorted(trials, key=number_of):
@@ -144,7 +144,7 @@ def curves_table(trials: Sequence[Ended], *, model: str, seed: int, study: str) 
     return parts.to_table(rows, CURVES)
 
 
-def write_trials(trials: Sequence[Ended], space: Space, output: str) -> None:
+def write_trials(trials: Sequence[TrialRecord], space: Space, output: str) -> None:
     """Replace the table of trials.
 
     Raises:

@@ -13,7 +13,7 @@ from raysers.cli import as_plain
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed
 from raysers.training.session import Epoch, run_training
-from raysers.tuning.resources import Seats
+from raysers.tuning.resources import TrialResources
 from raysers.tuning.search import WORST
 from raysers.tuning.trials import Report
 
@@ -28,12 +28,12 @@ class TrainTrial:
     Attributes:
         flags: of the training, the recipe filled in.
         indexed: its data.
-        seats: where it trains.
+        resources: where it trains.
     """
 
     flags: TrainingFlags
     indexed: Indexed
-    seats: Seats
+    resources: TrialResources
 
     def __call__(self, report: Report) -> dict[str, Any]:
         """Train; returns the epochs and how fast they went."""
@@ -50,9 +50,9 @@ class TrainTrial:
             self.flags,
             as_plain(self.flags),
             on_epoch=on_epoch,
-            alone=self.seats.placement is None,
-            room=self.seats.room,
-            placement=self.seats.placement,
+            in_process=self.resources.placement is None,
+            local=self.resources.local,
+            placement=self.resources.placement,
             indexed=self.indexed,
             command=command_of(self.flags),
         )

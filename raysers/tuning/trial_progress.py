@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysers.engine.progress import LINE_EVERY_S, duration
-from raysers.tuning.trial_record import Ended
+from raysers.tuning.trial_record import TrialRecord
 
 #: Names of running pieces in one line.
 _MOST_NAMES = 4
 
 
-def nothing(_: Ended) -> str:
+def nothing(_: TrialRecord) -> str:
     """No further words about a piece."""
     return ""
 
@@ -38,13 +38,13 @@ class Progress:
 
     total: int
     at_once: int
-    describe: Callable[[Ended], str] = nothing
+    describe: Callable[[TrialRecord], str] = nothing
     ended: Counter[str] = field(default_factory=Counter)
     running: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _walls_s: list[float] = field(default_factory=list)
     _said_s: float = field(default_factory=time.monotonic)
 
-    def known(self, piece: Ended) -> None:
+    def known(self, piece: TrialRecord) -> None:
         """A piece had ended before this run."""
         self.ended[piece.status] += 1
 
@@ -61,7 +61,7 @@ class Progress:
         self.running.pop(name, None)
         _say(f"{name} failed and is tried again: {error}")
 
-    def over(self, piece: Ended) -> None:
+    def over(self, piece: TrialRecord) -> None:
         """A piece ended now."""
         self.running.pop(piece.name, None)
         self.ended[piece.status] += 1

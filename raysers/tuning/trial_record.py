@@ -37,7 +37,7 @@ Status = Literal["running", "done", "stopped", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class TrialRecord:
     """A piece of work that has ended, or (in its record only) is still `running`.
 
     Attributes:
@@ -79,7 +79,7 @@ class Ended:
         """Whether nothing is left to do for another command, with so many retries."""
         return self.is_over(retries) and not (self.status == "failed" and self.outside)
 
-    def again(self) -> Ended:
+    def again(self) -> TrialRecord:
         """As another command takes it up, which does not count what came from outside."""
         return replace(self, failures=0, repeats=False, outside=False) if self.outside else self
 
@@ -94,7 +94,7 @@ class Ended:
         storage.write_atomic(storage.join(self.path, _FILE), text.encode())
 
 
-def stored(path: str) -> Ended | None:
+def stored(path: str) -> TrialRecord | None:
     """The record in the folder `path`, or None when the piece was never started.
 
     Raises:
@@ -103,7 +103,7 @@ def stored(path: str) -> Ended | None:
     uri = storage.join(path, _FILE)
     try:
         values = json.loads(storage.read_bytes(uri))
-        return Ended(**{**values, "path": path, "reports": tuple(values["reports"])})
+        return TrialRecord(**{**values, "path": path, "reports": tuple(values["reports"])})
     except ObjectMissing:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -123,7 +123,7 @@ def failure(error: Exception) -> dict[str, Any]:
     }
 
 
-def missing(needed: Iterable[Ended | None]) -> str:
+def missing(needed: Iterable[TrialRecord | None]) -> str:
     """Why what needs these pieces cannot begin; empty when all are done."""
     for one in needed:
         if one is not None and one.status != "done":

@@ -1,4 +1,4 @@
-"""The driver's book of pieces: which there are, which are at work, and how the others ended.
+"""The driver's store of pieces: which there are, which are at work, and how the others ended.
 
 Every change that has to survive the driver is written to the piece's folder before anything else
 is told of it.
@@ -17,7 +17,7 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 
 from raysers.tuning.trial_progress import Progress
-from raysers.tuning.trial_record import Ended, missing, stored
+from raysers.tuning.trial_record import TrialRecord, missing, stored
 
 #: Tells how far a piece is; raises TrainingStopped when no more of it is wanted.
 Report = Callable[[Mapping[str, Any]], None]
@@ -50,19 +50,19 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Book:
+class TrialStore:
     """Which pieces there are, which are at work, and how the others ended."""
 
     pieces: Iterator[Piece]
     retries: int
     scheduler: TrialScheduler | None
     progress: Progress
-    on_ended: Callable[[Ended], None]
+    on_ended: Callable[[TrialRecord], None]
     waiting: Piece | None = None
     held: list[Piece] = field(default_factory=list)
     running: dict[str, Piece] = field(default_factory=dict)
-    records: dict[str, Ended] = field(default_factory=dict)
-    ended: dict[str, Ended] = field(default_factory=dict)
+    records: dict[str, TrialRecord] = field(default_factory=dict)
+    ended: dict[str, TrialRecord] = field(default_factory=dict)
     began_s: dict[str, float] = field(default_factory=dict)
     drawn: list[str] = field(default_factory=list)
     error: Exception | None = None
@@ -89,7 +89,7 @@ class Book:
             if record is not None and record.is_final(self.retries):
                 self._known(record)
                 continue
-            attempted = record or Ended(name=ready.name, path=ready.path, status="running")
+            attempted = record or TrialRecord(name=ready.name, path=ready.path, status="running")
             self.records[ready.name] = replace(attempted.again(), notes=ready.notes)
             error = missing(self.ended.get(name) for name in ready.needs)
             if not error:
@@ -117,7 +117,7 @@ class Book:
     def _may_begin(self, piece: Piece) -> bool:
         return all(name in self.ended or name not in self.drawn for name in piece.needs)
 
-    def _known(self, record: Ended) -> None:
+    def _known(self, record: TrialRecord) -> None:
         """It ended before this run."""
         self.ended[record.name] = record
         self.progress.known(record)
@@ -166,28 +166,28 @@ class Book:
         failures = record.failures + (status == "failed")
         self._end(piece, replace(record, status=status, failures=failures))
 
-    def _counted(self, piece: Piece) -> Ended:
+    def _counted(self, piece: Piece) -> TrialRecord:
         record = self.records[piece.name]
         ran_s = time.monotonic() - self.began_s.pop(piece.name, time.monotonic())
         return replace(record, wall_s=round(record.wall_s + ran_s, 3))
 
-    def _end(self, piece: Piece, record: Ended) -> None:
+    def _end(self, piece: Piece, record: TrialRecord) -> None:
         record.save()
         self.ended[piece.name] = record
         self.progress.over(record)
         self.on_ended(record)
 
-    def _save(self, record: Ended, **changes: Any) -> None:
+    def _save(self, record: TrialRecord, **changes: Any) -> None:
         self.records[record.name] = replace(record, **changes)
         self.records[record.name].save()
 
 
-def _blamed(record: Ended) -> Ended:
+def _blamed(record: TrialRecord) -> TrialRecord:
     """Of a failed attempt: a process that said nothing died."""
     return record if record.error else replace(record, error=_DIED, outside=True)
 
 
-def _replay(scheduler: TrialScheduler | None, record: Ended) -> None:
+def _replay(scheduler: TrialScheduler | None, record: TrialRecord) -> None:
     """Let the scheduler hear what a piece of an earlier run reported."""
     if scheduler is None or record.status == "failed":
         return

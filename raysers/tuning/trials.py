@@ -22,13 +22,21 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raysers.errors import RaysersError
-from raysers.training.team import TrainingStopped
+from raysers.training.context import TrainingStopped
 from raysers.tuning.trial_progress import Progress
-from raysers.tuning.trial_record import Ended, failure, missing, stored
-from raysers.tuning.trial_store import END, ERROR, REPORT, Book, Piece, Report
+from raysers.tuning.trial_record import TrialRecord, failure, missing, stored
+from raysers.tuning.trial_store import END, ERROR, REPORT, Piece, Report, TrialStore
 
 __all__ = [
-    "Ended", "Piece", "Progress", "Report", "Share", "failure", "missing", "run_pieces", "stored",
+    "Piece",
+    "Progress",
+    "Report",
+    "Share",
+    "TrialRecord",
+    "failure",
+    "missing",
+    "run_pieces",
+    "stored",
 ]  # fmt: skip
 
 #: Tune's settings that only the environment takes.
@@ -70,8 +78,8 @@ def run_pieces(
     retries: int = 1,
     scheduler: TrialScheduler | None = None,
     progress: Progress | None = None,
-    on_ended: Callable[[Ended], None] | None = None,
-) -> list[Ended]:
+    on_ended: Callable[[TrialRecord], None] | None = None,
+) -> list[TrialRecord]:
     """Run what is left of the pieces on the connected cluster.
 
     Args:
@@ -92,30 +100,30 @@ def run_pieces(
         WriteError: a record cannot be written.
     """
     progress = progress or Progress(total=total, at_once=share.at_once)
-    book = Book(iter(pieces), retries, scheduler, progress, on_ended or _ignore)
-    waiting = book.next()  # for what was all done before, Tune need not start
+    store = TrialStore(iter(pieces), retries, scheduler, progress, on_ended or _ignore)
+    waiting = store.next()  # for what was all done before, Tune need not start
     if waiting is not None:
-        book.waiting = waiting
-        _tune(book, share, scheduler, retries)
-    return [book.ended[name] for name in book.drawn]
+        store.waiting = waiting
+        _tune(store, share, scheduler, retries)
+    return [store.ended[name] for name in store.drawn]
 
 
-def _ignore(_: Ended) -> None:
+def _ignore(_: TrialRecord) -> None:
     """Nobody wants to know."""
 
 
-def _tune(book: Book, share: Share, scheduler: TrialScheduler | None, retries: int) -> None:
+def _tune(store: TrialStore, share: Share, scheduler: TrialScheduler | None, retries: int) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # as many may wait for their process at the same time
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(share.at_once)
     # a place that holds nothing is not allowed: a byte of memory stands for it
     resources = {"cpu": share.cpus_each, "gpu": share.gpus_each, "memory": 1}
-    with _scratch() as folder, _own_error(book):
+    with _scratch() as folder, _own_error(store):
         tune.Tuner(
             tune.with_resources(_work, resources),
             tune_config=tune.TuneConfig(
-                search_alg=_Feeder(book),
+                search_alg=_QueueSearcher(store),
                 scheduler=scheduler,
                 num_samples=-1,
                 max_concurrent_trials=share.at_once,
@@ -127,12 +135,12 @@ def _tune(book: Book, share: Share, scheduler: TrialScheduler | None, retries: i
                 name="pieces",
                 storage_path=folder,
                 verbose=0,
-                callbacks=[_Scribe(book)],
+                callbacks=[_RecordTrials(store)],
                 failure_config=tune.FailureConfig(max_failures=retries),
             ),
         ).fit()
-    if book.running:
-        names = ", ".join(sorted(piece.name for piece in book.running.values()))
+    if store.running:
+        names = ", ".join(sorted(piece.name for piece in store.running.values()))
         raise RaysersError(f"{names} did not come to an end: the same command goes on with them")
 
 
@@ -160,12 +168,12 @@ def _report(report: Mapping[str, Any]) -> None:
         raise TrainingStopped("stopped by the scheduler") from None
 
 
-class _Feeder(Searcher):  # type: ignore[misc]
+class _QueueSearcher(Searcher):  # type: ignore[misc]
     """Hands Tune the pieces."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, store: TrialStore) -> None:
         super().__init__()
-        self._book = book
+        self._store = store
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles what it is given, to restore runs that we never restore."""
@@ -173,11 +181,11 @@ class _Feeder(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         """Tune's configuration of another trial; None: there is none yet."""
-        with self._book.kept_error():
-            piece = self._book.next()
+        with self._store.kept_error():
+            piece = self._store.next()
         if piece is None:
-            return None if self._book.held else Searcher.FINISHED
-        self._book.running[trial_id] = piece
+            return None if self._store.held else Searcher.FINISHED
+        self._store.running[trial_id] = piece
         return {"piece": piece}
 
     def on_trial_complete(
@@ -192,50 +200,50 @@ class _Feeder(Searcher):  # type: ignore[misc]
         """Nothing was saved."""
 
 
-class _Scribe(tune.Callback):  # type: ignore[misc]
-    """Writes into the book what Tune does."""
+class _RecordTrials(tune.Callback):  # type: ignore[misc]
+    """Writes into the store what Tune does."""
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
+    def __init__(self, store: TrialStore) -> None:
+        self._store = store
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as of the feeder."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        with self._book.kept_error():
-            self._book.start(self._book.running[trial.trial_id])
+        with self._store.kept_error():
+            self._store.start(self._store.running[trial.trial_id])
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        with self._book.kept_error():
-            self._book.reported(self._book.running[trial.trial_id], result)
+        with self._store.kept_error():
+            self._store.reported(self._store.running[trial.trial_id], result)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        with self._book.kept_error():
-            self._book.failed(self._book.running[trial.trial_id])
+        with self._store.kept_error():
+            self._store.failed(self._store.running[trial.trial_id])
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        with self._book.kept_error():
-            self._book.gave_up(self._book.running.pop(trial.trial_id))
+        with self._store.kept_error():
+            self._store.gave_up(self._store.running.pop(trial.trial_id))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        with self._book.kept_error():
-            self._book.over(self._book.running.pop(trial.trial_id))
+        with self._store.kept_error():
+            self._store.over(self._store.running.pop(trial.trial_id))
 
     def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
-        self._book.progress.now_and_then()
+        self._store.progress.now_and_then()
 
 
 @contextmanager
-def _own_error(book: Book) -> Iterator[None]:
-    """Raise what went wrong in the book, of which Tune passes on the text only."""
+def _own_error(store: TrialStore) -> Iterator[None]:
+    """Raise what went wrong in the store, of which Tune passes on the text only."""
     try:
         yield
     except Exception:
-        if book.error is not None:
-            raise book.error from None
+        if store.error is not None:
+            raise store.error from None
         raise
 
 

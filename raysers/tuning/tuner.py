@@ -20,12 +20,19 @@ from raysers.training.config import TrainingFlags, with_recipe
 from raysers.training.dataset import Indexed
 from raysers.tuning.flags import DEFAULT_TRIALS, TuningFlags
 from raysers.tuning.points import Space, applied
-from raysers.tuning.resources import Seats
-from raysers.tuning.search import GridSearch, OptunaSearch, RandomSearch, Search, Shown, grid_search
+from raysers.tuning.resources import TrialResources
+from raysers.tuning.search import (
+    GridSearch,
+    Observation,
+    OptunaSearch,
+    RandomSearch,
+    Search,
+    grid_search,
+)
 from raysers.tuning.table import best_epoch, history_of, number_of, write_trials
 from raysers.tuning.trial import TrainTrial
-from raysers.tuning.trials import Ended, Piece, Progress, run_pieces, stored
-from raysers.tuning.values import settled
+from raysers.tuning.trials import Piece, Progress, TrialRecord, run_pieces, stored
+from raysers.tuning.values import coerce
 
 #: Random trials before optuna judges: a quarter of all, within these bounds.
 _START = (4, 10)
@@ -122,7 +129,7 @@ def trial_path(output: str, number: int) -> str:
     return storage.join(output, "runs", trial_name(number))
 
 
-def recorded_trials(output: str, trials: int) -> list[Ended | None]:
+def recorded_trials(output: str, trials: int) -> list[TrialRecord | None]:
     """What earlier runs have left of every trial, by number; of more than `trials`, if they had."""
     found = [stored(trial_path(output, number)) for number in range(trials)]
     while (more := stored(trial_path(output, len(found)))) is not None:
@@ -142,23 +149,23 @@ def is_finished(sweep: Sweep) -> bool:
     return concluded and not is_left(sweep)
 
 
-def ended_trials(sweep: Sweep) -> list[Ended]:
+def ended_trials(sweep: Sweep) -> list[TrialRecord]:
     """The trials that have a record, by number."""
     known = recorded_trials(sweep.output, sweep.trials)
     return [trial for trial in known if trial is not None]
 
 
-def run_trials(sweep: Sweep, seats: Seats) -> list[Ended]:
+def run_trials(sweep: Sweep, resources: TrialResources) -> list[TrialRecord]:
     """Run what is left on the connected cluster; the table is kept up to date.
 
     Raises:
         WriteError: the output cannot be written.
     """
-    course = _Course(sweep, seats, recorded_trials(sweep.output, sweep.trials))
-    progress = Progress(total=sweep.trials, at_once=seats.share.at_once, describe=describe)
+    course = _SweepState(sweep, resources, recorded_trials(sweep.output, sweep.trials))
+    progress = Progress(total=sweep.trials, at_once=resources.share.at_once, describe=describe)
     return run_pieces(
         course.pieces(),
-        seats.share,
+        resources.share,
         total=sweep.trials,
         retries=sweep.flags.retries,
         scheduler=make_scheduler(sweep),
@@ -189,14 +196,14 @@ def make_scheduler(sweep: Sweep) -> TrialScheduler | None:
 
 
 @dataclass(slots=True)
-class _Course:
+class _SweepState:
     """Draws the trials one after another, and keeps what they have shown."""
 
     sweep: Sweep
-    seats: Seats
-    known: Sequence[Ended | None]
+    resources: TrialResources
+    known: Sequence[TrialRecord | None]
     points: dict[int, dict[str, Any]] = field(default_factory=dict)
-    ended: dict[int, Ended] = field(default_factory=dict)
+    ended: dict[int, TrialRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Begin with what earlier runs have left."""
@@ -216,11 +223,11 @@ class _Course:
             yield Piece(
                 name=trial_name(number),
                 path=flags.output,
-                call=TrainTrial(flags=flags, indexed=self.sweep.indexed, seats=self.seats),
+                call=TrainTrial(flags=flags, indexed=self.sweep.indexed, resources=self.resources),
                 notes={"number": number, "point": point},
             )
 
-    def over(self, trial: Ended) -> None:
+    def over(self, trial: TrialRecord) -> None:
         """A trial has ended, now or in an earlier run."""
         self.ended[number_of(trial)] = trial
         if trial.status == "stopped":  # nothing will go on from its state
@@ -228,13 +235,13 @@ class _Course:
         if self.known[number_of(trial)] != trial:
             write_trials(list(self.ended.values()), self.sweep.space, self.sweep.output)
 
-    def _shown(self) -> list[Shown]:
+    def _shown(self) -> list[Observation]:
         return [_shown(point, self.ended.get(n)) for n, point in sorted(self.points.items())]
 
 
-def _shown(point: Mapping[str, Any], trial: Ended | None) -> Shown:
+def _shown(point: Mapping[str, Any], trial: TrialRecord | None) -> Observation:
     if trial is None:
-        return Shown(point=point, scores={}, state="running")
+        return Observation(point=point, scores={}, state="running")
     scores: dict[int, float] = {}
     for epoch in history_of(trial):
         mean = epoch["dev_ccc_mean"]
@@ -242,7 +249,7 @@ def _shown(point: Mapping[str, Any], trial: Ended | None) -> Shown:
             scores[epoch["epoch"]] = max([mean, *scores.values()])
     # a failed one is the worst there is, so that its neighbours are not tried
     failed = trial.status == "failed"
-    return Shown(
+    return Observation(
         point=point,
         scores={} if failed else scores,
         state="pruned" if trial.status == "stopped" and scores else "complete",
@@ -251,10 +258,10 @@ def _shown(point: Mapping[str, Any], trial: Ended | None) -> Shown:
 
 def _as_flags(point: Mapping[str, Any]) -> dict[str, Any]:
     """A point as its record has it, turned into what the flags hold."""
-    return {name: settled("the trial's record", name, value) for name, value in point.items()}
+    return {name: coerce("the trial's record", name, value) for name, value in point.items()}
 
 
-def describe(trial: Ended) -> str:
+def describe(trial: TrialRecord) -> str:
     """`dev CCC 0.512 at epoch 4 of 5, lr 0.00031, freeze cnn`."""
     best = best_epoch(trial)
     words = [f"{name.replace('_', '-')} {_short(v)}" for name, v in trial.notes["point"].items()]

@@ -45,16 +45,16 @@ def settled_all(where: str, name: str, value: Any) -> tuple[Any, ...]:
     is_tuple = any(get_origin(kind) is tuple for kind in _kinds(SEARCHABLE[name]))
     is_one = is_tuple and isinstance(value, list) and not any(isinstance(v, list) for v in value)
     if not isinstance(value, list) or is_one:
-        return (settled(where, name, value),)
+        return (coerce(where, name, value),)
     if not value:
         raise ConfigError(f"{where}: the list is empty: give at least one value")
-    found = tuple(settled(where, name, one) for one in value)
+    found = tuple(coerce(where, name, one) for one in value)
     if len(set(found)) < len(found):
         raise ConfigError(f"{where}: {value} has a value twice: write each once")
     return found
 
 
-def settled(where: str, name: str, value: Any) -> Any:
+def coerce(where: str, name: str, value: Any) -> Any:
     """`value` as the flag `name` holds it.
 
     Raises:

@@ -27,7 +27,7 @@ _SPECIAL = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
+class TextBranch:
     """Who turns clips into text and text into vectors.
 
     Attributes:
@@ -65,7 +65,7 @@ class Words:
         }
 
 
-def prepare_words(text_model: str, pooling: TextPooling) -> Words:
+def prepare_words(text_model: str, pooling: TextPooling) -> TextBranch:
     """The text side without a recogniser, loaded and checked here.
 
     Raises:
@@ -76,7 +76,7 @@ def prepare_words(text_model: str, pooling: TextPooling) -> Words:
     if not hub and text_model != MINILM:
         text_model = storage.absolute(text_model)  # workers have working folders of their own
     encoder = load_text_encoder(storage.fetch_folder(text_model, "--text-model"), pooling)
-    return Words(
+    return TextBranch(
         model=text_model,
         load_from=f"{text_model.partition('@')[0]}@{encoder.revision}" if hub else text_model,
         revision=encoder.revision,
@@ -109,7 +109,7 @@ def _pinned(name: str, revision: str, *, hub: bool) -> str:
     return f"{name.partition('@')[0]}@{revision}" if hub and revision else name
 
 
-def with_recogniser(words: Words, asr: str, *, dtype: str, recognise_all: bool) -> Words:
+def with_recogniser(words: TextBranch, asr: str, *, dtype: str, recognise_all: bool) -> TextBranch:
     """The text side with a recogniser, loaded and checked here.
 
     Args:
@@ -141,7 +141,7 @@ def read_fusion(folder: str) -> Fusion:
     return load_fusion(storage.fetch_folder(folder, "--fusion"))
 
 
-def check_same(config: FusionConfig, sound: AnnotateTask, words: Words) -> None:
+def check_same(config: FusionConfig, sound: AnnotateTask, words: TextBranch) -> None:
     """Refuse encoders that have changed since the heads were trained.
 
     Raises:
@@ -158,7 +158,7 @@ def check_same(config: FusionConfig, sound: AnnotateTask, words: Words) -> None:
             )
 
 
-def count_cut(words: Words, texts: Sequence[str]) -> int:
+def count_cut(words: TextBranch, texts: Sequence[str]) -> int:
     """How many of the texts go on behind the last token the encoder reads."""
     # no tokenizer makes more tokens than bytes, so most texts need not be looked at
     long = [text for text in texts if len(text.encode()) + _SPECIAL > words.max_tokens]
@@ -168,14 +168,14 @@ def count_cut(words: Words, texts: Sequence[str]) -> int:
     return sum(load_text_encoder(folder, words.pooling).truncated(long))
 
 
-def cut_note(words: Words, texts: Sequence[str]) -> str:
+def cut_note(words: TextBranch, texts: Sequence[str]) -> str:
     """What to say of texts that are too long; empty when none is."""
     cut = count_cut(words, texts)
     end = f"token {words.max_tokens}, the last one {words.model} has a place for"
     return f"{cut:,} texts are read only up to {end}" if cut else ""
 
 
-def open_encoder(words: Words) -> TextEncoder:
+def open_encoder(words: TextBranch) -> TextEncoder:
     """The text encoder, on this worker's device.
 
     Raises:

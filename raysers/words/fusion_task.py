@@ -23,7 +23,7 @@ from raysers.models.fusion_folder import Fusion
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
 from raysers.types import DIMENSIONS, Status
-from raysers.words.fusion_parts import MANIFEST, Words, open_encoder, open_fusion
+from raysers.words.fusion_parts import MANIFEST, TextBranch, open_encoder, open_fusion
 from raysers.words.transcribe import Transcriber
 
 Floats = npt.NDArray[np.float32]
@@ -44,7 +44,7 @@ class FusionTask(ClipTask):
     """
 
     sound: AnnotateTask
-    words: Words
+    words: TextBranch
     fusion: str = ""
     fusion_revision: str = ""
 

@@ -260,8 +260,8 @@ def _spoken(folder: str) -> pa.Table:
 def _voices(spoken: pa.Table) -> list[str | None]:
     """Voice with its rate and pitch: what sentences have to share to be compared."""
     columns = (spoken[name].to_pylist() for name in ("voice", "rate_wpm", "pitch"))
-    manners = zip(*columns, strict=True)
-    return [" ".join(str(part) for part in how if part is not None) or None for how in manners]
+    variants = zip(*columns, strict=True)
+    return [" ".join(str(part) for part in how if part is not None) or None for how in variants]
 
 
 def _repeated(value: str, rows: int) -> pa.Array:

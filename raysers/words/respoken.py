@@ -18,7 +18,7 @@ from raysers.evaluation.intervals import interval, resample, resampling_units
 from raysers.evaluation.metrics import METRICS, Floats, mean_error, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
-from raysers.evaluation.scores import Cell, base_cells
+from raysers.evaluation.scores import Subset, base_subsets
 from raysers.seeding import generator
 from raysers.words.sentence_pairs import Pairs
 
@@ -45,7 +45,7 @@ def respoken_rows(found: Pairs, bootstrap: Bootstrap | None = None) -> list[Row]
     """
     how = bootstrap or Bootstrap()
     rows: list[Row] = []
-    for cell in base_cells(found.scores(found.respoken, _anything(found))):
+    for cell in base_subsets(found.scores(found.respoken, _anything(found))):
         for model in found.original:
             rows += _against_labels(found, cell, model, how)
             rows += _against_original(found, cell, model, how)
@@ -81,11 +81,11 @@ def _anything(found: Pairs) -> Floats:
     return np.zeros(found.truth.shape)
 
 
-def _part(cell: Cell, value: str) -> Cell:
+def _part(cell: Subset, value: str) -> Subset:
     return replace(cell, group=GROUP, group_value=value)
 
 
-def _against_labels(found: Pairs, cell: Cell, model: str, how: Bootstrap) -> Iterator[Row]:
+def _against_labels(found: Pairs, cell: Subset, model: str, how: Bootstrap) -> Iterator[Row]:
     both = {ORIGINAL: found.original[model], RESPOKEN: found.respoken[model]}
     sums = drawn_sums(found.scores(both), cell, list(both.values()), how)
     truth = found.truth[cell.rows]
@@ -103,7 +103,7 @@ def _against_labels(found: Pairs, cell: Cell, model: str, how: Bootstrap) -> Ite
             yield from dimension_rows(where, model, "ccc_difference", lost, n, bounds)
 
 
-def _against_original(found: Pairs, cell: Cell, model: str, how: Bootstrap) -> Iterator[Row]:
+def _against_original(found: Pairs, cell: Subset, model: str, how: Bootstrap) -> Iterator[Row]:
     """The first score of a clip takes the place of its label."""
     before, after = found.original[model], found.respoken[model]
     sums = drawn_sums(found.scores({model: after}, before), cell, [after], how)
@@ -118,7 +118,7 @@ def _against_original(found: Pairs, cell: Cell, model: str, how: Bootstrap) -> I
         yield from dimension_rows(_part(cell, value), model, metric, found_value, n, bounds)
 
 
-def _distributions(found: Pairs, cell: Cell, model: str, how: Bootstrap) -> Iterator[Row]:
+def _distributions(found: Pairs, cell: Subset, model: str, how: Bootstrap) -> Iterator[Row]:
     sides = {
         LABELS: np.where(np.isfinite(found.original[model]), found.truth, np.nan)[cell.rows],
         ORIGINAL: found.original[model][cell.rows],
@@ -143,7 +143,7 @@ def _distributions(found: Pairs, cell: Cell, model: str, how: Bootstrap) -> Iter
     yield from dimension_rows(_part(cell, AGREEMENT), model, "js_distance", distance, n, bounds)
 
 
-def _units(found: Pairs, cell: Cell) -> tuple[NDArray[np.intp], int]:
+def _units(found: Pairs, cell: Subset) -> tuple[NDArray[np.intp], int]:
     rows = cell.rows.tolist()
     speakers = found.columns.get("speaker") or [None] * len(found.clip_id)
     return resampling_units([speakers[i] for i in rows], [found.clip_id[i] for i in rows])

@@ -45,7 +45,7 @@ _SAMPLED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
+class WorkerPool:
     """How many processes speak, and the CPUs each reserves."""
 
     workers: int
@@ -53,7 +53,7 @@ class Crew:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manners:
+class VoiceVariants:
     """In how many ways each text is spoken: every voice at every rate and pitch."""
 
     voices: Sequence[str]
@@ -62,7 +62,7 @@ class Manners:
 
 
 def utterances(
-    texts: pa.Table, manners: Manners, engine: Engine, output: str, suffix: str
+    texts: pa.Table, variants: VoiceVariants, engine: Engine, output: str, suffix: str
 ) -> pa.Table:
     """One row per text and manner: the texts' columns, `MANNER_FIELDS`, and `file`.
 
@@ -74,8 +74,8 @@ def utterances(
     counts: Counter[str] = Counter()
     for row, text in enumerate(texts["text"].to_pylist()):
         language = languages[row] if languages else None
-        voices = dict.fromkeys(engine.voice_for(v, text, language) for v in manners.voices)
-        for how in itertools.product(voices, manners.rates, manners.pitches):
+        voices = dict.fromkeys(engine.voice_for(v, text, language) for v in variants.voices)
+        for how in itertools.product(voices, variants.rates, variants.pitches):
             name = _name(engine.name, text, how)
             counts[name] += 1
             number = f"-{counts[name]}" if counts[name] > 1 else ""
@@ -125,17 +125,17 @@ def shards_left(output: str, blocks: Sequence[pa.Table], redo: frozenset[str]) -
     return [blocks[i] for i in sorted(left)]
 
 
-def check_on_worker(engine: Engine, manners: Manners) -> None:
+def check_on_worker(engine: Engine, variants: VoiceVariants) -> None:
     """`Engine.check` where the speaking will be done.
 
     Raises:
         ConfigError: it cannot be done there.
     """
-    rates = [rate for rate in manners.rates if rate is not None]
-    pitches = [pitch for pitch in manners.pitches if pitch is not None]
+    rates = [rate for rate in variants.rates if rate is not None]
+    pitches = [pitch for pitch in variants.pitches if pitch is not None]
     check = ray.remote(num_cpus=1)(_complaint)
     complaint = cluster.get_with_notice(
-        check.remote(engine, manners.voices, rates, pitches), "one worker (1 CPU)"
+        check.remote(engine, variants.voices, rates, pitches), "one worker (1 CPU)"
     )
     if complaint:
         raise ConfigError(complaint)
@@ -150,7 +150,7 @@ def _complaint(engine: Engine, voices: list[str], rates: list[int], pitches: lis
     return ""
 
 
-def crew(workers: int) -> Crew:
+def worker_pool(workers: int) -> WorkerPool:
     """How many speak at a time on the connected cluster; 0 is one per CPU.
 
     Raises:
@@ -163,23 +163,23 @@ def crew(workers: int) -> Crew:
             f"--workers {workers} is too many for the cluster's {cpus} CPUs: "
             f"give {cpus * _MOST_PER_CPU} or fewer, or 0 to choose"
         )
-    return Crew(workers=workers or cpus, num_cpus=1 / share)
+    return WorkerPool(workers=workers or cpus, num_cpus=1 / share)
 
 
-def estimate(blocks: Sequence[pa.Table], engine: Engine, crew: Crew) -> dict[str, str]:
+def estimate(blocks: Sequence[pa.Table], engine: Engine, pool: WorkerPool) -> dict[str, str]:
     """What the texts that are left will take, from some of them spoken on one worker."""
     if not blocks:
         return {"left to speak": "nothing"}
     plan = pa.concat_tables(blocks)
     step = max(1, len(plan) // _SAMPLED)
     sample = plan.take(pa.array(range(0, len(plan), step)[:_SAMPLED])).to_pylist()
-    trial = ray.remote(num_cpus=crew.num_cpus)(_trial)
+    trial = ray.remote(num_cpus=pool.num_cpus)(_trial)
     audio_s, wall_s = cluster.get_with_notice(trial.remote(engine, sample), "one worker (1 CPU)")
     share = len(plan) / len(sample)
     return {
         "sound files": f"{len(plan):,}",
         "audio": f"about {hours(audio_s * share)}",
-        "wall time": f"about {duration(wall_s * share / crew.workers)} with {crew.workers} workers",
+        "wall time": f"about {duration(wall_s * share / pool.workers)} with {pool.workers} workers",
     }
 
 
@@ -193,7 +193,7 @@ def _trial(engine: Engine, sample: list[dict[str, Any]]) -> tuple[float, float]:
     return audio_s, time.perf_counter() - started
 
 
-def run_shards(blocks: Sequence[pa.Table], speaking: Speaking, crew: Crew) -> None:
+def run_shards(blocks: Sequence[pa.Table], speaking: Speaking, pool: WorkerPool) -> None:
     """Speak every block, saying now and then how far it is.
 
     Raises:
@@ -202,7 +202,7 @@ def run_shards(blocks: Sequence[pa.Table], speaking: Speaking, crew: Crew) -> No
     """
     if not blocks:
         return
-    pool = ray.data.ActorPoolStrategy(size=min(crew.workers, len(blocks)))
+    pool = ray.data.ActorPoolStrategy(size=min(pool.workers, len(blocks)))
     results = ray.data.from_arrow(list(blocks)).map_batches(
         SpeakingWorker,
         fn_constructor_kwargs={"speaking": speaking},
@@ -210,7 +210,7 @@ def run_shards(blocks: Sequence[pa.Table], speaking: Speaking, crew: Crew) -> No
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=pool,
-        num_cpus=crew.num_cpus,
+        num_cpus=pool.num_cpus,
     )
     told = _told(
         results.iter_batches(batch_size=None, batch_format="pyarrow"), sum(map(len, blocks))

@@ -19,7 +19,7 @@ from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.intervals import interval, resample, resampling_units
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import Row
-from raysers.evaluation.scores import Cell, Scores, base_cells, group_cells
+from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
 from raysers.seeding import generator
 from raysers.types import DIMENSIONS
 
@@ -129,14 +129,16 @@ def word_error_rows(model: str, found: Transcribed, bootstrap: Bootstrap) -> lis
         [count_errors(s, h or "") for s, h in zip(found.said, found.heard, strict=True)],
         np.float64,
     ).reshape(-1, 6)
-    cells = base_cells(scores)
+    cells = base_subsets(scores)
     if len({cell.dataset for cell in cells}) > 1:
-        cells.append(Cell(dataset=EVERYTHING, split="all", rows=np.flatnonzero(scores.predicted())))
+        cells.append(
+            Subset(dataset=EVERYTHING, split="all", rows=np.flatnonzero(scores.predicted()))
+        )
     groups = [
         part
         for cell in cells
         for name in GROUPS
-        if len(parts := list(group_cells(scores, cell, name))) > 1
+        if len(parts := list(group_subsets(scores, cell, name))) > 1
         for part in parts
     ]
     made = (_cell_rows(model, scores, counts, cell, bootstrap) for cell in [*cells, *groups])
@@ -162,7 +164,7 @@ def _as_scores(model: str, found: Transcribed) -> Scores:
 
 
 def _cell_rows(
-    model: str, scores: Scores, counts: Floats, cell: Cell, bootstrap: Bootstrap
+    model: str, scores: Scores, counts: Floats, cell: Subset, bootstrap: Bootstrap
 ) -> list[Row]:
     rows = cell.rows.tolist()
     speakers = scores.column("speaker")

@@ -153,7 +153,7 @@ def step_alone(model: str, files: Sequence[str], threads: int) -> Line:
 
     torch.set_num_threads(threads)
     signals, labels = _decoded(files), labels_of(len(files))
-    trainee = _trainee(model, _EPOCHS * -(-len(files) // _BATCH))
+    learner = _learner(model, _EPOCHS * -(-len(files) // _BATCH))
 
     def step(chosen: np.ndarray) -> None:
         cut = micro_batches([len(signals[i]) / 16_000 for i in chosen], _MAX_PADDED_S, _PIECES)
@@ -161,19 +161,19 @@ def step_alone(model: str, files: Sequence[str], threads: int) -> Line:
             MicroBatch(number=n, rows=rows.tolist(), signals=[signals[chosen[r]] for r in rows])
             for n, rows in enumerate(cut)
         ]
-        trainee.step(Batch.of(labels[chosen], pieces))
+        learner.step(Batch.of(labels[chosen], pieces))
 
     return _timed(step, len(files))
 
 
-def _trainee(model: str, steps: int) -> Any:
+def _learner(model: str, steps: int) -> Any:
     from raysers.models.initialize import start_model
     from raysers.training.group import Alone
-    from raysers.training.learner import Trainee
+    from raysers.training.learner import Learner
     from raysers.training.settings import TrainSettings
 
     start = start_model(model, seed=_SEED)
-    return Trainee(start, 0, TrainSettings(seed=_SEED), steps, "cpu", Alone())
+    return Learner(start, 0, TrainSettings(seed=_SEED), steps, "cpu", Alone())
 
 
 def _decoded(files: Sequence[str]) -> list[np.ndarray]:
@@ -208,14 +208,14 @@ def checkpoint(model: str) -> Line:
     from raysers.training import state as train_state
     from raysers.training.batch import Batch, MicroBatch
 
-    trainee = _trainee(model, 2)
+    learner = _learner(model, 2)
     noise = np.random.default_rng(_SEED).normal(size=(2, 8_000)).astype(np.float32)
     piece = MicroBatch(number=0, rows=[0, 1], signals=list(noise))
-    trainee.step(Batch.of(labels_of(2), [piece]))  # from here on the optimiser has its moments
+    learner.step(Batch.of(labels_of(2), [piece]))  # from here on the optimiser has its moments
     resident = rss_bytes()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        state = train_state.dump(trainee)
+        state = train_state.dump(learner)
         dumped = time.perf_counter()
         files = {"weights": state.weights, "optimiser": state.optimiser}
         training_state.save(folder, 1, files, state.scalars)
@@ -223,13 +223,13 @@ def checkpoint(model: str) -> Line:
         extra_bytes = max(0, rss_bytes("VmHWM") - resident)
         saved = training_state.latest(folder)
         assert saved is not None
-        train_state.restore(trainee, saved.read("weights"), saved.read("optimiser"), saved.notes)
+        train_state.restore(learner, saved.read("weights"), saved.read("optimiser"), saved.notes)
         restored = time.perf_counter()
     return {
         "bench": "training",
         "model": model,
         "measure": "checkpoint",
-        "parameters": sum(p.numel() for p in trainee.model.parameters()),
+        "parameters": sum(p.numel() for p in learner.model.parameters()),
         "checkpoint_bytes": sum(map(len, files.values())),
         "dump_s": dumped - began,
         "write_s": written - dumped,

@@ -58,7 +58,7 @@ PLACE = "s3://golden"
 def train_here(args: list[str]) -> int:
     """Train in this process, which gives the same bytes as Ray Train's workers."""
     with pytest.MonkeyPatch.context() as here:
-        here.setattr(train, "run_training", partial(run_training, alone=True))
+        here.setattr(train, "run_training", partial(run_training, in_process=True))
         return train.main(args)
 
 

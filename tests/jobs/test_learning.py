@@ -25,7 +25,7 @@ from raysers.models.initialize import start_model
 from raysers.training.batch import Batch, MicroBatch
 from raysers.training.batches import epoch_order, global_batches
 from raysers.training.group import Alone
-from raysers.training.learner import Trainee
+from raysers.training.learner import Learner
 from raysers.training.settings import TrainSettings
 from raysers.types import DIMENSIONS
 from tests.jobs.voices import MEL_FRONT, write_toy_config
@@ -108,14 +108,14 @@ def _learned(recipe: Recipe, train: pa.Table, dev: pa.Table, folder) -> np.ndarr
     labels = np.stack([train[name].to_numpy() for name in DIMENSIONS], 1).astype(np.float32)
     orders = [epoch_order(len(train), 0, epoch) for epoch in range(recipe.epochs)]
     batches = [batch for order in orders for batch in global_batches(order, BATCH_SIZE)]
-    trainee = Trainee(start, 0, recipe.settings, len(batches), "cpu", Alone())
+    learner = Learner(start, 0, recipe.settings, len(batches), "cpu", Alone())
     for batch in batches:
         heard = [signals[i] for i in batch]
         piece = MicroBatch(number=0, rows=range(len(batch)), signals=heard)
-        trainee.step(Batch.of(labels[batch], [piece]))
+        learner.step(Batch.of(labels[batch], [piece]))
     unheard = _signals(dev)
     pieces = [unheard[i : i + 32] for i in range(0, len(unheard), 32)]
-    return np.concatenate([trainee.predict(piece)[:, 0] for piece in pieces])
+    return np.concatenate([learner.predict(piece)[:, 0] for piece in pieces])
 
 
 def _arousal_ccc(dev: pa.Table, predictions: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from jobs import annotate, train
 from raysers.cli import as_plain, parse
 from raysers.evaluation.metrics import ccc
-from raysers.training.session import Room, run_training
+from raysers.training.session import LocalResources, run_training
 from raysers.types import DIMENSIONS
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of
@@ -109,7 +109,7 @@ def test_a_training_in_the_callers_process_gives_the_same_bytes(one, command, pl
     """With as many threads as the worker of Ray Train had, all of the cluster's CPUs."""
     out = place / "here"
     flags = parse(train.TrainFlags, [*command, "--output", str(out)], description="")
-    run_training(flags, as_plain(flags), alone=True, room=Room(threads=4))
+    run_training(flags, as_plain(flags), in_process=True, local=LocalResources(threads=4))
     assert _same_bytes(out, one)
 
 
@@ -305,7 +305,7 @@ def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(place, command, r
 def test_a_loss_that_is_not_a_number_ends_with_exit_1_and_names_the_step(
     place, command, capsys, monkeypatch
 ):
-    monkeypatch.setattr(train, "run_training", partial(run_training, alone=True))
+    monkeypatch.setattr(train, "run_training", partial(run_training, in_process=True))
     out = place / "diverged"
     args = [*command, "--output", str(out), "--lr", "1e30", "--optimiser", "sgd"]
     assert train.main(args) == 1

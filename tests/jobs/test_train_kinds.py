@@ -37,7 +37,7 @@ def _trained(labels: Path, out: Path, config: Path, *args: str) -> dict:
     """The `training.json` of a training in this process."""
     common = ["--data", str(labels), "--output", str(out), "--backbone", f"random:{config}"]
     flags = parse(train.TrainFlags, [*common, *args], description="")
-    run_training(flags, as_plain(flags), alone=True)
+    run_training(flags, as_plain(flags), in_process=True)
     return json.loads((out / "training.json").read_text())
 
 
@@ -104,7 +104,7 @@ def test_a_dimension_without_train_labels_is_null_from_the_model_to_the_report(
     table, out = write_table(tmp_path / "some.csv", rows), tmp_path / "model"
     config = write_toy_config(tmp_path, num_hidden_layers=1)
     _trained(table, out, config, "--epochs", "1", "--batch-size", "7")
-    captured = capsys.readouterr().err
+    captured = " ".join(capsys.readouterr().out.split())
     assert "dominance is not trained" in captured
     assert "valence: all 14 train labels are 0.5" in captured
     assert json.loads((out / "config.json").read_text())["trained_dimensions"] == [

@@ -22,7 +22,7 @@ def test_a_model_for_shipping_goes_to_s3_and_to_mlflow(s3, tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     table, config = write_voices(tmp_path / "voices"), write_toy_config(tmp_path, **MEL_FRONT)
-    monkeypatch.setattr(train, "run_training", partial(run_training, alone=True))
+    monkeypatch.setattr(train, "run_training", partial(run_training, in_process=True))
     args = (
         "--train", table, "--backbone", f"random:{config}", "--output", f"{s3.uri}/model",
         "--keep", "last", "--save-dtype", "fp16", "--track", "mlflow", "--epochs", 2,

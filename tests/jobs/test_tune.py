@@ -16,7 +16,7 @@ import ray
 
 from jobs import annotate, tune
 from raysers.training.config import TrainingFlags
-from raysers.training.session import Room, run_training
+from raysers.training.session import LocalResources, run_training
 from raysers.tuning import estimate
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of
@@ -165,7 +165,7 @@ def test_kill_9_in_mid_run_and_the_same_command_lose_no_trial_and_run_none_twice
     settings = json.loads((cut / "training.json").read_text())["config"]
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     flags = TrainingFlags(**{**plain, "output": str(place / "calm")})
-    run_training(flags, {}, alone=True, room=Room(threads=2))
+    run_training(flags, {}, in_process=True, local=LocalResources(threads=2))
     calm = (place / "calm/model.safetensors").read_bytes()
     assert calm == (cut / "model.safetensors").read_bytes()
 

@@ -8,7 +8,7 @@ import pytest
 from raysers.evaluation.correctness import correctness_rows, drop_rows
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.rows import to_table
-from raysers.evaluation.scores import base_cells
+from raysers.evaluation.scores import base_subsets
 from raysers.schemas import METRICS
 from tests.unit.evaluation.worlds import only, scores
 
@@ -19,7 +19,7 @@ HALF_RIGHT = np.array([0.0, 0.5, 0.5, 0.0, 0.5, 1.0])
 
 def cells(**columns):
     made = scores(SIX, columns=columns, m=HALF_RIGHT)
-    return [(c.dataset, c.split, len(c.rows)) for c in base_cells(made)]
+    return [(c.dataset, c.split, len(c.rows)) for c in base_subsets(made)]
 
 
 def test_a_dataset_has_its_splits_and_with_several_also_all_of_it():

@@ -13,12 +13,12 @@ from raysers.evaluation.draws import Bootstrap, drawn_sums
 from raysers.evaluation.intervals import interval, resampling_units
 from raysers.evaluation.metrics import METRICS, ccc
 from raysers.evaluation.moments import OF_SUMS
-from raysers.evaluation.scores import Cell, Scores, base_cells
+from raysers.evaluation.scores import Scores, Subset, base_subsets
 from raysers.seeding import generator
 from tests.unit.evaluation.worlds import only, permuted, scores, speakers_world
 
 
-def drawn_speakers(made: Scores, cell: Cell, draws: int, seed: int) -> np.ndarray:
+def drawn_speakers(made: Scores, cell: Subset, draws: int, seed: int) -> np.ndarray:
     """Numbers of the speakers of every draw, read from the generator the cell names."""
     names = sorted(set(made.column("speaker")))
     rng = generator(seed, cell.dataset, cell.split, cell.group, cell.group_value)
@@ -27,7 +27,7 @@ def drawn_speakers(made: Scores, cell: Cell, draws: int, seed: int) -> np.ndarra
 
 def test_draws_equal_brute_force_resampling_of_the_clips_of_speakers():
     made = speakers_world(clips=90, speakers=7)
-    (cell,) = base_cells(made)
+    (cell,) = base_subsets(made)
     sums = drawn_sums(made, cell, [made.predictions["good"]], Bootstrap(draws=60, seed=5))
     speakers = np.array(made.column("speaker"))
     names = sorted(set(speakers))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models.emotion import EmotionModel
-from raysers.models.initialize import Start, start_model
+from raysers.models.initialize import InitialModel, start_model
 from raysers.models.loading import save_emotion_model
 from tests.published import PlainModel, write_checkpoint
 from tests.unit.models.networks import SMALL, small_config, small_model
@@ -41,7 +41,7 @@ def save_bare(folder: Path, model: Any) -> Path:
     return folder
 
 
-def backbone_of(start: Start) -> dict[str, Tensor]:
+def backbone_of(start: InitialModel) -> dict[str, Tensor]:
     assert isinstance(start.model, EmotionModel)
     return start.model.backbone.state_dict()
 

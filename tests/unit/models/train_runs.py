@@ -17,9 +17,9 @@ import torch
 
 from raysers.models.initialize import start_model
 from raysers.training.batch import Batch, MicroBatch, StepResult
-from raysers.training.batches import deal, epoch_order, global_batches, micro_batches, padded_s
+from raysers.training.batches import assign, epoch_order, global_batches, micro_batches, padded_s
 from raysers.training.group import Alone, Group, TorchGroup
-from raysers.training.learner import Trainee
+from raysers.training.learner import Learner
 from raysers.training.settings import TrainSettings
 from tests.unit.models.networks import small_config, speechlike
 
@@ -86,14 +86,14 @@ def data_of(clips: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     return signals, labels, rng.integers(-1, CATEGORIES, clips)
 
 
-def new_trainee(run: Run, group: Group | None = None, model_seed: int = 1) -> Trainee:
-    """A trainee at its start."""
+def new_trainee(run: Run, group: Group | None = None, model_seed: int = 1) -> Learner:
+    """A learner at its start."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config_of(run)))
         start = start_model(f"random:{path}", seed=model_seed)
     categories = CATEGORIES if run.settings.category_weight else 0
-    return Trainee(start, categories, run.settings, run.steps, "cpu", group or Alone())
+    return Learner(start, categories, run.settings, run.steps, "cpu", group or Alone())
 
 
 def batches_of(run: Run) -> list[np.ndarray]:
@@ -109,7 +109,7 @@ def batch_of(run: Run, rows: np.ndarray, group: Group) -> Batch:
     signals, labels, classes = data_of(run.clips)
     lengths_s = [len(signals[r]) / 16_000 for r in rows]
     cut = micro_batches(lengths_s, run.max_padded_s, run.pieces)
-    mine = deal([padded_s(lengths_s, piece) for piece in cut], group.size)[group.rank]
+    mine = assign([padded_s(lengths_s, piece) for piece in cut], group.size)[group.rank]
     pieces = []
     for number in mine:
         kept = [int(i) for i in cut[number] if rows[i] not in run.absent]
@@ -121,20 +121,20 @@ def batch_of(run: Run, rows: np.ndarray, group: Group) -> Batch:
     return Batch(labels=labels[rows], classes=classes[rows], pieces=pieces)
 
 
-def train(run: Run, group: Group | None = None) -> tuple[Trainee, list[StepResult]]:
+def train(run: Run, group: Group | None = None) -> tuple[Learner, list[StepResult]]:
     """Run all steps."""
     group = group or Alone()
-    trainee = new_trainee(run, group)
-    return trainee, [trainee.step(batch_of(run, rows, group)) for rows in batches_of(run)]
+    learner = new_trainee(run, group)
+    return learner, [learner.step(batch_of(run, rows, group)) for rows in batches_of(run)]
 
 
-def parameters_of(trainee: Trainee) -> dict[str, np.ndarray]:
+def parameters_of(learner: Learner) -> dict[str, np.ndarray]:
     """Everything that training changes, under its name."""
-    found = dict(trainee.model.state_dict())
-    if trainee.head is not None:
-        found |= {f"head.{k}": v for k, v in trainee.head.state_dict().items()}
-    if trainee.average is not None:
-        found |= {f"average.{i}": a for i, a in enumerate(trainee.average.averages)}
+    found = dict(learner.model.state_dict())
+    if learner.head is not None:
+        found |= {f"head.{k}": v for k, v in learner.head.state_dict().items()}
+    if learner.average is not None:
+        found |= {f"average.{i}": a for i, a in enumerate(learner.average.averages)}
     return {name: value.detach().numpy().copy() for name, value in found.items()}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from raysers.report.charts import dots_chart, points_chart, selected
 from raysers.report.dots import DotStyle, dot_chart, dot_figure
-from raysers.report.evidence import Evidence
+from raysers.report.evidence import ReportData
 from raysers.report.lines import LineStyle, line_chart
 from raysers.report.map_figure import Embedded, map_chart, places
 from raysers.report.numbers import Dot, Point
@@ -160,10 +160,10 @@ def sweep(folder: str, score: float, **other):
 
 def test_sweeps_in_folders_of_the_same_name_are_told_apart():
     one, other = sweep("/runs/lr/sweep", 0.1), sweep("/runs/layers/sweep", 0.9)
-    found = Evidence(trials=one[0] | other[0], trial_curves=one[1] | other[1])
+    found = ReportData(trials=one[0] | other[0], trial_curves=one[1] | other[1])
     exhibits = sweep_exhibits(found)
     assert len({exhibit.title for exhibit in exhibits}) == 2
     # alone, each has the same curve
     for exhibit, (rows, curves) in zip(exhibits, (one, other), strict=True):
-        (alone,) = sweep_exhibits(Evidence(trials=rows, trial_curves=curves))
+        (alone,) = sweep_exhibits(ReportData(trials=rows, trial_curves=curves))
         assert exhibit.charts[-1].picture == alone.charts[-1].picture

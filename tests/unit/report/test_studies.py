@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from raysers.report.evidence import Evidence
+from raysers.report.evidence import ReportData
 from raysers.report.figures import paper_figures
 from raysers.report.studies_section import study_exhibits, study_gaps
 from raysers.report.values import PAPER_STUDIES, Value
@@ -22,7 +22,7 @@ def cell(model: str, number: float, factor: str = "", factor_value: str = "", **
 
 def ccc(*values: Value) -> list[list[object]]:
     """The table under the first chart of the only exhibit."""
-    (exhibit,) = study_exhibits(Evidence(values=values))
+    (exhibit,) = study_exhibits(ReportData(values=values))
     return [list(row[:3]) for row in exhibit.charts[0].grid.rows]
 
 
@@ -50,7 +50,7 @@ def test_a_number_that_is_varied_makes_lines_and_seeds_do_not():
 def test_what_else_was_measured_is_shown_and_nothing_goes_into_the_paper_s_figures():
     robust = cell("a", 0.9, metric="robustness")
     fair = cell("a", 0.01, metric="sex_fairness_score", group="sex")
-    found = Evidence(values=[cell("a", 0.5), robust, fair])
+    found = ReportData(values=[cell("a", 0.5), robust, fair])
     (exhibit,) = study_exhibits(found)
     assert exhibit.title == "Study mine"
     keys = [chart.key for chart in exhibit.charts]
@@ -60,20 +60,20 @@ def test_what_else_was_measured_is_shown_and_nothing_goes_into_the_paper_s_figur
     why = {one.name: one.why for one in missing}
     assert why["Figure 2"] == "What the runs measured of it is of other studies: mine."
     assert why["Figure 5"].startswith("No evaluated speaker")
-    assert paper_figures(Evidence())[1][0].why == "No evaluation is among the runs."
+    assert paper_figures(ReportData())[1][0].why == "No evaluation is among the runs."
 
 
 def test_a_study_without_a_measured_cell_is_named_among_what_is_missing():
     cells = [{"study": s, "kind": k} for s, k in (("mine", "train"), ("maps", "annotate"))]
     cells.append({"study": "backbones", "kind": "train"})
-    assert [one.name for one in study_gaps(Evidence(cells=cells))] == ["Study mine"]
-    assert study_gaps(Evidence(cells=cells, values=[cell("a", 0.5)])) == []
+    assert [one.name for one in study_gaps(ReportData(cells=cells))] == ["Study mine"]
+    assert study_gaps(ReportData(cells=cells, values=[cell("a", 0.5)])) == []
 
 
 @pytest.mark.parametrize("second", ["mine", "yours"])
 def test_studies_are_never_mixed(second):
     values = [cell("a", 0.5), replace(cell("b", 0.7), study=second)]
-    exhibits = study_exhibits(Evidence(values=values))
+    exhibits = study_exhibits(ReportData(values=values))
     assert [len(one.charts[0].grid.rows) for one in exhibits] == (
         [2] if second == "mine" else [1, 1]
     )

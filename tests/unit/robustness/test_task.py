@@ -11,7 +11,7 @@ import soundfile as sf
 
 from raysers.engine.feed import Decoded
 from raysers.errors import ClipError, RaysersError
-from raysers.robustness.recordings import Reading, Recording, decoded_once
+from raysers.robustness.recordings import NoiseReader, Recording, decoded_once
 from raysers.robustness.suites import chosen
 from raysers.robustness.task import Perturbed
 from raysers.types import Clip, Status
@@ -67,7 +67,7 @@ def test_recordings_are_read_where_they_are_asked_for(tmp_path, seconds):
         file=str(tmp_path / "ramp.wav"), samples=len(ramp), num_bytes=None, byte_offset=None,
         byte_size=None, etag="",
     )  # fmt: skip
-    reading = Reading([item])
+    reading = NoiseReader([item])
     got = reading.read(0, 20_001, 500)
     np.testing.assert_array_equal(got * 32_768, ramp[20_001:20_501])
     assert len(reading.read(0, len(ramp) - 10, 500)) == 10
@@ -94,4 +94,4 @@ def test_noise_that_cannot_be_read_is_not_the_clips_fault(tmp_path):
         byte_size=None, etag="",
     )  # fmt: skip
     with pytest.raises(RaysersError, match="cannot be used as noise"):
-        Reading([item]).read(0, 0, 5)
+        NoiseReader([item]).read(0, 0, 5)

@@ -9,7 +9,7 @@ from raysers.data.corpora import SCHEMA
 from raysers.data.splits import leaks
 from raysers.errors import ConfigError
 from raysers.studies.corpora import arrange
-from raysers.studies.speech import ABROAD, BEGINNINGS, HOME, utterances, voices
+from raysers.studies.speech import CROSS_CORPUS, HOME, PRETRAININGS, utterances, voices
 from raysers.types import DIMENSIONS
 
 
@@ -79,7 +79,7 @@ def test_half_a_split_is_refused():
 
 
 def test_made_up_corpora_have_speakers_of_both_sexes_and_all_emotions():
-    for corpus in (HOME, ABROAD, *BEGINNINGS["all-languages"]):
+    for corpus in (HOME, CROSS_CORPUS, *PRETRAININGS["all-languages"]):
         lines = list(utterances(corpus))
         assert len(lines) == corpus.clips
         assert len({one.clip for one in lines}) == corpus.clips
@@ -88,7 +88,7 @@ def test_made_up_corpora_have_speakers_of_both_sexes_and_all_emotions():
         assert len({voice.name for voice in people}) == len(people) >= 6
         assert [v.sex for v in people].count("female") == len(people) / 2
     assert len(voices(HOME)) >= 8
-    assert len(voices(ABROAD)) >= 8
+    assert len(voices(CROSS_CORPUS)) >= 8
 
 
 def test_made_up_labels_are_varied_and_words_follow_the_valence():

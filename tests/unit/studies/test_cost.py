@@ -10,7 +10,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from raysers.models.backbones import BACKBONES
 from raysers.models.loading import build_network
 from raysers.studies.cost import operations_per_s
-from raysers.studies.networks import BEGINNINGS, small_config
+from raysers.studies.networks import PRETRAININGS, small_config
 
 
 @pytest.mark.parametrize("alias", ["w2v2-b", "w2v2-L-robust"])
@@ -41,7 +41,7 @@ def test_the_full_size_is_what_was_measured(alias, layers, known):
 
 
 def test_small_networks_keep_what_tells_the_families_apart():
-    for alias in BEGINNINGS:
+    for alias in PRETRAININGS:
         full, small = BACKBONES[alias].config(), small_config(alias)
         for key in ("model_type", "feat_extract_norm", "do_stable_layer_norm", "conv_bias"):
             assert small[key] == full[key]

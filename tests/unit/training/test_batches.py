@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
-from raysers.training.batches import deal, epoch_order, global_batches, micro_batches, padded_s
+from raysers.training.batches import assign, epoch_order, global_batches, micro_batches, padded_s
 
 lengths = st.lists(st.floats(0.1, 30.0), min_size=1, max_size=60)
 
@@ -60,9 +60,9 @@ def test_no_row_is_dropped_by_pieces_and_workers(
         assert len(piece) == 1 or padded_s(lengths_s, piece) <= max_padded_s * (1 + 1e-12)
     falling = [lengths_s[i] for piece in cut for i in piece]
     assert falling == sorted(lengths_s, reverse=True)
-    hands = deal([padded_s(lengths_s, piece) for piece in cut], workers)
-    assert len(hands) == workers
-    rows = [i for hand in hands for piece in hand for i in cut[piece].tolist()]
+    assignments = assign([padded_s(lengths_s, piece) for piece in cut], workers)
+    assert len(assignments) == workers
+    rows = [i for hand in assignments for piece in hand for i in cut[piece].tolist()]
     assert sorted(rows) == list(range(len(lengths_s)))
 
 

@@ -15,9 +15,9 @@ from raysers.cli import as_plain
 from raysers.data.manifest import read_manifest, write_manifest
 from raysers.errors import ConfigError
 from raysers.training.config import TrainingFlags
+from raysers.training.context import TrainingStopped
 from raysers.training.dataset import Indexed, TrainingData, choose, index_data
 from raysers.training.session import Outcome, run_training
-from raysers.training.team import TrainingStopped
 from raysers.tuning.trial import command_of
 from raysers.types import DIMENSIONS
 from tests.jobs.voices import read_table, write_table, write_toy_config, write_voices
@@ -52,7 +52,12 @@ def indexed(flags, place, ray_session) -> Indexed:
 def trained(flags: TrainingFlags, indexed: Indexed, output: str, on_epoch) -> Outcome:
     own = replace(flags, output=output)
     return run_training(
-        own, as_plain(own), on_epoch=on_epoch, alone=True, indexed=indexed, command=command_of(own)
+        own,
+        as_plain(own),
+        on_epoch=on_epoch,
+        in_process=True,
+        indexed=indexed,
+        command=command_of(own),
     )
 
 
@@ -102,7 +107,7 @@ def test_a_corpus_that_was_moved_gives_the_same_model(flags, place, ray_session)
             speed=(0.9, 1.0, 1.1),
             output=str(place / f"of {folder.name}"),
         )
-        run_training(own, as_plain(own), alone=True)
+        run_training(own, as_plain(own), in_process=True)
         weights.append(Path(own.output, "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 
@@ -138,7 +143,7 @@ def test_a_category_loss_without_categories_is_refused(flags, place, ray_session
     bare = write_table(place / "voices/bare.csv", rows)
     own = replace(flags, data=(str(bare),), category_weight=0.5, output=str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="--category-weight"):
-        run_training(own, as_plain(own), alone=True)
+        run_training(own, as_plain(own), in_process=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from raysers.training import checkpoint
-from raysers.training.position import Position
+from raysers.training.position import TrainProgress
 
 FILES = {"weights.safetensors": b"w", "optimizer.safetensors": b"o"}
 
@@ -78,19 +78,19 @@ def test_a_state_on_s3_is_the_same(s3):
     ],
 )
 def test_only_a_strictly_better_epoch_is_kept(means, kept):
-    position = Position()
+    position = TrainProgress()
     found = [
         position.end_epoch({"arousal": m, "valence": math.nan}, lr=0.1, keep_last=False)
         for m in means
     ]
     assert found == kept
     assert position.waited == kept[::-1].index(True)
-    json.dumps(position.notes(), allow_nan=True)
+    json.dumps(position.state_dict(), allow_nan=True)
 
 
 def test_a_position_survives_json_to_the_last_bit():
-    position = Position(step=5, epoch=2, best=0.1 + 0.2, failed={"c": "gone"})
+    position = TrainProgress(step=5, epoch=2, best=0.1 + 0.2, failed={"c": "gone"})
     position.sums.loss = 1 / 3
     position.sums.steps = 2
-    notes = json.loads(json.dumps(position.notes()))
-    assert Position.of_notes(5, notes) == position
+    notes = json.loads(json.dumps(position.state_dict()))
+    assert TrainProgress.from_state_dict(5, notes) == position

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from raysers.errors import CheckpointError
 from raysers.training.group import Alone
-from raysers.training.learner import Trainee
+from raysers.training.learner import Learner
 from raysers.training.state import dump, restore
 from tests.unit.models.train_runs import Run, batch_of, batches_of, data_of, new_trainee
 
@@ -20,9 +20,9 @@ FULL = Run(kind="w2v2-L", dropout=True, steps=4).but(
 )
 
 
-def advance(trainee: Trainee, run: Run, first: int, last: int) -> None:
+def advance(learner: Learner, run: Run, first: int, last: int) -> None:
     for rows in batches_of(run)[first:last]:
-        trainee.step(batch_of(run, rows, Alone()))
+        learner.step(batch_of(run, rows, Alone()))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_restored_training_goes_on_bit_for_bit(run: Run) -> None:
     restore(resumed, state.weights, state.optimiser, json.loads(json.dumps(state.scalars)))
     assert resumed.steps == 2
     advance(resumed, run, 2, 4)
-    ends = [dump(trainee) for trainee in (through, resumed)]
+    ends = [dump(learner) for learner in (through, resumed)]
     for name in ("weights", "optimiser"):
         first, second = (load(getattr(end, name)) for end in ends)
         assert first.keys() == second.keys()
@@ -57,15 +57,15 @@ def test_a_state_from_before_the_first_step() -> None:
     first, second = new_trainee(FULL), new_trainee(FULL, model_seed=9)
     state = dump(first)
     restore(second, state.weights, state.optimiser, state.scalars)
-    for trainee in (first, second):
-        advance(trainee, FULL, 0, 1)
+    for learner in (first, second):
+        advance(learner, FULL, 0, 1)
     assert dump(first).weights == dump(second).weights
 
 
 def test_states_that_do_not_fit_are_refused() -> None:
-    trainee = new_trainee(FULL)
-    advance(trainee, FULL, 0, 1)
-    state = dump(trainee)
+    learner = new_trainee(FULL)
+    advance(learner, FULL, 0, 1)
+    state = dump(learner)
     others = {
         "network": new_trainee(FULL.but(kind="w2v2-b")),
         "category": new_trainee(FULL.but(category_weight=0.0)),
@@ -75,8 +75,8 @@ def test_states_that_do_not_fit_are_refused() -> None:
         with pytest.raises(CheckpointError, match="does not fit"):
             restore(other, state.weights, state.optimiser, state.scalars)
     with pytest.raises(CheckpointError, match="damaged"):
-        restore(trainee, state.weights[:-9], state.optimiser, state.scalars)
+        restore(learner, state.weights[:-9], state.optimiser, state.scalars)
     moments = load(state.optimiser)
     del moments[next(key for key in moments if key.startswith("exp_avg:"))]
     with pytest.raises(CheckpointError, match="moments are missing"):
-        restore(trainee, state.weights, save(moments), state.scalars)
+        restore(learner, state.weights, save(moments), state.scalars)

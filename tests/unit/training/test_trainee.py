@@ -19,7 +19,7 @@ from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.scorer import Scorer
 from raysers.training.batch import Batch, MicroBatch
 from raysers.training.group import Alone, Group
-from raysers.training.learner import Trainee
+from raysers.training.learner import Learner
 from raysers.training.settings import TrainSettings
 from tests.unit.models.networks import speechlike
 from tests.unit.models.train_runs import (
@@ -48,8 +48,8 @@ RUNS = {
 
 
 def finished(run: Run, group: Group) -> tuple[Arrays, list[float]]:
-    trainee, results = train(run, group)
-    return parameters_of(trainee), [result.loss for result in results]
+    learner, results = train(run, group)
+    return parameters_of(learner), [result.loss for result in results]
 
 
 #: Which runs are spread over how many processes.
@@ -63,14 +63,14 @@ alone_after = functools.cache(partial(finished, group=Alone()))
 
 def diverging(run: Run, group: Group) -> tuple[str, bool]:
     """The error of a step, and whether the parameters stayed as they were."""
-    trainee = new_trainee(run, group)
-    before = parameters_of(trainee)
+    learner = new_trainee(run, group)
+    before = parameters_of(learner)
     message = ""
     try:
-        trainee.step(batch_of(run, batches_of(run)[0], group))
+        learner.step(batch_of(run, batches_of(run)[0], group))
     except TrainingDiverged as error:
         message = str(error)
-    after = parameters_of(trainee)
+    after = parameters_of(learner)
     return message, all(np.array_equal(before[name], after[name]) for name in before)
 
 
@@ -158,26 +158,26 @@ def test_dropout_follows_the_seed_and_leaves_other_random_numbers_alone() -> Non
     assert losses[0] == losses[1]
     assert finished(run.but(seed=6), Alone())[1] != losses[0]
     # every step draws anew: the same batch twice, without moving
-    trainee = new_trainee(run.but(lr=1e-30))
+    learner = new_trainee(run.but(lr=1e-30))
     batch = batch_of(run, batches_of(run)[0], Alone())
-    assert trainee.step(batch).loss != trainee.step(batch).loss
+    assert learner.step(batch).loss != learner.step(batch).loss
 
 
 class PlainLoop:
     """The same training as one would write it: stock network, one clip at a time, one optimiser."""
 
     def __init__(self, run: Run) -> None:
-        trainee = new_trainee(run)
-        model: Any = trainee.model
-        assert trainee.head is not None
+        learner = new_trainee(run)
+        model: Any = learner.model
+        assert learner.head is not None
         self.backbone = transformers.Wav2Vec2Model(type(model.config)(**model.config.to_dict()))
         self.backbone.load_state_dict(model.backbone.state_dict())
         size = model.config.hidden_size
         self.dense, self.out_proj = nn.Linear(size, size), nn.Linear(size, 3)
         self.dense.load_state_dict(model.classifier.dense.state_dict())
         self.out_proj.load_state_dict(model.classifier.out_proj.state_dict())
-        self.categories = nn.Linear(size, trainee.head.out_features)
-        self.categories.load_state_dict(trainee.head.state_dict())
+        self.categories = nn.Linear(size, learner.head.out_features)
+        self.categories.load_state_dict(learner.head.state_dict())
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
         self.trained = {n: p for n, p in self.named() if n not in frozen}
         self.normalise = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
@@ -277,16 +277,16 @@ def test_equals_a_plain_loop_of_torch_and_transformers(
 
 def test_a_batch_without_any_clip_changes_nothing() -> None:
     run = PLAIN.but(ema=0.9)
-    trainee = new_trainee(run)
-    trainee.step(batch_of(run, batches_of(run)[0], Alone()))
-    before = parameters_of(trainee)
-    result = trainee.step(Batch.of(np.full((4, 3), 0.5, np.float32), []))
+    learner = new_trainee(run)
+    learner.step(batch_of(run, batches_of(run)[0], Alone()))
+    before = parameters_of(learner)
+    result = learner.step(Batch.of(np.full((4, 3), 0.5, np.float32), []))
     assert result.loss == 0
     assert not result.present.any()
     assert np.isnan(result.ccc).all()
-    after = parameters_of(trainee)
+    after = parameters_of(learner)
     assert all(np.array_equal(before[n], after[n]) for n in before)
-    assert trainee.steps == 2
+    assert learner.steps == 2
 
 
 def test_clips_too_short_for_the_network_are_absent() -> None:
@@ -307,31 +307,31 @@ def test_clips_too_short_for_the_network_are_absent() -> None:
 
 def test_predictions_are_those_of_the_stored_model(tmp_path: Any) -> None:
     run = RUNS["dropout"].but(ema=0.9, lr=1e-3)
-    trainee, _ = train(run)
+    learner, _ = train(run)
     signals = data_of(run.clips)[0][:5]
-    before = parameters_of(trainee)
-    found = trainee.predict(signals)
-    with trainee.averaged() as model:
-        save_emotion_model(model, tmp_path, do_normalize=trainee.do_normalize)
+    before = parameters_of(learner)
+    found = learner.predict(signals)
+    with learner.averaged() as model:
+        save_emotion_model(model, tmp_path, do_normalize=learner.do_normalize)
     scorer = Scorer(load_emotion_model(str(tmp_path)), dtype="fp32", device="cpu")
     np.testing.assert_allclose(found, scorer.score(signals).scores, atol=2e-6)
     # not the weights of the last step, which are still there
-    assert trainee.average is not None
-    trainee.average = None
-    assert np.abs(trainee.predict(signals) - found).max() > 1e-5
-    after = parameters_of(trainee)
+    assert learner.average is not None
+    learner.average = None
+    assert np.abs(learner.predict(signals) - found).max() > 1e-5
+    after = parameters_of(learner)
     assert all(np.array_equal(before[n], after[n]) for n in after)
 
 
 def test_frozen_parameters_stay_and_are_not_sent() -> None:
     start = start_model("random:tiny", seed=0, freeze="backbone")
     before = {n: p.detach().clone() for n, p in start.model.named_parameters()}
-    trainee = Trainee(start, 0, TrainSettings(lr=1e-2), 5, "cpu", Alone())
-    sent = sum(bucket.numel() for bucket in trainee.gradients.buckets)
+    learner = Learner(start, 0, TrainSettings(lr=1e-2), 5, "cpu", Alone())
+    sent = sum(bucket.numel() for bucket in learner.gradients.buckets)
     assert sent == sum(p.numel() for n, p in before.items() if n.startswith("classifier."))
     run = Run()
-    trainee.step(batch_of(run, batches_of(run)[0], Alone()))
-    for name, parameter in trainee.model.named_parameters():
+    learner.step(batch_of(run, batches_of(run)[0], Alone()))
+    for name, parameter in learner.model.named_parameters():
         moves = name.startswith("classifier.")
         assert torch.equal(parameter, before[name]) != moves, name
 

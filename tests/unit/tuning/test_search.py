@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from raysers.errors import ConfigError
-from raysers.tuning.points import Range, Searched, Space
-from raysers.tuning.search import GridSearch, OptunaSearch, RandomSearch, Shown, grid_search
+from raysers.tuning.points import Parameter, Range, Space
+from raysers.tuning.search import GridSearch, Observation, OptunaSearch, RandomSearch, grid_search
 
 LR = Range(low=1e-5, high=1.0, log=True)
 
 
 def searched(name, values, **when):
-    return Searched(name=name, written="", values=values, when=when)
+    return Parameter(name=name, written="", values=values, when=when)
 
 
 SPACE = Space(
@@ -67,7 +67,7 @@ def swept(search, trials, shown=()):
     shown = list(shown)
     for number in range(len(shown), trials):
         point = search.point(number, shown)
-        shown.append(Shown(point=point, scores={1: score(point)}, state="complete"))
+        shown.append(Observation(point=point, scores={1: score(point)}, state="complete"))
     return shown
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raysers.errors import ConfigError
-from raysers.tuning.resources import choose_seats
+from raysers.tuning.resources import choose_resources
 
 CPUS = [{"CPU": 4.0}, {"CPU": 4.0}]
 GPUS = [{"CPU": 0.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
@@ -24,13 +24,13 @@ GPUS = [{"CPU": 0.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
     ],
 )
 def test_trials_of_one_worker(nodes, trials, workers, most, at_once, cpus, gpus):
-    seats = choose_seats(trials, workers, most, nodes)
-    share = seats.share
+    resources = choose_resources(trials, workers, most, nodes)
+    share = resources.share
     assert (share.at_once, share.cpus_each, share.gpus_each) == (at_once, cpus, gpus)
     assert share.reuse
-    assert seats.placement is None
-    assert seats.room is not None
-    assert seats.room.threads == max(1, int(cpus))
+    assert resources.placement is None
+    assert resources.local is not None
+    assert resources.local.threads == max(1, int(cpus))
     held = sum(node.get("CPU", 0) for node in nodes)
     assert share.at_once * share.cpus_each <= held
 
@@ -40,10 +40,14 @@ def test_trials_of_one_worker(nodes, trials, workers, most, at_once, cpus, gpus)
     [(CPUS, 2, 4, 1, 0), (CPUS, 3, 2, 1, 0), (GPUS, 4, 2, 1, 1), (GPUS, 8, 1, 1, 1)],
 )
 def test_trials_of_several_workers_leave_the_cluster_to_them(nodes, workers, at_once, cpus, gpus):
-    seats = choose_seats(100, workers, 0, nodes)
-    assert (seats.share.at_once, seats.share.cpus_each, seats.share.gpus_each) == (at_once, 0, 0)
-    assert not seats.share.reuse
-    placement = seats.placement
+    resources = choose_resources(100, workers, 0, nodes)
+    assert (resources.share.at_once, resources.share.cpus_each, resources.share.gpus_each) == (
+        at_once,
+        0,
+        0,
+    )
+    assert not resources.share.reuse
+    placement = resources.placement
     assert placement is not None
     assert (placement.workers, placement.num_cpus, placement.num_gpus) == (workers, cpus, gpus)
 
@@ -60,9 +64,9 @@ def test_trials_of_several_workers_leave_the_cluster_to_them(nodes, workers, at_
     ],
 )
 def test_memory_is_shared_by_all_trials_that_one_machine_can_hold(nodes, trials, most, here):
-    seats = choose_seats(trials, 1, most, nodes)
-    assert seats.room is not None
-    assert seats.room.processes_here == here
+    resources = choose_resources(trials, 1, most, nodes)
+    assert resources.local is not None
+    assert resources.local.processes_here == here
 
 
 @pytest.mark.parametrize(
@@ -75,4 +79,4 @@ def test_memory_is_shared_by_all_trials_that_one_machine_can_hold(nodes, trials,
 )
 def test_more_than_the_cluster_holds_is_refused_by_flag(nodes, workers, most, flag):
     with pytest.raises(ConfigError, match=flag):
-        choose_seats(100, workers, most, nodes)
+        choose_resources(100, workers, most, nodes)

@@ -11,7 +11,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from raysers.errors import ConfigError, TrainingDiverged, WriteError
 from raysers.run import Run
-from raysers.tuning.trials import Ended, Piece, Share, failure, run_pieces, stored
+from raysers.tuning.trials import Piece, Share, TrialRecord, failure, run_pieces, stored
 
 EPOCHS = 4
 
@@ -67,19 +67,19 @@ DRAWN = [*EARLIER, 60, 0, 3, 4, 5, 6, 7]
 
 
 @pytest.fixture(scope="module")
-def ended(place, ray_session) -> dict[int, Ended]:
+def ended(place, ray_session) -> dict[int, TrialRecord]:
     """Three pieces of earlier runs, one that was interrupted, one that is bad, three that fail."""
     for n in EARLIER:
         reports = tuple({"epoch": e, "score": 0.1} for e in range(1, EPOCHS))
         path = str(place / f"piece-{n}")
-        Ended(name=f"piece-{n}", path=path, status="done", reports=reports).save()
+        TrialRecord(name=f"piece-{n}", path=path, status="done", reports=reports).save()
     path = str(place / "piece-60")
-    Ended(name="piece-60", path=path, status="running", attempts=1).save()
+    TrialRecord(name="piece-60", path=path, status="running", attempts=1).save()
     return run(place)
 
 
-def run(place: Path) -> dict[int, Ended]:
-    heard: list[Ended] = []
+def run(place: Path) -> dict[int, TrialRecord]:
+    heard: list[TrialRecord] = []
     found = run_pieces(
         pieces(place, DRAWN), Share(at_once=1, cpus_each=1), total=len(DRAWN), retries=1,
         scheduler=asha(), on_ended=heard.append,
@@ -146,10 +146,12 @@ def test_what_failed_for_a_missing_package_is_done_by_the_next_command_and_nothi
 def test_what_lies_outside_of_a_piece_is_counted_in_one_command_only():
     outside = [WriteError("disk full"), ConfigError("no hub"), OSError(28, "No space left")]
     for error in outside:
-        failed = Ended(name="a", path="/a", status="failed", failures=3, **failure(error))
+        failed = TrialRecord(name="a", path="/a", status="failed", failures=3, **failure(error))
         assert failed.is_over(1)
         assert not failed.is_final(1)
         assert failed.again().failures == 0
-    own = Ended(name="a", path="/a", status="failed", failures=2, **failure(ValueError("bad")))
+    own = TrialRecord(
+        name="a", path="/a", status="failed", failures=2, **failure(ValueError("bad"))
+    )
     assert own.is_final(1)
     assert own.again() == own

@@ -21,11 +21,11 @@ from raysers.models import tts
 from raysers.models.tts_command import speech_program
 from raysers.models.tts_engine import NEUTRAL, RANDOM, Engine
 from raysers.words.speaking import SPEECH, Speaking, speak_shard
-from raysers.words.synthesize import Manners, shard_blocks, utterances
+from raysers.words.synthesize import VoiceVariants, shard_blocks, utterances
 
 pytest.importorskip("espeakng_loader")
 TEXTS = ['He said "no"', "😀 great", "line one\nline two", "שלום", "<b>x</b>", "...", "   "]
-ESPEAK = Manners(voices=[NEUTRAL], rates=[175], pitches=[50])
+ESPEAK = VoiceVariants(voices=[NEUTRAL], rates=[175], pitches=[50])
 #: End of a program that speaks: half a second of sound.
 SOUND = (
     "import wave\n"
@@ -45,7 +45,7 @@ ELSEWHERE = (
     "    run_id='run', audio_format='wav', redo=frozenset(), resumed=False))\n"
     "assert not {'ray', 'torch'} & set(sys.modules)\n"
 )
-OWN = Manners(voices=[NEUTRAL], rates=[None], pitches=[None])
+OWN = VoiceVariants(voices=[NEUTRAL], rates=[None], pitches=[None])
 
 
 def speaking(output, **changes) -> Speaking:
@@ -194,7 +194,7 @@ def test_speech_goes_to_object_storage(s3):
 
 def test_the_plan_has_every_text_in_every_manner_once(tmp_path):
     table = pa.table({"text": ["a", "b", "a"], "language": ["de", None, "de"], "n": [1, 2, 3]})
-    how = Manners(voices=[NEUTRAL, "de", "en-us+f3"], rates=[120, 200], pitches=[50])
+    how = VoiceVariants(voices=[NEUTRAL, "de", "en-us+f3"], rates=[120, 200], pitches=[50])
     plan = utterances(table, how, Engine(), str(tmp_path), ".wav")
     # in German the neutral voice is "de" itself
     assert [plan["n"].to_pylist().count(n) for n in (1, 2, 3)] == [4, 6, 4]
@@ -206,7 +206,7 @@ def test_the_plan_has_every_text_in_every_manner_once(tmp_path):
 
 def test_names_do_not_depend_on_the_rest_of_the_texts(tmp_path):
     texts = [f"sentence {i}" for i in range(40)]
-    how = Manners(voices=[RANDOM], rates=[175], pitches=[50])
+    how = VoiceVariants(voices=[RANDOM], rates=[175], pitches=[50])
 
     def names(chosen, seed=0):
         plan = utterances(pa.table({"text": chosen}), how, Engine(seed=seed), str(tmp_path), ".wav")
