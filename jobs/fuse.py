@@ -18,73 +18,31 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysers.cli import as_plain, parse
-from raysers.data.manifest import write_manifest
 from raysers.engine.job import ClipJob
 from raysers.engine.progress import print_warning
 from raysers.errors import ConfigError
-from raysers.evaluation.tables import print_metrics, print_notes
-from raysers.io import storage
-from raysers.run import Exit, Run, quiet_environment, run_main
-from raysers.words import (
-    fusion_data,
-    fusion_features,
-    fusion_flags,
-    fusion_heads,
-    fusion_parts,
-    fusion_plan,
-    fusion_results,
-)
+from raysers.run import Exit, quiet_environment, run_main
+from raysers.words.fuse import prediction_task, train
+from raysers.words.fusion_data import require_words
 from raysers.words.fusion_flags import FusePredictFlags, FuseTrainFlags
-from raysers.words.fusion_task import FeaturesTask, FusionTask
+from raysers.words.fusion_parts import cut_note
+from raysers.words.fusion_task import FusionTask
 
-TRAIN_JOB = fusion_features.TRAIN_JOB
 PREDICT_JOB = "fuse-predict"
-
-
-def train(flags: FuseTrainFlags) -> int:
-    """Check, get every clip's vectors, train the heads, evaluate them; returns the exit code."""
-    flags = fusion_flags.with_absolute_paths(flags)
-    clips = flags.clip_flags(fusion_features.folder(flags))
-    with (
-        Run.open(TRAIN_JOB, flags.output, dry_run=flags.dry_run) as run,
-        ClipJob.open(clips, fusion_features.JOB, table=FeaturesTask.table) as features,
-    ):
-        plan = fusion_plan.make(flags, run, features)
-        if run.earlier is not None and run.earlier.status == "done" and not features.plan.todo:
-            print(f"finished already: {run.output}")
-            return Exit.DONE
-        if flags.dry_run:
-            return features.estimate()
-        if run.earlier is None:
-            write_manifest(storage.join(run.output, "manifest"), plan.data.table)
-        record = run.begin(as_plain(flags), plan.settings)
-        code = fusion_features.make(features)
-        if code != Exit.DONE:
-            error = f"too many clips have no vectors: see {features.run.output}"
-            run.finish("failed", {"error": error})
-            return code
-        vectors = fusion_features.read(features)
-        trained = fusion_heads.train_heads(vectors, flags.head, features.placement)
-        result = fusion_results.write(flags, plan.task, plan.data, vectors, trained, record)
-        run.finish("done", result.outcome)
-    print_metrics(result.rows)
-    print_notes(result.notes)
-    print(f"fusion: {flags.output}")
-    return Exit.DONE
 
 
 def predict(flags: FusePredictFlags) -> int:
     """Check, plan, score what is left, conclude; returns the exit code."""
     with ClipJob.open(flags, PREDICT_JOB, table=FusionTask.table) as job:
-        task = fusion_plan.prediction_task(flags)
+        task = prediction_task(flags)
         job.prepare(task)
         if task.words.asr is None:
-            fusion_data.require_words(job.plan.manifest)
+            require_words(job.plan.manifest)
         if flags.dry_run:
             return job.estimate()
         code = job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
         texts = job.rows(["text"])["text"].drop_null().to_pylist()
-        if note := fusion_parts.cut_note(task.words, texts):
+        if note := cut_note(task.words, texts):
             print_warning(note)
         return code
 

@@ -13,121 +13,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
-import tyro
-
-from raysers.annotate import AnnotateTask
-from raysers.cli import ClipJobFlags, parse
+from raysers.cli import parse
 from raysers.engine.job import ClipJob
 from raysers.engine.progress import print_line
-from raysers.errors import ConfigError
-from raysers.robustness.changes import Comparison
-from raysers.robustness.environments import BACKGROUND, ROOMS
-from raysers.robustness.suites import NOISE_KINDS, ROOM_KINDS, Suite, chosen
+from raysers.robustness.flags import RobustnessFlags
 from raysers.robustness.summary import report, save_audio
-from raysers.robustness.task import Options, RobustnessTask
+from raysers.robustness.task import RobustnessTask
 from raysers.run import quiet_environment, run_main
 
 JOB = "robustness"
-#: What is done to the clips unless something else is asked for.
-DEFAULT_SUITE: Suite = "paper"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RobustnessFlags(ClipJobFlags):
-    """Flags of this job."""
-
-    perturbations: tuple[str, ...] = ()
-    """Only these, by name, in place of a suite."""
-    suite: Literal["", "paper", "small", "full"] = ""
-    """The paper's eight (as when left out), ser-tests' ten, or all there is material for."""
-    tone_snr: Literal["peak", "rms"] = "peak"
-    """What the tone's SNR is relative to: the clip's peak (paper) or RMS (ser-tests)."""
-    seed: int = 0
-    """Of every draw, with the clip's id and the perturbation's name."""
-    repeats: int = 1
-    """Draws per clip and perturbation."""
-    threshold: float = 0.05
-    """A score that changed by less counts as unchanged."""
-    round_scores: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Round scores to 2 decimals before comparing them, as ser-tests does."""
-    noise_folder: str = ""
-    """Recordings in subfolders speech, noise, music, coughing, sneezing, for --suite full."""
-    impulse_responses: str = ""
-    """Responses in subfolders position and room, one of each named reference, for --suite full."""
-    save_audio: int = 0
-    """Write this many perturbed clips, each beside the clean one, as FLAC to listen to."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        super().check()
-        noise = NOISE_KINDS if self.noise_folder else ()
-        rooms = ROOM_KINDS if self.impulse_responses else ()
-        rows, _ = chosen(self.perturbations, self.suite or DEFAULT_SUITE, (*noise, *rooms))
-        self._check_use({row.name for row in rows}, {row.needs for row in rows})
-        for flag, value, good, wanted in (
-            ("--repeats", self.repeats, self.repeats >= 1, "1 or more"),
-            ("--threshold", self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1"),
-            ("--save-audio", self.save_audio, self.save_audio >= 0, "0 or more clips"),
-        ):
-            if not good:
-                raise ConfigError(f"{flag} is {value}: give {wanted}")
-
-    def _check_use(self, names: set[str], needs: set[str]) -> None:
-        """Raises ConfigError for a flag that nothing in this run would look at."""
-        uses = "give --suite full, or a perturbation that uses it:"
-        noise = ", ".join(row.name for row in BACKGROUND if row.needs)
-        rooms = ", ".join(row.name for row in ROOMS)
-        for flag, given, used, fix in (
-            ("--suite", self.suite, not self.perturbations, "leave it out beside --perturbations"),
-            ("--noise-folder", self.noise_folder, needs & set(NOISE_KINDS), f"{uses} {noise}"),
-            (
-                "--impulse-responses",
-                self.impulse_responses,
-                needs & set(ROOM_KINDS),
-                f"{uses} {rooms}",
-            ),
-            (
-                "--tone-snr",
-                "" if self.tone_snr == "peak" else self.tone_snr,
-                "additive_tone" in names,
-                "leave it out, or add the perturbation additive_tone",
-            ),
-        ):
-            if given and not used:
-                raise ConfigError(f"{flag} {given} is used by nothing in this run: {fix}")
-
-    @property
-    def options(self) -> Options:
-        """What is done to the clips."""
-        return Options(
-            names=self.perturbations,
-            suite=self.suite or DEFAULT_SUITE,
-            tone_snr=self.tone_snr,
-            seed=self.seed,
-            repeats=self.repeats,
-            noise_folder=self.noise_folder,
-            impulse_responses=self.impulse_responses,
-        )
-
-    @property
-    def comparison(self) -> Comparison:
-        """When a score counts as unchanged."""
-        return Comparison(
-            threshold=self.threshold,
-            rounded=self.round_scores,
-            seed=self.seed,
-            tone_snr=self.tone_snr,
-        )
 
 
 def robustness(flags: RobustnessFlags) -> int:
     """Check, plan, score what is left, conclude, compare; returns the exit code."""
     with ClipJob.open(flags, JOB, table=RobustnessTask.table) as job:
-        scoring = AnnotateTask.load(flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s)
-        task = RobustnessTask.load(scoring, flags.options, job.run.earlier)
+        task = RobustnessTask.load(flags, job.run.earlier)
         job.prepare(task)
         names = ", ".join(task.variant_names)
         print_line(f"{len(task.variant_names)} variants of every clip: {names}")

@@ -20,13 +20,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from jobs import fuse
-from jobs.evaluate import EvaluateFlags, evaluate
+from jobs.evaluate import evaluate
 from jobs.probe import ProbeFlags, probe
 from raysers.cli import as_plain, parse
 from raysers.data.manifest import read_manifest
 from raysers.engine import cluster
 from raysers.errors import RaysersError
+from raysers.evaluation.flags import EvaluateFlags
 from raysers.evaluation.tables import print_notes
 from raysers.io import storage
 from raysers.run import Exit, Run, quiet_environment, run_main
@@ -45,6 +45,7 @@ from raysers.studies.plan import (
 )
 from raysers.studies.table import print_cells
 from raysers.studies.units import SCORED, Place, best_run
+from raysers.words.fuse import train
 from raysers.words.fusion_flags import FuseTrainFlags
 
 
@@ -95,7 +96,7 @@ def _evaluate(run: Experiment, place: Place) -> int:
         labels=(evaluation_uri(place.output),),
         output=place.uri(run.name),
         in_domain=place.in_domain,
-        **_tuples(run),
+        **run.job_flags,
     )
     flags.check()
     return evaluate(flags)
@@ -106,9 +107,9 @@ def _fuse(run: Experiment, place: Place) -> int:
         data=(training_uri(place.output),),
         output=place.uri(run.name),
         model=_models(run, place)[0],
-        **_tuples(run),
+        **run.job_flags,
     )
-    return fuse.train(flags)
+    return train(flags)
 
 
 def _probe(run: Experiment, place: Place) -> int:
@@ -118,7 +119,7 @@ def _probe(run: Experiment, place: Place) -> int:
         model=_models(run, place),
         output=place.uri(run.name),
         data=(data,) if spoken else (),
-        **_tuples(run),
+        **run.job_flags,
     )
     return probe(flags)
 
@@ -136,12 +137,6 @@ def _analysis(run: Experiment, place: Place) -> Mapping[str, Any]:
     if code != Exit.DONE:
         raise RaysersError(f"{run.job} ended with exit code {code}: see {place.uri(run.name)}")
     return {}
-
-
-def _tuples(run: Experiment) -> dict[str, Any]:
-    """The study's flags for the job, lists as tuples."""
-    flags = run.settings["flags"]
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

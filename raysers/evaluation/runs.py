@@ -15,9 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.data.corpora import read_labelled
+from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.engine import output as parts
+from raysers.engine.plan import index_labelled
 from raysers.errors import ConfigError
-from raysers.evaluation.evaluate import Options, assess, datasets
+from raysers.evaluation.evaluate import assess, datasets
+from raysers.evaluation.flags import EvaluateFlags
 from raysers.evaluation.join import Coverage, join, labelled_only
 from raysers.evaluation.predictions import Predictions, backbones, leaking, merged, pooled
 from raysers.evaluation.rows import Row, to_table
@@ -50,17 +53,22 @@ class Report:
         return max(found.failed_share for found in self.coverage.values())
 
 
-def read_labels(uris: Sequence[str], *, corpus: str, emotion_map: str, speakers: str) -> Labels:
+def read_labels(flags: EvaluateFlags) -> Labels:
     """The labelled clips of manifests, tables and corpora.
 
     Raises:
         ConfigError: they cannot be read, or no clip has a label.
     """
-    read = read_labelled(uris, corpus=corpus, emotion_map=emotion_map, speakers=speakers)
+    read = read_labelled(
+        flags.labels,
+        corpus=flags.corpus,
+        emotion_map=flags.emotion_map,
+        speakers=flags.speakers,
+    )
     table = labelled_only(read.table)
     if not len(table):
         raise ConfigError(
-            f"--labels {' '.join(uris)}: none of its {len(read.table):,} clips has a label for "
+            f"--labels {' '.join(flags.labels)}: none of {len(read.table):,} clips has a label for "
             f"{', '.join(DIMENSIONS)}: give labelled clips (or --emotion-map for categories)"
         )
     if twice := len(table) - pc.count_distinct(table["clip_id"]).as_py():
@@ -68,21 +76,34 @@ def read_labels(uris: Sequence[str], *, corpus: str, emotion_map: str, speakers:
     return Labels(table=table, notes=list(read.notes))
 
 
-def measure(
-    labels: Labels, found: Sequence[Predictions], options: Options, *, pool: bool
-) -> Report:
-    """Join and measure.
+def labelled_clips(flags: EvaluateFlags, labels: Labels) -> str:
+    """A manifest, below the output, of just the clips that have labels; written once."""
+    place = storage.join(flags.output, "clips")
+    if not is_manifest(place) or _starts(read_manifest(place)) != _starts(labels.table):
+        clips, _ = index_labelled(
+            flags.labels,
+            corpus=flags.corpus,
+            emotion_map=flags.emotion_map,
+            speakers=flags.speakers,
+        )
+        write_manifest(place, labelled_only(clips))
+    return place
 
-    Args:
-        labels: labelled clips.
-        found: predictions by folder.
-        options: what to measure.
-        pool: all the predictions are one model's.
+
+def _starts(table: pa.Table) -> list[tuple[str, int]]:
+    """Where clips start; where they end may be unknown until their headers are read."""
+    starts = pc.fill_null(table["start"].cast(pa.int64()), 0).to_pylist()
+    return sorted(zip(table["file"].to_pylist(), starts, strict=True))
+
+
+def measure(flags: EvaluateFlags, labels: Labels, found: Sequence[Predictions]) -> Report:
+    """Join labels and predictions by folder, and measure.
 
     Raises:
         ConfigError: predictions and labels do not fit together.
     """
-    models = pooled(found) if pool else merged(found)
+    options = flags.options
+    models = pooled(found) if flags.pool else merged(found)
     scores, coverage = join(labels.table, {one.model: one.table for one in models})
     known = datasets(scores)
     if not known:

@@ -20,26 +20,13 @@ from raysers.engine.plan import Placement
 from raysers.engine.worker import ClipTask
 from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.robustness.amr import is_installed
+from raysers.robustness.flags import DEFAULT_SUITE, RobustnessFlags
 from raysers.robustness.perturbation import Perturbation, TooShort, generator
-from raysers.robustness.perturbations import Reference
 from raysers.robustness.recordings import NoiseReader, Recording, listed, usable
-from raysers.robustness.suites import CLEAN, Suite, chosen, with_options
+from raysers.robustness.suites import CLEAN, chosen, with_options
 from raysers.run import RunRecord
 from raysers.schemas import ROBUSTNESS
 from raysers.types import Status
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What is done to the clips, as the flags say."""
-
-    names: Sequence[str] = ()
-    suite: Suite = "paper"
-    tone_snr: Reference = "peak"
-    seed: int = 0
-    repeats: int = 1
-    noise_folder: str = ""
-    impulse_responses: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,36 +111,37 @@ class RobustnessTask(ClipTask):
     own_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(
-        cls, scoring: AnnotateTask, options: Options, earlier: RunRecord | None
-    ) -> RobustnessTask:
-        """Settle what is done to the clips.
+    def load(cls, flags: RobustnessFlags, earlier: RunRecord | None) -> RobustnessTask:
+        """Check the model and decide what is done to the clips.
 
         Raises:
-            ConfigError: an unknown perturbation, one without recordings, or no codec to resume
-                with.
+            ConfigError: an unknown model or perturbation, one without recordings, or no codec to
+                resume with.
+            CheckpointError: a model that cannot be trusted to score.
         """
-        noise, noise_mark = listed("--noise-folder", options.noise_folder)
-        rooms, rooms_mark = listed("--impulse-responses", options.impulse_responses)
-        rows, left_out = chosen(options.names, options.suite, {**noise, **rooms})
+        scoring = AnnotateTask.load(flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s)
+        noise, noise_mark = listed("--noise-folder", flags.noise_folder)
+        rooms, rooms_mark = listed("--impulse-responses", flags.impulse_responses)
+        suite = flags.suite or DEFAULT_SUITE
+        rows, left_out = chosen(flags.perturbations, suite, {**noise, **rooms})
         used = {row.needs for row in rows} - {""}
         material = {
             **usable("--noise-folder", noise, used),
             **usable("--impulse-responses", rooms, used),
         }
         codec = any(row.name == "phone" for row in rows) and _codec(earlier)
-        rows = with_options(rows, tone_snr=options.tone_snr, amr=codec)
+        rows = with_options(rows, tone_snr=flags.tone_snr, amr=codec)
         return cls(
             scoring=scoring,
             perturbed=Perturbed(
-                rows=tuple(rows), seed=options.seed, repeats=options.repeats, material=material
+                rows=tuple(rows), seed=flags.seed, repeats=flags.repeats, material=material
             ),
             left_out=tuple(left_out),
             own_settings={
                 "perturbations": [row.name for row in rows],
-                "tone_snr": options.tone_snr,
-                "seed": options.seed,
-                "repeats": options.repeats,
+                "tone_snr": flags.tone_snr,
+                "seed": flags.seed,
+                "repeats": flags.repeats,
                 "noise": noise_mark,
                 "impulse_responses": rooms_mark,
                 "amr": codec,

@@ -47,6 +47,12 @@ class Experiment:
     settings: Mapping[str, Any]
     needs: tuple[str, ...] = ()
 
+    @property
+    def job_flags(self) -> dict[str, Any]:
+        """Flags of the job by name, lists as tuples."""
+        flags = self.settings["flags"]
+        return {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:

@@ -20,14 +20,13 @@ from raysers.engine.job import ClipJob, here
 from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
 from raysers.evaluation import runs
-from raysers.evaluation.evaluate import Options
+from raysers.evaluation.flags import EvaluateFlags
 from raysers.evaluation.predictions import read_predictions
 from raysers.io import storage
 from raysers.models import checkpoint, weights
 from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
-from raysers.robustness.changes import Comparison
+from raysers.robustness.flags import RobustnessFlags
 from raysers.robustness.summary import report as report_robustness
-from raysers.robustness.task import Options as Changes
 from raysers.robustness.task import RobustnessTask
 from raysers.run import Exit, Run, load_record
 from raysers.studies import networks
@@ -202,27 +201,25 @@ def judge(model: str, place: Place) -> None:
     """
     scored, output = storage.join(model, SCORED), storage.join(model, MEASURED)
     labels = evaluation_uri(place.output)
+    flags = EvaluateFlags(
+        labels=(labels,), output=output, predictions=(scored,), in_domain=place.in_domain
+    )
     settings = {"labels": [labels], "predictions": [scored], "in_domain": place.in_domain}
     with Run.open(_EVALUATE, output, table="metrics") as run:
-        found = runs.read_labels((labels,), corpus="auto", emotion_map="", speakers="")
-        options = Options(in_domain=place.in_domain)
-        report = runs.measure(found, [read_predictions(scored)], options, pool=False)
+        report = runs.measure(flags, runs.read_labels(flags), [read_predictions(scored)])
         run.begin({**settings, "output": output}, settings)
         runs.write(report, run, good=True)
 
 
 def _annotate_with(model: str, output: str, place: Place, *, embeddings: bool) -> dict[str, Any]:
-    flags = _clip_flags(model, output, place)
+    flags = ClipJobFlags(input=(evaluation_uri(place.output),), output=output, model=model)
     with ClipJob.open(flags, _ANNOTATE, table=AnnotateTask.table) as job:
-        job.prepare(_scoring(flags, embeddings=embeddings), placement=place.placement)
+        task = AnnotateTask.load(
+            flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s, embeddings=embeddings
+        )
+        job.prepare(task, placement=place.placement)
         _require_done(job, job.execute({**as_plain(flags), "embeddings": embeddings}))
     return _took(flags.output)
-
-
-def _scoring(flags: ClipJobFlags, *, embeddings: bool) -> AnnotateTask:
-    return AnnotateTask.load(
-        flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s, embeddings=embeddings
-    )
 
 
 def _require_done(job: ClipJob, code: Exit) -> None:
@@ -242,27 +239,17 @@ def _annotate(run: Experiment, place: Place, _: Report) -> dict[str, Any]:
 
 def _robustness(run: Experiment, place: Place, _: Report) -> dict[str, Any]:
     chosen = best_run(run, place)
-    model, given = place.uri(chosen), run.settings["flags"]
-    flags = _clip_flags(model, place.uri(run.name), place)
-    changes = Changes(
-        names=tuple(given.get("perturbations", ())),
-        suite=given.get("suite", "paper"),
-        tone_snr=given.get("tone_snr", "peak"),
-        seed=given.get("seed", 0),
-        repeats=given.get("repeats", 1),
-    )
-    comparison = Comparison(
-        threshold=given.get("threshold", 0.05),
-        rounded=given.get("round_scores", False),
-        seed=changes.seed,
-        tone_snr=changes.tone_snr,
+    flags = RobustnessFlags(
+        input=(evaluation_uri(place.output),),
+        output=place.uri(run.name),
+        model=place.uri(chosen),
+        **run.job_flags,
     )
     with ClipJob.open(flags, _ROBUSTNESS, table=RobustnessTask.table) as job:
-        scoring = _scoring(flags, embeddings=False)
-        task = RobustnessTask.load(scoring, changes, job.run.earlier)
+        task = RobustnessTask.load(flags, job.run.earlier)
         job.prepare(task, placement=place.placement)
-        _require_done(job, job.execute({**as_plain(flags), **given}))
-        report_robustness(job, task, comparison)
+        _require_done(job, job.execute())
+        report_robustness(job, task, flags.comparison)
     return {**_took(flags.output), "looked_at": chosen}
 
 
@@ -276,10 +263,6 @@ def dev_ccc_mean(document: Mapping[str, Any]) -> float:
     """Mean dev CCC of the epoch that a training kept; -1 where it had no dev clips."""
     kept = document["history"][int(document["outcome"]["kept_epoch"]) - 1]["dev_ccc_mean"]
     return -1.0 if kept is None else float(kept)
-
-
-def _clip_flags(model: str, output: str, place: Place) -> ClipJobFlags:
-    return ClipJobFlags(input=(evaluation_uri(place.output),), output=output, model=model)
 
 
 def _took(output: str) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""The vectors a fusion is trained on: one pass over the clips, kept as an output of its own.
+"""The vectors a fusion is trained on, and the training of its heads on them.
 
-The folder has a record and a manifest like any job's, so an interrupted pass goes on, and a second
-training with other heads finds every vector there. Two trainings may share it one after the other;
-while one fills it, a second is refused.
+The vectors come from one pass over the clips, in a folder with a record and a manifest like any
+job's: an interrupted pass resumes, and a second training with other heads reuses the vectors. Two
+trainings may share the folder one after the other; while one fills it, a second is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.data.splits import identities
+from raysers.engine.cluster import call_on_worker
 from raysers.engine.job import ClipJob
+from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
 from raysers.evaluation.join import dimensions_of
 from raysers.io import storage
-from raysers.models.fusion import SOUND, WORDS
+from raysers.models.fusion import SOUND, SOURCES, WORDS, FusionHead, side_by_side
+from raysers.models.fusion_training import EpochOfHead, HeadSettings, Vectors, train_head
 from raysers.run import Exit, load_record
 from raysers.types import Status
-from raysers.words.fusion_data import nothing_to_learn
+from raysers.words.fusion_data import DEV, TRAIN, nothing_to_learn
 from raysers.words.fusion_flags import FuseTrainFlags
 
 JOB = "fuse-features"
@@ -107,3 +112,33 @@ def _matrix(column: pa.ChunkedArray) -> Floats:
     lists = column.combine_chunks()
     flat = lists.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(flat, np.float32).reshape(len(lists), -1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedHeads:
+    """Heads by name, and what every epoch of each came to."""
+
+    heads: Mapping[str, FusionHead]
+    history: Mapping[str, list[EpochOfHead]]
+
+
+def train_heads(features: Features, settings: HeadSettings, placement: Placement) -> TrainedHeads:
+    """The three heads on the training clips' vectors, each at its best epoch on dev."""
+    found = {}
+    for name in SOURCES:
+        train, dev = (_vectors(features, name, split) for split in (TRAIN, DEV))
+        work = partial(train_head, name, train, dev, settings, device=placement.device)
+        if placement.num_gpus and not placement.local:
+            found[name] = call_on_worker(placement, work)
+        else:
+            found[name] = work()
+    return TrainedHeads(
+        heads={name: head for name, (head, _) in found.items()},
+        history={name: history for name, (_, history) in found.items()},
+    )
+
+
+def _vectors(features: Features, head: str, split: str) -> Vectors:
+    rows = features.places(split)
+    chosen = {source: values[rows] for source, values in features.vectors.items()}
+    return Vectors(values=side_by_side(head, chosen), labels=features.labels[rows])

@@ -1,4 +1,4 @@
-"""The models and clips of a fusion, checked before anything is written."""
+"""Training a fusion, and the models that predict with one, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raysers.annotate import AnnotateTask
+from raysers.cli import as_plain
+from raysers.data.manifest import write_manifest
 from raysers.engine.job import ClipJob
 from raysers.errors import ObjectMissing, RefusedError
+from raysers.evaluation.tables import print_metrics, print_notes
 from raysers.io import storage
 from raysers.models.text import TextPooling
-from raysers.run import Run
-from raysers.words import fusion_data
+from raysers.run import Exit, Run
+from raysers.words import fusion_data, fusion_features, fusion_results
 from raysers.words.fusion_data import FusionData
-from raysers.words.fusion_flags import FusePredictFlags, FuseTrainFlags, head_settings
+from raysers.words.fusion_flags import (
+    FusePredictFlags,
+    FuseTrainFlags,
+    head_settings,
+    with_absolute_paths,
+)
 from raysers.words.fusion_parts import (
     MANIFEST,
     check_same,
@@ -28,9 +36,43 @@ from raysers.words.fusion_parts import (
 )
 from raysers.words.fusion_task import FeaturesTask, FusionTask
 
+TRAIN_JOB = fusion_features.TRAIN_JOB
+
+
+def train(flags: FuseTrainFlags) -> int:
+    """Check, get every clip's vectors, train the heads, evaluate them; returns the exit code."""
+    flags = with_absolute_paths(flags)
+    clips = flags.clip_flags(fusion_features.folder(flags))
+    with (
+        Run.open(TRAIN_JOB, flags.output, dry_run=flags.dry_run) as run,
+        ClipJob.open(clips, fusion_features.JOB, table=FeaturesTask.table) as features,
+    ):
+        plan = _plan(flags, run, features)
+        if run.earlier is not None and run.earlier.status == "done" and not features.plan.todo:
+            print(f"finished already: {run.output}")
+            return Exit.DONE
+        if flags.dry_run:
+            return features.estimate()
+        if run.earlier is None:
+            write_manifest(storage.join(run.output, "manifest"), plan.data.table)
+        record = run.begin(as_plain(flags), plan.settings)
+        code = fusion_features.make(features)
+        if code != Exit.DONE:
+            error = f"too many clips have no vectors: see {features.run.output}"
+            run.finish("failed", {"error": error})
+            return code
+        vectors = fusion_features.read(features)
+        trained = fusion_features.train_heads(vectors, flags.head, features.placement)
+        result = fusion_results.write(flags, plan.task, plan.data, vectors, trained, record)
+        run.finish("done", result.outcome)
+    print_metrics(result.rows)
+    print_notes(result.notes)
+    print(f"fusion: {flags.output}")
+    return Exit.DONE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FusionPlan:
+class _Plan:
     """A training that can begin or go on.
 
     Attributes:
@@ -44,7 +86,7 @@ class FusionPlan:
     settings: Mapping[str, Any]
 
 
-def make(flags: FuseTrainFlags, run: Run, features: ClipJob) -> FusionPlan:
+def _plan(flags: FuseTrainFlags, run: Run, features: ClipJob) -> _Plan:
     """Check models, data and both folders, and plan the pass over the clips.
 
     Raises:
@@ -83,7 +125,7 @@ def make(flags: FuseTrainFlags, run: Run, features: ClipJob) -> FusionPlan:
         "data_fingerprint": data.fingerprint,
     }
     run.refuse_other_settings(settings)
-    return FusionPlan(task=task, data=data, settings=settings)
+    return _Plan(task=task, data=data, settings=settings)
 
 
 def prediction_task(flags: FusePredictFlags) -> FusionTask:

@@ -1,0 +1,120 @@
+"""Flags of the evaluate job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from raysers.cli import Uris, as_plain
+from raysers.errors import ConfigError
+from raysers.evaluation.evaluate import Options
+from raysers.io import storage
+from raysers.run import absolute_output
+
+#: Flags that change nothing in the rows.
+_NOT_DECIDING = ("output", "workers", "max_failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags:
+    """Flags of this job."""
+
+    labels: Uris
+    """Labelled clips: manifests, tables, corpus folders, audformat databases."""
+    output: str
+    """Folder or s3:// prefix for the metrics."""
+    predictions: Uris = ()
+    """Output folders of annotate or train; each is one model's."""
+    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL ...]")] = ()
+    """Models to predict with first, into OUTPUT/predictions."""
+    input: Uris = ()
+    """What --model predicts: audio or manifests; default: the labelled data."""
+    pool: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The predictions are one model's: the folds of a cross-validation, each clip once."""
+    by: tuple[Literal["sex", "speaker", "language", "emotion", "split", "session"], ...] = ()
+    """Also measure every value of these columns by itself."""
+    bootstrap: int = 1000
+    """Draws behind the intervals; 0 leaves them out."""
+    speaker_samples: int = 200
+    """Per-speaker CCC: clips drawn of each speaker, who must have more than that."""
+    in_domain: str = ""
+    """Corpus the models were trained on, for the cross-corpus drop; default: msp-podcast."""
+    seed: int = 0
+    """Of the draws and of the random baseline."""
+    corpus: str = "auto"
+    """Layout of the labelled data, when it is not to be recognised by itself."""
+    emotion_map: str = ""
+    """Map from emotion categories to the dimensions (a name or YAML), for data without them."""
+    speakers: str = ""
+    """CSV with the `sex` of every `speaker` or `video`, for data that does not say."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of --model."""
+    workers: int = 0
+    """Model workers for --model; 0 uses every GPU, or every CPU when there is none."""
+    max_failed: float = 0.05
+    """Highest share of failed predictions before the job ends with exit code 3."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        rules = (
+            (bool(self.labels), "--labels is empty: give labelled clips"),
+            (bool(self.output), "--output is empty: give a folder or an s3:// prefix"),
+            (
+                bool(self.predictions or self.model),
+                "nothing to evaluate: give --predictions FOLDER or --model MODEL",
+            ),
+            (
+                bool(self.model) or not self.input,
+                "--input is what --model predicts: give --model, or drop it",
+            ),
+            (
+                not self.pool or len(self.predictions) + len(self.model) > 1,
+                "--pool puts several predictions together: give more than one",
+            ),
+            (self.bootstrap >= 0, f"--bootstrap is {self.bootstrap}: give 0 (none) or more draws"),
+            (
+                self.speaker_samples >= 2,
+                f"--speaker-samples is {self.speaker_samples}: give at least 2 clips",
+            ),
+            (self.workers >= 0, f"--workers is {self.workers}: give 0 (automatic) or more"),
+            (
+                0 <= self.max_failed <= 1,
+                f"--max-failed is {self.max_failed}: give a share from 0 to 1",
+            ),
+        )
+        for good, message in rules:
+            if not good:
+                raise ConfigError(message)
+
+    def with_absolute_paths(self) -> EvaluateFlags:
+        """The flags, checked, with absolute paths.
+
+        Raises:
+            ConfigError: a flag has an impossible value.
+        """
+        self.check()
+        return replace(
+            self,
+            labels=tuple(map(storage.absolute, self.labels)),
+            output=absolute_output(self.output),
+            predictions=tuple(map(storage.absolute, self.predictions)),
+            input=tuple(map(storage.absolute, self.input)),
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flags that decide the rows."""
+        return {k: v for k, v in as_plain(self).items() if k not in _NOT_DECIDING}
+
+    @property
+    def options(self) -> Options:
+        """What to measure."""
+        return Options(
+            by=tuple(dict.fromkeys(self.by)),
+            draws=self.bootstrap,
+            seed=self.seed,
+            speaker_samples=self.speaker_samples,
+            in_domain=self.in_domain,
+        )
