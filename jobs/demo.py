@@ -1,4 +1,4 @@
-"""The whole way on made-up speech, offline.
+"""The whole pipeline on synthetic speech, offline.
 
     make demo                      about 60 spoken clips and six broken files; under 2 minutes
     make demo AUDIO=folder         your own recordings instead
@@ -10,24 +10,15 @@ Clips are made once and kept, so running the demo again shows how a finished fol
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from importlib import resources
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import soundfile
-import soxr
-
+from jobs import annotate
 from raysers.cli import parse
-from raysers.errors import ConfigError
-from raysers.models.tts import speak
 from raysers.run import Exit, run_main
-from raysers.types import DIMENSIONS
+from raysers.words.demo_speech import make_audio, print_emotions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,64 +31,15 @@ class Demo:
     """Folder for the tables, and for the clips when they are made."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
-    """How a mood is spoken: what espeak-ng offers of rate and pitch."""
-
-    rates_wpm: tuple[int, ...]
-    pitches: tuple[int, ...]
-    gain: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileFormat:
-    """How a clip is stored."""
-
-    suffix: str
-    sample_rate_hz: int
-    channels: int = 1
-    subtype: str | None = None
-
-
-MANNERS = {
-    "happy": Manner(rates_wpm=(185, 200, 215), pitches=(62, 72, 80), gain=0.9),
-    "angry": Manner(rates_wpm=(190, 210, 230), pitches=(40, 50, 58), gain=1.4),
-    "sad": Manner(rates_wpm=(110, 120, 130), pitches=(20, 28, 36), gain=0.4),
-    "neutral": Manner(rates_wpm=(155, 165), pitches=(45, 50), gain=0.7),
-}
-
-#: (voice, variant); each mood meets all of them
-SPEAKERS = (
-    ("en-us", ""),
-    ("en-us", "f3"),
-    ("en-gb", "m3"),
-    ("en-gb-scotland", "f2"),
-    ("en-us", "m7"),
-    ("en-029", "f5"),
-    ("en-gb", "klatt2"),
-)
-
-FORMATS = (
-    FileFormat(suffix=".wav", sample_rate_hz=16_000, subtype="PCM_16"),
-    FileFormat(suffix=".flac", sample_rate_hz=22_050),
-    FileFormat(suffix=".wav", sample_rate_hz=44_100, channels=2, subtype="PCM_16"),
-    FileFormat(suffix=".ogg", sample_rate_hz=16_000),
-    FileFormat(suffix=".wav", sample_rate_hz=22_050, subtype="PCM_16"),
-    FileFormat(suffix=".mp3", sample_rate_hz=44_100, channels=2),
-)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code is the annotation job's."""
     return run_main(lambda: _demo(argv))
 
 
 def _demo(argv: Sequence[str] | None) -> int:
-    from jobs import annotate
-
-    config = parse(Demo, argv, description="Annotate made-up speech, or a folder of your own.")
+    config = parse(Demo, argv, description="Annotate synthetic speech, or a folder of your own.")
     audio, flags = config.audio, []
-    folder = Path(config.output, _name(audio) if audio else "made-up-speech")
+    folder = Path(config.output, _folder_name(audio) if audio else "synthetic-speech")
     if not audio:
         audio = str(folder / "audio")
         clips, broken = make_audio(Path(audio))
@@ -108,148 +50,22 @@ def _demo(argv: Sequence[str] | None) -> int:
     code = annotate.main(["--input", audio, "--output", str(tables), *flags])
     table = tables / "annotations"
     if not config.audio and code in (Exit.DONE, Exit.TOO_MANY_FAILED):
-        _say_moods(table)
-    _say_where(table)
+        print_emotions(table)
+    _print_where(table)
     return code
 
 
-def _say_moods(table: Path) -> None:
-    """Mean scores of the made clips by the mood they were spoken in."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(table, columns=["file", *DIMENSIONS])
-    mood = pc.extract_regex(rows["file"], r"(?P<mood>[a-z]+)-[^/]*$").combine_chunks().field("mood")
-    means = rows.append_column("mood", mood).group_by("mood", use_threads=False)
-    columns = [(name, "mean") for name in DIMENSIONS]
-    print("demo: mean scores by the mood espeak-ng was told to speak in")
-    print("  mood     " + "".join(f"{name:>11}" for name in DIMENSIONS))
-    for row in means.aggregate(columns).sort_by([("arousal_mean", "descending")]).to_pylist():
-        if row["mood"] in MANNERS:
-            scores = "".join(f"{row[f'{name}_mean']:11.2f}" for name in DIMENSIONS)
-            print(f"  {row['mood']:<9}{scores}")
-
-
-def _name(uri: str) -> str:
-    """A folder name of its own for every input, with its last part to be recognised by."""
+def _folder_name(uri: str) -> str:
+    """A unique folder name for every input that starts with its last part."""
     place = uri if "://" in uri else str(Path(uri).resolve())
     mark = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:6]
     return f"{place.rstrip('/').rsplit('/', 1)[-1] or 'root'}-{mark}"
 
 
-def _say_where(table: Path) -> None:
+def _print_where(table: Path) -> None:
     if table.is_dir():
         print(f"demo: the table is in {table}; one way to read it:")
         print(f"""  {sys.executable} -c 'import pandas; print(pandas.read_parquet("{table}"))'""")
-
-
-def make_audio(folder: Path) -> tuple[int, int]:
-    """Write the spoken clips and the broken files that `folder` does not have yet.
-
-    The samples are the same on every machine; the bytes of a compressed file may not be.
-
-    Returns:
-        How many files of each there are.
-
-    Raises:
-        ConfigError: espeak-ng is not installed, or `folder` cannot be written.
-    """
-    clips, broken = _clips(_sentences()), _broken_files()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, make in (clips | broken).items():
-            if not (folder / name).exists():
-                _write_atomic(folder / name, make())
-    except OSError as error:
-        message = f"cannot write the demo's clips ({error}): choose another --output"
-        raise ConfigError(message) from None
-    return len(clips), len(broken)
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    # a hidden name and a rename, so that an interrupted demo leaves no half clip behind
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-
-
-def _sentences() -> Iterator[tuple[str, str]]:
-    """(mood, words) of the built-in table."""
-    table = resources.files("raysers").joinpath("assets", "demo_sentences.txt")
-    for line in table.read_text("utf-8").splitlines():
-        if not line.startswith("#"):
-            mood, words = line.split("\t")
-            yield mood, words
-
-
-def _clips(sentences: Iterable[tuple[str, str]]) -> dict[str, Callable[[], bytes]]:
-    """File name -> what makes its bytes. Manner, speaker and format go round at own pace."""
-    clips: dict[str, Callable[[], bytes]] = {}
-    for i, (mood, words) in enumerate(sentences):
-        manner = MANNERS[mood]
-        voice, variant = SPEAKERS[i % len(SPEAKERS)]
-        stored = FORMATS[i % len(FORMATS)]
-        say = partial(
-            _say,
-            words,
-            voice=voice,
-            variant=variant,
-            rate_wpm=manner.rates_wpm[i % len(manner.rates_wpm)],
-            pitch=manner.pitches[i // 2 % len(manner.pitches)],
-            gain=manner.gain,
-            stored=stored,
-        )
-        clips["-".join(filter(None, [mood, f"{i:02d}", voice, variant])) + stored.suffix] = say
-    return clips
-
-
-def _say(
-    words: str,
-    *,
-    voice: str,
-    variant: str,
-    rate_wpm: int,
-    pitch: int,
-    gain: float,
-    stored: FileFormat,
-) -> bytes:
-    spoken, sample_rate_hz = speak(
-        words, voice=voice, variant=variant, rate_wpm=rate_wpm, pitch=pitch
-    )
-    mono = np.clip(gain * soxr.resample(spoken, sample_rate_hz, stored.sample_rate_hz), -1, 1)
-    # the right channel is softer: a mean of channels must not hide behind equal ones
-    channels = np.stack([mono, 0.5 * mono][: stored.channels], axis=1)
-    return _encode(channels, stored)
-
-
-def _encode(samples: npt.NDArray[np.float32], stored: FileFormat) -> bytes:
-    """A sound file of `samples`, shape (frames, channels)."""
-    file = io.BytesIO()
-    kind = stored.suffix.removeprefix(".").upper()
-    soundfile.write(file, samples, stored.sample_rate_hz, format=kind, subtype=stored.subtype)
-    return file.getvalue()
-
-
-def _broken_files() -> dict[str, Callable[[], bytes]]:
-    """File name -> what makes the bytes of a file that cannot be scored."""
-    pcm16 = FORMATS[0]
-    float32 = FileFormat(suffix=".wav", sample_rate_hz=16_000, subtype="FLOAT")
-    second = np.float32(0.1) * np.sin(np.arange(16_000, dtype=np.float32) / 20)[:, np.newaxis]
-    with_nan = second.copy()
-    with_nan[8_000] = np.nan
-    pointer = (
-        "version https://git-lfs.github.com/spec/v1\n"
-        "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
-        "size 84012\n"
-    )
-    return {
-        "broken-zero-bytes.wav": lambda: b"",
-        "broken-only-text.wav": lambda: b"These are words about sound, not sound.\n" * 20,
-        "broken-cut-in-the-middle.wav": lambda: _encode(second, pcm16)[:20_001],
-        "broken-ten-milliseconds.wav": lambda: _encode(second[:160], pcm16),
-        "broken-not-a-number.wav": lambda: _encode(with_nan, float32),
-        "broken-git-lfs-pointer.wav": pointer.encode,
-    }
 
 
 if __name__ == "__main__":

@@ -37,14 +37,9 @@ class IndexFlags(ListingFlags):
     speakers: str = ""
     """CSV with video or speaker, and sex, for corpora that do not say."""
 
-    @property
-    def is_labelled(self) -> bool:
-        """Whether anything asks for labels."""
-        return self.corpus != "none" or bool(self.emotion_map or self.speakers)
-
     def label_settings(self) -> dict[str, str]:
         """Where labels come from; empty without any, so that older outputs stay valid."""
-        if not self.is_labelled:
+        if self.corpus == "none" and not (self.emotion_map or self.speakers):
             return {}
         is_file = "/" in self.emotion_map or bool(suffix_of(self.emotion_map))
         return {
@@ -64,10 +59,8 @@ def index(flags: IndexFlags) -> int:
         if run.earlier is not None and run.earlier.status == "done":
             print(f"{run.output} holds this manifest already; for new files index elsewhere")
             return Exit.DONE
-        if labels:
-            manifest, notes = plan.list_labelled_clips(flags, **labels)
-        else:
-            manifest, notes = plan.list_clips(flags), []
+        labelled = plan.list_labelled_clips(flags, **labels) if labels else None
+        manifest, notes = labelled or (plan.list_clips(flags), [])
         for note in notes:
             progress.print_warning(note)
         write_manifest(join(run.output, "manifest"), manifest)

@@ -60,7 +60,7 @@ class Cost:
     epochs: int = 0
 
 
-def heard(plan: StudyPlan) -> CorpusHours:
+def corpus_hours(plan: StudyPlan) -> CorpusHours:
     """How much audio the corpora have; made-up ones are not spoken for it.
 
     Raises:

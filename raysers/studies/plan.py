@@ -30,7 +30,7 @@ STUDY_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyingFlags:
+class StudyFlags:
     """All flags of the study job."""
 
     study: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME_OR_FILE [NAME_OR_FILE ...]")]
@@ -73,10 +73,10 @@ class StudyingFlags:
                 raise ConfigError(f"{flag} is {value or 'empty'}: give {wanted}")
 
 
-FlagsT = TypeVar("FlagsT", bound=StudyingFlags)
+FlagsT = TypeVar("FlagsT", bound=StudyFlags)
 
 
-def _rules(flags: StudyingFlags) -> Iterator[tuple[bool, str, str]]:
+def _rules(flags: StudyFlags) -> Iterator[tuple[bool, str, str]]:
     yield bool(flags.study), "--study", "a study, or paper for all of them"
     yield bool(flags.output), "--output", "a folder or an s3:// prefix"
     given = bool(flags.data) or flags.scale == "small"
@@ -103,7 +103,7 @@ class StudyPlan:
         earlier: the record of the run that is resumed, if any.
     """
 
-    flags: StudyingFlags
+    flags: StudyFlags
     wanted: Sequence[str]
     studies: Sequence[Study]
     grid: Grid
@@ -135,7 +135,7 @@ def with_absolute_paths(flags: FlagsT) -> FlagsT:
     )
 
 
-def make_plan(flags: StudyingFlags, run: Run) -> StudyPlan:
+def make_plan(flags: StudyFlags, run: Run) -> StudyPlan:
     """Read studies and folder; nothing of the corpora yet.
 
     Args:
@@ -198,7 +198,7 @@ def load_corpora(plan: StudyPlan, *, speak: bool = True) -> Corpora:
     return study_corpora.arrange(tables, home, notes, flags.limit)
 
 
-def made_up_corpora(flags: StudyingFlags) -> list[study_speech.MadeUp]:
+def made_up_corpora(flags: StudyFlags) -> list[study_speech.MadeUp]:
     """What is made up because too little was given: small studies have two corpora at least."""
     if flags.scale != "small" or len(flags.data) > 1:
         return []
@@ -220,7 +220,7 @@ def study_uri(output: str, name: str) -> str:
     return storage.join(output, "studies", f"{name}.yaml")
 
 
-def _settings(flags: StudyingFlags) -> dict[str, Any]:
+def _settings(flags: StudyFlags) -> dict[str, Any]:
     names = ("scale", "data", "in_domain", "emotion_map", "speakers", "limit")
     values = {name: getattr(flags, name) for name in names}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from raysers.annotate import AnnotateTask
 from raysers.cli import ClipJobFlags, as_plain
+from raysers.data.manifest import read_manifest
 from raysers.engine.job import ClipJob, here
 from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
@@ -38,6 +41,8 @@ from raysers.tuning.resources import TrialResources
 from raysers.tuning.trial import command_of
 from raysers.tuning.trials import Report
 from raysers.tuning.values import SEARCHABLE, coerce
+from raysers.words.fusion_flags import FuseTrainFlags
+from raysers.words.probe_flags import ProbeFlags
 
 #: Folders of a trained model with its scores of the judged clips, and what they are worth.
 SCORED, MEASURED = "judged", "evaluated"
@@ -278,6 +283,47 @@ def _took(output: str) -> dict[str, Any]:
 def _document(model: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(storage.read_bytes(storage.join(model, "training.json")))
     return found
+
+
+def _analysed(run: Experiment, place: Place) -> tuple[str, ...]:
+    """Models that a run analyses: the best where the study asks for it, else all."""
+    chosen = (best_run(run, place),) if run.settings["best"] else run.needs
+    return tuple(map(place.uri, chosen))
+
+
+def evaluate_flags(run: Experiment, place: Place) -> EvaluateFlags:
+    """The flags of an evaluation of the models' scores."""
+    flags = EvaluateFlags(
+        predictions=tuple(storage.join(model, SCORED) for model in _analysed(run, place)),
+        labels=(evaluation_uri(place.output),),
+        output=place.uri(run.name),
+        in_domain=place.in_domain,
+        **run.job_flags,
+    )
+    flags.check()
+    return flags
+
+
+def fuse_flags(run: Experiment, place: Place) -> FuseTrainFlags:
+    """The flags of a fusion with the (first) model."""
+    return FuseTrainFlags(
+        data=(training_uri(place.output),),
+        output=place.uri(run.name),
+        model=_analysed(run, place)[0],
+        **run.job_flags,
+    )
+
+
+def probe_flags(run: Experiment, place: Place) -> ProbeFlags:
+    """The flags of a probe; without the corpus where it has no transcripts."""
+    data = training_uri(place.output)
+    spoken = pc.any(pc.is_valid(read_manifest(data, ["transcript"])["transcript"])).as_py()
+    return ProbeFlags(
+        model=_analysed(run, place),
+        output=place.uri(run.name),
+        data=(data,) if spoken else (),
+        **run.job_flags,
+    )
 
 
 _CALLS: Mapping[str, Callable[[Experiment, Place, Report], dict[str, Any]]] = {

@@ -8,33 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.manifest import manifest_parts
+from raysers.annotate import AnnotateTask
+from raysers.data.manifest import is_whole, manifest_parts, read_manifest, write_manifest
 from raysers.engine import output as parts
 from raysers.engine.plan import index_labelled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.predictions import read_predictions
-from raysers.evaluation.rows import Row
+from raysers.evaluation.rows import Row, to_table
+from raysers.evaluation.runs import METRICS_PART
 from raysers.io import storage
 from raysers.plotting import Picture
+from raysers.run import Run
 from raysers.types import DIMENSIONS
-from raysers.words.cloud import word_cloud
-from raysers.words.ratings import WORDS, transcribed_row, word_ratings, word_rows
+from raysers.words import synthesis_flags
+from raysers.words.cloud import require_wordcloud, word_cloud
+from raysers.words.probe_flags import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, ProbeFlags
+from raysers.words.ratings import MOST, WORDS, transcribed_row, word_ratings, word_rows
 from raysers.words.respoken import respoken_rows
 from raysers.words.respoken_figure import ccc_figure, distribution_figure
 from raysers.words.sentence_pairs import RESPOKEN, respoken_pairs
-from raysers.words.sentences import SENTENCES
+from raysers.words.sentences import SENTENCES, check_sentiments
 from raysers.words.sentiment import sentiment_rows
 from raysers.words.sentiment_figure import sentiment_figure
+from raysers.words.speaking import TABLE
 from raysers.words.word_chart import word_chart
-
-#: Sub-folders of the output.
-CORPUS, CLIPS = "corpus", "clips"
-SENTENCES_SPOKEN, CLIPS_RESPOKEN = "synthesised/sentences", "synthesised/transcripts"
 
 _LABELS = "labels"
 
@@ -66,6 +69,65 @@ class Part:
     table: pa.Table
     pictures: Mapping[str, Picture]
     notes: tuple[str, ...] = ()
+
+
+def settings_of(flags: ProbeFlags) -> dict[str, Any]:
+    """What decides the tables, with the models' revisions.
+
+    Raises:
+        ConfigError, CheckpointError: a model is not there, twice there, or cannot be trusted.
+    """
+    tasks = [AnnotateTask.load(model, dtype=flags.dtype, max_padded_s=0) for model in flags.model]
+    if len({task.model for task in tasks}) < len(tasks):
+        raise ConfigError("--model has the same model twice")
+    return {**flags.settings, "model_revisions": [task.revision for task in tasks]}
+
+
+def planned_sentences(flags: ProbeFlags) -> pa.Table:
+    """The sentences of known sentiment, once everything about their synthesis is checked.
+
+    Raises:
+        ConfigError: they cannot be read, spoken or compared.
+    """
+    speech = flags.speech(sentences=True)
+    with Run.open(synthesis_flags.JOB, speech.output, table=TABLE, dry_run=True) as run:
+        table = synthesis_flags.check(speech, run).table
+    if "sentiment" not in table.column_names:
+        raise ConfigError(f"--texts {flags.texts} has no column 'sentiment' to compare by")
+    check_sentiments(table["sentiment"].to_pylist())
+    return table
+
+
+def planned_clips(flags: ProbeFlags) -> tuple[pa.Table | None, list[str]]:
+    """The clips of --data that the probe is about, as an earlier run chose them or anew, and notes.
+
+    Raises:
+        ConfigError: as `chosen_clips`.
+    """
+    if not flags.data:
+        return None, ["no --data: words of a corpus are not rated, no test set is spoken again"]
+    require_wordcloud()
+    place = storage.join(flags.output, CORPUS)
+    if is_whole(manifest_parts(place)):
+        return read_manifest(place), []
+    return chosen_clips(flags.data, flags.split, flags.limit)
+
+
+def print_plan(flags: ProbeFlags, sentences: int, clips: pa.Table | None) -> None:
+    """How much there is to speak and score, in one line."""
+    models = "1 model" if len(flags.model) == 1 else f"{len(flags.model)} models"
+    line = f"probe: {models}, {sentences:,} sentences"
+    if clips is not None:
+        line += f", {len(transcribed(clips)):,} clips with transcripts (of {len(clips):,})"
+    print(line, flush=True)
+
+
+def write_clips(output: str, clips: pa.Table) -> None:
+    """Write the manifests of the clips, and of the transcribed ones, unless they are there."""
+    for name, manifest in ((CORPUS, clips), (CLIPS, transcribed(clips))):
+        place = storage.join(output, name)
+        if not is_whole(manifest_parts(place)):
+            write_manifest(place, manifest)
 
 
 def chosen_clips(
@@ -107,6 +169,32 @@ def dataset_of(clips: pa.Table) -> tuple[str, str]:
     corpora = sorted(set(clips["corpus"].to_pylist()) - {None, ""})
     splits = sorted(set(clips["split"].to_pylist()) - {None, ""})
     return "+".join(corpora), splits[0] if len(splits) == 1 else "all"
+
+
+def measure(
+    flags: ProbeFlags, clips: pa.Table | None, models: Sequence[Scored], run_id: str
+) -> dict[str, Part]:
+    """All parts of the probe by name, from the scores in the sub-folders."""
+    how = Bootstrap(draws=flags.bootstrap, seed=flags.seed)
+    found = {
+        "sentences": sentences(
+            flags.output, models, dataset=flags.sentences, how=how, run_id=run_id
+        )
+    }
+    if clips is not None:
+        found["words"] = words(
+            clips, models, least=flags.least_occurrences, most=MOST, how=how, run_id=run_id
+        )
+        found["respoken"] = respoken(flags.output, clips, models, how=how, run_id=run_id)
+    return found
+
+
+def words_to_print(found: Mapping[str, Part]) -> pa.Table | None:
+    """The words as the labels rate them; as the first model does where there are no labels."""
+    rated = found["words"].table if "words" in found else None
+    if rated is None or not len(rated):
+        return None
+    return rated.filter(pc.equal(rated["source"], rated["source"][0]))
 
 
 def sentences(
@@ -218,14 +306,15 @@ def respoken(
     return Part(rows=rows, table=pairs.table(run_id), pictures=pictures)
 
 
-def write(output: str, parts_of: Mapping[str, Part]) -> list[str]:
-    """Write the tables and pictures of every part; returns the names of the pictures.
+def write(run: Run, rows: Sequence[Row], found: Mapping[str, Part]) -> list[str]:
+    """Write metrics, tables and pictures; returns the names of the pictures.
 
     Raises:
         WriteError: the output cannot be written.
     """
-    written = []
-    for name, part in parts_of.items():
+    output, written = run.output, []
+    parts.write_part(storage.join(output, METRICS_PART), to_table(rows, run.run_id))
+    for name, part in found.items():
         parts.write_part(storage.join(output, name, "part-00000.parquet"), part.table)
         for picture, files in part.pictures.items():
             for suffix, data in files.items():

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from jobs.demo import main, make_audio
+from jobs.demo import main
 from raysers.types import DIMENSIONS
+from raysers.words.demo_speech import make_audio
 from tests.jobs.conftest import rows_of
 
 pytest.importorskip("espeakng_loader")
@@ -36,8 +37,8 @@ def test_clips_are_speech_of_varied_formats(folder):
         kinds[path.suffix, sample_rate_hz, samples.shape[1]] += 1
     assert len(kinds) == 6
     assert {suffix for suffix, _, _ in kinds} == {".wav", ".flac", ".ogg", ".mp3"}
-    moods = Counter(path.name.split("-")[0] for path in spoken(folder))
-    assert moods == {"happy": 15, "angry": 15, "sad": 15, "neutral": 15}
+    emotions = Counter(path.name.split("-")[0] for path in spoken(folder))
+    assert emotions == {"happy": 15, "angry": 15, "sad": 15, "neutral": 15}
 
 
 def test_broken_files_are_broken_as_their_names_say(folder):
@@ -65,21 +66,21 @@ def test_same_samples_each_time_and_no_clip_made_twice(folder, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
-def test_the_demo_annotates_its_clips_and_says_mean_scores_by_mood(
+def test_the_demo_annotates_its_clips_and_says_mean_scores_by_emotion(
     folder, tmp_path, no_cluster, capsys
 ):
-    made = tmp_path / "made-up-speech" / "audio"
+    made = tmp_path / "synthetic-speech" / "audio"
     made.parent.mkdir()
     made.symlink_to(folder)
     assert main(["--output", str(tmp_path)]) == 0
     scores = defaultdict(list)
-    for row in rows_of(tmp_path / "made-up-speech" / "tables"):
+    for row in rows_of(tmp_path / "synthetic-speech" / "tables"):
         if row["status"] == "ok" and not Path(row["file"]).name.startswith("broken-"):
-            mood = Path(row["file"]).name.partition("-")[0]
-            scores[mood].append([row[d] for d in DIMENSIONS])
-    assert {mood: len(values) for mood, values in scores.items()} == dict.fromkeys(
+            emotion = Path(row["file"]).name.partition("-")[0]
+            scores[emotion].append([row[d] for d in DIMENSIONS])
+    assert {emotion: len(values) for emotion, values in scores.items()} == dict.fromkeys(
         ("happy", "angry", "sad", "neutral"), 15
     )
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    for mood, values in scores.items():
-        assert [mood, *(f"{mean:.2f}" for mean in np.mean(values, axis=0))] in printed
+    for emotion, values in scores.items():
+        assert [emotion, *(f"{mean:.2f}" for mean in np.mean(values, axis=0))] in printed
