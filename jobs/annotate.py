@@ -3,7 +3,7 @@
     python jobs/annotate.py --input s3://bucket/calls --output s3://bucket/calls-emotion \
         --model msp-dim
 
-The same command again resumes. What it would take on this cluster: add `--dry-run`.
+Rerun the command to resume. `--dry-run` estimates time and cost on this cluster, writes nothing.
 Result: OUTPUT/annotations/part-*.parquet, one row per clip, whatever happened to the clip.
 """
 

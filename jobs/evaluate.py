@@ -1,10 +1,10 @@
-"""How good, how fair and how sure: predictions against labels, as the paper measures them.
+"""Evaluate predictions against labels as the paper does: correctness, fairness, intervals.
 
     python jobs/evaluate.py --predictions ANNOTATED TRAINED --labels MANIFEST --output EVALUATED \
         --by sex
 
-Instead of finished predictions, `--model M --input AUDIO` predicts first. Once predicted, 15,000
-clips take seconds.
+Instead of finished predictions, `--model M --input AUDIO` predicts first. The evaluation
+of 15,000 predicted clips takes seconds.
 Result: EVALUATED/metrics/part-00000.parquet, one value a row with its 95 % interval; printed too.
 """
 

@@ -1,4 +1,4 @@
-"""Emotion from sound and words: heads on a speech model and a text model, both frozen.
+"""Emotion from audio and text: heads on a speech model and a text model, both frozen.
 
     python jobs/fuse.py train --data /corpora/MSP-Podcast --model s3://bucket/models/msp-dim \
         --text-model bert-base-uncased --asr moonshine --output s3://bucket/models/msp-fused
@@ -6,7 +6,7 @@
         --output s3://bucket/calls-fused
 
 Each clip is decoded once; the encoders' vectors are kept in OUTPUT/features, and heads train on
-them in seconds. Transcripts of the data are used where it has them. The same command again resumes.
+them in seconds. Transcripts of the data are used where it has them. Rerunning the command resumes.
 Result: train leaves a fusion with card, figures and predictions; predict leaves
 OUTPUT/annotations/part-*.parquet with the words and the scores of all three heads.
 """

@@ -1,4 +1,4 @@
-"""Do the models hear words? Ratings of words, sentences of known sentiment, a test set re-spoken.
+"""Do models react to words? Ratings of words, sentences of known sentiment, a re-spoken test set.
 
     python jobs/probe.py --model msp-dim --output probed
     python jobs/probe.py --model trained trained-frozen --data s3://bucket/msp-podcast \
@@ -7,7 +7,7 @@
 Without --data only the sentences are spoken and scored. With it also the words of the transcripts
 are rated, by the labels and by every model, and all of its test clips are spoken again by a
 neutral voice. Costs as much as annotating the sentences, and the test clips twice, with each
-model. The same command again resumes.
+model. Rerunning the command resumes.
 Result: OUTPUT/metrics, words, sentences, respoken (tables), and pictures of each (PNG and SVG).
 """
 

@@ -3,7 +3,7 @@
     python jobs/report.py --runs EVALUATED ROBUSTNESS ANNOTATED STUDY --output REPORT
 
 Seconds; a map of embeddings takes some more. Needs no cluster, and reads an archive of millions of
-clips part by part. What the runs have no data for is named, with the command that makes it.
+clips part by part. The page names missing data, with the command that produces it.
 Result: REPORT/index.html, and its figures in REPORT/figures as SVG and PNG.
 """
 

@@ -3,8 +3,9 @@
     python jobs/robustness.py --input s3://bucket/calls --output s3://bucket/calls-robustness \
         --model msp-dim --suite small
 
-Every clip is decoded once and scored as it is and perturbed, in the same batches: about as long as
-`jobs/annotate.py` times the number of perturbations plus one. The same command again resumes.
+Every clip is decoded once; the clip and its perturbed variants are scored in the same batches.
+Takes about as long as `jobs/annotate.py`, times the number of perturbations plus one.
+Rerunning the command resumes.
 Result: OUTPUT/robustness/part-*.parquet, one row per clip and perturbation; the share of clips
 left unchanged in OUTPUT/metrics and OUTPUT/robustness.png.
 """

@@ -4,7 +4,7 @@
         --output s3://bucket/study
     python jobs/study.py --study paper --scale small --output study    # one small machine
 
-Costs what its trainings cost: see --dry-run. The same command again resumes; cells that several
+Costs what its trainings cost: see --dry-run. Rerunning the command resumes; cells that several
 studies share are run once. A study file is YAML: copy one of raysers/assets/studies and give its
 path.
 Result: OUTPUT/cells, metrics, curves (tables) and OUTPUT/runs/NAME, the output of every run as its

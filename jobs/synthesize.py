@@ -5,7 +5,7 @@
     python jobs/synthesize.py --texts sentences.csv --output spoken --tts command \
         --tts-command 'piper --model en.onnx --input-file {text_file} --output-file {output}'
 
-A short sentence takes espeak-ng about 8 ms of CPU. The same command again resumes.
+A short sentence takes espeak-ng about 8 ms of CPU. Rerunning the command resumes.
 Result: OUTPUT/audio/*.wav and OUTPUT/manifest, one row per text, voice, rate and pitch, with the
 text as `transcript` and every other column of the texts beside it.
 """

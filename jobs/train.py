@@ -1,11 +1,11 @@
-"""Fine-tune a speech backbone to arousal, dominance and valence, on any number of workers.
+"""Fine-tune a speech backbone for arousal, dominance and valence, on any number of workers.
 
     python jobs/train.py --data /corpora/MSP-Podcast --backbone w2v2-L-robust-12 \
         --output s3://bucket/models/msp-dim
 
 The defaults are the paper's (Adam 1e-4, 5 epochs, batch 32, CCC loss, CNN frozen). On a small
 machine: `--backbone random:tiny --data emodb --emotion-map russell-mehrabian --folds 5 --epochs 30
---lr 1e-3`, a quarter of an hour on one core. The same command again resumes, and one
+--lr 1e-3`, a quarter of an hour on one core. Rerunning the command resumes, and one
 to four --workers give the same model.
 Result: OUTPUT is a model folder for annotate, with a card, figures and the dev predictions.
 """

@@ -3,7 +3,7 @@
     python jobs/transcribe.py --input s3://bucket/calls --output s3://bucket/calls-text \
         --asr facebook/wav2vec2-base-960h
 
-Without `--asr` it is `moonshine`: English, small, and it needs no download. The same command again
+Without `--asr` it is `moonshine`: English, small, and it needs no download. Rerunning the command
 resumes. Where the manifest has transcripts, the word error rate is printed and stored.
 Result: OUTPUT/transcripts/part-*.parquet, one row per clip; clips without speech have empty text.
 """

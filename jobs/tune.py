@@ -5,8 +5,8 @@
 
 space.yaml: `lr: loguniform(1e-5, 1e-3)`, `batch-size: [16, 32, 64]`, `layers: int(4, 12)`, a
 condition as `warmup: {values: "uniform(0, 0.3)", when: {freeze: cnn}}`. Flags of train.py given
-here are the same in all trials. Bad trials are stopped early (--asha off keeps them); the same
-command again resumes. What it would take: add `--dry-run`.
+here are the same in all trials. ASHA stops bad trials early (--asha off keeps them).
+Rerunning the command resumes; `--dry-run` estimates time and cost and writes nothing.
 Result: OUTPUT/trials, a table with a row per trial; OUTPUT/best, a model folder for annotate.
 """
 

@@ -35,7 +35,7 @@ class ListingFlags:
     input: Uris
     """Folders or s3:// prefixes of audio, tar shards, or a manifest (Parquet or CSV)."""
     output: str
-    """Folder or s3:// prefix for the tables; the same command again resumes there."""
+    """Folder or s3:// prefix for the tables; rerun the command to resume there."""
     segment: Literal["whole", "window", "vad"] = "whole"
     """How recordings become clips: the whole file, fixed windows, or stretches of speech."""
     window_s: float = 10.0
@@ -74,7 +74,7 @@ class ClipJobFlags(ListingFlags):
     model: str = DEFAULT_MODEL
     """Alias, hub id, folder or s3:// prefix of a model, with an optional @revision."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the model; auto is bf16 where the hardware has it, else fp32."""
+    """Precision of the model; auto is bf16 where the hardware has it, else fp32."""
     workers: int | Literal["local"] = 0
     """Model workers; 0 uses every GPU, or every CPU when there is none, and needs no Ray for up to
     an hour of audio on one machine; `local` scores in this process, without Ray."""
@@ -83,7 +83,7 @@ class ClipJobFlags(ListingFlags):
     shard_s: float = 1800.0
     """Audio seconds per output file at most; small archives get shorter ones."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the plan with a measured estimate of time and cost, and write nothing."""
+    """Benchmark the cluster, estimate time and cost, write nothing."""
     usd_per_hour: float = 0.0
     """Price of one worker per hour (its machine's, divided by the workers on it)."""
     max_clip_s: float = 600.0

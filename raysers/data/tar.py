@@ -77,7 +77,7 @@ def index_tar(info: ObjectInfo, *, suffixes: Collection[str]) -> Iterator[TarMem
     """Members with one of `suffixes`, in the order of the tar.
 
     Hidden members (`._x.wav`) are skipped as in folders. A tar that is cut or damaged ends with a
-    `truncated` row of its own, whatever its members are; one without members is an `empty` row.
+    separate `truncated` row, whatever its members are; one without members is an `empty` row.
 
     Raises:
         ConfigError: compressed, or not a tar at all.

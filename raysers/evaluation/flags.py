@@ -50,7 +50,7 @@ class EvaluateFlags:
     speakers: str = ""
     """CSV with the `sex` of every `speaker` or `video`, for data that does not say."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of --model."""
+    """Precision of --model."""
     workers: int = 0
     """Model workers for --model; 0 uses every GPU, or every CPU when there is none."""
     max_failed: float = 0.05

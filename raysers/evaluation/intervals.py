@@ -27,7 +27,7 @@ def resampling_units(
 ) -> tuple[NDArray[np.intp], int]:
     """Which unit is drawn with each clip, [n], and how many units there are.
 
-    A unit is a speaker. A clip of an unknown speaker is a unit of its own, and so is every clip
+    A unit is a speaker. A clip of an unknown speaker is a unit by itself, and so is every clip
     when there are not two speakers to choose from.
     """
     known = {speaker for speaker in speakers if speaker}

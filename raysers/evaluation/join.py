@@ -154,8 +154,8 @@ def _match(
 def _renamed(labelled: list[str], predicted: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """Predicted files as they were called before they were moved, and the folders they moved to.
 
-    A file is told by its path below the folder that all labelled files share. Of several folders
-    that hold such paths, those count that end most like the labels' own.
+    A file is identified by its path below the folder that all labelled files share. Of several
+    folders with such paths, those whose names end most like the labels' folder count.
     """
     home = _common_folder(labelled)
     known = {file[len(home) :] for file in labelled}

@@ -105,7 +105,7 @@ def merged(found: Sequence[Predictions]) -> list[Predictions]:
     """One entry a model, with names that tell them apart.
 
     Folders of the same model and revision are put together when no clip is in two of them;
-    otherwise (another number format, say) each is a contestant of its own, named by its folder.
+    otherwise (another precision, say) each is a separate model, named by its folder.
     """
     joined: list[Predictions] = []
     ordered = sorted(found, key=lambda p: (p.model, p.revision))

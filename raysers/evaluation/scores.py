@@ -17,7 +17,7 @@ from raysers.evaluation.metrics import Floats
 #: Split of the cell over a whole dataset, and of clips that no split was given for.
 ALL = "all"
 UNSPLIT = "none"
-#: Dataset of clips whose corpus nobody named.
+#: Dataset of clips without a corpus.
 UNNAMED = "unnamed"
 
 
@@ -30,7 +30,7 @@ class Scores:
         truth: labels 0..1 in the order of `types.DIMENSIONS`, [n, 3]; NaN: no label.
         predictions: by model, [n, 3]; NaN: not predicted.
         columns: what else is known of the clips (`speaker`, `sex`, `corpus`, `split`, ...), each
-            [n]; None or an empty string: unknown. A column nobody knows may be left out.
+            [n]; None or an empty string: unknown. Unknown columns may be left out.
     """
 
     clip_id: Sequence[str]
@@ -76,7 +76,7 @@ class Subset:
 
 
 def base_subsets(scores: Scores) -> list[Subset]:
-    """The cells of every dataset: its splits, and all of it. Clips nobody predicted are in none."""
+    """The cells of every dataset: its splits, and all of it; only predicted clips."""
     used = np.flatnonzero(scores.predicted())
     corpora = np.array([name or UNNAMED for name in scores.column("corpus")], object)
     splits = np.array(scores.column("split"), object)

@@ -166,7 +166,7 @@ def _lines(
 def _print_lines(
     console: Console, title: str, columns: Sequence[str], lines: Sequence[_Line]
 ) -> None:
-    """Lines under one another; a name that leaves no room for its values has a line of its own."""
+    """Lines under one another; a name too long for its values gets a separate line."""
     if not lines:
         return
     used = [name for name in columns if any(name in line.cells for line in lines)]

@@ -63,7 +63,7 @@ def load_asr(
     Args:
         name: `moonshine`, a hub id with an optional `@REVISION`, or a local folder.
         device: `cpu` or `cuda`; moonshine always computes on the CPU.
-        dtype: number format of CTC and Whisper models: auto, fp32, bf16 or fp16.
+        dtype: precision of CTC and Whisper models: auto, fp32, bf16 or fp16.
         threads: compute threads of this process on CPUs; None leaves the libraries' setting.
 
     Raises:

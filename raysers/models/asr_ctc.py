@@ -80,7 +80,7 @@ class CtcNetwork(EmotionModel):
 
 
 class CtcRecogniser:
-    """A CTC network with the alphabet of its own folder.
+    """A CTC network with the alphabet in its folder.
 
     Args:
         folder: local folder.
@@ -88,7 +88,7 @@ class CtcRecogniser:
         name: what `--asr` said.
         revision: commit or content hash of the folder.
         device: `cpu` or `cuda`.
-        dtype: number format of the backbone; the layer to the alphabet stays in float32.
+        dtype: precision of the backbone; the layer to the alphabet stays in float32.
         threads: compute threads on CPUs.
 
     Raises:

@@ -1,6 +1,6 @@
 """Whisper recognition, greedy: the likeliest token at every step, nothing drawn or tried twice.
 
-Whisper hears windows of 30 s, whatever the clip's length. Longer clips are cut at a pause and the
+Whisper takes windows of 30 s, whatever the clip's length. Longer clips are cut at a pause and the
 texts joined; the stock long-form decoding is not used, because there the text of one window decides
 where the next begins.
 """
@@ -56,7 +56,7 @@ _MOST = {
 }
 
 
-#: How every Whisper hears; another front would need other code.
+#: The front end of every Whisper; another one would need other code.
 _HEARING = {
     "sampling_rate": SAMPLE_RATE_HZ,
     "chunk_length": 30,
@@ -119,8 +119,8 @@ class WhisperNetwork(EmotionNetwork):
             lengths: int64 [clips], samples of each clip.
         """
         signals = [row[:n] for row, n in zip(padded.cpu().numpy(), lengths.tolist(), strict=True)]
-        heard = self._extractor(signals, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
-        features = heard.input_features.to(self.stock.device, self.stock.dtype)
+        mel = self._extractor(signals, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
+        features = mel.input_features.to(self.stock.device, self.stock.dtype)
         tokens = self.stock.generate(
             features,
             generation_config=self._generation,
@@ -141,7 +141,7 @@ class WhisperNetwork(EmotionNetwork):
 
 
 class WhisperRecogniser:
-    """A Whisper network with the tokenizer of its own folder.
+    """A Whisper network with the tokenizer in its folder.
 
     Arguments and errors as of `CtcRecogniser`; `dtype` is that of the whole network.
     """
@@ -241,14 +241,16 @@ def _companions(folder: Path, mel_bins: object) -> tuple[Any, Any, Any]:
     """Tokenizer, feature extractor and the rules of decoding.
 
     Raises:
-        CheckpointError: one is missing or cannot be read, or hears something else.
+        CheckpointError: one is missing or cannot be read, or has another front end.
     """
     import transformers
 
     for key, wanted in (_HEARING | {"feature_size": mel_bins}).items():
         found = checkpoint.read_json(folder / checkpoint.PREPROCESSOR_FILE).get(key, wanted)
         if found != wanted:
-            raise CheckpointError(f"{folder}: {key} is {str(found)[:40]!r}, only {wanted} is heard")
+            raise CheckpointError(
+                f"{folder}: {key} is {str(found)[:40]!r}, only {wanted} is supported"
+            )
     rules = checkpoint.read_json(folder / _GENERATION_FILE)
     if rules.get("task_to_id"):
         rules["task"] = "transcribe"  # never a translation, also where the folder says nothing

@@ -18,7 +18,7 @@ from raysers.models.emotion import EmotionHead
 
 Floats = npt.NDArray[np.float32]
 
-#: What a head hears: which vectors are side by side, in this order.
+#: Inputs of a head: which vectors are side by side, in this order.
 SOUND, WORDS = "sound", "words"
 SOURCES: dict[str, tuple[str, ...]] = {
     "fused": (SOUND, WORDS),
@@ -87,7 +87,7 @@ class FusionHead(nn.Module):
 
 
 def side_by_side(head: str, vectors: dict[str, Floats]) -> Floats:
-    """What the head of that name hears, [clips, sum of sizes], from vectors by source."""
+    """Input of the head of that name, [clips, sum of sizes], from vectors by source."""
     return np.concatenate([vectors[source] for source in SOURCES[head]], axis=1)
 
 
@@ -104,7 +104,7 @@ def score_in_blocks(
 
 
 def sizes_of(head: str, sizes: dict[str, int]) -> int:
-    """Numbers the head of that name hears, from sizes by source."""
+    """Input size of the head of that name, from sizes by source."""
     return sum(sizes[source] for source in SOURCES[head])
 
 

@@ -44,7 +44,7 @@ class FusionConfig:
         text_model: name of the encoder whose vectors are `words`.
         text_revision: commit or content hash of it.
         text_pooling: mean or cls.
-        asr: who recognised the words of clips without a transcript; `manifest`: nobody.
+        asr: who recognised the words of clips without a transcript; `manifest`: no recogniser.
         asr_revision: commit or content hash of the recogniser; empty when there was none.
         recognise_all: whether words were recognised although there were transcripts.
         sound_size: numbers of an acoustic embedding.

@@ -154,7 +154,7 @@ class _Wanted:
             ConfigError: CNN14 with a pooling of another kind, or too many layers.
         """
         if config.get("model_type") == CNN14 and self.pooling != "masked":
-            raise ConfigError(f"--pooling {self.pooling}: cnn14 has a pooling of its own")
+            raise ConfigError(f"--pooling {self.pooling}: cnn14 has its own pooling")
         mode = {"pooling_mode": _POOLING_MODES[self.pooling]}
         return keep_layers(config, self.layers, name) | self.changes | mode
 

@@ -1,4 +1,4 @@
-"""A front that hears before it is trained: for small models that start from random weights.
+"""A front end that works before training: for small models that start from random weights.
 
 The first convolution becomes a bank of mel-spaced filters, then the whole front learns to give
 log-mel frames (no labels needed). Both change the weights only: the network stays a standard one.
@@ -89,7 +89,7 @@ def regress_mel(
     """
     front = _emotion_model(model).backbone.feature_extractor
     geometry, settings = _emotion_model(model).geometry, MelSettings()
-    wants = [parameter.requires_grad for parameter in front.parameters()]
+    trainable = [parameter.requires_grad for parameter in front.parameters()]
     first = _first_convolution(model).weight
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -110,7 +110,7 @@ def regress_mel(
         torch.autograd.backward(loss)
         optimizer.step()
         losses.append(loss.item())
-    for parameter, wanted in zip(front.parameters(), wants, strict=True):
+    for parameter, wanted in zip(front.parameters(), trainable, strict=True):
         parameter.requires_grad_(wanted)
         parameter.grad = None
     return losses

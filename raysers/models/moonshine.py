@@ -2,7 +2,7 @@
 
 The library's own way to cut a recording is switched off: it remembers the clip before, loses short
 words and cuts sentences in two. The model gets whole clips instead, with a little silence around
-them; only what is longer than 15 s is cut. The library's detector of speech, in a stream of its own
+them; only what is longer than 15 s is cut. The library's detector of speech, in a separate stream
 for every clip, only decides whether there is any, because the model makes words of every noise.
 """
 
@@ -35,7 +35,7 @@ _FILES = ("decoder_model_merged.ort", "encoder_model.ort", "tokenizer.bin")
 
 #: Samples that one frame of the encoder sees: windows of 127, 7 and 3 with steps of 64, 3 and 2.
 _MIN_SAMPLES = 895
-#: The library hears whole blocks of this size only.
+#: The library takes whole blocks of this size only.
 _BLOCK_SAMPLES = 512
 #: Silence before and behind a clip. The library allows 6.5 tokens a second, silence included.
 _LEAD_S = 0.1
@@ -127,7 +127,7 @@ class MoonshineRecogniser:
                 idle.append(copy)
 
 
-#: Copies nobody uses now, for whoever loads moonshine next in this process.
+#: Idle copies, for the next load of moonshine in this process.
 _idle: dict[tuple[Path, tuple[tuple[str, str], ...]], list[Any]] = {}
 _lock = threading.Lock()
 

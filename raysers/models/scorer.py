@@ -109,7 +109,7 @@ class Scorer:
 
 
 def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipError]:
-    """Score clips so that each has a fate of its own.
+    """Score clips; a failure of one clip affects no other.
 
     Out of memory halves the batch, down to single clips (`out_of_memory`). After any other error
     the clips of the batch are tried one by one; those that fail again are a `model_error`, and so
@@ -164,7 +164,7 @@ def _score_or_split(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | Cli
         return _rows(scorer.score(signals), scorer.untrained)
     except RaysersError:
         raise
-    except Exception as error:  # the row boundary: whatever a clip provokes is its own fate
+    except Exception as error:  # the row boundary: a clip's error fails that clip only
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if _is_fatal(error):
             raise DeviceLost(f"{scorer.device} is lost to this process: {message}") from error

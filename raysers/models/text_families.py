@@ -116,7 +116,7 @@ def build_encoder(config: Mapping[str, Any], where: object) -> Any:
     with torch.device("meta"):  # costs nothing, however large the numbers are
         sketch = _built(config, family, where)
     check_size(sum(p.numel() for p in sketch.parameters()), where)
-    with torch.random.fork_rng(devices=[]):  # initialisation draws, and nobody asked for that
+    with torch.random.fork_rng(devices=[]):  # initialisation draws: leave the generator as it was
         return _built(config, family, where).eval()
 
 

@@ -1,6 +1,6 @@
 """Text to speech with espeak-ng: small, offline, and the same samples for the same words.
 
-espeak-ng keeps state in the library's globals that none of its own calls resets (oscillator
+espeak-ng keeps state in the library's globals that none of its calls resets (oscillator
 phase, noise, flutter), so a sentence sounds different after another one. Every call therefore
 speaks from a fresh image of the library, with both of its random generators seeded.
 """

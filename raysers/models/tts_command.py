@@ -83,8 +83,8 @@ class SpeechProgram:
         # one pass, so that a brace in the text stays a brace
         filled = [_PLACEHOLDER.sub(lambda m: values[m[1]], part) for part in self.arguments]
         said = output.with_name("said.txt")
-        heard = output if "output" not in self.uses else output.with_name("stdout.txt")
-        with text_file.open("rb") as words, said.open("wb") as err, heard.open("wb") as out:
+        sound = output if "output" not in self.uses else output.with_name("stdout.txt")
+        with text_file.open("rb") as words, said.open("wb") as err, sound.open("wb") as out:
             code = _finished(
                 filled, self.timeout_s, self.folder, (words.fileno(), out.fileno(), err.fileno())
             )

@@ -146,7 +146,7 @@ def _espeak(line: Line) -> tuple[npt.NDArray[np.float32], int]:
 
 
 def _voice_of(language: str | None) -> str:
-    """The plain voice of a language; one nobody speaks stays, for the row to say so."""
+    """The plain voice of a language; an unknown one stays, and its row fails."""
     name = (language or "").strip().lower().replace("_", "-")
     if name in ("", "en", "eng", "english"):
         return _DEFAULT_VOICE

@@ -24,7 +24,7 @@ _WINDOW_SAMPLES = 512
 
 _NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ
 
-#: Loaded networks that nobody uses now: as many as streams were ever open at the same time.
+#: Idle loaded networks: as many as streams were ever open at the same time.
 _idle: list[Any] = []
 
 # importing the package and loading the network change torch's state for the whole process

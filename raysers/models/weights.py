@@ -46,7 +46,7 @@ def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
     """All tensors of the files as they are, under today's names; `load_weights` checks them.
 
     Raises:
-        CheckpointError: unreadable, not tensors, compressed, or a pickle that wants to run code.
+        CheckpointError: unreadable, not tensors, compressed, or a pickle that runs code.
     """
     weights: dict[str, Tensor] = {}
     for path in paths:
@@ -201,7 +201,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _odd_form(value: Tensor) -> str:
-    """What keeps a tensor from being plain numbers in memory of its own size; empty if nothing."""
+    """What keeps a tensor from being plain numbers of its size; empty if nothing."""
     if value.layout != torch.strided:
         return str(value.layout)
     if value.device.type != "cpu":

@@ -6,7 +6,7 @@ audio and starting up are in the wall time only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -88,7 +88,7 @@ def _line(run: RunFacts) -> list[Cell]:
 
 
 def _cell(row: Mapping[str, Any]) -> list[Cell]:
-    heard, wall = _number(row["audio_s"]), _number(row["wall_s"])
+    audio_s, wall = _number(row["audio_s"]), _number(row["wall_s"])
     device_s = wall * (_number(row["workers"]) or 1)
     return [
         row["cell"],
@@ -97,8 +97,8 @@ def _cell(row: Mapping[str, Any]) -> list[Cell]:
         duration(wall or float("nan")),
         str(row["workers"] or "–"),
         row["device"] or "–",
-        shown(heard / 3600 or float("nan"), 2),
-        shown(heard / device_s if heard and device_s else float("nan"), 1),
+        shown(audio_s / 3600 or float("nan"), 2),
+        shown(audio_s / device_s if audio_s and device_s else float("nan"), 1),
     ]
 
 
@@ -133,8 +133,3 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and value == value else 0.0
-
-
-def total_hours(runs: Sequence[RunFacts]) -> float:
-    """Audio of all the runs."""
-    return sum(map(audio_hours, runs))

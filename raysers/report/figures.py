@@ -213,7 +213,7 @@ FIGURES = (
     ),
     Figure(
         number=10,
-        title="Which words go with low and high valence, and what a model hears in them",
+        title="Which words go with low and high valence, and how models score them",
         lead="Words by the mean valence of the clips they are said in, and the scores of spoken "
         "sentences whose words, not whose voice, are positive or negative.",
         charts=lambda found: iter([*word_charts(found), *sentence_charts(found)]),

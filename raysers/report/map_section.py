@@ -1,7 +1,7 @@
 """Figure 8 of the report: a map of the embeddings of every run that has them.
 
 The table behind it is of the groups: where their middles are, and how much of a clip's
-neighbourhood is of its own group, which is what the eye takes from such a picture.
+neighbourhood is of the same group, which is what the eye takes from such a picture.
 """
 
 from __future__ import annotations

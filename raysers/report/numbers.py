@@ -62,7 +62,7 @@ class Point:
 
 
 def correctness(values: Sequence[Value]) -> list[Dot]:
-    """Figure 2: CCC by dataset, dimension and model; the random baseline is a row of its own."""
+    """Figure 2: CCC by dataset, dimension and model; the random baseline is a separate row."""
     chosen = [v for v in of_studies(values, "backbones") if v.model not in CONTESTANTS]
     rows = [v for v in chosen if v.metric == "ccc" and not v.group and v.dataset != OVER_ALL]
     rows = over_seeds(main_splits(rows))

@@ -64,7 +64,7 @@ def write_report(found: ReportData, output: str) -> tuple[list[str], list[Missin
     ]
     runs = f"{len(found.runs)} run{'s' if len(found.runs) > 1 else ''}"
     lead = (
-        f"{runs}, {len(figures)} of the paper's {len(FIGURES)} figures. Every value stands with "
+        f"{runs}, {len(figures)} of the paper's {len(FIGURES)} figures. Every value has "
         "its 95 % interval where one can be had."
     )
     text = page(_TITLE, lead, _tiles(found), sections, missing, _closing(found))

@@ -112,7 +112,7 @@ def _table_3(runs: Sequence[RunFacts]) -> Exhibit:
         lead="The paper's models as it describes them, and those trained in the given runs.",
         grids=[
             Grid(
-                caption="Size, and speech heard before fine-tuning",
+                caption="Size, and pre-training speech",
                 columns=columns,
                 rows=[*rows, *trained.values()],
             )

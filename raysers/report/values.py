@@ -119,7 +119,7 @@ def own_studies(values: Sequence[Value]) -> dict[str, list[Value]]:
 
 
 def is_network(value: Value) -> bool:
-    """Whether the value is of a model of its own, neither random nor a part of a fusion."""
+    """Whether the value is of a model itself, neither random nor a part of a fusion."""
     return value.model != RANDOM and value.model not in CONTESTANTS
 
 

@@ -48,8 +48,8 @@ def amr(signal: NDArray[np.float32], bit_rate: int = 7400) -> NDArray[np.float32
     packets += encoder.encode(None)
     decoder = av.CodecContext.create(_DECODER, "r")
     decoded = [frame.to_ndarray().ravel() for p in packets for frame in decoder.decode(p)]
-    heard = np.concatenate([*decoded, np.zeros(signal.size, np.float32)])[: signal.size]
-    return np.asarray(heard, np.float32)
+    received = np.concatenate([*decoded, np.zeros(signal.size, np.float32)])[: signal.size]
+    return np.asarray(received, np.float32)
 
 
 def _encoded(av: Any, encoder: Any, samples: NDArray[np.int16]) -> list[Any]:

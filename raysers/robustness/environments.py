@@ -1,7 +1,7 @@
 """Harder changes of a clip, as in ser-tests: noise behind the speech, spectral tilt, rooms.
 
 Levels follow ser-tests: the result has the RMS of the clip, and is scaled down if a sample would
-exceed full scale. Its tilt filters are recordings of its own; ours are generated, so figures of
+exceed full scale. Its tilt filters are its recordings; ours are generated, so figures of
 the two tilts are comparable in kind only.
 """
 
@@ -69,11 +69,11 @@ def tilt(signal: ArrayLike, db_per_octave: float) -> Signal:
 
 
 def convolve(signal: ArrayLike, impulse_response: ArrayLike) -> Signal:
-    """The clip as heard through an impulse response, without its tail, with a peak of 1."""
+    """The clip convolved with an impulse response, without its tail, with a peak of 1."""
     x = np.asarray(signal, np.float32)
-    heard = scipy.signal.fftconvolve(x, np.asarray(impulse_response, np.float64))[: x.size]
-    peak = float(np.abs(heard).max(initial=0.0))
-    return np.asarray(heard / peak if peak >= _LEAST else heard, np.float32)
+    convolved = scipy.signal.fftconvolve(x, np.asarray(impulse_response, np.float64))[: x.size]
+    peak = float(np.abs(convolved).max(initial=0.0))
+    return np.asarray(convolved / peak if peak >= _LEAST else convolved, np.float32)
 
 
 def _background_white(signal: Signal, snr_db: float, rng: np.random.Generator) -> Signal:

@@ -64,7 +64,7 @@ def robustness_rows(
 
 
 def random_predictions(scores: Scores, seed: int) -> dict[str, Floats]:
-    """A model that knows nothing: every version of a clip has scores of its own."""
+    """Random scores: every version of a clip gets independent ones."""
     return {
         version: np.where(
             np.isfinite(predicted),

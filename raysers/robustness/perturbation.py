@@ -31,7 +31,7 @@ class Perturbation:
             with `needs` also `material`.
         choices: values of every parameter, each as likely as the others.
         source: where it is defined.
-        drawn: the function draws noise or positions of its own.
+        drawn: the function itself draws noise or positions.
         needs: kind of recording it mixes in, a folder's name; empty: none.
         against: what its scores are compared with: the clip itself, or another perturbation.
     """

@@ -101,7 +101,7 @@ def _read(item: Recording, first: int, last: int) -> Signal:
 def listed(flag: str, folder: str) -> tuple[dict[str, tuple[Recording, ...]], str]:
     """Recordings by kind (the subfolder they are in), good or not, and a fingerprint of them.
 
-    A kind with a file named `reference` has that one as a kind of its own, `<kind>_reference`.
+    A kind with a file named `reference` has that one as a separate kind, `<kind>_reference`.
 
     Args:
         flag: named in errors.

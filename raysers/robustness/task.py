@@ -56,7 +56,7 @@ class Perturbed:
         return [row.name, *(f"{row.name}#{i}" for i in range(2, repeats + 1))]
 
     def of(self, one: Decoded) -> list[Decoded]:
-        """One variant per name; a perturbation that cannot be applied is an error of its own."""
+        """One variant per name; one that cannot be applied has its own error."""
         variants = [_named(one, CLEAN, {})]
         for row in self.rows:
             for repeat, name in enumerate(self.variants_of(row)):

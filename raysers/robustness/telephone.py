@@ -53,10 +53,10 @@ def phone(signal: ArrayLike, noise: ArrayLike, *, amr: bool = False) -> Signal:
     wide /= max(float(wide.max()), 0.0) + _EPS
     pink = pink_noise(noise)
     pink *= 10 ** (_PINK_DB / 20) / (float(np.abs(pink).max()) + _EPS)
-    heard = (wide + highpass(pink, _PINK_FROM_HZ, order=2)) / 2
-    heard *= math.sqrt(float(np.mean(np.square(x, dtype=np.float64)) / np.mean(heard**2)))
-    most = float(heard.max())
-    return (heard / (most + _EPS) if most > 1 else heard).astype(np.float32)
+    received = (wide + highpass(pink, _PINK_FROM_HZ, order=2)) / 2
+    received *= math.sqrt(float(np.mean(np.square(x, dtype=np.float64)) / np.mean(received**2)))
+    most = float(received.max())
+    return (received / (most + _EPS) if most > 1 else received).astype(np.float32)
 
 
 def compressed(signal: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:

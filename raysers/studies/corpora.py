@@ -30,7 +30,7 @@ _MAP = "russell-mehrabian"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpora:
-    """What a study hears.
+    """The data of a study.
 
     Attributes:
         training: clips with splits train, dev and test.
@@ -153,7 +153,7 @@ def write_corpora(output: str, corpora: Corpora) -> None:
 
 
 def _named(table: pa.Table, uri: str) -> pa.Table:
-    """Clips of a corpus nobody named are of the folder (or table) they were found in."""
+    """Clips without a corpus are of the folder (or table) they were found in."""
     name = uri.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
     place = table.schema.get_field_index("corpus")
     column = pc.fill_null(table["corpus"], name)
@@ -187,7 +187,7 @@ def _with_splits(name: str, table: pa.Table) -> tuple[pa.Table, str]:
         for split in ("train", "dev", "test")
     }
     words = ", ".join(f"{n} {split}" for split, n in count.items())
-    return table, f"{name} has no splits of its own: its speakers are dealt ({words})"
+    return table, f"{name} has no splits: its speakers are split ({words})"
 
 
 def _judging(name: str, table: pa.Table) -> tuple[pa.Table, str]:

@@ -44,7 +44,7 @@ _WIDTH = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusHours:
-    """Seconds of audio in the parts of the corpora, and of made-up speech by name."""
+    """Seconds of audio in the parts of the corpora, and of synthetic speech by name."""
 
     train_s: float
     dev_s: float
@@ -61,7 +61,7 @@ class Cost:
 
 
 def corpus_hours(plan: StudyPlan) -> CorpusHours:
-    """How much audio the corpora have; made-up ones are not spoken for it.
+    """How much audio the corpora have; synthetic ones are estimated, not spoken.
 
     Raises:
         ConfigError: data that cannot be used.

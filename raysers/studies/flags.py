@@ -17,7 +17,7 @@ from raysers.tuning.values import SEARCHABLE, coerce
 #: Of a training: start from random weights, or from trained ones.
 WEIGHTS = ("pretrained", "random")
 
-#: Flags a study decides by keys of its own.
+#: Flags that a study sets by other keys.
 _OWN = {"backbone": "write it into 'models'", "seed": "write it into 'seeds'"}
 
 _WORDS = (str,)

@@ -41,7 +41,7 @@ class Pretraining:
     """What a small network learns before a study trains it, in place of the real pre-training.
 
     Attributes:
-        speech: of `study_speech.PRETRAININGS`, which made-up speech.
+        speech: of `study_speech.PRETRAININGS`, which synthetic speech.
         train: flags of training besides the ones all have.
     """
 

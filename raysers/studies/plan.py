@@ -36,7 +36,7 @@ class StudyFlags:
     study: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME_OR_FILE [NAME_OR_FILE ...]")]
     """Built-in studies, `paper` for all of them, or YAML files like theirs."""
     output: str
-    """Folder or s3:// prefix for all runs and tables; the same command again goes on there."""
+    """Folder or s3:// prefix for all runs and tables; rerun the command to resume there."""
     data: Uris = ()
     """Labelled corpora: the first is trained on, the others are for cross-corpus figures. With
     --scale small and none, corpora are made up."""
@@ -173,7 +173,7 @@ def load_corpora(plan: StudyPlan, *, speak: bool = True) -> Corpora:
 
     Args:
         plan: of the study.
-        speak: make speech below OUTPUT; without, made-up corpora are left out.
+        speak: make speech below OUTPUT; without, synthetic corpora are left out.
 
     Raises:
         ConfigError: data that cannot be used.
@@ -188,7 +188,7 @@ def load_corpora(plan: StudyPlan, *, speak: bool = True) -> Corpora:
     if made_up:
         tables |= study_speech.make_speech(made_up, storage.join(flags.output, "corpora"))
         notes.append(
-            f"{', '.join(one.name for one in made_up)}: spoken by espeak-ng with made-up "
+            f"{', '.join(one.name for one in made_up)}: spoken by espeak-ng with invented "
             "emotions; figures prove that the way works, nothing about emotion in voices"
         )
     home = list(flags.in_domain) or firsts or [made_up[0].name]

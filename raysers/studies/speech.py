@@ -1,6 +1,6 @@
-"""Corpora for studies in small: made-up speakers, emotions and labels, spoken by espeak-ng.
+"""Synthetic corpora for small studies: invented speakers, emotions and labels, espeak-ng's voice.
 
-Nobody felt anything and nobody rated anything: these corpora prove that a study runs and learns
+Without real emotions or ratings, these corpora prove that a study runs and learns
 what is in its data, and nothing about emotion in voices.
 """
 
@@ -35,7 +35,7 @@ _SEED = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeUp:
-    """A made-up corpus.
+    """A synthetic corpus.
 
     Attributes:
         name: of the corpus, and its folder.
@@ -61,7 +61,7 @@ class MadeUp:
 
 _WOMEN, _MEN = ("f1", "f2", "f3", "f4", "f5", "f1"), ("m1", "m2", "m3", "m4", "m5", "m7")
 
-#: The corpus that is trained on, and the one nobody has heard.
+#: The corpus that is trained on, and the one kept for evaluation.
 HOME = MadeUp(
     name="made-up-english",
     languages=("en-us", "en-gb", "en-us"),

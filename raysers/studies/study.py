@@ -1,6 +1,6 @@
 """Study files: plain YAML that says which models to train, what to vary, and which job looks on.
 
-A study is data, never code. Whatever is wrong with a file is told in one line with its key, before
+A study is data, never code. An error in a file is one line with its key, before
 anything is written.
 """
 

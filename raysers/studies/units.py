@@ -129,7 +129,7 @@ def training_flags(run: Experiment, place: Place) -> TrainingFlags:
 
 
 def flags_without_paths(run: Experiment) -> TrainingFlags:
-    """As `training_flags`, for whoever asks about numbers only."""
+    """As `training_flags`, for callers that need numbers only."""
     return training_flags(run, Place(output="/study", in_domain=""))
 
 

@@ -1,4 +1,4 @@
-"""How a made-up speaker sounds when an emotion is asked for: espeak-ng's knobs and two filters.
+"""How a synthetic speaker expresses an emotion: espeak-ng's knobs and two filters.
 
 Arousal makes speech fast, high and bright, dominance makes the voice larger and lower, valence
 moves the middle of the spectrum and the words; every clip and every speaker adds something of its
@@ -21,8 +21,8 @@ from raysers.models.tts import speak
 from raysers.seeding import generator
 from raysers.types import SAMPLE_RATE_HZ
 
-#: Centres of the made-up emotions: arousal, dominance, valence on 0..1.
-#: Written for this purpose; nobody rated them.
+#: Centres of the synthetic emotions: arousal, dominance, valence on 0..1.
+#: Invented, not rated by listeners.
 EMOTIONS: Mapping[str, tuple[float, float, float]] = {
     "anger": (0.85, 0.80, 0.20),
     "fear": (0.80, 0.20, 0.25),
@@ -45,7 +45,7 @@ _BANDS_HZ = (0.0, 250.0, 600.0, 1_500.0, 2_500.0, 4_500.0, 8_000.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voice:
-    """A made-up speaker: espeak-ng's voice and variant, and what is its own.
+    """A synthetic speaker: espeak-ng's voice and variant, and personal offsets.
 
     `pitch` and `rate_wpm` are where its neutral speech is; `size` stretches the vocal tract
     (above 1: longer, a lower voice).
@@ -125,13 +125,13 @@ def spoken(one: Utterance) -> bytes:
         pitch=int(np.clip(pitch, 0, 99)),
     )
     stretched = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ * size)
-    heard = _trimmed(_filtered(stretched, arousal, valence, rng))
+    spoken = _trimmed(_filtered(stretched, arousal, valence, rng))
     level = _LEVEL * 10 ** ((8 * arousal + rng.normal(0, 3)) / 20)
-    heard *= level / max(float(np.sqrt(np.mean(heard**2))), 1e-6)
-    noise = rng.normal(0, 1e-3, len(heard))
+    spoken *= level / max(float(np.sqrt(np.mean(spoken**2))), 1e-6)
+    noise = rng.normal(0, 1e-3, len(spoken))
     file = io.BytesIO()
     soundfile.write(
-        file, np.clip(heard + noise, -1, 1), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16"
+        file, np.clip(spoken + noise, -1, 1), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16"
     )
     return file.getvalue()
 

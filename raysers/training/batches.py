@@ -93,7 +93,7 @@ def padded_s(lengths_s: Sequence[float], piece: Indices) -> float:
 
 
 def assign(costs: Sequence[float], workers: int) -> list[list[int]]:
-    """Hand pieces to workers, the costliest first, each to whoever has least to do.
+    """Hand pieces to workers, the costliest first, each to the worker with the least to do.
 
     Args:
         costs: of each piece, in any unit.

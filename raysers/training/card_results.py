@@ -20,7 +20,7 @@ _NAMES = {"ccc": "CCC", "mae": "MAE", "pearson": "Pearson"}
 def results_table(rows: Sequence[Row]) -> str:
     """One line per data, group and measure; a column per dimension, with intervals.
 
-    The random baseline is told for whole splits only: in groups it is the same, but noisier.
+    The random baseline is shown for whole splits only: in groups it is the same, but noisier.
     """
     rows = [row for row in rows if not (row.group and _is_baseline(row))]
     named = dict.fromkeys(row.dimension for row in rows)

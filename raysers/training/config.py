@@ -131,7 +131,7 @@ class LearningFlags:
     keep: Literal["best", "last"] = "best"
     """The epoch with the best dev CCC, or the last one (which needs no dev clips)."""
     save_dtype: Literal["fp32", "fp16"] = "fp32"
-    """Number format of the stored weights; fp16 halves the file."""
+    """Precision of the stored weights; fp16 halves the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +155,14 @@ class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags):
     """All flags of the training job."""
 
     output: str
-    """Folder or s3:// prefix for the model; the same command again resumes there."""
+    """Folder or s3:// prefix for the model; rerun the command to resume there."""
     seed: int = 0
     """Decides initial weights, order of the data, dropout and augmentation."""
     workers: int = 0
     """Training workers; 0 uses every GPU, or every CPU when there is none. One to four
     give the same model; more draw dropout differently."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the forward pass; auto is bf16 on GPUs that have it, else fp32."""
+    """Precision of the forward pass; auto is bf16 on GPUs that have it, else fp32."""
     max_padded_s: float = 0.0
     """Padded audio seconds per forward pass; 0 chooses for the device."""
     track: Literal["none", "mlflow"] = "none"

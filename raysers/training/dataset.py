@@ -1,4 +1,4 @@
-"""The labelled clips of a training: which are heard, which are kept apart, which are left out.
+"""The labelled clips of a training: train, dev, and those that are left out.
 
 Nothing is dropped in silence: every clip that is not used is counted under its reason, and the
 worst of it is refused before anything is written.
@@ -55,7 +55,7 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """What a run hears.
+    """The data of a training.
 
     Attributes:
         table: the clips in use, as a labelled manifest whose `split` is train or dev.
@@ -254,8 +254,7 @@ def _with_split(table: pa.Table, split: str) -> pa.Table:
 def _require_split(table: pa.Table) -> None:
     if not len(table) or not _column(table, "split").is_valid().to_numpy().any():
         raise ConfigError(
-            "--data has no split of its own: give --folds N to split it by speaker, or --train "
-            "and --dev"
+            "--data has no split: give --folds N to split it by speaker, or --train and --dev"
         )
 
 

@@ -54,9 +54,9 @@ def predict_all(
     # the last column tells which rows some worker has filled
     table = torch.zeros(clips, len(DIMENSIONS) + 1, dtype=torch.float64)
     for piece, found in signals.ahead(pieces[group.rank :: group.size], list):
-        heard = [(n, s) for n, s in zip(piece, found, strict=True) if s is not None]
-        if heard:
-            numbers, decoded = zip(*heard, strict=True)
+        decoded_clips = [(n, s) for n, s in zip(piece, found, strict=True) if s is not None]
+        if decoded_clips:
+            numbers, decoded = zip(*decoded_clips, strict=True)
             scores = torch.from_numpy(predict(decoded)).double()
             # a network that fails on a clip must not pass for one that was not asked
             table[list(numbers), :-1] = scores.nan_to_num(nan=math.inf)

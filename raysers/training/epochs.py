@@ -74,7 +74,7 @@ def print_outcome(output: str, outcome: Mapping[str, Any]) -> None:
     pairs = {
         "epochs": f"{outcome['epochs']}, kept {outcome['kept_epoch']}",
         **scores,
-        "heard": f"{hours(audio_s)} of audio in {duration(wall_s)}",
+        "trained on": f"{hours(audio_s)} of audio in {duration(wall_s)}",
         "model": output,
     }
     if outcome["failed_clips"]:

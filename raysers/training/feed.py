@@ -1,7 +1,6 @@
 """Signals of training clips: decoded ahead in threads, kept in memory as far as they fit.
 
-The cache never throws anything out. Every epoch hears every clip once, and in such a cycle whatever
-makes room for the newest clip is always the one that is wanted next.
+The cache never evicts: with cyclic access, LRU would evict exactly the clip needed next.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from raysers.types import Clip
 
 Signal = NDArray[np.float32]
 BatchT = TypeVar("BatchT")
-#: (number of the clip, its signal) -> the signal the network hears
+#: (number of the clip, its signal) -> the input of the network
 Prepare = Callable[[int, Signal], Signal]
 
 #: Audio seconds decoded ahead of the network.

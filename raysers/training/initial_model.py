@@ -17,7 +17,7 @@ class TrainingJob:
     """One training, the same for all its workers.
 
     Attributes:
-        flags: with the recipe filled in, number format and padded seconds settled.
+        flags: with the recipe filled in, precision and padded seconds settled.
         backbone: what to load, pinned to the revision that was checked.
         run_id: of the record in the output, which every worker must see.
         train: what the parameters are fitted to.

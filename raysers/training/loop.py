@@ -32,7 +32,7 @@ from raysers.training.store import store_model, store_predictions
 
 #: What to do about a lack of memory.
 _LESS = (
-    "--accumulate and --gradient-checkpointing need less; then the same command goes on from the "
+    "--accumulate and --gradient-checkpointing need less; then the same command resumes from the "
     "last checkpoint"
 )
 
@@ -44,7 +44,7 @@ def train_in(context: WorkerContext, job: TrainingJob) -> None:
     """One process's part of the training, to its end; every process of the group calls it.
 
     Raises:
-        TrainingStopped: whoever hears of the epochs wants no more of them.
+        TrainingStopped: the callback ended the training.
         TrainingDiverged, TooManyFailed: like the above, in every process at the same step.
         RaysersError: in this process alone.
     """
@@ -66,10 +66,10 @@ class _Worker:
         start = start_network(job.flags, job.backbone)
         saved = checkpoint.latest(job.output)
         self._pool = ThreadPoolExecutor(job.io_threads, thread_name_prefix="decode")
-        self._heard = self._signals(start.min_samples)
+        self._train = self._signals(start.min_samples)
         self._dev = self._signals(start.min_samples, dev=True)
         if job.flags.front_steps and saved is None and self._group.rank == 0:
-            pretrain_frontend(start, job.flags, self._schedule, self._heard, self._device)
+            pretrain_frontend(start, job.flags, self._schedule, self._train, self._device)
         self._learner = Learner(
             start,
             len(job.categories),
@@ -114,7 +114,7 @@ class _Worker:
             return self._schedule.changed(epoch, number, signal, self._learner.min_samples)
 
         self._since_s = time.monotonic()
-        for step, signals in self._heard.ahead(wanted, lambda s: s.my_clips, changed):
+        for step, signals in self._train.ahead(wanted, lambda s: s.my_clips, changed):
             result = self._step(step, signals)
             position.step += 1
             position.sums.steps += 1
@@ -128,12 +128,12 @@ class _Worker:
         pieces, left = [], iter(signals)
         for piece in step.mine:
             found = [(int(row), next(left)) for row in step.pieces[piece]]
-            heard = [(row, signal) for row, signal in found if signal is not None]
+            decoded = [(row, signal) for row, signal in found if signal is not None]
             pieces.append(
                 MicroBatch(
                     number=piece,
-                    rows=[row for row, _ in heard],
-                    signals=[signal for _, signal in heard],
+                    rows=[row for row, _ in decoded],
+                    signals=[signal for _, signal in decoded],
                 )
             )
         train = self._job.train
@@ -232,7 +232,7 @@ class _Worker:
             TooManyFailed: more than `--max-failed` allows; in every worker alike.
         """
         mine: dict[str, str] = {}
-        for signals, examples in ((self._heard, self._job.train), (self._dev, self._job.dev)):
+        for signals, examples in ((self._train, self._job.train), (self._dev, self._job.dev)):
             mine |= {examples.clips[n].clip_id: why for n, why in signals.failed.items()}
         for found in self._group.gather(mine):
             self._position.failed |= found

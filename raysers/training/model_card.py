@@ -1,6 +1,6 @@
 """The model card of a training run: a README.md as readers of the model hub expect it.
 
-Nothing is claimed that the run does not know: a licence nobody stated is "unknown", a metric that
+Only what the run knows is claimed: an unstated licence is "unknown", a metric that
 was not computed is not there, and a run with leaking splits or shuffled labels says so on top.
 """
 
@@ -76,7 +76,7 @@ class CardFacts:
         command: the shell line that repeats the training.
         versions: software -> version.
         best_epoch: the epoch whose weights these are; None: the last one's.
-        audio_hours: heard in training, repeats included.
+        audio_hours: trained on, repeats included.
         seconds: wall time of the training.
         leakage: what train and evaluation splits share, as a sentence; empty: nothing.
         base_hub_id: hub id of the starting weights; None: random ones, or a folder's.
@@ -169,7 +169,7 @@ def _summary(facts: CardFacts) -> str:
         f"Scores speech for {_listed(facts.trained)}, each about 0 to 1. A {facts.model_type}"
         f" network with a regression head, {facts.parameters:,} parameters of which"
         f" {facts.trained_parameters:,} were trained, starting from {start}."
-        f" It hears mono audio at 16 kHz, from {facts.min_samples} samples"
+        f" It takes mono audio at 16 kHz, from {facts.min_samples} samples"
         f" ({milliseconds:.0f} ms) up."
     )
 
@@ -199,7 +199,7 @@ def _warnings(facts: CardFacts) -> list[str]:
     if not any(split.split != "train" for split in facts.splits):
         found.append(
             "> **No dev split.** No clip was held out to judge by, so nothing in this run says how"
-            " good the model is on voices it has not heard."
+            " good the model is on speakers it was not trained on."
         )
     return found
 
@@ -250,7 +250,7 @@ def _training(facts: CardFacts) -> str:
     return "\n\n".join(
         (
             table(("setting", "value"), _settings(facts)),
-            f"{facts.epochs} epochs, {facts.audio_hours:.2f} hours of audio heard in"
+            f"{facts.epochs} epochs, {facts.audio_hours:.2f} hours of audio trained on in"
             f" {facts.seconds / 60:.1f} minutes by {facts.workers} {noun} on"
             f" {plain(facts.device)}, seed {facts.seed}.",
             f"![CCC on the dev set and training loss by epoch]({CURVE_FILE})",
@@ -273,5 +273,5 @@ def _licence(facts: CardFacts) -> str:
         rows.append((f"data: {corpus}", data_licence(corpus, facts.data_licences.get(corpus))))
     text = table(("of", "terms"), rows)
     if any(terms == UNKNOWN for _, terms in rows):
-        text += "\n\nUnknown: nobody told the training run; find out before you pass the model on."
+        text += "\n\nUnknown terms were not stated: find them out before you share the model."
     return text

@@ -1,6 +1,6 @@
 """What a training's workers leave word with, and its driver reads: one small actor.
 
-A module of its own, and one that imports nothing: its process would load torch for nothing.
+A separate module that imports nothing: its process would load torch for nothing.
 """
 
 from __future__ import annotations

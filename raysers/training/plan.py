@@ -59,7 +59,7 @@ class TrainingPlan:
     Attributes:
         flags: with absolute paths, the recipe filled in, and `auto` settled.
         network: what it starts from.
-        data: what it hears.
+        data: train and dev clips.
         placement: workers and their resources.
         settings: everything that decides the parameters.
         earlier: the record of the run that is resumed, if any.

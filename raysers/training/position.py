@@ -24,7 +24,7 @@ class Sums:
 
     @property
     def audio_hours_per_s(self) -> float:
-        """Audio hours heard in a second, over all workers together."""
+        """Audio hours processed in a second, over all workers together."""
         return self.audio_s / 3600 / self.wall_s if self.wall_s else 0.0
 
 

@@ -20,7 +20,7 @@ from raysers.training.steps import Schedule
 #: Learning rate of Adam for the front; the regression is short and forgiving.
 _LR = 1e-3
 
-#: Epochs that only the front hears are numbered from here, so that no other epoch is like them.
+#: Epochs of pre-training the front end are numbered from here, so that no other epoch is like them.
 _FIRST_EPOCH = 1 << 20
 
 
@@ -57,6 +57,6 @@ def _batches(
 
         steps = schedule.epoch(epoch)
         for _, found in signals.ahead(steps, lambda step: step.batch.tolist(), changed):
-            heard = [signal for signal in found if signal is not None]
-            if heard:
-                yield pad(heard, do_normalize=start.do_normalize, device=device)
+            decoded = [signal for signal in found if signal is not None]
+            if decoded:
+                yield pad(decoded, do_normalize=start.do_normalize, device=device)

@@ -1,6 +1,6 @@
 """Writing the model folder: weights whenever a better epoch comes, the dev predictions at the end.
 
-Every file is replaced whole, so whoever loads the folder finds the old model or the new one.
+Every file is replaced whole, so a reader finds the old model or the new one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Licences of what a model is made from, for its card, and the `license` field of the model hub.
 
-A model inherits duties from its starting weights and its data. What nobody stated is "unknown",
+A model inherits duties from its starting weights and its data. What is not stated is "unknown",
 which is not the same as free.
 """
 

@@ -29,7 +29,7 @@ _TAG = "raysers.run"
 
 
 class Tracker(Protocol):
-    """Something that wants to know every epoch."""
+    """Receives the record of every epoch."""
 
     def epoch(self, record: Epoch) -> None:
         """One more epoch is done."""

@@ -147,7 +147,7 @@ class _Fitting(threading.Thread):
             reason = " ".join(str(self._error.controller_failure).split())[:300]
             raise RaysersError(
                 f"Ray Train could not start the workers ({reason}): see that the cluster has the "
-                "CPUs or GPUs free, then the same command goes on from the last checkpoint"
+                "CPUs or GPUs free, then the same command resumes from the last checkpoint"
             ) from self._error
         failures = getattr(self._error, "worker_failures", {})
         died = [f for f in failures.values() if isinstance(f, ray.exceptions.RayActorError)]

@@ -1,6 +1,6 @@
 """What a sweep is going to do, and what it would take: measured on a little of the data.
 
-ASHA saves what it can only know while it runs, so the cost is told with and without it.
+ASHA's savings depend on the results, so the cost is printed with and without it.
 """
 
 from __future__ import annotations

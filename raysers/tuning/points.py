@@ -36,7 +36,7 @@ class Range:
             low, high = self._scale(self.low), self._scale(self.high)
             value = low + share * (high - low)
             return min(max(math.exp(value) if self.log else value, self.low), self.high)
-        # every whole number owns an interval of its own, the ends too
+        # every whole number has its own interval, the ends too
         low, high = self._scale(self.low - 0.5), self._scale(self.high + 0.5)
         value = low + share * (high - low)
         return int(min(max(round(math.exp(value) if self.log else value), self.low), self.high))

@@ -88,7 +88,7 @@ def grid_search(space: Space, seed: int) -> GridSearch:
 class OptunaSearch:
     """A random start, then optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
 
-    Every point has a sampler of its own, so a search goes on from records as if it had never
+    Every point has its own sampler, so a search goes on from records as if it had never
     been interrupted. It is drawn again while its values do not go together: `check` raises
     ConfigError for those.
     """

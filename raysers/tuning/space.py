@@ -135,7 +135,7 @@ def _check_condition(uri: str, flag: Parameter, by_name: Mapping[str, Parameter]
             raise ConfigError(f"{where} asks for {other!r}, which is not searched: {hint}")
         known = by_name[other]
         if known.when or isinstance(known.values, Range) or other == flag.name:
-            raise ConfigError(f"{where}: {other!r} has to be a list without a `when` of its own")
+            raise ConfigError(f"{where}: {other!r} has to be a list without a `when`")
         for value in wanted:
             if value not in known.values:
                 raise ConfigError(f"{where}: {other!r} is never {value!r}: see its list")

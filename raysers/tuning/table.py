@@ -116,7 +116,7 @@ def _arrow_kind(name: str) -> pa.DataType:
 
 
 def _cell(name: str, value: Any) -> Any:
-    """Lists and whatever else has no column type of its own as text."""
+    """Lists and other values without a column type as text."""
     kind = SEARCHABLE[name]
     if kind in _ARROW or value is None:
         return value

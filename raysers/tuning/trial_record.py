@@ -1,4 +1,4 @@
-"""What is known of a piece of work, in `PATH/trial.json`: it survives whoever ran it.
+"""What is known of a piece of work, in `PATH/trial.json`: it survives its process.
 
 Only the driver writes it: when a piece starts, when it failed and is tried again, when it ends.
 """

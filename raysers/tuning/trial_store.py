@@ -1,7 +1,7 @@
 """The driver's store of pieces: which there are, which are at work, and how the others ended.
 
 Every change that has to survive the driver is written to the piece's folder before anything else
-is told of it.
+is informed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Named pieces of work through Ray Tune: so many at a time, each with a folder, none run twice.
 
 Tune places, stops and retries; what has been done is decided by the records in the pieces' own
-folders, never by Tune's, so the same command goes on after any death. A piece that was interrupted
-is called again and must go on from its folder by itself.
+folders, never by Tune's, so rerunning the command resumes after any crash. An interrupted piece
+is called again and must resume from its folder by itself.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _LEAVE_S = "60"
 class Share:
     """How many pieces run at once, and what each reserves of the cluster.
 
-    A piece that starts Ray work of its own must leave the CPUs for it to the cluster.
+    A piece that starts Ray tasks must leave the CPUs for it to the cluster.
 
     Attributes:
         at_once: pieces at a time.
@@ -89,7 +89,7 @@ def run_pieces(
         total: how many pieces there are.
         retries: how often a piece may fail before it is recorded as failed. What came from
             outside of it (its process died, a disk was full) counts in this command only.
-        scheduler: decides from the reports which pieces to stop; hears those of earlier runs too.
+        scheduler: decides from the reports, those of earlier runs too, which pieces to stop.
         progress: tells the user; default: without words about a piece.
         on_ended: called with every piece that has ended, now or in an earlier run.
 
@@ -109,7 +109,7 @@ def run_pieces(
 
 
 def _ignore(_: TrialRecord) -> None:
-    """Nobody wants to know."""
+    """Ignores the record."""
 
 
 def _tune(store: TrialStore, share: Share, scheduler: TrialScheduler | None, retries: int) -> None:
@@ -141,7 +141,7 @@ def _tune(store: TrialStore, share: Share, scheduler: TrialScheduler | None, ret
         ).fit()
     if store.running:
         names = ", ".join(sorted(piece.name for piece in store.running.values()))
-        raise RaysersError(f"{names} did not come to an end: the same command goes on with them")
+        raise RaysersError(f"{names} did not end: the same command resumes them")
 
 
 def _work(config: dict[str, Any]) -> dict[str, str]:

@@ -191,7 +191,7 @@ def make_scheduler(sweep: Sweep) -> TrialScheduler | None:
         max_t=last,
         grace_period=grace,
         reduction_factor=flags.asha_reduction,
-        stop_last_trials=False,  # whoever reaches the end has its model scored and stored
+        stop_last_trials=False,  # a trial that reaches the end has its model scored and stored
     )
 
 

@@ -1,6 +1,6 @@
 """Values of training's flags as a YAML file writes them, turned into what the flags hold.
 
-YAML reads `1e-5` as a word (it wants `1.0e-5`), so numbers are also taken from words.
+YAML reads `1e-5` as a word (its number is `1.0e-5`), so numbers are also taken from words.
 """
 
 from __future__ import annotations

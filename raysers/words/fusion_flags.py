@@ -28,7 +28,7 @@ class FuseTrainFlags:
     data: Uris
     """Labelled data with a `split` (train, dev, and best test): manifests, tables, corpora."""
     output: str
-    """Folder or s3:// prefix for the fusion; the same command again resumes there."""
+    """Folder or s3:// prefix for the fusion; rerun the command to resume there."""
     model: str = DEFAULT_MODEL
     """Fine-tuned acoustic model, frozen: alias, hub id, folder or s3:// prefix."""
     text_model: str = "bert-base-uncased"
@@ -73,7 +73,7 @@ class FuseTrainFlags:
     bootstrap: int = 1000
     """Draws behind the intervals; 0 leaves them out."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of acoustic model and recogniser; auto is bf16 where the hardware has it."""
+    """Precision of acoustic model and recogniser; auto is bf16 where the hardware has it."""
     workers: int | Literal["local"] = 0
     """Workers of the encoders; 0 uses every GPU, or every CPU when there is none; `local` works in
     this process, without Ray."""
@@ -84,7 +84,7 @@ class FuseTrainFlags:
     max_failed: float = 0.05
     """Highest share of clips that cannot be used before the job ends with exit code 3."""
     retry: tuple[Status, ...] = ()
-    """Hear clips with these statuses again, such as unreadable or worker_died."""
+    """When resuming, also process clips with these statuses again, such as unreadable."""
     dry_run: Switch = False
     """Print what the encoders have to do, with a measured estimate, and write nothing."""
 

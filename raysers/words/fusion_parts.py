@@ -115,7 +115,7 @@ def with_recogniser(words: TextBranch, asr: str, *, dtype: str, recognise_all: b
     Args:
         words: what it is added to.
         asr: its name, or `manifest` for none.
-        dtype: its number format.
+        dtype: its precision.
         recognise_all: whether clips with a transcript are recognised as well.
 
     Raises:
@@ -123,7 +123,7 @@ def with_recogniser(words: TextBranch, asr: str, *, dtype: str, recognise_all: b
         CheckpointError: a folder whose words cannot be trusted.
     """
     if asr != MANIFEST:
-        # moonshine has one number format, whatever the acoustic model computes in
+        # moonshine has one precision, whatever the acoustic model computes in
         own = "auto" if is_moonshine(asr) else dtype
         task = TranscribeTask.load(asr, dtype=own, max_padded_s=0)
         return replace(words, asr=task, recognise_all=recognise_all)

@@ -185,7 +185,7 @@ def _notes(flags: FuseTrainFlags, task: FusionTask, features: Features) -> Itera
     texts = features.rows["text"].to_pylist()
     if empty := sum(not text.strip() for text in texts):
         yield (
-            f"{empty:,} of {clips:,} clips have no words (an empty transcript says that nobody "
+            f"{empty:,} of {clips:,} clips have no words (an empty transcript means that no one "
             "speaks; leave it null to have the clip recognised)"
         )
     if note := cut_note(task.words, texts):

@@ -1,7 +1,7 @@
 """The fusion task: sound, words and scores of every clip from one decode of its audio.
 
 With a trained fusion it annotates; without one it yields the vectors a fusion is trained on, so
-that training hears exactly what annotating will.
+that training gets exactly what annotating will.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class FusionWorker:
         self, signals: Sequence[Signal], transcripts: Sequence[str | None]
     ) -> list[Row | ClipError]:
         """See `ClipModel.score`; clips without a transcript go through the recogniser."""
-        heard = self._sound.score(signals)
+        scored = self._sound.score(signals)
         spoken = self._words(signals, transcripts)
         fates: list[Row | ClipError] = [
             sound
@@ -125,7 +125,7 @@ class FusionWorker:
             else words
             if isinstance(words, ClipError)
             else {**sound, **words}
-            for sound, words in zip(heard, spoken, strict=True)
+            for sound, words in zip(scored, spoken, strict=True)
         ]
         good = [row for row in fates if not isinstance(row, ClipError)]
         vectors = self._vectors([row["text"] for row in good])

@@ -63,7 +63,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One part of the probe: rows of the metrics table, a table of its own, pictures by name."""
+    """One part of the probe: rows of the metrics table, a table, pictures by name."""
 
     rows: list[Row]
     table: pa.Table
@@ -135,7 +135,7 @@ def chosen_clips(
 ) -> tuple[pa.Table, list[str]]:
     """The clips of a labelled corpus the probe is about, on the connected cluster, and notes.
 
-    Without `split` those are the test splits, or all clips where nobody said what is for testing;
+    Without `split` those are the test splits, or all clips where there is none;
     of them the first `limit`, or all if that is 0.
 
     Raises:

@@ -52,7 +52,7 @@ class ProbeFlags:
     least_occurrences: int = LEAST
     """How often a word must be said to be rated."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the models."""
+    """Precision of the models."""
     limit: int = 0
     """Only the first N sentences and the first N clips; 0 takes all."""
     workers: int = 0

@@ -54,7 +54,7 @@ def reading_notes(rows: Sequence[Row]) -> Iterator[str]:
         yield "words: a word counts as often as it is said; intervals draw speakers"
     if "sentiment" in groups:
         yield "sentiment: intervals draw words, and templates and voices where there are several"
-        yield "ser-tests: English sentences of its own voices, scores rounded to 2 decimals"
+        yield "ser-tests: English sentences in its voices, scores rounded to 2 decimals"
     if "text" in groups:
         yield "paper: its w2v2-L-robust with 24 layers and another synthetic voice"
     if GROUP in groups:

@@ -1,7 +1,7 @@
 """What is left of a model's scores when a neutral voice says the same words (5.3, Figures 10c, 11).
 
 A model that only listens to how things are said gives all re-spoken clips about the same score, so
-its CCC with the labels is 0; what stays above 0 is heard in the words.
+its CCC with the labels is 0; what stays above 0 comes from the words.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def respoken_pairs(
 
     Args:
         labels: clips with `clip_id`, the dimensions where there are labels, and what is known of
-            `joining.COLUMNS`; clips nobody scored twice are left out.
+            `joining.COLUMNS`; clips that no model scored twice are left out.
         originals: by model, tables with `clip_id`, `status` (or all are good) and the dimensions.
         respoken: by model, tables of the re-spoken clips.
         link: re-spoken clip to the original it was made from.

@@ -1,7 +1,7 @@
 """Do models hear what is said: scores of sentences by sentiment (section 5.3, Figure 10b).
 
 The voice is neutral, so what differs between the sentiments is the words. ser-tests asks another
-question of such scores, whether the shift is the same in every language, with limits of its own.
+question of such scores, whether the shift is the same in every language, with separate limits.
 """
 
 from __future__ import annotations

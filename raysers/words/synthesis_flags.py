@@ -27,7 +27,7 @@ class SynthesizeFlags:
     """Flags of this job."""
 
     output: str
-    """Folder or s3:// prefix for sound and tables; the same command again resumes there."""
+    """Folder or s3:// prefix for sound and tables; rerun the command to resume there."""
     texts: str = ""
     """File with one text a line, a table (CSV, TSV, Parquet) with a column text or transcript, or
     a manifest."""

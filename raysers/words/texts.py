@@ -1,7 +1,7 @@
 """Texts to be spoken: a file with one a line, or a table with a column `text` or `transcript`.
 
-A text is kept as it is written, and so is every other column, because whoever looks at the speech
-later wants them back. Only what would be mistaken for the spoken clip's own is renamed or left out.
+A text is kept as it is written, and so is every other column, for later analyses of the speech.
+Only columns that would be mistaken for those of the spoken clip are renamed or left out.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def score(job: ClipJob, bootstrap: Bootstrap) -> WordErrors | None:
 
 
 def _known(manifest: pa.Table) -> pa.Table:
-    """Clips whose words are known; an empty transcript says that nobody speaks."""
+    """Clips whose words are known; an empty transcript means no speech."""
     return manifest.filter(pc.is_valid(manifest["transcript"]))
 
 
@@ -64,16 +64,16 @@ def _transcribed(manifest: pa.Table, rows: pa.Table) -> Transcribed:
     return Transcribed(
         clip_id=ids,
         said=manifest["transcript"].to_pylist(),
-        heard=[texts.get(clip) for clip in ids],
+        recognised=[texts.get(clip) for clip in ids],
         columns={n: manifest[n].to_pylist() for n in _COLUMNS if n in manifest.column_names},
     )
 
 
 def _notes(found: Transcribed) -> Iterator[str]:
-    if lost := sum(text is None for text in found.heard):
+    if lost := sum(text is None for text in found.recognised):
         yield f"{lost:,} clips with a transcript were not recognised and do not count"
     if silent := sum(not said.strip() for said in found.said):
-        yield f"{silent:,} clips have an empty transcript, so every word heard there is an error"
+        yield f"{silent:,} clips have an empty transcript: every word recognised there is an error"
     speakers = {name for name in found.columns.get("speaker", ()) if name}
     if len(speakers) < 2:
         yield (

@@ -42,13 +42,13 @@ class Transcribed:
     Attributes:
         clip_id: identity of every clip, [n].
         said: what was said, [n].
-        heard: what was recognised, [n]; None where recognition failed, so the clip does not count.
+        recognised: words, [n]; None where recognition failed, so the clip does not count.
         columns: what else is known (`corpus`, `split`, `speaker`, `language`, `sex`), each [n].
     """
 
     clip_id: Sequence[str]
     said: Sequence[str]
-    heard: Sequence[str | None]
+    recognised: Sequence[str | None]
     columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
 
@@ -77,13 +77,13 @@ def _plain(character: str) -> str:
     return character if kind[0] in "LMN" else " "
 
 
-def count_errors(said: str, heard: str) -> tuple[int, int, int, int, int, int]:
+def count_errors(said: str, recognised: str) -> tuple[int, int, int, int, int, int]:
     """Words said, substituted, deleted, inserted; characters said, character errors (Levenshtein).
 
     Characters are those of the plain words with single blanks between them. Where nothing was
-    said, every word heard is inserted.
+    said, every recognised word is inserted.
     """
-    truth, found = plain_words(said), plain_words(heard)
+    truth, found = plain_words(said), plain_words(recognised)
     if not truth or not found:
         letters = len(" ".join(truth)), len(" ".join(truth or found))
         return len(truth), 0, len(truth), len(found) if not truth else 0, *letters
@@ -126,7 +126,7 @@ def word_error_rows(model: str, found: Transcribed, bootstrap: Bootstrap) -> lis
     """
     scores = _as_scores(model, found)
     counts = np.array(
-        [count_errors(s, h or "") for s, h in zip(found.said, found.heard, strict=True)],
+        [count_errors(s, h or "") for s, h in zip(found.said, found.recognised, strict=True)],
         np.float64,
     ).reshape(-1, 6)
     cells = base_subsets(scores)
@@ -155,11 +155,11 @@ def overall(rows: Sequence[Row]) -> dict[str, float | None]:
 
 def _as_scores(model: str, found: Transcribed) -> Scores:
     """The clips as the other evaluations see them: a clip counts where its text was recognised."""
-    there = np.array([text is not None for text in found.heard], bool)
+    there = np.array([text is not None for text in found.recognised], bool)
     zeros = np.zeros((len(found.clip_id), len(DIMENSIONS)))
-    heard = np.where(there[:, None], zeros, np.nan)
+    recognised = np.where(there[:, None], zeros, np.nan)
     return Scores(
-        clip_id=found.clip_id, truth=zeros, predictions={model: heard}, columns=found.columns
+        clip_id=found.clip_id, truth=zeros, predictions={model: recognised}, columns=found.columns
     )
 
 

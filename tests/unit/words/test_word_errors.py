@@ -46,7 +46,7 @@ def test_texts_are_compared_as_plain_words(text, words):
 
 
 @pytest.mark.parametrize(
-    ("said", "heard", "expected"),
+    ("said", "recognised", "expected"),
     [
         # words said, substituted, deleted, inserted; characters said, character errors
         ("the cat sat", "The cat sat.", (3, 0, 0, 0, 11, 0)),
@@ -60,8 +60,8 @@ def test_texts_are_compared_as_plain_words(text, words):
         ("zero", "...", (1, 0, 1, 0, 4, 4)),
     ],
 )
-def test_errors_of_worked_cases(said, heard, expected):
-    assert count_errors(said, heard) == expected
+def test_errors_of_worked_cases(said, recognised, expected):
+    assert count_errors(said, recognised) == expected
 
 
 _TEXTS = st.lists(st.sampled_from(["a", "b", "dd", "ee", "don't", "é", "3"]), min_size=1)
@@ -69,22 +69,22 @@ _TEXTS = st.lists(st.sampled_from(["a", "b", "dd", "ee", "don't", "é", "3"]), m
 
 @given(st.lists(st.tuples(_TEXTS, _TEXTS), min_size=1, max_size=8))
 def test_rates_are_those_of_jiwer_over_the_whole_list(pairs):
-    said, heard = ([" ".join(p[i]) for p in pairs] for i in (0, 1))
-    found = Transcribed(clip_id=[str(i) for i in range(len(pairs))], said=said, heard=heard)
+    said, recognised = ([" ".join(p[i]) for p in pairs] for i in (0, 1))
+    found = Transcribed(clip_id=[str(i) for i in range(len(pairs))], said=said, recognised=recognised)
     values = {r.metric: r.value for r in word_error_rows("m", found, Bootstrap(draws=0))}
-    assert values["wer"] == pytest.approx(jiwer.wer(said, heard))
-    assert values["cer"] == pytest.approx(jiwer.cer(said, heard))
+    assert values["wer"] == pytest.approx(jiwer.wer(said, recognised))
+    assert values["cer"] == pytest.approx(jiwer.cer(said, recognised))
     parts = values["substitutions"] + values["deletions"] + values["insertions"]
     assert parts == pytest.approx(values["wer"])
 
 
 def world() -> Transcribed:
     said = ["one two", "three four", "eins zwei", "", "five six"]
-    heard = ["one two", "three for", "ein zwei drei", "you", None]
+    recognised = ["one two", "three for", "ein zwei drei", "you", None]
     return Transcribed(
         clip_id=list("abcde"),
         said=said,
-        heard=heard,
+        recognised=recognised,
         columns={
             "corpus": ["x", "x", "y", "y", "y"],
             "language": ["en", "en", "de", "en", "en"],
@@ -119,14 +119,14 @@ def test_intervals_draw_speakers_and_do_not_depend_on_the_order_of_clips():
     found = Transcribed(
         clip_id=[f"{i:03}" for i in range(300)],
         said=["a b c"] * 300,
-        heard=["a b x" if w else "a b c" for w in wrong],
+        recognised=["a b x" if w else "a b c" for w in wrong],
         columns={"speaker": [f"s{i % 30}" for i in range(300)]},
     )
     order = rng.permutation(300)
     shuffled = Transcribed(
         clip_id=[found.clip_id[i] for i in order],
         said=[found.said[i] for i in order],
-        heard=[found.heard[i] for i in order],
+        recognised=[found.recognised[i] for i in order],
         columns={"speaker": [found.columns["speaker"][i] for i in order]},
     )
     (row,) = (r for r in word_error_rows("m", found, Bootstrap(draws=500)) if r.metric == "wer")

@@ -23,7 +23,7 @@ def test_rates_are_percentages_with_their_intervals():
         Transcribed(
             clip_id=["a", "b"],
             said=["one two three four"] * 2,
-            heard=["one two three", "one two three four five"],
+            recognised=["one two three", "one two three four five"],
             columns={"corpus": ["talks", "talks"]},
         )
     )
@@ -36,7 +36,7 @@ def test_rates_are_percentages_with_their_intervals():
 def test_names_from_manifests_cannot_steer_the_terminal():
     evil = "a\x1b[31m\x07\u202ered\nnew [bold]line\x9b2J"
     text = printed(
-        Transcribed(clip_id=["a"], said=["one"], heard=["\x1b]0;x\x07"], columns={"corpus": [evil]})
+        Transcribed(clip_id=["a"], said=["one"], recognised=["\x1b]0;x\x07"], columns={"corpus": [evil]})
     )
     assert "[bold]line" in text.replace("\n", "")
     assert not set(text) & {"\x1b", "\x07", "\u202e", "\x9b", "\r"}
