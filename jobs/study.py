@@ -26,11 +26,12 @@ from raysers.evaluation.tables import print_notes
 from raysers.run import Exit, Run, quiet_environment, run_main
 from raysers.studies import cost, plan, runs, tables, units
 from raysers.studies.experiments import Experiment
+from raysers.studies.plan import StudyFlags
 from raysers.studies.table import print_cells
 from raysers.words.fuse import train
 
 
-def study(flags: plan.StudyFlags) -> int:
+def study(flags: StudyFlags) -> int:
     """Check, plan, run what is left, write the tables; returns the exit code."""
     config, flags = as_plain(flags), plan.with_absolute_paths(flags)
     with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
@@ -74,7 +75,7 @@ def _analyse(run: Experiment, place: units.Place) -> Mapping[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job with `argv` (default: the command line); returns the exit code."""
     quiet_environment()
-    return run_main(lambda: study(parse(plan.StudyFlags, argv, description=__doc__ or "")))
+    return run_main(lambda: study(parse(StudyFlags, argv, description=__doc__ or "")))
 
 
 if __name__ == "__main__":
