@@ -26,7 +26,7 @@ from raysers.models.asr import DEFAULT_ASR
 from raysers.run import quiet_environment, run_main
 from raysers.words import transcript_scores
 from raysers.words.transcribe import TranscribeTask
-from raysers.words.word_table import print_word_errors
+from raysers.words.transcript_scores import print_word_errors
 
 JOB = "transcribe"
 

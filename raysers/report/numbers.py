@@ -1,20 +1,21 @@
 """The numbers of each figure, chosen from the tables of the runs; nothing is drawn here.
 
 A figure is dots on rows or lines over a number. Which value goes where is decided by these
-functions alone, so a picture cannot show what its table does not hold.
+functions alone, so a picture cannot show what its table does not hold. Trainings that differ in
+their seed only are one value: their mean, from their lowest to their highest bound, because the
+interval of one training says what other speakers would change, not what another seed would.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.fairness import OVER_ALL
-from raysers.report.seeds import mean_of, over_seeds
-from raysers.report.values import CONTESTANTS, NAN, Value, main_splits, number_in, of_studies
+from raysers.report.values import CONTESTANTS, NAN, SEED, Value, main_splits, number_in, of_studies
 from raysers.robustness.measures import OVERALL
 from raysers.types import DIMENSIONS
 from raysers.words.fusion_scores import DIFFERENCE, FUSED
@@ -31,7 +32,7 @@ class Dot:
         column: the panel from left to right: a dimension.
         row: the line in the panel: a model, a perturbation, a speaker.
         series: which of several marks in one line; empty when there is one.
-        value: with `low` and `high`, its 95 % interval, or of several seeds as `figures_seeds`
+        value: with `low` and `high`, its 95 % interval, or of several seeds as `over_seeds`
             says; NaN: none.
         paper: the paper's value of the same; NaN: none.
         n: clips (or speakers) behind it.
@@ -248,3 +249,52 @@ def blocks(dots: Iterable[Dot]) -> Iterator[tuple[str, list[Dot]]]:
     for one in dots:
         found.setdefault(one.block, []).append(one)
     yield from found.items()
+
+
+def over_seeds(values: Iterable[Value]) -> list[Value]:
+    """Of the seeds of a study's cells one value, in the place of the first; models say how many.
+
+    Of what was measured twice with the same seed, the last counts.
+    """
+    groups: dict[tuple[str, ...], dict[int, Value]] = {}
+    for v in values:
+        factor_value = "" if v.factor == SEED else v.factor_value
+        key = (
+            v.study, v.backbone, factor_value, v.model, v.dataset, v.split, v.group, v.group_value,
+            v.dimension, v.metric,
+        )  # fmt: skip
+        groups.setdefault(key, {})[v.seed] = v
+    return _named([mean_of(list(by_seed.values())) for by_seed in groups.values()])
+
+
+def mean_of(same: Sequence[Value]) -> Value:
+    """The mean of the values there are, with the lowest and the highest bound."""
+    there = [v for v in same if not math.isnan(v.value)]
+    if len(there) < 2:
+        return (there or same)[-1]
+    return replace(
+        there[-1],
+        value=sum(v.value for v in there) / len(there),
+        ci_low=min((v.ci_low for v in there if not math.isnan(v.ci_low)), default=NAN),
+        ci_high=max((v.ci_high for v in there if not math.isnan(v.ci_high)), default=NAN),
+        seeds=len(there),
+    )
+
+
+def _named(values: Sequence[Value]) -> list[Value]:
+    """The values with the number of seeds in the model's name, the same all over a dataset."""
+    counts: dict[tuple[str, ...], list[int]] = {}
+    for v in values:
+        counts.setdefault(_panel(v), []).append(v.seeds)
+    return [replace(v, model=v.model + _in_words(v, counts[_panel(v)])) for v in values]
+
+
+def _panel(v: Value) -> tuple[str, ...]:
+    return v.study, v.model, v.dataset, v.split
+
+
+def _in_words(v: Value, counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    if most == 1 or v.model == RANDOM:
+        return ""
+    return f", {most} seeds" if least == most else f", {least} to {most} seeds"

@@ -32,10 +32,9 @@ from raysers.types import DIMENSIONS
 from raysers.words.fusion_card import FusionFacts, fusion_card
 from raysers.words.fusion_data import DEV, TRAIN, FusionData
 from raysers.words.fusion_features import Features, Floats, TrainedHeads
-from raysers.words.fusion_figure import differences_figure
 from raysers.words.fusion_flags import FuseTrainFlags, head_settings
 from raysers.words.fusion_parts import cut_note, read_fusion
-from raysers.words.fusion_scores import ACOUSTIC, OF_HEAD, fusion_rows
+from raysers.words.fusion_scores import ACOUSTIC, OF_HEAD, differences_figure, fusion_rows
 from raysers.words.fusion_task import SUFFIXES, FusionTask
 
 METRICS = "metrics/part-00000.parquet"

@@ -22,8 +22,18 @@ from raysers.plotting import (
     word_colour,
 )
 from raysers.types import DIMENSIONS
-from raysers.words.density import draw_mean, draw_spread, limits
-from raysers.words.panels import at_mean, caption, grid, name_lines, over, score_axis, shorter
+from raysers.words.panels import (
+    at_mean,
+    caption,
+    draw_mean,
+    draw_spread,
+    grid,
+    limits,
+    name_lines,
+    over,
+    score_axis,
+    shorter,
+)
 from raysers.words.respoken import AGREEMENT, GROUP, LABELS, ORIGINAL, RESPOKEN
 from raysers.words.sentence_pairs import Pairs
 

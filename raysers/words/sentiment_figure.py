@@ -15,12 +15,14 @@ import pyarrow as pa
 from raysers.evaluation.rows import Row
 from raysers.plotting import Picture, model_names, picture
 from raysers.types import DIMENSIONS
-from raysers.words.density import draw_mean, draw_spread, limits
 from raysers.words.panels import (
     SENTIMENTS,
     at_mean,
     caption,
+    draw_mean,
+    draw_spread,
     grid,
+    limits,
     name_lines,
     over,
     score_axis,

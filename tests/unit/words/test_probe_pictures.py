@@ -20,7 +20,7 @@ from raysers.words.cloud import (
     require_wordcloud,
     word_cloud,
 )
-from raysers.words.density import density
+from raysers.words.panels import density
 from raysers.words.ratings import word_ratings
 from raysers.words.word_chart import word_chart
 

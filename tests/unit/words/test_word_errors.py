@@ -70,7 +70,9 @@ _TEXTS = st.lists(st.sampled_from(["a", "b", "dd", "ee", "don't", "é", "3"]), m
 @given(st.lists(st.tuples(_TEXTS, _TEXTS), min_size=1, max_size=8))
 def test_rates_are_those_of_jiwer_over_the_whole_list(pairs):
     said, recognised = ([" ".join(p[i]) for p in pairs] for i in (0, 1))
-    found = Transcribed(clip_id=[str(i) for i in range(len(pairs))], said=said, recognised=recognised)
+    found = Transcribed(
+        clip_id=[str(i) for i in range(len(pairs))], said=said, recognised=recognised
+    )
     values = {r.metric: r.value for r in word_error_rows("m", found, Bootstrap(draws=0))}
     assert values["wer"] == pytest.approx(jiwer.wer(said, recognised))
     assert values["cer"] == pytest.approx(jiwer.cer(said, recognised))

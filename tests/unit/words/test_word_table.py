@@ -7,8 +7,8 @@ import io
 from rich.console import Console
 
 from raysers.evaluation.draws import Bootstrap
+from raysers.words.transcript_scores import print_word_errors
 from raysers.words.word_errors import Transcribed, word_error_rows
-from raysers.words.word_table import print_word_errors
 
 
 def printed(found: Transcribed) -> str:
@@ -36,7 +36,9 @@ def test_rates_are_percentages_with_their_intervals():
 def test_names_from_manifests_cannot_steer_the_terminal():
     evil = "a\x1b[31m\x07\u202ered\nnew [bold]line\x9b2J"
     text = printed(
-        Transcribed(clip_id=["a"], said=["one"], recognised=["\x1b]0;x\x07"], columns={"corpus": [evil]})
+        Transcribed(
+            clip_id=["a"], said=["one"], recognised=["\x1b]0;x\x07"], columns={"corpus": [evil]}
+        )
     )
     assert "[bold]line" in text.replace("\n", "")
     assert not set(text) & {"\x1b", "\x07", "\u202e", "\x9b", "\r"}
