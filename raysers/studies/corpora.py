@@ -23,7 +23,7 @@ from raysers.schemas import LABEL_FIELDS
 from raysers.types import DIMENSIONS
 
 TRAINING, EVALUATION = "training", "judged"
-#: A corpus without splits is dealt by speaker: a third for testing, a third of the rest is dev.
+#: A corpus without splits is split by speaker: a third for testing, a third of the rest is dev.
 _FOLDS = 3
 _MAP = "russell-mehrabian"
 
@@ -176,7 +176,7 @@ def _with_splits(name: str, table: pa.Table) -> tuple[pa.Table, str]:
         missing = ({"train", "dev"} - known) | (set() if has_test else {"test"})
         raise ConfigError(
             f"--data: {name} has splits but no clips for {', '.join(sorted(missing))}: complete "
-            "its split column, or leave it out to have its speakers dealt"
+            "its split column, or leave it out to split the speakers"
         )
     table = splits.fold_splits(_without_splits(table), _FOLDS, 0)
     testing = pc.equal(table["split"], "dev")

@@ -38,13 +38,13 @@ def _count(table: pa.Table) -> dict:
     return {key: len(speakers) for key, speakers in found.items()}
 
 
-def test_a_corpus_without_splits_is_dealt_by_speaker_and_sex():
+def test_a_corpus_without_splits_is_split_by_speaker_and_sex():
     corpora = arrange({"a": _corpus("a", TEN)}, ["a"], [], 0)
     assert _count(corpora.training) == {("a", "train"): 4, ("a", "dev"): 2, ("a", "test"): 4}
     assert leaks(corpora.training) == []
     sexes = {r["sex"] for r in corpora.judged.to_pylist()}
     assert sexes == {"female", "male"}
-    assert any("its speakers are dealt" in note for note in corpora.notes)
+    assert any("its speakers are split" in note for note in corpora.notes)
 
 
 def test_splits_a_corpus_has_are_kept():
