@@ -7,16 +7,18 @@ the heads' shapes all the same and mean nothing, so both are written down and ha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raysers.errors import CheckpointError
 from raysers.models import checkpoint, weights
+from raysers.models.backbones import TRAINED_KEY, trained_dimensions
 from raysers.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from raysers.models.fusion import (
     HIDDEN_WEIGHT,
@@ -72,15 +74,22 @@ class FusionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fusion:
-    """The trained heads by name, on the CPU, and the hash of the folder's files."""
+    """The trained heads by name, on the CPU.
+
+    `trained` names the dimensions with trained outputs; `revision` is the hash of the folder's
+    files.
+    """
 
     config: FusionConfig
     heads: Mapping[str, FusionHead]
+    trained: Sequence[str] = DIMENSIONS
     revision: str = ""
 
     def score(self, vectors: dict[str, Floats]) -> dict[str, Floats]:
-        """Scores [clips, 3] of every head, from vectors [clips, size] by source."""
-        return {name: score_in_blocks(name, head, vectors) for name, head in self.heads.items()}
+        """Scores [clips, 3] of every head, NaN if not trained, from vectors [clips, size]."""
+        untrained = [name not in self.trained for name in DIMENSIONS]
+        scores = {name: score_in_blocks(name, head, vectors) for name, head in self.heads.items()}
+        return {name: np.where(untrained, np.float32(np.nan), s) for name, s in scores.items()}
 
 
 def save_fusion(fusion: Fusion, folder: str | Path) -> None:
@@ -93,6 +102,8 @@ def save_fusion(fusion: Fusion, folder: str | Path) -> None:
         "heads": list(fusion.heads),
         "id2label": {str(index): label for index, label in enumerate(DIMENSIONS)},
     }
+    if len(fusion.trained) < len(DIMENSIONS):
+        config[TRAINED_KEY] = list(fusion.trained)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     weights.write_weights(nn.ModuleDict(dict(fusion.heads)).state_dict(), folder / WEIGHTS_FILE)
@@ -122,6 +133,7 @@ def load_fusion(folder: str | Path) -> Fusion:
     return Fusion(
         config=config,
         heads={name: head for name in SOURCES if isinstance(head := heads[name], FusionHead)},
+        trained=trained_dimensions(content, folder),
         revision=checkpoint.content_hash([folder / CONFIG_FILE, folder / WEIGHTS_FILE]),
     )
 

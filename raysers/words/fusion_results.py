@@ -65,7 +65,8 @@ def write(
     Raises:
         WriteError: the folder cannot be written.
     """
-    store(Fusion(config=config_of(flags, task), heads=trained.heads), flags.output)
+    config, dimensions = config_of(flags, task), _trained(features)
+    store(Fusion(config=config, heads=trained.heads, trained=dimensions), flags.output)
     fusion = read_fusion(flags.output)
     scores = fusion.score(features.vectors)
     judged = np.flatnonzero(np.array(features.table["split"].to_pylist(), object) != TRAIN)
@@ -135,7 +136,8 @@ def _predictions(
     }
     for head, values in scores.items():
         for place, dimension in enumerate(DIMENSIONS):
-            own[f"{dimension}{SUFFIXES[head]}"] = pa.array(values[:, place], pa.float32())
+            column = pa.array(values[:, place], pa.float32(), from_pandas=True)
+            own[f"{dimension}{SUFFIXES[head]}"] = column
     columns = [own.get(name) if name in own else rows[name] for name in FUSED.names]
     return pa.table(columns, schema=FUSED)
 
@@ -189,11 +191,17 @@ def _notes(flags: FuseTrainFlags, task: FusionTask, features: Features) -> Itera
         )
     if note := cut_note(task.words, texts):
         yield note
-    labels = np.isfinite(features.labels[features.places(TRAIN)]).sum(axis=0)
-    if nothing := [d for d, n in zip(DIMENSIONS, labels, strict=True) if n < LEAST_LABELS]:
-        yield f"no training labels for {', '.join(nothing)}: its scores are the middle of the scale"
+    trained = _trained(features)
+    if nothing := [name for name in DIMENSIONS if name not in trained]:
+        yield f"too few train labels for {', '.join(nothing)}: not trained, the scores are null"
     if not any(split.startswith("test") for split in set(features.table["split"].to_pylist())):
         yield "there is no test split: the dev clips that chose the epochs are the ones reported"
+
+
+def _trained(features: Features) -> list[str]:
+    """Dimensions with enough train labels."""
+    labels = np.isfinite(features.labels[features.places(TRAIN)]).sum(axis=0)
+    return [d for d, n in zip(DIMENSIONS, labels, strict=True) if n >= LEAST_LABELS]
 
 
 def _outcome(

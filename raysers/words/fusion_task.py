@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -168,4 +169,5 @@ def _fuse(fusion: Fusion, rows: Sequence[Row]) -> None:
     }
     for head, scores in fusion.score(vectors).items():
         for row, values in zip(rows, scores.tolist(), strict=True):
-            row.update({f"{d}{SUFFIXES[head]}": v for d, v in zip(DIMENSIONS, values, strict=True)})
+            named = zip(DIMENSIONS, values, strict=True)
+            row.update({f"{d}{SUFFIXES[head]}": None if isnan(v) else v for d, v in named})

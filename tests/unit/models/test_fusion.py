@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import audmetric
 import numpy as np
@@ -141,6 +142,14 @@ def test_a_stored_fusion_scores_the_same_and_knows_its_encoders(fusion, tmp_path
     assert changed == {"fused": True, "audio": False, "text": True}
     save_fusion(fusion, tmp_path / "again")
     assert load_fusion(tmp_path / "again").revision == loaded.revision
+
+
+def test_dimensions_that_were_not_trained_have_no_scores(fusion, tmp_path):
+    save_fusion(replace(fusion, trained=("arousal", "valence")), tmp_path)
+    vectors = {SOUND: np.ones((2, 4), np.float32), WORDS: np.ones((2, 2), np.float32)}
+    for name, scores in load_fusion(tmp_path).score(vectors).items():
+        assert np.isnan(scores[:, 1]).all()
+        np.testing.assert_array_equal(scores[:, ::2], fusion.score(vectors)[name][:, ::2])
 
 
 @pytest.mark.parametrize(
