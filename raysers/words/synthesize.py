@@ -202,14 +202,14 @@ def run_shards(blocks: Sequence[pa.Table], speaking: Speaking, pool: WorkerPool)
     """
     if not blocks:
         return
-    pool = ray.data.ActorPoolStrategy(size=min(pool.workers, len(blocks)))
+    actors = ray.data.ActorPoolStrategy(size=min(pool.workers, len(blocks)))
     results = ray.data.from_arrow(list(blocks)).map_batches(
         SpeakingWorker,
         fn_constructor_kwargs={"speaking": speaking},
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=pool,
+        compute=actors,
         num_cpus=pool.num_cpus,
     )
     told = _told(
