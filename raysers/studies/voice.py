@@ -125,13 +125,13 @@ def spoken(one: Utterance) -> bytes:
         pitch=int(np.clip(pitch, 0, 99)),
     )
     stretched = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ * size)
-    spoken = _trimmed(_filtered(stretched, arousal, valence, rng))
+    signal = _trimmed(_filtered(stretched, arousal, valence, rng))
     level = _LEVEL * 10 ** ((8 * arousal + rng.normal(0, 3)) / 20)
-    spoken *= level / max(float(np.sqrt(np.mean(spoken**2))), 1e-6)
-    noise = rng.normal(0, 1e-3, len(spoken))
+    signal *= level / max(float(np.sqrt(np.mean(signal**2))), 1e-6)
+    noise = rng.normal(0, 1e-3, len(signal))
     file = io.BytesIO()
     soundfile.write(
-        file, np.clip(spoken + noise, -1, 1), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16"
+        file, np.clip(signal + noise, -1, 1), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16"
     )
     return file.getvalue()
 
