@@ -68,8 +68,8 @@ def read_labels(flags: EvaluateFlags) -> Labels:
     table = labelled_only(read.table)
     if not len(table):
         raise ConfigError(
-            f"--labels {' '.join(flags.labels)}: none of {len(read.table):,} clips has a label for "
-            f"{', '.join(DIMENSIONS)}: give labelled clips (or --emotion-map for categories)"
+            f"--labels {' '.join(flags.labels)}: none of its {len(read.table):,} clips has a label "
+            f"for {', '.join(DIMENSIONS)}: give labelled clips (or --emotion-map for categories)"
         )
     if twice := len(table) - pc.count_distinct(table["clip_id"]).as_py():
         raise ConfigError(f"--labels: {twice:,} clips are labelled twice: give each source once")
