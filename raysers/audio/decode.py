@@ -119,7 +119,7 @@ class AudioReader:
         self._is_estimate = False  # `info.promised_frames` is no count
         self._end = 0  # frame after the last one read
         self._position: int | None = 0  # None: unknown, after a failed read
-        self._preroll = 0
+        self._preroll, self._is_lenient = 0, True
         try:
             self._sound, self._bytes = open_sound(containers.untagged(opened), name)
             self.info = self._survey()
@@ -129,6 +129,8 @@ class AudioReader:
         subtype = self._sound.kind[1]
         self._preroll = next((n for key, n in _PREROLL.items() if subtype.startswith(key)), 0)
         self._may_be_unusable = not subtype.startswith("PCM")
+        # of codecs in blocks libsndfile makes frames from data that are not there
+        self._is_lenient = not subtype.startswith(("PCM", "FLOAT", "DOUBLE"))
 
     def __enter__(self) -> Self:
         return self
@@ -294,7 +296,7 @@ class AudioReader:
 
     def _survey(self) -> AudioInfo:
         sound = self._sound
-        rate_hz, channels, frames = sound.samplerate, sound.channels, int(sound.frames)
+        rate_hz, channels, frames = sound.sample_rate_hz, sound.channels, sound.frames
         if rate_hz <= 0:
             raise ClipError(Status.UNREADABLE, "the header declares a sample rate of 0 Hz")
         if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
@@ -318,7 +320,7 @@ class AudioReader:
         if source is not self._bytes:
             self._reopen(source)
             if container != "MP3":
-                frames = promised = int(self._sound.frames)
+                frames = promised = self._sound.frames
         most = self._bytes.size * _MOST_FRAMES_PER_BYTE.get(container, _MOST_OF_OTHERS)
         if frames > min(most, _LONGEST_S * rate_hz):
             raise ClipError(
@@ -341,10 +343,11 @@ class AudioReader:
         """Read frames from `start` on into `block`; returns how many there were."""
         if start != self._position:
             self._seek(start)
-        got = int(self._sound.buffer_read_into(block, dtype="float32"))
+        got = self._sound.read_into(block)
         self._position, self._end = None, start + got
-        self._bytes.check()
-        if not self._sound.failure:
+        if got < len(block) or self._is_lenient:
+            self._bytes.check()
+        if not self._sound.is_damaged:
             self._position = self._end
         return got
 
@@ -352,7 +355,7 @@ class AudioReader:
         target = max(0, frame - self._preroll)
         # on the way already, when the next span begins just behind the last one
         if self._position is None or not target <= self._position < frame:
-            if not target or not self._sound.found(target):
+            if not target or not self._sound.seek(target):
                 # such streams are decoded from their start
                 self._bytes.check()
                 self._reopen(self._bytes)

@@ -29,8 +29,8 @@ _SILENT = 1e-4
 _PAUSE_S = 0.2
 _STEP_S = 0.02
 
-#: Squares are summed in float32 over so many samples, and these sums in float64.
-_ROW = 1 << 12
+#: Squares are summed in float32 over so many samples.
+_BLOCK = 1 << 13
 
 
 class Levels(NamedTuple):
@@ -60,11 +60,9 @@ def levels(signal: Floats) -> Levels:
     """
     if not signal.size:
         return Levels(math.nan, math.nan, math.nan)
-    highest, lowest = float(signal.max()), float(signal.min())
-    clipped = 0
-    if highest >= FULL_SCALE or lowest <= -FULL_SCALE:
-        high, low = signal >= FULL_SCALE, signal <= -FULL_SCALE
-        clipped = int(np.count_nonzero(high) + np.count_nonzero(low))
+    highest, lowest = float(np.maximum.reduce(signal)), float(np.minimum.reduce(signal))
+    clipped = int(np.count_nonzero(signal >= FULL_SCALE)) if highest >= FULL_SCALE else 0
+    clipped += int(np.count_nonzero(signal <= -FULL_SCALE)) if lowest <= -FULL_SCALE else 0
     return Levels(rms_db(signal), max(highest, -lowest), clipped / signal.size)
 
 
@@ -82,11 +80,10 @@ def rms_db(signal: Floats) -> float:
     """
     if not signal.size:
         return math.nan
-    # short float32 products added in float64: exact enough, and 10 times as fast as all in float64
-    whole = signal.size - signal.size % _ROW
-    rows, rest = signal[:whole].reshape(-1, _ROW), signal[whole:]
-    total = float(np.matmul(rows[:, None, :], rows[:, :, None]).sum(dtype=np.float64))
-    power = (total + float(np.dot(rest, rest))) / signal.size
+    # float32 within a block, float64 between them: exact enough, and 10 times as fast as float64;
+    # from 10,000 samples on, BLAS would start threads
+    blocks = (signal[at : at + _BLOCK] for at in range(0, signal.size, _BLOCK))
+    power = sum(float(np.dot(block, block)) for block in blocks) / signal.size
     return max(10.0 * math.log10(power), FLOOR_DB) if power > 0.0 else FLOOR_DB
 
 

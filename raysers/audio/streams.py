@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from raysers.audio.source import Bytes, SplicedBytes
@@ -15,6 +17,8 @@ _MAX_PAGES = 1000
 _OGG_TAIL_BYTES = 2 * 65_307
 #: The last frame of a FLAC file mostly starts within so many bytes of the end.
 _FLAC_TAIL_BYTES = 1 << 15
+#: libFLAC reads so much at once.
+_FLAC_AHEAD_BYTES = 1 << 13
 #: A stream begins with its mark and a STREAMINFO block; the mark alone occurs in compressed audio.
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
 
@@ -79,11 +83,7 @@ def ogg_lengths(source: Bytes, frames: int, rate_hz: int) -> Lengths:
 def _ended(source: Bytes, offset: int, head: bytes, page_bytes: int) -> Bytes:
     """`source` with the flag of a stream's end on its last page, without which that is not read."""
     # the checksum is linear: what the flag changes in it does not depend on the rest of the page
-    change = 0
-    for byte in (_OGG_END, *bytes(page_bytes - 6)):
-        change ^= byte << 24
-        for _ in range(8):
-            change = (change << 1 ^ 0x04C1_1DB7 if change >> 31 else change << 1) & 0xFFFF_FFFF
+    change = _crc((_OGG_END, *bytes(page_bytes - 6)), 32, 0x04C1_1DB7)
     crc = struct.pack("<I", int.from_bytes(head[22:26], "little") ^ change)
     flags = bytes([head[5] | _OGG_END])
     return _PatchedBytes(source, offset, head[:5] + flags + head[6:22] + crc + head[26:])
@@ -126,8 +126,10 @@ def goes_on(source: Bytes, container: str, frames: int) -> bool:
         return source.size - source.tell() > _OGG_TAIL_BYTES
     if container != "FLAC":
         return False
-    tail = source.at(max(0, source.size - _FLAC_TAIL_BYTES), _FLAC_TAIL_BYTES)
-    if source.size > len(tail) and _FLAC_START.search(tail):
+    # what the decoder read before, it needed for the frames it gave
+    tail_bytes = _FLAC_TAIL_BYTES if source.tell() < source.size else _FLAC_AHEAD_BYTES
+    tail = source.at(max(1, source.size - tail_bytes), tail_bytes)
+    if b"fLaC" in tail and _FLAC_START.search(tail):
         return True
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
@@ -142,13 +144,24 @@ def goes_on(source: Bytes, container: str, frames: int) -> bool:
     return False
 
 
-def _crc(data: bytes, bits: int, polynomial: int) -> int:
-    """The checksum of FLAC; 0 over data that end with their own."""
-    crc, top, mask = 0, 1 << bits - 1, (1 << bits) - 1
-    for byte in data:
-        crc ^= byte << bits - 8
+@functools.cache
+def _crc_table(bits: int, polynomial: int) -> tuple[int, ...]:
+    """The checksums of single bytes."""
+    table = []
+    for byte in range(256):
+        crc = byte << bits - 8
         for _ in range(8):
-            crc = (crc << 1 ^ polynomial if crc & top else crc << 1) & mask
+            crc = crc << 1 ^ (polynomial if crc >> bits - 1 else 0)
+            crc &= (1 << bits) - 1
+        table.append(crc)
+    return tuple(table)
+
+
+def _crc(data: Iterable[int], bits: int, polynomial: int) -> int:
+    """The checksum of FLAC and Ogg; 0 over data that end with their own."""
+    crc, table, mask = 0, _crc_table(bits, polynomial), (1 << bits) - 1
+    for byte in data:
+        crc = crc << 8 & mask ^ table[crc >> bits - 8 ^ byte]
     return crc
 
 
