@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from raysers.audio import containers, mpeg, streams, timeline
 from raysers.audio.containers import AudioInfo, cut_message
+from raysers.audio.level import channel_fault
 from raysers.audio.sound import open_sound
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
@@ -117,6 +118,7 @@ class AudioReader:
         self._name = name
         self._bytes = opened = open_bytes(source)
         self._is_estimate = False  # `info.promised_frames` is no count
+        self._energies, self._mix_energy, self._start = np.zeros(0), 0.0, 0
         self._end = 0  # frame after the last one read
         self._position: int | None = 0  # None: unknown, after a failed read
         self._preroll, self._is_lenient = 0, True
@@ -228,6 +230,11 @@ class AudioReader:
         self._end = held
         self._check_decoded(info.promised_frames)
 
+    def channel_fault(self) -> str:
+        """What is wrong between the channels of the last span, see `level.channel_fault`."""
+        frames = max(1, self._end - self._start)
+        return channel_fault((self._energies / frames).tolist(), self._mix_energy / frames)
+
     def _samples(self, first: int, last: int) -> Floats:
         """The 16 kHz samples `[first, last)`, or as many of them as the file holds."""
         info, signal, filled = self.info, np.empty(last - first, np.float32), 0
@@ -252,14 +259,20 @@ class AudioReader:
         Raises:
             ClipError: `not_finite` within the frames `span`; outside they become zeros.
         """
-        channels, self._end = self.info.channels, start
+        channels, self._start, self._end = self.info.channels, start, start
+        self._energies, self._mix_energy = np.zeros(channels), 0.0
         most = max(1, _BLOCK_SAMPLES // channels)
         while start < end:
             wanted = min(most, end - start)
             block = np.empty((wanted, channels), np.float32)
             got = self._fill(block, start)
             if got:
-                yield timeline.mono(self._finite(block[:got], start, span))
+                block = self._finite(block[:got], start, span)
+                mix = timeline.mono(block)
+                if channels > 1:
+                    self._energies += np.einsum("fc,fc->c", block, block)
+                    self._mix_energy += float(np.einsum("f,f->", mix, mix))
+                yield mix
             if got < wanted:
                 return
             start += got
