@@ -17,10 +17,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from raysers.audio import containers, mpeg, streams, timeline
-from raysers.audio.containers import AudioInfo, cut_message
+from raysers.audio import containers, sound, streams
 from raysers.audio.level import channel_fault
-from raysers.audio.sound import open_sound
+from raysers.audio.sound import AudioInfo, cut_message, open_sound
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
@@ -37,7 +36,7 @@ _BLOCK_SAMPLES = 1 << 18
 
 #: Frames decoded and dropped before a span, which depends on them. Vorbis is decoded from the
 #: start: after about one seek in a hundred libsndfile is off by a block.
-_PREROLL = {"MPEG": mpeg.PREROLL_FRAMES, "VORBIS": 1 << 62}
+_PREROLL = {"MPEG": streams.PREROLL_FRAMES, "VORBIS": 1 << 62}
 
 #: Largest sample accepted, 1 being full scale: beyond, integers were stored as floating point.
 _LARGEST = 8.0
@@ -162,9 +161,9 @@ class AudioReader:
                 `unreadable` (the decoder gave up), `out_of_memory`.
         """
         info, slack = self.info, self.info.slack_frames
-        total = timeline.converted_length(info.promised_frames, info.sample_rate_hz)
-        first = timeline.to_sample(start_ns)
-        last = total if end_ns is None else min(timeline.to_sample(end_ns), total)
+        total = sound.converted_length(info.promised_frames, info.sample_rate_hz)
+        first = sound.to_sample(start_ns)
+        last = total if end_ns is None else min(sound.to_sample(end_ns), total)
         if end_ns is not None and end_ns > start_ns:
             # shorter than half a sample at 16 kHz is still a sample of audio, not none
             last = min(max(last, first + 1), total)
@@ -181,7 +180,7 @@ class AudioReader:
             )
         needed = info.promised_frames
         if last < total:
-            needed = min(timeline.frames_for(last, info.sample_rate_hz), needed)
+            needed = min(sound.frames_for(last, info.sample_rate_hz), needed)
         if needed > info.frames + slack:
             raise _cut(info)
         try:
@@ -222,8 +221,8 @@ class AudioReader:
             except ClipError as error:
                 failure = error  # what came before it is still on its way
 
-        yield from timeline.regrouped(
-            timeline.converted(native(), info.sample_rate_hz, info.frames), size
+        yield from sound.regrouped(
+            sound.converted(native(), info.sample_rate_hz, info.frames), size
         )
         if failure is not None:
             raise failure
@@ -242,11 +241,11 @@ class AudioReader:
             signal = signal[: self._fill(signal, first)]
             return self._finite(signal, first, (first, last))
         rate_hz = info.sample_rate_hz
-        start, end, at = timeline.context(first, last, rate_hz)
-        span = first * rate_hz // SAMPLE_RATE_HZ, timeline.frames_for(last, rate_hz)
+        start, end, at = sound.context(first, last, rate_hz)
+        span = first * rate_hz // SAMPLE_RATE_HZ, sound.frames_for(last, rate_hz)
         blocks = self._native(start, min(end, info.frames), span)
         skip = first - at
-        for piece in timeline.converted(blocks, rate_hz, info.frames):
+        for piece in sound.converted(blocks, rate_hz, info.frames):
             kept = piece[skip : skip + signal.size - filled]
             signal[filled : filled + kept.size] = kept
             filled += kept.size
@@ -268,7 +267,7 @@ class AudioReader:
             got = self._fill(block, start)
             if got:
                 block = self._finite(block[:got], start, span)
-                mix = timeline.mono(block)
+                mix = sound.mono(block)
                 if channels > 1:
                     self._energies += np.einsum("fc,fc->c", block, block)
                     self._mix_energy += float(np.einsum("f,f->", mix, mix))
@@ -281,7 +280,10 @@ class AudioReader:
         """Raise what is missing of the first `needed` frames, of which all there are were read."""
         info, source = self.info, self._bytes
         if needed - self._end > info.slack_frames:
-            if self._is_estimate and mpeg.counted_frames(source) - self._end <= info.slack_frames:
+            if (
+                self._is_estimate
+                and streams.counted_frames(source) - self._end <= info.slack_frames
+            ):
                 return
             if info.note or source.tell() >= source.size - _READ_AHEAD_BYTES:
                 raise _cut(info, held=self._end)
@@ -308,8 +310,8 @@ class AudioReader:
         self._sound, self._bytes = open_sound(source, self._name)
 
     def _survey(self) -> AudioInfo:
-        sound = self._sound
-        rate_hz, channels, frames = sound.sample_rate_hz, sound.channels, sound.frames
+        opened = self._sound
+        rate_hz, channels, frames = opened.sample_rate_hz, opened.channels, opened.frames
         if rate_hz <= 0:
             raise ClipError(Status.UNREADABLE, "the header declares a sample rate of 0 Hz")
         if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
@@ -318,7 +320,7 @@ class AudioReader:
                 f"the header declares {rate_hz} Hz; supported are {LOWEST_RATE_HZ} to "
                 f"{HIGHEST_RATE_HZ} Hz, so the file is probably damaged",
             )
-        container, subtype = sound.kind
+        container, subtype = opened.kind
         if not 0 <= frames < _UNKNOWN_FRAMES:
             # the header does not tell
             frames, block = 0, np.empty((_BLOCK_SAMPLES // 64, channels), np.float32)
@@ -326,7 +328,7 @@ class AudioReader:
                 frames += got
             self._reopen(self._bytes)
         if container == "MP3":
-            found = mpeg.survey(self._bytes, frames)
+            found = streams.mpeg_lengths(self._bytes, frames)
         else:
             found = containers.lengths(self._bytes, frames, rate_hz)
         frames, promised, source, self._is_estimate, note = found
