@@ -2,7 +2,7 @@
 
 libsndfile hides truncation: a WAV cut in the middle opens as a shorter, healthy WAV. It also trusts
 sizes that writers never came to fill in. So the header is read once more here; where only its
-sizes are wrong, the samples are opened behind a header that tells the true ones.
+sizes are wrong, the samples are opened behind a header with the true ones.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
     """Frames that the header promises, where libsndfile finds `frames`.
 
     Covers WAV (RIFF, RIFX, RF64), Wave64, AIFF, 8SVX, CAF, AU and Ogg. FLAC needs nothing:
-    libsndfile reports its header's count. For MP3 see `mpeg`.
+    libsndfile reports its header's count. For MP3 see `streams`.
 
     Args:
         source: the file without tags in front.
@@ -284,7 +284,7 @@ def header_fault(source: Bytes) -> str | None:
         name, fields, least = _FORMAT_CHUNKS[magic]
         about = found.get(name, b"")
         if len(about) < least:
-            return f"no complete {name.decode().strip()!r} chunk, which tells rate and channels"
+            return f"no complete {name.decode().strip()!r} chunk, which holds rate and channels"
         if not all(any(about[a:b]) for a, b in fields):
             return "it declares no channels, no sample rate or samples of 0 bytes"
     if layout.data not in found:

@@ -10,7 +10,6 @@ The mean of all channels is converted by soxr (HQ); audio at 16 kHz passes bit f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Self
 
@@ -38,9 +37,6 @@ _BLOCK_SAMPLES = 1 << 18
 #: start: after about one seek in a hundred libsndfile is off by a block.
 _PREROLL = {"MPEG": streams.PREROLL_FRAMES, "VORBIS": 1 << 62}
 
-#: Largest sample accepted, 1 being full scale: beyond, integers were stored as floating point.
-_LARGEST = 8.0
-
 #: libsndfile's count for streams whose header does not tell their length.
 _UNKNOWN_FRAMES = 1 << 60
 
@@ -61,7 +57,7 @@ def probe(source: AudioSource, *, name: str) -> AudioInfo:
 
     Args:
         source: local path or seekable binary file object.
-        name: file name for messages; its extension only tells headerless audio from garbage.
+        name: file name for messages; its extension only identifies headerless audio.
 
     Returns:
         What the file holds. A cut file is returned as well, with `is_cut`.
@@ -107,7 +103,7 @@ class AudioReader:
         name: file name for messages.
 
     Attributes:
-        info: what the header tells.
+        info: what the header says.
 
     Raises:
         ClipError: the file cannot be opened (see `probe`).
@@ -239,7 +235,7 @@ class AudioReader:
         info, signal, filled = self.info, np.empty(last - first, np.float32), 0
         if info.sample_rate_hz == SAMPLE_RATE_HZ and info.channels == 1:
             signal = signal[: self._fill(signal, first)]
-            return self._finite(signal, first, (first, last))
+            return self._usable(signal, first, (first, last))
         rate_hz = info.sample_rate_hz
         start, end, at = sound.context(first, last, rate_hz)
         span = first * rate_hz // SAMPLE_RATE_HZ, sound.frames_for(last, rate_hz)
@@ -266,7 +262,7 @@ class AudioReader:
             block = np.empty((wanted, channels), np.float32)
             got = self._fill(block, start)
             if got:
-                block = self._finite(block[:got], start, span)
+                block = self._usable(block[:got], start, span)
                 mix = sound.mono(block)
                 if channels > 1:
                     self._energies += np.einsum("fc,fc->c", block, block)
@@ -354,6 +350,11 @@ class AudioReader:
             note=note,
         )
 
+    def _usable(self, block: Floats, start: int, span: tuple[int, int]) -> Floats:
+        if not self._may_be_unusable:
+            return block
+        return sound.usable(block, start, span, self.info.sample_rate_hz)
+
     def _fill(self, block: Floats, start: int) -> int:
         """Read frames from `start` on into `block`; returns how many there were."""
         if start != self._position:
@@ -384,26 +385,6 @@ class AudioReader:
             if got < wanted:
                 break
         self._position = frame  # past the end, a read gives nothing
-
-    def _finite(self, block: Floats, start: int, span: tuple[int, int]) -> Floats:
-        """`block` [frames] or [frames, channels], unusable samples outside of `span` as zeros."""
-        if not self._may_be_unusable or (
-            block.size and block.max() <= _LARGEST and block.min() >= -_LARGEST
-        ):
-            return block
-        bad: npt.NDArray[np.bool_] = np.logical_not(np.abs(block) <= _LARGEST)  # true for NaN
-        frames = np.asarray(bad if block.ndim == 1 else bad.any(axis=1))
-        within = frames[max(0, span[0] - start) : max(0, span[1] - start)]
-        if within.any():
-            frame = max(span[0], start) + int(within.argmax())
-            worst = float(np.abs(block[frame - start]).max())
-            what = "NaN or infinite samples"
-            if math.isfinite(worst):
-                what = f"samples of {worst:.3g} where full scale is 1 (scale the audio down)"
-            seconds = frame / self.info.sample_rate_hz
-            raise ClipError(Status.NOT_FINITE, f"{what}, first at {seconds:.3f} s")
-        block[bad] = 0.0
-        return block
 
 
 def _no_samples(start_ns: int, end_ns: int | None, info: AudioInfo) -> ClipError:

@@ -31,6 +31,9 @@ Floats = npt.NDArray[np.float32]
 #: Context on each side of a span, samples of the lower rate; soxr's HQ filter is shorter.
 _CONTEXT = 512
 
+#: Largest sample accepted, 1 being full scale: beyond, integers were stored as floating point.
+_LARGEST = 8.0
+
 _snd, _ffi = soundfile._snd, soundfile._ffi
 
 _KINDS: dict[int, tuple[str, str]] = {}
@@ -155,7 +158,7 @@ def _c_streams() -> tuple[Any, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioInfo:
-    """What a file's header tells.
+    """What a file's header says.
 
     Attributes:
         sample_rate_hz: frames a second.
@@ -210,6 +213,34 @@ def mono(block: Floats) -> Floats:
     mono: Floats = block[:, 0] + block[:, 1] if channels == 2 else np.einsum("fc->f", block)
     mono *= np.float32(1 / channels)
     return mono
+
+
+def usable(block: Floats, start: int, span: tuple[int, int], rate_hz: int) -> Floats:
+    """Frames `[start, ...)` with NaN, infinite and absurdly large samples outside `span` as zeros.
+
+    Args:
+        block: [frames] or [frames, channels], changed in place.
+        start: number of the first frame.
+        span: frames that must be usable.
+        rate_hz: frames a second, for the message.
+
+    Raises:
+        ClipError: `not_finite`, if a sample of `span` is not usable.
+    """
+    if block.size and block.max() <= _LARGEST and block.min() >= -_LARGEST:
+        return block
+    bad: npt.NDArray[np.bool_] = np.logical_not(np.abs(block) <= _LARGEST)  # true for NaN
+    frames = np.asarray(bad if block.ndim == 1 else bad.any(axis=1))
+    within = frames[max(0, span[0] - start) : max(0, span[1] - start)]
+    if within.any():
+        frame = max(span[0], start) + int(within.argmax())
+        worst = float(np.abs(block[frame - start]).max())
+        what = "NaN or infinite samples"
+        if math.isfinite(worst):
+            what = f"samples of {worst:.3g} where full scale is 1 (scale the audio down)"
+        raise ClipError(Status.NOT_FINITE, f"{what}, first at {frame / rate_hz:.3f} s")
+    block[bad] = 0.0
+    return block
 
 
 def to_sample(time_ns: int) -> int:

@@ -12,7 +12,7 @@ import functools
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from raysers.audio.source import Bytes, Lengths, PatchedBytes, SplicedBytes
 
@@ -23,6 +23,20 @@ MPEG_SLACK_FRAMES = 3 * 1152
 #: the smallest frames), and libsndfile's decoder goes back only four, giving silence instead.
 PREROLL_FRAMES = 12 * 1152
 
+#: The last page of an Ogg stream and the one before start within so many bytes of the end.
+_OGG_TAIL_BYTES = 2 * 65_307
+#: Flags of the first and the last page of a stream.
+_OGG_BEGIN, _OGG_END = 2, 4
+
+#: The last frame of a FLAC file mostly starts within so many bytes of the end.
+_FLAC_TAIL_BYTES = 1 << 15
+#: libFLAC reads so much at once.
+_FLAC_AHEAD_BYTES = 1 << 13
+#: A stream begins with its mark and a STREAMINFO block; the mark alone occurs in compressed audio.
+_FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
+
+#: More tags or pages at the start of a stream than any real file has.
+_MOST = 1000
 _SEARCH_BYTES = 1 << 16
 _PROBE_BYTES = 1 << 13
 _SCAN_BYTES = 1 << 18
@@ -39,8 +53,7 @@ _BITRATES[False, 3] = _BITRATES[False, 2]
 _RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
+class Frame(NamedTuple):
     """One MPEG audio frame by its four header bytes."""
 
     version: int  # 3: MPEG-1, 2: MPEG-2, 0: MPEG-2.5
@@ -73,24 +86,23 @@ def parse_frame(head: bytes, at: int = 0) -> Frame | None:
     slot = 4 if layer == 1 else 1
     size = (samples // 8 // slot * bitrate // rate_hz + padding) * slot
     mono = head[at + 3] >> 6 == 3
-    return Frame(
-        version=version, layer=layer, bitrate=bitrate, rate_hz=rate_hz, mono=mono,
-        samples=samples, size=size,
-    )  # fmt: skip
+    return Frame(version, layer, bitrate, rate_hz, mono, samples, size)
 
 
 def id3_bytes(source: Bytes) -> int:
     """Length of the ID3v2 tags at the start of a file, 0 when there is none."""
     offset = 0
-    for _ in range(_MAX_TAGS):
+    for _ in range(_MOST):
         tag = source.at(offset, 10)
         if len(tag) < 10 or tag[:3] != b"ID3":
             break
-        # four bytes of seven bits each
-        offset += 10 + sum(
-            (b & 0x7F) << shift for b, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)
-        )
+        offset += 10 + _id3_size(tag[6:])
     return offset
+
+
+def _id3_size(data: bytes) -> int:
+    """Four bytes of seven bits each as a number."""
+    return sum((b & 0x7F) << shift for b, shift in zip(data, (21, 14, 7, 0), strict=True))
 
 
 def mpeg_lengths(source: Bytes, frames: int) -> Lengths:
@@ -109,23 +121,21 @@ def mpeg_lengths(source: Bytes, frames: int) -> Lengths:
     header_frames, header_bytes, is_vbri = header or (0, 0, False)
     slack_bytes = 4 * frame.size + header_bytes // 50
     excess_bytes = end - start - header_bytes
-    is_told = bool(header_frames and header_bytes)
-    if is_told and excess_bytes < -slack_bytes:
+    is_counted = bool(header_frames and header_bytes)
+    if is_counted and excess_bytes < -slack_bytes:
         promised = header_frames * frame.samples if is_vbri else frames
         held = min(promised, promised * (end - start) // header_bytes)
         return Lengths(held, promised, source)
     # the header's own frame holds no audio
     first = start if header is None else start + frame.size
     changed, rest, is_estimate = None, 0, False
-    if end - start > _SCAN_BYTES and is_told and excess_bytes <= slack_bytes:
+    if end - start > _SCAN_BYTES and is_counted and excess_bytes <= slack_bytes:
         if not is_vbri:
             return Lengths(frames, frames, source)
         count = header_frames
     elif end - start > _SCAN_BYTES and header is None and _is_uniform(source, start, end):
-        count, is_estimate = (
-            (end - start) * 8 * frame.rate_hz // frame.bitrate // frame.samples,
-            True,
-        )
+        count = (end - start) * 8 * frame.rate_hz // frame.bitrate // frame.samples
+        is_estimate = True
     else:
         count, changed, rest = _count(source, first, end)
     total, note = count * frame.samples, ""
@@ -134,7 +144,7 @@ def mpeg_lengths(source: Bytes, frames: int) -> Lengths:
         note = f"the stream changes to {sort}: only the first {{:.3f}} s of {{:.3f}} s can be read"
     elif abs(total - frames) <= MPEG_SLACK_FRAMES and not is_estimate:
         return Lengths(frames, frames, source)
-    elif is_told and excess_bytes < -2 * frame.size and total < frames:
+    elif is_counted and excess_bytes < -2 * frame.size and total < frames:
         return Lengths(total, frames, source)
     opened = source if total <= frames else _with_header(source, first, frame, count)
     return Lengths(total, total + rest, opened, is_estimate, note)
@@ -172,8 +182,7 @@ def _tag_bytes(source: Bytes) -> int:
         elif tail[-9:] == b"LYRICS200" and tail[-15:-9].isdigit():
             end -= int(tail[-15:-9]) + 15
         elif tail[-10:-7] == b"3DI":
-            size = sum((b & 0x7F) << k for b, k in zip(tail[-4:], (21, 14, 7, 0), strict=True))
-            end -= size + 20
+            end -= _id3_size(tail[-4:]) + 20
         else:
             break
     return source.size - max(end, 0)
@@ -194,18 +203,18 @@ def _first_frame(
 
 
 def _is_followed(source: Bytes, offset: int, frame: Frame, following: int) -> bool:
-    """Whether so many frames of the same kind stand behind `frame` at `offset`."""
-    last: Frame | None = frame
+    """Whether so many frames of the same kind follow `frame` at `offset`."""
     for _ in range(following):
-        offset += last.size if last else 0
-        last = parse_frame(source.at(offset, 4))
-        if last is None or last.kind != frame.kind:
+        offset += frame.size
+        found = parse_frame(source.at(offset, 4))
+        if found is None or found.kind != frame.kind:
             return False
+        frame = found
     return True
 
 
 def _side_bytes(frame: Frame) -> int:
-    """Length of layer III's side information, behind which the Xing header stands."""
+    """Length of layer III's side information, which precedes the Xing header."""
     return (17 if frame.mono else 32) if frame.version == 3 else (9 if frame.mono else 17)
 
 
@@ -269,7 +278,7 @@ def _count(source: Bytes, start: int, end: int) -> tuple[int, Frame | None, int]
 
 
 def _with_header(source: Bytes, start: int, frame: Frame, count: int) -> Bytes:
-    """`source` from `start` on behind an Info frame that tells of `count` frames."""
+    """`source` from `start` on behind an Info frame that counts `count` frames."""
     head = bytearray(source.at(start, 4))
     # the same kind of frame, long enough for the header at every bit rate, without a checksum
     head[1] |= 1
@@ -280,28 +289,10 @@ def _with_header(source: Bytes, start: int, frame: Frame, count: int) -> Bytes:
     return SplicedBytes(prefix.ljust(size, b"\0"), source, start)
 
 
-#: More ID3 tags than any real file has.
-_MAX_TAGS = 1000
-#: More pages at the start of a stream than any real file has.
-_MAX_PAGES = 1000
-
-#: The last page of an Ogg stream and the one before start within so many bytes of the end.
-_OGG_TAIL_BYTES = 2 * 65_307
-#: The last frame of a FLAC file mostly starts within so many bytes of the end.
-_FLAC_TAIL_BYTES = 1 << 15
-#: libFLAC reads so much at once.
-_FLAC_AHEAD_BYTES = 1 << 13
-#: A stream begins with its mark and a STREAMINFO block; the mark alone occurs in compressed audio.
-_FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
-
-#: Flags of the first and the last page of a stream.
-_OGG_BEGIN, _OGG_END = 2, 4
-
-
 def ogg_lengths(source: Bytes, frames: int, rate_hz: int) -> Lengths:
     """`lengths` of Ogg, of which libsndfile reads the first stream alone, by its last pages."""
     serials, offset = set(), 0
-    for _ in range(_MAX_PAGES):
+    for _ in range(_MOST):
         page = source.at(offset, 27 + 255)
         # streams that run side by side all begin here
         if len(page) < 27 or page[:4] != b"OggS" or not page[5] & _OGG_BEGIN:
@@ -311,20 +302,17 @@ def ogg_lengths(source: Bytes, frames: int, rate_hz: int) -> Lengths:
     start = max(offset, source.size - _OGG_TAIL_BYTES)
     tail, granules, at, last = source.at(start, max(0, source.size - start)), [0], 0, -1
     while (at := _next_page(tail, at)) >= 0:
-        serial, granule = (
-            tail[at + 14 : at + 18],
-            int.from_bytes(tail[at + 6 : at + 14], "little", signed=True),
-        )
+        granule = int.from_bytes(tail[at + 6 : at + 14], "little", signed=True)
         laces = tail[at + 27 : at + 27 + (tail[at + 26] if len(tail) > at + 26 else 0)]
         end = at + 27 + len(laces) + sum(laces)
         if len(tail) < at + 27 or len(laces) < tail[at + 26] or end > len(tail):
-            # the file ends in this page, which may have told how far it goes
+            # the file ends in this page, whose head may say how far it goes
             lost = granule - granules[-1]
             if b"OpusHead" in source.at(0, 64):
                 lost = lost * rate_hz // 48_000
             note = "" if lost > 0 else "the file is cut within a page, at {:.3f} s: copy it again"
             return Lengths(frames, frames + max(lost, 1), source, note=note)
-        if serial not in serials or tail[at + 5] & _OGG_BEGIN:
+        if tail[at + 14 : at + 18] not in serials or tail[at + 5] & _OGG_BEGIN:
             note = "several streams are joined; only the first {:.3f} s can be read"
             return Lengths(frames, frames + 1, source, note=note)
         granules.append(max(granule, granules[-1]))
@@ -345,15 +333,11 @@ def _ended(source: Bytes, offset: int, head: bytes, page_bytes: int) -> Bytes:
 
 def _next_page(tail: bytes, at: int) -> int:
     """Position of the next Ogg page, maybe cut, from `at` on; -1 if there is none."""
-    rest = tail[at:]
-    if rest and b"OggS".startswith(rest):
+    if b"OggS".startswith(tail[at:] or b"-"):
         return at
-    while (at := tail.find(b"OggS", at)) >= 0:
-        # the letters may just happen to stand in the audio
-        if tail[at + 4 : at + 5] in (b"", b"\0"):
-            return at
-        at += 1
-    return -1
+    while (at := tail.find(b"OggS", at)) >= 0 and tail[at + 4 : at + 5] not in (b"", b"\0"):
+        at += 1  # compressed audio may hold these letters
+    return at
 
 
 def goes_on(source: Bytes, container: str, frames: int) -> bool:
@@ -381,23 +365,19 @@ def goes_on(source: Bytes, container: str, frames: int) -> bool:
 
 
 @functools.cache
-def _crc_table(bits: int, polynomial: int) -> tuple[int, ...]:
-    """The checksums of single bytes."""
-    table = []
-    for byte in range(256):
-        crc = byte << bits - 8
-        for _ in range(8):
-            crc = crc << 1 ^ (polynomial if crc >> bits - 1 else 0)
-            crc &= (1 << bits) - 1
-        table.append(crc)
-    return tuple(table)
+def _crc_of_byte(byte: int, bits: int, polynomial: int) -> int:
+    crc = byte << bits - 8
+    for _ in range(8):
+        crc = crc << 1 ^ (polynomial if crc >> bits - 1 else 0)
+        crc &= (1 << bits) - 1
+    return crc
 
 
 def _crc(data: Iterable[int], bits: int, polynomial: int) -> int:
     """The checksum of FLAC and Ogg; 0 over data that end with their own."""
-    crc, table, mask = 0, _crc_table(bits, polynomial), (1 << bits) - 1
+    crc = 0
     for byte in data:
-        crc = crc << 8 & mask ^ table[crc >> bits - 8 ^ byte]
+        crc = crc << 8 & (1 << bits) - 1 ^ _crc_of_byte(crc >> bits - 8 ^ byte, bits, polynomial)
     return crc
 
 
