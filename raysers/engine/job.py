@@ -290,8 +290,11 @@ class ClipJob:
             sum(getattr(result, name) for result in done)
             for name in ("scored_s", "padded_s", "model_s", "wait_s")
         )
-        faults = sum((result.faults for result in done), Counter())
-        examples = {name: file for result in done for name, file in result.examples.items()}
+        faults: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for result in done:
+            faults.update(result.faults)
+            examples |= result.examples
         outcome = {
             "clips": planned.manifest.num_rows,
             "rows": rows.num_rows,
