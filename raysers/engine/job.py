@@ -292,9 +292,9 @@ class ClipJob:
         )
         faults: Counter[str] = Counter()
         examples: dict[str, str] = {}
-        for result in done:
-            faults.update(result.faults)
-            examples |= result.examples
+        for name, (clips, file) in (item for result in done for item in result.faults.items()):
+            faults[name] += clips
+            examples[name] = file
         outcome = {
             "clips": planned.manifest.num_rows,
             "rows": rows.num_rows,

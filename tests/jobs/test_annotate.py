@@ -151,8 +151,9 @@ def test_dry_run_writes_nothing_and_estimates_from_a_measurement(command, tmp_pa
     assert not out.exists()
 
 
+@pytest.mark.parametrize("workers", ["local", 1])
 def test_faults_of_recordings_are_counted_and_named_with_the_fix(
-    checkpoint, emodb_files, tmp_path, capsys
+    workers, checkpoint, emodb_files, tmp_path, capsys
 ):
     speech, rate_hz = sf.read(emodb_files[0])
     hum = 0.5 * np.sin(2 * np.pi * 50 * np.arange(len(speech)) / rate_hz)
@@ -166,7 +167,7 @@ def test_faults_of_recordings_are_counted_and_named_with_the_fix(
     (tmp_path / "in").mkdir()
     for name, signals in channels.items():
         sf.write(tmp_path / "in" / f"{name}.wav", np.stack(signals, axis=1), rate_hz)
-    command = ("--input", tmp_path / "in", "--model", checkpoint[0], "--workers", "local")
+    command = ("--input", tmp_path / "in", "--model", checkpoint[0], "--workers", workers)
     assert run(*command, "--output", tmp_path / "out") == 0
     outcome = record_of(tmp_path / "out")["outcome"]
     assert outcome["faults"] == {"opposite_phase": 2, "silent_channel": 1, "hum": 1}
