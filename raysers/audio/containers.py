@@ -65,7 +65,7 @@ _UNDECODABLE: tuple[tuple[int, bytes, str], ...] = (
     (28, b"\x80theora", "Ogg/Theora video"),
 )
 
-#: The same of what is no audio at all.
+#: The same for other data.
 _NO_AUDIO: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypavif", "an AVIF image"),
     (4, b"ftyphei", "a HEIF image"),
@@ -117,19 +117,17 @@ class Layout:
 
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _RIFF = Layout(size="<I")
-_AIFF = Layout(data=b"SSND", preamble=8)
 _SVX = Layout(data=b"BODY")
 _W64 = Layout(
     first=40, id_bytes=16, size="<q", outer=16, counts_header=True, align=8, data=_W64_DATA
 )
-_CAF = Layout(first=8, size=">q", outer=0, align=1, preamble=4)
 _LAYOUTS = {
     b"RIFF": _RIFF,
     b"RF64": _RIFF,
     b"RIFX": Layout(),
-    b"FORM": _AIFF,
+    b"FORM": Layout(data=b"SSND", preamble=8),
     b"riff": _W64,
-    b"caff": _CAF,
+    b"caff": Layout(first=8, size=">q", outer=0, align=1, preamble=4),
 }
 
 #: Chunk that describes the samples, the fields of it that cannot be zero, and its least length.
@@ -182,11 +180,12 @@ def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
 
 def _sized(source: Bytes, frames: int, layout: Layout) -> Lengths:
     """`lengths` of a file in chunks, by the size of the one with the samples."""
-    order, fmt, counted, long_size = layout.size[0], b"", 0, 0
+    order, fmt, counted, long_size, long_frames = layout.size[0], b"", 0, 0, -1
     outer = _number(layout.size, source.at(layout.outer, struct.calcsize(layout.size)))
     for name, offset, size in chunks(source, layout):
         if name == b"ds64":
-            outer, long_size = struct.unpack("<QQ", source.at(offset, 16).ljust(16, b"\0"))
+            about = source.at(offset, 24).ljust(24, b"\0")
+            outer, long_size, long_frames = struct.unpack("<QQQ", about)
         elif name.startswith(b"fmt "):
             fmt = source.at(offset, max(0, min(size, 1024)))
         elif name.startswith(b"fact"):
@@ -213,7 +212,10 @@ def _sized(source: Bytes, frames: int, layout: Layout) -> Lengths:
         return same
     outer += 0 if layout.counts_header else 8
     is_whole = bool(layout.outer) and abs(outer - source.size) <= _SLACK_BYTES
-    if is_whole or size - held <= _SLACK_BYTES or size == source.size:
+    is_in_last_block = size - held <= _number(order + "H", fmt[12:14])
+    is_counted = not frame_bytes and not is_in_last_block and 0 < counted <= frames
+    is_counted |= long_frames == frames
+    if is_whole or is_counted or size - held <= _SLACK_BYTES or size == source.size:
         return same
     promised = counted
     if frame_bytes:
@@ -339,7 +341,7 @@ def refusal(source: Bytes, name: str) -> ClipError:
     """
     if source.size == 0:
         return ClipError(Status.EMPTY, "the file has 0 bytes")
-    if (error := named(source)) is not None:
+    if error := named(source):
         return error
     head = source.at(id3_bytes(source), 512) or source.at(0, 512)
     if known := KNOWN.get(head[:4]):
@@ -370,8 +372,7 @@ def _refuse_known(source: Bytes, known: str) -> ClipError:
             message = f"FLAC with {bits_per_sample} bits a sample: {_CONVERT}"
             return ClipError(Status.UNSUPPORTED, message)
     fault = header_fault(source)
-    is_chunked = fault != UNKNOWN_HEADER
-    if lengths(source, 0).promised_frames > 0 and (fault is None or not is_chunked):
+    if lengths(source, 0).promised_frames > 0 and fault in (None, UNKNOWN_HEADER):
         message = f"{known} file cut after {source.size} bytes: copy or download it again"
         return ClipError(Status.TRUNCATED, message)
     if fault is None:

@@ -85,8 +85,7 @@ def parse_frame(head: bytes, at: int = 0) -> Frame | None:
     # layer I counts in slots of four bytes
     slot = 4 if layer == 1 else 1
     size = (samples // 8 // slot * bitrate // rate_hz + padding) * slot
-    mono = head[at + 3] >> 6 == 3
-    return Frame(version, layer, bitrate, rate_hz, mono, samples, size)
+    return Frame(version, layer, bitrate, rate_hz, head[at + 3] >> 6 == 3, samples, size)
 
 
 def id3_bytes(source: Bytes) -> int:
@@ -108,9 +107,8 @@ def _id3_size(data: bytes) -> int:
 def mpeg_lengths(source: Bytes, frames: int) -> Lengths:
     """Judge the `frames` per channel that libsndfile believes an MP3 to have.
 
-    Files of up to 256 KiB are counted frame by frame. Of longer ones the first 64 KiB are read, and
-    the whole only when the header is missing and the bit rate varies, or when the header does not
-    fit the size of the file.
+    Files of up to 256 KiB are counted frame by frame. Longer ones are read whole only when the
+    header is missing and the bit rate varies, or when it does not fit the size of the file.
     """
     found = _first_frame(source, id3_bytes(source), _SEARCH_BYTES, following=1)
     if found is None:
@@ -225,7 +223,8 @@ def _header(source: Bytes, start: int, frame: Frame) -> tuple[int, int, bool] | 
     if data[at : at + 4] in (b"Xing", b"Info") and len(data) >= at + 16:
         flags, *fields = struct.unpack_from(">III", data, at + 4)
         frames = fields.pop(0) if flags & 1 else 0
-        return frames, fields.pop(0) if flags & 2 else 0, False
+        size = fields.pop(0) if flags & 2 else 0
+        return frames, size if size < 2048 * frames else 0, False  # no frame is so long
     if data[36:40] == b"VBRI" and len(data) >= 54:
         size, frames = struct.unpack_from(">II", data, 46)
         return frames, size, True
@@ -355,7 +354,8 @@ def goes_on(source: Bytes, container: str, frames: int) -> bool:
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         if tail[at + 1 : at + 2] in (b"\xf8", b"\xf9") and (head := _flac_frame(tail, at)):
             first, is_sample = head
-            first *= 1 if is_sample else int.from_bytes(source.at(10, 2), "big")
+            least, most = source.at(8, 2), source.at(10, 2)  # frames are alike, or it is damage
+            first *= 1 if is_sample else (least == most) * int.from_bytes(most, "big")
             if first < frames or not frames:
                 return source.size - source.tell() > _FLAC_TAIL_BYTES // 2
             # compressed audio looks like a header now and then, but not like a whole frame
