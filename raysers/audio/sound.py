@@ -199,6 +199,8 @@ def cut_message(info: AudioInfo, held: int | None = None) -> str:
     rate_hz, held = info.sample_rate_hz, info.frames if held is None else held
     if info.note and held >= info.frames - info.slack_frames:
         return info.note.format(info.duration_s, info.length_s)
+    if info.promised_frames - held < rate_hz / 1000:
+        return f"the last bytes of {info.length_s:.3f} s are missing: copy or download it again"
     return (
         f"the header promises {info.length_s:.3f} s, "
         f"the file holds {held / rate_hz:.3f} s: copy or download it again"

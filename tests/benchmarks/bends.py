@@ -31,10 +31,10 @@ def bends(scale: Scale) -> Iterator[Line]:
 
 
 def _bend(go: tuple[tuple[str, str], int]) -> list[Line]:
-    from tests.unit.audio.bends import KINDS, bends, by_ffmpeg, by_soundfile, mistake
+    from tests.unit.audio.bends import bends, by_ffmpeg, by_soundfile, mistake
 
     wrong = []
     for number, data in enumerate(bends(*go, _GO)):
-        if said := mistake(data, KINDS[go[0]], by_ffmpeg(data), by_soundfile(data)):
+        if said := mistake(data, go[0], by_ffmpeg(data), by_soundfile(data)):
             wrong.append({"number": number, "mistake": said})
     return wrong

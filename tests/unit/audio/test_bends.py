@@ -18,7 +18,7 @@ def test_bent_files_are_whole_or_have_a_status(kind, capfd):
     for number, data in enumerate(bends(kind, 0, BENDS // len(KINDS) + 1)):
         found = by_ffmpeg(data), by_soundfile(data)
         capfd.readouterr()
-        if said := mistake(data, KINDS[kind], *found):
+        if said := mistake(data, kind, *found):
             wrong[number] = said
         assert capfd.readouterr() == ("", "")
     assert not wrong
