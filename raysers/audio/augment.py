@@ -138,7 +138,7 @@ def add_noise(signal: Floats, snr_db: float, rng: np.random.Generator, *, pink: 
 def _cut_and_play(
     signal: Floats, settings: Augmentation, rng: np.random.Generator, min_samples: int
 ) -> Floats:
-    """Speed and crop in one: only what will be heard is resampled."""
+    """Speed and crop in one: only what is kept is resampled."""
     speed = settings.speed[rng.integers(len(settings.speed))] if settings.speed else 1.0
     if len(signal) / speed < min_samples:
         speed = 1.0

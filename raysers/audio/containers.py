@@ -2,17 +2,21 @@
 
 libsndfile hides truncation: a WAV cut in the middle opens as a shorter, healthy WAV. It also trusts
 sizes that writers never came to fill in. So the header is read once more here; where only its
-sizes are wrong, the samples are opened behind a header that tells the true ones.
+sizes are wrong, the samples are opened behind a header with the true ones.
 """
 
 from __future__ import annotations
 
+import codecs
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raysers.audio.source import Bytes, SplicedBytes
-from raysers.audio.streams import Lengths, ogg_lengths
+from raysers.audio.source import Bytes, Lengths, SplicedBytes, printable
+from raysers.audio.streams import id3_bytes, ogg_lengths
+from raysers.errors import ClipError
+from raysers.types import Status
 
 #: More chunks than any real file has; a hostile one could hold millions of empty chunks.
 _MAX_CHUNKS = 1000
@@ -20,11 +24,81 @@ _MAX_CHUNKS = 1000
 #: Bytes that may be missing or left over without any loss: headers and padding counted wrongly.
 _SLACK_BYTES = 64
 
-#: MPEG frames an encoder's count may be off by without anything missing: padding and delay.
-MPEG_SLACK_FRAMES = 3 * 1152
-
 #: First bytes of tags that are written behind the samples without a chunk around them.
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
+
+
+_CONVERT = "convert it first, for example to FLAC or WAV with ffmpeg"
+
+#: (offset, bytes, what it is) of media libsndfile does not decode; the first match names it.
+_UNDECODABLE: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ftypM4A", "MP4/AAC audio (m4a)"),
+    (4, b"ftypM4B", "MP4/AAC audio (m4b)"),
+    (4, b"ftypqt", "QuickTime video"),
+    (4, b"ftyp3g", "3GPP audio or video"),
+    (4, b"ftyp", "MP4"),
+    (0, b"\x1a\x45\xdf\xa3", "Matroska/WebM"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media (wma, wmv, asf)"),
+    (0, b"#!AMR", "AMR"),
+    (0, b"#!SILK", "SILK"),
+    (1, b"#!SILK", "SILK"),
+    (0, b"ADIF", "AAC (ADIF)"),
+    (0, b"\xff\xf1", "AAC (ADTS)"),
+    (0, b"\xff\xf9", "AAC (ADTS)"),
+    (0, b"MAC ", "Monkey's Audio (ape)"),
+    (0, b"wvpk", "WavPack"),
+    (0, b"TTA1", "True Audio (tta)"),
+    (0, b"MPCK", "Musepack"),
+    (0, b"MP+", "Musepack"),
+    (0, b"DSD ", "DSD (dsf)"),
+    (0, b"FRM8", "DSD (dff)"),
+    (0, b".RMF", "RealMedia"),
+    (0, b".ra\xfd", "RealAudio"),
+    (0, b"BW64", "Broadcast Wave 64 (bw64)"),
+    (0, b"FLV\x01", "Flash video"),
+    (0, b"\x00\x00\x01\xba", "MPEG video"),
+    (0, b"\x00\x00\x01\xb3", "MPEG video"),
+    (8, b"AVI ", "AVI video"),
+    (8, b"8SVX", "IFF 8SVX audio"),
+    (28, b"Speex   ", "Ogg/Speex"),
+    (28, b"\x7fFLAC", "Ogg/FLAC"),
+    (28, b"\x80theora", "Ogg/Theora video"),
+)
+
+#: The same for other data.
+_NO_AUDIO: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ftypavif", "an AVIF image"),
+    (4, b"ftyphei", "a HEIF image"),
+    (8, b"WEBP", "a WebP image"),
+    (8, b"ILBM", "an IFF image (ILBM)"),
+    (0, b"MThd", "a MIDI file"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"GIF8", "a GIF image"),
+    (0, b"BM", "a BMP image"),
+    (0, b"%PDF-", "a PDF document"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"\x1f\x8b", "gzip data"),
+    (0, b"\x28\xb5\x2f\xfd", "Zstandard data"),
+    (0, b"PAR1", "a Parquet table"),
+    (257, b"ustar", "a tar archive"),
+)
+
+#: Extensions of audio without a header: neither rate nor sample format is in the file.
+_HEADERLESS = frozenset({".raw", ".pcm", ".vox", ".gsm", ".sln", ".ulaw", ".alaw", ".ul", ".al"})
+
+#: Containers that libsndfile knows: it failed on what is inside.
+KNOWN = {
+    b"RIFF": "WAV",
+    b"RIFX": "WAV",
+    b"RF64": "RF64",
+    b"FORM": "AIFF",
+    b"fLaC": "FLAC",
+    b"OggS": "Ogg",
+    b"caff": "CAF",
+    b"riff": "Wave64",
+    b".snd": "AU",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,39 +117,23 @@ class Layout:
 
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _RIFF = Layout(size="<I")
-_AIFF = Layout(data=b"SSND", preamble=8)
 _SVX = Layout(data=b"BODY")
 _W64 = Layout(
     first=40, id_bytes=16, size="<q", outer=16, counts_header=True, align=8, data=_W64_DATA
 )
-_CAF = Layout(first=8, size=">q", outer=0, align=1, preamble=4)
 _LAYOUTS = {
     b"RIFF": _RIFF,
     b"RF64": _RIFF,
     b"RIFX": Layout(),
-    b"FORM": _AIFF,
+    b"FORM": Layout(data=b"SSND", preamble=8),
     b"riff": _W64,
-    b"caff": _CAF,
+    b"caff": Layout(first=8, size=">q", outer=0, align=1, preamble=4),
 }
 
 #: Chunk that describes the samples, the fields of it that cannot be zero, and its least length.
 _WAV_FORMAT = (b"fmt ", ((2, 4), (4, 8), (12, 14)), 16)
 _FORMAT_CHUNKS = {b"RIFF": _WAV_FORMAT, b"RF64": _WAV_FORMAT, b"RIFX": _WAV_FORMAT}
 _FORMAT_CHUNKS[b"FORM"] = (b"COMM", ((0, 2), (6, 8), (8, 16)), 18)
-
-
-def id3_bytes(source: Bytes) -> int:
-    """Length of the ID3v2 tags at the start of a file, 0 when there is none."""
-    offset = 0
-    for _ in range(_MAX_CHUNKS):
-        tag = source.at(offset, 10)
-        if len(tag) < 10 or tag[:3] != b"ID3":
-            break
-        # four bytes of seven bits each
-        offset += 10 + sum(
-            (b & 0x7F) << shift for b, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)
-        )
-    return offset
 
 
 def untagged(source: Bytes) -> Bytes:
@@ -93,7 +151,7 @@ def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
     """Frames that the header promises, where libsndfile finds `frames`.
 
     Covers WAV (RIFF, RIFX, RF64), Wave64, AIFF, 8SVX, CAF, AU and Ogg. FLAC needs nothing:
-    libsndfile reports its header's count. For MP3 see `mpeg`.
+    libsndfile reports its header's count. For MP3 see `streams`.
 
     Args:
         source: the file without tags in front.
@@ -122,11 +180,12 @@ def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
 
 def _sized(source: Bytes, frames: int, layout: Layout) -> Lengths:
     """`lengths` of a file in chunks, by the size of the one with the samples."""
-    order, fmt, counted, long_size = layout.size[0], b"", 0, 0
+    order, fmt, counted, long_size, long_frames = layout.size[0], b"", 0, 0, -1
     outer = _number(layout.size, source.at(layout.outer, struct.calcsize(layout.size)))
     for name, offset, size in chunks(source, layout):
         if name == b"ds64":
-            outer, long_size = struct.unpack("<QQ", source.at(offset, 16).ljust(16, b"\0"))
+            about = source.at(offset, 24).ljust(24, b"\0")
+            outer, long_size, long_frames = struct.unpack("<QQQ", about)
         elif name.startswith(b"fmt "):
             fmt = source.at(offset, max(0, min(size, 1024)))
         elif name.startswith(b"fact"):
@@ -153,7 +212,10 @@ def _sized(source: Bytes, frames: int, layout: Layout) -> Lengths:
         return same
     outer += 0 if layout.counts_header else 8
     is_whole = bool(layout.outer) and abs(outer - source.size) <= _SLACK_BYTES
-    if is_whole or size - held <= _SLACK_BYTES or size == source.size:
+    is_in_last_block = size - held <= _number(order + "H", fmt[12:14])
+    is_counted = not frame_bytes and not is_in_last_block and 0 < counted <= frames
+    is_counted |= long_frames == frames
+    if is_whole or is_counted or size - held <= _SLACK_BYTES or size == source.size:
         return same
     promised = counted
     if frame_bytes:
@@ -224,7 +286,7 @@ def header_fault(source: Bytes) -> str | None:
         name, fields, least = _FORMAT_CHUNKS[magic]
         about = found.get(name, b"")
         if len(about) < least:
-            return f"no complete {name.decode().strip()!r} chunk, which tells rate and channels"
+            return f"no complete {name.decode().strip()!r} chunk, which holds rate and channels"
         if not all(any(about[a:b]) for a, b in fields):
             return "it declares no channels, no sample rate or samples of 0 bytes"
     if layout.data not in found:
@@ -265,50 +327,74 @@ def _plain_frame_bytes(fmt: bytes, order: str) -> int:
     return int(block_bytes) if tag in (1, 3, 6, 7) else 0  # integer, float, A-law, mu-law
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AudioInfo:
-    """What a file's header tells.
+def refusal(source: Bytes, name: str) -> ClipError:
+    """The error for a file that libsndfile would not open.
 
-    Attributes:
-        sample_rate_hz: frames a second.
-        channels: samples a frame.
-        codec: container/encoding as libsndfile names them, such as `WAV/PCM_16`.
-        frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
-        promised_frames: frames the header promises; more than `frames` when the file is cut.
-        duration_s: length of `frames`, seconds.
-        note: why the frames beyond `frames` cannot be read, when they are not just missing.
+    libsndfile's own reason is not used: it is kept in a variable all threads share.
+
+    Args:
+        source: the bytes of the file.
+        name: its name, for headerless audio.
+
+    Returns:
+        `empty`, `unsupported`, `truncated` or `unreadable`.
     """
-
-    sample_rate_hz: int
-    channels: int
-    codec: str
-    frames: int
-    promised_frames: int
-    duration_s: float
-    note: str = ""
-
-    @property
-    def length_s(self) -> float:
-        """Length of `promised_frames`, seconds."""
-        return self.promised_frames / self.sample_rate_hz
-
-    @property
-    def slack_frames(self) -> int:
-        """Frames a healthy file of this codec may be short of its promise."""
-        return MPEG_SLACK_FRAMES if "/MPEG" in self.codec else 0
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the file is known to hold less than it promises."""
-        return self.promised_frames > self.frames + self.slack_frames
+    if source.size == 0:
+        return ClipError(Status.EMPTY, "the file has 0 bytes")
+    if error := named(source):
+        return error
+    head = source.at(id3_bytes(source), 512) or source.at(0, 512)
+    if known := KNOWN.get(head[:4]):
+        return _refuse_known(source, known)
+    if text := _text(head, source.size):
+        return ClipError(Status.UNREADABLE, text)
+    if os.path.splitext(name)[1].lower() in _HEADERLESS:
+        message = f"headerless audio: the file does not say its sample rate: {_CONVERT}"
+        return ClipError(Status.UNSUPPORTED, message)
+    return ClipError(Status.UNREADABLE, f"not audio of a known format ({source.size} bytes)")
 
 
-def cut_message(info: AudioInfo, held: int | None = None) -> str:
-    """What is missing of a cut file that holds `held` frames, those of `info` if None."""
-    rate_hz, held = info.sample_rate_hz, info.frames if held is None else held
-    if info.note and held >= info.frames - info.slack_frames:
-        return info.note.format(info.duration_s, info.length_s)
-    return (
-        f"the header promises {info.length_s:.3f} s, "
-        f"the file holds {held / rate_hz:.3f} s: copy or download it again"
-    )
+def named(source: Bytes) -> ClipError | None:
+    """The error for a file of a kind that is known and not decoded."""
+    head = source.at(id3_bytes(source), 512)
+    for table, advice in ((_NO_AUDIO, "not audio"), (_UNDECODABLE, _CONVERT)):
+        for offset, magic, what in table:
+            if head.startswith(magic, offset):
+                return ClipError(Status.UNSUPPORTED, f"this is {what}: {advice}")
+    return None
+
+
+def _refuse_known(source: Bytes, known: str) -> ClipError:
+    """The error for a container libsndfile knows but would not open."""
+    if known == "FLAC" and (bits := source.at(20, 2)) and source.size > 42:
+        bits_per_sample = ((bits[0] & 1) << 4 | bits[1] >> 4) + 1
+        if bits_per_sample not in (8, 16, 24):
+            message = f"FLAC with {bits_per_sample} bits a sample: {_CONVERT}"
+            return ClipError(Status.UNSUPPORTED, message)
+    fault = header_fault(source)
+    if lengths(source, 0).promised_frames > 0 and fault in (None, UNKNOWN_HEADER):
+        message = f"{known} file cut after {source.size} bytes: copy or download it again"
+        return ClipError(Status.TRUNCATED, message)
+    if fault is None:
+        message = f"{known} with a codec that cannot be decoded: {_CONVERT}"
+        return ClipError(Status.UNSUPPORTED, message)
+    return ClipError(Status.UNREADABLE, f"damaged {known} file of {source.size} bytes: {fault}")
+
+
+def _text(head: bytes, size: int) -> str:
+    """What a text file in the place of audio is; empty when the head is not text."""
+    try:
+        # incremental: the head may end inside a character
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return ""
+    if not text.strip() or any(ord(c) < 32 and c not in "\t\r\n\f" for c in text):
+        return ""
+    if text.startswith("version https://git-lfs"):
+        return "a Git LFS pointer in place of the audio: run `git lfs pull` where it came from"
+    if size <= len(head) and "\n" not in text.strip() and "/" in text:
+        target = printable(text.strip())
+        return f"the text of a symbolic link to {target!r}, not audio: copy the link's target"
+    if text.lstrip().startswith(("<", "{")):
+        return "a web page or an error document in place of the audio: download the file again"
+    return "a text file, not audio"

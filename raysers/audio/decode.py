@@ -10,16 +10,15 @@ The mean of all channels is converted by soxr (HQ); audio at 16 kHz passes bit f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from raysers.audio import containers, mpeg, streams, timeline
-from raysers.audio.containers import AudioInfo, cut_message
-from raysers.audio.sound import open_sound
+from raysers.audio import containers, sound, streams
+from raysers.audio.level import channel_fault
+from raysers.audio.sound import AudioInfo, cut_message, open_sound
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
@@ -36,10 +35,7 @@ _BLOCK_SAMPLES = 1 << 18
 
 #: Frames decoded and dropped before a span, which depends on them. Vorbis is decoded from the
 #: start: after about one seek in a hundred libsndfile is off by a block.
-_PREROLL = {"MPEG": mpeg.PREROLL_FRAMES, "VORBIS": 1 << 62}
-
-#: Largest sample accepted, 1 being full scale: beyond, integers were stored as floating point.
-_LARGEST = 8.0
+_PREROLL = {"MPEG": streams.PREROLL_FRAMES, "VORBIS": 1 << 62}
 
 #: libsndfile's count for streams whose header does not tell their length.
 _UNKNOWN_FRAMES = 1 << 60
@@ -61,7 +57,7 @@ def probe(source: AudioSource, *, name: str) -> AudioInfo:
 
     Args:
         source: local path or seekable binary file object.
-        name: file name for messages; its extension only tells headerless audio from garbage.
+        name: file name for messages; its extension only identifies headerless audio.
 
     Returns:
         What the file holds. A cut file is returned as well, with `is_cut`.
@@ -107,7 +103,7 @@ class AudioReader:
         name: file name for messages.
 
     Attributes:
-        info: what the header tells.
+        info: what the header says.
 
     Raises:
         ClipError: the file cannot be opened (see `probe`).
@@ -117,9 +113,10 @@ class AudioReader:
         self._name = name
         self._bytes = opened = open_bytes(source)
         self._is_estimate = False  # `info.promised_frames` is no count
+        self._energies, self._mix_energy, self._start = np.zeros(0), 0.0, 0
         self._end = 0  # frame after the last one read
         self._position: int | None = 0  # None: unknown, after a failed read
-        self._preroll = 0
+        self._preroll, self._is_lenient = 0, True
         try:
             self._sound, self._bytes = open_sound(containers.untagged(opened), name)
             self.info = self._survey()
@@ -129,6 +126,8 @@ class AudioReader:
         subtype = self._sound.kind[1]
         self._preroll = next((n for key, n in _PREROLL.items() if subtype.startswith(key)), 0)
         self._may_be_unusable = not subtype.startswith("PCM")
+        # of codecs in blocks libsndfile makes frames from data that are not there
+        self._is_lenient = not subtype.startswith(("PCM", "FLOAT", "DOUBLE"))
 
     def __enter__(self) -> Self:
         return self
@@ -158,9 +157,9 @@ class AudioReader:
                 `unreadable` (the decoder gave up), `out_of_memory`.
         """
         info, slack = self.info, self.info.slack_frames
-        total = timeline.converted_length(info.promised_frames, info.sample_rate_hz)
-        first = timeline.to_sample(start_ns)
-        last = total if end_ns is None else min(timeline.to_sample(end_ns), total)
+        total = sound.converted_length(info.promised_frames, info.sample_rate_hz)
+        first = sound.to_sample(start_ns)
+        last = total if end_ns is None else min(sound.to_sample(end_ns), total)
         if end_ns is not None and end_ns > start_ns:
             # shorter than half a sample at 16 kHz is still a sample of audio, not none
             last = min(max(last, first + 1), total)
@@ -177,7 +176,7 @@ class AudioReader:
             )
         needed = info.promised_frames
         if last < total:
-            needed = min(timeline.frames_for(last, info.sample_rate_hz), needed)
+            needed = min(sound.frames_for(last, info.sample_rate_hz), needed)
         if needed > info.frames + slack:
             raise _cut(info)
         try:
@@ -218,26 +217,31 @@ class AudioReader:
             except ClipError as error:
                 failure = error  # what came before it is still on its way
 
-        yield from timeline.regrouped(
-            timeline.converted(native(), info.sample_rate_hz, info.frames), size
+        yield from sound.regrouped(
+            sound.converted(native(), info.sample_rate_hz, info.frames), size
         )
         if failure is not None:
             raise failure
         self._end = held
         self._check_decoded(info.promised_frames)
 
+    def channel_fault(self) -> str:
+        """What is wrong between the channels of the last span, see `level.channel_fault`."""
+        frames = max(1, self._end - self._start)
+        return channel_fault((self._energies / frames).tolist(), self._mix_energy / frames)
+
     def _samples(self, first: int, last: int) -> Floats:
         """The 16 kHz samples `[first, last)`, or as many of them as the file holds."""
         info, signal, filled = self.info, np.empty(last - first, np.float32), 0
         if info.sample_rate_hz == SAMPLE_RATE_HZ and info.channels == 1:
             signal = signal[: self._fill(signal, first)]
-            return self._finite(signal, first, (first, last))
+            return self._usable(signal, first, (first, last))
         rate_hz = info.sample_rate_hz
-        start, end, at = timeline.context(first, last, rate_hz)
-        span = first * rate_hz // SAMPLE_RATE_HZ, timeline.frames_for(last, rate_hz)
+        start, end, at = sound.context(first, last, rate_hz)
+        span = first * rate_hz // SAMPLE_RATE_HZ, sound.frames_for(last, rate_hz)
         blocks = self._native(start, min(end, info.frames), span)
         skip = first - at
-        for piece in timeline.converted(blocks, rate_hz, info.frames):
+        for piece in sound.converted(blocks, rate_hz, info.frames):
             kept = piece[skip : skip + signal.size - filled]
             signal[filled : filled + kept.size] = kept
             filled += kept.size
@@ -250,14 +254,20 @@ class AudioReader:
         Raises:
             ClipError: `not_finite` within the frames `span`; outside they become zeros.
         """
-        channels, self._end = self.info.channels, start
+        channels, self._start, self._end = self.info.channels, start, start
+        self._energies, self._mix_energy = np.zeros(channels), 0.0
         most = max(1, _BLOCK_SAMPLES // channels)
         while start < end:
             wanted = min(most, end - start)
             block = np.empty((wanted, channels), np.float32)
             got = self._fill(block, start)
             if got:
-                yield timeline.mono(self._finite(block[:got], start, span))
+                block = self._usable(block[:got], start, span)
+                mix = sound.mono(block)
+                if channels > 1:
+                    self._energies += np.einsum("fc,fc->c", block, block)
+                    self._mix_energy += float(np.einsum("f,f->", mix, mix))
+                yield mix
             if got < wanted:
                 return
             start += got
@@ -266,7 +276,10 @@ class AudioReader:
         """Raise what is missing of the first `needed` frames, of which all there are were read."""
         info, source = self.info, self._bytes
         if needed - self._end > info.slack_frames:
-            if self._is_estimate and mpeg.counted_frames(source) - self._end <= info.slack_frames:
+            if (
+                self._is_estimate
+                and streams.counted_frames(source) - self._end <= info.slack_frames
+            ):
                 return
             if info.note or source.tell() >= source.size - _READ_AHEAD_BYTES:
                 raise _cut(info, held=self._end)
@@ -293,8 +306,8 @@ class AudioReader:
         self._sound, self._bytes = open_sound(source, self._name)
 
     def _survey(self) -> AudioInfo:
-        sound = self._sound
-        rate_hz, channels, frames = sound.samplerate, sound.channels, int(sound.frames)
+        opened = self._sound
+        rate_hz, channels, frames = opened.sample_rate_hz, opened.channels, opened.frames
         if rate_hz <= 0:
             raise ClipError(Status.UNREADABLE, "the header declares a sample rate of 0 Hz")
         if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
@@ -303,7 +316,7 @@ class AudioReader:
                 f"the header declares {rate_hz} Hz; supported are {LOWEST_RATE_HZ} to "
                 f"{HIGHEST_RATE_HZ} Hz, so the file is probably damaged",
             )
-        container, subtype = sound.kind
+        container, subtype = opened.kind
         if not 0 <= frames < _UNKNOWN_FRAMES:
             # the header does not tell
             frames, block = 0, np.empty((_BLOCK_SAMPLES // 64, channels), np.float32)
@@ -311,14 +324,14 @@ class AudioReader:
                 frames += got
             self._reopen(self._bytes)
         if container == "MP3":
-            found = mpeg.survey(self._bytes, frames)
+            found = streams.mpeg_lengths(self._bytes, frames)
         else:
             found = containers.lengths(self._bytes, frames, rate_hz)
         frames, promised, source, self._is_estimate, note = found
         if source is not self._bytes:
             self._reopen(source)
             if container != "MP3":
-                frames = promised = int(self._sound.frames)
+                frames = promised = self._sound.frames
         most = self._bytes.size * _MOST_FRAMES_PER_BYTE.get(container, _MOST_OF_OTHERS)
         if frames > min(most, _LONGEST_S * rate_hz):
             raise ClipError(
@@ -337,14 +350,20 @@ class AudioReader:
             note=note,
         )
 
+    def _usable(self, block: Floats, start: int, span: tuple[int, int]) -> Floats:
+        if not self._may_be_unusable:
+            return block
+        return sound.usable(block, start, span, self.info.sample_rate_hz)
+
     def _fill(self, block: Floats, start: int) -> int:
         """Read frames from `start` on into `block`; returns how many there were."""
         if start != self._position:
             self._seek(start)
-        got = int(self._sound.buffer_read_into(block, dtype="float32"))
+        got = self._sound.read_into(block)
         self._position, self._end = None, start + got
-        self._bytes.check()
-        if not self._sound.failure:
+        if got < len(block) or self._is_lenient:
+            self._bytes.check()
+        if not self._sound.is_damaged:
             self._position = self._end
         return got
 
@@ -352,7 +371,7 @@ class AudioReader:
         target = max(0, frame - self._preroll)
         # on the way already, when the next span begins just behind the last one
         if self._position is None or not target <= self._position < frame:
-            if not target or not self._sound.found(target):
+            if not target or not self._sound.seek(target):
                 # such streams are decoded from their start
                 self._bytes.check()
                 self._reopen(self._bytes)
@@ -366,26 +385,6 @@ class AudioReader:
             if got < wanted:
                 break
         self._position = frame  # past the end, a read gives nothing
-
-    def _finite(self, block: Floats, start: int, span: tuple[int, int]) -> Floats:
-        """`block` [frames] or [frames, channels], unusable samples outside of `span` as zeros."""
-        if not self._may_be_unusable or (
-            block.size and block.max() <= _LARGEST and block.min() >= -_LARGEST
-        ):
-            return block
-        bad: npt.NDArray[np.bool_] = np.logical_not(np.abs(block) <= _LARGEST)  # true for NaN
-        frames = np.asarray(bad if block.ndim == 1 else bad.any(axis=1))
-        within = frames[max(0, span[0] - start) : max(0, span[1] - start)]
-        if within.any():
-            frame = max(span[0], start) + int(within.argmax())
-            worst = float(np.abs(block[frame - start]).max())
-            what = "NaN or infinite samples"
-            if math.isfinite(worst):
-                what = f"samples of {worst:.3g} where full scale is 1 (scale the audio down)"
-            seconds = frame / self.info.sample_rate_hz
-            raise ClipError(Status.NOT_FINITE, f"{what}, first at {seconds:.3f} s")
-        block[bad] = 0.0
-        return block
 
 
 def _no_samples(start_ns: int, end_ns: int | None, info: AudioInfo) -> ClipError:

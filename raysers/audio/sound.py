@@ -1,144 +1,99 @@
-"""Open a file with libsndfile, or name what it holds instead, for a message that says what to do.
+"""Reading with libsndfile, mixing, and conversion to 16 kHz with soxr.
 
-The content decides, never the extension; only headerless audio, which nothing in the bytes
-betrays, is told apart by its name.
+Spans of one recording share one grid: whatever is converted begins exactly on a 16 kHz sample.
 """
 
 from __future__ import annotations
 
-import codecs
 import ctypes
 import functools
+import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import soundfile
+import soxr
 
-from raysers.audio import mpeg
-from raysers.audio.containers import UNKNOWN_HEADER, header_fault, id3_bytes, lengths
-from raysers.audio.source import Bytes, SplicedBytes, printable
+from raysers.audio.containers import KNOWN, named, refusal
+from raysers.audio.source import Bytes, SplicedBytes
+from raysers.audio.streams import MPEG_SLACK_FRAMES, audio_start
 from raysers.errors import ClipError
-from raysers.types import Status
+from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
 
-_CONVERT = "convert it first, for example to FLAC or WAV with ffmpeg"
+Floats = npt.NDArray[np.float32]
 
-#: (offset, bytes, what it is) of media libsndfile does not decode; the first match names it.
-_UNDECODABLE: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"ftypM4A", "MP4/AAC audio (m4a)"),
-    (4, b"ftypM4B", "MP4/AAC audio (m4b)"),
-    (4, b"ftypqt", "QuickTime video"),
-    (4, b"ftyp3g", "3GPP audio or video"),
-    (4, b"ftyp", "MP4"),
-    (0, b"\x1a\x45\xdf\xa3", "Matroska/WebM"),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media (wma, wmv, asf)"),
-    (0, b"#!AMR", "AMR"),
-    (0, b"#!SILK", "SILK"),
-    (1, b"#!SILK", "SILK"),
-    (0, b"ADIF", "AAC (ADIF)"),
-    (0, b"\xff\xf1", "AAC (ADTS)"),
-    (0, b"\xff\xf9", "AAC (ADTS)"),
-    (0, b"MAC ", "Monkey's Audio (ape)"),
-    (0, b"wvpk", "WavPack"),
-    (0, b"TTA1", "True Audio (tta)"),
-    (0, b"MPCK", "Musepack"),
-    (0, b"MP+", "Musepack"),
-    (0, b"DSD ", "DSD (dsf)"),
-    (0, b"FRM8", "DSD (dff)"),
-    (0, b".RMF", "RealMedia"),
-    (0, b".ra\xfd", "RealAudio"),
-    (0, b"BW64", "Broadcast Wave 64 (bw64)"),
-    (0, b"FLV\x01", "Flash video"),
-    (0, b"\x00\x00\x01\xba", "MPEG video"),
-    (0, b"\x00\x00\x01\xb3", "MPEG video"),
-    (8, b"AVI ", "AVI video"),
-    (8, b"8SVX", "IFF 8SVX audio"),
-    (28, b"Speex   ", "Ogg/Speex"),
-    (28, b"\x7fFLAC", "Ogg/FLAC"),
-    (28, b"\x80theora", "Ogg/Theora video"),
-)
+#: Context on each side of a span, samples of the lower rate; soxr's HQ filter is shorter.
+_CONTEXT = 512
 
-#: The same of what is no audio at all.
-_NO_AUDIO: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"ftypavif", "an AVIF image"),
-    (4, b"ftyphei", "a HEIF image"),
-    (8, b"WEBP", "a WebP image"),
-    (8, b"ILBM", "an IFF image (ILBM)"),
-    (0, b"MThd", "a MIDI file"),
-    (0, b"\x89PNG", "a PNG image"),
-    (0, b"\xff\xd8\xff", "a JPEG image"),
-    (0, b"GIF8", "a GIF image"),
-    (0, b"BM", "a BMP image"),
-    (0, b"%PDF-", "a PDF document"),
-    (0, b"PK\x03\x04", "a ZIP archive"),
-    (0, b"\x1f\x8b", "gzip data"),
-    (0, b"\x28\xb5\x2f\xfd", "Zstandard data"),
-    (0, b"PAR1", "a Parquet table"),
-    (257, b"ustar", "a tar archive"),
-)
+#: Largest sample accepted, 1 being full scale: beyond, integers were stored as floating point.
+_LARGEST = 8.0
 
-#: Extensions of audio without a header: neither rate nor sample format is in the file.
-_HEADERLESS = frozenset({".raw", ".pcm", ".vox", ".gsm", ".sln", ".ulaw", ".alaw", ".ul", ".al"})
-
-#: Containers that libsndfile knows: it failed on what is inside.
-_KNOWN = {
-    b"RIFF": "WAV",
-    b"RIFX": "WAV",
-    b"RF64": "RF64",
-    b"FORM": "AIFF",
-    b"fLaC": "FLAC",
-    b"OggS": "Ogg",
-    b"caff": "CAF",
-    b"riff": "Wave64",
-    b".snd": "AU",
-}
-
+_snd, _ffi = soundfile._snd, soundfile._ffi
 
 _KINDS: dict[int, tuple[str, str]] = {}
 
 
-class Sound(soundfile.SoundFile):  # type: ignore[misc]
-    """A SoundFile for reading in order from several threads, whose reads return what they got.
+class Sound:
+    """A file that libsndfile reads in order; frames come back even where a read fails.
+
+    `soundfile.SoundFile` seeks around every read: it loses the frames before damage, and takes a
+    fifth more time for a clip of 3 s.
 
     Attributes:
-        failure: why the last read ended early, in libsndfile's words; empty for the end of data.
+        sample_rate_hz, channels, frames: by the header.
+        kind: container and encoding as libsndfile names them.
     """
 
-    # Opening a file of an object store waits for the network: not one after the other. The lock
-    # only guards the reason of a failure, which `refusal` finds by itself.
-    _sf_error_lock = nullcontext()
+    def __init__(self, source: Bytes) -> None:
+        """Raises `soundfile.SoundFileError`, without a reason: it may be another thread's."""
+        info, handle = _ffi.new("SF_INFO*"), source.handle
+        if isinstance(handle, int):
+            file = _snd.sf_open_fd(handle, _snd.SFM_READ, info, False)
+        else:
+            self._io = soundfile.SoundFile._init_virtual_io(self, handle)
+            file = _snd.sf_open_virtual(self._io, _snd.SFM_READ, info, _ffi.NULL)
+        if file == _ffi.NULL:
+            raise soundfile.SoundFileError("libsndfile cannot open it")
+        self._file = _ffi.gc(file, _snd.sf_close)
+        self.sample_rate_hz = int(info.samplerate)
+        self.channels, self.frames = int(info.channels), int(info.frames)
+        if info.format not in _KINDS:  # the names are looked up in a long table
+            masks = _snd.SF_FORMAT_TYPEMASK, _snd.SF_FORMAT_SUBMASK
+            container, subtype = (soundfile._format_str(info.format & mask) for mask in masks)
+            _KINDS[info.format] = container, subtype
+        self.kind = _KINDS[info.format]
+
+    def close(self) -> None:
+        """Close the file, not the bytes it is read from."""
+        _ffi.release(self._file)
 
     @property
-    def kind(self) -> tuple[str, str]:
-        """Container and encoding as libsndfile names them, which looks them up in a long table."""
-        number = self._info.format
-        if number not in _KINDS:
-            _KINDS[number] = self.format, self.subtype
-        return _KINDS[number]
+    def is_damaged(self) -> bool:
+        """Whether the last read met an error."""
+        return bool(_snd.sf_error(self._file))
 
     @property
     def failure(self) -> str:
-        """Why the last read ended early."""
-        code = self._errorcode
-        reason = str(soundfile.LibsndfileError(code)) if code else ""
-        return reason.removeprefix("Error : ").strip().rstrip(".")
+        """Why the last read ended early, in libsndfile's words; empty for the end of data."""
+        code = _snd.sf_error(self._file)
+        reason = soundfile.LibsndfileError(code).error_string if code else ""
+        return str(reason).removeprefix("Error : ").strip().rstrip(".")
 
-    def found(self, frame: int) -> bool:
-        """Seek to a frame; False when libsndfile cannot."""
-        try:
-            return bool(self.seek(frame) == frame)
-        except soundfile.SoundFileError:
-            return False
+    def seek(self, frame: int) -> bool:
+        """Go to a frame; False when libsndfile cannot."""
+        return bool(_snd.sf_seek(self._file, frame, os.SEEK_SET) == frame)
 
-    def _cdata_io(self, action: str, data: Any, ctype: str, frames: int) -> int:
-        # neither seek to where the file is already nor raise, which would lose the frames read
-        read = soundfile._snd.sf_readf_float
-        if self.kind[0] != "MP3":
-            return int(read(self._file, data, frames))
-        with _quiet():
-            return int(read(self._file, data, frames))
+    def read_into(self, block: Floats) -> int:
+        """Fill `block` [frames] or [frames, channels]; returns how many frames there were."""
+        with _quiet() if self.kind[0] == "MP3" else nullcontext():
+            data = _ffi.from_buffer("float[]", block)
+            return int(_snd.sf_readf_float(self._file, data, len(block)))
 
 
 def open_sound(source: Bytes, name: str) -> tuple[Sound, Bytes]:
@@ -152,12 +107,12 @@ def open_sound(source: Bytes, name: str) -> tuple[Sound, Bytes]:
     """
     head = source.at(0, 4)
     try:
-        with nullcontext() if head in _KNOWN else _quiet():
-            return Sound(source.handle, "r", closefd=False), source
+        with nullcontext() if head in KNOWN else _quiet():
+            return Sound(source), source
     except soundfile.SoundFileError as error:
         source.check()
-        is_other = head in _KNOWN or _named(source) is not None
-        start = 0 if is_other else mpeg.audio_start(source)
+        is_other = head in KNOWN or named(source) is not None
+        start = 0 if is_other else audio_start(source)
         if not start:
             raise refusal(source, name) from error
     return open_sound(SplicedBytes(b"", source, start), name)
@@ -201,75 +156,170 @@ def _c_streams() -> tuple[Any, int]:
     return stream, library.fopen(b"/dev/null", b"w") or 0
 
 
-def refusal(source: Bytes, name: str) -> ClipError:
-    """The error for a file that libsndfile would not open.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioInfo:
+    """What a file's header says.
 
-    libsndfile's own reason is not used: it is kept in a variable all threads share.
+    Attributes:
+        sample_rate_hz: frames a second.
+        channels: samples a frame.
+        codec: container/encoding as libsndfile names them, such as `WAV/PCM_16`.
+        frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
+        promised_frames: frames the header promises; more than `frames` when the file is cut.
+        duration_s: length of `frames`, seconds.
+        note: why the frames beyond `frames` cannot be read, when they are not just missing.
+    """
+
+    sample_rate_hz: int
+    channels: int
+    codec: str
+    frames: int
+    promised_frames: int
+    duration_s: float
+    note: str = ""
+
+    @property
+    def length_s(self) -> float:
+        """Length of `promised_frames`, seconds."""
+        return self.promised_frames / self.sample_rate_hz
+
+    @property
+    def slack_frames(self) -> int:
+        """Frames a healthy file of this codec may be short of its promise."""
+        return MPEG_SLACK_FRAMES if "/MPEG" in self.codec else 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the file is known to hold less than it promises."""
+        return self.promised_frames > self.frames + self.slack_frames
+
+
+def cut_message(info: AudioInfo, held: int | None = None) -> str:
+    """What is missing of a cut file that holds `held` frames, those of `info` if None."""
+    rate_hz, held = info.sample_rate_hz, info.frames if held is None else held
+    if info.note and held >= info.frames - info.slack_frames:
+        return info.note.format(info.duration_s, info.length_s)
+    if info.promised_frames - held < rate_hz / 1000:
+        return f"the last bytes of {info.length_s:.3f} s are missing: copy or download it again"
+    return (
+        f"the header promises {info.length_s:.3f} s, "
+        f"the file holds {held / rate_hz:.3f} s: copy or download it again"
+    )
+
+
+def mono(block: Floats) -> Floats:
+    """Mean over channels, (frames, channels) -> (frames,)."""
+    channels = block.shape[1]
+    if channels == 1:
+        return block[:, 0]
+    mono: Floats = block[:, 0] + block[:, 1] if channels == 2 else np.einsum("fc->f", block)
+    mono *= np.float32(1 / channels)
+    return mono
+
+
+def usable(block: Floats, start: int, span: tuple[int, int], rate_hz: int) -> Floats:
+    """Frames `[start, ...)` with NaN, infinite and absurdly large samples outside `span` as zeros.
 
     Args:
-        source: the bytes of the file.
-        name: its name, for headerless audio.
+        block: [frames] or [frames, channels], changed in place.
+        start: number of the first frame.
+        span: frames that must be usable.
+        rate_hz: frames a second, for the message.
+
+    Raises:
+        ClipError: `not_finite`, if a sample of `span` is not usable.
+    """
+    if block.size and block.max() <= _LARGEST and block.min() >= -_LARGEST:
+        return block
+    bad: npt.NDArray[np.bool_] = np.logical_not(np.abs(block) <= _LARGEST)  # true for NaN
+    frames = np.asarray(bad if block.ndim == 1 else bad.any(axis=1))
+    within = frames[max(0, span[0] - start) : max(0, span[1] - start)]
+    if within.any():
+        frame = max(span[0], start) + int(within.argmax())
+        worst = float(np.abs(block[frame - start]).max())
+        what = "NaN or infinite samples"
+        if math.isfinite(worst):
+            what = f"samples of {worst:.3g} where full scale is 1 (scale the audio down)"
+        raise ClipError(Status.NOT_FINITE, f"{what}, first at {frame / rate_hz:.3f} s")
+    block[bad] = 0.0
+    return block
+
+
+def to_sample(time_ns: int) -> int:
+    """Index of the 16 kHz sample nearest to a time."""
+    return (time_ns * SAMPLE_RATE_HZ + NS_PER_S // 2) // NS_PER_S
+
+
+def converted_length(frames: int, rate_hz: int) -> int:
+    """Samples at 16 kHz of `frames` at `rate_hz`; at least one for at least one."""
+    return max(1, (2 * frames * SAMPLE_RATE_HZ + rate_hz) // (2 * rate_hz)) if frames > 0 else 0
+
+
+def frames_for(samples: int, rate_hz: int) -> int:
+    """Frames at `rate_hz` that `samples` at 16 kHz cover, with the last one begun."""
+    return -(-samples * rate_hz // SAMPLE_RATE_HZ)
+
+
+def context(start: int, end: int, rate_hz: int) -> tuple[int, int, int]:
+    """Frames to convert for the 16 kHz samples `[start, end)`.
 
     Returns:
-        `empty`, `unsupported`, `truncated` or `unreadable`.
+        (first frame, frame after the last, 16 kHz index of the first frame): the first frame lies
+        exactly on a 16 kHz sample, so that all spans share one grid.
     """
-    if source.size == 0:
-        return ClipError(Status.EMPTY, "the file has 0 bytes")
-    if (named := _named(source)) is not None:
-        return named
-    head = source.at(id3_bytes(source), 512) or source.at(0, 512)
-    if known := _KNOWN.get(head[:4]):
-        return _refuse_known(source, known)
-    if text := _text(head, source.size):
-        return ClipError(Status.UNREADABLE, text)
-    if os.path.splitext(name)[1].lower() in _HEADERLESS:
-        message = f"headerless audio: the file does not say its sample rate: {_CONVERT}"
-        return ClipError(Status.UNSUPPORTED, message)
-    return ClipError(Status.UNREADABLE, f"not audio of a known format ({source.size} bytes)")
+    if rate_hz == SAMPLE_RATE_HZ:
+        return start, end, start
+    common = math.gcd(rate_hz, SAMPLE_RATE_HZ)
+    margin = _CONTEXT * max(1, -(-SAMPLE_RATE_HZ // rate_hz))
+    units = max(0, start - margin) * common // SAMPLE_RATE_HZ
+    first = units * (rate_hz // common), units * (SAMPLE_RATE_HZ // common)
+    return first[0], frames_for(end + margin, rate_hz), first[1]
 
 
-def _named(source: Bytes) -> ClipError | None:
-    """The error for a file of a kind that is known and not decoded."""
-    head = source.at(id3_bytes(source), 512)
-    for table, advice in ((_NO_AUDIO, "not audio"), (_UNDECODABLE, _CONVERT)):
-        for offset, magic, what in table:
-            if head.startswith(magic, offset):
-                return ClipError(Status.UNSUPPORTED, f"this is {what}: {advice}")
-    return None
+def converted(blocks: Iterable[Floats], rate_hz: int, frames: int) -> Iterator[Floats]:
+    """Consecutive mono blocks of a file of `frames` as one continuous signal at 16 kHz, in pieces.
 
-
-def _refuse_known(source: Bytes, known: str) -> ClipError:
-    """The error for a container libsndfile knows but would not open."""
-    if known == "FLAC" and (bits := source.at(20, 2)) and source.size > 42:
-        bits_per_sample = ((bits[0] & 1) << 4 | bits[1] >> 4) + 1
-        if bits_per_sample not in (8, 16, 24):
-            message = f"FLAC with {bits_per_sample} bits a sample: {_CONVERT}"
-            return ClipError(Status.UNSUPPORTED, message)
-    fault = header_fault(source)
-    is_chunked = fault != UNKNOWN_HEADER
-    if lengths(source, 0).promised_frames > 0 and (fault is None or not is_chunked):
-        message = f"{known} file cut after {source.size} bytes: copy or download it again"
-        return ClipError(Status.TRUNCATED, message)
-    if fault is None:
-        message = f"{known} with a codec that cannot be decoded: {_CONVERT}"
-        return ClipError(Status.UNSUPPORTED, message)
-    return ClipError(Status.UNREADABLE, f"damaged {known} file of {source.size} bytes: {fault}")
-
-
-def _text(head: bytes, size: int) -> str:
-    """What a text file in the place of audio is; empty when the head is not text."""
+    Raises:
+        ClipError: `unsupported`, if soxr cannot convert from this rate.
+    """
+    if rate_hz == SAMPLE_RATE_HZ:
+        yield from blocks
+        return
+    if 2 * frames * SAMPLE_RATE_HZ < rate_hz:
+        # less than half a sample at 16 kHz: soxr would give no sample at all
+        yield from (block.mean(keepdims=True) for block in blocks)
+        return
+    stream, held = None, None
     try:
-        # incremental: the head may end inside a character
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return ""
-    if not text.strip() or any(ord(c) < 32 and c not in "\t\r\n\f" for c in text):
-        return ""
-    if text.startswith("version https://git-lfs"):
-        return "a Git LFS pointer in place of the audio: run `git lfs pull` where it came from"
-    if size <= len(head) and "\n" not in text.strip() and "/" in text:
-        target = printable(text.strip())
-        return f"the text of a symbolic link to {target!r}, not audio: copy the link's target"
-    if text.lstrip().startswith(("<", "{")):
-        return "a web page or an error document in place of the audio: download the file again"
-    return "a text file, not audio"
+        for block in blocks:
+            # one block behind, to know the last one
+            if held is not None:
+                stream = stream or soxr.ResampleStream(
+                    rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ"
+                )
+                yield stream.resample_chunk(held)
+            held = block
+        if held is not None and stream is not None:
+            yield stream.resample_chunk(held, last=True)
+        elif held is not None:
+            # a single block without a stream: the same samples, and a fifth faster for 3 s
+            yield soxr.resample(held, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+    except (ValueError, RuntimeError) as error:
+        message = f"cannot convert {rate_hz} Hz to {SAMPLE_RATE_HZ} Hz: {error}"
+        raise ClipError(Status.UNSUPPORTED, message) from error
+
+
+def regrouped(pieces: Iterable[Floats], size: int) -> Iterator[Floats]:
+    """The same samples in arrays of `size`, the last one shorter."""
+    block, filled = np.empty(size, np.float32), 0
+    for piece in pieces:
+        while piece.size:
+            taken = piece[: size - filled]
+            block[filled : filled + taken.size] = taken
+            filled += taken.size
+            piece = piece[taken.size :]  # noqa: PLW2901
+            if filled == size:
+                yield block
+                block, filled = np.empty(size, np.float32), 0
+    if filled:
+        yield block[:filled]

@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from raysers.errors import (
     STATUS_OF,
@@ -214,6 +214,24 @@ class SplicedBytes(Bytes):
         self._inner.close()
 
 
+class PatchedBytes(SplicedBytes):
+    """`inner` with the bytes `new` from `place` on."""
+
+    def __init__(self, inner: Bytes, place: int, new: bytes) -> None:
+        super().__init__(b"", inner, 0)
+        self._place, self._new = place, new
+
+    def at(self, offset: int, count: int) -> bytes:
+        """See `Bytes`."""
+        data = super().at(offset, count)
+        first = max(offset, self._place)
+        last = min(offset + len(data), self._place + len(self._new))
+        if first >= last:
+            return data
+        new = self._new[first - self._place : last - self._place]
+        return data[: first - offset] + new + data[last - offset :]
+
+
 class _Cursor:
     """A reading position on `Bytes` whose methods never raise."""
 
@@ -239,6 +257,24 @@ class _Cursor:
             return b""
         self._position += len(data)
         return data
+
+
+class Lengths(NamedTuple):
+    """What a file holds, and what it should hold, in frames.
+
+    Attributes:
+        frames: frames that can be read.
+        promised_frames: frames by the header, or by a count that is better than the header.
+        source: what to open to read them: the file, or the file behind a corrected header.
+        is_estimate: `promised_frames` is computed from the size of the file.
+        note: why the frames beyond `frames` cannot be read, when they are not just missing.
+    """
+
+    frames: int
+    promised_frames: int
+    source: Bytes
+    is_estimate: bool = False
+    note: str = ""
 
 
 def open_bytes(source: AudioSource) -> Bytes:

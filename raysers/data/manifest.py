@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from raysers.audio import decode
 from raysers.audio.decode import AudioInfo, AudioReader, AudioSource
-from raysers.audio.timeline import to_ns
 from raysers.data import segments
-from raysers.data.segments import Segment, Segmenting, Speech
+from raysers.data.segments import Segment, Segmenting, Speech, to_ns
 from raysers.data.tables import PARQUET_SUFFIXES, READ_FAILURES, TABLE_SUFFIXES, table_columns
 from raysers.errors import (
     ClipError,

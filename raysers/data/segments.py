@@ -6,12 +6,12 @@ The part of a file that cannot be read is a row too, so that a loss is counted a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from raysers.audio.decode import AudioInfo, cut_message
-from raysers.audio.timeline import to_ns, windows
 from raysers.errors import ClipError, ConfigError
 from raysers.types import NS_PER_S, Status
 
@@ -136,3 +136,48 @@ def _span(start_ns: int, end_ns: int) -> Segment:
 
 def _replaced(row: Segment, status: Status, error: str) -> Segment:
     return dataclasses.replace(row, status=status, error=error)
+
+
+def to_ns(seconds: float) -> int:
+    """Seconds as the nearest whole nanosecond."""
+    return round(seconds * NS_PER_S)
+
+
+def windows(
+    duration_s: float, *, window_s: float, hop_s: float, min_s: float
+) -> list[tuple[int, int]]:
+    """Windows of `window_s` every `hop_s` over `[0, duration_s)`.
+
+    A window that would pass the end is cut there, and dropped when less than `min_s` is left of
+    it; the first window always stays. The last window is the first that reaches the end: a hop
+    shorter than the window does not repeat ever shorter tails of what that window already holds.
+
+    Args:
+        duration_s: length of the recording, seconds.
+        window_s: length of a window, seconds, > 0.
+        hop_s: from one window's start to the next one's, seconds, > 0; more than `window_s`
+            leaves gaps.
+        min_s: shortest last window, seconds.
+
+    Returns:
+        (start_ns, end_ns) in order; starts are exact multiples of the hop.
+
+    Raises:
+        ConfigError: a window or hop that is not longer than zero.
+        ValueError: a duration that is negative or not a number.
+
+    >>> [(a / 1e9, b / 1e9) for a, b in windows(2.5, window_s=1, hop_s=1, min_s=0.5)]
+    [(0.0, 1.0), (1.0, 2.0), (2.0, 2.5)]
+    """
+    if not (math.isfinite(duration_s) and duration_s >= 0):
+        raise ValueError(f"duration must be a finite number of seconds >= 0, got {duration_s}")
+    end_ns, window_ns, hop_ns = to_ns(duration_s), to_ns(window_s), to_ns(hop_s)
+    if window_ns <= 0 or hop_ns <= 0:
+        raise ConfigError(f"window and hop must be longer than 0 s, got {window_s} and {hop_s}")
+    # starts before `last * hop_ns` do not reach the end; the one at or after it does
+    last = max(0, -((window_ns - end_ns) // hop_ns))
+    cuts = [(k * hop_ns, min(k * hop_ns + window_ns, end_ns)) for k in range(last + 1)]
+    start_ns, stop_ns = cuts[-1]
+    if last > 0 and stop_ns - start_ns < max(min(to_ns(min_s), window_ns), 1):
+        cuts.pop()
+    return cuts

@@ -32,6 +32,9 @@ from raysers.engine.worker import (
 from raysers.errors import DeviceLost, RaysersError, errors_as_rows, raise_from_rows
 from raysers.run import load_record
 
+#: Fields of a shard's result that travel as JSON: Arrow would make columns of their keys.
+_MAPPINGS = ("statuses", "faults")
+
 #: Starts per worker that may die while loading before the job gives up.
 _FAILED_STARTS = 3
 
@@ -100,7 +103,8 @@ class _ShardActor:
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more; the ledger finds the clip
         row = {f.name: getattr(result, f.name) for f in fields(result)}
-        return pa.Table.from_pylist([{**row, "statuses": json.dumps(result.statuses)}])
+        row |= {name: json.dumps(row[name]) for name in _MAPPINGS}
+        return pa.Table.from_pylist([row])
 
     def _load(self) -> ShardWorker:
         """The worker with its model loaded, unless loading it keeps killing workers."""
@@ -165,4 +169,5 @@ def run_shards(
     )
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in raise_from_rows(batch).to_pylist():
-            yield ShardResult(**{**row, "statuses": Counter(json.loads(row["statuses"]))})
+            row |= {name: json.loads(row[name]) for name in _MAPPINGS}
+            yield ShardResult(**{**row, "statuses": Counter(row["statuses"])})

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader
-from raysers.audio.level import levels
+from raysers.audio.level import has_hum, levels
 from raysers.errors import ClipError, status_of
 from raysers.io import storage
 from raysers.io.uris import is_remote
@@ -46,7 +46,7 @@ _UNKNOWN_S = 60.0
 class Decoded:
     """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it.
 
-    A variant of a clip has a name, and columns of its own for the row.
+    `faults` are keys of `level.FAULTS`. A variant of a clip has a name and further columns.
     """
 
     clip: Clip
@@ -54,6 +54,7 @@ class Decoded:
     error: ClipError | None = None
     rms_db: float | None = None
     clipped_ratio: float | None = None
+    faults: tuple[str, ...] = ()
     variant: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,12 +87,11 @@ def decode_ahead(
     """
     waiting = deque(_jobs(clips, min(_RUN_S, ahead_s / _JOBS_AHEAD)))
     in_flight: deque[tuple[float, Future[list[Decoded]]]] = deque()
+    flying_s = 0.0
 
     def top_up(held_s: float = 0.0) -> None:
-        if not waiting or held_s > ahead_s:
-            return
-        flying_s = sum(s for s, _ in in_flight)
-        while waiting:
+        nonlocal flying_s
+        while waiting and held_s <= ahead_s:
             if in_flight and flying_s + waiting[0][0] > ahead_s:
                 return
             seconds, runs = waiting.popleft()
@@ -100,11 +100,13 @@ def decode_ahead(
             flying_s += seconds
 
     def drain() -> Iterator[Decoded]:
+        nonlocal flying_s
         try:
             while in_flight:
                 seconds = in_flight[0][0]
                 decoded = deque(in_flight[0][1].result())
                 in_flight.popleft()  # the future would keep what it returned
+                flying_s -= seconds
                 share_s = seconds / max(1, len(decoded))
                 top_up(len(decoded) * share_s)
                 while decoded:
@@ -192,7 +194,14 @@ def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
         return Decoded(clip=clip, error=_failure(clip, error))
     _BREAKER.succeeded(clip.file)
     level = levels(signal)
-    return Decoded(clip=clip, signal=signal, rms_db=level.rms_db, clipped_ratio=level.clipped_ratio)
+    faults = (reader.channel_fault(), "hum" if has_hum(signal) else "")
+    return Decoded(
+        clip=clip,
+        signal=signal,
+        rms_db=level.rms_db,
+        clipped_ratio=level.clipped_ratio,
+        faults=tuple(filter(None, faults)),
+    )
 
 
 def _failure(clip: Clip, error: Exception) -> ClipError:

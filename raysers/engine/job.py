@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysers.audio.level import FAULTS
 from raysers.cli import ClipJobFlags, as_plain
 from raysers.data.manifest import fingerprint, write_manifest
 from raysers.data.sources import list_inputs
@@ -289,6 +290,11 @@ class ClipJob:
             sum(getattr(result, name) for result in done)
             for name in ("scored_s", "padded_s", "model_s", "wait_s")
         )
+        faults: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for name, (clips, file) in (item for result in done for item in result.faults.items()):
+            faults[name] += clips
+            examples[name] = file
         outcome = {
             "clips": planned.manifest.num_rows,
             "rows": rows.num_rows,
@@ -303,6 +309,7 @@ class ClipJob:
             "device": self.placement.device,
             "worker_peak_bytes": max((result.peak_bytes for result in done), default=0),
             "decoded": sum(result.decoded for result in done),
+            "faults": dict(faults),
             "padding_waste": round(1 - scored_s / padded_s, 4) if padded_s else 0.0,
         }
         ledger.tidy(where)
@@ -311,6 +318,8 @@ class ClipJob:
         good = failed <= self.flags.max_failed
         self.run.finish("done" if good else "done_with_failures", outcome)
         progress.print_outcome(outcome, storage.join(where, table))
+        for name, clips in faults.most_common():
+            progress.print_warning(f"{clips:,} clips, such as {examples[name]}: {FAULTS[name]}")
         if not good:
             progress.print_warning(
                 f"{failed:.1%} of the rows are not ok, more than --max-failed "

@@ -144,6 +144,7 @@ class ShardResult:
         padded_s: the same with padding.
         model_s: wall seconds of forward passes.
         wait_s: wall seconds in which the model waited for decoded audio.
+        faults: by fault of recordings (`audio.level.FAULTS`) the clips decoded, and a file.
         peak_bytes: largest resident memory of the worker so far.
     """
 
@@ -156,6 +157,7 @@ class ShardResult:
     model_s: float = 0.0
     wait_s: float = 0.0
     decoded: int = 0
+    faults: dict[str, tuple[int, str]] = field(default_factory=dict)
     peak_bytes: int = 0
 
     def about(self, part: pa.Table) -> Self:
@@ -250,6 +252,9 @@ class ShardWorker:
             if decoded.signal is not None:
                 with counting:
                     result.decoded += 1
+                    for fault in decoded.faults:
+                        clips, file = result.faults.get(fault, (0, decoded.clip.file))
+                        result.faults[fault] = clips + 1, file
             return self._task.variants(decoded)
 
         return decode_ahead(

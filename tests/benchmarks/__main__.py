@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import corpus
+from tests.benchmarks.bends import bends
 from tests.benchmarks.end_to_end import end_to_end
 from tests.benchmarks.feed import feed
 from tests.benchmarks.laptop import steady, whole, windows
@@ -38,9 +39,10 @@ BENCHES: dict[str, Callable[[Scale], Iterator[Line]]] = {
     "layout": layout,
     "training": training,
     "robustness": robustness,
+    "bends": bends,
 }
 #: Benches that need no real speech.
-_MADE_UP = ("planning",)
+_SYNTHETIC = ("planning", "bends")
 
 
 def main() -> int:
@@ -60,7 +62,7 @@ def main() -> int:
 def _lines(names: list[str], scale: Scale) -> Iterator[Line]:
     yield machine()
     for name in names:
-        if name not in _MADE_UP and not corpus.EMODB.is_dir():
+        if name not in _SYNTHETIC and not corpus.EMODB.is_dir():
             yield {"bench": name, "skipped": f"real speech is not on this machine: {corpus.EMODB}"}
         else:
             yield from BENCHES[name](scale)
@@ -98,7 +100,7 @@ def _print_table(lines: list[Line]) -> None:
 def _what(line: Line) -> str:
     words = (
         "skipped", "model", "side", "against", "audio", "workers", "placement", "lengths", "layout",
-        "max_padded_s", "measure", "rows", "objects",
+        "max_padded_s", "measure", "rows", "objects", "files", "mistake",
     )  # fmt: skip
     return ", ".join(f"{line[w]}" for w in words if w in line)
 

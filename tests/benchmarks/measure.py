@@ -34,6 +34,7 @@ class Scale:
         rows: manifest rows to plan.
         objects: objects to list.
         window_hours: length of the recording in windows.
+        bends: files bent at random.
     """
 
     repeats: int
@@ -46,16 +47,19 @@ class Scale:
     rows: int
     objects: int
     window_hours: float
+    bends: int
 
 
 SCALES = {
     "small": Scale(
         repeats=1, feed_clips=2_000, clips=24, slow_repeats=1, layout_clips=8,
         training_clips=16, skewed_clips=400, rows=50_000, objects=20_000, window_hours=0.5,
+        bends=2_000,
     ),
     "full": Scale(
         repeats=3, feed_clips=20_000, clips=535, slow_repeats=1, layout_clips=48,
         training_clips=96, skewed_clips=5_000, rows=1_000_000, objects=1_000_000, window_hours=2.0,
+        bends=20_000,
     ),
 }  # fmt: skip
 

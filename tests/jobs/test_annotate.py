@@ -151,6 +151,32 @@ def test_dry_run_writes_nothing_and_estimates_from_a_measurement(command, tmp_pa
     assert not out.exists()
 
 
+@pytest.mark.parametrize("workers", ["local", 1])
+def test_faults_of_recordings_are_counted_and_named_with_the_fix(
+    workers, checkpoint, emodb_files, tmp_path, capsys
+):
+    speech, rate_hz = sf.read(emodb_files[0])
+    hum = 0.5 * np.sin(2 * np.pi * 50 * np.arange(len(speech)) / rate_hz)
+    channels = {
+        "same": (speech, speech),
+        "opposite": (speech, -speech),
+        "opposite2": (speech, -0.9 * speech),
+        "left": (speech, 0 * speech),
+        "hum": (speech, hum),
+    }
+    (tmp_path / "in").mkdir()
+    for name, signals in channels.items():
+        sf.write(tmp_path / "in" / f"{name}.wav", np.stack(signals, axis=1), rate_hz)
+    command = ("--input", tmp_path / "in", "--model", checkpoint[0], "--workers", workers)
+    assert run(*command, "--output", tmp_path / "out") == 0
+    outcome = record_of(tmp_path / "out")["outcome"]
+    assert outcome["faults"] == {"opposite_phase": 2, "silent_channel": 1, "hum": 1}
+    assert outcome["statuses"] == {"ok": 5}
+    printed = capsys.readouterr().out
+    for words in ("2 clips", "opposite phase", "left.wav", "hum.wav", "ffmpeg -af highpass"):
+        assert words in printed
+
+
 #: What must become of every odd file, decided by hand.
 ODD = {
     "cpy_pluck-alaw.aifc": "ok",

@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 
 from raysers.audio.decode import AudioReader, decode, probe
-from raysers.audio.mpeg import parse_frame
+from raysers.audio.streams import parse_frame
 from raysers.errors import ClipError
 from raysers.types import Status
 from tests.unit.audio.sounds import encode, noise

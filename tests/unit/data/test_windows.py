@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysers.audio.timeline import windows
+from raysers.data.segments import windows
 from raysers.errors import ConfigError
 
 
