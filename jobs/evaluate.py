@@ -23,7 +23,7 @@ from jobs.annotate import AnnotateFlags, annotate
 from raysers.annotate import AnnotateTask
 from raysers.cli import Uris, as_plain, parse
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
-from raysers.engine.plan import index_labelled
+from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation import runs, tables
 from raysers.evaluation.evaluate import Options

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from raysers.cli import CorpusName, ListingFlags, as_plain, parse
 from raysers.data.manifest import write_manifest
 from raysers.engine import output, plan, progress
+from raysers.engine.labelled import index_labelled
 from raysers.io.storage import absolute, join, suffix_of
 from raysers.run import Exit, Run, quiet_environment, run_main
 
@@ -65,7 +66,11 @@ def index(flags: IndexFlags) -> int:
             print(f"{run.output} holds this manifest already; for new files index elsewhere")
             return Exit.DONE
         if labels:
-            manifest, notes = plan.list_labelled_clips(flags, **labels)
+            segmenting = plan.segmenting(flags)
+            manifest, notes = index_labelled(
+                flags.input, **labels, segmenting=segmenting, limit=flags.limit
+            )
+            plan.refuse_unseen_input(manifest)
         else:
             manifest, notes = plan.list_clips(flags), []
         for note in notes:

@@ -21,6 +21,7 @@ import yaml
 from raysers.errors import ConfigError, ObjectMissing, StorageError
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, is_remote, parent, resolve, suffix_of
+from raysers.schemas import LABEL_FIELDS, OBJECTS
 
 #: One row before it becomes Arrow: column names to values; absent ones are null, times are in ns.
 Row = dict[str, Any]
@@ -80,6 +81,14 @@ def objects_below(
 def of_file(info: ObjectInfo) -> Row:
     """The columns that name a listed file."""
     return {"file": info.uri, "num_bytes": info.num_bytes, "etag": info.etag}
+
+
+def rows_to_table(rows: Sequence[Row]) -> pa.Table:
+    """Rows with the columns `OBJECTS` and labels; columns a row does not have are null."""
+    schema = pa.schema([*OBJECTS, *LABEL_FIELDS])
+    return pa.table(
+        [pa.array([r.get(f.name) for r in rows], f.type) for f in schema], schema=schema
+    )
 
 
 def name_of(uri: str) -> str:

@@ -16,7 +16,9 @@ from itertools import islice
 from typing import Any, Literal, TypeVar, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from raysers.data.corpora import audformat
 from raysers.data.manifest import manifest_parts
 from raysers.data.tables import TABLE_SUFFIXES, read_clip_table
 from raysers.data.tar import (
@@ -103,21 +105,36 @@ def list_inputs(
     """
     if not uris:
         raise ConfigError("--input names nothing: give folders, tars, audio files or tables")
+    return _stream(_classified(uris, databases), notes or ListingNotes())
+
+
+def listed_segments(uris: Sequence[str]) -> pa.Table:
+    """Columns `file`, `start` and `end` of table rows among the inputs that are a part of a file.
+
+    Raises:
+        ConfigError: as `list_inputs`.
+    """
+    others = [uri for uri in uris if suffix_of(uri) not in {".tar", *AUDIO_SUFFIXES}]
+    tables = [one for one in _classified(others, databases=True) if one.kind == "table"]
+    rows = [LISTING.empty_table(), *_tables(tables, ListingNotes())]
+    clips = pa.concat_tables([table.select(OBJECTS.names[:3]) for table in rows])
+    starts_later = pc.greater(pc.fill_null(clips["start"].cast(pa.int64()), 0), 0)
+    return clips.filter(pc.or_(starts_later, pc.is_valid(clips["end"])))
+
+
+def _classified(uris: Sequence[str], databases: bool) -> list[_Input]:
     names = list(dict.fromkeys(map(storage.absolute, uris)))
     with ThreadPoolExecutor(_THREADS) as pool:
-        inputs = list(pool.map(partial(_classify, databases=databases), names))
-    return _stream(inputs, notes or ListingNotes())
+        return list(pool.map(partial(_classify, databases=databases), names))
 
 
 def _classify(uri: str, *, databases: bool) -> _Input:
-    from raysers.data.corpora.audformat import database_of  # corpora list their audio through here
-
     try:
         is_folder = storage.is_folder(uri)
         info = ObjectInfo(uri, 0, "") if is_folder else storage.stat(uri)
         if is_folder and (parts := manifest_parts(uri)):
             return _Input(kind="table", uri=uri, parts=tuple(parts))
-        if databases and (database := database_of(uri)):
+        if databases and (database := audformat.database_of(uri)):
             return _Input(kind="table", uri=uri, database=database)
         if is_folder:
             return _Input(kind="folder", uri=uri)
@@ -157,14 +174,12 @@ def _named(one: _Input) -> Iterator[None]:
 
 
 def _tables(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
-    from raysers.data.corpora import read_database
-
     for one in inputs:
         with _named(one):
             if one.database is None:
                 clips, warnings = read_clip_table(one.parts)
             else:
-                clips, warnings = read_database(*one.database)
+                clips, warnings = audformat.read_clips(*one.database)
             notes.warnings += warnings
             clips = resolve_members(clips, suffixes=AUDIO_SUFFIXES)
         if not len(clips):
@@ -202,7 +217,15 @@ def _folder(uri: str, notes: ListingNotes) -> Iterator[pa.Table]:
     for infos in _batched(plain(), _BATCH_ROWS):
         yield object_rows(infos)
     # by name, so that which of two equal files comes first does not depend on timing
-    yield from _in_order(_found_tar, sorted(tars, key=lambda info: info.uri))
+    tars.sort(key=lambda info: info.uri)
+    bare = []
+    for info, members in zip(tars, _in_order(_found_tar, tars), strict=True):
+        bare += [] if len(members) else [info.uri]
+        yield members
+    if bare:
+        notes.warnings.append(
+            f"{uri}: {len(bare):,} tars without audio left out (the first: {bare[0][:200]!r})"
+        )
     if skipped:
         notes.warnings.append(f"{uri}: skipped {_kinds(skipped)}: no suffix of audio")
     for reason, count in sorted(Counter(reason for reason, _ in left_out).items()):

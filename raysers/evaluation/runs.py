@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.corpora import read_labelled
+from raysers.data.labelled import read_labelled
 from raysers.engine import output as parts
 from raysers.errors import ConfigError
 from raysers.evaluation.evaluate import Options, assess, datasets

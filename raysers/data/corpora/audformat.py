@@ -18,11 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
-from raysers.data.files import Row, csv_records, first_of, is_file, load_yaml, number, require
+from raysers.data.files import (
+    Row,
+    csv_records,
+    first_of,
+    is_file,
+    load_yaml,
+    number,
+    require,
+    rows_to_table,
+)
 from raysers.data.tables import READ_FAILURES, TimeColumnError, parse_ns, to_durations
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import parent, resolve, suffix_of
+from raysers.schemas import OBJECTS
 from raysers.text import some
 from raysers.types import DIMENSIONS
 
@@ -151,6 +161,17 @@ def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[Row]
         counts = ", ".join(f"{name} ({n:,})" for name, n in sorted(merged.conflicts.items()))
         notes.append(f"{root}: tables differ in {counts}; the first table's values stand")
     return rows, notes
+
+
+def read_clips(root: str, table: str) -> tuple[pa.Table, list[str]]:
+    """The clips of a database or its `table`, with or without labels, and notes; as `read`.
+
+    Columns without any value are left out.
+    """
+    rows, notes = read(root, table, labelled=False)
+    clips = rows_to_table(rows)
+    empty = [name for name in clips.column_names if clips[name].null_count == len(clips)]
+    return clips.drop_columns([name for name in empty if name not in OBJECTS.names]), notes
 
 
 class _Merged:

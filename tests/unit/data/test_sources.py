@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from raysers.data.manifest import is_manifest, probe_batch, write_manifest
-from raysers.data.segments import Segmenting
+from raysers.data.manifest import is_manifest, write_manifest
+from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import LISTING, ListingNotes, list_inputs
 from raysers.errors import ConfigError, CredentialsError, TransientStorageError
 from raysers.types import Status

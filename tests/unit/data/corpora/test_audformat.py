@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raysers.data.corpora import read_corpus, read_labelled, recognise
+from raysers.data.labelled import read_corpus, read_labelled, recognise
 from raysers.data.sources import list_inputs
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees

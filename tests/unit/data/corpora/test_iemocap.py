@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raysers.data.corpora import read_corpus, recognise
+from raysers.data.labelled import read_corpus, recognise
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees
 
