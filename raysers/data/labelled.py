@@ -28,7 +28,7 @@ from raysers.data.corpora.emotions import (
 )
 from raysers.data.files import Row, csv_records, name_of, rows_to_table
 from raysers.data.manifest import is_manifest, read_manifest
-from raysers.data.sources import ListingNotes, list_inputs
+from raysers.data.sources import list_inputs
 from raysers.data.tables import TABLE_SUFFIXES
 from raysers.errors import ConfigError
 from raysers.io import storage
@@ -146,9 +146,7 @@ def _listed(uri: str, corpus: str, notes: list[str]) -> pa.Table:
         table, found = read_corpus(name, uri)
         notes += found
         return table
-    listing = ListingNotes()
-    batches = list(list_inputs([uri], notes=listing, databases=corpus != "none"))
-    notes += listing.warnings
+    batches = list(list_inputs([uri], notes=notes, databases=corpus != "none"))
     tables = [pa.Table.from_batches([batch]) for batch in batches]
     return pa.concat_tables(tables, promote_options="default")
 

@@ -30,7 +30,7 @@ from raysers.data.manifest import (
     sort_manifest,
 )
 from raysers.data.segments import Segmenting, probe_batch
-from raysers.data.sources import ListingNotes, list_inputs
+from raysers.data.sources import list_inputs
 from raysers.engine import output
 from raysers.engine.progress import LINE_EVERY_S
 from raysers.errors import ConfigError, RaysersError
@@ -167,10 +167,10 @@ def index(
     tables = [read_manifest(uri) for uri in finished]
     listed = None
     if others := [uri for uri in inputs if uri not in finished]:
-        notes = ListingNotes()
+        notes: list[str] = []
         batches = [pa.Table.from_batches([batch]) for batch in list_inputs(others, notes=notes)]
         listed = pa.concat_tables(batches, promote_options="default")  # only tables have labels
-        for warning in notes.warnings:
+        for warning in notes:
             _warn(warning)
     return to_manifest(tables, listed, segmenting, limit=limit, local=local)
 
