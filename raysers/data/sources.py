@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.data.corpora import audformat
-from raysers.data.files import Row, of_file
+from raysers.data.files import Row, of_file, rows_to_table
 from raysers.data.manifest import manifest_parts
 from raysers.data.tables import TABLE_SUFFIXES, read_clip_table
 from raysers.data.tar import (
@@ -174,7 +174,8 @@ def _tables(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
             if one.database is None:
                 clips, warnings = read_clip_table(one.parts)
             else:
-                clips, warnings = audformat.read_clips(*one.database)
+                rows, warnings = audformat.read(*one.database, labelled=False)
+                clips = rows_to_table(rows)
             notes += warnings
             clips = resolve_members(clips, suffixes=AUDIO_SUFFIXES)
         if not len(clips):
