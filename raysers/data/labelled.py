@@ -63,7 +63,7 @@ def recognise(root: str) -> str | None:
 
 
 def read_corpus(name: str, root: str) -> tuple[pa.Table, list[str]]:
-    """The rows of the corpus `name` in `root`, with the columns `OBJECTS` and its labels, and notes.
+    """The rows of the corpus `name` in `root`: the columns `OBJECTS` and its labels; and notes.
 
     Raises:
         ConfigError: as the reader says.

@@ -9,11 +9,10 @@ every run, which is what makes resume safe.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -167,8 +166,8 @@ def _read_part(uri: str, columns: Sequence[str] | None) -> pa.Table:
 
 def _shaped(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
     """Our columns in our order and types, foreign ones dropped."""
-    fields = [f for f in (*MANIFEST, *LABEL_FIELDS) if f.name in (columns or table.column_names)]
-    return table.select([field.name for field in fields]).cast(pa.schema(fields))
+    ours = [f for f in (*MANIFEST, *LABEL_FIELDS) if f.name in (columns or table.column_names)]
+    return table.select([field.name for field in ours]).cast(pa.schema(ours))
 
 
 def fingerprint(table: pa.Table) -> str:
@@ -205,31 +204,25 @@ def _canonical_bytes(column: pa.ChunkedArray) -> Iterator[Any]:
 
 def clips_of(table: pa.Table) -> list[Clip]:
     """The rows as the references that workers read; columns a clip does not need may be absent."""
-    length = len(table)
-
-    def values(name: str, default: Any = None) -> list[Any]:
-        if name not in table.column_names:
-            return [default] * length
-        column = table[name]
-        plain = column.cast(pa.int64()) if pa.types.is_duration(column.type) else column
-        return [default if value is None else value for value in plain.to_pylist()]
-
-    columns = {
-        "clip_id": values("clip_id"),
-        "file": values("file"),
-        "start_ns": values("start", 0),
-        "end_ns": values("end"),
-        "duration_s": values("duration_s", math.nan),
-        "num_bytes": values("num_bytes"),
-        "byte_offset": values("byte_offset"),
-        "byte_size": values("byte_size"),
-        "etag": values("etag", ""),
-        "status": [Status(status) for status in values("status", "ok")],
-        "error": values("error", ""),
-        "transcript": values("transcript"),
-    }
+    columns: dict[str, list[Any]] = {}
+    for field in fields(Clip):
+        if (name := field.name.removesuffix("_ns")) in table.column_names:
+            values = _plain(table[name]).to_pylist()
+            columns[field.name] = [field.default if v is None else v for v in values]
+    if "status" in columns:
+        columns["status"] = [Status(status) for status in columns["status"]]
     rows = zip(*columns.values(), strict=True)
     return [Clip(**dict(zip(columns, row, strict=True))) for row in rows]
+
+
+def plain_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows, with times as whole nanoseconds."""
+    values = (_plain(column).to_pylist() for column in table.columns)
+    return [dict(zip(table.schema.names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    return column.cast(pa.int64()) if pa.types.is_duration(column.type) else column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from raysers.audio import decode
 from raysers.audio.decode import AudioInfo, AudioReader, AudioSource, cut_message
 from raysers.audio.timeline import to_ns, windows
+from raysers.data.manifest import plain_rows
 from raysers.errors import ClipError, ConfigError, StorageError, status_of
 from raysers.io import storage
 from raysers.io.ranged import RangedFile
@@ -120,12 +121,8 @@ def probe_batch(
     if segmenting.kind == "vad" and find_speech is None:
         raise ValueError("segmenting by voice activity needs find_speech")
     names = [*OBJECTS.names, "status", "error"]
-    listed = [dict.fromkeys(names) for _ in range(batch.num_rows)]
-    for name in set(names) & set(batch.schema.names):
-        column = batch.column(name)
-        column = column.cast(pa.int64()) if pa.types.is_duration(column.type) else column
-        for row, value in zip(listed, column.to_pylist(), strict=True):
-            row[name] = value
+    given = batch.select([name for name in names if name in batch.schema.names])
+    listed = [dict.fromkeys(names) | row for row in plain_rows(given)]
     keys = [(row["file"], row["byte_offset"]) for row in listed]
     cut = {key for key, row in zip(keys, listed, strict=True) if not (row["start"] or row["end"])}
     firsts = dict(zip(reversed(keys), reversed(listed), strict=True))

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from raysers.cli import ClipJobFlags, ListingFlags
 from raysers.data.manifest import (
@@ -102,11 +101,7 @@ def has_cluster() -> bool:
 
 
 def with_absolute_paths(flags: FlagsT) -> FlagsT:
-    """The flags, checked, with places that mean the same in every process of the cluster.
-
-    Raises:
-        ConfigError: a flag has an impossible value.
-    """
+    """The flags, checked (ConfigError), with places that every process of the cluster knows."""
     flags.check()
     places = tuple(storage.absolute(uri) for uri in flags.input)
     return replace(flags, input=places, output=absolute_output(flags.output))
@@ -151,12 +146,7 @@ def index(
     """The manifest of everything under `inputs`, sorted; only the first `limit` clips if above 0.
 
     Finished manifests among the inputs are taken as they are; nothing of them is inspected again.
-
-    Args:
-        inputs: folders, prefixes, tars, tables, manifests.
-        segmenting: how recordings become clips.
-        limit: only the first clips; 0 takes all.
-        local: read headers in this process; None does so when there are few.
+    With `local`, headers are read in this process; None does so when there are few.
 
     Raises:
         ConfigError: an input that is not there, holds no audio, or is a table that does not fit.
@@ -326,16 +316,12 @@ def inspected(
 
 
 def _inspect(block: pa.Table, segmenting: Segmenting) -> pa.Table:
-    speech = partial(_speech_in, segmenting=segmenting) if segmenting.kind == "vad" else None
-    return probe_batch(block, segmenting, find_speech=speech)
-
-
-def _speech_in(
-    blocks: Iterator[NDArray[np.float32]], segmenting: Segmenting
-) -> list[tuple[int, int]]:
+    if segmenting.kind != "vad":
+        return probe_batch(block, segmenting)
     from raysers.models.vad import find_speech  # torch, which reading headers does not need
 
-    return find_speech(blocks, min_s=segmenting.min_s, max_s=segmenting.window_s)
+    speech = partial(find_speech, min_s=segmenting.min_s, max_s=segmenting.window_s)
+    return probe_batch(block, segmenting, find_speech=speech)
 
 
 def _warn(text: str) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.cli import ClipJobFlags
-from raysers.data.manifest import is_manifest, read_manifest
+from raysers.data.manifest import is_manifest, plain_rows, read_manifest
 from raysers.data.segments import CARRIED, CLAMPED_NS
 from raysers.data.sources import listed_segments
 from raysers.engine import output
@@ -57,13 +57,13 @@ def with_failed(plan: Plan, flags: ClipJobFlags, output_uri: str, table: str) ->
 
 
 def _inspected_again(manifest: pa.Table, ids: Collection[str], flags: ClipJobFlags) -> pa.Table:
-    rows = _rows(manifest.filter(pc.is_in(manifest["clip_id"], pa.array(ids, pa.string()))))
+    rows = plain_rows(manifest.filter(pc.is_in(manifest["clip_id"], pa.array(ids, pa.string()))))
     if not rows:
         return manifest
     finished = [uri for uri in flags.input if is_manifest(uri)]
     pinned = {i for uri in finished for i in read_manifest(uri, ["clip_id"])["clip_id"].to_pylist()}
     ends = defaultdict(set)
-    for given in _rows(listed_segments([uri for uri in flags.input if uri not in finished])):
+    for given in plain_rows(listed_segments([uri for uri in flags.input if uri not in finished])):
         ends[given["file"], given["start"] or 0].add(given["end"])
     listed: dict[str, Row] = {}
     keys = []
@@ -84,12 +84,12 @@ def _inspected_again(manifest: pa.Table, ids: Collection[str], flags: ClipJobFla
     local = True if flags.workers == "local" else None
     found: dict[str, list[Row]] = defaultdict(list)
     for table in inspected(again, segmenting(flags), local=local):
-        for row in _rows(table):
+        for row in plain_rows(table):
             found[row[CARRIED.name]].append(row)
     spans = defaultdict(set)
     if flags.segment != "whole":
         files = pa.array({row["file"] for row in rows})
-        for row in _rows(manifest.filter(pc.is_in(manifest["file"], files))):
+        for row in plain_rows(manifest.filter(pc.is_in(manifest["file"], files))):
             spans[row["file"]].add((row["start"], row["end"]))
     new = []
     for key, row in zip(keys, rows, strict=True):
@@ -136,11 +136,3 @@ def _replaced(manifest: pa.Table, new: pa.Table) -> pa.Table:
             both = pa.chunked_array([*manifest[place].chunks, *new[field.name].chunks], field.type)
             manifest = manifest.set_column(place, field, both.take(pa.array(take)))
     return manifest
-
-
-def _rows(table: pa.Table) -> list[Row]:
-    """Rows with times as whole nanoseconds."""
-    for name in ("start", "end"):
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, name, table[name].cast(pa.int64()))
-    return list(table.to_pylist())
