@@ -7,7 +7,7 @@ from its file is scored only where the file would still be cut there.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,9 @@ _CUT_OTHERWISE = (
     "the file changed since it was listed and is cut into other clips now: give a new --output to "
     "score all of it"
 )
+
+#: No end of a clip.
+_NOT_GIVEN = -1
 
 Row = dict[str, Any]
 
@@ -57,42 +60,24 @@ def with_failed(plan: Plan, flags: ClipJobFlags, output_uri: str, table: str) ->
 
 
 def _inspected_again(manifest: pa.Table, ids: Collection[str], flags: ClipJobFlags) -> pa.Table:
-    rows = plain_rows(manifest.filter(pc.is_in(manifest["clip_id"], pa.array(ids, pa.string()))))
+    rows = plain_rows(_where(manifest, "clip_id", ids))
     if not rows:
         return manifest
-    finished = [uri for uri in flags.input if is_manifest(uri)]
-    pinned = {i for uri in finished for i in read_manifest(uri, ["clip_id"])["clip_id"].to_pylist()}
-    ends = defaultdict(set)
-    for given in plain_rows(listed_segments([uri for uri in flags.input if uri not in finished])):
-        ends[given["file"], given["start"] or 0].add(given["end"])
-    listed: dict[str, Row] = {}
-    keys = []
-    for row in rows:
-        file = {"file": row["file"]}
-        if row["byte_offset"] is not None:
-            file |= {name: row[name] for name in OBJECTS.names[3:]}
-        key = f"{row['file']}\0{row['byte_offset']}"
-        if row["clip_id"] in pinned and row["end"] is not None:
-            key = row["clip_id"]
-            file = {name: row[name] for name in OBJECTS.names}
-        elif (end := _given_end(row["end"], ends[row["file"], row["start"]])) is not _NOT_GIVEN:
-            key = row["clip_id"]
-            file |= {"start": row["start"], "end": end}
-        listed[key] = file | {CARRIED.name: key}
-        keys.append(key)
-    again = pa.Table.from_pylist(list(listed.values()), pa.schema([*OBJECTS, CARRIED]))
+    listed = _listed(rows, flags.input)
+    again = pa.Table.from_pylist(
+        list({row[CARRIED.name]: row for row in listed}.values()), pa.schema([*OBJECTS, CARRIED])
+    )
     local = True if flags.workers == "local" else None
     found: dict[str, list[Row]] = defaultdict(list)
     for table in inspected(again, segmenting(flags), local=local):
-        for row in plain_rows(table):
-            found[row[CARRIED.name]].append(row)
+        for clip in plain_rows(table):
+            found[clip[CARRIED.name]].append(clip)
     spans = defaultdict(set)
     if flags.segment != "whole":
-        files = pa.array({row["file"] for row in rows})
-        for row in plain_rows(manifest.filter(pc.is_in(manifest["file"], files))):
+        for row in plain_rows(_where(manifest, "file", {row["file"] for row in rows})):
             spans[row["file"]].add((row["start"], row["end"]))
     new = []
-    for key, row in zip(keys, rows, strict=True):
+    for row, key in zip(rows, (one[CARRIED.name] for one in listed), strict=True):
         is_cut = flags.segment != "whole" and key != row["clip_id"]
         now = _cut(row, found[key], spans[row["file"]]) if is_cut else found[key][0]
         if now["end"] is None:  # nothing is known of the file
@@ -101,7 +86,33 @@ def _inspected_again(manifest: pa.Table, ids: Collection[str], flags: ClipJobFla
     return _replaced(manifest, pa.Table.from_pylist(new, MANIFEST))
 
 
-_NOT_GIVEN = -1
+def _listed(rows: list[Row], inputs: Sequence[str]) -> list[Row]:
+    """How the input lists what each clip is of: a file, or a part of it, which carries the id."""
+    finished = [uri for uri in inputs if is_manifest(uri)]
+    ids = {row["clip_id"] for row in rows}
+    decided = (_where(read_manifest(uri, ["clip_id"]), "clip_id", ids) for uri in finished)
+    pinned = {clip for table in decided for clip in table["clip_id"].to_pylist()}
+    segments = listed_segments([uri for uri in inputs if uri not in finished])
+    ends = defaultdict(set)
+    for given in plain_rows(_where(segments, "file", {row["file"] for row in rows})):
+        ends[given["file"], given["start"] or 0].add(given["end"])
+    listed = []
+    for row in rows:
+        key = f"{row['file']}\0{row['byte_offset']}"
+        one = {"file": row["file"]}
+        if row["byte_offset"] is not None:
+            one |= {name: row[name] for name in ("num_bytes", "etag", "byte_offset", "byte_size")}
+        if row["clip_id"] in pinned and row["end"] is not None:
+            key, one = row["clip_id"], {name: row[name] for name in OBJECTS.names}
+        elif (end := _given_end(row["end"], ends[row["file"], row["start"]])) != _NOT_GIVEN:
+            key = row["clip_id"]
+            one |= {"start": row["start"], "end": end}
+        listed.append(one | {CARRIED.name: key})
+    return listed
+
+
+def _where(table: pa.Table, name: str, values: Collection[str]) -> pa.Table:
+    return table.filter(pc.is_in(table[name], pa.array(values, pa.string())))
 
 
 def _given_end(end: int | None, ends: Collection[int | None]) -> int | None:
@@ -118,7 +129,8 @@ def _given_end(end: int | None, ends: Collection[int | None]) -> int | None:
 def _cut(row: Row, now: list[Row], spans: Collection[tuple[int, int | None]]) -> Row:
     """The listed window `row` of a file that is cut into the clips `now`, before into `spans`."""
     same = next((r for r in now if (r["start"], r["end"]) == (row["start"], row["end"])), None)
-    if same and all((r["start"], r["end"]) in spans for r in now):
+    is_same_file = same and row["etag"] and same["etag"] == row["etag"]  # `--limit` cuts spans off
+    if same and (is_same_file or all((r["start"], r["end"]) in spans for r in now)):
         return same
     if all(r["status"] != Status.OK for r in now):
         return row | {name: now[0][name] for name in ("status", "error")}

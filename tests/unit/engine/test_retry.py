@@ -32,13 +32,17 @@ class Listed:
     """Clips of one input, all of them rows of a finished part with a status to retry."""
 
     def __init__(
-        self, place: Path, uri: Path, segment: Literal["whole", "window"] = "whole"
+        self,
+        place: Path,
+        uri: Path,
+        segment: Literal["whole", "window"] = "whole",
+        limit: int = 0,
     ) -> None:
         self.flags = ClipJobFlags(
             input=(str(uri),), output=str(place / "out"), workers="local", segment=segment,
             window_s=1.0, hop_s=1.0, retry=(Status.UNREADABLE,),
         )  # fmt: skip
-        self.manifest = index(self.flags.input, segmenting(self.flags), local=True)
+        self.manifest = index(self.flags.input, segmenting(self.flags), limit=limit, local=True)
         self.shards = plan_shards(self.manifest, shard_s=600)
 
     def again(self, failed: slice = slice(None)) -> pa.Table:
@@ -100,6 +104,12 @@ def test_windows_are_scored_where_the_file_is_still_cut_alike(
     assert spans_s(found) == expected
     refused = [error for error in found["error"].to_pylist() if "--output" in error]
     assert len(refused) == str(expected).count("unreadable")
+
+
+def test_a_file_that_did_not_change_is_cut_alike_below_a_limit(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 3.0)
+    listed = Listed(tmp_path, tmp_path / "a.wav", "window", limit=2)
+    assert spans_s(listed.again()) == [(0, 1, "ok"), (1, 2, "ok")]
 
 
 @pytest.mark.parametrize(
