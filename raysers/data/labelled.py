@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -242,9 +241,9 @@ class _Speakers:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.by_file: dict[str, list[dict[str, Any]]] = {}
-        self.by_session: dict[str, dict[str, Any]] = {}
-        self.by_speaker: dict[str, dict[str, Any]] = {}
+        self.by_file: dict[str, list[tuple[str, Row]]] = {}
+        self.by_session: dict[str, Row] = {}
+        self.by_speaker: dict[str, Row] = {}
         keys = ("file", "video", "session", "speaker")
         for where, record in csv_records(uri, ()):
             if not set(keys) & set(record):
@@ -254,15 +253,11 @@ class _Speakers:
             if len(record) == 1:
                 raise ConfigError(f"--speakers {uri} says nothing of its clips: add a column sex")
             word = record.get("sex") or record.get("gender") or ""
-            fact = {
-                "file": record.get("file", ""),
-                "speaker": speaker_of(record.get("speaker")),
-                "sex": sex_of(word),
-            }
+            fact = {"speaker": speaker_of(record.get("speaker")), "sex": sex_of(word)}
             if word and fact["sex"] is None:
                 raise ConfigError(f"--speakers {where}: sex is {word!r}: write female or male")
-            if fact["file"]:
-                self.by_file.setdefault(name_of(fact["file"]), []).append(fact)
+            if file := record.get("file"):
+                self.by_file.setdefault(name_of(file), []).append((f"/{file.lstrip('/')}", fact))
             elif session := record.get("video") or record.get("session"):
                 self.by_session[session] = fact
             elif fact["speaker"]:
@@ -270,17 +265,18 @@ class _Speakers:
 
     def applied(self, table: pa.Table, notes: list[str]) -> pa.Table:
         """The rows with the speakers and sexes that this table knows; their number is noted."""
-        names = ("file", "session", "speaker", "sex")
-        files, sessions, speakers, sexes = (table[name].to_pylist() for name in names)
-        count = 0
-        for row, (file, session) in enumerate(zip(files, sessions, strict=True)):
+        rows, count = table.select(["file", "session", "speaker", "sex"]).to_pylist(), 0
+        for row in rows:
+            file = row["file"]
             named = self.by_file.get(name_of(file), ())
-            ending = (f for f in named if f"/{file}".endswith("/" + f["file"].lstrip("/")))
-            fact = next(ending, None) or self.by_session.get(session or "", {})
-            speakers[row] = fact.get("speaker") or speakers[row]
-            known = self.by_speaker.get(speakers[row], {})
-            sexes[row] = fact.get("sex") or known.get("sex") or sexes[row]
+            fact = next((fact for end, fact in named if f"/{file}".endswith(end)), None)
+            fact = fact or self.by_session.get(row["session"] or "", {})
+            row["speaker"] = fact.get("speaker") or row["speaker"]
+            known = self.by_speaker.get(row["speaker"], {})
+            row["sex"] = fact.get("sex") or known.get("sex") or row["sex"]
             count += bool(fact or known)
         notes.append(f"--speakers {self.uri} is about {count:,} of {len(table):,} clips")
-        table = _with(table, "speaker", pa.chunked_array([pa.array(speakers, pa.string())]))
-        return _with(table, "sex", pa.chunked_array([pa.array(sexes, pa.string())]))
+        for name in ("speaker", "sex"):
+            values = pa.array([row[name] for row in rows], pa.string())
+            table = _with(table, name, pa.chunked_array([values]))
+        return table
