@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from raysers.cli import CorpusName, ListingFlags, as_plain, parse
 from raysers.data.manifest import write_manifest
 from raysers.engine import output, plan, progress
+from raysers.engine.labelled import index_labelled
 from raysers.io.storage import absolute, join, suffix_of
 from raysers.run import Exit, Run, quiet_environment, run_main
 
@@ -59,8 +60,14 @@ def index(flags: IndexFlags) -> int:
         if run.earlier is not None and run.earlier.status == "done":
             print(f"{run.output} holds this manifest already; for new files index elsewhere")
             return Exit.DONE
-        labelled = plan.list_labelled_clips(flags, **labels) if labels else None
-        manifest, notes = labelled or (plan.list_clips(flags), [])
+        if labels:
+            segmenting = plan.segmenting(flags)
+            manifest, notes = index_labelled(
+                flags.input, **labels, segmenting=segmenting, limit=flags.limit
+            )
+            plan.refuse_unseen_input(manifest)
+        else:
+            manifest, notes = plan.list_clips(flags), []
         for note in notes:
             progress.print_warning(note)
         write_manifest(join(run.output, "manifest"), manifest)

@@ -12,7 +12,6 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -21,11 +20,11 @@ import yaml
 from raysers.errors import ConfigError, ObjectMissing, StorageError
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, is_remote, parent, resolve, suffix_of
+from raysers.schemas import LABEL_FIELDS, OBJECTS
 
 #: One row before it becomes Arrow: column names to values; absent ones are null, times are in ns.
 Row = dict[str, Any]
 
-_READ_THREADS = 32
 _BLOCK_BYTES = 2**20
 _BOM_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _DELIMITERS = ",;\t|"
@@ -82,6 +81,13 @@ def of_file(info: ObjectInfo) -> Row:
     return {"file": info.uri, "num_bytes": info.num_bytes, "etag": info.etag}
 
 
+def rows_to_table(rows: Sequence[Row]) -> pa.Table:
+    """Rows with the columns `OBJECTS` and those of the labels that any row has."""
+    values = {f: [row.get(f.name) for row in rows] for f in (*OBJECTS, *LABEL_FIELDS)}
+    known = [f for f in values if f in OBJECTS or any(v is not None for v in values[f])]
+    return pa.table([pa.array(values[f], f.type) for f in known], schema=pa.schema(known))
+
+
 def name_of(uri: str) -> str:
     """The last part of a path."""
     return uri.rpartition("/")[2]
@@ -124,12 +130,6 @@ def lines_of(uri: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text_of(uri).splitlines(), start=1):
         if line.strip():
             yield number, line
-
-
-def texts_of(uris: Sequence[str]) -> list[str]:
-    """Many small text files, read in parallel, blanks folded."""
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return [" ".join(text.split()) for text in pool.map(text_of, uris)]
 
 
 def delimited(

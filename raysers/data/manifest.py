@@ -1,19 +1,19 @@
-"""The manifest: clip rows with headers read and segments decided, once, for every later job.
+"""The manifest: clip rows with headers read and segments decided, and the shards it is cut into.
 
 Its bytes depend on the input alone: rows are sorted, so the same input gives the same files. Part 0
-is written last; a folder without it was left half-written. A fault of a file becomes rows with a
-status; a fault of the store (after retries) or of the credentials is raised.
+is written last; a folder without it was left half-written. A shard plan depends on the manifest and
+on `shard_s` alone, never on the cluster: shard 12 is the same list of clips on every machine and in
+every run, which is what makes resume safe.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,27 +21,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raysers.audio import decode
-from raysers.audio.decode import AudioInfo, AudioReader, AudioSource
-from raysers.data import segments
-from raysers.data.segments import Segment, Segmenting, Speech, to_ns
 from raysers.data.tables import PARQUET_SUFFIXES, READ_FAILURES, TABLE_SUFFIXES, table_columns
-from raysers.errors import (
-    ClipError,
-    ConfigError,
-    ObjectForbidden,
-    ObjectMissing,
-    StorageError,
-    status_of,
-)
+from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
-from raysers.io.ranged import RangedFile
 from raysers.io.uris import suffix_of
-from raysers.schemas import LABEL_FIELDS, MANIFEST, OBJECTS
-from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Clip, Status, clip_id
+from raysers.schemas import LABEL_FIELDS, MANIFEST
+from raysers.types import SAMPLE_RATE_HZ, Clip, Status
 
-#: Speech in consecutive blocks of 16 kHz audio, as (start_ns, end_ns) in order.
-FindSpeech = Callable[[Iterator[NDArray[np.float32]]], Sequence[tuple[int, int]]]
+Indices = NDArray[np.int64]
+Seconds = NDArray[np.float64]
+
+#: Most clips of one shard, however short: bounds a result table and the loss of one retry.
+MAX_CLIPS = 20_000
+#: Clips of unknown length per shard; each may be long.
+MAX_UNKNOWN_CLIPS = 256
+#: Lengths this close count as equal, so that clips of one recording stay neighbours.
+_BUCKET_RATIO = 1.08
+#: A small archive is cut into at least about this many shards, unless they fell below a minute.
+_MIN_SHARDS = 32
+_MIN_SHARD_S = 60.0
 
 _ROWS_PER_PART = 100_000
 _FIRST_PART = "/part-00000.parquet"
@@ -49,165 +47,6 @@ _OUR_PART = re.compile(r"/part-\d{5}\.parquet$")
 _READ_THREADS = 8
 #: What decides the scores of a clip; labels may be corrected without making another manifest.
 _AUDIO_COLUMNS = ("clip_id", "etag", "num_bytes", "byte_offset", "duration_s", "status")
-#: Tells an outage of the store from files that cannot be read, for all batches of this process.
-_BREAKER = storage.Breaker()
-
-
-class _File(NamedTuple):
-    """What one file's header says, or why it cannot be read."""
-
-    info: AudioInfo | None
-    num_bytes: int | None
-    etag: str
-    speech: Speech | None = None
-    failure: ClipError | None = None
-
-
-def probe_batch(
-    batch: pa.RecordBatch | pa.Table,
-    segmenting: Segmenting,
-    *,
-    threads: int = 16,
-    find_speech: FindSpeech | None = None,
-) -> pa.Table:
-    """The clips of listed objects, with the schema `MANIFEST` and the labels the batch has.
-
-    Rows with a start or an end are clips as they are; every other row is a file that `segmenting`
-    cuts. Each file is opened once, and each row of the batch gives at least one clip.
-
-    Args:
-        batch: rows of `sources.list_inputs`.
-        segmenting: for rows without a segment.
-        threads: files opened at a time; one with `vad`, which decodes whole files.
-        find_speech: needed for `vad`; may raise ClipError. Its blocks have zeros for NaN and end
-            where a recording is damaged.
-
-    Raises:
-        TransientStorageError, CredentialsError: not the clips' fault.
-        ConfigError: raised by `find_speech`.
-    """
-    if segmenting.kind == "vad" and find_speech is None:
-        raise ValueError("segmenting by voice activity needs find_speech")
-    names = [*OBJECTS.names, "status", "error"]
-    listed = [dict.fromkeys(names) for _ in range(batch.num_rows)]
-    for name in set(names) & set(batch.schema.names):
-        column = batch.column(name)
-        column = column.cast(pa.int64()) if pa.types.is_duration(column.type) else column
-        for row, value in zip(listed, column.to_pylist(), strict=True):
-            row[name] = value
-    keys = [(row["file"], row["byte_offset"]) for row in listed]
-    cut = {key for key, row in zip(keys, listed, strict=True) if not (row["start"] or row["end"])}
-    firsts = dict(zip(reversed(keys), reversed(listed), strict=True))
-    speech = find_speech if segmenting.kind == "vad" else None
-
-    def inspect(key: tuple[str, int | None]) -> _File:
-        return _inspect(firsts[key], speech if key in cut else None)
-
-    distinct = list(dict.fromkeys(keys))
-    with ThreadPoolExecutor(1 if speech else threads) as pool:
-        files = dict(zip(distinct, pool.map(inspect, distinct), strict=True))
-    clips = [
-        (index, files[key], clip)
-        for index, (key, row) in enumerate(zip(keys, listed, strict=True))
-        for clip in _clips(row, files[key], segmenting)
-    ]
-    table = pa.Table.from_pylist([_row(listed[i], file, clip) for i, file, clip in clips], MANIFEST)
-    taken = pa.array([index for index, _, _ in clips], pa.int64())
-    for label in LABEL_FIELDS:
-        if label.name in batch.schema.names:
-            table = table.append_column(label, batch.column(label.name).take(taken))
-    return table
-
-
-def _inspect(row: Mapping[str, Any], find_speech: FindSpeech | None) -> _File:
-    """Reads one file's header; the row boundary, where the errors of a file become data."""
-    num_bytes, etag = row["num_bytes"], row["etag"] or ""
-    if row["status"] and row["status"] != Status.OK:
-        failure = ClipError(Status(row["status"]), row["error"] or "")
-        return _File(info=None, num_bytes=num_bytes, etag=etag, failure=failure)
-    info, speech, failed, source = None, None, None, None
-    try:
-        source = storage.open_source(
-            row["file"],
-            num_bytes=num_bytes,
-            byte_offset=row["byte_offset"],
-            byte_size=row["byte_size"],
-            etag=etag,
-            headers_only=find_speech is None,
-        )
-        info = decode.probe(source, name=row["file"])
-        speech = None if find_speech is None else _speech(source, row["file"], find_speech)
-        _BREAKER.succeeded(row["file"])
-    except Exception as error:  # one unforeseen file must not stop a million others
-        if (failed := status_of(error)) is None:
-            raise
-        _BREAKER.failed(row["file"], error)
-        if isinstance(error, StorageError):
-            source = None
-    # tables do not know size and etag
-    if isinstance(source, RangedFile):
-        num_bytes, etag = num_bytes or source.num_bytes, etag or source.etag
-    elif isinstance(source, str) and not etag:
-        with suppress(StorageError):
-            found = storage.stat(source)
-            num_bytes, etag = found.num_bytes, found.etag
-    return _File(info=info, num_bytes=num_bytes, etag=etag, speech=speech, failure=failed)
-
-
-def _speech(source: AudioSource, name: str, find_speech: FindSpeech) -> Speech:
-    samples, failure = 0, None
-
-    def blocks(reader: AudioReader) -> Iterator[NDArray[np.float32]]:
-        nonlocal samples, failure
-        try:
-            for block in reader.blocks(zero_nonfinite=True):
-                samples += len(block)
-                yield block
-        except ClipError as error:
-            failure = error
-
-    with AudioReader(source, name=name) as reader:
-        spans = find_speech(blocks(reader))
-    return Speech(spans=spans, heard_ns=samples * NS_PER_S // SAMPLE_RATE_HZ, failure=failure)
-
-
-def _clips(row: Mapping[str, Any], file: _File, segmenting: Segmenting) -> list[Segment]:
-    """The clips of one listed row; at least one."""
-    start_ns, given = row["start"] or 0, bool(row["start"] or row["end"])
-    if file.failure is not None:
-        length_s = None if file.info is None or given else file.info.duration_s
-        return [
-            Segment(
-                start_ns=start_ns,
-                end_ns=row["end"] if length_s is None else to_ns(length_s),
-                duration_s=length_s,
-                status=file.failure.status,
-                error=file.failure.message,
-            )
-        ]
-    assert file.info is not None
-    if given:
-        return [segments.given(start_ns, row["end"], file.info)]
-    return segments.of_recording(file.info, segmenting, file.speech)
-
-
-def _row(row: Mapping[str, Any], file: _File, clip: Segment) -> dict[str, Any]:
-    return {
-        "file": row["file"],
-        "start": clip.start_ns,
-        "end": clip.end_ns,
-        "clip_id": clip_id(row["file"], clip.start_ns, clip.end_ns),
-        "duration_s": clip.duration_s,
-        "sample_rate_hz": file.info and file.info.sample_rate_hz,
-        "channels": file.info and file.info.channels,
-        "codec": file.info and file.info.codec,
-        "num_bytes": file.num_bytes,
-        "etag": file.etag,
-        "status": str(clip.status),
-        "error": clip.error,
-        "byte_offset": row["byte_offset"],
-        "byte_size": row["byte_size"],
-    }
 
 
 def sort_manifest(table: pa.Table) -> pa.Table:
@@ -327,8 +166,8 @@ def _read_part(uri: str, columns: Sequence[str] | None) -> pa.Table:
 
 def _shaped(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
     """Our columns in our order and types, foreign ones dropped."""
-    fields = [f for f in (*MANIFEST, *LABEL_FIELDS) if f.name in (columns or table.column_names)]
-    return table.select([field.name for field in fields]).cast(pa.schema(fields))
+    ours = [f for f in (*MANIFEST, *LABEL_FIELDS) if f.name in (columns or table.column_names)]
+    return table.select([field.name for field in ours]).cast(pa.schema(ours))
 
 
 def fingerprint(table: pa.Table) -> str:
@@ -365,28 +204,133 @@ def _canonical_bytes(column: pa.ChunkedArray) -> Iterator[Any]:
 
 def clips_of(table: pa.Table) -> list[Clip]:
     """The rows as the references that workers read; columns a clip does not need may be absent."""
-    length = len(table)
-
-    def values(name: str, default: Any = None) -> list[Any]:
-        if name not in table.column_names:
-            return [default] * length
-        column = table[name]
-        plain = column.cast(pa.int64()) if pa.types.is_duration(column.type) else column
-        return [default if value is None else value for value in plain.to_pylist()]
-
-    columns = {
-        "clip_id": values("clip_id"),
-        "file": values("file"),
-        "start_ns": values("start", 0),
-        "end_ns": values("end"),
-        "duration_s": values("duration_s", math.nan),
-        "num_bytes": values("num_bytes"),
-        "byte_offset": values("byte_offset"),
-        "byte_size": values("byte_size"),
-        "etag": values("etag", ""),
-        "status": [Status(status) for status in values("status", "ok")],
-        "error": values("error", ""),
-        "transcript": values("transcript"),
-    }
+    columns: dict[str, list[Any]] = {}
+    for field in fields(Clip):
+        if (name := field.name.removesuffix("_ns")) in table.column_names:
+            values = _plain(table[name]).to_pylist()
+            columns[field.name] = [field.default if v is None else v for v in values]
+    if "status" in columns:
+        columns["status"] = [Status(status) for status in columns["status"]]
     rows = zip(*columns.values(), strict=True)
     return [Clip(**dict(zip(columns, row, strict=True))) for row in rows]
+
+
+def plain_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows, with times as whole nanoseconds."""
+    values = (_plain(column).to_pylist() for column in table.columns)
+    return [dict(zip(table.schema.names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    return column.cast(pa.int64()) if pa.types.is_duration(column.type) else column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShardPlan:
+    """Which manifest rows each shard holds.
+
+    Attributes:
+        order: row indices of the manifest, shard after shard.
+        starts: where each shard begins in `order`; one more entry than shards.
+        seconds: audio seconds of each shard, 0 where lengths are unknown.
+    """
+
+    order: Indices
+    starts: Indices
+    seconds: Seconds
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def rows(self, shard: int) -> Indices:
+        """Manifest rows of a shard, longest bucket first."""
+        if not 0 <= shard < len(self):
+            raise IndexError(f"shard {shard} of {len(self)}")
+        return self.order[self.starts[shard] : self.starts[shard + 1]]
+
+
+def shard_name(shard: int) -> str:
+    """Object name of a shard's result.
+
+    >>> shard_name(12)
+    'part-000012.parquet'
+    """
+    return f"part-{shard:06d}.parquet"
+
+
+def plan_shards(table: pa.Table, *, shard_s: float) -> ShardPlan:
+    """Cuts a manifest into shards of similar lengths.
+
+    Longest clips first, within a length bucket of 8 % by file and start. A shard is full when
+    clips x longest would pass `shard_s` (padded seconds), or a 32nd of the archive but not less
+    than a minute, so that a small archive still spreads over workers; a clip longer than that is
+    alone. Clips of unknown length, then those that are not `ok`, come last in shards of their own.
+
+    Args:
+        table: manifest; needs `file`, `start`, `duration_s` and `status`.
+        shard_s: padded audio seconds of a shard, > 0.
+
+    Raises:
+        ConfigError: `shard_s` is not positive.
+    """
+    if not shard_s > 0:
+        raise ConfigError(f"--shard-s must be more than 0 seconds, got {shard_s}")
+    lengths_s = _lengths_s(table)
+    scored, ok = np.isfinite(lengths_s), _is_ok(table)
+    shard_s = min(shard_s, max(_MIN_SHARD_S, float(lengths_s[scored].sum()) / _MIN_SHARDS))
+    by_file = _order_by_file(table)
+    longest_first, cuts = _by_length(by_file[scored[by_file]], lengths_s, shard_s)
+    unknown = by_file[(ok & ~scored)[by_file]]
+    failed = by_file[~ok[by_file]]
+    sizes = np.concatenate(
+        [cuts, _even_sizes(len(unknown), MAX_UNKNOWN_CLIPS), _even_sizes(len(failed), MAX_CLIPS)]
+    )
+    order = np.concatenate([longest_first, unknown, failed])
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    heard_s = np.append(0.0, np.cumsum(np.nan_to_num(lengths_s[order])))
+    return ShardPlan(order=order, starts=starts, seconds=np.diff(heard_s[starts]))
+
+
+def _is_ok(table: pa.Table) -> NDArray[np.bool_]:
+    ok = pc.fill_null(pc.equal(table["status"], str(Status.OK)), False)
+    return np.asarray(ok.to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def _lengths_s(table: pa.Table) -> Seconds:
+    """Length of each clip that will be scored; NaN where it is unknown or the clip is not ok."""
+    lengths_s = pc.fill_null(table["duration_s"].cast(pa.float64()), np.nan).to_numpy()
+    return np.where(_is_ok(table), lengths_s, np.nan)
+
+
+def _order_by_file(table: pa.Table) -> Indices:
+    """Rows by file and start; rows of one file and start by end."""
+    columns = {name: table[name] for name in ("file", "start", "end") if name in table.column_names}
+    keys = [(name, "ascending") for name in columns]
+    return np.asarray(pc.sort_indices(pa.table(columns), keys).to_numpy(), dtype=np.int64)
+
+
+def _by_length(rows: Indices, lengths_s: Seconds, shard_s: float) -> tuple[Indices, Indices]:
+    """`rows` by falling length bucket, stable within, and the size of each shard of them."""
+    if not len(rows):
+        return rows, np.empty(0, np.int64)
+    mine_s = np.maximum(lengths_s[rows], 1 / SAMPLE_RATE_HZ)
+    buckets = np.floor(np.log(mine_s) / np.log(_BUCKET_RATIO)).astype(np.int64)
+    # stable, so that rows of a bucket stay by file
+    sequence = np.argsort(-buckets, kind="stable")
+    buckets, mine_s = buckets[sequence], mine_s[sequence]
+    firsts = np.flatnonzero(np.diff(buckets, prepend=buckets[0] + 1))
+    # whatever follows in the shard is not longer than the longest of the first row's bucket
+    widths = np.diff(np.append(firsts, len(rows)))
+    longest_s = np.repeat(np.maximum.reduceat(mine_s, firsts), widths)
+    most = np.clip((shard_s / longest_s).astype(np.int64), 1, MAX_CLIPS)
+    sizes, start = [], 0
+    while start < len(rows):
+        sizes.append(min(int(most[start]), len(rows) - start))
+        start += sizes[-1]
+    return rows[sequence], np.asarray(sizes, dtype=np.int64)
+
+
+def _even_sizes(rows: int, most: int) -> Indices:
+    """Sizes of the fewest shards of at most `most` rows."""
+    starts = np.arange(0, rows, most)
+    return np.diff(np.append(starts, rows)).astype(np.int64)

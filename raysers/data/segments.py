@@ -1,24 +1,45 @@
-"""The clips of a file once its header is read: the whole, a table's segment, windows or speech.
+"""From listed objects to clips: the header of each file is read, and the file cut.
 
-The part of a file that cannot be read is a row too, so that a loss is counted and never silent.
+A clip is a whole file, a table's segment, a window or a stretch of speech. The part of a file that
+cannot be read is a row too, so that a loss is counted and never silent. A fault of a file becomes
+rows with a status; a fault of the store (after retries) or of the credentials is raised.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from raysers.audio.decode import AudioInfo, cut_message
-from raysers.errors import ClipError, ConfigError
-from raysers.types import NS_PER_S, Status
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raysers.audio import decode
+from raysers.audio.decode import AudioInfo, AudioReader, AudioSource, cut_message
+from raysers.data.manifest import plain_rows
+from raysers.errors import ClipError, ConfigError, StorageError, status_of
+from raysers.io import storage
+from raysers.io.ranged import RangedFile
+from raysers.schemas import LABEL_FIELDS, MANIFEST, OBJECTS
+from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status, clip_id
+
+#: Speech in consecutive blocks of 16 kHz audio, as (start_ns, end_ns) in order.
+FindSpeech = Callable[[Iterator[NDArray[np.float32]]], Sequence[tuple[int, int]]]
+
+#: A column of listed rows that their clips take over, like the labels.
+CARRIED = pa.field("listed_as", pa.string())
+#: Tells an outage of the store from files that cannot be read, for all batches of this process.
+_BREAKER = storage.Breaker()
 
 #: A segment may end this much after the file, because tables round; further ends, up to the second
 #: limit, are set to the end of the file.
 _ROUNDING_NS = 1_000_000
-_CLAMPED_NS = 100_000_000
+CLAMPED_NS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +66,7 @@ class Segmenting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
+class _Segment:
     """One clip of a file."""
 
     start_ns: int
@@ -56,7 +77,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speech:
+class _Speech:
     """What was decoded of a recording: (start_ns, end_ns) of speech, and where decoding failed."""
 
     spans: Sequence[tuple[int, int]]
@@ -64,14 +85,167 @@ class Speech:
     failure: ClipError | None = None
 
 
-def given(start_ns: int, end_ns: int | None, info: AudioInfo) -> Segment:
+class _File(NamedTuple):
+    """What one file's header says, or why it cannot be read."""
+
+    info: AudioInfo | None
+    num_bytes: int | None
+    etag: str
+    speech: _Speech | None = None
+    failure: ClipError | None = None
+
+
+def probe_batch(
+    batch: pa.RecordBatch | pa.Table,
+    segmenting: Segmenting,
+    *,
+    threads: int = 16,
+    find_speech: FindSpeech | None = None,
+) -> pa.Table:
+    """The clips of listed objects, with the schema `MANIFEST` and the labels the batch has.
+
+    Rows with a start or an end are clips as they are; every other row is a file that `segmenting`
+    cuts. Each file is opened once, and each row of the batch gives at least one clip.
+
+    Args:
+        batch: rows of `sources.list_inputs`.
+        segmenting: for rows without a segment.
+        threads: files opened at a time; one with `vad`, which decodes whole files.
+        find_speech: needed for `vad`; may raise ClipError. Its blocks have zeros for NaN and end
+            where a recording is damaged.
+
+    Raises:
+        TransientStorageError, CredentialsError: not the clips' fault.
+        ConfigError: raised by `find_speech`.
+    """
+    if segmenting.kind == "vad" and find_speech is None:
+        raise ValueError("segmenting by voice activity needs find_speech")
+    names = [*OBJECTS.names, "status", "error"]
+    given = batch.select([name for name in names if name in batch.schema.names])
+    listed = [dict.fromkeys(names) | row for row in plain_rows(given)]
+    keys = [(row["file"], row["byte_offset"]) for row in listed]
+    cut = {key for key, row in zip(keys, listed, strict=True) if not (row["start"] or row["end"])}
+    firsts = dict(zip(reversed(keys), reversed(listed), strict=True))
+    speech = find_speech if segmenting.kind == "vad" else None
+
+    def inspect(key: tuple[str, int | None]) -> _File:
+        return _inspect(firsts[key], speech if key in cut else None)
+
+    distinct = list(dict.fromkeys(keys))
+    with ThreadPoolExecutor(1 if speech else threads) as pool:
+        files = dict(zip(distinct, pool.map(inspect, distinct), strict=True))
+    clips = [
+        (index, files[key], clip)
+        for index, (key, row) in enumerate(zip(keys, listed, strict=True))
+        for clip in _clips(row, files[key], segmenting)
+    ]
+    table = pa.Table.from_pylist([_row(listed[i], file, clip) for i, file, clip in clips], MANIFEST)
+    taken = pa.array([index for index, _, _ in clips], pa.int64())
+    for field in (*LABEL_FIELDS, CARRIED):
+        if field.name in batch.schema.names:
+            table = table.append_column(field, batch.column(field.name).take(taken))
+    return table
+
+
+def _inspect(row: Mapping[str, Any], find_speech: FindSpeech | None) -> _File:
+    """Reads one file's header; the row boundary, where the errors of a file become data."""
+    num_bytes, etag = row["num_bytes"], row["etag"] or ""
+    if row["status"] and row["status"] != Status.OK:
+        failure = ClipError(Status(row["status"]), row["error"] or "")
+        return _File(info=None, num_bytes=num_bytes, etag=etag, failure=failure)
+    info, speech, failed, source = None, None, None, None
+    try:
+        source = storage.open_source(
+            row["file"],
+            num_bytes=num_bytes,
+            byte_offset=row["byte_offset"],
+            byte_size=row["byte_size"],
+            etag=etag,
+            headers_only=find_speech is None,
+        )
+        info = decode.probe(source, name=row["file"])
+        speech = None if find_speech is None else _speech(source, row["file"], find_speech)
+        _BREAKER.succeeded(row["file"])
+    except Exception as error:  # one unforeseen file must not stop a million others
+        if (failed := status_of(error)) is None:
+            raise
+        _BREAKER.failed(row["file"], error)
+        if isinstance(error, StorageError):
+            source = None
+    # tables do not know size and etag
+    if isinstance(source, RangedFile):
+        num_bytes, etag = num_bytes or source.num_bytes, etag or source.etag
+    elif isinstance(source, str) and not etag:
+        with suppress(StorageError):
+            found = storage.stat(source)
+            num_bytes, etag = found.num_bytes, found.etag
+    return _File(info=info, num_bytes=num_bytes, etag=etag, speech=speech, failure=failed)
+
+
+def _speech(source: AudioSource, name: str, find_speech: FindSpeech) -> _Speech:
+    samples, failure = 0, None
+
+    def blocks(reader: AudioReader) -> Iterator[NDArray[np.float32]]:
+        nonlocal samples, failure
+        try:
+            for block in reader.blocks(zero_nonfinite=True):
+                samples += len(block)
+                yield block
+        except ClipError as error:
+            failure = error
+
+    with AudioReader(source, name=name) as reader:
+        spans = find_speech(blocks(reader))
+    return _Speech(spans=spans, heard_ns=samples * NS_PER_S // SAMPLE_RATE_HZ, failure=failure)
+
+
+def _clips(row: Mapping[str, Any], file: _File, segmenting: Segmenting) -> list[_Segment]:
+    """The clips of one listed row; at least one."""
+    start_ns, given = row["start"] or 0, bool(row["start"] or row["end"])
+    if file.failure is not None:
+        length_s = None if file.info is None or given else file.info.duration_s
+        return [
+            _Segment(
+                start_ns=start_ns,
+                end_ns=row["end"] if length_s is None else to_ns(length_s),
+                duration_s=length_s,
+                status=file.failure.status,
+                error=file.failure.message,
+            )
+        ]
+    assert file.info is not None
+    if given:
+        return [_given(start_ns, row["end"], file.info)]
+    return _of_recording(file.info, segmenting, file.speech)
+
+
+def _row(row: Mapping[str, Any], file: _File, clip: _Segment) -> dict[str, Any]:
+    return {
+        "file": row["file"],
+        "start": clip.start_ns,
+        "end": clip.end_ns,
+        "clip_id": clip_id(row["file"], clip.start_ns, clip.end_ns),
+        "duration_s": clip.duration_s,
+        "sample_rate_hz": file.info and file.info.sample_rate_hz,
+        "channels": file.info and file.info.channels,
+        "codec": file.info and file.info.codec,
+        "num_bytes": file.num_bytes,
+        "etag": file.etag,
+        "status": str(clip.status),
+        "error": clip.error,
+        "byte_offset": row["byte_offset"],
+        "byte_size": row["byte_size"],
+    }
+
+
+def _given(start_ns: int, end_ns: int | None, info: AudioInfo) -> _Segment:
     """A table's own segment, checked against what the file holds."""
     held_ns = to_ns(info.duration_s)
-    if end_ns is not None and _ROUNDING_NS < end_ns - held_ns <= _CLAMPED_NS:
+    if end_ns is not None and _ROUNDING_NS < end_ns - held_ns <= CLAMPED_NS:
         # what a damaged file has lost is no rounding
         end_ns = end_ns if info.is_cut or start_ns >= held_ns else held_ns
     last_ns = held_ns if end_ns is None else min(end_ns, held_ns)
-    row = Segment(
+    row = _Segment(
         start_ns=start_ns, end_ns=end_ns, duration_s=max(0, last_ns - start_ns) / NS_PER_S
     )
     if end_ns is None:
@@ -85,7 +259,9 @@ def given(start_ns: int, end_ns: int | None, info: AudioInfo) -> Segment:
     return row
 
 
-def of_recording(info: AudioInfo, segmenting: Segmenting, speech: Speech | None) -> list[Segment]:
+def _of_recording(
+    info: AudioInfo, segmenting: Segmenting, speech: _Speech | None
+) -> list[_Segment]:
     """The clips of a recording without given segments, at least one."""
     if segmenting.kind == "whole":
         return [_whole(info)]
@@ -100,7 +276,7 @@ def of_recording(info: AudioInfo, segmenting: Segmenting, speech: Speech | None)
     return [_span(start_ns, end_ns) for start_ns, end_ns in spans] + _lost_tail(info)
 
 
-def _spoken(info: AudioInfo, speech: Speech) -> list[Segment]:
+def _spoken(info: AudioInfo, speech: _Speech) -> list[_Segment]:
     rows = [_span(start_ns, end_ns) for start_ns, end_ns in speech.spans]
     held_ns, lost = to_ns(info.duration_s), _lost_tail(info)
     if speech.failure is not None:
@@ -113,12 +289,12 @@ def _spoken(info: AudioInfo, speech: Speech) -> list[Segment]:
     return rows + lost
 
 
-def _whole(info: AudioInfo) -> Segment:
-    row = Segment(start_ns=0, end_ns=to_ns(info.duration_s), duration_s=info.duration_s)
+def _whole(info: AudioInfo) -> _Segment:
+    row = _Segment(start_ns=0, end_ns=to_ns(info.duration_s), duration_s=info.duration_s)
     return _replaced(row, Status.TRUNCATED, cut_message(info)) if info.is_cut else row
 
 
-def _lost_tail(info: AudioInfo) -> list[Segment]:
+def _lost_tail(info: AudioInfo) -> list[_Segment]:
     """The part of a cut file that is not there: a row of its own, so the loss is counted."""
     if not info.is_cut:
         return []
@@ -130,11 +306,11 @@ def _promised_ns(info: AudioInfo) -> int:
     return to_ns(info.promised_frames / info.sample_rate_hz)
 
 
-def _span(start_ns: int, end_ns: int) -> Segment:
-    return Segment(start_ns=start_ns, end_ns=end_ns, duration_s=(end_ns - start_ns) / NS_PER_S)
+def _span(start_ns: int, end_ns: int) -> _Segment:
+    return _Segment(start_ns=start_ns, end_ns=end_ns, duration_s=(end_ns - start_ns) / NS_PER_S)
 
 
-def _replaced(row: Segment, status: Status, error: str) -> Segment:
+def _replaced(row: _Segment, status: Status, error: str) -> _Segment:
     return dataclasses.replace(row, status=status, error=error)
 
 

@@ -6,17 +6,21 @@ that a file's labels win over the bare file found in a folder.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypeVar, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from raysers.data.corpora import audformat
+from raysers.data.files import Row, of_file, rows_to_table
 from raysers.data.manifest import manifest_parts
 from raysers.data.tables import TABLE_SUFFIXES, read_clip_table
 from raysers.data.tar import (
@@ -67,13 +71,6 @@ Item = TypeVar("Item")
 Kind = Literal["table", "folder", "tar", "audio"]
 
 
-@dataclass(slots=True, kw_only=True)
-class ListingNotes:
-    """Warnings about the inputs; filled while they are listed."""
-
-    warnings: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Input:
     kind: Kind
@@ -84,7 +81,7 @@ class _Input:
 
 
 def list_inputs(
-    uris: Sequence[str], *, notes: ListingNotes | None = None, databases: bool = True
+    uris: Sequence[str], *, notes: list[str] | None = None, databases: bool = True
 ) -> Iterator[pa.RecordBatch]:
     """Audio objects and table rows of all inputs, streamed in batches of up to 2,000.
 
@@ -94,7 +91,7 @@ def list_inputs(
 
     Args:
         uris: folders, prefixes, tars, audio files, tables, audformat databases; `~` is expanded.
-        notes: collects warnings.
+        notes: warnings are added to it.
         databases: whether an audformat database gives the clips of its tables, not its files.
 
     Raises:
@@ -103,21 +100,36 @@ def list_inputs(
     """
     if not uris:
         raise ConfigError("--input names nothing: give folders, tars, audio files or tables")
+    return _stream(_classified(uris, databases), [] if notes is None else notes)
+
+
+def listed_segments(uris: Sequence[str]) -> pa.Table:
+    """Columns `file`, `start` and `end` of table rows among the inputs that are a part of a file.
+
+    Raises:
+        ConfigError: as `list_inputs`.
+    """
+    others = [uri for uri in uris if suffix_of(uri) not in {".tar", *AUDIO_SUFFIXES}]
+    tables = [one for one in _classified(others, databases=True) if one.kind == "table"]
+    rows = [LISTING.empty_table(), *_tables(tables, [])]
+    clips = pa.concat_tables([table.select(OBJECTS.names[:3]) for table in rows])
+    starts_later = pc.greater(pc.fill_null(clips["start"].cast(pa.int64()), 0), 0)
+    return clips.filter(pc.or_(starts_later, pc.is_valid(clips["end"])))
+
+
+def _classified(uris: Sequence[str], databases: bool) -> list[_Input]:
     names = list(dict.fromkeys(map(storage.absolute, uris)))
     with ThreadPoolExecutor(_THREADS) as pool:
-        inputs = list(pool.map(partial(_classify, databases=databases), names))
-    return _stream(inputs, notes or ListingNotes())
+        return list(pool.map(partial(_classify, databases=databases), names))
 
 
 def _classify(uri: str, *, databases: bool) -> _Input:
-    from raysers.data.corpora.audformat import database_of  # corpora list their audio through here
-
     try:
         is_folder = storage.is_folder(uri)
         info = ObjectInfo(uri, 0, "") if is_folder else storage.stat(uri)
         if is_folder and (parts := manifest_parts(uri)):
             return _Input(kind="table", uri=uri, parts=tuple(parts))
-        if databases and (database := database_of(uri)):
+        if databases and (database := audformat.database_of(uri)):
             return _Input(kind="table", uri=uri, database=database)
         if is_folder:
             return _Input(kind="folder", uri=uri)
@@ -139,7 +151,7 @@ def _classify(uri: str, *, databases: bool) -> _Input:
     )
 
 
-def _stream(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.RecordBatch]:
+def _stream(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.RecordBatch]:
     seen = _Seen() if len(inputs) > 1 else None
     for kind, listing in _LISTINGS.items():
         for table in listing([one for one in inputs if one.kind == kind], notes):
@@ -156,16 +168,15 @@ def _named(one: _Input) -> Iterator[None]:
         raise ConfigError(f"--input {one.uri}: {error}") from error
 
 
-def _tables(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
-    from raysers.data.corpora import read_database
-
+def _tables(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
     for one in inputs:
         with _named(one):
             if one.database is None:
                 clips, warnings = read_clip_table(one.parts)
             else:
-                clips, warnings = read_database(*one.database)
-            notes.warnings += warnings
+                rows, warnings = audformat.read(*one.database, labelled=False)
+                clips = rows_to_table(rows)
+            notes += warnings
             clips = resolve_members(clips, suffixes=AUDIO_SUFFIXES)
         if not len(clips):
             raise ConfigError(f"--input {one.uri}: the table has no rows")
@@ -173,7 +184,7 @@ def _tables(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]
             yield clips.slice(start, _BATCH_ROWS)
 
 
-def _folders(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
+def _folders(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
     for one in inputs:
         listed = 0
         with _named(one):
@@ -184,7 +195,7 @@ def _folders(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table
                 raise ConfigError(_no_audio(one.uri))
 
 
-def _folder(uri: str, notes: ListingNotes) -> Iterator[pa.Table]:
+def _folder(uri: str, notes: list[str]) -> Iterator[pa.Table]:
     """Plain files as they are found, tars after them."""
     tars: list[ObjectInfo] = []
     skipped: Counter[str] = Counter()
@@ -202,26 +213,32 @@ def _folder(uri: str, notes: ListingNotes) -> Iterator[pa.Table]:
     for infos in _batched(plain(), _BATCH_ROWS):
         yield object_rows(infos)
     # by name, so that which of two equal files comes first does not depend on timing
-    yield from _in_order(_found_tar, sorted(tars, key=lambda info: info.uri))
+    tars.sort(key=lambda info: info.uri)
+    bare = []
+    for info, members in zip(tars, _in_order(_found_tar, tars), strict=True):
+        bare += [] if len(members) else [info.uri]
+        yield members
+    if bare:
+        notes.append(
+            f"{uri}: {len(bare):,} tars without audio left out (the first: {bare[0][:200]!r})"
+        )
     if skipped:
-        notes.warnings.append(f"{uri}: skipped {_kinds(skipped)}: no suffix of audio")
+        notes.append(f"{uri}: skipped {_kinds(skipped)}: no suffix of audio")
     for reason, count in sorted(Counter(reason for reason, _ in left_out).items()):
         path = min(path for other, path in left_out if other == reason)
-        notes.warnings.append(
-            f"{uri}: {count} folders left out: {reason} (the first: {path[:200]!r})"
-        )
+        notes.append(f"{uri}: {count} folders left out: {reason} (the first: {path[:200]!r})")
 
 
-def _files(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
+def _files(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
     for batch in _batched(inputs, _BATCH_ROWS):
-        yield object_rows([cast(ObjectInfo, one.info) for one in batch])
+        yield object_rows(cast(ObjectInfo, one.info) for one in batch)
 
 
-def _tars(inputs: Sequence[_Input], notes: ListingNotes) -> Iterator[pa.Table]:
+def _tars(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
     return _in_order(_named_tar, inputs)
 
 
-_LISTINGS: dict[Kind, Callable[[Sequence[_Input], ListingNotes], Iterator[pa.Table]]] = {
+_LISTINGS: dict[Kind, Callable[[Sequence[_Input], list[str]], Iterator[pa.Table]]] = {
     # first, so that labels win
     "table": _tables,
     "folder": _folders,
@@ -249,53 +266,32 @@ def _found_tar(info: ObjectInfo) -> pa.Table:
             raise
         _BREAKER.failed(info.uri, error)
         failure = found
-    return _rows(
-        file=[info.uri],
-        num_bytes=[info.num_bytes],
-        etag=[info.etag],
-        status=[str(failure.status)],
-        error=[failure.message],
-    )
+    row = of_file(info) | {"status": str(failure.status), "error": failure.message}
+    return pa.Table.from_pylist([row], LISTING)
 
 
-def object_rows(infos: Sequence[ObjectInfo]) -> pa.Table:
+def object_rows(infos: Iterable[ObjectInfo]) -> pa.Table:
     """Rows of plain files; a name that Arrow cannot hold is spelled out and refused."""
-    names = [info.uri.encode("utf-8", "backslashreplace").decode("utf-8") for info in infos]
-    odd = [name != info.uri for name, info in zip(names, infos, strict=True)]
-    return _rows(
-        file=names,
-        num_bytes=[info.num_bytes for info in infos],
-        etag=[info.etag for info in infos],
-        status=[str(Status.UNSUPPORTED) if bad else None for bad in odd],
-        error=["the file name is not valid UTF-8: rename it" if bad else None for bad in odd],
-    )
+    rows = []
+    for info in infos:
+        rows.append(row := of_file(info))
+        row["file"] = info.uri.encode("utf-8", "backslashreplace").decode("utf-8")
+        if row["file"] != info.uri:
+            row["status"] = str(Status.UNSUPPORTED)
+            row["error"] = "the file name is not valid UTF-8: rename it"
+    return pa.Table.from_pylist(rows, LISTING)
 
 
 def member_rows(members: Iterable[TarMember]) -> pa.Table:
     """Rows of tar members, made in batches: a tar may have millions."""
-    return pa.concat_tables(
-        [
-            LISTING.empty_table(),
-            *(
-                _rows(
-                    file=[member.file for member in batch],
-                    num_bytes=[member.byte_size for member in batch],
-                    etag=[member.etag for member in batch],
-                    byte_offset=[member.byte_offset for member in batch],
-                    byte_size=[member.byte_size for member in batch],
-                    status=[None if m.status == Status.OK else str(m.status) for m in batch],
-                    error=[None if m.status == Status.OK else m.error for m in batch],
-                )
-                for batch in _batched(members, _BATCH_ROWS)
-            ),
-        ]
-    )
+    batches = (map(_of_member, batch) for batch in _batched(members, _BATCH_ROWS))
+    tables = [pa.Table.from_pylist(list(rows), LISTING) for rows in batches]
+    return pa.concat_tables([LISTING.empty_table(), *tables])
 
 
-def _rows(**columns: Sequence[Any]) -> pa.Table:
-    length = len(columns["file"])
-    arrays = [pa.array(columns.get(f.name, [None] * length), f.type) for f in LISTING]
-    return pa.table(arrays, schema=LISTING)
+def _of_member(member: TarMember) -> Row:
+    row = dataclasses.asdict(member) | {"num_bytes": member.byte_size}
+    return row | (dict.fromkeys(("status", "error")) if member.status == Status.OK else {})
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -69,9 +69,8 @@ _Columns = Mapping[str, tuple[str, int]]
 def table_columns(uri: str) -> list[str]:
     """Column names of a CSV or Parquet table, without reading its rows."""
     if suffix_of(uri) in PARQUET_SUFFIXES:
-        return list(
-            _reading(uri, lambda: pq.ParquetFile(storage.open_file(uri)).schema_arrow.names)
-        )
+        file = _reading(uri, lambda: pq.ParquetFile(storage.open_file(uri)))
+        return list(file.schema_arrow.names)
     return _reading(uri, lambda: delimited(uri, "file")[0])
 
 
@@ -167,8 +166,8 @@ def _read_csv(uri: str, notes: list[str]) -> tuple[_Columns, pa.Table]:
     ]:
         arrays = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
         batches.append(pa.record_batch(arrays, names=list(columns)))
-    empty = pa.table({name: pa.nulls(0, pa.string()) for name in columns})
-    return columns, pa.Table.from_batches(batches) if batches else empty
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    return columns, pa.Table.from_batches(batches, schema)
 
 
 def _columns(uri: str, names: Sequence[str], notes: list[str]) -> _Columns:

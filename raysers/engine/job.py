@@ -27,7 +27,7 @@ from raysers.audio.level import FAULTS
 from raysers.cli import ClipJobFlags, as_plain
 from raysers.data.manifest import fingerprint, write_manifest
 from raysers.data.sources import list_inputs
-from raysers.engine import estimate, ledger, output, plan, progress
+from raysers.engine import estimate, ledger, output, plan, progress, retry
 from raysers.engine.plan import Placement, Plan
 from raysers.engine.progress import Shards
 from raysers.engine.worker import (
@@ -145,6 +145,8 @@ class ClipJob:
         self.task = task.placed(self.placement, run.earlier)
         decisive |= {**self.task.settings, "manifest": fingerprint(manifest)}
         self.plan = plan.make_plan(flags, run, self.task.table, manifest, decisive)
+        if flags.retry and run.earlier is not None:
+            self.plan = retry.with_failed(self.plan, flags, run.output, self.task.table)
         self._print_plan()
 
     def estimate(self) -> Exit:
@@ -170,7 +172,6 @@ class ClipJob:
             run_id=self.run.run_id,
             stamp=self.plan.stamp,
             retry=frozenset(str(s) for s in self.flags.retry),
-            whole=self.flags.segment == "whole",
             max_clip_s=self.flags.max_clip_s,
             io_threads=plan.io_threads(self.plan.manifest, self.placement),
         )

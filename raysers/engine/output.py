@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ import pyarrow.parquet as pq
 import yaml
 
 import raysers
-from raysers.data.shards import shard_name
+from raysers.data.manifest import shard_name
 from raysers.errors import ObjectMissing, RaysersError
 from raysers.io import storage
-from raysers.types import Clip, Status
 
 _READERS = 16
 _STAMP = b"raysers"
@@ -64,13 +62,6 @@ def stamp_of(job: str, settings: Mapping[str, Any]) -> str:
 def part_stamp(stamp: str, shard: int) -> str:
     """The stamp of one part of a run."""
     return f"{stamp}-{shard}"
-
-
-def uninspected(clip: Clip) -> Clip:
-    """The clip as if its file had never been read: whatever was wrong may be repaired by now."""
-    if clip.byte_offset is None:
-        clip = replace(clip, num_bytes=None, etag="")
-    return replace(clip, status=Status.OK, error="")
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,27 +18,24 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from raysers.cli import ClipJobFlags, ListingFlags
-from raysers.data.corpora import read_labelled
 from raysers.data.manifest import (
-    clips_of,
+    ShardPlan,
     fingerprint,
     is_manifest,
-    probe_batch,
+    plan_shards,
     read_manifest,
     sort_manifest,
 )
-from raysers.data.segments import Segmenting
-from raysers.data.shards import ShardPlan, plan_shards
-from raysers.data.sources import ListingNotes, list_inputs
+from raysers.data.segments import Segmenting, probe_batch
+from raysers.data.sources import list_inputs
 from raysers.engine import output
 from raysers.engine.progress import LINE_EVERY_S
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
 from raysers.run import Run, absolute_output
-from raysers.types import Clip, Status
+from raysers.types import Status
 
 #: Version of what the rows mean; another one is never mixed into an output folder.
 ROWS_VERSION = 1
@@ -104,11 +101,7 @@ def has_cluster() -> bool:
 
 
 def with_absolute_paths(flags: FlagsT) -> FlagsT:
-    """The flags, checked, with places that mean the same in every process of the cluster.
-
-    Raises:
-        ConfigError: a flag has an impossible value.
-    """
+    """The flags, checked (ConfigError), with places that every process of the cluster knows."""
     flags.check()
     places = tuple(storage.absolute(uri) for uri in flags.input)
     return replace(flags, input=places, output=absolute_output(flags.output))
@@ -131,25 +124,16 @@ def listing_settings(flags: ListingFlags) -> dict[str, Any]:
 
 def list_clips(flags: ListingFlags, *, local: bool | None = None) -> pa.Table:
     """The manifest of the input; see `index`."""
-    manifest = index(flags.input, _segmenting(flags), limit=flags.limit, local=local)
-    _refuse_unseen_input(manifest, local)
+    manifest = index(flags.input, segmenting(flags), limit=flags.limit, local=local)
+    refuse_unseen_input(manifest, local)
     return manifest
 
 
-def list_labelled_clips(
-    flags: ListingFlags, *, corpus: str, emotion_map: str, speakers: str
-) -> tuple[pa.Table, list[str]]:
-    """The manifest of labelled input, and notes for the user; see `index_labelled`."""
-    manifest, notes = index_labelled(
-        flags.input,
-        corpus=corpus,
-        emotion_map=emotion_map,
-        speakers=speakers,
-        segmenting=_segmenting(flags),
-        limit=flags.limit,
+def segmenting(flags: ListingFlags) -> Segmenting:
+    """How the flags cut recordings into clips."""
+    return Segmenting(
+        kind=flags.segment, window_s=flags.window_s, hop_s=flags.hop_s, min_s=flags.min_s
     )
-    _refuse_unseen_input(manifest, None)
-    return manifest, notes
 
 
 def index(
@@ -162,64 +146,52 @@ def index(
     """The manifest of everything under `inputs`, sorted; only the first `limit` clips if above 0.
 
     Finished manifests among the inputs are taken as they are; nothing of them is inspected again.
-
-    Args:
-        inputs: folders, prefixes, tars, tables, manifests.
-        segmenting: how recordings become clips.
-        limit: only the first clips; 0 takes all.
-        local: read headers in this process; None does so when there are few.
+    With `local`, headers are read in this process; None does so when there are few.
 
     Raises:
         ConfigError: an input that is not there, holds no audio, or is a table that does not fit.
         CredentialsError, TransientStorageError: the store does not answer as it should.
     """
+    refuse_cutting(inputs, segmenting)
     finished = [uri for uri in inputs if is_manifest(uri)]
-    _refuse_cutting(finished, segmenting)
     tables = [read_manifest(uri) for uri in finished]
-    others = [uri for uri in inputs if uri not in finished]
-    if others:
-        notes = ListingNotes()
+    listed = None
+    if others := [uri for uri in inputs if uri not in finished]:
+        notes: list[str] = []
         batches = [pa.Table.from_batches([batch]) for batch in list_inputs(others, notes=notes)]
         listed = pa.concat_tables(batches, promote_options="default")  # only tables have labels
-        for warning in notes.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        tables += _inspected(listed, segmenting, limit, local)
-    return _manifest(tables, limit)
+        for warning in notes:
+            _warn(warning)
+    return to_manifest(tables, listed, segmenting, limit=limit, local=local)
 
 
-def index_labelled(
-    inputs: Sequence[str],
+def to_manifest(
+    finished: Sequence[pa.Table],
+    listed: pa.Table | None,
+    segmenting: Segmenting,
     *,
-    corpus: str = "auto",
-    emotion_map: str = "",
-    speakers: str = "",
-    segmenting: Segmenting | None = None,
     limit: int = 0,
-) -> tuple[pa.Table, list[str]]:
-    """The manifest of labelled inputs, as `index` makes it, and notes for the user.
+    local: bool | None = None,
+) -> pa.Table:
+    """Finished manifests and the clips of `listed` objects, sorted; see `index`.
 
-    Every label column is there, null where nothing is known. Finished manifests among the inputs
-    are not inspected again.
-
-    Args:
-        inputs: corpora, tables, manifests, audio.
-        corpus: as `read_labelled`, like the next two.
-        emotion_map: a map from categories to missing dimensions; empty for none.
-        speakers: a table of speakers and their sex; empty for none.
-        segmenting: for rows without a segment of their own; None leaves files whole.
-        limit: only the first clips; 0 takes all.
-
-    Raises:
-        ConfigError: as `read_labelled` and `index`.
-        CredentialsError, TransientStorageError: the store does not answer as it should.
+    Headers are read in this process or by Ray tasks. Clips that several rows name are one row, and
+    a warning counts them.
     """
-    segmenting = segmenting or Segmenting()
-    _refuse_cutting([uri for uri in inputs if is_manifest(uri)], segmenting)
-    found = read_labelled(inputs, corpus=corpus, emotion_map=emotion_map, speakers=speakers)
-    tables = [found.table.slice(0, found.finished)]
-    if found.finished < found.table.num_rows:
-        tables += _inspected(found.table.slice(found.finished), segmenting, limit, None)
-    return _manifest(tables, limit), list(found.notes)
+    tables = list(finished)
+    if listed is not None and len(listed):
+        if limit:  # every object is at least one clip
+            listed = listed.sort_by([("file", "ascending"), ("start", "ascending")])
+            listed = listed.slice(0, limit)
+        tables += inspected(listed, segmenting, local=local)
+    together = pa.concat_tables(tables, promote_options="default")
+    manifest = sort_manifest(together)
+    if repeated := len(together) - len(manifest):
+        _warn(
+            f"{repeated:,} rows name the same stretch of a file as another row, or do so once they "
+            "end where the file ends: each is one clip"
+        )
+    return manifest.slice(0, limit) if limit else manifest
 
 
 def map_blocks(
@@ -262,9 +234,6 @@ def make_plan(
     resumed = run.earlier is not None
     done = output.shards_done(run.output, table, len(shards), stamp) if resumed else set()
     todo = set(range(len(shards))) - done
-    if flags.retry and done:
-        todo |= _shards_to_retry(flags, run.output, table, len(shards), stamp)
-        _warn_of_rows_to_list_anew(flags, manifest)
     return Plan(manifest=manifest, shards=shards, todo=sorted(todo), settings=settings, stamp=stamp)
 
 
@@ -284,15 +253,6 @@ def stored_manifest(run: Run) -> pa.Table:
     return manifest
 
 
-def can_retry(clip: Clip, *, whole: bool) -> bool:
-    """Whether the clip means the same once its file is repaired.
-
-    A file whose header failed was never cut into windows, and a truncated one has a clip as long as
-    what was left of it; both need a new list of clips.
-    """
-    return clip.status == Status.OK or (whole and clip.end_ns is None)
-
-
 def io_threads(manifest: pa.Table, placement: Placement) -> int:
     """Threads of a worker that fetch and decode.
 
@@ -304,21 +264,17 @@ def io_threads(manifest: pa.Table, placement: Placement) -> int:
     return 16 if remote else max(2, placement.threads)
 
 
-def _segmenting(flags: ListingFlags) -> Segmenting:
-    return Segmenting(
-        kind=flags.segment, window_s=flags.window_s, hop_s=flags.hop_s, min_s=flags.min_s
-    )
+def refuse_cutting(inputs: Sequence[str], segmenting: Segmenting) -> None:
+    """Raises ConfigError where a finished manifest among the inputs would have to be cut."""
+    for uri in inputs if segmenting.kind != "whole" else ():
+        if is_manifest(uri):
+            raise ConfigError(
+                f"--segment {segmenting.kind}: {uri} is a manifest whose clips are decided "
+                "already; leave --segment out, or index the audio again"
+            )
 
 
-def _refuse_cutting(finished: Sequence[str], segmenting: Segmenting) -> None:
-    if finished and segmenting.kind != "whole":
-        raise ConfigError(
-            f"--segment {segmenting.kind}: {finished[0]} is a manifest whose clips are decided "
-            "already; leave --segment out, or index the audio again"
-        )
-
-
-def _refuse_unseen_input(manifest: pa.Table, local: bool | None) -> None:
+def refuse_unseen_input(manifest: pa.Table, local: bool | None = None) -> None:
     """Raises ConfigError where no clip is named, or no node but this one sees the files."""
     if not manifest.num_rows:
         raise ConfigError("--input: its tables name no clip: give tables with rows, or audio")
@@ -334,67 +290,39 @@ def _refuse_unseen_input(manifest: pa.Table, local: bool | None) -> None:
         )
 
 
-def _manifest(tables: Sequence[pa.Table], limit: int) -> pa.Table:
-    manifest = sort_manifest(pa.concat_tables(tables, promote_options="default"))
-    return manifest.slice(0, limit) if limit else manifest
+def inspected(
+    listed: pa.Table, segmenting: Segmenting, *, local: bool | None = None
+) -> Iterator[pa.Table]:
+    """The manifest rows of listed objects, in any order.
 
-
-def _inspected(
-    listed: pa.Table, segmenting: Segmenting, limit: int, local: bool | None
-) -> list[pa.Table]:
-    """The manifest rows of listed objects, headers read in this process or by Ray tasks."""
+    Headers are read in this process (`local`; None: when there are few) or by Ray tasks.
+    """
     vad = segmenting.kind == "vad"
     size = _OBJECTS_PER_VAD_TASK if vad else _OBJECTS_PER_TASK
-    if limit:  # every object is at least one clip
-        listed = listed.sort_by([("file", "ascending"), ("start", "ascending")]).slice(0, limit)
     blocks = [listed.slice(start, size) for start in range(0, listed.num_rows, size)]
-    inspect = partial(_inspect, segmenting=segmenting)
     if local is None and not has_cluster() and vad:
         local = (pc.sum(listed["num_bytes"]).as_py() or 0) <= _LOCAL_VAD_BYTES
-    here = bool(local) or (len(blocks) == 1 and not vad)
+    here = bool(local) or (len(blocks) <= 1 and not vad)
     # one thread loads and calls the speech detector
+    inspect = partial(_inspect, segmenting=segmenting)
     found = map_blocks(inspect, blocks, local=here, threads=1 if vad else 4)
-    return list(_reported(found, listed.num_rows))
-
-
-def _reported(tables: Iterable[pa.Table], objects: int) -> Iterator[pa.Table]:
     clips, last_s = 0, time.monotonic()
-    for table in tables:
+    for table in found:
         clips += table.num_rows
         if time.monotonic() - last_s >= LINE_EVERY_S:
             last_s = time.monotonic()
-            print(f"reading headers: {clips:,} clips of {objects:,} files", file=sys.stderr)
+            print(f"reading headers: {clips:,} clips of {len(listed):,} files", file=sys.stderr)
         yield table
 
 
 def _inspect(block: pa.Table, segmenting: Segmenting) -> pa.Table:
-    speech = partial(_speech_in, segmenting=segmenting) if segmenting.kind == "vad" else None
+    if segmenting.kind != "vad":
+        return probe_batch(block, segmenting)
+    from raysers.models.vad import find_speech  # torch, which reading headers does not need
+
+    speech = partial(find_speech, min_s=segmenting.min_s, max_s=segmenting.window_s)
     return probe_batch(block, segmenting, find_speech=speech)
 
 
-def _speech_in(
-    blocks: Iterator[NDArray[np.float32]], segmenting: Segmenting
-) -> list[tuple[int, int]]:
-    from raysers.models.vad import find_speech  # torch, which reading headers does not need
-
-    return find_speech(blocks, min_s=segmenting.min_s, max_s=segmenting.window_s)
-
-
-def _warn_of_rows_to_list_anew(flags: ClipJobFlags, manifest: pa.Table) -> None:
-    failed = manifest.filter(pc.is_in(manifest["status"], pa.array(map(str, flags.retry))))
-    left = sum(not can_retry(c, whole=flags.segment == "whole") for c in clips_of(failed))
-    if left:
-        print(
-            f"warning: {left} rows stay as they are, because their clips were cut from what could "
-            "be read: to score the repaired files, give them a new --output",
-            file=sys.stderr,
-        )
-
-
-def _shards_to_retry(
-    flags: ClipJobFlags, output_uri: str, table: str, shards: int, stamp: str
-) -> set[int]:
-    """Finished shards that hold a row with a status to retry."""
-    statuses = pa.array([str(s) for s in flags.retry])
-    found = output.read_parts(output_uri, table, shards, ["status"], stamp=stamp)
-    return {i for i, part in found.items() if pc.any(pc.is_in(part["status"], statuses)).as_py()}
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

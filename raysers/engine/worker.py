@@ -25,11 +25,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raysers.data.manifest import clips_of
-from raysers.data.shards import shard_name
+from raysers.data.manifest import clips_of, shard_name
 from raysers.engine import ledger, output
 from raysers.engine.feed import AHEAD_S, Decoded, decode_ahead, micro_batches
-from raysers.engine.plan import Placement, can_retry
+from raysers.engine.plan import Placement
 from raysers.errors import ClipError, DeviceLost, RaysersError
 from raysers.run import RunRecord
 from raysers.types import Clip, Status
@@ -119,7 +118,6 @@ class WorkerSettings:
     Attributes:
         stamp: written into every part (`output.stamp_of`).
         retry: statuses whose rows are scored again (`--retry`).
-        whole: clips are whole files, so one whose header failed may be tried again.
         io_threads: threads that fetch and decode.
     """
 
@@ -127,7 +125,6 @@ class WorkerSettings:
     run_id: str
     stamp: str
     retry: frozenset[str]
-    whole: bool
     max_clip_s: float
     io_threads: int
 
@@ -364,14 +361,13 @@ def _stretches(clips: list[Clip], attempt: ledger.Attempt) -> Iterator[list[Clip
 
 
 def _to_retry(clips: list[Clip], earlier: pa.Table, settings: WorkerSettings) -> list[Clip]:
-    """Clips, as if uninspected, whose row has a status to retry and is not of this very run."""
+    """Clips whose row has a status to retry and is not of this very run."""
     failed = {
         row["clip_id"]
         for row in earlier.select(["clip_id", "status", "run_id"]).to_pylist()
         if row["status"] in settings.retry and row["run_id"] != settings.run_id
     }
-    chosen = (c for c in clips if c.clip_id in failed and can_retry(c, whole=settings.whole))
-    return [output.uninspected(c) for c in chosen]
+    return [clip for clip in clips if clip.clip_id in failed]
 
 
 def _decode_order(clips: list[Clip]) -> list[Clip]:

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.corpora import read_labelled
+from raysers.data.labelled import read_labelled
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.engine import output as parts
-from raysers.engine.plan import index_labelled
+from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation.evaluate import assess, datasets
 from raysers.evaluation.flags import EvaluateFlags

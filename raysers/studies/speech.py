@@ -18,12 +18,11 @@ import yaml
 
 from raysers.data.manifest import (
     is_manifest,
-    probe_batch,
     read_manifest,
     sort_manifest,
     write_manifest,
 )
-from raysers.data.segments import Segmenting
+from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
 from raysers.engine.cluster import get_with_notice
 from raysers.io import storage

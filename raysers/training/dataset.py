@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from raysers.data import splits
 from raysers.data.manifest import clips_of, fingerprint, read_manifest
 from raysers.data.splits import identities
-from raysers.engine.plan import index_labelled
+from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.join import dimensions_of
 from raysers.training.config import LabelledFlags

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from raysers.data import splits
 from raysers.data.manifest import sort_manifest
-from raysers.engine.plan import index_labelled
+from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation.join import dimensions_of, labelled_only
 from raysers.models.fusion_training import LEAST_LABELS

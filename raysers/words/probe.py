@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from raysers.annotate import AnnotateTask
 from raysers.data.manifest import is_whole, manifest_parts, read_manifest, write_manifest
 from raysers.engine import output as parts
-from raysers.engine.plan import index_labelled
+from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.predictions import read_predictions

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from raysers.data.shards import shard_name
+from raysers.data.manifest import shard_name
 from raysers.engine import cluster
 from raysers.engine import output as parts
 from raysers.engine.progress import LINE_EVERY_S, duration, failures_text, hours

@@ -11,8 +11,8 @@ import pyarrow as pa
 import soundfile as sf
 import soxr
 
-from raysers.data.manifest import probe_batch, sort_manifest
-from raysers.data.segments import Segmenting
+from raysers.data.manifest import sort_manifest
+from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
 from tests.places import SHARED_DATA
 

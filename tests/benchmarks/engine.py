@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysers.cli import ClipJobFlags
-from raysers.data.shards import plan_shards
+from raysers.data.manifest import plan_shards
 from raysers.engine.feed import Decoded
 from raysers.engine.job import ClipJob, here, shard_blocks
 from raysers.engine.plan import Placement
@@ -195,7 +195,7 @@ class WarmWorker:
         placement = here(gpus=task.uses_gpus, threads=threads or None)
         settings = WorkerSettings(
             output=f"{self._folder.name}/out", run_id="bench", stamp="bench", retry=frozenset(),
-            whole=True, max_clip_s=600.0, io_threads=max(2, placement.threads),
+            max_clip_s=600.0, io_threads=max(2, placement.threads),
         )  # fmt: skip
         watched = WatchedTask(task=task.placed(placement, None), stamps=self._folder.name)
         self._output = settings.output

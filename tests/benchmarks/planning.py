@@ -53,8 +53,13 @@ def _lines(name: str, found: Line, about: Line) -> Iterator[Line]:
 def _plan(folder: str) -> Line:
     import ray
 
-    from raysers.data.manifest import fingerprint, read_manifest, sort_manifest, write_manifest
-    from raysers.data.shards import plan_shards
+    from raysers.data.manifest import (
+        fingerprint,
+        plan_shards,
+        read_manifest,
+        sort_manifest,
+        write_manifest,
+    )
     from raysers.engine import output
     from raysers.engine.job import shard_blocks
     from tests.benchmarks.engine import start_ray

@@ -79,7 +79,6 @@ def worker_settings(output: Path) -> WorkerSettings:
         run_id="run",
         stamp="stamp",
         retry=frozenset(),
-        whole=True,
         max_clip_s=60.0,
         io_threads=1,
     )

@@ -19,7 +19,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from raysers.data.corpora import read_labelled
+from raysers.data.labelled import read_labelled
 from raysers.data.splits import fold_splits, shuffle_labels
 from raysers.models.initialize import start_model
 from raysers.training.batch import Batch, MicroBatch

@@ -18,8 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
-from raysers.data.files import Row, csv_records, first_of, is_file, load_yaml, number, require
-from raysers.data.tables import READ_FAILURES, TimeColumnError, parse_ns, to_durations
+from raysers.data.files import (
+    Row,
+    csv_records,
+    first_of,
+    is_file,
+    load_yaml,
+    number,
+    require,
+)
+from raysers.data.tables import READ_FAILURES, TimeColumnError, to_durations
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import parent, resolve, suffix_of
@@ -54,12 +62,11 @@ class _Key(NamedTuple):
 class _Scheme(NamedTuple):
     """Allowed values of a column (`labels` None: any), and the sex of labels that are speakers.
 
-    `low` and `high` are both or neither given; the index of `misc_table` holds the labels.
+    `scale` is the lowest and the highest rating; the index of `misc_table` holds the labels.
     """
 
     name: str = ""
-    low: float | None = None
-    high: float | None = None
+    scale: tuple[float, float] | None = None
     labels: frozenset[str] | None = None
     misc_table: str = ""
     sex_of: Mapping[str, str] = {}
@@ -214,10 +221,10 @@ def _values(where: str, table: _Table, cells: Row, sexes: Mapping[str, str]) -> 
 
 
 def _label(where: str, column: str, value: Any, scheme: _Scheme) -> float | None:
-    if scheme.low is not None and scheme.high is not None:
-        rating = number(where, column, value, scheme.low, scheme.high)
-        return None if rating is None else (rating - scheme.low) / (scheme.high - scheme.low)
-    rating = number(where, column, value, -math.inf, math.inf)
+    low, high = scheme.scale or (-math.inf, math.inf)
+    rating = number(where, column, value, low, high)
+    if rating is not None and scheme.scale:
+        return (rating - low) / (high - low)
     if rating is not None and not 0 <= rating <= 1:
         raise ConfigError(
             f"{where}: {column} is {rating:g}, and its scheme has no minimum and maximum to "
@@ -250,14 +257,12 @@ def _header(root: str) -> _Header:
     misc = {}
     for name, raw in _items(document, "misc_tables"):
         levels = [level for level, _ in _items(raw, "levels")]
-        misc[name] = (
-            levels[0] if levels else name,
-            [column for column, _ in _items(raw, "columns")],
-        )
+        columns = [column for column, _ in _items(raw, "columns")]
+        misc[name] = (levels[0] if levels else name, columns)
     languages = document.get("languages")
     spoken = languages if isinstance(languages, list) else []
-    name = str(document.get("name") or root.rpartition("/")[2])
     language = str(spoken[0]) if len(spoken) == 1 else None
+    name = str(document.get("name") or root.rpartition("/")[2])
     tables = [_table(uri, name, raw, schemes, splits) for name, raw in _items(document, "tables")]
     return _Header(name, language, tables, misc, schemes)
 
@@ -271,11 +276,12 @@ def _items(document: Any, key: str) -> list[tuple[str, Any]]:
 def _scheme(where: str, name: str, raw: Any) -> _Scheme:
     about = raw if isinstance(raw, dict) else {}
     low, high, labels = (about.get(key) for key in ("minimum", "maximum", "labels"))
+    scale = None
     # a scale of anything but numbers, or with one end, is none
-    if not isinstance(low, int | float) or not isinstance(high, int | float):
-        low = high = None
-    elif not low < high:
-        raise ConfigError(f"{where} reaches from {low} to {high}")
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        if not low < high:
+            raise ConfigError(f"{where} reaches from {low} to {high}")
+        scale = float(low), float(high)
     sexes = {}
     for label, facts in _items(about, "labels"):  # labels: {03: {gender: male}}
         word = (facts.get("gender") or facts.get("sex")) if isinstance(facts, dict) else None
@@ -283,8 +289,7 @@ def _scheme(where: str, name: str, raw: Any) -> _Scheme:
             sexes[label] = sex
     known = frozenset(map(str, labels)) if isinstance(labels, list | dict) else None
     misc_table = labels if isinstance(labels, str) else ""
-    low, high = (None, None) if low is None or high is None else (float(low), float(high))
-    return _Scheme(name, low, high, known, misc_table, sexes)
+    return _Scheme(name, scale, known, misc_table, sexes)
 
 
 def _table(
@@ -343,56 +348,52 @@ def _rows(
         raise ConfigError(
             f"{root}: db.yaml names the table {table!r}, but there is no {stem}.parquet"
         )
-    read = _csv_rows if suffix_of(uri) == ".csv" else _parquet_rows
-    for where, cells in read(uri, wanted, [name for name in index if name in ("start", "end")]):
-        if "file" in index and not cells["file"]:
+    read = _csv_columns if suffix_of(uri) == ".csv" else _parquet_columns
+    places, cells = read(uri, wanted)
+    for name in index[1:]:
+        cells[name] = _times(name, places, cells[name])
+    for where, *row in zip(places, *(cells[name].to_pylist() for name in wanted), strict=True):
+        if "file" in index and not row[0]:
             raise ConfigError(f"{where}: no file name")
-        yield where, cells
+        yield where, dict(zip(wanted, row, strict=True))
 
 
-def _csv_rows(uri: str, wanted: list[str], times: list[str]) -> Iterator[tuple[str, Row]]:
-    for where, record in csv_records(uri, wanted):
-        # the header is the first thing read, so this is known at the first row
-        if list(record) != wanted:
-            raise ConfigError(
-                f"{uri}: its columns are {', '.join(record)}, but db.yaml has them as "
-                f"{', '.join(wanted)}, and audformat reads CSV by place: save it as Parquet"
-            )
-        cells: Row = {name: text or None for name, text in record.items()}
-        for name in times:
-            text = record[name]
-            if text.replace(".", "", 1).isdigit():
-                fix = "write a duration such as 0 days 00:00:01.5"
-                raise ConfigError(f"{where}: {name} is {text!r}: {fix}")
-            try:
-                cells[name] = parse_ns(text)
-            except ValueError as error:
-                raise ConfigError(f"{where}: {name}: {error}") from error
-        yield where, cells
+def _csv_columns(uri: str, wanted: list[str]) -> tuple[list[str], dict[str, pa.ChunkedArray]]:
+    records = list(csv_records(uri, wanted))
+    if records and list(records[0][1]) != wanted:
+        raise ConfigError(
+            f"{uri}: its columns are {', '.join(records[0][1])}, but db.yaml has them as "
+            f"{', '.join(wanted)}, and audformat reads CSV by place: save it as Parquet"
+        )
+    texts = {name: [record[name] or None for _, record in records] for name in wanted}
+    columns = {name: pa.chunked_array([text], pa.string()) for name, text in texts.items()}
+    return [where for where, _ in records], columns
 
 
-def _parquet_rows(uri: str, wanted: list[str], times: list[str]) -> Iterator[tuple[str, Row]]:
+def _parquet_columns(uri: str, wanted: list[str]) -> tuple[list[str], dict[str, pa.ChunkedArray]]:
     try:
         file = pq.ParquetFile(storage.open_file(uri))
         require(uri, file.schema_arrow.names, wanted)
         table = file.read(columns=wanted)
     except READ_FAILURES as error:
         raise ConfigError(f"{uri} cannot be read as Parquet: {str(error)[:200]}") from error
-    values = [
-        _parquet_times(uri, name, table[name]) if name in times else table[name].to_pylist()
-        for name in wanted
-    ]
-    for row, cells in enumerate(zip(*values, strict=True), start=1):
-        yield f"{uri}, row {row}", dict(zip(wanted, cells, strict=True))
+    places = [f"{uri}, row {row}" for row in range(1, len(table) + 1)]
+    return places, {name: table[name] for name in wanted}
 
 
-def _parquet_times(uri: str, name: str, column: pa.ChunkedArray) -> list[int | None]:
-    if pa.types.is_floating(column.type):
+def _times(name: str, places: Sequence[str], column: pa.ChunkedArray) -> pa.Array:
+    """Whole nanoseconds; `places` name the rows in messages."""
+    if pa.types.is_floating(column.type) and len(column):
         fault = "holds fractions, which audformat takes for nanoseconds: store durations"
-        raise ConfigError(f"{uri}: {name} {fault}")
+        raise ConfigError(f"{places[0]}: {name} {fault}")
     if pa.types.is_integer(column.type):
         column = column.cast(pa.int64()).cast(pa.duration("ns"))
+    texts = column.to_pylist() if pa.types.is_string(column.type) else ()
+    for where, text in zip(places, texts, strict=False):
+        if text and text.replace(".", "", 1).isdigit():
+            fix = "write a duration such as 0 days 00:00:01.5"
+            raise ConfigError(f"{where}: {name} is {text!r}: {fix}")
     try:
-        return list(to_durations(column).cast(pa.int64()).to_pylist())
+        return to_durations(column).cast(pa.int64())
     except TimeColumnError as error:
-        raise ConfigError(f"{uri}, row {error.row + 1}: {name} {error}") from error
+        raise ConfigError(f"{places[error.row]}: {name} {error}") from error

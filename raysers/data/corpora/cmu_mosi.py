@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from raysers.data.corpora.emotions import split_of
@@ -112,7 +112,10 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     if opinions is None and not is_file(table):
         raise ConfigError(f"--input {root}: no {_OPINIONS[0]} and no {_LABEL_CSV} in it")
     labels: dict[_Key, Row] = {}
-    for where, key, row in _labels(table) if opinions is None else _opinions(opinions):
+    records = csv_records(table, _LABEL_COLUMNS) if opinions is None else _opinions(opinions)
+    for where, record in records:
+        row = _row(where, record)
+        key = _key(where, record["video_id"], record["clip_id"])
         if key in labels:
             raise ConfigError(f"{where}: segment {key.number} of {key.video} a second time")
         labels[key] = row
@@ -141,7 +144,7 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     return rows, _notes(root, rows, lost, len(labels))
 
 
-def _opinions(uri: str) -> Iterator[tuple[str, _Key, Row]]:
+def _opinions(uri: str) -> Iterator[tuple[str, Mapping[str, str]]]:
     """The table without a header: start, end, video, segment, sentiment."""
     reader = csv.reader(io.StringIO(text_of(uri), newline=""))
     for cells in reader:
@@ -150,22 +153,8 @@ def _opinions(uri: str) -> Iterator[tuple[str, _Key, Row]]:
             continue
         if len(cells) < _OPINION_CELLS:
             raise ConfigError(f"{where}: write start, end, video, segment, sentiment")
-        _, _, video, segment, sentiment = (cell.strip() for cell in cells[:_OPINION_CELLS])
-        row = _row(where, video, sentiment, SPLIT_OF.get(video))
-        yield where, _key(where, video, segment), row
-
-
-def _labels(uri: str) -> Iterator[tuple[str, _Key, Row]]:
-    """The table of MMSA: its `mode` wins over the standard split."""
-    for where, record in csv_records(uri, _LABEL_COLUMNS):
-        video, mode = record["video_id"], record.get("mode", "")
-        split = split_of(mode) if mode else SPLIT_OF.get(video)
-        if mode and split is None:
-            raise ConfigError(f"{where}: mode is {mode!r}, not train, valid or test")
-        row = _row(where, video, record["label"], split)
-        text = record.get("text") or None
-        key = _key(where, video, record["clip_id"])
-        yield where, key, row | ({"transcript": text} if text else {})
+        named = map(str.strip, cells[2:_OPINION_CELLS])
+        yield where, dict(zip(_LABEL_COLUMNS, named, strict=True))
 
 
 def _key(where: str, video: str, segment: str) -> _Key:
@@ -179,11 +168,16 @@ def _key(where: str, video: str, segment: str) -> _Key:
     return _Key(video, str(int(segment)))
 
 
-def _row(where: str, video: str, sentiment: str, split: str | None) -> Row:
-    value = number(where, "sentiment", sentiment, _LOW, _HIGH)
+def _row(where: str, record: Mapping[str, str]) -> Row:
+    """The columns of one segment; the `mode` of MMSA's table wins over the standard split."""
+    video, mode = record["video_id"], record.get("mode", "")
+    split = split_of(mode) if mode else SPLIT_OF.get(video)
+    if mode and split is None:
+        raise ConfigError(f"{where}: mode is {mode!r}, not train, valid or test")
+    value = number(where, "sentiment", record["label"], _LOW, _HIGH)
     if value is None:
         raise ConfigError(f"{where}: no sentiment")
-    return {
+    row: Row = {
         "valence": (value - _LOW) / (_HIGH - _LOW),
         "speaker": video,
         "language": "en",
@@ -191,6 +185,7 @@ def _row(where: str, video: str, sentiment: str, split: str | None) -> Row:
         "corpus": NAME,
         "session": video,
     }
+    return row | ({"transcript": record["text"]} if record.get("text") else {})
 
 
 def _audio(root: str) -> dict[_Key, ObjectInfo]:

@@ -115,12 +115,11 @@ def load_emotion_map(name_or_uri: str) -> EmotionMap:
 
 def _point(where: str, value: object) -> tuple[float, float, float]:
     numbers = value if isinstance(value, list) else []
-    good = [v for v in numbers if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) != len(DIMENSIONS) or len(good) != len(numbers):
+    if [type(v) in (int, float) for v in numbers] != [True] * len(DIMENSIONS):
         raise ConfigError(f"{where} is {value!r}: write [{', '.join(DIMENSIONS)}]")
-    if not all(0 <= v <= 1 for v in good):
+    if not all(0 <= v <= 1 for v in numbers):
         raise ConfigError(f"{where} is {value!r}: each number is from 0 to 1")
-    arousal, dominance, valence = map(float, good)
+    arousal, dominance, valence = map(float, numbers)
     return arousal, dominance, valence
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
@@ -18,13 +19,13 @@ from raysers.data.files import (
     first_of,
     is_file,
     lines_of,
+    name_of,
     number,
     objects_below,
     of_file,
     require,
     stem_of,
     text_of,
-    texts_of,
 )
 from raysers.errors import ConfigError
 from raysers.io import storage
@@ -55,6 +56,7 @@ _EMOTION_OF = {
     "X": "no_agreement",
 }
 _LOW, _HIGH = 1.0, 7.0
+_READ_THREADS = 32
 
 
 def recognise(root: str) -> bool:
@@ -72,15 +74,18 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     if uri is None:
         raise ConfigError(_no_labels(root))
     folder = first_of(root, _AUDIO_FOLDERS)
-    audio = {} if folder is None else _audio(folder)
+    wavs = [] if folder is None else objects_below(folder, {".wav"})
+    audio = {name_of(info.uri): info for info in wavs}
     if not audio:
         raise ConfigError(f"--input {root}: no wavs in {' or '.join(_AUDIO_FOLDERS)}: unpack them")
-    speakers = _Speakers(root)
+    speakers, sexes = _speakers(root)
     rows: list[Row] = []
     lost: list[str] = []
     seen: set[str] = set()
     for where, record in _records(uri):
-        name, row = record["FileName"], _row(where, record, speakers)
+        name, row = record["FileName"], _row(where, record)
+        row["speaker"] = row["speaker"] or speakers.get(name)
+        row["sex"] = row["sex"] or sexes.get(row["speaker"] or "")
         if name in seen:
             raise ConfigError(f"{where}: {name} a second time")
         seen.add(name)
@@ -118,10 +123,6 @@ def _no_labels(root: str) -> str:
     return f"--input {root}: no label folder ({', '.join(_LABEL_FOLDERS)}): {fix}"
 
 
-def _audio(folder: str) -> dict[str, ObjectInfo]:
-    return {info.uri.rpartition("/")[2]: info for info in objects_below(folder, {".wav"})}
-
-
 def _records(uri: str) -> Iterator[tuple[str, dict[str, str]]]:
     if suffix_of(uri) == ".csv":
         yield from csv_records(uri, _NEEDED)
@@ -143,32 +144,28 @@ def _records(uri: str) -> Iterator[tuple[str, dict[str, str]]]:
         )
 
 
-class _Speakers:
-    """`Speaker_ids.txt`, for rows of the consensus file that do not say who speaks."""
-
-    def __init__(self, root: str) -> None:
-        self.speaker_of: dict[str, str] = {}
-        self.sex_of: dict[str, str] = {}
-        uri = storage.join(root, "Speaker_ids.txt")
-        for _, line in lines_of(uri) if is_file(uri) else ():
-            first, _, second = (part.strip() for part in line.partition(";"))
-            if first.endswith(".wav"):
-                if speaker := speaker_of(second):
-                    self.speaker_of[first] = speaker
-            elif first.startswith("Speaker_") and (sex := sex_of(second)):
-                self.sex_of[first.removeprefix("Speaker_")] = sex
+def _speakers(root: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Speaker by wav and sex by speaker in `Speaker_ids.txt`, for rows that do not say them."""
+    speakers: dict[str, str] = {}
+    sexes: dict[str, str] = {}
+    uri = storage.join(root, "Speaker_ids.txt")
+    for _, line in lines_of(uri) if is_file(uri) else ():
+        first, _, second = (part.strip() for part in line.partition(";"))
+        if first.endswith(".wav") and (speaker := speaker_of(second)):
+            speakers[first] = speaker
+        elif first.startswith("Speaker_") and (sex := sex_of(second)):
+            sexes[first.removeprefix("Speaker_")] = sex
+    return speakers, sexes
 
 
-def _row(where: str, record: dict[str, str], speakers: _Speakers) -> Row:
+def _row(where: str, record: dict[str, str]) -> Row:
     name, code = record["FileName"], record.get("EmoClass", "")
     split = split_of(record["Split_Set"])
     if split is None:
         raise ConfigError(f"{where}: Split_Set is {record['Split_Set']!r}, no split known here")
-    speaker = speaker_of(record.get("SpkrID")) or speakers.speaker_of.get(name)
-    sex = sex_of(record.get("Gender")) or speakers.sex_of.get(speaker or "")
     row: Row = {
-        "speaker": speaker,
-        "sex": sex,
+        "speaker": speaker_of(record.get("SpkrID")),
+        "sex": sex_of(record.get("Gender")),
         "split": split,
         "emotion": _EMOTION_OF.get(code) or common_name(code) or None,
     }
@@ -203,6 +200,7 @@ def _add_transcripts(root: str, rows: list[Row]) -> None:
     found = objects_below(storage.join(root, "Transcripts"), {".txt"})
     uri_of = {stem_of(info.uri): info.uri for info in found}
     spoken = [(row, uri) for row in rows if (uri := uri_of.get(stem_of(row["file"])))]
-    texts = texts_of([uri for _, uri in spoken])
-    for (row, _), text in zip(spoken, texts, strict=True):
-        row["transcript"] = text or None
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        texts = pool.map(text_of, [uri for _, uri in spoken])
+        for (row, _), text in zip(spoken, texts, strict=True):
+            row["transcript"] = " ".join(text.split()) or None

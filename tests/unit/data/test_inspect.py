@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from raysers.audio import decode
-from raysers.data.manifest import probe_batch
-from raysers.data.segments import Segmenting
+from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import object_rows
 from raysers.errors import ConfigError
 from raysers.io.uris import ObjectInfo

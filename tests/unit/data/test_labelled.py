@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysers.data.corpora import SCHEMA, read_labelled
-from raysers.data.manifest import probe_batch, write_manifest
-from raysers.data.segments import Segmenting
+from raysers.data.labelled import SCHEMA, read_labelled
+from raysers.data.manifest import write_manifest
+from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
 from raysers.errors import ConfigError
 from raysers.types import clip_id

@@ -19,12 +19,11 @@ from raysers.data import manifest as manifest_module
 from raysers.data.manifest import (
     clips_of,
     fingerprint,
-    probe_batch,
     read_manifest,
     sort_manifest,
     write_manifest,
 )
-from raysers.data.segments import Segmenting
+from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
 from raysers.errors import ClipError, ConfigError, CredentialsError
 from raysers.io import storage

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysers.data.shards import (
+from raysers.data.manifest import (
     MAX_CLIPS,
     ShardPlan,
     plan_shards,

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from raysers.data.manifest import is_manifest, probe_batch, write_manifest
-from raysers.data.segments import Segmenting
-from raysers.data.sources import LISTING, ListingNotes, list_inputs
+from raysers.data.manifest import is_manifest, write_manifest
+from raysers.data.segments import Segmenting, probe_batch
+from raysers.data.sources import LISTING, list_inputs
 from raysers.errors import ConfigError, CredentialsError, TransientStorageError
 from raysers.types import Status
 from tests.s3 import Bucket, Faults
@@ -25,7 +25,7 @@ def make(path: Path, data: bytes = b"x") -> Path:
     return path
 
 
-def rows(*uris: object, notes: ListingNotes | None = None) -> list[dict[str, object]]:
+def rows(*uris: object, notes: list[str] | None = None) -> list[dict[str, object]]:
     tables = [
         pa.Table.from_batches([batch]) for batch in list_inputs(list(map(str, uris)), notes=notes)
     ]
@@ -102,9 +102,9 @@ def test_table_that_names_tar_members(tmp_path: Path) -> None:
 
 def test_notes_reach_the_caller(tmp_path: Path) -> None:
     make(tmp_path / "t.csv", b"file,age\na.wav,31\n")
-    notes = ListingNotes()
+    notes: list[str] = []
     rows(tmp_path / "t.csv", notes=notes)
-    assert notes.warnings == [f"{tmp_path}/t.csv: columns not used: age"]
+    assert notes == [f"{tmp_path}/t.csv: columns not used: age"]
 
 
 def test_file_name_that_is_no_utf8_is_a_row(tmp_path: Path) -> None:
@@ -229,11 +229,17 @@ def test_many_files_and_tars_on_the_command_line_come_in_full_batches(tmp_path: 
 def test_files_that_are_not_listed_are_counted(tmp_path: Path) -> None:
     for name in ("a.wav", *(f"{i}.dat" for i in range(12)), "x/README", "LICENSE", ".hidden.dat"):
         make(tmp_path / name)
-    notes = ListingNotes()
+    notes: list[str] = []
     assert len(rows(tmp_path, notes=notes)) == 1
-    assert notes.warnings == [
-        f"{tmp_path}: skipped 12 x .dat, 2 without suffix: no suffix of audio"
-    ]
+    skipped = f"{tmp_path}: skipped 12 x .dat, 2 without suffix: no suffix of audio"
+    assert notes == [skipped]
+    for name, member in (("s/b.tar", "b.txt"), ("s/a.tar", "a.json"), ("s/c.tar", "c.wav")):
+        make(tmp_path / name, build([(member, b"x")]))
+    notes.clear()
+    assert len(rows(tmp_path, notes=notes)) == 2
+    first = f"{tmp_path}/s/a.tar"
+    bare = f"{tmp_path}: 2 tars without audio left out (the first: {first!r})"
+    assert sorted(notes) == sorted([skipped, bare])
 
 
 #: Formats under the suffix by which the sound library itself knows them.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysers.data.corpora import read_labelled
+from raysers.data.labelled import read_labelled
 from raysers.data.splits import (
     check_leakage,
     fold_splits,

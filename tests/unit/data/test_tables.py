@@ -347,7 +347,7 @@ def test_all_duplicates_are_named(tmp_path: Path) -> None:
 CELLS = st.text(st.sampled_from('ab ,;\t"\n\r|ü'), max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(CELLS, min_size=1, max_size=6),
     st.sampled_from(",;|"),

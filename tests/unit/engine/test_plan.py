@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import permutations
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from raysers.data.manifest import write_manifest
 from raysers.data.segments import Segmenting
@@ -42,3 +45,24 @@ def test_any_mix_of_inputs_is_one_manifest_with_the_labels_of_each(inputs, kinds
         ("d", None, None, None),
     ]
     assert {row["status"] for row in rows} == {"ok"}
+
+
+ENDS_S = st.sampled_from([None, 0.5, 0.9, 0.9995, 1.0, 1.0004, 1.02, 1.05, 1.2])
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sets(st.tuples(st.sampled_from([0.0, 0.25]), ENDS_S), min_size=1, max_size=8))
+def test_every_row_of_a_table_is_a_clip_or_counted_in_a_warning(inputs, capsys, spans):
+    folder = Path(inputs["folder"]).parent
+    rows = "".join(f"a.wav,{start},{'' if end is None else end}\n" for start, end in spans)
+    (folder / "t.csv").write_text(f"file,start,end\n{rows}")
+    capsys.readouterr()
+    clips = index([str(folder / "t.csv")], Segmenting(), local=True)
+    merged = re.search(r"warning: (\d+) rows? name", capsys.readouterr().err)
+    assert len(clips) + int(merged[1] if merged else 0) == len(spans)
+    # all that end from the file's end to 100 ms behind it end with it, but for rounding of 1 ms
+    at_end = {end for _, end in spans if end is None or 1.001 < end <= 1.1 or end == 1.0}
+    starts = {start for start, end in spans if end in at_end}
+    assert sum(row["end"].value == 10**9 for row in clips.to_pylist()) == len(starts)

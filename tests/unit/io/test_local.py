@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raysers.audio.decode import decode
-from raysers.data.sources import ListingNotes, list_inputs
+from raysers.data.sources import list_inputs
 from raysers.errors import (
     ClipError,
     ConfigError,
@@ -137,10 +137,10 @@ def test_what_a_listing_leaves_out_is_counted(tmp_path: Path) -> None:
         "the path is too long to be opened",
     ]
     assert sorted(reason for reason, _ in left_out) == expected
-    (batch,) = list_inputs([str(root)], notes=(notes := ListingNotes()))
+    (batch,) = list_inputs([str(root)], notes=(notes := []))
     assert batch.num_rows == 3
-    assert sum("left out" in text for text in notes.warnings) == 3
-    assert any("2 folders left out: a link back" in text for text in notes.warnings)
+    assert sum("left out" in text for text in notes) == 3
+    assert any("2 folders left out: a link back" in text for text in notes)
 
 
 def test_a_file_whose_path_is_too_long_is_a_row(tmp_path: Path) -> None:

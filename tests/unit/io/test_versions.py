@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from raysers.audio.decode import AudioReader
-from raysers.data.manifest import clips_of, probe_batch
-from raysers.data.segments import Segmenting
+from raysers.data.manifest import clips_of
+from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
 from raysers.errors import ObjectChanged, StorageError
 from raysers.io import storage

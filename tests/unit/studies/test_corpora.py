@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from raysers.data.corpora import SCHEMA
+from raysers.data.labelled import SCHEMA
 from raysers.data.splits import leaks
 from raysers.errors import ConfigError
 from raysers.studies.corpora import arrange

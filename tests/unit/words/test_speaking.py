@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from raysers.data.manifest import probe_batch
-from raysers.data.segments import Segmenting
+from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
 from raysers.models import tts
 from raysers.models.tts_command import speech_program

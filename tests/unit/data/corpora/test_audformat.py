@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raysers.data.corpora import read_corpus, read_labelled, recognise
+from raysers.data.labelled import read_corpus, read_labelled, recognise
 from raysers.data.sources import list_inputs
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees
@@ -60,7 +60,7 @@ def test_what_audformat_writes(tmp_path, storage_format):
     # the consensus tables are the labels; the table of all ratings makes no clip and no label
     assert set(rows) == {str(tmp_path / name) for name in FILES[:2]}
     first, second = rows[str(tmp_path / FILES[0])], rows[str(tmp_path / FILES[1])]
-    assert (first["arousal"], first["valence"], first["dominance"]) == (0.25, 1.0, None)
+    assert (first["arousal"], first["valence"], first.get("dominance")) == (0.25, 1.0, None)
     assert (second["arousal"], second["valence"]) == (0.875, 0.0)
     assert (first["emotion"], second["emotion"]) == ("anger", "happiness")
     assert (first["split"], second["split"]) == ("train", "test")

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from raysers.data.corpora import read_corpus, recognise
+from raysers.data.labelled import read_corpus, recognise
 from raysers.errors import ConfigError
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.data.corpora import trees

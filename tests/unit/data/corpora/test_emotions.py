@@ -7,7 +7,6 @@ import typing
 import pytest
 
 from raysers.cli import CorpusName
-from raysers.data.corpora import CORPORA
 from raysers.data.corpora.emotions import (
     EMOTION_MAPS,
     common_name,
@@ -16,6 +15,7 @@ from raysers.data.corpora.emotions import (
     speaker_of,
     split_of,
 )
+from raysers.data.labelled import CORPORA
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees
 

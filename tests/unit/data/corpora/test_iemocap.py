@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raysers.data.corpora import read_corpus, recognise
+from raysers.data.labelled import read_corpus, recognise
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees
 
@@ -39,7 +39,7 @@ def test_the_turns_of_a_small_release(tmp_path):
         "happiness",
         "no_agreement",
     )
-    assert (other["corpus"], other["split"], other["transcript"]) == ("iemocap", None, None)
+    assert (other["corpus"], other.get("split"), other.get("transcript")) == ("iemocap", None, None)
 
 
 def test_a_rating_above_the_scale_counts_as_its_end_and_is_told(tmp_path):

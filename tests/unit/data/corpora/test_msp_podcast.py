@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raysers.data.corpora import read_corpus, recognise
+from raysers.data.labelled import read_corpus, recognise
 from raysers.errors import ConfigError
 from tests.s3 import Bucket
 from tests.unit.data.corpora import trees
