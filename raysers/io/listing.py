@@ -133,36 +133,16 @@ def list_s3(
         nodes = [_Prefix(b, is_few) for b in below if not is_hidden(b[len(root) :].rstrip("/"))]
         if token:
             nodes.append(node._replace(token=token))
-        return [info_of(bucket, item) for item in page.get("Contents", []) if wanted(item)], nodes
+        return [info(item) for item in page.get("Contents", []) if wanted(item["Key"])], nodes
 
-    def wanted(item: dict[str, str]) -> bool:
-        name = item["Key"]
-        is_shown = not name.endswith("/") and not is_hidden(name[len(root) :])
-        return is_shown and (suffixes is None or suffix_of(name) in suffixes)
+    def info(item: Any) -> ObjectInfo:
+        return ObjectInfo(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], s3.etag_of(item))
+
+    def wanted(key: str) -> bool:
+        is_shown = not key.endswith("/") and not is_hidden(key[len(root) :])
+        return is_shown and (suffixes is None or suffix_of(key) in suffixes)
 
     return _crawl(_Prefix(root), expand)
-
-
-def list_s3_parts(uri: str) -> list[ObjectInfo]:
-    """`part-*.parquet` directly under the prefix, by name."""
-    from raysers.io import s3
-
-    bucket, key = split_s3(uri)
-    options = {"Prefix": f"{key}/part-" if key else "part-", "Delimiter": "/"}
-    found: list[ObjectInfo] = []
-    while True:
-        page = s3.list_page(uri, **options)
-        found += [info_of(bucket, item) for item in page.get("Contents", [])]
-        if not page.get("IsTruncated"):
-            return sorted((i for i in found if i.uri.endswith(".parquet")), key=lambda i: i.uri)
-        options["ContinuationToken"] = page["NextContinuationToken"]
-
-
-def info_of(bucket: str, item: Any) -> ObjectInfo:
-    """The object of an entry in a page."""
-    from raysers.io import s3
-
-    return ObjectInfo(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], s3.etag_of(item))
 
 
 def _crawl(root: Node, expand: Callable[[Node], Page[Node]]) -> Iterator[ObjectInfo]:

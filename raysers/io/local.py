@@ -80,16 +80,6 @@ def fetch(
     return retried(read, path)
 
 
-def list_parts(path: str) -> list[ObjectInfo]:
-    """`part-*.parquet` directly in the folder, by name; none when there is no such folder."""
-    try:
-        names = retried(lambda: sorted(os.listdir(path)), path)
-    except ObjectMissing:
-        return []
-    parts = (n for n in names if n.startswith("part-") and n.endswith(".parquet"))
-    return [stat(os.path.join(path, name)) for name in parts]
-
-
 def write_atomic(path: str, data: bytes) -> None:
     """Writes through a hidden file beside `path`: readers see the old bytes or the new, never half.
 
@@ -104,11 +94,11 @@ def content_etag(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def put_if(path: str, data: bytes, etag: str = "") -> str | None:
+def put_if(path: str, data: bytes, etag: str | None = None) -> str | None:
     """Writes the file if it is absent, or with `etag` if its content has it; see `storage`."""
 
     def put() -> bool:
-        if not etag:
+        if etag is None:
             with suppress(FileExistsError):
                 _write(path, data, _publish_new)
                 return True
@@ -130,19 +120,6 @@ def delete(path: str) -> None:
             os.unlink(path)
 
     _writing(remove, path)
-
-
-def delete_if(path: str, etag: str) -> bool:
-    """Removes the file if its content has `etag`; see `storage`."""
-
-    def remove() -> bool:
-        with suppress(FileNotFoundError), _locked(path):
-            if _content_etag(path) == etag:
-                os.unlink(path)
-                return True
-        return False
-
-    return _writing(remove, path)
 
 
 def sweep(path: str) -> None:
