@@ -6,8 +6,9 @@ same parser and the command line wins.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
@@ -18,6 +19,7 @@ import tyro
 
 from raysers.data.files import load_yaml
 from raysers.errors import ConfigError
+from raysers.io import storage
 from raysers.types import Status
 
 T = TypeVar("T")
@@ -25,6 +27,10 @@ T = TypeVar("T")
 DEFAULT_MODEL = "emodb-tiny"
 #: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
 CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
+_SHARED_FLAGS = (
+    "--config FILE reads flags from YAML or a run.json. --requester-pays agrees to pay for reading "
+    "S3 buckets that charge who asks."
+)
 Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
 
 
@@ -114,33 +120,30 @@ def _require(good: bool, flag: str, value: object, wanted: str) -> None:
 def parse(config_class: type[T], argv: Sequence[str] | None, *, description: str) -> T:
     """Parse `argv` (default: the process arguments) into `config_class`.
 
-    `--config FILE` (YAML, or the `run.json` of an earlier run) supplies defaults that the other
-    arguments override.
+    Two flags are everyone's: `--config FILE` (YAML, or the `run.json` of an earlier run) supplies
+    defaults that the other arguments override, and `--requester-pays` sets the environment of this
+    process and, through `cluster.connect`, of its workers.
 
     Raises:
         ConfigError: the config file cannot be used.
         SystemExit: with code 2 and a message, for arguments the parser refuses.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
-    config_file, rest = _take_config_flag(args)
-    from_file = _file_arguments(config_file, config_class) if config_file else []
+    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    shared.add_argument("--config")
+    shared.add_argument("--requester-pays", action="store_true")
+    try:
+        given, rest = shared.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError("--config needs a file: a YAML file or the run.json of a run") from error
+    if given.requester_pays:
+        os.environ[storage.REQUESTER_PAYS] = "1"
+    from_file = _file_arguments(given.config, config_class) if given.config else []
     return tyro.cli(
         config_class,
         args=[*from_file, *rest],
-        description=description + "\n\n--config FILE reads flags from YAML or a run.json.",
+        description=f"{description}\n\n{_SHARED_FLAGS}",
         config=(tyro.conf.EnumChoicesFromValues,),
     )
-
-
-def _take_config_flag(args: list[str]) -> tuple[str | None, list[str]]:
-    for i, arg in enumerate(args):
-        if arg.startswith("--config="):
-            return arg.removeprefix("--config="), args[:i] + args[i + 1 :]
-        if arg == "--config":
-            if i + 1 == len(args):
-                raise ConfigError("--config needs a file: a YAML file or the run.json of a run")
-            return args[i + 1], args[:i] + args[i + 2 :]
-    return None, args
 
 
 def _file_arguments(uri: str, config_class: type) -> list[str]:

@@ -24,6 +24,7 @@ from ray.data.read_api import from_blocks
 
 from raysers.engine.plan import Placement
 from raysers.errors import ConfigError, RaysersError, errors_as_rows, raise_from_rows
+from raysers.io import storage
 from raysers.run import Exit, end_on_sigterm
 
 #: More workers than this per CPU only take memory from each other.
@@ -52,7 +53,7 @@ def connect() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         if address := os.environ.get("RAY_ADDRESS"):
             try:
-                ray.init(logging_level=logging.ERROR)
+                ray.init(logging_level=logging.ERROR, runtime_env=_workers_environment())
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ConfigError(
                     f"RAY_ADDRESS={address} does not answer: start the cluster, or unset it to "
@@ -65,6 +66,13 @@ def connect() -> None:
 
 
 _connecting = threading.Lock()
+
+
+def _workers_environment() -> dict[str, Any]:
+    """What the driver's flags set in the environment, unless `ray job submit` did so already."""
+    name = storage.REQUESTER_PAYS
+    own = name in os.environ and name not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
+    return {"env_vars": {name: os.environ[name]}} if own else {}
 
 
 def _start_here() -> None:

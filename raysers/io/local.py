@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from raysers.audio.source import open_regular, retried
@@ -51,7 +51,9 @@ def stat(path: str) -> ObjectInfo:
 
 
 def info(path: str, about: os.stat_result) -> ObjectInfo:
-    """What `os.stat` says of a regular file."""
+    """What `os.stat` says of a regular file; anything else has 0 bytes and no version mark."""
+    if not stat_module.S_ISREG(about.st_mode):
+        return ObjectInfo(path, 0, "")
     return ObjectInfo(path, about.st_size, f"{about.st_mtime_ns:x}-{about.st_size:x}")
 
 
@@ -158,22 +160,18 @@ _threads = threading.Lock()
 def _locked(path: str) -> Iterator[None]:
     """Excludes other conditional writes to the folder; some network disks only lock files."""
     folder = os.path.dirname(path)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with _threads:
+    with ExitStack() as opened, _threads:
+        for name, flags in (("", os.O_RDONLY), (_LOCK, os.O_RDWR | os.O_CREAT)):
+            descriptor = os.open(os.path.join(folder, name), flags, 0o666)
+            opened.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError:
-                os.close(descriptor)
-                descriptor = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o666)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise ConditionsUnsupported(f"{folder} cannot be locked: {error.strerror}") from error
-        raise
-    finally:
-        os.close(descriptor)
+                break
+            except OSError as error:
+                failure = error
+        else:
+            raise ConditionsUnsupported(f"{folder} cannot be locked: {failure}") from failure
+        yield
 
 
 def _publish_new(temporary: str, path: str) -> None:

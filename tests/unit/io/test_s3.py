@@ -319,20 +319,46 @@ def folder_of_both(s3: Bucket, tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "x.tar"), s3.put("x.tar", bytes(1000))
 
 
-def test_an_endpoint_of_the_config_file_is_a_vendor_as_well(
-    s3: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("variables", "config"),
+    [
+        ({"AWS_ENDPOINT_URL": "HERE"}, ""),
+        ({"AWS_ENDPOINT_URL_S3": "HERE"}, ""),
+        ({}, "[default]\nendpoint_url = HERE\n"),
+        ({}, "[default]\nservices = mine\n[services mine]\ns3 =\n  endpoint_url = HERE\n"),
+        ({"AWS_PROFILE": "minio"}, "[profile minio]\nendpoint_url = HERE\n"),
+    ],
+)
+def test_a_vendors_endpoint_is_seen_wherever_it_is_configured(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict, config: str
 ) -> None:
+    """Path style and no newer checksums; without an endpoint it is Amazon's."""
     endpoint = os.environ["AWS_ENDPOINT_URL"]
-    (tmp_path / "config").write_text(f"[default]\nendpoint_url = {endpoint}\n")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    assert s3_module.client().meta.config.s3 != {"addressing_style": "path"}
+    (tmp_path / "config").write_text(config.replace("HERE", endpoint))
+    for name, value in {"AWS_CONFIG_FILE": str(tmp_path / "config"), **variables}.items():
+        monkeypatch.setenv(name, value.replace("HERE", endpoint))
     storage.write_atomic(f"{s3.uri}/x", b"data")
     assert s3.get("x") == b"data"
-    config = s3_module.client().meta.config
-    assert config.s3 == {"addressing_style": "path"}
-    assert config.request_checksum_calculation == "when_required"
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    assert s3_module.client().meta.config.s3 != {"addressing_style": "path"}
+    made = s3_module.client().meta.config
+    assert made.s3 == {"addressing_style": "path"}
+    assert made.request_checksum_calculation == "when_required"
+    assert made.response_checksum_validation == "when_required"
+
+
+def test_requester_pays_is_said_with_every_request(
+    s3: Bucket, s3_faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value, said in (("1", {"requester"}), ("0", {None})):
+        monkeypatch.setenv(storage.REQUESTER_PAYS, value)
+        s3_faults.clear()
+        storage.write_atomic(f"{s3.uri}/x", b"data")
+        assert storage.read_bytes(f"{s3.uri}/x") == b"data"
+        assert storage.stat(s3.put("empty", b"")).num_bytes == 0
+        assert len(list(storage.list_objects(s3.uri))) == 2
+        assert {method for method, _, _ in s3_faults.seen} == {"GET", "HEAD", "PUT"}
+        assert {headers.get("x-amz-request-payer") for headers in s3_faults.headers} == said
 
 
 @pytest.mark.parametrize("status", [400, 501])
