@@ -46,7 +46,7 @@ _UNKNOWN_S = 60.0
 class Decoded:
     """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it.
 
-    A variant of a clip has a name, and columns of its own for the row.
+    A variant of a clip has a name, and columns that only its row has.
     """
 
     clip: Clip

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,29 +118,25 @@ class ClipJob:
         )
         if self._connected is None:  # the model may be needed in this process
             preload.start()
-        decisive = (
-            plan.listing_settings(flags)
-            if manifest is None
-            else {"rows_version": plan.ROWS_VERSION}
-        )
+        decisive: dict[str, Any] = {"rows_version": plan.ROWS_VERSION}
+        if manifest is None:
+            decisive = plan.listing_settings(flags)
         decisive |= {"shard_s": flags.shard_s, "max_clip_s": flags.max_clip_s, **(settings or {})}
         if run.earlier is not None:
             before = run.earlier.settings
-            known = {**decisive, **task.settings, "manifest": before.get("manifest")}
-            if manifest is not None:
-                known["manifest"] = fingerprint(manifest)
+            listed = before.get("manifest") if manifest is None else fingerprint(manifest)
+            known = {**decisive, **task.settings, "manifest": listed}
             # a precision of `auto` means what it meant when the output was begun
             run.refuse_other_settings(
                 {k: before.get(k) if v == "auto" else v for k, v in known.items()}
             )
-            manifest = plan.stored_manifest(run) if manifest is None else manifest
+        if manifest is None and run.earlier is not None:
+            manifest = plan.stored_manifest(run)
         elif manifest is None:
-            local = True if flags.workers == "local" else None
-            manifest = plan.list_clips(flags, local=local)
+            manifest = plan.list_clips(flags, local=True if flags.workers == "local" else None)
         if preload.ident is not None:  # a package that another thread still imports lacks names
             preload.join()
-        names = task.variant_names
-        audio_s = float(np.nansum(manifest["duration_s"].to_numpy())) * len(names)
+        audio_s = float(np.nansum(manifest["duration_s"].to_numpy())) * len(task.variant_names)
         self.placement = placement or self._place(audio_s, gpus=task.uses_gpus)
         self.task = task.placed(self.placement, run.earlier)
         decisive |= {**self.task.settings, "manifest": fingerprint(manifest)}
@@ -183,15 +180,16 @@ class ClipJob:
         done: list[ShardResult] = []
         if self.plan.todo:
             blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
-            clips = sum(block.num_rows for block in blocks)
+            refresh: Callable[[], Shards | None] = reports.copy
             if worker is not None:
-                self._watch(_scored_here(worker, blocks), reports.copy, clips, done)
+                results = _scored_here(worker, blocks)
             else:
-                from raysers.engine import actors
+                from raysers.engine import cluster
 
-                monitor = actors.new_monitor()
-                results = actors.run_shards(blocks, settings, self.task, self.placement, monitor)
-                self._watch(results, lambda: actors.snapshot(monitor), clips, done)
+                monitor = cluster.new_monitor()
+                results = cluster.run_shards(blocks, settings, self.task, self.placement, monitor)
+                refresh = partial(cluster.snapshot, monitor)
+            self._watch(results, refresh, sum(block.num_rows for block in blocks), done)
         return self._conclude(done)
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
@@ -279,31 +277,33 @@ class ClipJob:
         names = self.task.variant_names
         own = ["clip_id", "status"] + ([output.VARIANT] if names != ("",) else [])
         rows = self.rows(own)
-        output.check_rows(planned.manifest["clip_id"], rows, names, where)
-        output.check_names(where, table, len(planned.shards))
+        clip_ids = planned.manifest["clip_id"]
+        output.check_rows(where, table, len(planned.shards), clip_ids, rows, names)
         statuses = Counter(progress.count_statuses(rows))
         failed = 1 - statuses[Status.OK] / rows.num_rows
         now_s = time.time()
         first_s = min((result.began_at for result in done), default=now_s)
-        scored_s, padded_s, model_s, wait_s = (
-            sum(getattr(result, name) for result in done)
-            for name in ("scored_s", "padded_s", "model_s", "wait_s")
-        )
+        total: dict[str, float] = {
+            name: sum(getattr(result, name) for result in done)
+            for name in ("scored_s", "padded_s", "model_s", "wait_s", "decoded")
+        }
         outcome = {
             "clips": planned.manifest.num_rows,
             "rows": rows.num_rows,
             "statuses": dict(statuses),
             "failed_share": round(failed, 6),
-            "audio_s": round(scored_s, 3),
+            "audio_s": round(total["scored_s"], 3),
             "wall_s": round(now_s - self._began_at, 3),
             "startup_s": round(max(first_s - self._began_at, 0.0), 3),
-            "model_s": round(model_s, 3),
-            "wait_s": round(wait_s, 3),
+            "model_s": round(total["model_s"], 3),
+            "wait_s": round(total["wait_s"], 3),
             "workers": "local" if self.placement.local else self.placement.workers,
             "device": self.placement.device,
             "worker_peak_bytes": max((result.peak_bytes for result in done), default=0),
-            "decoded": sum(result.decoded for result in done),
-            "padding_waste": round(1 - scored_s / padded_s, 4) if padded_s else 0.0,
+            "decoded": total["decoded"],
+            "padding_waste": round(
+                1 - total["scored_s"] / total["padded_s"] if total["padded_s"] else 0.0, 4
+            ),
         }
         ledger.tidy(where)
         for folder in (where, storage.join(where, "manifest"), storage.join(where, table)):

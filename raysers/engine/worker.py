@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from typing import Any, ClassVar, Protocol, Self
@@ -108,27 +108,24 @@ class ClipTask(ABC):
         return ("",)
 
     def variants(self, decoded: Decoded) -> list[Decoded]:
-        """One per name, in their order, each with a signal or an error of its own."""
+        """One per name, in their order, each with a signal or an error."""
         return [decoded]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """What every worker of a run needs to know.
-
-    Attributes:
-        stamp: written into every part (`output.stamp_of`).
-        retry: statuses whose rows are scored again (`--retry`).
-        whole: clips are whole files, so one whose header failed may be tried again.
-        io_threads: threads that fetch and decode.
-    """
+    """What every worker of a run needs to know."""
 
     output: str
     run_id: str
+    #: Written into every part (`output.stamp_of`).
     stamp: str
+    #: Statuses whose rows are scored again.
     retry: frozenset[str]
+    #: Clips are whole files, so one whose header failed may be tried again.
     whole: bool
     max_clip_s: float
+    #: Threads that fetch and decode.
     io_threads: int
 
 
@@ -136,15 +133,10 @@ class WorkerSettings:
 class ShardResult:
     """A finished shard: what its part holds, and what this attempt did for it.
 
-    Attributes:
-        began_at: seconds since the epoch when the worker, its model loaded, took the shard up.
-        statuses: rows of its part by status.
-        audio_s: audio seconds of its part.
-        scored_s: audio seconds that went through the model.
-        padded_s: the same with padding.
-        model_s: wall seconds of forward passes.
-        wait_s: wall seconds in which the model waited for decoded audio.
-        peak_bytes: largest resident memory of the worker so far.
+    `statuses` and `audio_s` count the part's rows and audio, `scored_s` and `padded_s` what went
+    through the model, without and with padding. `model_s` is the wall time of forward passes,
+    `wait_s` the time in which the model waited for audio. `began_at` (since the epoch) is when the
+    worker, its model loaded, took the shard up; `peak_bytes` the worker's largest resident memory.
     """
 
     shard: int
@@ -204,8 +196,7 @@ class ShardWorker:
         settings = self._settings
         result = ShardResult(shard=shard)
         uri = output.part_uri(settings.output, self._task.table, shard)
-        mark = output.part_stamp(settings.stamp, shard)
-        earlier = output.read_part(uri, stamp=mark)
+        earlier = output.read_part(uri, stamp=settings.stamp)
         clips = clips_of(block)
         if earlier is not None:
             clips = _to_retry(clips, earlier, settings)
@@ -224,7 +215,7 @@ class ShardWorker:
         part = output.to_table(ordered, self._task.schema)
         if earlier is not None:
             part = output.replace_rows(earlier, part)
-        output.write_part(uri, part, stamp=mark)
+        output.write_part(uri, part, stamp=settings.stamp)
         attempt.close()
         return result.about(part)
 
@@ -299,24 +290,20 @@ class ShardWorker:
             status = str(failure.status if failure else Status.OK)
             result.scored_s += one.duration_s
             result.statuses[status] += 1
-            yield (
-                (clip.clip_id, one.variant),
-                {
-                    "file": clip.file,
-                    "start": clip.start_ns,
-                    "end": clip.end_ns,
-                    "clip_id": clip.clip_id,
-                    "status": status,
-                    "error": failure.message if failure else "",
-                    "duration_s": one.duration_s if has_signal else None,
-                    "rms_db": one.rms_db,
-                    "clipped_ratio": one.clipped_ratio,
-                    **shared,
-                    **self._model.provenance,
-                    **one.columns,
-                    **(found if isinstance(found, dict) else {}),
-                },
-            )
+            row = {
+                "file": clip.file,
+                "start": clip.start_ns,
+                "end": clip.end_ns,
+                "clip_id": clip.clip_id,
+                "status": status,
+                "error": failure.message if failure else "",
+                "duration_s": one.duration_s if has_signal else None,
+                "rms_db": one.rms_db,
+                "clipped_ratio": one.clipped_ratio,
+            }
+            scores = found if isinstance(found, dict) else {}
+            key = (clip.clip_id, one.variant)
+            yield key, {**row, **shared, **self._model.provenance, **one.columns, **scores}
 
 
 def score_clips(model: ClipModel, decoded: Sequence[Decoded]) -> list[Row | ClipError]:
@@ -344,9 +331,9 @@ def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Deco
     if not attempt.suspicious:
         yield batch
         return
-    alone = [[d] for d in batch if d.clip.clip_id in attempt.alone]
-    others = [d for d in batch if d.clip.clip_id not in attempt.alone]
-    for group in [*alone, others] if others else alone:
+    groups = [[d] for d in batch if d.clip.clip_id in attempt.alone]
+    groups.append([d for d in batch if d.clip.clip_id not in attempt.alone])
+    for group in filter(None, groups):
         attempt.enter([d.clip.clip_id for d in group if d.signal is not None])
         yield group
 
@@ -359,14 +346,19 @@ def _stretches(clips: list[Clip], attempt: ledger.Attempt) -> Iterator[list[Clip
 
 
 def _to_retry(clips: list[Clip], earlier: pa.Table, settings: WorkerSettings) -> list[Clip]:
-    """Clips, as if uninspected, whose row has a status to retry and is not of this very run."""
+    """Clips whose row has a status to retry and is not of this very run.
+
+    They are taken as if their file had never been read: what was wrong may be repaired by now.
+    """
     failed = {
         row["clip_id"]
         for row in earlier.select(["clip_id", "status", "run_id"]).to_pylist()
         if row["status"] in settings.retry and row["run_id"] != settings.run_id
     }
     chosen = (c for c in clips if c.clip_id in failed and can_retry(c, whole=settings.whole))
-    return [output.uninspected(c) for c in chosen]
+    unread = {"status": Status.OK, "error": ""}
+    file_unread = {**unread, "num_bytes": None, "etag": ""}
+    return [replace(c, **(file_unread if c.byte_offset is None else unread)) for c in chosen]
 
 
 def _decode_order(clips: list[Clip]) -> list[Clip]:

@@ -275,7 +275,7 @@ def _client(pid: int, variables: tuple[str, ...], settings: S3Settings) -> S3Cli
         response_checksum_validation="when_required",
     )
     try:
-        # a session of its own: boto3's default one is not safe to share between threads
+        # not boto3's default session: threads must not share that while it makes clients
         session = boto3.session.Session()
         made = session.client("s3", config=config)
         if not _AWS_HOST.match(made.meta.endpoint_url):
