@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from enum import Enum
-from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -147,19 +145,6 @@ def parse(config_class: type[T], argv: Sequence[str] | None, *, description: str
 
 
 def _file_arguments(uri: str, config_class: type) -> list[str]:
-    values = _read_values(uri)
-    names = {f.name for f in fields(config_class)}
-    args: list[str] = []
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in names:
-            known = ", ".join(sorted(names))
-            raise ConfigError(f"--config {uri}: unknown key {key!r}; known keys: {known}")
-        args += _as_arguments(name, value)
-    return args
-
-
-def _read_values(uri: str) -> Mapping[str, Any]:
     try:
         document = load_yaml(uri)  # YAML is a superset of JSON, so run.json needs no other parser
     except ConfigError as error:
@@ -168,25 +153,24 @@ def _read_values(uri: str) -> Mapping[str, Any]:
         document = document.get("config")
     if not isinstance(document, dict):
         raise ConfigError(f"--config {uri} holds no mapping of flags to values")
-    return document
-
-
-def _as_arguments(name: str, value: Any) -> list[str]:
-    flag = "--" + name.replace("_", "-")
-    if isinstance(value, bool):
-        return [flag] if value else []
-    if isinstance(value, list | tuple):
-        return [flag, *map(str, value)] if value else []
-    return [] if value is None else [flag, str(value)]
+    names = {f.name for f in fields(config_class)}
+    args: list[str] = []
+    for key, value in document.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise ConfigError(f"--config {uri}: unknown key {key!r}; known keys: {known}")
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            args += [flag] * value
+        elif isinstance(value, list | tuple):
+            args += [flag, *map(str, value)] if value else []
+        elif value is not None:
+            args += [flag, str(value)]
+    return args
 
 
 def as_plain(config: Any) -> dict[str, Any]:
     """The config as JSON-ready values, for `run.json`."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=_plain_value))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return plain
-
-
-def _plain_value(value: object) -> str:
-    if isinstance(value, Enum | PurePath):
-        return str(value)
-    raise TypeError(f"{value!r} has no JSON form")
