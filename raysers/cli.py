@@ -27,7 +27,7 @@ DEFAULT_MODEL = "emodb-tiny"
 CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
 _SHARED_FLAGS = (
     "--config FILE reads flags from YAML or a run.json. --requester-pays agrees to pay for reading "
-    "S3 buckets that charge who asks."
+    "requester-pays buckets."
 )
 Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
 
@@ -118,8 +118,8 @@ def _require(good: bool, flag: str, value: object, wanted: str) -> None:
 def parse(config_class: type[T], argv: Sequence[str] | None, *, description: str) -> T:
     """Parse `argv` (default: the process arguments) into `config_class`.
 
-    Two flags are everyone's: `--config FILE` (YAML, or the `run.json` of an earlier run) supplies
-    defaults that the other arguments override, and `--requester-pays` sets the environment of this
+    All jobs take two more flags: `--config FILE` (YAML, or the `run.json` of an earlier run) gives
+    defaults that the other arguments override; `--requester-pays` sets the environment of this
     process and, through `cluster.connect`, of its workers.
 
     Raises:

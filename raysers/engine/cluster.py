@@ -43,10 +43,8 @@ from raysers.run import Exit, end_on_sigterm, load_record
 
 #: More workers than this per CPU only take memory from each other.
 _MAX_WORKERS_PER_CPU = 4
-
 #: More compute threads than this wait for each other within one small forward pass.
 _MAX_THREADS = 8
-
 #: How long nodes of a cluster that is still starting are waited for, and how often they are asked.
 _NODES_WAIT_S = 900.0
 _ASK_AGAIN_S = 10.0
@@ -144,10 +142,7 @@ def _watch_raylet() -> None:
 
 @contextmanager
 def _muted_stderr() -> Iterator[None]:
-    """Keep what Ray's core prints at its start, past Python, off the terminal.
-
-    Other threads print through `sys.stderr` meanwhile, so that goes on to the terminal.
-    """
+    """Keep what Ray's core prints past Python off the terminal; `sys.stderr` still reaches it."""
     kept = os.dup(2)
     sys.stderr.flush()
     try:
@@ -234,13 +229,9 @@ def place(workers: int, *, gpus: bool = True) -> Placement:
 
 
 def call_on_worker(placement: Placement, call: Callable[..., Any], *args: Any) -> Any:
-    """`call(*args)` in a process with a worker's resources, anywhere on the cluster.
+    """`call(*args)` in a process with a worker's resources; errors as for `get_with_notice`.
 
     It is spread over the cluster, because the caller's own node may have no room for it.
-
-    Raises:
-        RaysersError: what the call raised on purpose.
-        ray.exceptions.RayError: a bug in the call.
     """
     remote = ray.remote(
         num_cpus=placement.num_cpus, num_gpus=placement.num_gpus, scheduling_strategy="SPREAD"

@@ -46,7 +46,6 @@ from raysers.types import Status
 LOCAL_MAX_S = 3600.0
 #: More compute threads than this wait for each other within one small forward pass.
 _MAX_THREADS = 8
-
 #: Columns of the manifest that a worker needs, where they are there.
 _TRAVELLING = (
     "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",

@@ -254,14 +254,17 @@ class ShardWorker:
     def _isolated_feed(
         self, clips: list[Clip], attempt: ledger.Attempt, result: ShardResult
     ) -> Iterator[Decoded]:
-        for stretch in _stretches(clips, attempt):
-            if attempt.given_up(stretch[0].clip_id):
-                message = f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
-                error = ClipError(Status.WORKER_DIED, message)
-                yield from self._task.variants(Decoded(clip=stretch[0], error=error))
-                continue
-            attempt.enter([clip.clip_id for clip in stretch])
-            yield from self._feed(stretch, result)
+        for alone, group in groupby(clips, key=lambda c: c.clip_id in attempt.alone):
+            while stretch := list(islice(group, 1 if alone else _STRETCH)):
+                if attempt.given_up(stretch[0].clip_id):
+                    message = (
+                        f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
+                    )
+                    error = ClipError(Status.WORKER_DIED, message)
+                    yield from self._task.variants(Decoded(clip=stretch[0], error=error))
+                    continue
+                attempt.enter([clip.clip_id for clip in stretch])
+                yield from self._feed(stretch, result)
 
     def _score_feed(
         self, feed: Iterator[Decoded], attempt: ledger.Attempt, result: ShardResult
@@ -336,13 +339,6 @@ def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Deco
     for group in filter(None, groups):
         attempt.enter([d.clip.clip_id for d in group if d.signal is not None])
         yield group
-
-
-def _stretches(clips: list[Clip], attempt: ledger.Attempt) -> Iterator[list[Clip]]:
-    """Clips to decode under one mark: quarantined ones alone, the others some at a time."""
-    for alone, group in groupby(clips, key=lambda c: c.clip_id in attempt.alone):
-        while stretch := list(islice(group, 1 if alone else _STRETCH)):
-            yield stretch
 
 
 def _to_retry(clips: list[Clip], earlier: pa.Table, settings: WorkerSettings) -> list[Clip]:

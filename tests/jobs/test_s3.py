@@ -212,7 +212,9 @@ def test_with_requester_pays_every_request_says_so_on_the_driver_and_on_workers(
         s3.put(f"model/{file.name}", file.read_bytes())
     args = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", f"{s3.uri}/model")
     address = ray.get_runtime_context().gcs_address
-    code, _, err = processes.run(JOB, *args, "--requester-pays", env={"RAY_ADDRESS": address})
+    code, _, err = processes.run(
+        "jobs/annotate.py", *args, "--requester-pays", env={"RAY_ADDRESS": address}
+    )
     assert code == 0, err
     assert {method for method, _, _ in s3_faults.seen} >= {"GET", "PUT"}
     assert s3_faults.count("list-type=2") > 0
