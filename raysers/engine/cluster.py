@@ -119,10 +119,10 @@ def _watch_raylet() -> None:
     Ray's core would end it without a word at its next call, or raise whatever that call raises.
     """
     children = psutil.Process().children()
-    raylet = next((os.pidfd_open(p.pid) for p in children if p.name() == "raylet"), None)
+    raylets = [os.pidfd_open(p.pid) for p in children if p.name() == "raylet"]
 
     def watch() -> None:
-        select.select([raylet], [], [])
+        select.select(raylets, [], [])
         if not ray.is_initialized():  # the job is over
             return
         print(
@@ -136,7 +136,7 @@ def _watch_raylet() -> None:
                 process.kill()
         os._exit(Exit.FAILED)
 
-    if raylet is not None:
+    if raylets:
         threading.Thread(target=watch, name="raylet", daemon=True).start()
 
 

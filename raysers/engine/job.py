@@ -176,20 +176,20 @@ class ClipJob:
                 settings, self.task, lambda shard, *so_far: reports.update({shard: so_far})
             )
         self._begin(as_plain(self.flags) if config is None else config)
-        done: list[ShardResult] = []
-        if self.plan.todo:
-            blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
-            refresh: Callable[[], Shards | None] = reports.copy
-            if worker is not None:
-                results = _scored_here(worker, blocks)
-            else:
-                from raysers.engine import cluster
+        if not self.plan.todo:
+            return self._conclude([])
+        blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
+        refresh: Callable[[], Shards | None] = reports.copy
+        if worker is not None:
+            results = _scored_here(worker, blocks)
+        else:
+            from raysers.engine import cluster
 
-                monitor = cluster.new_monitor()
-                results = cluster.run_shards(blocks, settings, self.task, self.placement, monitor)
-                refresh = partial(cluster.snapshot, monitor)
-            self._watch(results, refresh, sum(block.num_rows for block in blocks), done)
-        return self._conclude(done)
+            monitor = cluster.new_monitor()
+            results = cluster.run_shards(blocks, settings, self.task, self.placement, monitor)
+            refresh = partial(cluster.snapshot, monitor)
+        clips = sum(block.num_rows for block in blocks)
+        return self._conclude(self._watch(results, refresh, clips))
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
         """Columns of all rows of the output, shard by shard."""
@@ -241,14 +241,11 @@ class ClipJob:
         self.run.begin(config, self.plan.settings)
 
     def _watch(
-        self,
-        results: Iterator[ShardResult],
-        refresh: Callable[[], Shards | None],
-        clips: int,
-        done: list[ShardResult],
-    ) -> None:
+        self, results: Iterator[ShardResult], refresh: Callable[[], Shards | None], clips: int
+    ) -> list[ShardResult]:
         """Collect the results of shards as they finish, showing progress."""
-        rows = len(self.task.variant_names)
+        done: list[ShardResult] = []
+        rows, table = len(self.task.variant_names), self.task.table
         totals = progress.Totals(total_s=self.plan.todo_s() * rows, rows=clips * rows)
         try:
             with progress.live(totals, refresh):
@@ -257,18 +254,16 @@ class ClipJob:
                     done.append(result)
                     self.run.verify()
         except ConfigError:
-            if self.run.earlier is not None or done:
-                raise
-            self._undo_begin()  # the model was refused: as if it had been found at once
+            if self.run.earlier is None and not done:
+                # a worker refused the model: nothing is left, as if it had been found at once
+                self.run.abandon()
+                for folder in ("manifest", table, "_attempts"):
+                    with suppress(RaysersError):
+                        for found in storage.list_objects(storage.join(self.run.output, folder)):
+                            storage.delete(found.uri)
+                output.remove_header(self.run.output, ("manifest", table))
             raise
-
-    def _undo_begin(self) -> None:
-        self.run.abandon()
-        for folder in ("manifest", self.task.table, "_attempts"):
-            with suppress(RaysersError):
-                for found in storage.list_objects(storage.join(self.run.output, folder)):
-                    storage.delete(found.uri)
-        output.remove_header(self.run.output, ("manifest", self.task.table))
+        return done
 
     def _conclude(self, done: Sequence[ShardResult]) -> Exit:
         """Check the rows, write how the run ended, print it."""
