@@ -209,7 +209,7 @@ def place(workers: int, *, gpus: bool = True) -> Placement:
     """Choose the workers' resources on the connected cluster; `workers` 0 means as many as fit.
 
     With `gpus`, a worker takes a GPU where the cluster has them. Nodes of a cluster that was just
-    started are waited for, with a word about it.
+    started are waited for, with a notice.
 
     Raises:
         ConfigError: the cluster cannot hold that many workers.

@@ -81,8 +81,8 @@ def decode_ahead(
     """Start decoding at once; yields every clip in order, at most `ahead_s` seconds in flight.
 
     The first decodes are submitted by this call, not by the first `next()`, so that a shard can
-    warm up while the model still works on the one before. What longer clips than `ahead_s` became
-    is mostly consumed before the next is begun, and nothing is kept once it was yielded.
+    warm up while the model still works on the one before. Most of a clip longer than `ahead_s` is
+    consumed before the next is decoded, and nothing is kept once it was yielded.
     """
     waiting = deque(_jobs(clips, min(_RUN_S, ahead_s / _JOBS_AHEAD)))
     in_flight: deque[tuple[float, Future[list[Decoded]]]] = deque()

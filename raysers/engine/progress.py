@@ -1,4 +1,4 @@
-"""What a person sees of a job: the live line while it runs, counts and speed at its end.
+"""Terminal output of a job: the live line while it runs, counts and speed at its end.
 
 Workers report how far each shard is; the driver reads it. Figures of a shard that is scored twice
 replace each other, so nothing is counted double.
@@ -59,20 +59,15 @@ class Monitor:
 
 @dataclass(slots=True)
 class Totals:
-    """How far the whole run is.
+    """How far the whole run is."""
 
-    Attributes:
-        total_s: audio seconds this run has to score, every variant counted.
-        rows: rows it has to write.
-        finished: audio seconds and rows by status of finished shards.
-        in_work: the same of shards that workers have reported on.
-        began_s: when the run began, on the monotonic clock; loading the model counts.
-    """
-
+    #: Audio seconds that this run has to score, every variant counted, and rows it has to write.
     total_s: float
     rows: int
+    #: Shards that are finished, and those that workers have reported on.
     finished: Shards = field(default_factory=dict)
     in_work: Shards = field(default_factory=dict)
+    #: On the monotonic clock; loading the model counts.
     began_s: float = field(default_factory=time.monotonic)
 
     def line(self) -> str:

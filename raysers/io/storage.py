@@ -87,7 +87,7 @@ class Breaker:
 
         Raises:
             CredentialsError: `error` itself.
-            TransientStorageError: the store is out; it names the store and the count.
+            TransientStorageError: an outage; it names the store and the count.
         """
         if isinstance(error, CredentialsError):
             raise error
