@@ -157,7 +157,9 @@ def fetch(
                 if (int(claim[1]) if claim else 0) != offset:
                     raise StorageError(f"{uri}: the store ignores Range requests")
                 data = body.read(size)
-            total = claim[2] if claim else str(answer["ContentLength"])
+            # 206 is a part of the object, whose size is then unknown
+            is_part = answer["ResponseMetadata"]["HTTPStatusCode"] == 206
+            total = claim[2] if claim else "*" if is_part else str(answer["ContentLength"])
             found = Fetched(data, -1 if total == "*" else int(total), etag_of(answer))
         except boto.ClientError as error:
             if _reply(error)[0] not in ("InvalidRange", "416"):

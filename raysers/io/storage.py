@@ -98,10 +98,8 @@ class Breaker:
             now_s = self._clock()
             recent = {u: s for u, s in self._failed_s.items() if now_s - s <= self._window_s}
             self._failed_s = {**recent, uri: now_s}
-            failed, read = (
-                len(self._failed_s),
-                sum(now_s - s <= self._window_s for s in self._read_s),
-            )
+            failed = len(self._failed_s)
+            read = sum(now_s - s <= self._window_s for s in self._read_s)
         if failed >= self._least and failed > read:
             store = "/".join(uri.split("/")[:3]) if is_remote(uri) else "the disk"
             raise TransientStorageError(

@@ -66,6 +66,17 @@ def test_ranges(s3: Bucket) -> None:
     assert storage.stat(empty).num_bytes == 0
 
 
+def test_a_part_without_its_range_is_never_taken_for_the_object(
+    s3: Bucket, s3_faults: Faults
+) -> None:
+    uri = s3.put("x.bin", b"data" * 100)
+    s3_faults.add("/x.bin", "headers", headers={"content-range": ""})
+    assert storage.stat(uri).num_bytes == 400
+    assert storage.read_bytes(uri) == b"data" * 100
+    with pytest.raises(StorageError, match="ignores Range"):
+        storage.read_range(uri, 4, 4)
+
+
 def test_etag_tells_versions_apart(s3: Bucket) -> None:
     uri = s3.put("x.wav", b"one")
     first = storage.stat(uri)
