@@ -28,17 +28,10 @@ from raysers.types import DIMENSIONS
 class AnnotateTask(ClipTask):
     """Settings of an annotation, checked against the model itself.
 
-    Attributes:
-        model: name, hub id, folder or URI, as written into every row.
-        load_from: the same, pinned to the revision that was checked.
-        revision: commit or content hash the scores come from.
-        hidden_size: size of an embedding.
-        dtype: `auto` until `placed` settles it for all workers.
-        max_padded_s: padded seconds per forward; 0 chooses for the device.
-        embeddings: also write the masked mean of the last layer.
-        device: `cpu` or `cuda`, from `placed`.
-        threads: compute threads per worker.
-        trained: dimensions the model scores; the others stay null.
+    `load_from` is the `model`, pinned to the `revision` (a commit or content hash) that was
+    checked. `dtype` is `auto` until `placed` settles it, device and threads for all workers;
+    `max_padded_s` 0 chooses for the device. With `embeddings` the rows also have the masked mean
+    of the last layer, `hidden_size` numbers. Dimensions that are not `trained` stay null.
     """
 
     preloads: ClassVar[Sequence[str]] = (
@@ -132,10 +125,7 @@ class Annotator:
         require_revision(task.model, task.revision, loaded.revision)
         self.scorer = Scorer(loaded, dtype=task.dtype, device=task.device, threads=task.threads)
         self.max_padded_s = task.max_padded_s or auto_padded_s(self.scorer)
-        self.provenance: Mapping[str, Any] = {
-            "model": task.model,
-            "model_revision": task.revision,
-        }
+        self.provenance: Mapping[str, Any] = {"model": task.model, "model_revision": task.revision}
         self._embeddings = task.embeddings
         self._trained = task.trained
 

@@ -6,18 +6,18 @@ same parser and the command line wins.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from enum import Enum
-from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from raysers.data.files import load_yaml
 from raysers.errors import ConfigError
+from raysers.io import storage
 from raysers.types import Status
 
 T = TypeVar("T")
@@ -25,6 +25,10 @@ T = TypeVar("T")
 DEFAULT_MODEL = "emodb-tiny"
 #: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
 CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
+_SHARED_FLAGS = (
+    "--config FILE reads flags from YAML or a run.json. --requester-pays agrees to pay for reading "
+    "requester-pays buckets."
+)
 Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
 
 
@@ -114,49 +118,33 @@ def _require(good: bool, flag: str, value: object, wanted: str) -> None:
 def parse(config_class: type[T], argv: Sequence[str] | None, *, description: str) -> T:
     """Parse `argv` (default: the process arguments) into `config_class`.
 
-    `--config FILE` (YAML, or the `run.json` of an earlier run) supplies defaults that the other
-    arguments override.
+    All jobs take two more flags: `--config FILE` (YAML, or the `run.json` of an earlier run) gives
+    defaults that the other arguments override; `--requester-pays` sets the environment of this
+    process and, through `cluster.connect`, of its workers.
 
     Raises:
         ConfigError: the config file cannot be used.
         SystemExit: with code 2 and a message, for arguments the parser refuses.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
-    config_file, rest = _take_config_flag(args)
-    from_file = _file_arguments(config_file, config_class) if config_file else []
+    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    shared.add_argument("--config")
+    shared.add_argument("--requester-pays", action="store_true")
+    try:
+        given, rest = shared.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError("--config needs a file: a YAML file or the run.json of a run") from error
+    if given.requester_pays:
+        os.environ[storage.REQUESTER_PAYS] = "1"
+    from_file = _file_arguments(given.config, config_class) if given.config else []
     return tyro.cli(
         config_class,
         args=[*from_file, *rest],
-        description=description + "\n\n--config FILE reads flags from YAML or a run.json.",
+        description=f"{description}\n\n{_SHARED_FLAGS}",
         config=(tyro.conf.EnumChoicesFromValues,),
     )
 
 
-def _take_config_flag(args: list[str]) -> tuple[str | None, list[str]]:
-    for i, arg in enumerate(args):
-        if arg.startswith("--config="):
-            return arg.removeprefix("--config="), args[:i] + args[i + 1 :]
-        if arg == "--config":
-            if i + 1 == len(args):
-                raise ConfigError("--config needs a file: a YAML file or the run.json of a run")
-            return args[i + 1], args[:i] + args[i + 2 :]
-    return None, args
-
-
 def _file_arguments(uri: str, config_class: type) -> list[str]:
-    values = _read_values(uri)
-    names = {f.name for f in fields(config_class)}
-    args: list[str] = []
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in names:
-            known = ", ".join(sorted(names))
-            raise ConfigError(f"--config {uri}: unknown key {key!r}; known keys: {known}")
-        args += _as_arguments(name, value)
-    return args
-
-
-def _read_values(uri: str) -> Mapping[str, Any]:
     try:
         document = load_yaml(uri)  # YAML is a superset of JSON, so run.json needs no other parser
     except ConfigError as error:
@@ -165,25 +153,24 @@ def _read_values(uri: str) -> Mapping[str, Any]:
         document = document.get("config")
     if not isinstance(document, dict):
         raise ConfigError(f"--config {uri} holds no mapping of flags to values")
-    return document
-
-
-def _as_arguments(name: str, value: Any) -> list[str]:
-    flag = "--" + name.replace("_", "-")
-    if isinstance(value, bool):
-        return [flag] if value else []
-    if isinstance(value, list | tuple):
-        return [flag, *map(str, value)] if value else []
-    return [] if value is None else [flag, str(value)]
+    names = {f.name for f in fields(config_class)}
+    args: list[str] = []
+    for key, value in document.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise ConfigError(f"--config {uri}: unknown key {key!r}; known keys: {known}")
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            args += [flag] * value
+        elif isinstance(value, list | tuple):
+            args += [flag, *map(str, value)] if value else []
+        elif value is not None:
+            args += [flag, str(value)]
+    return args
 
 
 def as_plain(config: Any) -> dict[str, Any]:
     """The config as JSON-ready values, for `run.json`."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=_plain_value))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return plain
-
-
-def _plain_value(value: object) -> str:
-    if isinstance(value, Enum | PurePath):
-        return str(value)
-    raise TypeError(f"{value!r} has no JSON form")

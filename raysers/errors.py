@@ -4,11 +4,11 @@
     ├── ConfigError            a flag, file or input the user must change: exit 2, nothing written
     │   ├── CheckpointError    a model that cannot be trusted to score
     │   └── RefusedError       the output folder belongs to another run
-    ├── ClipError              one clip's fate: becomes a row with its status, never stops a job
+    ├── ClipError              why one clip has no scores: a row with its status, never stops a job
     ├── StorageError           an object store operation failed
     │   ├── ObjectMissing      not there (404)
     │   │   └── ObjectUnreadable   there, but no file: a folder, pipe, device, range beyond the end
-    │   ├── ObjectForbidden    there, but not for us (403)
+    │   ├── ObjectForbidden    access denied (403)
     │   ├── ObjectChanged      another version than the one that was listed
     │   ├── CredentialsError   the credentials themselves are bad: stops the job at once
     │   ├── ConditionsUnsupported  the store has no conditional writes

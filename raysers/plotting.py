@@ -2,8 +2,7 @@
 
 The same figure gives the same bytes: no dates, no random ids, and the font that comes with
 matplotlib, whatever the reader's settings are. Text is drawn as outlines, so no reader needs a
-font, and a dollar in a file name is a dollar. A colour is named by its value on a light page;
-`dark` gives its value on a dark one.
+font, and a dollar in a file name is a dollar. Colours are those of a light page; see `dark`.
 """
 
 from __future__ import annotations
@@ -37,26 +36,6 @@ _FOR_WORDS: Mapping[str, str] = {
     ORANGE: "#8F6200",
     SKY: "#1C74A8",
 }
-#: On a dark page; colours not named here are turned by `dark`.
-_DARK: Mapping[str, str] = {
-    INK: "#ECEEF1",
-    SOFT: "#B0A8A8",
-    FAINT: "#343A44",
-    PAPER: "#15181D",
-    BLUE: "#4695CB",
-    VERMILION: "#F68740",
-    GREEN: "#60E0A9",
-    PURPLE: "#EAA0CE",
-    ORANGE: "#F4B515",
-    SKY: "#90CFF8",
-    "#00639B": "#6DB9F0",
-    "#B34E00": "#FF9C5C",
-    "#00775A": "#45D1A6",
-    "#A34D80": "#EBABD0",
-    "#8F6200": "#F5C152",
-    "#1C74A8": "#9AD4F8",
-}
-
 #: A picture in its formats: `png` and `svg`; empty when there is nothing to show.
 Picture = dict[str, bytes]
 
@@ -68,6 +47,7 @@ _FORMATS: Mapping[str, Mapping[str, Any]] = {
     "png": {"dpi": _DPI, "metadata": {"Software": None}},
     "svg": {"metadata": {"Date": None, "Creator": None}},
 }
+_GREY_SATURATION = 0.2
 #: Letters of an axis' name in a line.
 _LETTERS_WIDE, _LETTERS_NARROW = 84, 38
 #: Of marks and lines.
@@ -106,19 +86,18 @@ def series_colour(index: int) -> str:
 
 
 def dark(colour: str) -> str:
-    """The `#rrggbb` to use on a dark page: the palette's, else the same hue with lightness turned.
+    """The `#rrggbb` to use on a dark page: greys are inverted, colours are lighter.
 
     >>> dark("#FFFFFF"), dark("#000000")
-    ('#15181D', '#E9E9E9')
+    ('#171717', '#E3E3E3')
     """
-    upper = colour.upper()
-    if upper in _DARK:
-        return _DARK[upper]
-    red, green, blue = (int(upper[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    turned = 0.915 - 0.8 * lightness  # black to the words' grey, white to the page's
-    lifted = colorsys.hls_to_rgb(hue, turned, saturation * 0.9)
-    return "#" + "".join(f"{round(255 * part):02X}" for part in lifted)
+    is_grey = saturation < _GREY_SATURATION
+    turned = 0.89 - 0.8 * lightness if is_grey else 0.4 + 0.6 * lightness
+    return "#" + "".join(
+        f"{round(255 * part):02X}" for part in colorsys.hls_to_rgb(hue, turned, 0.9 * saturation)
+    )
 
 
 def blend(colour: str, share: float) -> tuple[float, ...]:
@@ -260,15 +239,9 @@ def band(
 def end_label(axis: Any, height: float, text: str, colour: str) -> None:
     """The name of a line, to the right of the panel at that height."""
     axis.annotate(
-        text,
-        (1.0, height),
-        xytext=(6, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="center",
-        color=word_colour(colour),
-        annotation_clip=False,
-    )
+        text, (1.0, height), xytext=(6, 0), xycoords=("axes fraction", "data"), va="center",
+        textcoords="offset points", color=word_colour(colour), annotation_clip=False,
+    )  # fmt: skip
 
 
 def end_labels(axis: Any, lines: Mapping[str, tuple[float, str]], *, gap: float = 0.065) -> None:

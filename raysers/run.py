@@ -34,11 +34,10 @@ from raysers.errors import (
 )
 from raysers.io import storage
 from raysers.io.claim import Claim
+from raysers.text import one_line
 
 _VERSIONED = ("ray", "torch", "transformers", "soundfile", "soxr", "pyarrow", "numpy")
-
 _MAX_ERROR = 2000
-
 #: Where Ray unpacks what `ray job submit --working-dir` sends.
 _RAY_PACKAGES = "runtime_resources"
 
@@ -96,14 +95,14 @@ class Run:
         record: this run's record, from `begin` on.
     """
 
-    def __init__(self, job: str, output: str, earlier: RunRecord | None, claim: Claim | None):
+    def __init__(self, job: str, output: str, claim: Claim | None, new_folders: list[str]) -> None:
         self.job = job
         self.output = output
-        self.earlier = earlier
+        self.earlier: RunRecord | None = None
         self.record: RunRecord | None = None
         self.run_id = uuid.uuid4().hex[:16]
         self._claim = claim
-        self._new_folders: list[str] = []
+        self._new_folders = new_folders
 
     @classmethod
     def open(cls, job: str, output: str, *, table: str = "", dry_run: bool = False) -> Run:
@@ -121,17 +120,16 @@ class Run:
         """
         output = absolute_output(output)
         with _as_config_errors():
-            earlier = load_record(output)  # a folder of another job is not even claimed
-            _refuse_other_job(output, earlier, job)
+            _own_record(output, job)  # a folder of another job is not even claimed
             new = [] if dry_run else _missing_folders(output)
-            claim = None if dry_run else Claim.take(output, job)
-            run = cls(job, output, earlier, claim)
-            run._new_folders = new
+            run = cls(job, output, None if dry_run else Claim.take(output, job), new)
             try:
-                run.earlier = earlier if dry_run else load_record(output)
-                _refuse_other_job(output, run.earlier, job)
-                if run.earlier is None and table:
-                    _refuse_unknown_parts(output, table)
+                run.earlier = _own_record(output, job)
+                unknown = run.earlier is None and table
+                if unknown and storage.list_parts(storage.join(output, table)):
+                    raise ConfigError(
+                        f"--output {output} has {table} but no run.json: choose another folder"
+                    )
             except BaseException:
                 run._release()
                 raise
@@ -298,16 +296,13 @@ def _as_config_errors() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def _refuse_other_job(output: str, earlier: RunRecord | None, job: str) -> None:
-    if earlier is not None and earlier.job != job:
+def _own_record(output: str, job: str) -> RunRecord | None:
+    record = load_record(output)
+    if record is not None and record.job != job:
         raise RefusedError(
-            f"--output {output} holds a run of {earlier.job!r}: choose another folder for {job!r}"
+            f"--output {output} holds a run of {record.job!r}: choose another folder for {job!r}"
         )
-
-
-def _refuse_unknown_parts(output: str, table: str) -> None:
-    if storage.list_parts(storage.join(output, table)):
-        raise ConfigError(f"--output {output} has {table} but no run.json: choose another folder")
+    return record
 
 
 def _missing_folders(output: str) -> list[str]:
@@ -329,10 +324,8 @@ def _history(earlier: RunRecord | None) -> tuple[Mapping[str, Any], ...]:
 def _versions() -> dict[str, str]:
     found = {"raysers": raysers.__version__, "python": platform.python_version()}
     for name in _VERSIONED:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -374,19 +367,20 @@ def _stopped(how: str, code: Exit) -> int:
 
 def _report(error: BaseException, code: Exit) -> int:
     # file names in it may hold what a terminal would obey
-    text = "".join(c if c.isprintable() else " " for c in str(error))
-    text = " ".join(text.split()) or type(error).__name__
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {one_line(error) or type(error).__name__}", file=sys.stderr)
     return int(code)
 
 
 def quiet_environment() -> None:
     """Settings of Ray and the libraries that must be in the environment before they start."""
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # workers started here are the user's job, not background work (Ray's default is nice 15)
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray's core logs its own trouble to the terminal; what matters reaches us as errors
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name, value in {
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # workers started here are the user's job, not background work (Ray's default is nice 15)
+        "RAY_worker_niceness": "0",
+        # Ray's core logs its own trouble to the terminal; what matters reaches us as errors
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -25,7 +25,7 @@ CLIP_FIELDS = (
     _field("clip_id", pa.string(), "stable hash of file, start and end"),
 )
 
-_FATE_FIELDS = (
+_STATUS_FIELDS = (
     _field("status", pa.string(), "ok, or why the clip has no scores"),
     _field("error", pa.string(), "what went wrong; empty when ok"),
 )
@@ -52,7 +52,7 @@ MANIFEST = pa.schema(
         _field("codec", pa.string(), "container/encoding as libsndfile names them"),
         _field("num_bytes", pa.int64(), "size of the file or tar member", "bytes"),
         _field("etag", pa.string(), "the store's version mark; empty when it has none"),
-        *_FATE_FIELDS,
+        *_STATUS_FIELDS,
         _field("byte_offset", pa.int64(), "tar member: offset of its data in the tar", "bytes"),
         _field("byte_size", pa.int64(), "tar member: size of its data", "bytes"),
     ]
@@ -69,7 +69,7 @@ OBJECTS = pa.schema(
 ANNOTATIONS = pa.schema(
     [
         *CLIP_FIELDS,
-        *_FATE_FIELDS,
+        *_STATUS_FIELDS,
         *(
             _field(
                 name, pa.float32(), f"predicted {name}; null: failed or not trained", "about 0..1"
@@ -133,7 +133,7 @@ _MAKER_FIELDS = _named("model model_revision run_id created_at")
 TRANSCRIPTS = pa.schema(
     [
         *CLIP_FIELDS,
-        *_FATE_FIELDS,
+        *_STATUS_FIELDS,
         _field("text", pa.string(), "words recognised; empty: no speech"),
         *_MAKER_FIELDS,
     ]

@@ -21,7 +21,7 @@ NS_PER_S = 1_000_000_000
 
 
 class Status(StrEnum):
-    """Fate of one clip; only `OK` rows carry scores."""
+    """Status of one clip; only `OK` rows carry scores."""
 
     OK = "ok"
     MISSING = "missing"

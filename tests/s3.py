@@ -70,24 +70,31 @@ class Fault:
     times: int = ALWAYS
     method: str = ""
     delay_s: float = 0.0
+    #: Only requests that write on a condition.
+    conditional: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     hits: int = 0
 
-    def takes(self, method: str, target: str) -> bool:
+    def takes(self, method: str, target: str, headers: dict[str, str]) -> bool:
         return (
             self.hits < self.times
             and self.method in ("", method)
+            and (not self.conditional or {"if-match", "if-none-match"} & set(headers))
             and re.search(self.pattern, target) is not None
         )
 
 
 @dataclass(kw_only=True)
 class Faults:
-    """The proxy's address, its faults, and every request it has seen as (method, target, range)."""
+    """The proxy's address, its faults, and every request it has seen as (method, target, range).
+
+    `headers` are those of the same requests, by lower-case name.
+    """
 
     endpoint: str
     rules: list[Fault] = field(default_factory=list)
     seen: list[tuple[str, str, str]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     #: Beside the rules, one answer in `bad_one_in` is bad, drawn from `kinds` with `draws`.
     bad_one_in: int = 0
@@ -113,13 +120,15 @@ class Faults:
         with self.lock:
             self.rules.clear()
             self.seen.clear()
+            self.headers.clear()
             self.one_at_a_time = False
             self.bad_one_in = 0
 
-    def take(self, method: str, target: str, span: str) -> Fault | None:
+    def take(self, method: str, target: str, headers: dict[str, str]) -> Fault | None:
         with self.lock:
-            self.seen.append((method, target, span))
-            fault = next((rule for rule in self.rules if rule.takes(method, target)), None)
+            self.seen.append((method, target, headers.get("range", "")))
+            self.headers.append(headers)
+            fault = next((r for r in self.rules if r.takes(method, target, headers)), None)
             if fault is not None:
                 fault.hits += 1
             elif self.bad_one_in and self.draws.randrange(self.bad_one_in) == 0:
@@ -180,15 +189,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        span = self.headers.get("Range", "")
-        fault = self.rules.take(self.command, unquote(self.path), span)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        fault = self.rules.take(self.command, unquote(self.path), headers)
         if fault is not None and fault.delay_s:
             time.sleep(fault.delay_s)
         if fault is not None and fault.kind.isdigit():
             self.refuse(int(fault.kind), fault.code)
             return
         upstream = http.client.HTTPConnection(self.upstream, timeout=60)
-        headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
+        headers.pop("expect", None)
         with self.rules.turn if self.rules.one_at_a_time else nullcontext():
             upstream.request(self.command, self.path, body=body, headers=headers)
             answer = upstream.getresponse()

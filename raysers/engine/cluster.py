@@ -1,20 +1,26 @@
-"""The Ray cluster: joining it, placing workers on it, and calling functions there.
+"""The Ray cluster: joining it, placing workers on it, calling functions and scoring shards there.
 
 Ray Data waits in silence when its actors ask for more than the cluster has, so the demand is
-compared with the cluster's resources before anything starts.
+compared with the cluster's resources before anything starts. A shard travels as one block of clip
+references; audio never enters the object store. Every worker writes its own parts, and only a
+summary row per shard comes back.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import platform
 import select
 import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from dataclasses import asdict
 from typing import Any
 
 import psutil
@@ -23,19 +29,28 @@ import ray
 from ray.data.read_api import from_blocks
 
 from raysers.engine.plan import Placement
-from raysers.errors import ConfigError, RaysersError, errors_as_rows, raise_from_rows
-from raysers.run import Exit, end_on_sigterm
+from raysers.engine.progress import Monitor, Shards
+from raysers.engine.worker import (
+    SHARDS_AT_A_TIME,
+    ClipTask,
+    ShardResult,
+    ShardWorker,
+    WorkerSettings,
+)
+from raysers.errors import ConfigError, DeviceLost, RaysersError, errors_as_rows, raise_from_rows
+from raysers.io import storage
+from raysers.run import Exit, end_on_sigterm, load_record
 
 #: More workers than this per CPU only take memory from each other.
 _MAX_WORKERS_PER_CPU = 4
-
 #: More compute threads than this wait for each other within one small forward pass.
 _MAX_THREADS = 8
-
 #: How long nodes of a cluster that is still starting are waited for, and how often they are asked.
 _NODES_WAIT_S = 900.0
 _ASK_AGAIN_S = 10.0
 _SAY_EVERY_S = 30.0
+#: Starts per worker that may die while loading before the job gives up.
+_FAILED_STARTS = 3
 
 
 def connect() -> None:
@@ -52,7 +67,7 @@ def connect() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         if address := os.environ.get("RAY_ADDRESS"):
             try:
-                ray.init(logging_level=logging.ERROR)
+                ray.init(logging_level=logging.ERROR, runtime_env=_workers_environment())
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ConfigError(
                     f"RAY_ADDRESS={address} does not answer: start the cluster, or unset it to "
@@ -65,6 +80,13 @@ def connect() -> None:
 
 
 _connecting = threading.Lock()
+
+
+def _workers_environment() -> dict[str, Any]:
+    """What the driver's flags set in the environment, unless `ray job submit` did so already."""
+    name = storage.REQUESTER_PAYS
+    own = name in os.environ and name not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
+    return {"env_vars": {name: os.environ[name]}} if own else {}
 
 
 def _start_here() -> None:
@@ -97,10 +119,10 @@ def _watch_raylet() -> None:
     Ray's core would end it without a word at its next call, or raise whatever that call raises.
     """
     children = psutil.Process().children()
-    raylet = next((os.pidfd_open(p.pid) for p in children if p.name() == "raylet"), None)
+    raylets = [os.pidfd_open(p.pid) for p in children if p.name() == "raylet"]
 
     def watch() -> None:
-        select.select([raylet], [], [])
+        select.select(raylets, [], [])
         if not ray.is_initialized():  # the job is over
             return
         print(
@@ -114,32 +136,26 @@ def _watch_raylet() -> None:
                 process.kill()
         os._exit(Exit.FAILED)
 
-    if raylet is not None:
+    if raylets:
         threading.Thread(target=watch, name="raylet", daemon=True).start()
 
 
 @contextmanager
 def _muted_stderr() -> Iterator[None]:
-    """Keep what Ray's core prints at its start, past Python, off the terminal.
-
-    Other threads print through `sys.stderr` meanwhile, so that goes on to the terminal.
-    """
-    python_stderr = sys.stderr
-    python_stderr.flush()
+    """Keep what Ray's core prints past Python off the terminal; `sys.stderr` still reaches it."""
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    terminal = os.fdopen(os.dup(kept), "w", buffering=1, errors="backslashreplace")
+    sys.stderr.flush()
     try:
-        if python_stderr is sys.__stderr__:
-            sys.stderr = terminal
-        os.dup2(nowhere, 2)
-        yield
+        with (
+            open(os.devnull, "w") as nowhere,
+            open(kept, "w", buffering=1, errors="backslashreplace", closefd=False) as terminal,
+            redirect_stderr(terminal) if sys.stderr is sys.__stderr__ else nullcontext(),
+        ):
+            os.dup2(nowhere.fileno(), 2)
+            yield
     finally:
         os.dup2(kept, 2)
-        sys.stderr = python_stderr
-        terminal.flush()
         os.close(kept)
-        os.close(nowhere)
 
 
 def configure_ray_data() -> None:
@@ -156,14 +172,6 @@ def configure_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def dataset_of(blocks: Sequence[pa.Table]) -> Any:
-    """The Ray dataset of just these blocks.
-
-    `ray.data.from_arrow` would start a task for each, only to count its rows.
-    """
-    return from_blocks(list(blocks))
-
-
 def map_blocks(
     work: Callable[[pa.Table], pa.Table], blocks: Sequence[pa.Table]
 ) -> Iterator[pa.Table]:
@@ -172,7 +180,8 @@ def map_blocks(
     Raises:
         RaysersError: what `work` raised.
     """
-    results = dataset_of(blocks).map_batches(
+    # `ray.data.from_arrow` would start a task for each block, only to count its rows
+    results = from_blocks(list(blocks)).map_batches(
         errors_as_rows(work), batch_size=None, batch_format="pyarrow"
     )
     for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -185,16 +194,10 @@ def own_errors() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise _innermost(error) from error
-
-
-def _innermost(error: BaseException) -> BaseException:
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RaysersError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, RaysersError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise cause or error from error
 
 
 def is_one_machine() -> bool:
@@ -205,11 +208,8 @@ def is_one_machine() -> bool:
 def place(workers: int, *, gpus: bool = True) -> Placement:
     """Choose the workers' resources on the connected cluster; `workers` 0 means as many as fit.
 
-    Args:
-        workers: how many; 0 for as many as fit.
-        gpus: whether a worker takes a GPU where the cluster has them.
-
-    Nodes of a cluster that was just started are waited for, with a word about it.
+    With `gpus`, a worker takes a GPU where the cluster has them. Nodes of a cluster that was just
+    started are waited for, with a notice.
 
     Raises:
         ConfigError: the cluster cannot hold that many workers.
@@ -229,13 +229,9 @@ def place(workers: int, *, gpus: bool = True) -> Placement:
 
 
 def call_on_worker(placement: Placement, call: Callable[..., Any], *args: Any) -> Any:
-    """`call(*args)` in a process with a worker's resources, anywhere on the cluster.
+    """`call(*args)` in a process with a worker's resources; errors as for `get_with_notice`.
 
     It is spread over the cluster, because the caller's own node may have no room for it.
-
-    Raises:
-        RaysersError: what the call raised on purpose.
-        ray.exceptions.RayError: a bug in the call.
     """
     remote = ray.remote(
         num_cpus=placement.num_cpus, num_gpus=placement.num_gpus, scheduling_strategy="SPREAD"
@@ -267,46 +263,130 @@ def choose_placement(workers: int, nodes: Sequence[dict[str, float]]) -> Placeme
         ConfigError: the nodes cannot hold that many workers.
     """
     if any(n.get("GPU", 0) >= 1 for n in nodes):
-        return _place_on_gpus(workers, nodes)
-    return _place_on_cpus(workers, [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1])
-
-
-def _place_on_gpus(workers: int, nodes: Sequence[dict[str, float]]) -> Placement:
-    most = sum(min(int(n.get("GPU", 0)), int(n.get("CPU", 0))) for n in nodes)
-    if most == 0 or workers > most:
-        raise ConfigError(
-            f"--workers {workers} needs as many GPUs, each with a CPU, but the cluster has {most}: "
-            f"give --workers {most}, or 0 to use them all"
-        )
-    return Placement(workers=workers or most, num_cpus=1, num_gpus=1)
-
-
-def _place_on_cpus(workers: int, cpus: list[int]) -> Placement:
+        most = sum(min(int(n.get("GPU", 0)), int(n.get("CPU", 0))) for n in nodes)
+        if most == 0 or workers > most:
+            raise ConfigError(
+                f"--workers {workers} needs as many GPUs, each with a CPU, but the cluster has "
+                f"{most}: give --workers {most}, or 0 to use them all"
+            )
+        return Placement(workers=workers or most, num_cpus=1, num_gpus=1)
+    cpus = [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1]
     if not cpus:
         raise ConfigError(
             "the cluster has no CPU or GPU for workers: add worker nodes, or give its head some"
         )
+
+    def fitting(num_cpus: float) -> int:
+        return sum(int(c // num_cpus) for c in cpus)
+
     if workers == 0:
-        return _widest(cpus)
-    for threads in range(max(cpus), 0, -1):
-        if sum(c // threads for c in cpus) >= workers:
-            return Placement(workers=workers, num_cpus=threads, num_gpus=0)
-    for share in range(2, _MAX_WORKERS_PER_CPU + 1):
-        if sum(c * share for c in cpus) >= workers:
-            return Placement(workers=workers, num_cpus=1 / share, num_gpus=0)
-    most = sum(cpus)
+        # between the most sensible number of threads and its half: leave the fewest CPUs idle
+        most = min(*cpus, _MAX_THREADS)
+        wide = range((most + 1) // 2, most + 1)
+        threads = max(wide, key=lambda threads: (threads * fitting(threads), threads))
+        return Placement(workers=fitting(threads), num_cpus=threads, num_gpus=0)
+    shares = (1 / share for share in range(2, _MAX_WORKERS_PER_CPU + 1))
+    for num_cpus in (*range(max(cpus), 0, -1), *shares):
+        if fitting(num_cpus) >= workers:
+            return Placement(workers=workers, num_cpus=num_cpus, num_gpus=0)
     raise ConfigError(
-        f"--workers {workers} is too many for the cluster's {most} CPUs: "
-        f"give --workers {most} or fewer, or 0 to choose"
+        f"--workers {workers} is too many for the cluster's {sum(cpus)} CPUs: "
+        f"give --workers {sum(cpus)} or fewer, or 0 to choose"
     )
 
 
-def _widest(cpus: list[int]) -> Placement:
-    """The number of threads, half the most sensible to that, which leaves the fewest CPUs idle."""
-    most = min(*cpus, _MAX_THREADS)
+def new_monitor() -> Any:
+    """A Monitor actor on the driver's node, so that it lives as long as the driver."""
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Monitor).remote()
 
-    def used(threads: int) -> tuple[int, int]:
-        return threads * sum(c // threads for c in cpus), threads
 
-    threads = max(range((most + 1) // 2, most + 1), key=used)
-    return Placement(workers=sum(c // threads for c in cpus), num_cpus=threads, num_gpus=0)
+def snapshot(monitor: Any) -> Shards | None:
+    """What workers have reported; None when the actor does not answer just now."""
+    try:
+        shards: Shards = ray.get(monitor.snapshot.remote(), timeout=5)
+        return shards
+    except ray.exceptions.RayError:  # a time-out is one
+        return None
+
+
+class _ShardActor:
+    """The worker as Ray Data builds it: errors that it raises on purpose travel back as rows."""
+
+    def __init__(
+        self, settings: WorkerSettings, task: ClipTask, monitor: Any, max_starts: int
+    ) -> None:
+        self._settings, self._task, self._monitor = settings, task, monitor
+        self._max_starts = max_starts
+        self._worker: ShardWorker | None = None
+        self._loading = threading.Lock()
+        self._reported_s: dict[int, float] = {}
+
+    @errors_as_rows
+    def __call__(self, block: pa.Table) -> pa.Table:
+        # the model is loaded by the first call, because an error in a constructor has no row
+        with self._loading:
+            self._worker = self._worker or self._load()
+        try:
+            result = self._worker.run(block)
+        except DeviceLost:
+            os._exit(1)  # nothing works in this process any more; the ledger finds the clip
+        return pa.table({"result": [json.dumps(asdict(result))]})
+
+    def _load(self) -> ShardWorker:
+        """The worker with its model loaded, unless loading it keeps killing workers."""
+        record = load_record(self._settings.output)
+        if record is None or record.run_id != self._settings.run_id:
+            raise RaysersError(
+                f"{platform.node()} does not see {self._settings.output}: give an --output that "
+                "every node reaches, s3:// or a shared disk"
+            )
+        if ray.get(self._monitor.loading.remote()) > self._max_starts:
+            raise RaysersError(
+                "workers die while they load the model: give fewer --workers or more memory"
+            )
+        worker = ShardWorker(self._settings, self._task, self._report)
+        self._monitor.loaded.remote()
+        return worker
+
+    def _report(self, shard: int, audio_s: float, statuses: dict[str, int]) -> None:
+        now_s = time.monotonic()
+        if now_s - self._reported_s.get(shard, 0.0) >= 1.0:
+            self._reported_s[shard] = now_s
+            self._monitor.report.remote(shard, audio_s, statuses)
+
+
+def run_shards(
+    blocks: Sequence[pa.Table],
+    settings: WorkerSettings,
+    task: ClipTask,
+    placement: Placement,
+    monitor: Any,
+) -> Iterator[ShardResult]:
+    """Score every block; results come as shards finish, in any order.
+
+    Raises:
+        RaysersError: what a worker raised on purpose (credentials, storage, writing).
+        ray.exceptions.RayError: a bug in a worker.
+    """
+    results = from_blocks(list(blocks)).map_batches(
+        _ShardActor,
+        fn_constructor_args=(settings, task, monitor, _FAILED_STARTS * placement.workers),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(
+            size=min(placement.workers, len(blocks)),
+            max_tasks_in_flight_per_actor=SHARDS_AT_A_TIME,
+            max_concurrent_calls_per_actor=SHARDS_AT_A_TIME,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=placement.num_cpus,
+        num_gpus=placement.num_gpus or None,
+    )
+    for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for text in raise_from_rows(batch)["result"].to_pylist():
+            result = json.loads(text)
+            yield ShardResult(**{**result, "statuses": Counter(result["statuses"])})

@@ -46,7 +46,8 @@ _UNKNOWN_S = 60.0
 class Decoded:
     """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it.
 
-    `faults` are keys of `level.FAULTS`. A variant of a clip has a name and further columns.
+    `faults` are keys of `level.FAULTS`. A variant of a clip has a name, and columns that only its
+    row has.
     """
 
     clip: Clip
@@ -82,8 +83,8 @@ def decode_ahead(
     """Start decoding at once; yields every clip in order, at most `ahead_s` seconds in flight.
 
     The first decodes are submitted by this call, not by the first `next()`, so that a shard can
-    warm up while the model still works on the one before. What longer clips than `ahead_s` became
-    is mostly consumed before the next is begun, and nothing is kept once it was yielded.
+    warm up while the model still works on the one before. Most of a clip longer than `ahead_s` is
+    consumed before the next is decoded, and nothing is kept once it was yielded.
     """
     waiting = deque(_jobs(clips, min(_RUN_S, ahead_s / _JOBS_AHEAD)))
     in_flight: deque[tuple[float, Future[list[Decoded]]]] = deque()

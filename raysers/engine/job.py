@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,6 @@ from raysers.types import Status
 LOCAL_MAX_S = 3600.0
 #: More compute threads than this wait for each other within one small forward pass.
 _MAX_THREADS = 8
-
 #: Columns of the manifest that a worker needs, where they are there.
 _TRAVELLING = (
     "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",
@@ -118,29 +118,25 @@ class ClipJob:
         )
         if self._connected is None:  # the model may be needed in this process
             preload.start()
-        decisive = (
-            plan.listing_settings(flags)
-            if manifest is None
-            else {"rows_version": plan.ROWS_VERSION}
-        )
+        decisive: dict[str, Any] = {"rows_version": plan.ROWS_VERSION}
+        if manifest is None:
+            decisive = plan.listing_settings(flags)
         decisive |= {"shard_s": flags.shard_s, "max_clip_s": flags.max_clip_s, **(settings or {})}
         if run.earlier is not None:
             before = run.earlier.settings
-            known = {**decisive, **task.settings, "manifest": before.get("manifest")}
-            if manifest is not None:
-                known["manifest"] = fingerprint(manifest)
+            listed = before.get("manifest") if manifest is None else fingerprint(manifest)
+            known = {**decisive, **task.settings, "manifest": listed}
             # a precision of `auto` means what it meant when the output was begun
             run.refuse_other_settings(
                 {k: before.get(k) if v == "auto" else v for k, v in known.items()}
             )
-            manifest = plan.stored_manifest(run) if manifest is None else manifest
+        if manifest is None and run.earlier is not None:
+            manifest = plan.stored_manifest(run)
         elif manifest is None:
-            local = True if flags.workers == "local" else None
-            manifest = plan.list_clips(flags, local=local)
+            manifest = plan.list_clips(flags, local=True if flags.workers == "local" else None)
         if preload.ident is not None:  # a package that another thread still imports lacks names
             preload.join()
-        names = task.variant_names
-        audio_s = float(np.nansum(manifest["duration_s"].to_numpy())) * len(names)
+        audio_s = float(np.nansum(manifest["duration_s"].to_numpy())) * len(task.variant_names)
         self.placement = placement or self._place(audio_s, gpus=task.uses_gpus)
         self.task = task.placed(self.placement, run.earlier)
         decisive |= {**self.task.settings, "manifest": fingerprint(manifest)}
@@ -182,19 +178,20 @@ class ClipJob:
                 settings, self.task, lambda shard, *so_far: reports.update({shard: so_far})
             )
         self._begin(as_plain(self.flags) if config is None else config)
-        done: list[ShardResult] = []
-        if self.plan.todo:
-            blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
-            clips = sum(block.num_rows for block in blocks)
-            if worker is not None:
-                self._watch(_scored_here(worker, blocks), reports.copy, clips, done)
-            else:
-                from raysers.engine import actors
+        if not self.plan.todo:
+            return self._conclude([])
+        blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
+        refresh: Callable[[], Shards | None] = reports.copy
+        if worker is not None:
+            results = _scored_here(worker, blocks)
+        else:
+            from raysers.engine import cluster
 
-                monitor = actors.new_monitor()
-                results = actors.run_shards(blocks, settings, self.task, self.placement, monitor)
-                self._watch(results, lambda: actors.snapshot(monitor), clips, done)
-        return self._conclude(done)
+            monitor = cluster.new_monitor()
+            results = cluster.run_shards(blocks, settings, self.task, self.placement, monitor)
+            refresh = partial(cluster.snapshot, monitor)
+        clips = sum(block.num_rows for block in blocks)
+        return self._conclude(self._watch(results, refresh, clips))
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
         """Columns of all rows of the output, shard by shard."""
@@ -246,14 +243,11 @@ class ClipJob:
         self.run.begin(config, self.plan.settings)
 
     def _watch(
-        self,
-        results: Iterator[ShardResult],
-        refresh: Callable[[], Shards | None],
-        clips: int,
-        done: list[ShardResult],
-    ) -> None:
+        self, results: Iterator[ShardResult], refresh: Callable[[], Shards | None], clips: int
+    ) -> list[ShardResult]:
         """Collect the results of shards as they finish, showing progress."""
-        rows = len(self.task.variant_names)
+        done: list[ShardResult] = []
+        rows, table = len(self.task.variant_names), self.task.table
         totals = progress.Totals(total_s=self.plan.todo_s() * rows, rows=clips * rows)
         try:
             with progress.live(totals, refresh):
@@ -262,18 +256,16 @@ class ClipJob:
                     done.append(result)
                     self.run.verify()
         except ConfigError:
-            if self.run.earlier is not None or done:
-                raise
-            self._undo_begin()  # the model was refused: as if it had been found at once
+            if self.run.earlier is None and not done:
+                # a worker refused the model: nothing is left, as if it had been found at once
+                self.run.abandon()
+                for folder in ("manifest", table, "_attempts"):
+                    with suppress(RaysersError):
+                        for found in storage.list_objects(storage.join(self.run.output, folder)):
+                            storage.delete(found.uri)
+                output.remove_header(self.run.output, ("manifest", table))
             raise
-
-    def _undo_begin(self) -> None:
-        self.run.abandon()
-        for folder in ("manifest", self.task.table, "_attempts"):
-            with suppress(RaysersError):
-                for found in storage.list_objects(storage.join(self.run.output, folder)):
-                    storage.delete(found.uri)
-        output.remove_header(self.run.output, ("manifest", self.task.table))
+        return done
 
     def _conclude(self, done: Sequence[ShardResult]) -> Exit:
         """Check the rows, write how the run ended, print it."""
@@ -281,16 +273,16 @@ class ClipJob:
         names = self.task.variant_names
         own = ["clip_id", "status"] + ([output.VARIANT] if names != ("",) else [])
         rows = self.rows(own)
-        output.check_rows(planned.manifest["clip_id"], rows, names, where)
-        output.check_names(where, table, len(planned.shards))
+        clip_ids = planned.manifest["clip_id"]
+        output.check_rows(where, table, len(planned.shards), clip_ids, rows, names)
         statuses = Counter(progress.count_statuses(rows))
         failed = 1 - statuses[Status.OK] / rows.num_rows
         now_s = time.time()
         first_s = min((result.began_at for result in done), default=now_s)
-        scored_s, padded_s, model_s, wait_s = (
-            sum(getattr(result, name) for result in done)
-            for name in ("scored_s", "padded_s", "model_s", "wait_s")
-        )
+        total: dict[str, float] = {
+            name: sum(getattr(result, name) for result in done)
+            for name in ("scored_s", "padded_s", "model_s", "wait_s", "decoded")
+        }
         faults: Counter[str] = Counter()
         examples: dict[str, str] = {}
         for name, (clips, file) in (item for result in done for item in result.faults.items()):
@@ -301,17 +293,19 @@ class ClipJob:
             "rows": rows.num_rows,
             "statuses": dict(statuses),
             "failed_share": round(failed, 6),
-            "audio_s": round(scored_s, 3),
+            "audio_s": round(total["scored_s"], 3),
             "wall_s": round(now_s - self._began_at, 3),
             "startup_s": round(max(first_s - self._began_at, 0.0), 3),
-            "model_s": round(model_s, 3),
-            "wait_s": round(wait_s, 3),
+            "model_s": round(total["model_s"], 3),
+            "wait_s": round(total["wait_s"], 3),
             "workers": "local" if self.placement.local else self.placement.workers,
             "device": self.placement.device,
             "worker_peak_bytes": max((result.peak_bytes for result in done), default=0),
-            "decoded": sum(result.decoded for result in done),
+            "decoded": total["decoded"],
             "faults": dict(faults),
-            "padding_waste": round(1 - scored_s / padded_s, 4) if padded_s else 0.0,
+            "padding_waste": round(
+                1 - total["scored_s"] / total["padded_s"] if total["padded_s"] else 0.0, 4
+            ),
         }
         ledger.tidy(where)
         for folder in (where, storage.join(where, "manifest"), storage.join(where, table)):

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from raysers.errors import ObjectMissing, WriteError
 from raysers.io import storage
@@ -29,21 +28,15 @@ _FOLDER = "_attempts"
 
 @dataclass(slots=True)
 class Attempt:
-    """What the ledger knows of one shard.
-
-    Attributes:
-        uri: the mark.
-        run_id: the run that works on the shard.
-        deaths: processes that died on the shard.
-        suspects: clips being worked on just now, when the shard is worked on with care.
-        alone: clips to take alone.
-        deaths_alone: processes that died on each such clip.
-    """
+    """What the ledger knows of one shard; `uri` is its mark, `run_id` the run that works on it."""
 
     uri: str
     run_id: str
+    #: Processes that died on the shard.
     deaths: int = 0
+    #: Clips in work, when the shard is worked on with care.
     suspects: list[str] = field(default_factory=list)
+    #: Clips to take alone, and processes that died on each.
     alone: list[str] = field(default_factory=list)
     deaths_alone: dict[str, int] = field(default_factory=dict)
 
@@ -93,10 +86,10 @@ def begin(output: str, part: str, run_id: str) -> Attempt:
     Raises:
         WriteError: the mark cannot be written.
     """
-    uri = mark_uri(output, part)
-    left_behind = _read(uri)
-    attempt = Attempt(uri, **(left_behind or {"run_id": run_id}))
-    if left_behind:
+    attempt = Attempt(mark_uri(output, part), run_id)
+    with suppress(ObjectMissing):
+        left_behind = json.loads(storage.read_bytes(attempt.uri))
+        attempt = Attempt(attempt.uri, **left_behind)
         attempt._after_death(run_id)
     attempt._write()
     return attempt
@@ -108,7 +101,7 @@ def mark_uri(output: str, part: str) -> str:
 
 
 def discard(uri: str) -> None:
-    """Remove a mark; a store that lets nobody delete keeps it, and it harms nobody."""
+    """Remove a mark; on a store that allows no deletes it stays, which does no harm."""
     with suppress(WriteError):
         storage.delete(uri)
 
@@ -128,11 +121,3 @@ def tidy(output: str) -> None:
     if not storage.is_remote(output):
         # with the half-written mark of a process that died while it wrote one
         shutil.rmtree(storage.join(output, _FOLDER), ignore_errors=True)
-
-
-def _read(uri: str) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(storage.read_bytes(uri))
-    except ObjectMissing:
-        return {}
-    return record

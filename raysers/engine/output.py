@@ -59,11 +59,6 @@ def stamp_of(job: str, settings: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def part_stamp(stamp: str, shard: int) -> str:
-    """The stamp of one part of a run."""
-    return f"{stamp}-{shard}"
-
-
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows as a table of `schema`; columns a row does not have are null."""
     columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in schema]
@@ -88,13 +83,13 @@ def _keys(table: pa.Table) -> list[tuple[str, ...]]:
 
 
 def write_part(uri: str, table: pa.Table, *, stamp: str = "") -> None:
-    """Write one part atomically, with the stamp in its metadata.
+    """Write one part atomically; its metadata hold the stamp and the shard.
 
     Raises:
         WriteError: disk full, no permission.
     """
     if stamp:
-        table = table.replace_schema_metadata({_STAMP: stamp})
+        table = table.replace_schema_metadata({_STAMP: _stamp_of_part(uri, stamp)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     storage.write_atomic(uri, sink.getvalue().to_pybytes())
@@ -105,7 +100,7 @@ def read_part(
 ) -> pa.Table | None:
     """A part's rows (of `columns`, reading no others); None when it is not there.
 
-    With a `stamp`, a part that carries another one counts as not there.
+    With a `stamp`, a part that a run of another stamp or another shard wrote counts as not there.
 
     Raises:
         RaysersError: the object is not a whole Parquet file.
@@ -115,7 +110,7 @@ def read_part(
         # ParquetFile, not read_table: a folder named `a=b` must not become a column
         with pq.ParquetFile(storage.open_source(uri)) as file:
             found = (file.schema_arrow.metadata or {}).get(_STAMP, b"").decode()
-            if stamp and found != stamp:
+            if stamp and found != _stamp_of_part(uri, stamp):
                 return None
             table = file.read(columns=None if columns is None else [*columns])
             return table.replace_schema_metadata(None)
@@ -128,18 +123,24 @@ def read_part(
         ) from error
 
 
+def _stamp_of_part(uri: str, stamp: str) -> str:
+    number = uri.rpartition("part-")[2].partition(".")[0]
+    return f"{stamp}-{int(number)}"
+
+
 def read_parts(
     output: str, table: str, shards: int, columns: Sequence[str], *, stamp: str = ""
 ) -> dict[int, pa.Table]:
     """Columns of all parts that are there, by shard, read in parallel."""
+    there = parts_there(output, table)
+    numbers = [shard for shard in range(shards) if shard_name(shard) in there]
 
     def read(shard: int) -> pa.Table | None:
-        mark = part_stamp(stamp, shard) if stamp else ""
-        return read_part(part_uri(output, table, shard), columns, stamp=mark)
+        return read_part(part_uri(output, table, shard), columns, stamp=stamp)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(read, range(shards))
-        return {i: part for i, part in enumerate(found) if part is not None}
+        found = zip(numbers, pool.map(read, numbers), strict=True)
+        return {shard: part for shard, part in found if part is not None}
 
 
 def read_all(
@@ -157,57 +158,49 @@ def read_all(
 
 
 def parts_there(output: str, table: str) -> set[str]:
-    """Names of the parts that are there, whoever wrote them."""
+    """Names of the parts that are there, of any run."""
     found = storage.list_parts(storage.join(output, table))
     return {part.uri.rpartition("/")[2] for part in found}
 
 
 def shards_done(output: str, table: str, shards: int, stamp: str) -> set[int]:
     """Shards with a finished part of the run that `stamp` identifies."""
-    there = parts_there(output, table)
-    if not there:
-        return set()
-    numbers = [i for i in range(shards) if shard_name(i) in there]
-
-    def is_own(shard: int) -> bool:
-        uri, mark = part_uri(output, table, shard), part_stamp(stamp, shard)
-        return read_part(uri, [], stamp=mark) is not None
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        return {i for i, own in zip(numbers, pool.map(is_own, numbers), strict=True) if own}
+    return set(read_parts(output, table, shards, [], stamp=stamp))
 
 
 def check_rows(
-    expected: pa.ChunkedArray, rows: pa.Table, names: Sequence[str], output: str
+    output: str,
+    table: str,
+    shards: int,
+    clip_ids: pa.ChunkedArray,
+    rows: pa.Table,
+    names: Sequence[str],
 ) -> None:
-    """Raises RaysersError unless every clip is exactly one row under each variant's name."""
-    if names == ("",):
-        return check_complete(expected, rows["clip_id"], output)
+    """Raises RaysersError unless every clip is exactly one row under each variant's name.
+
+    Parts that the plan does not name are refused as well.
+    """
     for name in names:
-        found = rows.filter(pc.equal(rows[VARIANT], name))
-        check_complete(expected, found["clip_id"], output)
-    if rows.num_rows != len(expected) * len(names):
+        found = rows.filter(pc.equal(rows[VARIANT], name)) if name else rows
+        check_complete(clip_ids, found["clip_id"], output)
+    where = storage.join(output, table)
+    if rows.num_rows != len(clip_ids) * len(names):
         raise RaysersError(
-            f"{output} holds rows that its run did not ask for: delete the table's folder and run "
-            "the same command"
+            f"{where} holds rows that its run did not ask for: delete it and run the same command"
         )
-    return None
-
-
-def check_names(output: str, table: str, shards: int) -> None:
-    """Raises RaysersError when the table's folder holds parts that the plan does not name."""
-    foreign = sorted(parts_there(output, table) - {shard_name(i) for i in range(shards)})
-    if foreign:
+    if foreign := sorted(parts_there(output, table) - set(map(shard_name, range(shards)))):
         raise RaysersError(
-            f"{storage.join(output, table)} holds {foreign[0]}, which this run did not write: "
-            "remove it and run the same command"
+            f"{where} holds {foreign[0]}, which this run did not write: remove it and run the same "
+            "command"
         )
 
 
 def check_complete(expected: pa.ChunkedArray, found: pa.ChunkedArray, output: str) -> None:
     """Raises RaysersError unless every clip id of the manifest is exactly one row of the output."""
-    want = np.sort(expected.combine_chunks().to_numpy(zero_copy_only=False).astype("S32"))
-    have = np.sort(found.combine_chunks().to_numpy(zero_copy_only=False).astype("S32"))
+    want, have = (
+        np.sort(ids.combine_chunks().to_numpy(zero_copy_only=False).astype("S32"))
+        for ids in (expected, found)
+    )
     if np.array_equal(want, have):
         return
     lost, extra = np.setdiff1d(want, have).size, have.size - np.intersect1d(want, have).size
@@ -227,14 +220,24 @@ def write_header(output: str, tables: dict[str, pa.Schema], *, description: str)
     Raises:
         WriteError: the folder cannot be written.
     """
+    columns = {
+        name: {f.name: _scheme(f) for f in schema if f.name not in _INDEX}
+        for name, schema in tables.items()
+    }
     header: dict[str, Any] = {
         "name": "raysers",
         "source": f"raysers {raysers.__version__}",
         "usage": "unrestricted",
         "languages": [],
         "description": description,
-        "schemes": {k: v for schema in tables.values() for k, v in _schemes(schema).items()},
-        "tables": {name: _table(schema) for name, schema in tables.items()},
+        "schemes": {k: v for own in columns.values() for k, v in own.items() if v},
+        "tables": {
+            name: {
+                "type": "segmented",
+                "columns": {k: {"scheme_id": k} if v else {} for k, v in own.items()},
+            }
+            for name, own in columns.items()
+        },
     }
     text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     storage.write_atomic(storage.join(output, "db.yaml"), text.encode())
@@ -253,26 +256,13 @@ def remove_header(output: str, tables: Sequence[str]) -> None:
                 (Path(output) / f"db.{name}.parquet").unlink(missing_ok=True)
 
 
-def _schemes(schema: pa.Schema) -> dict[str, dict[str, str]]:
-    """A scheme per column whose type audformat knows, with the column's meaning and unit."""
-    schemes = {}
-    for field in schema:
-        dtype = _DTYPES.get(field.type)
-        if dtype and field.name not in _INDEX:
-            notes = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
-            unit = f" ({notes['unit']})" if "unit" in notes else ""
-            meaning = notes.get("meaning", field.name) + unit
-            schemes[field.name] = {"description": meaning, "dtype": dtype}
-    return schemes
-
-
-def _table(schema: pa.Schema) -> dict[str, Any]:
-    schemes = _schemes(schema)
-    columns = [field.name for field in schema if field.name not in _INDEX]
-    return {
-        "type": "segmented",
-        "columns": {name: {"scheme_id": name} if name in schemes else {} for name in columns},
-    }
+def _scheme(field: pa.Field) -> dict[str, str]:
+    """A column's audformat scheme, with its meaning and unit; empty for types it does not know."""
+    if field.type not in _DTYPES:
+        return {}
+    notes = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
+    unit = f" ({notes['unit']})" if "unit" in notes else ""
+    return {"description": notes.get("meaning", field.name) + unit, "dtype": _DTYPES[field.type]}
 
 
 def _link(link: Path, folder: str) -> None:

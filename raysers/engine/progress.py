@@ -1,4 +1,4 @@
-"""What a person sees of a job: the live line while it runs, counts and speed at its end.
+"""Terminal output of a job: the live line while it runs, counts and speed at its end.
 
 Workers report how far each shard is; the driver reads it. Figures of a shard that is scored twice
 replace each other, so nothing is counted double.
@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,22 +32,42 @@ LINE_EVERY_S = 10.0
 Shards = dict[int, tuple[float, dict[str, int]]]
 
 
+class Monitor:
+    """Actor that keeps, per shard in work, audio seconds and rows by status; and worker starts."""
+
+    def __init__(self) -> None:
+        self._shards: Shards = {}
+        self._unfinished_starts = 0
+
+    def report(self, shard: int, audio_s: float, statuses: dict[str, int]) -> None:
+        """Replace what is known of `shard`."""
+        self._shards[shard] = (audio_s, statuses)
+
+    def loading(self) -> int:
+        """A worker begins to load its model; returns how many such starts have not finished."""
+        self._unfinished_starts += 1
+        return self._unfinished_starts - 1
+
+    def loaded(self) -> None:
+        """That worker has its model."""
+        self._unfinished_starts -= 1
+
+    def snapshot(self) -> Shards:
+        """Everything, by shard."""
+        return dict(self._shards)
+
+
 @dataclass(slots=True)
 class Totals:
-    """How far the whole run is.
+    """How far the whole run is."""
 
-    Attributes:
-        total_s: audio seconds this run has to score, every variant counted.
-        rows: rows it has to write.
-        finished: audio seconds and rows by status of finished shards.
-        in_work: the same of shards that workers have reported on.
-        began_s: when the run began, on the monotonic clock; loading the model counts.
-    """
-
+    #: Audio seconds that this run has to score, every variant counted, and rows it has to write.
     total_s: float
     rows: int
+    #: Shards that are finished, and those that workers have reported on.
     finished: Shards = field(default_factory=dict)
     in_work: Shards = field(default_factory=dict)
+    #: On the monotonic clock; loading the model counts.
     began_s: float = field(default_factory=time.monotonic)
 
     def line(self) -> str:
@@ -57,9 +77,7 @@ class Totals:
         if not shards:
             return f"loading the model ({duration(elapsed_s)})"
         audio_s = sum(done_s for done_s, _ in shards.values())
-        statuses: Counter[str] = Counter()
-        for _, counts in shards.values():
-            statuses.update(counts)
+        statuses = sum((Counter(counts) for _, counts in shards.values()), Counter[str]())
         speed = audio_s / elapsed_s
         text = f"{hours(audio_s)} of {hours(self.total_s)} audio | {speed:.1f} x real time"
         if speed:
@@ -99,34 +117,25 @@ def live(totals: Totals, refresh: Callable[[], Shards | None]) -> Iterator[None]
     """
     stop = threading.Event()
     console = Console(stderr=True)
-    show = _on_terminal if console.is_terminal else _in_log
-    thread = threading.Thread(target=show, args=(totals, refresh, stop, console), daemon=True)
+
+    def show() -> None:
+        with (
+            Live(console=console, transient=True) if console.is_terminal else nullcontext() as view
+        ):
+            while not stop.wait(LINE_EVERY_S if view is None else 0.5):
+                totals.in_work = refresh() or totals.in_work
+                if view is None:
+                    print(totals.line(), file=sys.stderr, flush=True)
+                else:
+                    view.update(Text(totals.line()))
+
+    thread = threading.Thread(target=show, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join(timeout=5)
-
-
-def _on_terminal(
-    totals: Totals,
-    refresh: Callable[[], Shards | None],
-    stop: threading.Event,
-    console: Console,
-) -> None:
-    with Live(console=console, refresh_per_second=4, transient=True) as view:
-        while not stop.wait(0.5):
-            totals.in_work = refresh() or totals.in_work
-            view.update(Text(totals.line()))
-
-
-def _in_log(
-    totals: Totals, refresh: Callable[[], Shards | None], stop: threading.Event, _: Console
-) -> None:
-    while not stop.wait(LINE_EVERY_S):
-        totals.in_work = refresh() or totals.in_work
-        print(totals.line(), file=sys.stderr, flush=True)
 
 
 def print_line(text: str) -> None:
@@ -166,14 +175,12 @@ def print_outcome(outcome: Mapping[str, Any], where: str) -> None:
     """Rows by status, then audio and speed, then where the rows are."""
     several = outcome["rows"] != outcome["clips"]
     print_statuses(outcome["statuses"], "rows" if several else "clips")
-    console = _console()
-    console.print(speed_line(outcome))
-    console.print(f"rows: {where}")
+    print_line(f"{speed_line(outcome)}\nrows: {where}")
 
 
 def print_manifest(manifest: pa.Table, where: str) -> None:
     """What a manifest holds and where it is."""
-    _console().print(f"{clips_and_audio(manifest)}\nmanifest: {where}")
+    print_line(f"{clips_and_audio(manifest)}\nmanifest: {where}")
 
 
 def count_statuses(table: pa.Table) -> dict[str, int]:

@@ -107,25 +107,22 @@ class ClipTask(ABC):
         return ("",)
 
     def variants(self, decoded: Decoded) -> list[Decoded]:
-        """One per name, in their order, each with a signal or an error of its own."""
+        """One per name, in their order, each with a signal or an error."""
         return [decoded]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """What every worker of a run needs to know.
-
-    Attributes:
-        stamp: written into every part (`output.stamp_of`).
-        retry: statuses whose rows are scored again (`--retry`).
-        io_threads: threads that fetch and decode.
-    """
+    """What every worker of a run needs to know."""
 
     output: str
     run_id: str
+    #: Written into every part (`output.stamp_of`).
     stamp: str
+    #: Statuses whose rows are scored again.
     retry: frozenset[str]
     max_clip_s: float
+    #: Threads that fetch and decode.
     io_threads: int
 
 
@@ -133,16 +130,11 @@ class WorkerSettings:
 class ShardResult:
     """A finished shard: what its part holds, and what this attempt did for it.
 
-    Attributes:
-        began_at: seconds since the epoch when the worker, its model loaded, took the shard up.
-        statuses: rows of its part by status.
-        audio_s: audio seconds of its part.
-        scored_s: audio seconds that went through the model.
-        padded_s: the same with padding.
-        model_s: wall seconds of forward passes.
-        wait_s: wall seconds in which the model waited for decoded audio.
-        faults: by fault of recordings (`audio.level.FAULTS`) the clips decoded, and a file.
-        peak_bytes: largest resident memory of the worker so far.
+    `statuses` and `audio_s` count the part's rows and audio, `scored_s` and `padded_s` what went
+    through the model, without and with padding. `model_s` is the wall time of forward passes,
+    `wait_s` the time in which the model waited for audio. `faults` has, by fault of recordings
+    (`audio.level.FAULTS`), the clips decoded and one file. `began_at` (since the epoch) is when the
+    worker, its model loaded, took the shard up; `peak_bytes` the worker's largest resident memory.
     """
 
     shard: int
@@ -203,8 +195,7 @@ class ShardWorker:
         settings = self._settings
         result = ShardResult(shard=shard)
         uri = output.part_uri(settings.output, self._task.table, shard)
-        mark = output.part_stamp(settings.stamp, shard)
-        earlier = output.read_part(uri, stamp=mark)
+        earlier = output.read_part(uri, stamp=settings.stamp)
         clips = clips_of(block)
         if earlier is not None:
             clips = _to_retry(clips, earlier, settings)
@@ -223,7 +214,7 @@ class ShardWorker:
         part = output.to_table(ordered, self._task.schema)
         if earlier is not None:
             part = output.replace_rows(earlier, part)
-        output.write_part(uri, part, stamp=mark)
+        output.write_part(uri, part, stamp=settings.stamp)
         attempt.close()
         return result.about(part)
 
@@ -265,14 +256,17 @@ class ShardWorker:
     def _isolated_feed(
         self, clips: list[Clip], attempt: ledger.Attempt, result: ShardResult
     ) -> Iterator[Decoded]:
-        for stretch in _stretches(clips, attempt):
-            if attempt.given_up(stretch[0].clip_id):
-                message = f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
-                error = ClipError(Status.WORKER_DIED, message)
-                yield from self._task.variants(Decoded(clip=stretch[0], error=error))
-                continue
-            attempt.enter([clip.clip_id for clip in stretch])
-            yield from self._feed(stretch, result)
+        for alone, group in groupby(clips, key=lambda c: c.clip_id in attempt.alone):
+            while stretch := list(islice(group, 1 if alone else _STRETCH)):
+                if attempt.given_up(stretch[0].clip_id):
+                    message = (
+                        f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
+                    )
+                    error = ClipError(Status.WORKER_DIED, message)
+                    yield from self._task.variants(Decoded(clip=stretch[0], error=error))
+                    continue
+                attempt.enter([clip.clip_id for clip in stretch])
+                yield from self._feed(stretch, result)
 
     def _score_feed(
         self, feed: Iterator[Decoded], attempt: ledger.Attempt, result: ShardResult
@@ -301,24 +295,20 @@ class ShardWorker:
             status = str(failure.status if failure else Status.OK)
             result.scored_s += one.duration_s
             result.statuses[status] += 1
-            yield (
-                (clip.clip_id, one.variant),
-                {
-                    "file": clip.file,
-                    "start": clip.start_ns,
-                    "end": clip.end_ns,
-                    "clip_id": clip.clip_id,
-                    "status": status,
-                    "error": failure.message if failure else "",
-                    "duration_s": one.duration_s if has_signal else None,
-                    "rms_db": one.rms_db,
-                    "clipped_ratio": one.clipped_ratio,
-                    **shared,
-                    **self._model.provenance,
-                    **one.columns,
-                    **(found if isinstance(found, dict) else {}),
-                },
-            )
+            row = {
+                "file": clip.file,
+                "start": clip.start_ns,
+                "end": clip.end_ns,
+                "clip_id": clip.clip_id,
+                "status": status,
+                "error": failure.message if failure else "",
+                "duration_s": one.duration_s if has_signal else None,
+                "rms_db": one.rms_db,
+                "clipped_ratio": one.clipped_ratio,
+            }
+            scores = found if isinstance(found, dict) else {}
+            key = (clip.clip_id, one.variant)
+            yield key, {**row, **shared, **self._model.provenance, **one.columns, **scores}
 
 
 def score_clips(model: ClipModel, decoded: Sequence[Decoded]) -> list[Row | ClipError]:
@@ -346,18 +336,11 @@ def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Deco
     if not attempt.suspicious:
         yield batch
         return
-    alone = [[d] for d in batch if d.clip.clip_id in attempt.alone]
-    others = [d for d in batch if d.clip.clip_id not in attempt.alone]
-    for group in [*alone, others] if others else alone:
+    groups = [[d] for d in batch if d.clip.clip_id in attempt.alone]
+    groups.append([d for d in batch if d.clip.clip_id not in attempt.alone])
+    for group in filter(None, groups):
         attempt.enter([d.clip.clip_id for d in group if d.signal is not None])
         yield group
-
-
-def _stretches(clips: list[Clip], attempt: ledger.Attempt) -> Iterator[list[Clip]]:
-    """Clips to decode under one mark: quarantined ones alone, the others some at a time."""
-    for alone, group in groupby(clips, key=lambda c: c.clip_id in attempt.alone):
-        while stretch := list(islice(group, 1 if alone else _STRETCH)):
-            yield stretch
 
 
 def _to_retry(clips: list[Clip], earlier: pa.Table, settings: WorkerSettings) -> list[Clip]:

@@ -34,24 +34,18 @@ NAME = "_claim.json"
 #: Seconds between two renewals, and after how many without one a claim is dead.
 RENEW_S = 5.0
 EXPIRY_S = 30.0
-_POLL_S = 0.5
 #: On stores without conditional writes: how long another owner has to overwrite the claim.
-_SETTLE_S = 3.0
+SETTLE_S = 3.0
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
     """The process that holds a claim.
 
-    Attributes:
-        job: what it runs.
-        host: name of its machine.
-        machine: identity of its process table; process numbers mean the same within one.
-        pid: its process number.
-        started: start of the process in the kernel's ticks; tells a reused number apart.
-        since: when the claim was made, ISO 8601 in UTC.
-        token: unique to the claim.
-        renewals: counts up while the owner lives.
+    `pid` is a number in the process table that `machine` identifies; `started`, in the kernel's
+    ticks, tells a reused number apart. `since` is ISO 8601 in UTC. `token` is unique to the claim,
+    and `renewals` counts up while its owner lives.
     """
 
     job: str
@@ -99,8 +93,8 @@ class Claim:
     """A claim that this process holds on a folder, renewed by a thread until `release`."""
 
     def __init__(self, uri: str, owner: Owner, etag: str, renew_s: float) -> None:
+        self.renew_s = renew_s
         self._uri, self._owner, self._etag = uri, owner, etag
-        self._renew_s = renew_s
         self._renewed_s = time.monotonic()
         self._lost = False
         self._stop = threading.Event()
@@ -120,21 +114,19 @@ class Claim:
             RefusedError: another run holds it; the message says which and since when.
             ConfigError: the folder cannot be written.
         """
-        uri = storage.join(output, NAME)
-        owner = Owner.this_process(job)
+        uri, owner = storage.join(output, NAME), Owner.this_process(job)
         if not storage.is_remote(output) and os.path.exists(output) and not os.path.isdir(output):
             raise ConfigError(f"--output {output} cannot be written: it is a file; name a folder")
         try:
-            etag = _take(uri, output, owner, expiry_s)
+            return cls(uri, owner, _take(uri, output, owner, expiry_s), renew_s)
         except WriteError as error:
             raise ConfigError(f"--output {output} cannot be written: {error}") from error
-        return cls(uri, owner, etag, renew_s)
 
     def verify(self) -> None:
         """Raises RaysersError when another run has taken the folder over."""
-        if time.monotonic() - self._renewed_s > 2 * self._renew_s:  # this process was suspended
+        if time.monotonic() - self._renewed_s > 2 * self.renew_s:  # this process was suspended
             with suppress(RaysersError):
-                self._lost = self._lost or _read(self._uri)[0] != self._owner.token
+                self._lost = self._lost or not self._is_own()
         if self._lost:
             raise RaysersError(
                 f"{self._uri} was taken over by another run while this one did not respond: "
@@ -144,43 +136,50 @@ class Claim:
     def release(self) -> None:
         """Give the folder up; others may claim it at once."""
         self._stop.set()
-        self._thread.join(timeout=self._renew_s)
-        if not self._lost:
-            with suppress(RaysersError):
-                storage.delete_if(self._uri, self._etag)
+        self._thread.join(timeout=self.renew_s)
+        with suppress(RaysersError):
+            if not self._lost and self._is_own():
+                storage.delete(self._uri)
 
     def _renew(self) -> None:
-        while not self._stop.wait(self._renew_s):
+        while not self._stop.wait(self.renew_s):
             self._owner = replace(self._owner, renewals=self._owner.renewals + 1)
             with suppress(RaysersError):  # the next renewal may work again
-                etag = _replace(self._uri, self._owner, self._etag)
-                if etag is None and _read(self._uri)[0] != self._owner.token:
+                if (etag := _put(self._uri, self._owner, self._etag)) is not None:
+                    self._etag = etag
+                elif not self._is_own():
                     self._lost = True
                     return
-                self._etag = etag or _read(self._uri)[1]
                 self._renewed_s = time.monotonic()
+
+    def _is_own(self) -> bool:
+        holder, etag = _read(self._uri)
+        self._etag = etag or ""
+        return holder is not None and holder.token == self._owner.token
 
 
 def _take(uri: str, output: str, owner: Owner, expiry_s: float) -> str:
-    """Write the claim once nobody alive holds it; returns its etag."""
-    seen_etag, seen_s = "", 0.0
+    """Write the claim once no live process holds it; returns its etag."""
+    first, first_s = None, 0.0
     while True:
-        if _create(uri, output, owner):
-            return storage.read_versioned(uri)[1]
-        try:
-            data, etag = storage.read_versioned(uri)
-        except ObjectMissing:  # released just now
+        if (written := _put(uri, owner)) is not None:
+            return written
+        holder, etag = found = _read(uri)
+        if etag is None:  # released just now
             continue
-        holder = _parse(data)
         alive = holder.is_alive() if holder else None
-        if alive is None:
-            if etag != seen_etag:
-                alive = True if seen_etag else None
-                seen_etag, seen_s = etag, time.monotonic()
-                if alive is None:
-                    _say_waiting(output, holder, expiry_s)
-            elif time.monotonic() - seen_s > expiry_s:
-                alive = False
+        if alive is None and first is None:
+            first, first_s = found, time.monotonic()
+            print(
+                f"{output} is claimed by {holder or 'an unknown run'}: waiting up to "
+                f"{expiry_s:.0f} s to see whether that run is alive",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif alive is None and found != first:  # it was renewed
+            alive = True
+        elif alive is None and time.monotonic() - first_s > expiry_s:
+            alive = False
         if alive:
             raise RefusedError(
                 f"--output {output} is in use by {holder or 'another run'}: wait until it ends, "
@@ -188,62 +187,38 @@ def _take(uri: str, output: str, owner: Owner, expiry_s: float) -> str:
             )
         if alive is None:
             time.sleep(_POLL_S)
-        elif (renewed := _replace(uri, owner, etag)) is not None:
-            return renewed
+        elif (written := _put(uri, owner, etag)) is not None:
+            return written
 
 
-def _create(uri: str, output: str, owner: Owner) -> bool:
+def _put(uri: str, owner: Owner, etag: str | None = None) -> str | None:
+    """The etag of the claim once it is written; None when another process was first."""
     try:
-        return storage.create(uri, owner.to_bytes())
-    except ConditionsUnsupported:
-        with suppress(ObjectMissing):
-            storage.stat(uri)
-            return False
-        print(
-            f"warning: the store of {output} has no conditional writes: do not start two commands "
-            "on one output at the same time",
-            file=sys.stderr,
-        )
-        storage.write_atomic(uri, owner.to_bytes())
-        time.sleep(_SETTLE_S)
-        return _read(uri)[0] == owner.token
-
-
-def _replace(uri: str, owner: Owner, etag: str) -> str | None:
-    """The etag of the renewed claim; None when another process changed it first."""
-    try:
-        return storage.replace(uri, owner.to_bytes(), etag)
+        return storage.put_if(uri, owner.to_bytes(), etag)
     except ConditionsUnsupported:
         if _read(uri)[1] != etag:
             return None
         storage.write_atomic(uri, owner.to_bytes())
-        return _read(uri)[1]
+        if etag is None:
+            print(
+                f"warning: the store of {uri} has no conditional writes: do not start two commands "
+                "on one output at the same time",
+                file=sys.stderr,
+            )
+            time.sleep(SETTLE_S)
+        holder, etag = _read(uri)
+        return etag if holder is not None and holder.token == owner.token else None
 
 
-def _say_waiting(output: str, holder: Owner | None, expiry_s: float) -> None:
-    print(
-        f"{output} is claimed by {holder or 'an unknown run'}: waiting up to {expiry_s:.0f} s to "
-        "see whether that run is alive",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _read(uri: str) -> tuple[str, str]:
-    """Token and etag of the claim that is there; empty when none is."""
+def _read(uri: str) -> tuple[Owner | None, str | None]:
+    """Owner (None where it is unreadable) and etag (None where there is no claim)."""
     try:
         data, etag = storage.read_versioned(uri)
+        return Owner(**json.loads(data)), etag
     except ObjectMissing:
-        return "", ""
-    holder = _parse(data)
-    return (holder.token if holder else "", etag)
-
-
-def _parse(data: bytes) -> Owner | None:
-    try:
-        return Owner(**json.loads(data))
+        return None, None
     except (ValueError, TypeError):
-        return None
+        return None, etag
 
 
 def _machine() -> str:

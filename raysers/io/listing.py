@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from raysers.audio.source import retried
@@ -65,44 +66,33 @@ def list_local(
             return [], [folder._replace(names=shown[at : at + _PAGE_NAMES]) for at in pages]
         found: list[ObjectInfo] = []
         folders: list[_Folder] = []
-        for name in folder.names:
-            entry = _entry(folder, os.path.join(folder.path, name), suffixes, skipped)
-            if isinstance(entry, ObjectInfo):
-                found.append(entry)
-            elif entry is not None:
-                folders.append(entry)
+        for path in (os.path.join(folder.path, name) for name in folder.names):
+            is_kept = suffixes is None or suffix_of(path) in suffixes
+            try:
+                about = retried(partial(os.stat, path), path)
+            except ObjectMissing as error:
+                # a dangling link, a path that is too long, gone since: reading it gives the reason
+                if isinstance(error, ObjectUnreadable) and not (is_kept and suffix_of(path)):
+                    skipped(str(error).removeprefix(f"{path}: "), path)
+                elif is_kept:
+                    found.append(ObjectInfo(path, 0, ""))
+                continue
+            if not stat.S_ISDIR(about.st_mode):
+                # pipes, sockets and devices as well: each becomes a row with the reason
+                if is_kept:
+                    found.append(local.info(path, about))
+            elif (identity := (about.st_dev, about.st_ino)) in folder.above:
+                skipped("a link back to a folder above it", path)
+            elif folder.is_linked and os.path.islink(path):
+                # these could multiply without end
+                skipped("a linked folder inside a linked folder", path)
+            else:
+                is_linked = folder.is_linked or os.path.islink(path)
+                folders.append(_Folder(path, (*folder.above, identity), is_linked))
         return found, folders
 
-    return _crawl(_Folder(path, (_identity(os.stat(path)),)), expand)
-
-
-def _entry(
-    folder: _Folder, path: str, suffixes: frozenset[str] | None, skipped: Skipped
-) -> ObjectInfo | _Folder | None:
-    """A file to list, a folder to enter, or nothing of interest."""
-    is_wanted = suffixes is None or suffix_of(path) in suffixes
-    try:
-        about = retried(lambda: os.stat(path), path)
-    except ObjectMissing as error:
-        # a dangling link, a path that is too long, gone since: reading it gives the reason
-        if isinstance(error, ObjectUnreadable) and not (is_wanted and suffix_of(path)):
-            skipped(str(error).removeprefix(f"{path}: "), path)
-            return None
-        return ObjectInfo(path, 0, "") if is_wanted else None
-    if stat.S_ISDIR(about.st_mode):
-        identity, is_link = _identity(about), os.path.islink(path)
-        if identity in folder.above:
-            skipped("a link back to a folder above it", path)
-        elif is_link and folder.is_linked:
-            # these could multiply without end
-            skipped("a linked folder inside a linked folder", path)
-        else:
-            return _Folder(path, (*folder.above, identity), folder.is_linked or is_link)
-        return None
-    if not is_wanted:
-        return None
-    # pipes, sockets and devices are listed: each becomes a row with the reason
-    return local.info(path, about) if stat.S_ISREG(about.st_mode) else ObjectInfo(path, 0, "")
+    about = os.stat(path)
+    return _crawl(_Folder(path, ((about.st_dev, about.st_ino),)), expand)
 
 
 def list_s3(
@@ -133,36 +123,16 @@ def list_s3(
         nodes = [_Prefix(b, is_few) for b in below if not is_hidden(b[len(root) :].rstrip("/"))]
         if token:
             nodes.append(node._replace(token=token))
-        return [info_of(bucket, item) for item in page.get("Contents", []) if wanted(item)], nodes
+        return [info(item) for item in page.get("Contents", []) if wanted(item["Key"])], nodes
 
-    def wanted(item: dict[str, str]) -> bool:
-        name = item["Key"]
-        is_shown = not name.endswith("/") and not is_hidden(name[len(root) :])
-        return is_shown and (suffixes is None or suffix_of(name) in suffixes)
+    def info(item: Any) -> ObjectInfo:
+        return ObjectInfo(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], s3.etag_of(item))
+
+    def wanted(key: str) -> bool:
+        is_shown = not key.endswith("/") and not is_hidden(key[len(root) :])
+        return is_shown and (suffixes is None or suffix_of(key) in suffixes)
 
     return _crawl(_Prefix(root), expand)
-
-
-def list_s3_parts(uri: str) -> list[ObjectInfo]:
-    """`part-*.parquet` directly under the prefix, by name."""
-    from raysers.io import s3
-
-    bucket, key = split_s3(uri)
-    options = {"Prefix": f"{key}/part-" if key else "part-", "Delimiter": "/"}
-    found: list[ObjectInfo] = []
-    while True:
-        page = s3.list_page(uri, **options)
-        found += [info_of(bucket, item) for item in page.get("Contents", [])]
-        if not page.get("IsTruncated"):
-            return sorted((i for i in found if i.uri.endswith(".parquet")), key=lambda i: i.uri)
-        options["ContinuationToken"] = page["NextContinuationToken"]
-
-
-def info_of(bucket: str, item: Any) -> ObjectInfo:
-    """The object of an entry in a page."""
-    from raysers.io import s3
-
-    return ObjectInfo(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], s3.etag_of(item))
 
 
 def _crawl(root: Node, expand: Callable[[Node], Page[Node]]) -> Iterator[ObjectInfo]:
@@ -184,7 +154,3 @@ def _crawl(root: Node, expand: Callable[[Node], Page[Node]]) -> Iterator[ObjectI
                 yield from found
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _identity(about: os.stat_result) -> tuple[int, int]:
-    return about.st_dev, about.st_ino

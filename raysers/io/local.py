@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from raysers.audio.source import open_regular, retried
@@ -51,7 +51,9 @@ def stat(path: str) -> ObjectInfo:
 
 
 def info(path: str, about: os.stat_result) -> ObjectInfo:
-    """What `os.stat` says of a regular file."""
+    """What `os.stat` says of a regular file; anything else has 0 bytes and no version mark."""
+    if not stat_module.S_ISREG(about.st_mode):
+        return ObjectInfo(path, 0, "")
     return ObjectInfo(path, about.st_size, f"{about.st_mtime_ns:x}-{about.st_size:x}")
 
 
@@ -80,16 +82,6 @@ def fetch(
     return retried(read, path)
 
 
-def list_parts(path: str) -> list[ObjectInfo]:
-    """`part-*.parquet` directly in the folder, by name; none when there is no such folder."""
-    try:
-        names = retried(lambda: sorted(os.listdir(path)), path)
-    except ObjectMissing:
-        return []
-    parts = (n for n in names if n.startswith("part-") and n.endswith(".parquet"))
-    return [stat(os.path.join(path, name)) for name in parts]
-
-
 def write_atomic(path: str, data: bytes) -> None:
     """Writes through a hidden file beside `path`: readers see the old bytes or the new, never half.
 
@@ -104,11 +96,11 @@ def content_etag(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def put_if(path: str, data: bytes, etag: str = "") -> str | None:
+def put_if(path: str, data: bytes, etag: str | None = None) -> str | None:
     """Writes the file if it is absent, or with `etag` if its content has it; see `storage`."""
 
     def put() -> bool:
-        if not etag:
+        if etag is None:
             with suppress(FileExistsError):
                 _write(path, data, _publish_new)
                 return True
@@ -130,19 +122,6 @@ def delete(path: str) -> None:
             os.unlink(path)
 
     _writing(remove, path)
-
-
-def delete_if(path: str, etag: str) -> bool:
-    """Removes the file if its content has `etag`; see `storage`."""
-
-    def remove() -> bool:
-        with suppress(FileNotFoundError), _locked(path):
-            if _content_etag(path) == etag:
-                os.unlink(path)
-                return True
-        return False
-
-    return _writing(remove, path)
 
 
 def sweep(path: str) -> None:
@@ -181,22 +160,18 @@ _threads = threading.Lock()
 def _locked(path: str) -> Iterator[None]:
     """Excludes other conditional writes to the folder; some network disks only lock files."""
     folder = os.path.dirname(path)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with _threads:
+    with ExitStack() as opened, _threads:
+        for name, flags in (("", os.O_RDONLY), (_LOCK, os.O_RDWR | os.O_CREAT)):
+            descriptor = os.open(os.path.join(folder, name), flags, 0o666)
+            opened.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError:
-                os.close(descriptor)
-                descriptor = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o666)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise ConditionsUnsupported(f"{folder} cannot be locked: {error.strerror}") from error
-        raise
-    finally:
-        os.close(descriptor)
+                break
+            except OSError as error:
+                failure = error
+        else:
+            raise ConditionsUnsupported(f"{folder} cannot be locked: {failure}") from failure
+        yield
 
 
 def _publish_new(temporary: str, path: str) -> None:

@@ -60,14 +60,9 @@ Fetch = Callable[..., Fetched]
 class RangedFile(io.RawIOBase):
     """Read-only window of an object; holds at most `whole_bytes`, or 12 blocks of `block_bytes`.
 
-    Args:
-        fetch: reads a range of the object.
-        name: the object's URI, for messages.
-        num_bytes: size of the window; None: up to the end of the object.
-        base_bytes: offset of the window in the object.
-        total_bytes: size of the object if known; another size is an error.
-        etag: version of the object if known, else the one of the first read; another version
-            raises `ObjectChanged`.
+    The window begins `base_bytes` into the object and has `num_bytes`; None: up to the object's
+    end. The object's `total_bytes` and `etag`, where they are not known, are those of the first
+    read; another size or version afterwards is an error. `name` is for messages.
     """
 
     def __init__(

@@ -7,7 +7,6 @@ only the code in the XML body tells them apart, and a HEAD answer has no body.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import random
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import boto3
 import botocore.exceptions as boto
@@ -48,20 +47,13 @@ Result = TypeVar("Result")
 
 #: Above this an upload goes in parts; one PUT may not be larger than 5 GiB.
 MULTIPART_BYTES = 64 * 2**20
-_ENVIRONMENT_PREFIX = "RAYSERS_S3_"
+_PREFIX = "RAYSERS_S3_"
 #: Changing one of these makes another client.
 _AWS_VARIABLES = [
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_PROFILE",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_CONFIG_FILE",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
-]
+]  # fmt: skip
 _AWS_HOST = re.compile(r"^https?://[^/]*\.(amazonaws\.com(\.cn)?|api\.aws)(:\d+)?(/|$)")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -103,21 +95,14 @@ _ADVICE = {
     TransientStorageError: " (still failing after every retry; try again later)",
 }
 _CONDITION_FAILED = frozenset({"PreconditionFailed", "412", "NoSuchKey", "404"})
-_NO_CONDITIONS = frozenset({"NotImplemented", "501"})
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class S3Settings:
-    """Patience of the client; each field is read from `RAYSERS_S3_<FIELD>` where that is set.
+class S3Settings(NamedTuple):
+    """How S3 is used; each field is read from `RAYSERS_S3_<FIELD>` where that is set.
 
     With the defaults, an object that always answers 500 fails after 16 to 40 s, one that always
-    stalls after about 3 minutes.
-
-    Attributes:
-        max_attempts: tries of one operation, each of which boto3 itself repeats up to
-            `request_attempts` times.
-        max_retry_s: no try begins later than this after the first.
-        anonymous: 1 sends no signature, for public buckets.
+    stalls after about 3 minutes. An operation is tried `max_attempts` times, each of which boto3
+    repeats up to `request_attempts` times; no try begins `max_retry_s` after the first.
     """
 
     max_attempts: int = 7
@@ -128,7 +113,10 @@ class S3Settings:
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
     pool_connections: int = 64
+    #: 1 sends no signature, for public buckets.
     anonymous: int = 0
+    #: 1 agrees to pay for requests and transfer, for requester-pays buckets (`--requester-pays`).
+    requester_pays: int = 0
 
     @classmethod
     def from_environment(cls) -> S3Settings:
@@ -138,14 +126,13 @@ class S3Settings:
             ConfigError: a variable that is not a number.
         """
         values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            name = _ENVIRONMENT_PREFIX + field.name.upper()
-            if (text := os.environ.get(name)) is not None:
-                number = int if isinstance(field.default, int) else float
-                try:
-                    values[field.name] = number(text)
-                except ValueError:
-                    raise ConfigError(f"{name}={text!r} is not a number") from None
+        for name, default in cls._field_defaults.items():
+            variable = _PREFIX + name.upper()
+            text = os.environ.get(variable, str(default))
+            try:
+                values[name] = type(default)(text)
+            except ValueError:
+                raise ConfigError(f"{variable}={text!r} is not a number") from None
         return cls(**values)
 
 
@@ -167,12 +154,12 @@ def fetch(
             answer = client().get_object(Bucket=bucket, Key=key, Range=span)
             with answer["Body"] as body:
                 claim = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
-                # a whole object is right only where the range would have been the whole of it
-                is_whole = claim is None and not offset and answer["ContentLength"] <= size
-                if not is_whole and (claim is None or int(claim[1]) != offset):
+                if (int(claim[1]) if claim else 0) != offset:
                     raise StorageError(f"{uri}: the store ignores Range requests")
-                data = body.read()
-            total = str(len(data)) if claim is None else claim[2]
+                data = body.read(size)
+            # 206 is a part of the object, whose size is then unknown
+            is_part = answer["ResponseMetadata"]["HTTPStatusCode"] == 206
+            total = claim[2] if claim else "*" if is_part else str(answer["ContentLength"])
             found = Fetched(data, -1 if total == "*" else int(total), etag_of(answer))
         except boto.ClientError as error:
             if _reply(error)[0] not in ("InvalidRange", "416"):
@@ -180,8 +167,8 @@ def fetch(
             # nothing there: an empty object, or an offset at its end
             found = Fetched(b"", -1, "")
         if found.total_bytes < 0:
-            info = _head(uri)
-            found = Fetched(found.data, info.num_bytes, found.etag or info.etag)
+            head = client().head_object(Bucket=bucket, Key=key)
+            found = Fetched(found.data, head["ContentLength"], found.etag or etag_of(head))
         found.verified(uri, (offset, size), etag, total_bytes)
         return found
 
@@ -190,20 +177,8 @@ def fetch(
 
 def stat(uri: str) -> ObjectInfo:
     """Size and ETag of an object; errors as for `fetch`."""
-    try:
-        return _head(uri)
-    except (TransientStorageError, ObjectMissing):
-        raise
-    except StorageError:
-        # a HEAD answer has no body that gives the reason; one byte of a GET has
-        fetch(uri, 0, 1)
-        raise
-
-
-def _head(uri: str) -> ObjectInfo:
-    bucket, key = _object(uri)
-    answer = retried(lambda: client().head_object(Bucket=bucket, Key=key), uri)
-    return ObjectInfo(uri, answer["ContentLength"], etag_of(answer))
+    found = fetch(uri, 0, 1)  # a HEAD answer has no body that gives the reason of a refusal
+    return ObjectInfo(uri, found.total_bytes, found.etag)
 
 
 def list_page(uri: str, **options: Any) -> Any:
@@ -236,16 +211,16 @@ def write_atomic(uri: str, data: bytes) -> None:
     retried(put, uri, writing=True)
 
 
-def put_if(uri: str, data: bytes, etag: str = "") -> str | None:
+def put_if(uri: str, data: bytes, etag: str | None = None) -> str | None:
     """Stores the object if it is absent, or with `etag` if that is its version; see `storage`."""
     bucket, key = _object(uri)
-    condition: Any = {"IfMatch": f'"{etag}"'} if etag else {"IfNoneMatch": "*"}
+    condition: Any = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
 
     def put() -> str | None:
         try:
             return etag_of(client().put_object(Bucket=bucket, Key=key, Body=data, **condition))
         except boto.ClientError as error:
-            if _reply(error)[0] in _NO_CONDITIONS:
+            if _reply(error)[0] in ("NotImplemented", "501"):
                 raise ConditionsUnsupported(f"{uri}: no conditional writes here") from error
             if _reply(error)[0] not in _CONDITION_FAILED:
                 raise
@@ -265,26 +240,6 @@ def delete(uri: str) -> None:
     """Removes the object; it need not exist. Errors as for `write_atomic`."""
     bucket, key = _object(uri)
     retried(lambda: client().delete_object(Bucket=bucket, Key=key), uri, writing=True)
-
-
-def delete_if(uri: str, etag: str) -> bool:
-    """Removes the object if `etag` is its version; see `storage`."""
-    bucket, key = _object(uri)
-
-    def remove() -> bool:
-        try:
-            if etag_of(client().head_object(Bucket=bucket, Key=key)) != etag:
-                return False
-            client().delete_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
-        except boto.ClientError as error:
-            if _reply(error)[0] in _CONDITION_FAILED:
-                return False
-            if _reply(error)[0] not in _NO_CONDITIONS:
-                raise
-            client().delete_object(Bucket=bucket, Key=key)
-        return True
-
-    return retried(remove, uri, writing=True)
 
 
 def client() -> S3Client:
@@ -322,16 +277,22 @@ def _client(pid: int, variables: tuple[str, ...], settings: S3Settings) -> S3Cli
         response_checksum_validation="when_required",
     )
     try:
-        # a session of its own: boto3's default one is not safe to share between threads
+        # not boto3's default session: threads must not share that while it makes clients
         session = boto3.session.Session()
         made = session.client("s3", config=config)
         if not _AWS_HOST.match(made.meta.endpoint_url):
             made = session.client("s3", config=config.merge(vendor))
+        if settings.requester_pays:
+            made.meta.events.register("before-call.s3", _requester_pays)
     except _FAILURES as error:
         raise CredentialsError(f"no S3 client: {error}") from error
     except ValueError as error:
         raise ConfigError(f"no S3 client: {error}; check AWS_ENDPOINT_URL") from error
     return made
+
+
+def _requester_pays(params: dict[str, Any], **_: object) -> None:
+    params["headers"]["x-amz-request-payer"] = "requester"
 
 
 def retried(call: Callable[[], Result], uri: str, *, writing: bool = False) -> Result:

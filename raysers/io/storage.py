@@ -34,7 +34,16 @@ from raysers.errors import (
 )
 from raysers.io import listing, local
 from raysers.io.ranged import BLOCK_BYTES, WHOLE_BYTES, RangedFile
-from raysers.io.uris import ObjectInfo, absolute, is_remote, join, parent, suffix_of, tar_uri_of
+from raysers.io.uris import (
+    ObjectInfo,
+    absolute,
+    is_remote,
+    join,
+    parent,
+    split_s3,
+    suffix_of,
+    tar_uri_of,
+)
 
 #: Names of other modules that belong to this face.
 __all__ = ["AudioSource", "ObjectInfo", "absolute", "is_remote", "join", "parent"]
@@ -45,6 +54,8 @@ _MAX_READ_BYTES = 5 * 2**30
 _COPY_BYTES = 8 << 20
 #: Files of a model folder; text models also have vocabularies.
 _MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".md", ".txt", ".model")
+#: 1 makes every S3 request at the caller's expense; see `s3.S3Settings`.
+REQUESTER_PAYS = "RAYSERS_S3_REQUESTER_PAYS"
 #: Holds nearly every audio header.
 _HEADER_BYTES = 2**16
 
@@ -76,23 +87,23 @@ class Breaker:
 
         Raises:
             CredentialsError: `error` itself.
-            TransientStorageError: the store is out; it names the store and the count.
+            TransientStorageError: an outage; it names the store and the count.
         """
         if isinstance(error, CredentialsError):
             raise error
         definite = (ObjectMissing, ObjectForbidden, ObjectChanged)
         if not isinstance(error, StorageError) or isinstance(error, definite):
             return self.succeeded(uri)
-        now_s = self._clock()
         with self._lock:
-            self._failed_s[uri] = now_s
-            recent = [u for u, s in self._failed_s.items() if now_s - s <= self._window_s]
-            self._failed_s = {u: self._failed_s[u] for u in recent}
+            now_s = self._clock()
+            recent = {u: s for u, s in self._failed_s.items() if now_s - s <= self._window_s}
+            self._failed_s = {**recent, uri: now_s}
+            failed = len(self._failed_s)
             read = sum(now_s - s <= self._window_s for s in self._read_s)
-        if len(recent) >= self._least and len(recent) > read:
+        if failed >= self._least and failed > read:
             store = "/".join(uri.split("/")[:3]) if is_remote(uri) else "the disk"
             raise TransientStorageError(
-                f"storage outage: of {store} {len(recent)} objects failed and {read} were read "
+                f"storage outage: of {store} {failed} objects failed and {read} were read "
                 f"within {self._window_s:.0f} s; the last error: {error}"
             ) from error
         return None
@@ -112,26 +123,24 @@ def list_objects(
     Args:
         uri: folder or prefix.
         suffixes: lower-case suffixes with their dot to keep; None keeps all.
-        skipped: called, in any thread, with a reason and the path of a folder that is not entered
-            (too long a path, gone, a link back up, a link in a linked folder).
+        skipped: called, in any thread, with a reason and the path of a folder that is not entered.
 
     Raises:
         ObjectMissing: no such folder, bucket or prefix.
         ObjectForbidden: it, or a folder in it, may not be listed.
         CredentialsError, TransientStorageError: as the store says.
     """
-    uri = absolute(uri)
-    wanted = None if suffixes is None else frozenset(suffixes)
-    if is_remote(uri):
-        return listing.list_s3(uri, wanted)
-    return listing.list_local(uri, wanted, skipped)
+    uri, kept = absolute(uri), None if suffixes is None else frozenset(suffixes)
+    return listing.list_s3(uri, kept) if is_remote(uri) else listing.list_local(uri, kept, skipped)
 
 
 def list_parts(uri: str) -> list[ObjectInfo]:
     """`part-*.parquet` directly in the folder, sorted by name; empty when it does not exist."""
-    uri = absolute(uri)
+    start = join(absolute(uri), "part-")
     with suppress(ObjectMissing):
-        return listing.list_s3_parts(uri) if is_remote(uri) else local.list_parts(uri)
+        found = list_objects(uri, suffixes=[".parquet"])
+        parts = (o for o in found if o.uri.startswith(start) and "/" not in o.uri[len(start) :])
+        return sorted(parts, key=lambda part: part.uri)
     return []
 
 
@@ -149,12 +158,10 @@ def is_folder(uri: str) -> bool:
     """Whether `uri` is a local folder, an existing bucket, or a prefix of some object."""
     if not is_remote(uri):
         return local.is_folder(uri)
-    key = uri.split("/", 3)[3:]
+    key = split_s3(uri)[1].rstrip("/")
     with suppress(ObjectMissing):
-        page = _store(uri).list_page(
-            uri, Prefix=f"{key[0].rstrip('/')}/" if any(key) else "", MaxKeys=1
-        )
-        return not any(key) or bool(page.get("KeyCount"))
+        page = _store(uri).list_page(uri, Prefix=f"{key}/" if key else "", MaxKeys=1)
+        return not key or bool(page.get("KeyCount"))
     return False
 
 
@@ -220,19 +227,19 @@ def fetch_folder(uri: str, flag: str = "--model") -> str:
         return str(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial_copy = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=".partial-", ignore_cleanup_errors=True
+        ) as copy:
+            for name, about in files.items():
+                with open_file(about.uri) as source, Path(copy, name).open("wb") as file:
+                    shutil.copyfileobj(source, file, _COPY_BYTES)
+            with suppress(OSError):  # another process was first; its copy is the same
+                os.rename(copy, folder)
     except OSError as error:
-        raise ConfigError(f"{folder.parent} cannot be written; set XDG_CACHE_HOME") from error
-    try:
-        for name, about in files.items():
-            with open_file(about.uri) as source, (partial_copy / name).open("wb") as copy:
-                shutil.copyfileobj(source, copy, _COPY_BYTES)
-        with suppress(OSError):  # another process was first; its copy is the same
-            partial_copy.rename(folder)
-    except OSError as error:
-        raise ConfigError(f"no room for the model in {folder.parent}: {error}") from error
-    finally:
-        shutil.rmtree(partial_copy, ignore_errors=True)
+        raise ConfigError(
+            f"{flag} {uri}: no copy in {folder.parent} ({error}): set XDG_CACHE_HOME to a folder "
+            "with room"
+        ) from error
     return str(folder)
 
 
@@ -289,51 +296,29 @@ def write_atomic(uri: str, data: bytes) -> None:
     _store(uri).write_atomic(uri, data)
 
 
-def create(uri: str, data: bytes) -> bool:
-    """Writes the object only if there is none of this name, atomically against other creators.
+def put_if(uri: str, data: bytes, etag: str | None = None) -> str | None:
+    """Writes the object only if there is none of this name, atomically against other writers.
+
+    With an `etag` of `read_versioned`: only if that is still its version.
 
     Returns:
-        False when it exists with other content. Content that is equal counts as written by this
-        call, because the answer to a first try may be lost: put something unique into `data`.
+        The new version mark; None when another object is there, or none at all. Content that is
+        equal counts as written by this call, because the answer to a first try may be lost: put
+        something unique into `data`.
 
     Raises:
-        ConditionsUnsupported: the store refuses the condition (501).
+        ConditionsUnsupported: the store refuses the condition (501), or tells no versions apart.
         WriteError, CredentialsError, TransientStorageError: as `write_atomic`.
     """
-    return _store(uri).put_if(uri, data) is not None
-
-
-def read_versioned(uri: str) -> tuple[bytes, str]:
-    """Content and version mark, for `replace` and `delete_if` alone; errors as `read_bytes`."""
-    if not is_remote(uri):
-        data = read_bytes(uri)
-        return data, local.content_etag(data)
-    data, _, etag = _store(uri).fetch(uri, 0, _MAX_READ_BYTES)
-    return data, etag
-
-
-def replace(uri: str, data: bytes, etag: str) -> str | None:
-    """Writes the object only if `etag` of `read_versioned` is still its version.
-
-    Returns:
-        The new version mark; None when the object was changed or removed. As with `create`, equal
-        content counts as written by this call.
-
-    Raises:
-        ConditionsUnsupported, WriteError, CredentialsError, TransientStorageError: as `create`.
-    """
-    if not etag:
+    if etag == "":
         raise ConditionsUnsupported(f"{uri}: the store does not tell versions apart")
     return cast("str | None", _store(uri).put_if(uri, data, etag))
 
 
-def delete_if(uri: str, etag: str) -> bool:
-    """Removes the object only if `etag` is still its version; whether it did.
-
-    Best effort: stores without conditional deletes may remove what was written a moment before.
-    Errors as `write_atomic`.
-    """
-    return cast(bool, _store(uri).delete_if(uri, etag))
+def read_versioned(uri: str) -> tuple[bytes, str]:
+    """Content and version mark for `put_if`; errors as `read_bytes`."""
+    data, _, etag = _store(uri).fetch(uri, 0, _MAX_READ_BYTES)
+    return data, etag if is_remote(uri) else local.content_etag(data)
 
 
 def delete(uri: str) -> None:

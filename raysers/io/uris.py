@@ -87,9 +87,7 @@ def parent(uri: str) -> str:
     """The folder or prefix that holds `uri`; a bucket is its own parent."""
     if not is_remote(uri):
         return os.path.dirname(uri)
-    bucket, key = split_s3(uri)
-    folder = key.rpartition("/")[0]
-    return S3_SCHEME + bucket + (f"/{folder}" if folder else "")
+    return uri.rpartition("/")[0] if split_s3(uri)[1] else uri
 
 
 def resolve(folder: str, file: str) -> str:

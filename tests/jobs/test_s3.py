@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from jobs.annotate import main
 from tests.jobs import processes
@@ -201,3 +202,20 @@ def test_bad_credentials_and_missing_buckets_end_with_exit_2_and_one_line(
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1
     assert "no-such-bucket-at-all" in error
+
+
+def test_with_requester_pays_every_request_says_so_on_the_driver_and_on_workers(
+    s3, s3_faults, archive, checkpoint, ray_session
+):
+    """Listing, headers, a model folder, a tar's members, parts and the claim."""
+    for file in Path(checkpoint[0]).iterdir():
+        s3.put(f"model/{file.name}", file.read_bytes())
+    args = ("--input", f"{s3.uri}/in", "--output", f"{s3.uri}/out", "--model", f"{s3.uri}/model")
+    address = ray.get_runtime_context().gcs_address
+    code, _, err = processes.run(
+        "jobs/annotate.py", *args, "--requester-pays", env={"RAY_ADDRESS": address}
+    )
+    assert code == 0, err
+    assert {method for method, _, _ in s3_faults.seen} >= {"GET", "PUT"}
+    assert s3_faults.count("list-type=2") > 0
+    assert {headers.get("x-amz-request-payer") for headers in s3_faults.headers} == {"requester"}

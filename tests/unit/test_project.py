@@ -47,7 +47,12 @@ def flags_of(job: str) -> set[str]:
         and (value.__module__ == module.__name__ or value.__name__.endswith("Flags"))
     ]
     names = {field.name for config in configs for field in dataclasses.fields(config)}
-    return {"--help", "--config", *("--" + name.replace("_", "-") for name in names)}
+    return {
+        "--help",
+        "--config",
+        "--requester-pays",
+        *("--" + name.replace("_", "-") for name in names),
+    }
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:

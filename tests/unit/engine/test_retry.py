@@ -53,7 +53,7 @@ class Listed:
             statuses = ["unreadable" if clip in ids else "ok" for clip in clips.to_pylist()]
             part = pa.table({"clip_id": clips, "status": statuses})
             uri = output.part_uri(self.flags.output, "annotations", shard)
-            output.write_part(uri, part, stamp=output.part_stamp("s", shard))
+            output.write_part(uri, part, stamp="s")
         plan = Plan(manifest=self.manifest, shards=self.shards, todo=[], settings={}, stamp="s")
         found = with_failed(plan, self.flags, self.flags.output, "annotations")
         assert found.manifest["clip_id"].equals(self.manifest["clip_id"])

@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 
 from raysers.errors import ConfigError, RaysersError, RefusedError
-from raysers.io import storage
+from raysers.io import claim, storage
 from raysers.io.claim import NAME, Claim, Owner
 
 
@@ -87,7 +87,7 @@ def foreign(folder: str) -> Owner:
     """The owner in the claim, as if it lived on another machine."""
     data, etag = storage.read_versioned(storage.join(folder, NAME))
     owner = replace(Owner(**json.loads(data)), machine="elsewhere", host="node-7")
-    assert storage.replace(storage.join(folder, NAME), owner.to_bytes(), etag)
+    assert storage.put_if(storage.join(folder, NAME), owner.to_bytes(), etag)
     return owner
 
 
@@ -96,13 +96,13 @@ def test_an_owner_elsewhere_is_alive_while_it_renews_its_claim(folder, capfd):
     process.communicate()
     owner = replace(Owner.this_process("annotate"), machine="elsewhere", host="node-7")
     uri = storage.join(folder, NAME)
-    assert storage.create(uri, owner.to_bytes())
+    assert storage.put_if(uri, owner.to_bytes())
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(Claim.take, folder, "annotate", expiry_s=20.0)
         while "waiting" not in capfd.readouterr().err:
             time.sleep(0.05)
         renewed = replace(owner, renewals=1).to_bytes()
-        assert storage.replace(uri, renewed, storage.read_versioned(uri)[1])
+        assert storage.put_if(uri, renewed, storage.read_versioned(uri)[1])
         with pytest.raises(RefusedError, match="annotate on node-7"):
             second.result(timeout=10)
 
@@ -112,7 +112,7 @@ def test_a_claim_from_elsewhere_that_is_not_renewed_expires_and_its_owner_notice
     foreign(folder)
     first.verify()
     second = Claim.take(folder, "annotate", expiry_s=1.0)
-    first._renew_s = 0.0  # as after a suspension: the claim is read again
+    first.renew_s = 0.0  # as after a suspension: the claim is read again
     with pytest.raises(RaysersError, match="taken over by another run"):
         first.verify()
     first.release()
@@ -170,3 +170,21 @@ def test_a_bucket_that_allows_no_deletes_serves_the_next_run(s3, s3_faults):
     process = hold(output)
     process.communicate()
     Claim.take(output, "annotate").release()
+
+
+def test_a_store_without_conditions_has_claims_with_a_warning(s3, s3_faults, monkeypatch, capfd):
+    """Its renewals and takeovers are written plainly; an owner that lives is still respected."""
+    monkeypatch.setattr(claim, "SETTLE_S", 0.1)
+    s3_faults.add("_claim", 501, code="NotImplemented", method="PUT", conditional=True)
+    output = f"{s3.uri}/out"
+    first = Claim.take(output, "annotate", renew_s=0.1)
+    assert "no conditional writes" in capfd.readouterr().err
+    with pytest.raises(RefusedError, match="annotate on"):
+        Claim.take(output, "train")
+    deadline = time.monotonic() + 10
+    while not json.loads(storage.read_bytes(storage.join(output, NAME)))["renewals"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.verify()
+    first.release()
+    assert s3.keys() == []

@@ -1,0 +1,31 @@
+"""Flags that every job takes, beside its own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from raysers.cli import ClipJobFlags, parse
+from raysers.errors import ConfigError
+from raysers.io.storage import REQUESTER_PAYS
+
+
+def test_shared_flags_stand_anywhere_and_the_command_line_wins(tmp_path, monkeypatch):
+    monkeypatch.setenv(REQUESTER_PAYS, "0")
+    config = tmp_path / "config.yaml"
+    lines = ["limit: 0", "hop-s: 2", "segment: window", "retry: [missing, truncated]"]
+    config.write_text("\n".join([*lines, "dry_run: true"]))
+    given = ["--input", "a b", "--config", str(config), "--output", "o", "--hop-s", "3"]
+    flags = parse(ClipJobFlags, given, description="")
+    assert flags.input == ("a b",)
+    assert (flags.output, flags.limit, flags.hop_s, flags.segment) == ("o", 0, 3.0, "window")
+    assert (flags.retry, flags.dry_run) == (("missing", "truncated"), True)
+    assert os.environ[REQUESTER_PAYS] == "0"
+    parse(ClipJobFlags, ["--input", "a", "--requester-pays", "--output", "o"], description="")
+    assert os.environ[REQUESTER_PAYS] == "1"
+
+
+def test_config_without_a_file_is_refused():
+    with pytest.raises(ConfigError, match="--config needs a file"):
+        parse(ClipJobFlags, ["--input", "a", "--output", "o", "--config"], description="")
