@@ -43,7 +43,7 @@ def test_damaged_headers_become_rows(tmp_path: Path, fmt: str, subtype: str, rat
 def test_header_numbers_beyond_any_clock_become_rows(tmp_path: Path) -> None:
     data = bytearray(encode(noise(0.5, 48000), 48000, "RF64", "PCM_16"))
     at = data.index(b"ds64") + 8
-    data[at : at + 16] = struct.pack("<QQ", 2**62 + 100, 2**62)
+    data[at : at + 24] = struct.pack("<QQQ", 2**62 + 100, 2**62, 2**61)
     (tmp_path / "a.wav").write_bytes(data)
     vorbis = encode(noise(0.5, 48000), 48000, "OGG", "VORBIS")
     (tmp_path / "b.ogg").write_bytes(with_granule(vorbis, 2**58))
