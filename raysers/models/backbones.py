@@ -11,11 +11,11 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from raysers.errors import CheckpointError, ConfigError
-from raysers.models.embedded import EMBEDDED, embedded_folder
 from raysers.types import DIMENSIONS
 
 #: The one network that is no transformer: alias and model type.
@@ -230,6 +230,13 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+#: Models that come with the package, folders of `ASSETS`: their names travel to workers, never
+#: their paths, and their revision is a hash of the folder's files.
+EMBEDDED = ("emodb-tiny",)
+
+ASSETS = Path(str(resources.files("raysers"))) / "assets"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelName:
     """A `--model` text, read.
@@ -295,7 +302,7 @@ def parse_model_name(text: str, flag: str = "--model") -> ModelName:
     if alias in EMBEDDED:
         if revision:
             raise ConfigError(f"{flag} {text!r}: {alias} comes with raysers; drop '@{revision}'")
-        place = str(embedded_folder(alias))
+        place = str(ASSETS / alias)
         return ModelName(text=text, alias=alias, path=place, layers=layers, random=random)
     if _HUB_ID.fullmatch(name) and not random:
         return ModelName(text=text, hub_id=name, revision=revision or None)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from raysers.errors import CheckpointError
-from raysers.models import embedded
+from raysers.models import backbones
 from raysers.models.loading import build_network, load_emotion_model, save_emotion_model
 from raysers.models.scorer import Scorer
 from tests.places import SHARED_DATA, needs_shared
@@ -36,7 +36,7 @@ def write_model(folder, seed=0):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """A made folder in the place of the shipped one."""
-    monkeypatch.setattr(embedded, "ASSETS", tmp_path)
+    monkeypatch.setattr(backbones, "ASSETS", tmp_path)
     return write_model(tmp_path / NAME), tmp_path / NAME
 
 
@@ -66,20 +66,20 @@ def test_the_revision_is_the_content_wherever_the_package_lies(made, tmp_path, m
     assert first.name == NAME
     (tmp_path / "elsewhere").mkdir()
     shutil.copytree(made[1], tmp_path / "elsewhere" / NAME)
-    monkeypatch.setattr(embedded, "ASSETS", tmp_path / "elsewhere")
+    monkeypatch.setattr(backbones, "ASSETS", tmp_path / "elsewhere")
     assert load_emotion_model(NAME).revision == first.revision
     write_model(tmp_path / "elsewhere" / NAME, seed=1)
     assert load_emotion_model(NAME).revision != first.revision
 
 
 def test_the_shipped_folder_is_small_and_complete_and_holds_nothing_that_runs():
-    sizes = {path.name: path.stat().st_size for path in embedded.embedded_folder(NAME).iterdir()}
+    sizes = {path.name: path.stat().st_size for path in (backbones.ASSETS / NAME).iterdir()}
     wanted = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
     assert wanted | {"training.json", "recipe.yaml"} <= sizes.keys()
     assert sizes["model.safetensors"] <= 3_000_000
     kinds = {name.rpartition(".")[2] for name in sizes}
     assert kinds == {"json", "safetensors", "md", "png", "yaml"}
-    stored = load_file(embedded.embedded_folder(NAME) / "model.safetensors")
+    stored = load_file((backbones.ASSETS / NAME) / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
 
 
