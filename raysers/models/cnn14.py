@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from raysers.errors import ConfigError
 from raysers.models.backbones import CNN14
-from raysers.models.logmel import MelSettings, log_mel
+from raysers.models.frontend import MelSettings, log_mel
 from raysers.models.masking import valid
 from raysers.models.network import EmotionNetwork
 from raysers.types import DIMENSIONS

@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from raysers.errors import ConfigError
 from raysers.models.emotion import EmotionModel
-from raysers.models.frontend import frames_to_train
-from raysers.models.logmel import MelSettings, mel_of_windows
+from raysers.models.frontend import MelSettings, frames_to_train, mel_of_windows
 from raysers.models.masking import valid
 from raysers.models.network import EmotionNetwork
 from raysers.types import SAMPLE_RATE_HZ

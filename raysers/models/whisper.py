@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raysers.models.emotion import EmotionModel
-from raysers.models.frontend import conv_over_frames
-from raysers.models.logmel import MelSettings, log_mel
+from raysers.models.frontend import MelSettings, conv_over_frames, log_mel
 from raysers.models.masking import valid
 from raysers.models.specaugment import augment_hidden
 from raysers.models.weights import whisper_encoder

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raysers.errors import ConfigError
 from raysers.models.emotion import EmotionModel
-from raysers.models.logmel import MelSettings
+from raysers.models.frontend import MelSettings
 from raysers.models.masking import normalise
 from raysers.models.mel_front import as_mel_bank, mel_of_frames, regress_mel
 from tests.places import SHARED_DATA, needs_shared
