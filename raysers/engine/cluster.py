@@ -20,7 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import psutil
@@ -333,7 +333,8 @@ class _ShardActor:
             result = self._worker.run(block)
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more; the ledger finds the clip
-        return pa.table({"result": [json.dumps(asdict(result))]})
+        row = {field.name: getattr(result, field.name) for field in fields(result)}
+        return pa.table({"result": [json.dumps(row)]})
 
     def _load(self) -> ShardWorker:
         """The worker with its model loaded, unless loading it keeps killing workers."""
