@@ -113,9 +113,7 @@ class ClipJob:
             RefusedError: the output holds rows of other settings.
         """
         flags, run = self.flags, self.run
-        preload = threading.Thread(
-            target=lambda: [importlib.import_module(name) for name in task.preloads], daemon=True
-        )
+        preload = threading.Thread(target=_preload, args=(task.preloads,), daemon=True)
         if self._connected is None:  # the model may be needed in this process
             preload.start()
         decisive: dict[str, Any] = {"rows_version": plan.ROWS_VERSION}
@@ -344,6 +342,13 @@ def shard_blocks(manifest: pa.Table, shards: Any, numbers: Sequence[int]) -> lis
     references = references.append_column("shard", pa.array(np.repeat(numbers, sizes)))
     starts = np.cumsum(sizes) - sizes
     return [references.slice(s, n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
+
+
+def _preload(names: Sequence[str]) -> None:
+    """Import packages; errors are raised where the package is used, not while the job ends."""
+    with suppress(Exception):
+        for name in names:
+            importlib.import_module(name)
 
 
 def _connecting() -> Future[None]:
