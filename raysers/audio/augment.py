@@ -7,6 +7,7 @@ on whatever worker and in whatever order clips are decoded.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,7 @@ def augment(
     rng: np.random.Generator,
     *,
     min_samples: int = 1,
+    max_samples: int | None = None,
 ) -> Floats:
     """A changed copy of a clip.
 
@@ -85,11 +87,12 @@ def augment(
         settings: what may happen.
         rng: of `clip_rng`.
         min_samples: neither crop nor speed makes a clip shorter than that.
+        max_samples: speed makes no clip longer than that.
 
     Returns:
         float32 [samples'], a new array.
     """
-    changed = _cut_and_play(signal, settings, rng, min_samples)
+    changed = _cut_and_play(signal, settings, rng, min_samples, max_samples or sys.maxsize)
     if settings.equaliser_db:
         changed = equalise(changed, draw_gains_db(settings.equaliser_db, rng))
     if settings.noise_db is not None and rng.random() < settings.noise_share:
@@ -136,7 +139,11 @@ def add_noise(signal: Floats, snr_db: float, rng: np.random.Generator, *, pink: 
 
 
 def _cut_and_play(
-    signal: Floats, settings: Augmentation, rng: np.random.Generator, min_samples: int
+    signal: Floats,
+    settings: Augmentation,
+    rng: np.random.Generator,
+    min_samples: int,
+    max_samples: int,
 ) -> Floats:
     """Speed and crop in one: only what is kept is resampled."""
     speed = settings.speed[rng.integers(len(settings.speed))] if settings.speed else 1.0
@@ -152,7 +159,8 @@ def _cut_and_play(
     if speed == 1.0:
         return signal
     played = soxr.resample(signal, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ)
-    return np.asarray(played, np.float32) if len(played) >= min_samples else signal
+    fits = min_samples <= len(played) <= max_samples
+    return np.asarray(played, np.float32) if fits else signal
 
 
 def _curve(gains_db: npt.NDArray[np.float64], size: int) -> Floats:

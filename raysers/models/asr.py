@@ -18,8 +18,8 @@ from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint
 from raysers.models.asr_ctc import CtcRecogniser
 from raysers.models.asr_folder import fetch_asr_folder
-from raysers.models.asr_whisper import WHISPER, WhisperRecogniser
-from raysers.models.backbones import FAMILIES, ModelName, parse_model_name
+from raysers.models.asr_whisper import WhisperRecogniser
+from raysers.models.backbones import FAMILIES, WHISPER, ModelName, parse_model_name
 from raysers.models.moonshine import MOONSHINE, MoonshineRecogniser
 
 #: What `--asr` is without a word from the user: it needs no download.
@@ -84,7 +84,7 @@ def load_asr(
         return CtcRecogniser(
             folder, config, name, revision, device=device, dtype=dtype, threads=threads
         )
-    known = ", ".join((*FAMILIES, WHISPER))
+    known = ", ".join(FAMILIES)
     raise CheckpointError(f"--asr {name}: model_type is {kind!r}; supported: {known}")
 
 

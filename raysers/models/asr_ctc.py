@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raysers.audio.level import is_silent
 from raysers.errors import CheckpointError, ClipError
-from raysers.models import checkpoint, weights
+from raysers.models import checkpoint, limits, weights
 from raysers.models.backbones import FAMILIES
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import LoadedModel
@@ -58,7 +58,7 @@ class CtcNetwork(EmotionModel):
         With a float32 backbone a clip's own frames equal the plain single-file forward pass to
         about 1e-6.
         """
-        hidden, _ = self._hidden(padded, lengths, self.geometry.frames(lengths))
+        hidden, _ = self._hidden(padded, lengths)
         return cast(Tensor, self.lm_head(hidden.float()))
 
     def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,10 +136,10 @@ def load_ctc_network(folder: Path, config: dict[str, Any], name: str, revision: 
         CheckpointError: another network, or weights that do not fit.
     """
     checkpoint.check_config(config, folder)
-    do_normalize = checkpoint.read_do_normalize(folder)
+    do_normalize = checkpoint.read_do_normalize(folder, config)
     with torch.device("meta"):
         network = build_ctc_network(config, folder)
-    checkpoint.check_size(sum(p.numel() for p in network.parameters()), folder)
+    limits.check_size(sum(p.numel() for p in network.parameters()), folder)
     tensors = weights.read_weights(checkpoint.weight_paths(folder))
     if not any(key.startswith("lm_head.") for key in tensors):
         raise CheckpointError(

@@ -18,14 +18,12 @@ from torch import Tensor
 
 from raysers.audio.level import is_silent, quiet_pieces
 from raysers.errors import CheckpointError, ClipError, ConfigError
-from raysers.models import checkpoint, weights
+from raysers.models import checkpoint, limits, weights
 from raysers.models.asr_ctc import BUILD_ERRORS
 from raysers.models.loading import LoadedModel
 from raysers.models.network import EmotionNetwork
 from raysers.models.scorer import Scorer, score_rows
 from raysers.types import SAMPLE_RATE_HZ
-
-WHISPER = "whisper"
 
 #: Where to look for a pause before the end of a window.
 _SEARCH_S = 8.0
@@ -40,29 +38,8 @@ _MIN_SAMPLES = 400
 _OUTPUT_HEAD = "proj_out.weight"
 _TOKEN_EMBEDDING = "model.decoder.embed_tokens.weight"
 
-#: Largest whole numbers of a configuration, far above any Whisper there is.
-_MOST = {
-    "d_model": 16_384,
-    "encoder_layers": 200,
-    "decoder_layers": 200,
-    "encoder_attention_heads": 256,
-    "decoder_attention_heads": 256,
-    "encoder_ffn_dim": 65_536,
-    "decoder_ffn_dim": 65_536,
-    "num_mel_bins": 1_024,
-    "vocab_size": 1_000_000,
-    "max_source_positions": 65_536,
-    "max_target_positions": 65_536,
-}
-
-
 #: The front end of every Whisper; another one would need other code.
-_HEARING = {
-    "sampling_rate": SAMPLE_RATE_HZ,
-    "chunk_length": 30,
-    "hop_length": 160,
-    "n_fft": 400,
-}
+_HEARING = checkpoint.WHISPER_FRONT | {"chunk_length": 30}
 
 _GENERATION_FILE = "generation_config.json"
 
@@ -217,10 +194,7 @@ def _stock_network(folder: Path, config: dict[str, Any]) -> Any:
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
-    for key, most in _MOST.items():
-        value = config.get(key, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise CheckpointError(f"{folder}: {key} is {str(value)[:40]!r}, not 1 to {most}")
+    limits.check_numbers(config, folder)
     known = {k: v for k, v in config.items() if k in transformers.WhisperConfig.__annotations__}
     try:
         with torch.device("meta"):
@@ -229,7 +203,7 @@ def _stock_network(folder: Path, config: dict[str, Any]) -> Any:
     except (*BUILD_ERRORS, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: no network can be built: {reason}") from error
-    checkpoint.check_size(sum(p.numel() for p in network.parameters()), folder)
+    limits.check_size(sum(p.numel() for p in network.parameters()), folder)
     tensors = weights.read_weights(checkpoint.weight_paths(folder))
     if _TOKEN_EMBEDDING in tensors:  # one matrix under two names, usually stored once
         tensors.setdefault(_OUTPUT_HEAD, tensors[_TOKEN_EMBEDDING])

@@ -23,19 +23,25 @@ CNN14 = "cnn14"
 #: Key of `config.json` that lists the dimensions with trained outputs; without it, all are.
 TRAINED_KEY = "trained_dimensions"
 
+#: The one family on log-mel frames; of a Whisper checkpoint the encoder alone is used.
+WHISPER = "whisper"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """How `transformers` names one kind of backbone.
 
     `prefix` is the family's parameter prefix; `attention` the attention implementation that
-    never stores a frames x frames table, where the family offers one.
+    never stores a frames x frames table, where the family offers one; `layers_key` and `size_key`
+    are what its `config.json` calls the number of layers and the size of a frame.
     """
 
     prefix: str
     config_class: str
     model_class: str
     attention: str = "sdpa"
+    layers_key: str = "num_hidden_layers"
+    size_key: str = "hidden_size"
 
 
 #: WavLM adds a learned bias per pair of frames, so its memory grows with the length squared.
@@ -52,7 +58,17 @@ FAMILIES: dict[str, Family] = {
         config_class="Data2VecAudioConfig",
         model_class="Data2VecAudioModel",
     ),
+    WHISPER: Family(
+        prefix="encoder",
+        config_class="WhisperConfig",
+        model_class="WhisperModel",  # only its encoder is ever built
+        layers_key="encoder_layers",
+        size_key="d_model",
+    ),
 }
+
+#: Model types whose spectrogram is computed from samples as they are, not normalised clip by clip.
+UNNORMALISED = (CNN14, WHISPER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +89,7 @@ class Backbone:
         Raises:
             ConfigError: the network has fewer layers than asked for.
         """
-        common = {} if self.model_type == CNN14 else _COMMON
+        common = {} if self.model_type in UNNORMALISED else _COMMON
         full = {"model_type": self.model_type, **common, **self.differences}
         return keep_layers(full, layers, self.alias)
 
@@ -151,6 +167,16 @@ _HUBERT_BASE: dict[str, Any] = _BASE | {
     "layerdrop": 0.1,
 }
 
+#: Whisper's sizes: width, encoder layers, heads, mel bands.
+_WHISPER_SIZES = {
+    "tiny": (384, 4, 6, 80),
+    "base": (512, 6, 8, 80),
+    "small": (768, 12, 12, 80),
+    "medium": (1024, 24, 16, 80),
+    "large-v2": (1280, 32, 20, 80),
+    "large-v3": (1280, 32, 20, 128),
+}
+
 BACKBONES: dict[str, Backbone] = {
     row.alias: row
     for row in (
@@ -181,6 +207,22 @@ BACKBONES: dict[str, Backbone] = {
             alias="msp-dim",
             hub_id="audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim",
             differences=_ROBUST | {"num_hidden_layers": 12},
+        ),
+        *(
+            Backbone(
+                alias=f"whisper-{size}",
+                hub_id=f"openai/whisper-{size}",
+                model_type=WHISPER,
+                differences={
+                    "d_model": width,
+                    "encoder_layers": layers,
+                    "encoder_attention_heads": heads,
+                    "encoder_ffn_dim": 4 * width,
+                    "num_mel_bins": bands,
+                    "max_source_positions": 1500,
+                },
+            )
+            for size, (width, layers, heads, bands) in _WHISPER_SIZES.items()
         ),
         Backbone(alias="tiny", hub_id=None, differences=_TINY),
         Backbone(alias=CNN14, hub_id=None, model_type=CNN14),
@@ -261,19 +303,21 @@ def parse_model_name(text: str, flag: str = "--model") -> ModelName:
 
 
 def keep_layers(config: dict[str, Any], layers: int | None, name: str) -> dict[str, Any]:
-    """`config` with `num_hidden_layers` cut to `layers` (section 6.2: pruning from the top).
+    """`config` with its number of layers cut to `layers` (section 6.2: pruning from the top).
 
     Raises:
         ConfigError: `layers` is not between 1 and what the network has, or it has none.
     """
     if layers is None:
         return dict(config)
-    if "num_hidden_layers" not in config:
+    family = FAMILIES.get(str(config.get("model_type")))
+    key = family.layers_key if family else "num_hidden_layers"
+    if key not in config:
         raise ConfigError(f"{name} has no transformer layers to keep; leave their number out")
-    most = config["num_hidden_layers"]
+    most = config[key]
     if not 1 <= layers <= most:
         raise ConfigError(f"{name} has {most} layers: keep 1 to {most} of them, not {layers}")
-    return config | {"num_hidden_layers": layers}
+    return config | {key: layers}
 
 
 def trained_dimensions(config: dict[str, Any], where: object) -> tuple[str, ...]:

@@ -17,11 +17,13 @@ from typing import Any, cast
 
 from raysers.errors import CheckpointError, ConfigError, StorageError
 from raysers.io import storage
+from raysers.models import limits
 from raysers.models.backbones import (
     BACKBONES,
     CNN14,
     FAMILIES,
     POOLING_NAMES,
+    WHISPER,
     ModelName,
     keep_layers,
     trained_dimensions,
@@ -71,35 +73,8 @@ _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "pooling_mode": (*POOLING_NAMES, None),
 }
 
-#: Largest whole numbers of a configuration, far above any model that exists: a line of JSON must
-#: not be able to fill the memory.
-_MOST = {
-    "num_hidden_layers": 200,
-    "hidden_size": 16_384,
-    "intermediate_size": 65_536,
-    "num_attention_heads": 256,
-    "num_conv_pos_embeddings": 4_096,
-    "num_conv_pos_embedding_groups": 1_024,
-    "conv_pos_kernel_size": 4_096,
-    "num_buckets": 65_536,
-    "max_bucket_distance": 1_000_000,
-    "num_feat_extract_layers": 32,
-    "mel_bands": 1_024,
-    "window_samples": 65_536,
-    "hop_samples": 65_536,
-}
-
-#: The same for entries of the lists that describe the convolutions.
-_MOST_PER_CONV = {
-    "conv_dim": 8_192,
-    "conv_kernel": 4_096,
-    "conv_stride": 4_096,
-    "widths": 8_192,
-}
-_MOST_CONVS = 32
-
-#: The largest speech backbones have 2e9.
-_MOST_PARAMETERS = 4_000_000_000
+#: The spectrogram every Whisper is trained on, as `preprocessor_config.json` says it.
+WHISPER_FRONT = {"sampling_rate": SAMPLE_RATE_HZ, "hop_length": 160, "n_fft": 400}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +130,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     config = read_json(folder / CONFIG_FILE)
     check_config(config, folder)
     check_labels(config, folder)
-    read_do_normalize(folder)
+    read_do_normalize(folder, config)
     return config, weight_paths(folder)
 
 
@@ -186,7 +161,8 @@ def embedding_size(config: dict[str, Any]) -> int:
     try:
         if config["model_type"] == CNN14:
             return int(config["widths"][-1])
-        return int(config["hidden_size"]) * (2 if config.get("pooling_mode") == "attentive" else 1)
+        size = int(config[FAMILIES[config["model_type"]].size_key])
+        return size * (2 if config.get("pooling_mode") == "attentive" else 1)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"{CONFIG_FILE} does not say the size of the network") from error
 
@@ -253,28 +229,7 @@ def check_config(config: dict[str, Any], where: object) -> None:
                 f"{where}: {key} is {config[key]!r}, which changes the network; only"
                 f" {' and '.join(repr(a) for a in allowed if a is not None)} can be scored"
             )
-    for key, most in _MOST.items():
-        if key in config:
-            _check_number(config[key], most, f"{where}: {key}")
-    for key, most in _MOST_PER_CONV.items():
-        entries = config.get(key, [1])
-        if not isinstance(entries, list) or not 1 <= len(entries) <= _MOST_CONVS:
-            raise CheckpointError(f"{where}: {key} is not a list of 1 to {_MOST_CONVS} numbers")
-        for entry in entries:
-            _check_number(entry, most, f"{where}: an entry of {key}")
-
-
-def check_size(parameters: int, where: object) -> None:
-    """Refuse a network of more parameters than any that exists.
-
-    Raises:
-        CheckpointError: each number of the configuration is possible, but all of them are not.
-    """
-    if parameters > _MOST_PARAMETERS:
-        raise CheckpointError(
-            f"{where}: {CONFIG_FILE} describes a network of {parameters:.1e} parameters; at most"
-            f" {_MOST_PARAMETERS:.0e} are built"
-        )
+    limits.check_numbers(config, where)
 
 
 def check_labels(config: dict[str, Any], where: object) -> None:
@@ -300,14 +255,16 @@ def has_our_labels(config: dict[str, Any]) -> bool:
     return isinstance(labels, dict) and {str(k): v for k, v in labels.items()} == _LABELS
 
 
-def read_do_normalize(folder: Path) -> bool:
-    """Whether the model expects each clip at zero mean and unit variance.
+def read_do_normalize(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether the model of `config` expects each clip at zero mean and unit variance.
 
-    There is no safe default (families and sizes differ, and scores change without an error), so
-    a folder that does not say is refused.
+    There is no safe default among the families on samples (sizes differ, and scores change
+    without an error), so such a folder that does not say is refused. Whisper's files leave it out
+    where it is false.
 
     Raises:
-        CheckpointError: the file is missing or does not say, or asks for another rate than 16 kHz.
+        CheckpointError: the file is missing or does not say, or asks for another rate than 16 kHz
+            or another spectrogram than Whisper's.
     """
     path = folder / PREPROCESSOR_FILE
     if not path.exists():
@@ -316,6 +273,9 @@ def read_do_normalize(folder: Path) -> bool:
     rate = content.get("sampling_rate", SAMPLE_RATE_HZ)
     if rate != SAMPLE_RATE_HZ:
         raise CheckpointError(f"{path}: the model expects {rate} Hz, not {SAMPLE_RATE_HZ} Hz")
+    if config.get("model_type") == WHISPER:
+        _check_whisper_front(content, config, path)
+        content.setdefault("do_normalize", False)
     flag = content.get("do_normalize")
     if not isinstance(flag, bool):
         raise CheckpointError(
@@ -323,6 +283,12 @@ def read_do_normalize(folder: Path) -> bool:
             ' "do_normalize": true, or false if the model was trained on samples as they are'
         )
     return flag
+
+
+def _check_whisper_front(content: dict[str, Any], config: dict[str, Any], path: Path) -> None:
+    for key, wanted in (WHISPER_FRONT | {"feature_size": config.get("num_mel_bins", 80)}).items():
+        if content.get(key, wanted) != wanted:
+            raise CheckpointError(f"{path}: {key} is {content[key]!r}, only {wanted} is computed")
 
 
 def weight_paths(folder: Path) -> list[Path]:
@@ -351,11 +317,6 @@ def content_hash(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def _check_number(value: object, most: int, what: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise CheckpointError(f"{what} is {str(value)[:40]!r}, not a whole number from 1 to {most}")
 
 
 def random_revision(config: dict[str, Any], seed: int) -> str:

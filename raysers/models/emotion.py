@@ -9,6 +9,7 @@ positional convolutions included) and so that long recordings fit into memory.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ from raysers.models.masking import ConvGeometry, valid
 from raysers.models.network import EmotionNetwork
 from raysers.models.pooling import POOLINGS
 from raysers.models.specaugment import augment_hidden
+from raysers.models.weights import with_prefix
 from raysers.types import DIMENSIONS
 
 
@@ -67,28 +69,33 @@ class EmotionModel(EmotionNetwork):
 
     def __init__(self, config: Any, pooling_mode: str = "mean") -> None:
         super().__init__()
+        self.config = config
+        self.family = FAMILIES[config.model_type]
+        self.pooling_mode = pooling_mode
+        config._attn_implementation = self.family.attention
+        self.add_module(self.family.prefix, self._stock_backbone())
+        self.init_head()
+        self._frozen: tuple[nn.Module, ...] = ()
+
+    def _stock_backbone(self) -> nn.Module:
+        """The family's stock network, changed where padding would reach valid frames."""
         import transformers
 
+        config = self.config
         if getattr(config, "conv_pos_batch_norm", False):
             raise CheckpointError(
                 "conv_pos_batch_norm lets padding into the scores; models with it cannot be used"
             )
-        family = FAMILIES[config.model_type]
-        config._attn_implementation = family.attention
-        self.config = config
-        self.family = family
-        self.pooling_mode = pooling_mode
         self.geometry = ConvGeometry(
             kernels=tuple(config.conv_kernel), strides=tuple(config.conv_stride)
         )
-        self.add_module(family.prefix, getattr(transformers, family.model_class)(config))
-        self.init_head()
-        mask_group_norm(self.backbone.feature_extractor)
-        if family.prefix == "wavlm":
-            for layer in self.backbone.encoder.layers:
+        backbone: Any = getattr(transformers, self.family.model_class)(config)
+        mask_group_norm(backbone.feature_extractor)
+        if self.family.prefix == "wavlm":
+            for layer in backbone.encoder.layers:
                 attention = layer.attention
                 attention.torch_multi_head_self_attention = functools.partial(_attend, attention)
-        self._frozen: tuple[nn.Module, ...] = ()
+        return cast(nn.Module, backbone)
 
     @property
     def backbone(self) -> Any:
@@ -127,10 +134,9 @@ class EmotionModel(EmotionNetwork):
             (float32) whatever the backbone's. With a float32 backbone both equal a plain
             single-file forward pass to about 1e-6; see `raysers.models.scorer` for bfloat16.
         """
-        frames = self.geometry.frames(lengths)
         # a backbone that is frozen as a whole needs no graph
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone not in self._frozen):
-            hidden, mask = self._hidden(padded, lengths, frames)
+            hidden, mask = self._hidden(padded, lengths)
         with torch.autocast(hidden.device.type, enabled=False):
             embeddings = self.pooling(hidden, mask)
             return self.classifier(embeddings), embeddings
@@ -146,24 +152,34 @@ class EmotionModel(EmotionNetwork):
         biases (a softmax does not see them) and a bias in front of a group norm. Their gradients
         are rounding noise, which Adam would turn into full steps.
         """
-        parts = {
-            "cnn": (self.backbone.feature_extractor,),
-            "backbone": (self.backbone,),
-            "none": (),
-        }
+        parts = {"cnn": self._front, "backbone": (self.backbone,), "none": ()}
         if part not in parts:
             raise ConfigError(f"--freeze {part}: choose from {', '.join(parts)}")
         self._frozen = parts[part]
         self.requires_grad_(True)
         for module in self._frozen:
             module.requires_grad_(False)
+        for parameter in self._idle_parameters():
+            parameter.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def _front(self) -> tuple[nn.Module, ...]:
+        """What `--freeze cnn` keeps."""
+        return (self.backbone.feature_extractor,)
+
+    def _idle_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that never learn."""
         for name, parameter in self.named_parameters():
             if name.endswith("k_proj.bias"):
-                parameter.requires_grad_(False)
-        extractor = self.backbone.feature_extractor
-        if has_group_norm(extractor) and extractor.conv_layers[0].conv.bias is not None:
-            extractor.conv_layers[0].conv.bias.requires_grad_(False)
-        self.train(self.training)
+                yield parameter
+        first = self.backbone.feature_extractor.conv_layers[0].conv
+        if has_group_norm(self.backbone.feature_extractor) and first.bias is not None:
+            yield first.bias
+
+    def backbone_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a stock checkpoint under the names they have inside this model."""
+        return with_prefix(tensors, self.family.prefix)
 
     def train(self, mode: bool = True) -> EmotionModel:
         """Training mode, in which frozen parts stay as in evaluation (no dropout, no masking)."""
@@ -174,14 +190,18 @@ class EmotionModel(EmotionNetwork):
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Keep only each transformer layer's input in training; dropout is drawn the same again."""
-        for layer in self.backbone.encoder.layers:
+        for layer in self._layers:
             layer.gradient_checkpointing = on
             layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
-    def _hidden(
-        self, padded: Tensor, lengths: Tensor, frames: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    @property
+    def _layers(self) -> Any:
+        """The transformer layers, bottom to top."""
+        return self.backbone.encoder.layers
+
+    def _hidden(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """[clips, frames, hidden] of the backbone and the mask of valid frames, None if all are."""
+        frames = self.geometry.frames(lengths)
         features = self._features(padded, lengths)
         # without padding there is no mask, which is what lets attention take its fastest kernel
         ragged = bool((frames < features.shape[1]).any())

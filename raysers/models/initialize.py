@@ -22,6 +22,7 @@ from raysers.models import checkpoint, weights
 from raysers.models.backbones import (
     BACKBONES,
     CNN14,
+    UNNORMALISED,
     ModelName,
     keep_layers,
     parse_model_name,
@@ -64,6 +65,7 @@ class InitialModel:
     model: EmotionNetwork
     do_normalize: bool
     min_samples: int
+    max_samples: int | None
     embedding_size: int
     name: str
     revision: str
@@ -129,6 +131,7 @@ def start_model(
         model=found.model.eval(),
         do_normalize=found.do_normalize,
         min_samples=found.model.min_samples,
+        max_samples=found.model.max_samples,
         embedding_size=found.model.embedding_size,
         name=name,
         revision=found.revision,
@@ -189,9 +192,9 @@ def _drawn(name: ModelName, wanted: _Wanted) -> _Found:
     build_on_meta(config, name.text)
     torch.manual_seed(wanted.seed)
     model = build_network(config, name.text)
-    do_normalize = config["model_type"] != CNN14
+    do_normalize = config["model_type"] not in UNNORMALISED
     if name.path is not None and (path / PREPROCESSOR_FILE).is_file():
-        do_normalize = checkpoint.read_do_normalize(path)
+        do_normalize = checkpoint.read_do_normalize(path, config)
     return _Found(
         model=model, do_normalize=do_normalize, revision=random_revision(config, wanted.seed)
     )
@@ -209,7 +212,7 @@ def _trained(name: ModelName, wanted: _Wanted, cache_dir: str | Path | None) -> 
     checkpoint.check_folder(folder)
     config = checkpoint.read_json(folder / CONFIG_FILE)
     checkpoint.check_config(config, folder)
-    do_normalize = checkpoint.read_do_normalize(folder)
+    do_normalize = checkpoint.read_do_normalize(folder, config)
     paths = checkpoint.weight_paths(folder)
     model = build_on_meta(wanted.config(config, name.text), folder)
     tensors, kept = weights.read_weights(paths), True
@@ -236,7 +239,7 @@ def _with_head(
     Raises:
         ConfigError: a trained head that sits on another pooling than wanted.
     """
-    tensors = weights.with_prefix(tensors, model.family.prefix)
+    tensors = model.backbone_tensors(tensors)
     if wanted.layers is not None:
         tensors = weights.drop_layers(tensors, wanted.layers)
     had_mode = config.get("pooling_mode") or "mean"
@@ -252,7 +255,7 @@ def _with_head(
     new = {k: v for k, v in model.state_dict().items() if weights.is_head(k)}
     own = {k: v for k, v in tensors.items() if not weights.is_head(k)}
     # stock checkpoints may lack SpecAugment's vector; training needs one
-    own.setdefault(f"{model.family.prefix}.masked_spec_embed", vector)
+    own.setdefault(f"{model.family.prefix}.masked_spec_embed", vector)  # harmless where unused
     trained = {k: v for k, v in tensors.items() if weights.is_head(k)}
     return own | (trained if kept else new), kept
 

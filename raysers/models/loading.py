@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from raysers.errors import CheckpointError, ConfigError
-from raysers.models import checkpoint, weights
+from raysers.models import checkpoint, limits, weights
 from raysers.models.backbones import (
     CNN14,
     FAMILIES,
     TRAINED_KEY,
+    UNNORMALISED,
+    WHISPER,
     ModelName,
     keep_layers,
     parse_model_name,
@@ -36,6 +38,7 @@ from raysers.models.checkpoint import (
 from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.emotion import EmotionModel
 from raysers.models.network import EmotionNetwork
+from raysers.models.whisper import WhisperEmotionModel
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 #: What impossible values of a configuration lead to inside the network's constructors.
@@ -55,8 +58,9 @@ class LoadedModel:
     """A network in evaluation mode, float32, on the CPU, and what must be known to use it.
 
     `revision` is the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`;
-    `hidden_size` is the size of an embedding; clips shorter than `min_samples` have no frame;
-    `trained` names the dimensions with trained outputs.
+    `hidden_size` is the size of an embedding; clips shorter than `min_samples` have no frame,
+    and those longer than `max_samples` do not fit (None: any length does); `trained` names the
+    dimensions with trained outputs.
     """
 
     model: EmotionNetwork
@@ -65,6 +69,7 @@ class LoadedModel:
     do_normalize: bool
     hidden_size: int
     min_samples: int
+    max_samples: int | None = None
     trained: Sequence[str] = DIMENSIONS
 
 
@@ -126,13 +131,8 @@ def save_emotion_model(
     }
     if len(trained) < len(DIMENSIONS):
         config[TRAINED_KEY] = list(trained)
-    preprocessor = {
+    preprocessor = model.preprocessing | {
         "do_normalize": do_normalize,
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": True,
         "sampling_rate": SAMPLE_RATE_HZ,
     }
     for file, content in ((CONFIG_FILE, config), (PREPROCESSOR_FILE, preprocessor)):
@@ -156,7 +156,8 @@ def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
             return Cnn14(Cnn14Config.from_dict(config))
         config_class = getattr(transformers, FAMILIES[config["model_type"]].config_class)
         known = {k: v for k, v in config.items() if k in _shape_keys(config_class)}
-        return EmotionModel(config_class(**known), config.get("pooling_mode") or "mean")
+        network = WhisperEmotionModel if config["model_type"] == WHISPER else EmotionModel
+        return network(config_class(**known), config.get("pooling_mode") or "mean")
     except (*_BUILD_ERRORS, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
@@ -167,13 +168,14 @@ def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
 def _shape_keys(config_class: Any) -> set[str]:
     """Keys that describe the network; the rest of a `config.json` is about other tasks."""
     base = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
-    # SpecAugment's switch works in every family, though some configurations do not declare it
-    return {k for k in config_class.__annotations__ if k not in base} | {"apply_spec_augment"}
+    # these work in every family, though some configurations do not declare them
+    ours = {"apply_spec_augment", "final_dropout"}
+    return {k for k in config_class.__annotations__ if k not in base} | ours
 
 
 def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> LoadedModel:
     config, paths = checkpoint.read_folder(folder)
-    do_normalize = checkpoint.read_do_normalize(folder)
+    do_normalize = checkpoint.read_do_normalize(folder, config)
     model = build_on_meta(keep_layers(config, name.layers, name.text), folder)
     tensors = weights.read_weights(paths)
     if name.layers is not None:
@@ -188,7 +190,7 @@ def build_on_meta(config: dict[str, Any], where: object) -> EmotionNetwork:
     """The network's shapes alone: no time or memory for weights that are replaced or refused."""
     with torch.device("meta"):
         model = build_network(config, where)
-    checkpoint.check_size(sum(p.numel() for p in model.parameters()), where)
+    limits.check_size(sum(p.numel() for p in model.parameters()), where)
     return model
 
 
@@ -201,7 +203,7 @@ def _random(name: ModelName) -> LoadedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         model = build_network(config, name.text)
-    normalised = config["model_type"] != CNN14
+    normalised = config["model_type"] not in UNNORMALISED
     return _loaded(model, name.text, random_revision(config, RANDOM_SEED), do_normalize=normalised)
 
 
@@ -220,4 +222,5 @@ def _loaded(
         hidden_size=model.embedding_size,
         min_samples=model.min_samples,
         trained=trained,
+        max_samples=model.max_samples,
     )

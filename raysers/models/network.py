@@ -35,13 +35,29 @@ class EmotionNetwork(nn.Module, ABC):
     def min_samples(self) -> int:
         """Samples (16 kHz) of the shortest clip that scores."""
 
+    @property
+    def max_samples(self) -> int | None:
+        """Samples of the longest clip that scores; None where any length does."""
+        return None
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Keys of `preprocessor_config.json` besides `do_normalize` and `sampling_rate`."""
+        return {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": True,
+        }
+
     @abstractmethod
     def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """float32 scores [clips, 3] and embeddings [clips, embedding_size] of a batch.
 
         Args:
             padded: float32 [clips, samples], 16 kHz, zero behind each clip.
-            lengths: int64 [clips], samples of each clip, at least `min_samples`.
+            lengths: int64 [clips], samples of each clip, from `min_samples` to `max_samples`.
         """
 
     @abstractmethod

@@ -82,6 +82,7 @@ class Scorer:
         self.name = loaded.name
         self.revision = loaded.revision
         self.min_samples = loaded.min_samples
+        self.max_samples = loaded.max_samples
         self.hidden_size = loaded.hidden_size
         self.untrained = [i for i, name in enumerate(DIMENSIONS) if name not in loaded.trained]
 
@@ -95,7 +96,7 @@ class Scorer:
         """Score clips in one forward pass.
 
         Args:
-            signals: 16 kHz mono float32 clips of any lengths from `min_samples` up, at least one.
+            signals: 16 kHz mono float32 clips, from `min_samples` to `max_samples`, at least one.
         """
         padded, lengths = _pad(signals, pinned=self._device.type == "cuda")
         padded = padded.to(self._device, non_blocking=True)
@@ -126,12 +127,10 @@ def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipErro
         DeviceLost: the accelerator is broken for good; the process has to end.
         RaysersError: as raised below here; what the project raises on purpose is no accident.
     """
-    rows: list[Row | ClipError] = [_too_short(len(s), scorer.min_samples) for s in signals]
-    fitting = [i for i, signal in enumerate(signals) if len(signal) >= scorer.min_samples]
-    scored = _score_or_split(scorer, [signals[i] for i in fitting])
-    for index, row in zip(fitting, scored, strict=True):
-        rows[index] = row
-    return rows
+    misfits = [_misfit(len(signal), scorer) for signal in signals]
+    fitting = [signal for signal, misfit in zip(signals, misfits, strict=True) if misfit is None]
+    scored = iter(_score_or_split(scorer, fitting))
+    return [misfit or next(scored) for misfit in misfits]
 
 
 def auto_padded_s(scorer: Scorer) -> float:
@@ -191,10 +190,20 @@ def _rows(batch: Scores, untrained: Sequence[int]) -> list[Row | ClipError]:
     ]
 
 
-def _too_short(samples: int, least: int) -> ClipError:
-    return ClipError(
-        Status.TOO_SHORT, f"{samples} samples at 16 kHz; the model needs at least {least}"
-    )
+def _misfit(samples: int, scorer: Scorer) -> ClipError | None:
+    """Why a clip of this length has no scores, None if it fits."""
+    if samples < scorer.min_samples:
+        least = scorer.min_samples
+        message = f"{samples} samples at 16 kHz; the model needs at least {least}"
+        return ClipError(Status.TOO_SHORT, message)
+    if scorer.max_samples is not None and samples > scorer.max_samples:
+        most_s = scorer.max_samples // SAMPLE_RATE_HZ
+        message = (
+            f"{samples / SAMPLE_RATE_HZ:.1f} s; the model has positions for {most_s} s: cut"
+            f" recordings with --segment window --window-s {most_s} or shorter"
+        )
+        return ClipError(Status.TOO_LONG, message)
+    return None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

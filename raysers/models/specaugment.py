@@ -20,7 +20,7 @@ def augment_hidden(hidden: Tensor, frames: Sequence[int], backbone: Any) -> Tens
     Args:
         hidden: float [clips, frames, size].
         frames: valid frames of each clip; padding is never drawn.
-        backbone: the stock module, for its configuration and `masked_spec_embed`.
+        backbone: the stock module, for its configuration and `masked_spec_embed`, if it has one.
     """
     config = backbone.config
     if not getattr(config, "apply_spec_augment", True):
@@ -34,7 +34,8 @@ def augment_hidden(hidden: Tensor, frames: Sequence[int], backbone: Any) -> Tens
             span=config.mask_time_length,
             least=config.mask_time_min_masks,
         )
-        vector = backbone.masked_spec_embed.to(hidden.dtype)
+        vector = getattr(backbone, "masked_spec_embed", None)  # Whisper masks with zeros
+        vector = hidden.new_zeros(()) if vector is None else vector.to(hidden.dtype)
         hidden = torch.where(spans.to(hidden.device)[..., None], vector, hidden)
     if config.mask_feature_prob > 0:
         spans = draw_spans(

@@ -120,7 +120,7 @@ def _overflows(value: Tensor, stored: Tensor) -> bool:
 
 def drop_layers(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     """`weights` without the transformer layers from number `layers` up."""
-    number = re.compile(r".*\.encoder\.layers\.(\d+)\.")
+    number = re.compile(r"(?:.*\.)?encoder\.layers\.(\d+)\.")
 
     def keep(key: str) -> bool:
         match = number.match(key)
@@ -140,9 +140,18 @@ def with_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
+def whisper_encoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` of a Whisper without its decoder, its encoder under `encoder.`."""
+    return {
+        key.removeprefix("model."): value
+        for key, value in weights.items()
+        if not key.removeprefix("model.").startswith(("decoder.", "proj_out."))
+    }
+
+
 def is_head(key: str) -> bool:
     """Whether a weight belongs to what sits on the backbone: pooling, head, or another head."""
-    return key.startswith(("pooling.", "classifier.", "projector."))
+    return key.startswith(("pooling.", "classifier.", "projector.", "layer_weights"))
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raysers.evaluation.baseline import NAME as RANDOM
+from raysers.models.backbones import FAMILIES
 from raysers.report.evidence import ReportData, RunFacts
 from raysers.report.figures import paper_document
 from raysers.report.numbers import correctness
@@ -126,10 +127,11 @@ def _ours(run: RunFacts) -> list[Cell]:
     backbone = str(config.get("backbone") or run.folder)
     random = backbone.startswith("random:")
     name = run.model or backbone.rstrip("/").rpartition("/")[2] or backbone
+    family = FAMILIES.get(str(run.network.get("model_type")), FAMILIES["wav2vec2"])
     return [
         f"{name} (here)",
-        _whole(run.network.get("num_hidden_layers")),
-        _whole(run.network.get("hidden_size")),
+        _whole(run.network.get(family.layers_key)),
+        _whole(run.network.get(family.size_key)),
         _millions((network.get("parameters") or 0) / 1e6 or None),
         "none" if random else "–",
         "–",

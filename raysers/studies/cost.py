@@ -20,7 +20,7 @@ from rich.console import Console
 from raysers.engine.cluster import get_with_notice
 from raysers.engine.progress import duration
 from raysers.evaluation.tables import report_console
-from raysers.models.backbones import BACKBONES, CNN14
+from raysers.models.backbones import BACKBONES, CNN14, WHISPER, keep_layers
 from raysers.robustness.suites import SUITES
 from raysers.studies import networks as study_networks
 from raysers.studies import speech
@@ -219,8 +219,7 @@ def _network(run: Experiment) -> Mapping[str, Any] | None:
         network = BACKBONES[name].config()
     else:
         return None
-    layers = run.settings["train"].get("layers")
-    return network | ({"num_hidden_layers": layers} if layers else {})
+    return keep_layers(network, run.settings["train"].get("layers"), name)
 
 
 def operations_per_s(network: Mapping[str, Any]) -> tuple[float, float]:
@@ -230,6 +229,8 @@ def operations_per_s(network: Mapping[str, Any]) -> tuple[float, float]:
     """
     if network["model_type"] == CNN14:
         return 0.0, _cnn14_operations(network)
+    if network["model_type"] == WHISPER:
+        return _whisper_operations(network)
     rate, channels, front = float(SAMPLE_RATE_HZ), 1, 0.0
     shapes = zip(network["conv_dim"], network["conv_kernel"], network["conv_stride"], strict=True)
     for width, kernel, stride in shapes:
@@ -239,8 +240,21 @@ def operations_per_s(network: Mapping[str, Any]) -> tuple[float, float]:
     hidden, inner = network["hidden_size"], network["intermediate_size"]
     positional = hidden // network["num_conv_pos_embedding_groups"]
     once = channels * hidden + hidden * positional * network["num_conv_pos_embeddings"]
-    layer = 4 * hidden * hidden + 2 * hidden * inner + 2 * hidden * rate * _CLIP_S
-    return front, 2 * rate * (once + network["num_hidden_layers"] * layer)
+    layer = _layer_operations(hidden, inner, rate)
+    return front, 2 * rate * once + network["num_hidden_layers"] * layer
+
+
+def _whisper_operations(network: Mapping[str, Any]) -> tuple[float, float]:
+    mels_per_s, rate = SAMPLE_RATE_HZ / 160, SAMPLE_RATE_HZ / 320
+    hidden, inner = network["d_model"], network["encoder_ffn_dim"]
+    front = 2 * 3 * hidden * (network["num_mel_bins"] * mels_per_s + hidden * rate)
+    return front, network["encoder_layers"] * _layer_operations(hidden, inner, rate)
+
+
+def _layer_operations(hidden: int, inner: int, rate: float) -> float:
+    """Operations per second of audio of one transformer layer at `rate` frames a second."""
+    products = 4 * hidden * hidden + 2 * hidden * inner + 2 * hidden * rate * _CLIP_S
+    return 2 * rate * products
 
 
 def _cnn14_operations(network: Mapping[str, Any]) -> float:

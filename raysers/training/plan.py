@@ -22,6 +22,7 @@ from raysers.training import checkpoint, dataset
 from raysers.training.config import FlagsT, TrainingFlags, deciding, with_recipe
 from raysers.training.dataset import Indexed, TrainingData
 from raysers.training.initial_model import TrainingJob, start_network
+from raysers.types import SAMPLE_RATE_HZ
 
 #: Version of what a training does with its settings; another one never goes on with a state.
 TRAINING_VERSION = 2
@@ -134,6 +135,9 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
         place = prefix + storage.absolute(flags.backbone.removeprefix("random:"))
         flags = replace(flags, backbone=place)
     start = start_network(flags, flags.backbone)
+    if start.max_samples is not None:  # longer clips are left out like those of --max-clip-s
+        longest_s = start.max_samples / SAMPLE_RATE_HZ
+        flags = replace(flags, max_clip_s=min(flags.max_clip_s, longest_s))
     pinned = name.hub_id is not None and not name.random
     unversioned = flags.backbone.partition("@")[0]
     parameters = list(start.model.parameters())

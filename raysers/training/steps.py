@@ -20,6 +20,7 @@ from raysers.training.batches import (
 )
 from raysers.training.feed import Signal
 from raysers.training.initial_model import TrainingJob
+from raysers.types import SAMPLE_RATE_HZ
 
 #: Least pieces of a batch, so that one, two and four workers cut it alike.
 _LEAST_PIECES = 4
@@ -97,7 +98,8 @@ class Schedule:
             return signal
         identity = self._job.train.identities[number]
         rng = clip_rng(self._job.flags.seed, epoch, identity)
-        return augment(signal, self.augmentation, rng, min_samples=min_samples)
+        most = int(self._job.flags.max_clip_s * SAMPLE_RATE_HZ)
+        return augment(signal, self.augmentation, rng, min_samples=min_samples, max_samples=most)
 
     def batch_s(self, step: Step) -> float:
         """Audio seconds of a step's global batch, as far as headers tell."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from raysers.models.backbones import WHISPER
 from raysers.text import fenced, visible
 from raysers.types import SAMPLE_RATE_HZ
 
@@ -65,6 +66,11 @@ def usage(name: str, model_type: str, pooling: str) -> str:
             stem=stem, attribute=attribute, folder=json.dumps(folder), rate=SAMPLE_RATE_HZ
         )
         shown += ["One clip, with torch and transformers alone:", fenced(code, "python")]
+    elif model_type == WHISPER:
+        shown.append(
+            "The stock Whisper encoder of transformers takes windows of exactly 30 s; raysers runs"
+            " it at each clip's own length, so only clips of 30 s score the same in both."
+        )
     else:
         shown.append("The network is not one that transformers has a class for.")
     return "\n\n".join(shown)

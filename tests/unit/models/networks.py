@@ -23,8 +23,18 @@ SMALL = {
 }
 
 
+SMALL_WHISPER = {
+    "d_model": 48,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+}
+
+
 def small_config(kind: str) -> dict[str, Any]:
     """A paper alias, or one of the other families, at toy width."""
+    if kind.startswith("whisper-"):
+        return BACKBONES[kind].config() | SMALL_WHISPER
     if kind in BACKBONES:
         return BACKBONES[kind].config() | SMALL
     base = BACKBONES["w2v2-L" if kind == "wavlm-large" else "w2v2-b"].config() | SMALL
@@ -56,6 +66,8 @@ NOTHING_RANDOM = {
     "final_dropout": 0.0,
     "layerdrop": 0.0,
     "apply_spec_augment": False,
+    "dropout": 0.0,  # Whisper's two
+    "encoder_layerdrop": 0.0,
 }
 
 
@@ -84,6 +96,7 @@ def loaded(model: EmotionModel, *, do_normalize: bool = True) -> LoadedModel:
         do_normalize=do_normalize,
         hidden_size=model.embedding_size,
         min_samples=model.min_samples,
+        max_samples=model.max_samples,
     )
 
 

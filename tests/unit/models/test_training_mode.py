@@ -48,7 +48,7 @@ def some_loss(scores: Tensor, embeddings: Tensor) -> Tensor:
     return (both @ torch.randn(both.shape[1], generator=generator)).square().sum()
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "wavlm-base"])
+@pytest.mark.parametrize("kind", [*KINDS, "wavlm-base", "whisper-base"])
 def test_training_equals_evaluation(kind: str) -> None:
     model = trained(kind)
     batch = padded_batch(clips())
@@ -58,7 +58,7 @@ def test_training_equals_evaluation(kind: str) -> None:
     torch.testing.assert_close(in_training, in_evaluation, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "wavlm-base"])
+@pytest.mark.parametrize("kind", [*KINDS, "wavlm-base", "whisper-base"])
 def test_batch_gradient_is_the_sum_over_single_clips(kind: str) -> None:
     model = trained(kind)
     some_loss(*model(*padded_batch(clips()))).backward()
@@ -143,10 +143,12 @@ def test_frozen_backbone_gives_the_deployed_embeddings() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", ["w2v2-b", "w2v2-L", "wavlm-base", "data2vec"])
+@pytest.mark.parametrize("kind", ["w2v2-b", "w2v2-L", "wavlm-base", "data2vec", "whisper-base"])
 def test_checkpointing_changes_no_gradient(kind: str) -> None:
     """Dropout, SpecAugment and layer drop are on: what is computed again must draw the same."""
-    model = small_model(kind, layerdrop=0.3, hidden_dropout=0.2, final_dropout=0.1)
+    random = {"layerdrop": 0.3, "hidden_dropout": 0.2, "final_dropout": 0.1}
+    of_whisper = {"encoder_layerdrop": 0.3, "dropout": 0.2, "apply_spec_augment": True}
+    model = small_model(kind, **(random | of_whisper))
     model.freeze("none")
     model.train()
     found = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers import Wav2Vec2Config, Wav2Vec2Model, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from raysers.models.backbones import BACKBONES
 from raysers.models.loading import build_network
@@ -21,6 +22,16 @@ def test_torch_counts_as_many_operations(alias):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 96_000))
     # frames are rounded down, and so are the kernels at the ends
+    assert 6 * sum(operations_per_s(config)) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_torch_counts_as_many_operations_of_whisper():
+    """In the stock encoder with positions for six seconds; the spectrogram is not counted."""
+    config = BACKBONES["whisper-tiny"].config(2) | {"max_source_positions": 300}
+    known = {key: value for key, value in config.items() if key != "model_type"}
+    network = WhisperEncoder(WhisperConfig(**known, attn_implementation="eager")).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 80, 600))
     assert 6 * sum(operations_per_s(config)) == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 

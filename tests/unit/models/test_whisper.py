@@ -1,0 +1,186 @@
+"""The Whisper family against the stock encoder, which takes exactly as many frames as positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from raysers.errors import CheckpointError, ClipError, ConfigError
+from raysers.models.emotion import EmotionModel
+from raysers.models.initialize import start_model
+from raysers.models.loading import load_emotion_model, save_emotion_model
+from raysers.models.scorer import Scorer, score_rows
+from raysers.types import Status
+from tests.unit.models.networks import (
+    SMALL_WHISPER,
+    loaded,
+    padded_batch,
+    small_model,
+    speechlike,
+)
+
+TOLERANCE = 1e-5
+
+#: One frame, the borders around a frame, odd and even numbers of spectral frames.
+LENGTHS = (16_000, 400, 479, 480, 639, 640, 23_457, 40_000)
+
+
+@torch.inference_mode()
+def stock_embedding(model: EmotionModel, signal: np.ndarray) -> np.ndarray:
+    """Mean over the frames of the stock encoder, its positions cut to the clip's length."""
+    bands = model.config.num_mel_bins
+    extractor = transformers.WhisperFeatureExtractor(feature_size=bands)
+    features = extractor(
+        signal, sampling_rate=16_000, return_tensors="pt", padding="longest", truncation=False
+    ).input_features
+    positions = features.shape[-1] // 2
+    assert features.shape[-1] == 2 * positions
+    keys = model.config.to_dict() | {"max_source_positions": positions}
+    encoder = WhisperEncoder(transformers.WhisperConfig(**keys)).eval()
+    tensors = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    tensors["embed_positions.weight"] = tensors["embed_positions.weight"][:positions]
+    encoder.load_state_dict(tensors)
+    return encoder(features).last_hidden_state.mean(1)[0].numpy()
+
+
+def scorer_of(model: EmotionModel) -> Scorer:
+    return Scorer(loaded(model, do_normalize=False), dtype="fp32", device="cpu", threads=1)
+
+
+@pytest.mark.parametrize("kind", ["whisper-base", "whisper-large-v3"])
+def test_thirty_seconds_equal_the_stock_encoder(kind: str) -> None:
+    model, signal = small_model(kind), speechlike(480_000, 1)
+    assert model.max_samples is not None
+    expected = stock_embedding(model, signal)
+    (found,) = scorer_of(model).score([signal]).embeddings
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_ragged_batch_equals_the_stock_encoder_at_each_clips_length() -> None:
+    """Lengths with whole positions, a quiet clip, digital silence at the end, and all silence."""
+    model = small_model("whisper-base")
+    signals = [speechlike(n, n) for n in (16_000, 640, 40_400, 23_360)]
+    signals += [1e-4 * signals[0], np.concatenate((signals[3], np.zeros(8_000, np.float32)))]
+    signals.append(np.zeros(6_400, np.float32))
+    expected = [stock_embedding(model, signal) for signal in signals]
+    found = scorer_of(model).score(signals).embeddings
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+    assert np.ptp(found, axis=0).max() > 0.05  # the clips are told apart at all
+
+
+def test_a_clips_scores_are_the_same_in_any_batch() -> None:
+    scorer = scorer_of(small_model("whisper-base"))
+    signals = [speechlike(n, seed) for seed, n in enumerate(LENGTHS)]
+    batch = scorer.score(signals)
+    for signal, scores, embedding in zip(signals, batch.scores, batch.embeddings, strict=True):
+        alone = scorer.score([signal])
+        np.testing.assert_allclose(scores, alone.scores[0], rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(embedding, alone.embeddings[0], rtol=0, atol=TOLERANCE)
+
+
+def test_clips_beyond_the_positions_are_too_long() -> None:
+    scorer = scorer_of(small_model("whisper-base", max_source_positions=50))  # one second
+    fits, long, short = score_rows(scorer, [speechlike(n, n) for n in (16_159, 16_160, 399)])
+    assert not isinstance(fits, ClipError)
+    assert isinstance(long, ClipError)
+    assert long.status == Status.TOO_LONG
+    assert "--segment window --window-s 1 " in long.message
+    assert isinstance(short, ClipError)
+    assert short.status == Status.TOO_SHORT
+
+
+def test_freezing_keeps_the_convolutions_and_always_the_positions() -> None:
+    model = small_model("whisper-base")
+    frozen: dict[str, set[str]] = {}
+    for part in ("none", "cnn", "backbone"):
+        model.freeze(part)
+        frozen[part] = {n for n, p in model.named_parameters() if not p.requires_grad}
+    positions = {"encoder.embed_positions.weight"}
+    convolutions = {f"encoder.conv{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    assert frozen["none"] == positions
+    assert frozen["cnn"] == positions | convolutions
+    assert frozen["backbone"] == {f"encoder.{n}" for n, _ in model.backbone.named_parameters()}
+
+
+def save_stock(folder: Path, model_class: Any, **config: Any) -> Any:
+    """A stock checkpoint of `model_class` with its preprocessing, as transformers saves both."""
+    torch.manual_seed(21)
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    keys = SMALL_WHISPER | decoder | {"vocab_size": 100, "pad_token_id": 0} | config
+    model = model_class(transformers.WhisperConfig(**keys)).eval()
+    model.save_pretrained(folder)
+    extractor = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
+    extractor.save_pretrained(folder)
+    return model
+
+
+def encoder_of(stock: Any) -> dict[str, Tensor]:
+    return (stock.encoder if hasattr(stock, "encoder") else stock.get_encoder()).state_dict()
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        transformers.WhisperForConditionalGeneration,
+        transformers.WhisperModel,
+        transformers.WhisperForAudioClassification,
+    ],
+)
+def test_training_starts_from_the_encoder_of_any_whisper(tmp_path: Path, model_class: Any) -> None:
+    stock = save_stock(tmp_path, model_class, num_mel_bins=128)
+    start = start_model(str(tmp_path), seed=5)
+    assert isinstance(start.model, EmotionModel)
+    torch.testing.assert_close(start.model.backbone.state_dict(), encoder_of(stock), rtol=0, atol=0)
+    assert (start.freeze, start.head_kept, start.do_normalize) == ("cnn", False, False)
+    assert (start.min_samples, start.max_samples, start.embedding_size) == (400, 480_159, 48)
+
+
+def test_bottom_layers_and_the_whole_model_survive_the_folder(tmp_path: Path) -> None:
+    stock = save_stock(tmp_path / "stock", transformers.WhisperForConditionalGeneration)
+    start = start_model(str(tmp_path / "stock"), seed=5, layers=1, head_dropout=0.5)
+    assert isinstance(start.model, EmotionModel)
+    kept = start.model.backbone.state_dict()
+    expected = {k: v for k, v in encoder_of(stock).items() if not k.startswith("layers.1.")}
+    torch.testing.assert_close(kept, expected, rtol=0, atol=0)
+    save_emotion_model(start.model, tmp_path / "ours", do_normalize=start.do_normalize)
+    again = load_emotion_model(str(tmp_path / "ours"))
+    assert (again.do_normalize, again.max_samples) == (False, 480_159)
+    assert again.model.config.final_dropout == 0.5
+    batch = padded_batch([speechlike(9_000, 1), speechlike(5_000, 2)])
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(*batch), start.model(*batch), rtol=0, atol=0)
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "ours")
+    assert isinstance(extractor, transformers.WhisperFeatureExtractor)
+    assert extractor.nb_max_frames == 3_000
+
+
+def test_a_whisper_without_an_emotion_head_is_not_scored(tmp_path: Path) -> None:
+    labels = {0: "arousal", 1: "dominance", 2: "valence"}
+    save_stock(tmp_path, transformers.WhisperForAudioClassification, id2label=labels)
+    with pytest.raises(CheckpointError, match="has no emotion head"):
+        load_emotion_model(str(tmp_path))
+
+
+def test_another_spectrogram_is_refused(tmp_path: Path) -> None:
+    save_stock(tmp_path, transformers.WhisperModel)
+    transformers.WhisperFeatureExtractor(hop_length=200).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="hop_length is 200, only 160"):
+        start_model(str(tmp_path), seed=0)
+
+
+def test_names_of_whisper_models() -> None:
+    random = load_emotion_model("random:whisper-tiny-1")
+    assert (random.do_normalize, random.hidden_size) == (False, 384)
+    assert len(random.model.backbone.layers) == 1
+    # sinusoids as published, not drawn
+    positions = random.model.backbone.embed_positions.weight
+    np.testing.assert_allclose(positions[0], [0.0] * 192 + [1.0] * 192, atol=1e-6)
+    with pytest.raises(ConfigError, match="has 4 layers"):
+        load_emotion_model("random:whisper-tiny-5")
