@@ -333,7 +333,9 @@ class _ShardActor:
             result = self._worker.run(block)
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more; the ledger finds the clip
-        return pa.table({"result": [json.dumps(asdict(result))]})
+        # asdict copies a Counter wrongly before Python 3.12
+        content = asdict(result) | {"statuses": result.statuses}
+        return pa.table({"result": [json.dumps(content)]})
 
     def _load(self) -> ShardWorker:
         """The worker with its model loaded, unless loading it keeps killing workers."""
