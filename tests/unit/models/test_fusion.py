@@ -175,6 +175,7 @@ def test_a_folder_that_is_no_fusion_is_refused(changes, words, fusion, tmp_path)
 
 
 @needs_shared
+@pytest.mark.slow
 def test_a_text_head_learns_valence_of_emobank_sentences():
     """Pearson correlation of .59 from the 1,500 shortest sentences on the 500 shortest of test.
 
