@@ -295,7 +295,7 @@ def _whole(info: AudioInfo) -> _Segment:
 
 
 def _lost_tail(info: AudioInfo) -> list[_Segment]:
-    """The part of a cut file that is not there: a row of its own, so the loss is counted."""
+    """The missing part of a cut file as a separate row, so that the loss is counted."""
     if not info.is_cut:
         return []
     tail = _span(to_ns(info.duration_s), _promised_ns(info))

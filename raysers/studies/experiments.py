@@ -1,7 +1,7 @@
 """From studies to cells, and from cells to runs: what is the same in several cells is run once.
 
-A run's name is its settings' own, so any command that wants the same run finds it, in whatever
-study it stands. A cell is a line of a study's table; many cells may point to one run.
+The name of a run follows from its settings alone, so any study that needs the same run finds it. A
+cell is a line of a study's table; many cells may point to one run.
 """
 
 from __future__ import annotations
