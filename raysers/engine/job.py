@@ -312,7 +312,8 @@ class ClipJob:
         self.run.finish("done" if good else "done_with_failures", outcome)
         progress.print_outcome(outcome, storage.join(where, table))
         for name, clips in faults.most_common():
-            progress.print_warning(f"{clips:,} clips, such as {examples[name]}: {FAULTS[name]}")
+            count = f"{clips:,} clips, such as" if clips > 1 else "1 clip,"
+            progress.print_warning(f"{count} {examples[name]}: {FAULTS[name]}")
         if not good:
             progress.print_warning(
                 f"{failed:.1%} of the rows are not ok, more than --max-failed "
