@@ -94,7 +94,13 @@ def _victims(driver: subprocess.Popen[str], whom: str) -> list[psutil.Process]:
         return [psutil.Process(driver.pid)]
     if whom == "worker":
         return processes.model_workers(driver.pid)[:1]
-    return [p for p in _family(driver.pid) if p.name() == "raylet"]
+    # without a raylet while it connects, Ray's core ends the driver before it can say anything
+    while driver.poll() is None:
+        family = _family(driver.pid)
+        if any(processes.title(p).startswith("ray::Monitor") for p in family):
+            return [p for p in family if p.name() == "raylet"]
+        time.sleep(0.1)
+    return []
 
 
 _KILLS = [
