@@ -356,7 +356,16 @@ def end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, _terminate)
 
 
+_terminated = threading.Event()
+
+
+def is_terminated() -> bool:
+    """Whether this process received SIGTERM."""
+    return _terminated.is_set()
+
+
 def _terminate(signum: int, frame: object) -> NoReturn:
+    _terminated.set()
     raise SystemExit(int(Exit.TERMINATED))
 
 

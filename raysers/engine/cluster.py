@@ -39,7 +39,7 @@ from raysers.engine.worker import (
 )
 from raysers.errors import ConfigError, DeviceLost, RaysersError, errors_as_rows, raise_from_rows
 from raysers.io import storage
-from raysers.run import Exit, end_on_sigterm, load_record
+from raysers.run import Exit, end_on_sigterm, is_terminated, load_record
 
 #: More workers than this per CPU only take memory from each other.
 _MAX_WORKERS_PER_CPU = 4
@@ -117,13 +117,20 @@ def _watch_raylet() -> None:
     """End this process with one clear line when its raylet dies.
 
     Ray's core would end it without a word at its next call, or raise whatever that call raises.
+    Where the system cannot wait for a process by a descriptor, that is what happens.
     """
-    children = psutil.Process().children()
-    raylets = [os.pidfd_open(p.pid) for p in children if p.name() == "raylet"]
+    ended = select.poll()
+    try:
+        raylets = [p.pid for p in psutil.Process().children() if p.name() == "raylet"]
+        for pid in raylets:
+            ended.register(os.pidfd_open(pid), select.POLLIN)
+    except (AttributeError, OSError, psutil.Error):
+        return
 
     def watch() -> None:
-        select.select(raylets, [], [])
-        if not ray.is_initialized():  # the job is over
+        ended.poll()
+        # the job is over, or a signal to the whole process group ends it
+        if not ray.is_initialized() or is_terminated():
             return
         print(
             "error: Ray stopped on this machine (its raylet died, perhaps for want of memory): "

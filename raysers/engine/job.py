@@ -40,7 +40,7 @@ from raysers.engine.worker import (
 )
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
-from raysers.run import Exit, Run
+from raysers.run import Exit, Run, end_on_sigterm
 from raysers.types import Status
 
 #: Up to so much audio, every variant counted, `--workers 0` without a cluster starts no Ray.
@@ -209,6 +209,7 @@ class ClipJob:
         if self._connected is not None:
             self._connected.result()
         cluster.connect()
+        end_on_sigterm()  # Ray, started in another thread, put its own handler there
         return cluster.place(workers, gpus=gpus)
 
     def _print_plan(self) -> None:
