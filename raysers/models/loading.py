@@ -169,7 +169,7 @@ def _shape_keys(config_class: Any) -> set[str]:
     """Keys that describe the network; the rest of a `config.json` is about other tasks."""
     base = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
     # these work in every family, though some configurations do not declare them
-    ours = {"apply_spec_augment", "final_dropout"}
+    ours = {"apply_spec_augment", "final_dropout", "trim_db", "peak_level", "final_norm"}
     return {k for k in config_class.__annotations__ if k not in base} | ours
 
 

@@ -7,6 +7,7 @@ both are the same network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -34,7 +35,14 @@ _STRIDE = 2
 class WhisperEmotionModel(EmotionModel):
     """Speech to arousal, dominance, valence on a Whisper encoder.
 
-    Clips go in as they are (`do_normalize` false), as in the published preprocessing.
+    Clips go in as they are (`do_normalize` false), as in the published preprocessing. Three keys of
+    the configuration, none of which a stock checkpoint has, change the network:
+
+    - `trim_db`: frames before and after the speech, more than this below the loudest frame, are
+      left out, so that silence around a clip changes nothing;
+    - `peak_level`: the spectrogram is moved so that its largest value is this, so that the level of
+      a recording changes nothing;
+    - `final_norm` false: no layer norm after the last layer, whose weights fit the full depth.
     """
 
     def _stock_backbone(self) -> nn.Module:
@@ -44,6 +52,9 @@ class WhisperEmotionModel(EmotionModel):
         # keys of the head, which Whisper's own configuration does not have
         config.final_dropout = getattr(config, "final_dropout", 0.0)
         config.initializer_range = config.init_std
+        self._trim_db: float | None = getattr(config, "trim_db", None)
+        self._peak_level: float | None = getattr(config, "peak_level", None)
+        self._final_norm: bool = getattr(config, "final_norm", True)
         self._mel = MelSettings(
             bands=config.num_mel_bins,
             window_samples=_WINDOW_SAMPLES,
@@ -100,6 +111,10 @@ class WhisperEmotionModel(EmotionModel):
         with torch.no_grad():
             inside = valid(counts, padded.shape[1] // _HOP_SAMPLES)[..., None].to(padded.device)
             mel = self._spectrogram(padded, lengths.to(padded.device), inside)
+            if self._trim_db is not None:
+                mel, counts = _trimmed(mel, inside, self._trim_db)
+                inside = valid(counts, mel.shape[1])[..., None].to(padded.device)
+                mel = mel.masked_fill(~inside, 0.0)
         if encoder.training:
             mel = augment_hidden(mel, counts.tolist(), encoder)
         hidden = functional.gelu(
@@ -118,7 +133,7 @@ class WhisperEmotionModel(EmotionModel):
             dropped = encoder.training and torch.rand(()).item() < encoder.layerdrop
             if not dropped:
                 hidden = layer(hidden, keys)
-        return cast(Tensor, encoder.layer_norm(hidden)), mask
+        return cast(Tensor, encoder.layer_norm(hidden)) if self._final_norm else hidden, mask
 
     def _spectrogram(self, padded: Tensor, lengths: Tensor, inside: Tensor) -> Tensor:
         """float32 [clips, frames, bands], zero where `inside` [clips, frames, 1] is False.
@@ -129,4 +144,28 @@ class WhisperEmotionModel(EmotionModel):
         mel_db = log_mel(padded, lengths, self._mel)[:, :-1]
         peak_db = mel_db.masked_fill(~inside, -torch.inf).amax((1, 2), keepdim=True)
         mel = (torch.maximum(mel_db, peak_db - _RANGE_DB) / 10 + 4) / 4
+        if self._peak_level is not None:
+            mel = mel - (peak_db / 10 + 4) / 4 + self._peak_level
         return mel.masked_fill(~inside, 0.0)
+
+
+def _trimmed(mel: Tensor, inside: Tensor, trim_db: float) -> tuple[Tensor, Tensor]:
+    """`mel` from each clip's first to its last frame within `trim_db` of its loudest.
+
+    Args:
+        mel: float32 [clips, frames, bands], as `_spectrogram` gives it.
+        inside: bool [clips, frames, 1], False behind a clip's end.
+        trim_db: how far below the loudest frame the speech reaches.
+
+    Returns:
+        [clips, longest, bands], of which what lies behind a clip's frames means nothing, and
+        int64 [clips] on the CPU, the frames that are left.
+    """
+    power_db = 10 * torch.logsumexp((4 * mel - 4) * math.log(10), 2) / math.log(10)
+    power_db = power_db.masked_fill(~inside[..., 0], -torch.inf)
+    loud = (power_db >= power_db.amax(1, keepdim=True) - trim_db).long()
+    first = loud.argmax(1)
+    counts = loud.shape[1] - loud.flip(1).argmax(1) - first
+    frames = first[:, None] + torch.arange(int(counts.max()), device=mel.device)
+    frames = frames.clamp_max(mel.shape[1] - 1)[..., None].expand(-1, -1, mel.shape[2])
+    return mel.gather(1, frames), counts.cpu()
