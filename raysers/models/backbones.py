@@ -375,4 +375,4 @@ def _unknown(text: str, name: str) -> str:
 
 
 #: Names of the poolings of `pooling.POOLINGS`.
-POOLING_NAMES = ("mean", "attentive")
+POOLING_NAMES = ("mean", "statistics", "attentive")

@@ -162,7 +162,7 @@ def embedding_size(config: dict[str, Any]) -> int:
         if config["model_type"] == CNN14:
             return int(config["widths"][-1])
         size = int(config[FAMILIES[config["model_type"]].size_key])
-        return size * (2 if config.get("pooling_mode") == "attentive" else 1)
+        return size * (1 if config.get("pooling_mode") in (None, "mean") else 2)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"{CONFIG_FILE} does not say the size of the network") from error
 

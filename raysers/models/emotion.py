@@ -104,7 +104,7 @@ class EmotionModel(EmotionNetwork):
 
     @property
     def embedding_size(self) -> int:
-        """Numbers of an embedding: the hidden size, twice that with attentive pooling."""
+        """Numbers of an embedding: the hidden size, twice that with statistics."""
         return self.pooling.embedding_size
 
     @property

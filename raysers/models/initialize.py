@@ -40,11 +40,16 @@ from raysers.models.network import EmotionNetwork
 from raysers.models.pooling import MeanPooling
 
 Freeze = Literal["auto", "cnn", "backbone", "none"]
-Pooling = Literal["masked", "unmasked", "attentive"]
+Pooling = Literal["masked", "unmasked", "statistics", "attentive"]
 Front = Literal["plain", "mel"]
 
 #: `pooling_mode` of a configuration for each `--pooling`.
-_POOLING_MODES = {"masked": "mean", "unmasked": "mean", "attentive": "attentive"}
+_POOLING_MODES = {
+    "masked": "mean",
+    "unmasked": "mean",
+    "statistics": "statistics",
+    "attentive": "attentive",
+}
 
 #: A model card's header is short; its licence line is near the top.
 _CARD_BYTES = 16 << 10

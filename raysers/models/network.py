@@ -17,7 +17,7 @@ class EmotionNetwork(nn.Module, ABC):
     """Speech to arousal, dominance, valence: `model(padded, lengths) -> (scores, embeddings)`.
 
     `config` is an object with `to_dict()`, the keys of `config.json` that describe the network;
-    `pooling_mode` how frames become an embedding, `mean` or `attentive`; `taken` whether a scorer
+    `pooling_mode` how frames become an embedding, of `POOLING_NAMES`; `taken` whether a scorer
     changed the weights in place, so that no other may have the model.
     """
 

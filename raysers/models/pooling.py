@@ -34,6 +34,20 @@ class MeanPooling(nn.Module):
         return masked_mean(hidden, None if self.whole_rows and self.training else mask)
 
 
+class Statistics(nn.Module):
+    """Mean and standard deviation over the frames of a clip."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.embedding_size = 2 * size
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """float32 [clips, 2 * size] of [clips, frames, size]; `mask` is True on valid frames."""
+        mean = masked_mean(hidden, mask)
+        variance = masked_mean((hidden.float() - mean[:, None]).square(), mask)
+        return torch.cat((mean, variance.clamp_min(_LEAST_VARIANCE).sqrt()), 1)
+
+
 class AttentiveStatistics(nn.Module):
     """Weighted mean and standard deviation over the frames (Okabe et al. 2018, equations 3 to 6).
 
@@ -60,7 +74,8 @@ class AttentiveStatistics(nn.Module):
 
 
 #: What `pooling_mode` of a `config.json` names.
-POOLINGS: dict[str, type[MeanPooling] | type[AttentiveStatistics]] = {
+POOLINGS: dict[str, type[MeanPooling | Statistics | AttentiveStatistics]] = {
     "mean": MeanPooling,
+    "statistics": Statistics,
     "attentive": AttentiveStatistics,
 }

@@ -84,7 +84,7 @@ class NetworkFlags:
     """Keep the bottom N transformer layers; 0 keeps all."""
     freeze: Literal["auto", "cnn", "backbone", "none"] = "auto"
     """Parameters that stay as they are; auto is cnn, and none for random weights and cnn14."""
-    pooling: Literal["masked", "unmasked", "attentive"] = "masked"
+    pooling: Literal["masked", "unmasked", "statistics", "attentive"] = "masked"
     """How frames become one vector per clip."""
     head_dropout: float | None = None
     """Dropout of the head, 0..1, in place of the network's own."""

@@ -86,7 +86,7 @@ class CardFacts:
         notes: sentences about the data.
         mapping: emotion category -> arousal, dominance, valence it stood for in training.
         model_type: the network's family, as in its config.json.
-        pooling: how frames become one vector: `masked`, `unmasked` or `attentive`.
+        pooling: how frames become one vector: `masked`, `unmasked`, `statistics` or `attentive`.
         trained: dimensions with trained outputs.
     """
 

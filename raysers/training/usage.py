@@ -60,7 +60,7 @@ def usage(name: str, model_type: str, pooling: str) -> str:
     command = "python jobs/annotate.py --input recordings/ --output emotions/ --model "
     ours = "A whole archive, by raysers:"
     shown = [ours, fenced(command + shlex.quote(folder), "bash")]
-    if model_type in _CLASSES and pooling != "attentive":
+    if model_type in _CLASSES and pooling in ("masked", "unmasked"):
         stem, attribute = _CLASSES[model_type]
         code = _PLAIN.format(
             stem=stem, attribute=attribute, folder=json.dumps(folder), rate=SAMPLE_RATE_HZ

@@ -163,7 +163,7 @@ def main() -> None:
     flags = parser.parse_args()
     config = flags.backbone / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | KEYS, indent=2, sort_keys=True))
-    model = start_model(str(flags.backbone), seed=0, freeze="backbone").model
+    model = start_model(str(flags.backbone), seed=0, freeze="backbone", pooling="statistics").model
     assert isinstance(model, EmotionModel)
     with (flags.emodb / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

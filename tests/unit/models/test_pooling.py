@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.masking import normalise
-from raysers.models.pooling import AttentiveStatistics, MeanPooling
+from raysers.models.pooling import AttentiveStatistics, MeanPooling, Statistics
 from raysers.models.scorer import Scorer
 from tests.unit.models.networks import (
     NOTHING_RANDOM,
@@ -43,6 +43,17 @@ def test_attentive_statistics_as_in_the_paper(lengths: list[int], seed: int) -> 
     for row, length in enumerate(lengths):
         expected = written_out(pooling, hidden[row, :length].double().numpy())
         np.testing.assert_allclose(pooled[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_are_those_of_a_clips_own_frames() -> None:
+    torch.manual_seed(4)
+    hidden, lengths = 3 * torch.randn(3, 30, 12) + 2, [30, 7, 1]
+    mask = torch.arange(30) < torch.tensor(lengths)[:, None]
+    pooled = Statistics(12)(hidden, mask).numpy()
+    for row, length in enumerate(lengths):
+        own = hidden[row, :length].double().numpy()
+        expected = np.concatenate((own.mean(0), own.std(0)))
+        np.testing.assert_allclose(pooled[row], expected, rtol=0, atol=1.1e-3)  # the least spread
 
 
 def test_attentive_model_scores_alone_as_in_a_batch_after_saving(tmp_path: Path) -> None:

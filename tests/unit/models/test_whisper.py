@@ -85,6 +85,23 @@ def test_a_clips_scores_are_the_same_in_any_batch() -> None:
         np.testing.assert_allclose(embedding, alone.embeddings[0], rtol=0, atol=TOLERANCE)
 
 
+def test_silence_around_a_clip_and_its_level_change_nothing_where_the_model_says_so() -> None:
+    """In a batch with others; the edges of the speech lie on frames."""
+    keys = {"trim_db": 50.0, "peak_level": 1.5, "final_norm": False}
+    scorer = scorer_of(small_model("whisper-base", **keys))
+    speech = speechlike(20_800, 3) - np.float32(0.03)
+    quiet = np.zeros(32_000, np.float32)
+    around = np.concatenate((quiet, speech, quiet[:8_000]))
+    batch = scorer.score([speech, around, 0.1 * speech, speechlike(60_000, 4), quiet])
+    alone = scorer.score([around])
+    np.testing.assert_allclose(batch.embeddings[1], alone.embeddings[0], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(batch.embeddings[2], batch.embeddings[0], rtol=0, atol=1e-4)
+    apart = np.abs(batch.embeddings[3] - batch.embeddings[0]).max()
+    # windows over the edges differ: the clip by itself is mirrored at its ends
+    assert np.abs(batch.embeddings[1] - batch.embeddings[0]).max() < 0.2 * apart
+    assert np.isfinite(batch.scores).all()
+
+
 def test_clips_beyond_the_positions_are_too_long() -> None:
     scorer = scorer_of(small_model("whisper-base", max_source_positions=50))  # one second
     fits, long, short = score_rows(scorer, [speechlike(n, n) for n in (16_159, 16_160, 399)])
