@@ -20,8 +20,8 @@ from raysers.audio.level import is_silent, quiet_pieces
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint, limits, weights
 from raysers.models.asr_ctc import BUILD_ERRORS
+from raysers.models.emotion import EmotionNetwork
 from raysers.models.loading import LoadedModel
-from raysers.models.network import EmotionNetwork
 from raysers.models.scorer import Scorer, score_rows
 from raysers.types import SAMPLE_RATE_HZ
 

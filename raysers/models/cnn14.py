@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from raysers.errors import ConfigError
 from raysers.models.backbones import CNN14
+from raysers.models.emotion import EmotionNetwork
 from raysers.models.frontend import MelSettings, log_mel
 from raysers.models.masking import valid
-from raysers.models.network import EmotionNetwork
 from raysers.types import DIMENSIONS
 
 #: Share of a step's statistics in the new running statistics, as everywhere in torch.

@@ -2,13 +2,13 @@
 
 Parameters are named as in the published checkpoint (`<family>.*`, `classifier.dense`,
 `classifier.out_proj`). The forward pass is not the stock one: it walks through the stock modules
-itself, so that padding never reaches a valid frame (in any family, group norm and stacked
-positional convolutions included) and so that long recordings fit into memory.
+itself, so that padding never reaches a valid frame and long recordings fit into memory.
 """
 
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from raysers.errors import CheckpointError, ConfigError
+from raysers.errors import ConfigError
 from raysers.models.backbones import FAMILIES
 from raysers.models.frontend import (
     conv_over_frames,
@@ -26,18 +26,99 @@ from raysers.models.frontend import (
     mask_group_norm,
 )
 from raysers.models.masking import ConvGeometry, valid
-from raysers.models.network import EmotionNetwork
 from raysers.models.pooling import POOLINGS
 from raysers.models.specaugment import augment_hidden
-from raysers.models.weights import with_prefix
 from raysers.types import DIMENSIONS
+
+#: How names start in a backbone that was saved by itself.
+_BACKBONE_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
+
+
+class EmotionNetwork(nn.Module, ABC):
+    """What loading, scoring and training know of a network: `(padded, lengths) -> scores, ...`.
+
+    `config` is an object with `to_dict()`, the keys of `config.json` that describe the network;
+    `pooling_mode` how frames become an embedding, of `POOLING_NAMES`; `taken` whether a scorer
+    changed the weights in place, so that no other may have the model.
+    """
+
+    config: Any
+    pooling_mode: str = "mean"
+    taken: bool = False
+
+    @property
+    @abstractmethod
+    def embedding_size(self) -> int:
+        """Numbers of an embedding."""
+
+    @property
+    @abstractmethod
+    def min_samples(self) -> int:
+        """Samples (16 kHz) of the shortest clip that scores."""
+
+    @property
+    def max_samples(self) -> int | None:
+        """Samples of the longest clip that scores; None where any length does."""
+        return None
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Keys of `preprocessor_config.json` besides `do_normalize` and `sampling_rate`."""
+        return {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": True,
+        }
+
+    @abstractmethod
+    def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Score a batch; a clip's results do not depend on its neighbours.
+
+        Args:
+            padded: float32 [clips, samples], 16 kHz, zero behind each clip.
+            lengths: int64 [clips], samples of each clip, from `min_samples` to `max_samples`; on
+                the CPU, to spare a GPU the wait.
+
+        Returns:
+            float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and float32
+            embeddings [clips, embedding_size].
+        """
+
+    @abstractmethod
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the bulk of the network compute in `dtype`; pooling and head stay in float32."""
+
+    @abstractmethod
+    def freeze(self, part: str) -> None:
+        """Keep a part of the network as it is in training: `cnn`, `backbone` or `none`.
+
+        Its parameters get no gradient, and it stays in evaluation mode after `train()`. Replaces
+        what an earlier call froze.
+
+        Raises:
+            ConfigError: the network has no such part.
+        """
+
+    @abstractmethod
+    def gradient_checkpointing(self, on: bool) -> None:
+        """Whether training keeps a layer's input only and computes the rest again for gradients."""
+
+    def collected_statistics(self) -> Tensor | None:
+        """What the training passes since the last `apply_statistics` saw, as sums.
+
+        A float64 vector of fixed length: add those of all workers, then hand the sum to
+        `apply_statistics` of each. None where the network keeps no statistics.
+        """
+        return None
+
+    def apply_statistics(self, sums: Tensor) -> None:
+        """Update running statistics from the sums over all workers, once an optimiser step."""
 
 
 class EmotionHead(nn.Module):
-    """Dense, tanh, projection to the three dimensions (the paper's section 3.2).
-
-    `embedding_size` numbers come in; `size` is the width in between.
-    """
+    """`embedding_size` numbers -> dense of `size`, tanh -> three dimensions (paper, 3.2)."""
 
     def __init__(self, embedding_size: int, size: int, dropout: float, std: float) -> None:
         super().__init__()
@@ -56,16 +137,7 @@ class EmotionHead(nn.Module):
 
 
 class EmotionModel(EmotionNetwork):
-    """Speech to arousal, dominance, valence.
-
-    Args:
-        config: a `transformers` configuration of one of `FAMILIES`.
-        pooling_mode: one of `POOLINGS`.
-
-    Raises:
-        CheckpointError: the configuration asks for something that would make a clip's scores
-            depend on its batch.
-    """
+    """A backbone of one of `FAMILIES` by its `transformers` configuration, pooling and head."""
 
     def __init__(self, config: Any, pooling_mode: str = "mean") -> None:
         super().__init__()
@@ -82,10 +154,6 @@ class EmotionModel(EmotionNetwork):
         import transformers
 
         config = self.config
-        if getattr(config, "conv_pos_batch_norm", False):
-            raise CheckpointError(
-                "conv_pos_batch_norm lets padding into the scores; models with it cannot be used"
-            )
         self.geometry = ConvGeometry(
             kernels=tuple(config.conv_kernel), strides=tuple(config.conv_stride)
         )
@@ -104,7 +172,7 @@ class EmotionModel(EmotionNetwork):
 
     @property
     def embedding_size(self) -> int:
-        """Numbers of an embedding: the hidden size, twice that with statistics."""
+        """The hidden size, twice that with statistics."""
         return self.pooling.embedding_size
 
     @property
@@ -121,22 +189,12 @@ class EmotionModel(EmotionNetwork):
         )
 
     def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Score normalised clips.
+        """Scores and embeddings of normalised clips.
 
-        Args:
-            padded: float32 [clips, samples], 16 kHz, zero behind each clip.
-            lengths: int64 [clips], samples of each clip, at least the receptive field; keep it
-                on the CPU to spare a GPU the wait.
-
-        Returns:
-            float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and float32
-            embeddings [clips, embedding_size]. Pooling and head run in the head's precision
-            (float32) whatever the backbone's. With a float32 backbone both equal a plain
-            single-file forward pass to about 1e-6; see `raysers.models.scorer` for bfloat16.
+        Pooling and head run in float32 whatever the backbone's precision. With a float32 backbone
+        both equal a plain single-file forward pass to about 1e-6; see `scorer` for bfloat16.
         """
-        # a backbone that is frozen as a whole needs no graph
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone not in self._frozen):
-            hidden, mask = self._hidden(padded, lengths)
+        hidden, mask = self._hidden(padded, lengths)
         with torch.autocast(hidden.device.type, enabled=False):
             embeddings = self.pooling(hidden, mask)
             return self.classifier(embeddings), embeddings
@@ -148,9 +206,9 @@ class EmotionModel(EmotionNetwork):
     def freeze(self, part: str) -> None:
         """Keep `cnn` (the convolutional front), `backbone` (all but pooling and head) or `none`.
 
-        Whatever the part, parameters that no score depends on want no gradient either: keys'
-        biases (a softmax does not see them) and a bias in front of a group norm. Their gradients
-        are rounding noise, which Adam would turn into full steps.
+        Parameters that no score depends on never get a gradient: keys' biases (a softmax cancels
+        them) and a bias in front of a group norm. Theirs is rounding noise, which Adam would turn
+        into full steps.
         """
         parts = {"cnn": self._front, "backbone": (self.backbone,), "none": ()}
         if part not in parts:
@@ -170,19 +228,20 @@ class EmotionModel(EmotionNetwork):
 
     def _idle_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that never learn."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("k_proj.bias"):
-                yield parameter
+        yield from (p for name, p in self.named_parameters() if name.endswith("k_proj.bias"))
         first = self.backbone.feature_extractor.conv_layers[0].conv
         if has_group_norm(self.backbone.feature_extractor) and first.bias is not None:
             yield first.bias
 
     def backbone_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a stock checkpoint under the names they have inside this model."""
-        return with_prefix(tensors, self.family.prefix)
+        return {
+            f"{self.family.prefix}.{key}" if key.startswith(_BACKBONE_PARTS) else key: value
+            for key, value in tensors.items()
+        }
 
     def train(self, mode: bool = True) -> EmotionModel:
-        """Training mode, in which frozen parts stay as in evaluation (no dropout, no masking)."""
+        """Training mode; frozen parts stay in evaluation mode (no dropout, no masking)."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -217,9 +276,7 @@ class EmotionModel(EmotionNetwork):
         extractor = self.backbone.feature_extractor
         if extractor.training:
             return frames_to_train(extractor, self.geometry, padded, lengths)
-        learns = any(parameter.requires_grad for parameter in extractor.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            return frames_in_blocks(extractor, self.geometry, padded, lengths)
+        return frames_in_blocks(extractor, self.geometry, padded, lengths)
 
     def _encode(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """[clips, frames, hidden] of the transformer; `mask` is True on valid frames."""
@@ -228,11 +285,9 @@ class EmotionModel(EmotionNetwork):
             return cast(Tensor, encoder(hidden, attention_mask=mask).last_hidden_state)
         if mask is not None:
             hidden = hidden.masked_fill(~mask[..., None], 0.0)
-        stable = getattr(self.config, "do_stable_layer_norm", False)
         hidden = hidden + _positions(encoder.pos_conv_embed, hidden, mask)
-        if not stable:
-            hidden = encoder.layer_norm(hidden)
-        hidden = encoder.dropout(hidden)
+        stable = getattr(self.config, "do_stable_layer_norm", False)
+        hidden = encoder.dropout(hidden if stable else encoder.layer_norm(hidden))
         # one row of keys for all queries: a frames x frames table is never stored
         keys = None if mask is None else mask[:, None, None, :]
         for layer in encoder.layers:
@@ -246,14 +301,8 @@ class EmotionModel(EmotionNetwork):
 def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> Any:
     """WavLM's attention, same numbers, with the mask laid into the position bias beforehand.
 
-    The stock module leaves that to torch, which warns at every step that it will refuse a mask
-    and a bias of two types.
-
-    Args:
-        attention: the stock module.
-        hidden: [clips, frames, size].
-        mask: bool [clips, frames], True on valid frames; None if all are.
-        bias: float [clips x heads, frames, frames].
+    The stock module leaves that to torch, which warns of a mask and a bias of two types. `hidden`
+    is [clips, frames, size], `mask` bool [clips, frames], `bias` [clips x heads, frames, frames].
     """
     if mask is not None:
         padding = ~mask.repeat_interleave(attention.num_heads, 0)[:, None, :]
@@ -265,9 +314,8 @@ def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -
 def _positions(embedding: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Convolutional position embedding of [clips, frames, size].
 
-    data2vec stacks several, and the stock module lets them see the padding: one convolution of
-    zeros is what a single file sees at its end, but what comes out behind the end is not zero,
-    and the next one would carry it back into the clip. So the mask is applied in between.
+    data2vec stacks several: what one puts behind a clip's end is not zero, and the next would
+    carry it back into the clip. So the mask is applied in between.
     """
     stack = getattr(embedding, "layers", None)
     if stack is None:

@@ -33,10 +33,9 @@ from raysers.models.checkpoint import (
     fetch_snapshot,
     random_revision,
 )
-from raysers.models.emotion import EmotionModel
+from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.loading import build_network, build_on_meta
 from raysers.models.mel_front import as_mel_bank
-from raysers.models.network import EmotionNetwork
 from raysers.models.pooling import MeanPooling
 
 Freeze = Literal["auto", "cnn", "backbone", "none"]

@@ -36,8 +36,7 @@ from raysers.models.checkpoint import (
     random_revision,
 )
 from raysers.models.cnn14 import Cnn14, Cnn14Config
-from raysers.models.emotion import EmotionModel
-from raysers.models.network import EmotionNetwork
+from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.whisper import WhisperEmotionModel
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 

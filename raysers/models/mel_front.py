@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raysers.errors import ConfigError
-from raysers.models.emotion import EmotionModel
+from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.frontend import MelSettings, frames_to_train, mel_of_windows
 from raysers.models.masking import valid
-from raysers.models.network import EmotionNetwork
 from raysers.types import SAMPLE_RATE_HZ
 
 #: A shorter window (6.25 ms) cannot tell the low mel bands apart.

@@ -30,9 +30,6 @@ _HARMLESS = re.compile(
     r"(quantizer|project_hid|project_q|lm_head)\.|.*\bmasked_spec_embed$|.*\bnum_batches_tracked$"
 )
 
-#: How names start in a backbone that was saved by itself.
-_BACKBONE_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
-
 #: Spellings of weight norm before parametrizations (torch < 2.1), and ours.
 _OLD_NAMES = (
     (".conv.weight_g", ".conv.parametrizations.weight.original0"),
@@ -127,26 +124,6 @@ def drop_layers(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
         return match is None or int(match[1]) < layers
 
     return {key: value for key, value in weights.items() if keep(key)}
-
-
-def with_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """`weights` of a backbone by itself under the names they have inside an emotion model.
-
-    Names that carry the family's `prefix` already, and parts that are no backbone, stay.
-    """
-    return {
-        f"{prefix}.{key}" if key.startswith(_BACKBONE_PARTS) else key: value
-        for key, value in weights.items()
-    }
-
-
-def whisper_encoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` of a Whisper without its decoder, its encoder under `encoder.`."""
-    return {
-        key.removeprefix("model."): value
-        for key, value in weights.items()
-        if not key.removeprefix("model.").startswith(("decoder.", "proj_out."))
-    }
 
 
 def is_head(key: str) -> bool:

@@ -19,7 +19,6 @@ from raysers.models.emotion import EmotionModel
 from raysers.models.frontend import MelSettings, conv_over_frames, log_mel
 from raysers.models.masking import valid
 from raysers.models.specaugment import augment_hidden
-from raysers.models.weights import whisper_encoder
 from raysers.types import SAMPLE_RATE_HZ
 
 #: Of the 16 kHz spectrogram that every Whisper is trained on.
@@ -91,8 +90,9 @@ class WhisperEmotionModel(EmotionModel):
         }
 
     def backbone_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The encoder's tensors of a whole Whisper checkpoint."""
-        return whisper_encoder(tensors)
+        """The encoder's tensors of a whole Whisper checkpoint, under `encoder.`."""
+        bare = {key.removeprefix("model."): value for key, value in tensors.items()}
+        return {k: v for k, v in bare.items() if not k.startswith(("decoder.", "proj_out."))}
 
     @property
     def _front(self) -> tuple[nn.Module, ...]:

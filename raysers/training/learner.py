@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from raysers.errors import ConfigError, TrainingDiverged
+from raysers.models.emotion import EmotionNetwork
 from raysers.models.initialize import InitialModel
 from raysers.models.losses import LOSSES, NO_CATEGORY, category_loss
-from raysers.models.network import EmotionNetwork
 from raysers.models.precision import exact_convolutions
 from raysers.training.batch import Batch, Floats, MicroBatch, StepResult, batch_ccc, pad
 from raysers.training.group import Group

@@ -16,8 +16,8 @@ import torch
 
 from raysers.engine import output
 from raysers.io import storage
+from raysers.models.emotion import EmotionNetwork
 from raysers.models.loading import load_emotion_model, save_emotion_model
-from raysers.models.network import EmotionNetwork
 from raysers.models.scorer import Scorer
 from raysers.schemas import ANNOTATIONS
 from raysers.training.dev import cut_by_length, predict_all
