@@ -19,8 +19,9 @@ from raysers.errors import CheckpointError, ClipError
 from raysers.io import storage
 from raysers.models.backbones import parse_model_name
 from raysers.models.checkpoint import identify
+from raysers.models.outputs import PLAIN, Outputs
 from raysers.run import RunRecord
-from raysers.schemas import ANNOTATIONS, with_embeddings
+from raysers.schemas import ANNOTATIONS, with_embeddings, with_outputs
 from raysers.types import DIMENSIONS
 
 
@@ -31,7 +32,8 @@ class AnnotateTask(ClipTask):
     `load_from` is the `model`, pinned to the `revision` (a commit or content hash) that was
     checked. `dtype` is `auto` until `placed` settles it, device and threads for all workers;
     `max_padded_s` 0 chooses for the device. With `embeddings` the rows also have the masked mean
-    of the last layer, `hidden_size` numbers. Dimensions that are not `trained` stay null.
+    of the last layer, `hidden_size` numbers. `outputs` is what the model says beside that;
+    dimensions that are not trained stay null.
     """
 
     preloads: ClassVar[Sequence[str]] = (
@@ -48,7 +50,7 @@ class AnnotateTask(ClipTask):
     embeddings: bool
     device: str = "cpu"
     threads: int = 1
-    trained: Sequence[str] = DIMENSIONS
+    outputs: Outputs = PLAIN
 
     @classmethod
     def load(
@@ -73,20 +75,21 @@ class AnnotateTask(ClipTask):
             dtype=dtype,
             max_padded_s=max_padded_s,
             embeddings=embeddings,
-            trained=found.trained,
+            outputs=found.outputs,
         )
 
     @property
     def schema(self) -> pa.Schema:
         """Columns of the output."""
-        return with_embeddings(ANNOTATIONS, self.hidden_size) if self.embeddings else ANNOTATIONS
+        schema = with_outputs(ANNOTATIONS, self.outputs.categories, self.outputs.columns)
+        return with_embeddings(schema, self.hidden_size) if self.embeddings else schema
 
     @property
     def notes(self) -> Sequence[str]:
         """Warnings about weights or outputs that were never trained."""
         if parse_model_name(self.model).random:
             return [f"{self.model} has random weights: its scores mean nothing"]
-        untrained = ", ".join(name for name in DIMENSIONS if name not in self.trained)
+        untrained = ", ".join(name for name in DIMENSIONS if name not in self.outputs.trained)
         warning = f"{self.model} was not trained for {untrained}: these scores are null"
         return [warning] if untrained else []
 
@@ -127,7 +130,7 @@ class Annotator:
         self.max_padded_s = task.max_padded_s or auto_padded_s(self.scorer)
         self.provenance: Mapping[str, Any] = {"model": task.model, "model_revision": task.revision}
         self._embeddings = task.embeddings
-        self._trained = task.trained
+        self._outputs = task.outputs
 
     def score(
         self, signals: Sequence[Signal], transcripts: Sequence[str | None] = ()
@@ -140,9 +143,14 @@ class Annotator:
             if isinstance(row, ClipError):
                 found.append(row)
                 continue
-            embedding = {"embedding": row.embedding} if self._embeddings else {}
-            scores = dict(zip(DIMENSIONS, row.scores.tolist(), strict=True))
-            found.append({name: scores[name] for name in self._trained} | embedding)
+            columns: dict[str, Any] = dict(zip(DIMENSIONS, row.scores.tolist(), strict=True))
+            columns = {name: columns[name] for name in self._outputs.trained}
+            if names := self._outputs.categories:
+                columns["emotion"] = names[int(row.extras[: len(names)].argmax())]
+            columns |= zip(self._outputs.columns, row.extras.tolist(), strict=True)
+            if self._embeddings:
+                columns["embedding"] = row.embedding
+            found.append(columns)
         return found
 
 

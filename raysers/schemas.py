@@ -5,6 +5,8 @@ The first columns are audformat's (`file`, `start`, `end`), so any table opens t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from raysers.types import DIMENSIONS
@@ -85,6 +87,29 @@ ANNOTATIONS = pa.schema(
         _field("created_at", pa.timestamp("us", tz="UTC"), "when the row was made"),
     ]
 )
+
+
+def with_outputs(schema: pa.Schema, categories: Sequence[str], numbers: Sequence[str]) -> pa.Schema:
+    """`schema` with what a model says beside arousal, dominance and valence, after these.
+
+    Args:
+        schema: `ANNOTATIONS` or a schema built on it.
+        categories: emotions of the model; none: no column `emotion`.
+        numbers: columns of numbers: `p_*`, `*_sd`, `ood`.
+    """
+    fields = [_field("emotion", pa.string(), "most probable category")] if categories else []
+    for name in numbers:
+        if name.startswith("p_"):
+            meaning, unit = f"probability of {name.removeprefix('p_')}", "0..1"
+        elif name == "ood":
+            meaning, unit = "distance from the training speech; above .5: farther than 99 %", "0..1"
+        else:
+            meaning, unit = f"standard deviation of the error of {name.removesuffix('_sd')}", ""
+        fields.append(_field(name, pa.float32(), meaning, unit))
+    for place, field in enumerate(fields, schema.get_field_index(DIMENSIONS[-1]) + 1):
+        schema = schema.insert(place, field)
+    return schema
+
 
 #: Results of an evaluation, one value a row.
 METRICS = pa.schema(

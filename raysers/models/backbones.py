@@ -7,7 +7,6 @@ the layer-norm stack of `facebook/wav2vec2-large-lv60`; `wav2vec2-large` is a di
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -15,13 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from raysers.errors import CheckpointError, ConfigError
-from raysers.types import DIMENSIONS
+from raysers.errors import ConfigError
 
 #: The one network that is no transformer: alias and model type.
 CNN14 = "cnn14"
-#: Key of `config.json` that lists the dimensions with trained outputs; without it, all are.
-TRAINED_KEY = "trained_dimensions"
 
 #: The one family on log-mel frames; of a Whisper checkpoint the encoder alone is used.
 WHISPER = "whisper"
@@ -327,23 +323,6 @@ def keep_layers(config: dict[str, Any], layers: int | None, name: str) -> dict[s
     return config | {key: layers}
 
 
-def trained_dimensions(config: dict[str, Any], where: object) -> tuple[str, ...]:
-    """Dimensions whose outputs were trained; all three where the configuration does not say.
-
-    Raises:
-        CheckpointError: not a list of dimensions.
-    """
-    names = config.get(TRAINED_KEY, DIMENSIONS)
-    trained = tuple(
-        name for name in DIMENSIONS if isinstance(names, list | tuple) and name in names
-    )
-    if not trained or len(trained) != len(names):
-        raise CheckpointError(
-            f"{where}: {TRAINED_KEY} is {json.dumps(names)}, not a list of {', '.join(DIMENSIONS)}"
-        )
-    return trained
-
-
 def _is_place(body: str) -> bool:
     """Whether `body` names a folder: spelled like one, or there and not an alias."""
     if body.startswith(("s3://", "/", "./", "../", "~")) or body in (".", ".."):
@@ -374,5 +353,5 @@ def _unknown(text: str, name: str) -> str:
     )
 
 
-#: Names of the poolings of `pooling.POOLINGS`.
+#: Names of the poolings of `heads.POOLINGS`.
 POOLING_NAMES = ("mean", "statistics", "attentive")

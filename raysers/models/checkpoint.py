@@ -26,8 +26,8 @@ from raysers.models.backbones import (
     WHISPER,
     ModelName,
     keep_layers,
-    trained_dimensions,
 )
+from raysers.models.outputs import PLAIN, Outputs
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 CONFIG_FILE = "config.json"
@@ -85,12 +85,12 @@ class Identity:
     Attributes:
         revision: the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`.
         embedding_size: numbers of an embedding.
-        trained: dimensions with trained outputs.
+        outputs: what it says of a clip beside that.
     """
 
     revision: str
     embedding_size: int
-    trained: tuple[str, ...] = DIMENSIONS
+    outputs: Outputs = PLAIN
 
 
 def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
@@ -119,7 +119,7 @@ def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
     return Identity(
         revision=revision,
         embedding_size=embedding_size(config),
-        trained=trained_dimensions(config, folder),
+        outputs=Outputs.from_config(config, folder),
     )
 
 

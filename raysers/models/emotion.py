@@ -25,10 +25,10 @@ from raysers.models.frontend import (
     has_group_norm,
     mask_group_norm,
 )
+from raysers.models.heads import POOLINGS, EmotionHead, OutOfDistribution, Uncertainty
 from raysers.models.masking import ConvGeometry, valid
-from raysers.models.pooling import POOLINGS
+from raysers.models.outputs import PLAIN, Outputs
 from raysers.models.specaugment import augment_hidden
-from raysers.types import DIMENSIONS
 
 #: How names start in a backbone that was saved by itself.
 _BACKBONE_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
@@ -39,11 +39,13 @@ class EmotionNetwork(nn.Module, ABC):
 
     `config` is an object with `to_dict()`, the keys of `config.json` that describe the network;
     `pooling_mode` how frames become an embedding, of `POOLING_NAMES`; `taken` whether a scorer
-    changed the weights in place, so that no other may have the model.
+    changed the weights in place, so that no other may have the model; `outputs` what it says of a
+    clip beside its embedding, set by `attach`.
     """
 
     config: Any
     pooling_mode: str = "mean"
+    outputs: Outputs = PLAIN
     taken: bool = False
 
     @property
@@ -105,6 +107,31 @@ class EmotionNetwork(nn.Module, ABC):
     def gradient_checkpointing(self, on: bool) -> None:
         """Whether training keeps a layer's input only and computes the rest again for gradients."""
 
+    def attach(self, outputs: Outputs) -> None:
+        """Give the network the heads of `outputs`: `categories`, `uncertainty`, `ood`.
+
+        Their weights are new, drawn from torch's generator or empty.
+        """
+        self.outputs = outputs
+        size = self.embedding_size
+        if outputs.categories:
+            self.categories = nn.Linear(size, len(outputs.categories))
+        if outputs.uncertainty_heads:
+            self.uncertainty = Uncertainty(size, outputs.uncertainty_heads)
+        if outputs.ood_rank:
+            self.ood = OutOfDistribution(size, outputs.ood_rank)
+
+    def extras(self, embeddings: Tensor) -> Tensor:
+        """float32 [clips, len(outputs.columns)] of float32 embeddings [clips, embedding_size]."""
+        parts = [embeddings.new_zeros(len(embeddings), 0)]
+        if self.outputs.categories:
+            parts.append(self.categories(embeddings).softmax(1))
+        if self.outputs.uncertainty_heads:
+            parts.append(self.uncertainty(embeddings))
+        if self.outputs.ood_rank:
+            parts.append(self.ood(embeddings))
+        return torch.cat(parts, 1)
+
     def collected_statistics(self) -> Tensor | None:
         """What the training passes since the last `apply_statistics` saw, as sums.
 
@@ -115,25 +142,6 @@ class EmotionNetwork(nn.Module, ABC):
 
     def apply_statistics(self, sums: Tensor) -> None:
         """Update running statistics from the sums over all workers, once an optimiser step."""
-
-
-class EmotionHead(nn.Module):
-    """`embedding_size` numbers -> dense of `size`, tanh -> three dimensions (paper, 3.2)."""
-
-    def __init__(self, embedding_size: int, size: int, dropout: float, std: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(embedding_size, size)
-        self.dropout = nn.Dropout(dropout)
-        self.out_proj = nn.Linear(size, len(DIMENSIONS))
-        for projection in (self.dense, self.out_proj):
-            nn.init.normal_(projection.weight, std=std)
-            nn.init.zeros_(projection.bias)
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Scores [clips, 3] of embeddings [clips, embedding_size]."""
-        hidden = self.dropout(embeddings.to(self.dense.weight.dtype))
-        hidden = self.dropout(torch.tanh(self.dense(hidden)))
-        return cast(Tensor, self.out_proj(hidden))
 
 
 class EmotionModel(EmotionNetwork):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from raysers.models.emotion import EmotionHead
+from raysers.models.heads import EmotionHead
 
 Floats = npt.NDArray[np.float32]
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from raysers.errors import CheckpointError
 from raysers.models import checkpoint, weights
-from raysers.models.backbones import TRAINED_KEY, trained_dimensions
 from raysers.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from raysers.models.fusion import (
     HIDDEN_WEIGHT,
@@ -30,6 +29,7 @@ from raysers.models.fusion import (
     score_in_blocks,
     sizes_of,
 )
+from raysers.models.outputs import Outputs
 from raysers.types import DIMENSIONS
 
 MODEL_TYPE = "raysers-fusion"
@@ -102,8 +102,7 @@ def save_fusion(fusion: Fusion, folder: str | Path) -> None:
         "heads": list(fusion.heads),
         "id2label": {str(index): label for index, label in enumerate(DIMENSIONS)},
     }
-    if len(fusion.trained) < len(DIMENSIONS):
-        config[TRAINED_KEY] = list(fusion.trained)
+    config |= Outputs(trained=tuple(fusion.trained)).config()
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     weights.write_weights(nn.ModuleDict(dict(fusion.heads)).state_dict(), folder / WEIGHTS_FILE)
@@ -133,7 +132,7 @@ def load_fusion(folder: str | Path) -> Fusion:
     return Fusion(
         config=config,
         heads={name: head for name in SOURCES if isinstance(head := heads[name], FusionHead)},
-        trained=trained_dimensions(content, folder),
+        trained=Outputs.from_config(content, folder).trained,
         revision=checkpoint.content_hash([folder / CONFIG_FILE, folder / WEIGHTS_FILE]),
     )
 

@@ -34,9 +34,9 @@ from raysers.models.checkpoint import (
     random_revision,
 )
 from raysers.models.emotion import EmotionModel, EmotionNetwork
+from raysers.models.heads import MeanPooling
 from raysers.models.loading import build_network, build_on_meta
 from raysers.models.mel_front import as_mel_bank
-from raysers.models.pooling import MeanPooling
 
 Freeze = Literal["auto", "cnn", "backbone", "none"]
 Pooling = Literal["masked", "unmasked", "statistics", "attentive"]

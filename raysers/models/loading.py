@@ -7,7 +7,6 @@ ids and aliases. Nothing that comes with a checkpoint is ever executed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ from raysers.models import checkpoint, limits, weights
 from raysers.models.backbones import (
     CNN14,
     FAMILIES,
-    TRAINED_KEY,
     UNNORMALISED,
     WHISPER,
     ModelName,
     keep_layers,
     parse_model_name,
-    trained_dimensions,
 )
 from raysers.models.checkpoint import (
     CONFIG_FILE,
@@ -37,6 +34,7 @@ from raysers.models.checkpoint import (
 )
 from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.emotion import EmotionModel, EmotionNetwork
+from raysers.models.outputs import Outputs
 from raysers.models.whisper import WhisperEmotionModel
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
@@ -58,8 +56,7 @@ class LoadedModel:
 
     `revision` is the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`;
     `hidden_size` is the size of an embedding; clips shorter than `min_samples` have no frame,
-    and those longer than `max_samples` do not fit (None: any length does); `trained` names the
-    dimensions with trained outputs.
+    and those longer than `max_samples` do not fit (None: any length does).
     """
 
     model: EmotionNetwork
@@ -69,7 +66,6 @@ class LoadedModel:
     hidden_size: int
     min_samples: int
     max_samples: int | None = None
-    trained: Sequence[str] = DIMENSIONS
 
 
 def load_emotion_model(
@@ -104,7 +100,6 @@ def save_emotion_model(
     *,
     do_normalize: bool = True,
     dtype: torch.dtype = torch.float32,
-    trained: Sequence[str] = DIMENSIONS,
 ) -> None:
     """Write `model` as a checkpoint folder in the published layout.
 
@@ -113,7 +108,6 @@ def save_emotion_model(
         folder: made if it is not there; files of the same names are replaced.
         do_normalize: whether the model was trained on normalised samples.
         dtype: of the weights in the file; loading makes them float32 again.
-        trained: dimensions whose outputs were trained.
 
     Raises:
         CheckpointError: a weight is too large for `dtype`.
@@ -128,8 +122,7 @@ def save_emotion_model(
         "pooling_mode": model.pooling_mode,
         "problem_type": "regression",
     }
-    if len(trained) < len(DIMENSIONS):
-        config[TRAINED_KEY] = list(trained)
+    config |= model.outputs.config()
     preprocessor = model.preprocessing | {
         "do_normalize": do_normalize,
         "sampling_rate": SAMPLE_RATE_HZ,
@@ -181,14 +174,14 @@ def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> 
         tensors = weights.drop_layers(tensors, name.layers)
     weights.load_weights(model, tensors, folder)
     revision = revision or checkpoint.folder_hash(folder, paths)
-    trained = trained_dimensions(config, folder)
-    return _loaded(model, name.text, revision, do_normalize, trained)
+    return _loaded(model, name.text, revision, do_normalize)
 
 
 def build_on_meta(config: dict[str, Any], where: object) -> EmotionNetwork:
     """The network's shapes alone: no time or memory for weights that are replaced or refused."""
     with torch.device("meta"):
         model = build_network(config, where)
+        model.attach(Outputs.from_config(config, where))
     limits.check_size(sum(p.numel() for p in model.parameters()), where)
     return model
 
@@ -211,7 +204,6 @@ def _loaded(
     name: str,
     revision: str,
     do_normalize: bool,
-    trained: Sequence[str] = DIMENSIONS,
 ) -> LoadedModel:
     return LoadedModel(
         model=model.eval(),
@@ -220,6 +212,5 @@ def _loaded(
         do_normalize=do_normalize,
         hidden_size=model.embedding_size,
         min_samples=model.min_samples,
-        trained=trained,
         max_samples=model.max_samples,
     )

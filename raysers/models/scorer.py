@@ -32,19 +32,25 @@ Floats = npt.NDArray[np.float32]
 class Row:
     """One clip's result: scores float32 [3] in the order of `DIMENSIONS`, embedding [hidden].
 
-    Scores of dimensions that the model was not trained for are NaN, here and in `Scores`.
+    `extras` are the numbers of `Outputs.columns`. Scores of dimensions that the model was not
+    trained for are NaN, here and in `Scores`.
     """
 
     scores: Floats
     embedding: Floats
+    extras: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """A batch's results: scores float32 [clips, 3], embeddings float32 [clips, hidden]."""
+    """A batch's results, float32: scores [clips, 3], embeddings [clips, hidden], extras [clips, n].
+
+    Extras are the numbers of `Outputs.columns`.
+    """
 
     scores: Floats
     embeddings: Floats
+    extras: Floats
 
 
 class Scorer:
@@ -84,7 +90,8 @@ class Scorer:
         self.min_samples = loaded.min_samples
         self.max_samples = loaded.max_samples
         self.hidden_size = loaded.hidden_size
-        self.untrained = [i for i, name in enumerate(DIMENSIONS) if name not in loaded.trained]
+        trained = self._model.outputs.trained
+        self.untrained = [i for i, name in enumerate(DIMENSIONS) if name not in trained]
 
     @property
     def device(self) -> torch.device:
@@ -104,9 +111,12 @@ class Scorer:
             padded = normalise(padded, lengths.to(self._device, non_blocking=True))
         with exact_convolutions(self._dtype):
             scores, embeddings = self._model(padded, lengths)
+        extras = self._model.extras(embeddings)
         found = scores.float().cpu().numpy()
         found[:, self.untrained] = np.nan
-        return Scores(scores=found, embeddings=embeddings.cpu().numpy())
+        return Scores(
+            scores=found, embeddings=embeddings.cpu().numpy(), extras=extras.cpu().numpy()
+        )
 
 
 def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipError]:
@@ -180,13 +190,14 @@ def _score_or_split(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | Cli
 
 
 def _rows(batch: Scores, untrained: Sequence[int]) -> list[Row | ClipError]:
-    finite = np.isfinite(batch.scores)
+    finite = np.isfinite(np.concatenate((batch.scores, batch.extras), 1))
     finite[:, untrained] = True
+    results = zip(batch.scores, batch.embeddings, batch.extras, finite, strict=True)
     return [
-        Row(scores=scores, embedding=embedding)
+        Row(scores=scores, embedding=embedding, extras=extras)
         if good.all()
         else ClipError(Status.MODEL_ERROR, "the model's scores are not finite numbers")
-        for scores, embedding, good in zip(batch.scores, batch.embeddings, finite, strict=True)
+        for scores, embedding, extras, good in results
     ]
 
 

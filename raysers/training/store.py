@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,10 @@ def store_model(job: TrainingJob, model: EmotionNetwork, *, do_normalize: bool) 
     Raises:
         WriteError: disk full, no permission.
     """
+    model.outputs = replace(model.outputs, trained=tuple(job.trained))
     dtype = torch.float16 if job.flags.save_dtype == "fp16" else torch.float32
     with tempfile.TemporaryDirectory() as place:
-        save_emotion_model(
-            model, place, do_normalize=do_normalize, dtype=dtype, trained=job.trained
-        )
+        save_emotion_model(model, place, do_normalize=do_normalize, dtype=dtype)
         for file in sorted(Path(place).iterdir(), key=lambda f: f.suffix == ".json"):
             storage.write_atomic(storage.join(job.output, file.name), file.read_bytes())
 
@@ -81,7 +81,13 @@ def store_predictions(
             "created_at": now,
         }
         rows = [
-            _row(clip, dict(zip(DIMENSIONS, scores, strict=True)), loaded.trained, failed) | common
+            _row(
+                clip,
+                dict(zip(DIMENSIONS, scores, strict=True)),
+                loaded.model.outputs.trained,
+                failed,
+            )
+            | common
             for clip, scores in zip(job.dev.clips, found.tolist(), strict=True)
         ]
         output.write_part(storage.join(job.output, PREDICTIONS), output.to_table(rows, ANNOTATIONS))

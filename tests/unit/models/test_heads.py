@@ -1,18 +1,28 @@
-"""Pooling: attentive statistics written out, and which frames count when."""
+"""Pooling, and what the heads on an embedding say."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.distance import mahalanobis
 
+from raysers.errors import CheckpointError
 from raysers.models.emotion import EmotionModel
+from raysers.models.heads import (
+    AttentiveStatistics,
+    MeanPooling,
+    OutOfDistribution,
+    Statistics,
+    Uncertainty,
+)
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.masking import normalise
-from raysers.models.pooling import AttentiveStatistics, MeanPooling, Statistics
+from raysers.models.outputs import Outputs
 from raysers.models.scorer import Scorer
 from tests.unit.models.networks import (
     NOTHING_RANDOM,
@@ -92,3 +102,83 @@ def test_unmasked_means_the_padding_too_but_only_in_training() -> None:
     assert (unmasked[1] - masked[1]).abs().max() > 0.01  # the short clip's padding counts
     torch.testing.assert_close(unmasked[0], masked[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(model.eval()(*batch)[1], masked, rtol=0, atol=1e-5)
+
+
+CATEGORIES = ("anger", "neutral", "joy & pride")
+
+
+def with_heads() -> EmotionModel:
+    model = small_model("w2v2-b")
+    torch.manual_seed(7)
+    model.attach(Outputs(categories=CATEGORIES, uncertainty_heads=4, ood_rank=5))
+    with torch.no_grad():
+        model.uncertainty.floor.copy_(torch.tensor([0.1, 0.2, 0.3]))
+        model.ood.whiten.normal_()
+    return model
+
+
+def test_what_the_heads_say_of_a_clip_survives_the_folder_and_any_batch(tmp_path: Path) -> None:
+    model = with_heads()
+    save_emotion_model(model, tmp_path)
+    scorer = Scorer(load_emotion_model(str(tmp_path)), dtype="fp32", device="cpu")
+    clips = [speechlike(samples, seed) for seed, samples in enumerate((16_000, 9_000, 24_000))]
+    batch = scorer.score(clips)
+    assert batch.extras.shape == (3, 3 + 3 + 1)
+    for row, clip in enumerate(clips):
+        alone = scorer.score([clip])
+        np.testing.assert_allclose(batch.extras[row], alone.extras[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(batch.extras[:, :3].sum(1), 1, atol=1e-6)
+    assert (batch.extras[:, 3:6] >= [0.1, 0.2, 0.3]).all()
+    weight = model.categories.weight.detach().numpy()
+    logits = batch.embeddings @ weight.T + model.categories.bias.detach().numpy()
+    assert batch.extras[:, :3].argmax(1).tolist() == logits.argmax(1).tolist()
+
+
+def test_the_distance_is_that_of_mahalanobis() -> None:
+    rng = np.random.default_rng(0)
+    speech = rng.normal(size=(4000, 6)) @ rng.normal(size=(6, 6)) + 3
+    covariance = np.cov(speech.T)
+    head = OutOfDistribution(6, 6)
+    head.mean.copy_(torch.from_numpy(speech.mean(0)))
+    head.whiten.copy_(torch.from_numpy(np.linalg.inv(np.linalg.cholesky(covariance))))
+    points = torch.from_numpy(rng.normal(size=(5, 6)) * 4).float()
+    inverse = np.linalg.inv(covariance)
+    expected = [
+        mahalanobis(point, speech.mean(0), inverse) / np.sqrt(6) for point in points.numpy()
+    ]
+    np.testing.assert_allclose(head.distance(points), expected, rtol=1e-4)
+    head.middle.fill_(float(np.log(expected[2])))
+    assert head(points)[2, 0].item() == pytest.approx(0.5, abs=1e-4)
+    assert (head(points)[:, 0].argsort() == torch.tensor(expected).argsort()).all()
+
+
+def test_spread_of_the_heads_is_the_uncertainty() -> None:
+    head = Uncertainty(2, 3)
+    with torch.no_grad():
+        head.heads.weight.zero_()
+        head.heads.bias.copy_(torch.tensor([0.0, 0.2, 0.5, 0.3, 0.2, 0.5, 0.6, 0.2, 0.5]))
+        head.scale.fill_(2.0)
+        head.floor.copy_(torch.tensor([0.0, 0.1, 0.0]))
+    found = head(torch.zeros(1, 2))[0]
+    # arousal 0, .3, .6: standard deviation .3 sqrt(2 / 3), twice that; the others do not vary
+    np.testing.assert_allclose(found.detach(), [0.6 * np.sqrt(2 / 3), 0.1, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("categories", "anger"),
+        ("categories", ["anger", "anger"]),
+        ("categories", [3]),
+        ("categories", [str(number) for number in range(5000)]),
+        ("uncertainty_heads", -1),
+        ("uncertainty_heads", 10**9),
+        ("ood_rank", True),
+        ("ood_rank", 1e30),
+        ("trained_dimensions", []),
+        ("trained_dimensions", ["anger"]),
+    ],
+)
+def test_impossible_outputs_are_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=key):
+        Outputs.from_config({key: value}, "folder")

@@ -1,0 +1,99 @@
+"""What a model says of a clip, read from its `config.json` without loading the network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from raysers.errors import CheckpointError
+from raysers.types import DIMENSIONS
+
+_TRAINED, _CATEGORIES = "trained_dimensions", "categories"
+_UNCERTAINTY, _OOD = "uncertainty_heads", "ood_rank"
+
+_MOST_CATEGORIES, _MOST_NAME_CHARS = 256, 100
+_MOST_UNCERTAINTY_HEADS, _MOST_OOD_RANK = 256, 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """The outputs of a model beside its embedding.
+
+    `trained` names the dimensions with trained scores; `categories` the emotions of the softmax,
+    in the order of its outputs; `uncertainty_heads` (0: none) is how many heads the standard
+    deviations come from; `ood_rank` (0: none) how many directions of the embeddings of the
+    training speech the distance to it is measured in.
+    """
+
+    trained: tuple[str, ...] = DIMENSIONS
+    categories: tuple[str, ...] = ()
+    uncertainty_heads: int = 0
+    ood_rank: int = 0
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: object) -> Outputs:
+        """Outputs as the keys of a `config.json` name them; without keys, the three dimensions.
+
+        Raises:
+            CheckpointError: a key holds what no model has.
+        """
+        categories = _names(config, _CATEGORIES, (), where)
+        trained = _names(config, _TRAINED, DIMENSIONS, where)
+        in_order = tuple(name for name in DIMENSIONS if name in trained)
+        if len(in_order) != len(trained) or not (trained or categories):
+            raise CheckpointError(
+                f"{where}: {_TRAINED} is {json.dumps(trained)}, not a list of"
+                f" {', '.join(DIMENSIONS)}"
+            )
+        return cls(
+            trained=in_order,
+            categories=categories,
+            uncertainty_heads=_number(config, _UNCERTAINTY, _MOST_UNCERTAINTY_HEADS, where),
+            ood_rank=_number(config, _OOD, _MOST_OOD_RANK, where),
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The keys of `config.json` that `from_config` reads."""
+        keys = {
+            _CATEGORIES: list(self.categories),
+            _UNCERTAINTY: self.uncertainty_heads,
+            _OOD: self.ood_rank,
+        }
+        partly = {_TRAINED: list(self.trained)} if len(self.trained) < len(DIMENSIONS) else {}
+        return partly | {key: value for key, value in keys.items() if value}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of numbers beside the dimensions: `p_*`, `*_sd`, `ood`."""
+        return (
+            *(f"p_{name}" for name in self.categories),
+            *(f"{name}_sd" for name in DIMENSIONS if self.uncertainty_heads),
+            *(["ood"] if self.ood_rank else []),
+        )
+
+
+#: Of a model with the three dimensions and nothing else.
+PLAIN = Outputs()
+
+
+def _names(
+    config: dict[str, Any], key: str, default: tuple[str, ...], where: object
+) -> tuple[str, ...]:
+    names = config.get(key, default)
+    good = (
+        isinstance(names, list | tuple)
+        and len(names) <= _MOST_CATEGORIES
+        and all(isinstance(n, str) and n and len(n) <= _MOST_NAME_CHARS for n in names)
+        and len(set(names)) == len(names)
+    )
+    if not good:
+        raise CheckpointError(f"{where}: {key} is {json.dumps(names)[:200]}, not a list of names")
+    return tuple(names)
+
+
+def _number(config: dict[str, Any], key: str, most: int, where: object) -> int:
+    number = config.get(key, 0)
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= most:
+        raise CheckpointError(f"{where}: {key} is {str(number)[:40]!r}, not 0 to {most}")
+    return number
