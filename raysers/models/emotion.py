@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from raysers.errors import ConfigError
+from raysers.errors import CheckpointError, ConfigError
 from raysers.models.backbones import FAMILIES
 from raysers.models.frontend import (
     conv_over_frames,
@@ -25,7 +25,7 @@ from raysers.models.frontend import (
     has_group_norm,
     mask_group_norm,
 )
-from raysers.models.heads import POOLINGS, EmotionHead, OutOfDistribution, Uncertainty
+from raysers.models.heads import POOLINGS, CategoryHead, EmotionHead, OutOfDistribution, Uncertainty
 from raysers.models.masking import ConvGeometry, valid
 from raysers.models.outputs import PLAIN, Outputs
 from raysers.models.specaugment import augment_hidden
@@ -110,14 +110,23 @@ class EmotionNetwork(nn.Module, ABC):
     def attach(self, outputs: Outputs) -> None:
         """Give the network the heads of `outputs`: `categories`, `uncertainty`, `ood`.
 
-        Their weights are new, drawn from torch's generator or empty.
+        Their weights are new, drawn from torch's generator or empty. With points, the scores come
+        from the categories, and the network has no head for the dimensions.
+
+        Raises:
+            CheckpointError: points for a network that has no such head, CNN14.
         """
         self.outputs = outputs
         size = self.embedding_size
+        points = torch.tensor(outputs.points, device="cpu")
         if outputs.categories:
-            self.categories = nn.Linear(size, len(outputs.categories))
+            self.categories = CategoryHead(size, points, len(outputs.categories))
+        if outputs.points:
+            if not hasattr(self, "classifier"):
+                raise CheckpointError(f"category_points: {self.config.model_type} has no such head")
+            del self.classifier
         if outputs.uncertainty_heads:
-            self.uncertainty = Uncertainty(size, outputs.uncertainty_heads)
+            self.uncertainty = Uncertainty(size, outputs.uncertainty_heads, points)
         if outputs.ood_rank:
             self.ood = OutOfDistribution(size, outputs.ood_rank)
 
@@ -205,7 +214,9 @@ class EmotionModel(EmotionNetwork):
         hidden, mask = self._hidden(padded, lengths)
         with torch.autocast(hidden.device.type, enabled=False):
             embeddings = self.pooling(hidden, mask)
-            return self.classifier(embeddings), embeddings
+            points = self.outputs.points
+            scores = self.categories.scores if points else self.classifier
+            return scores(embeddings), embeddings
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the backbone compute in `dtype`."""

@@ -106,29 +106,54 @@ class EmotionHead(nn.Module):
         return cast(Tensor, self.out_proj(hidden))
 
 
-class Uncertainty(nn.Module):
-    """Standard deviations of the scores, from linear heads trained on different speakers.
+class CategoryHead(nn.Linear):
+    """Logits of emotion categories; with `points` [categories, 3] also scores.
 
-    sd = sqrt(floor^2 + (scale * spread)^2), with the spread of the heads' scores for the clip.
-    `floor` and `scale` are fitted on speakers that the heads have not heard, so that 90 % of the
-    labels lie within 1.645 sd (Lakshminarayanan et al. 2017 for the ensemble, Kuleshov et al. 2018
-    for the calibration).
+    The scores are the mean of the points under the probabilities: a model trained on categories
+    that stand for points predicts these points.
+    """
+
+    def __init__(self, embedding_size: int, points: Tensor, categories: int) -> None:
+        super().__init__(embedding_size, categories)
+        self.register_buffer("points", points, persistent=False)
+
+    points: Tensor
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """float32 [clips, 3] of embeddings [clips, embedding_size]."""
+        return cast(Tensor, self(embeddings).softmax(1) @ self.points)
+
+
+class Uncertainty(nn.Module):
+    """Standard deviations of the scores, from heads trained on different speakers.
+
+    sd = sqrt(floor^2 + scale^2 * variance). The variance of a clip is that of the heads' scores;
+    where these are means of `points` [outputs, 3], it is that of the points under all heads'
+    probabilities (Lakshminarayanan et al. 2017, section 2.4). `floor` and `scale` are fitted on
+    speakers that the heads were not trained on, so that 90 % of the labels lie within 1.645 sd.
     """
 
     floor: Tensor
     scale: Tensor
+    points: Tensor
 
-    def __init__(self, embedding_size: int, heads: int) -> None:
+    def __init__(self, embedding_size: int, heads: int, points: Tensor) -> None:
         super().__init__()
-        self.heads = nn.Linear(embedding_size, heads * len(DIMENSIONS))
+        self.size = len(points) or len(DIMENSIONS)
+        self.heads = nn.Linear(embedding_size, heads * self.size)
+        self.register_buffer("points", points, persistent=False)
         self.register_buffer("floor", torch.zeros(len(DIMENSIONS)))
         self.register_buffer("scale", torch.ones(len(DIMENSIONS)))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """float32 [clips, 3] of embeddings [clips, embedding_size]."""
-        scores = self.heads(embeddings).unflatten(1, (-1, len(DIMENSIONS)))
-        spread = scores.std(1, correction=0)
-        return torch.sqrt(self.floor.square() + (self.scale * spread).square())
+        outputs = self.heads(embeddings).unflatten(1, (-1, self.size))
+        if len(self.points):
+            weights = outputs.softmax(2).mean(1)
+            variance = weights @ self.points.square() - (weights @ self.points).square()
+        else:
+            variance = outputs.var(1, correction=0)
+        return torch.sqrt(self.floor.square() + self.scale.square() * variance.clamp_min(0))
 
 
 class OutOfDistribution(nn.Module):

