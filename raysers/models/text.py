@@ -21,7 +21,7 @@ from torch import Tensor
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models import checkpoint, weights
 from raysers.models.checkpoint import fetch_snapshot
-from raysers.models.precision import choose_dtype
+from raysers.models.scorer import choose_dtype
 from raysers.models.text_families import build_encoder, encoder_weights, family_of, most_tokens
 from raysers.models.text_tokens import TOKENIZER_FILES, TextTokenizer, Tokens
 
