@@ -140,9 +140,8 @@ class Scorer:
         self._do_normalize = loaded.do_normalize
         self.name = loaded.name
         self.revision = loaded.revision
-        self.min_samples = loaded.min_samples
-        self.max_samples = loaded.max_samples
-        self.hidden_size = loaded.hidden_size
+        self.min_samples = self._model.min_samples
+        self.max_samples = self._model.max_samples
         trained = self._model.outputs.trained
         self.untrained = [i for i, name in enumerate(DIMENSIONS) if name not in trained]
 

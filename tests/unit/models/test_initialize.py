@@ -102,6 +102,12 @@ def test_a_fine_tuned_head_is_kept_and_one_for_other_labels_is_not(tmp_path: Pat
     config = json.loads((tmp_path / "config.json").read_text())
     config["id2label"] = {"0": "arousal", "1": "valence", "2": "dominance"}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    ordered = start_model(str(tmp_path), seed=3)
+    assert ordered.head_kept
+    bias = start.model.classifier.out_proj.bias
+    assert torch.equal(ordered.model.classifier.out_proj.bias, bias[torch.tensor([0, 2, 1])])
+    config["id2label"] = {"0": "angry", "1": "calm", "2": "sad"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     other = start_model(str(tmp_path), seed=3)
     assert not other.head_kept
     assert not torch.equal(other.model.classifier.dense.weight, start.model.classifier.dense.weight)
@@ -221,7 +227,7 @@ REFUSED: list[tuple[str, Callable[[Path], Any] | None, str, dict[str, Any]]] = [
     ("use --pooling masked", write_checkpoint, "", {"pooling": "attentive"}),
     ("missing.*layers.1.attention", break_weights, "", {}),
     ("does not exist", None, "./not-there", {}),
-    ("preprocessor_config", lambda f: stock_backbone("w2v2-b").save_pretrained(f), "", {}),
+    ("preprocessor_config", lambda f: stock_backbone("wavlm-base").save_pretrained(f), "", {}),
 ]
 
 
