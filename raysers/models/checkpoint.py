@@ -250,8 +250,8 @@ def check_numbers(config: dict[str, Any], where: object) -> None:
         listed, layers = isinstance(value, list), key.endswith("layers")
         numbers = value if listed else [value]
         most = _MOST_LAYERS if layers else _MOST_TOKENS if key == "vocab_size" else _MOST
-        least = 1 if listed or layers else -1  # which stands for "none" in some networks
-        odd = [n for n in numbers if isinstance(n, int) and not least <= n <= most]
+        least = 1 if listed else 0 if layers else -1  # "none" in some networks
+        odd = [n for n in numbers if type(n) is int and not least <= n <= most]
         if odd or len(numbers) > _MOST_ENTRIES:
             raise CheckpointError(
                 f"{where}: {key} is {str(value)[:60]}, not {least} to {most}"

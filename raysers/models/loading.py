@@ -151,7 +151,6 @@ def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
     """
     import transformers
 
-    checkpoint.check_config(config, where)
     try:
         if config["model_type"] == CNN14:
             return Cnn14(Cnn14Config.from_dict(config))
@@ -243,8 +242,8 @@ def _check_zip(path: Path) -> None:
     """Refuse an archive that holds more bytes than the file: the reader would inflate it all."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise CheckpointError(
             f"{path} is compressed, which torch.save never does, and is not opened;"
             f" convert it to {WEIGHTS_FILE} where you trust it"
@@ -264,16 +263,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: object) ->
     expected = model.state_dict()
     given = {k if k in expected else k.removeprefix("model."): v for k, v in weights.items()}
     missing = [k for k in expected if k not in given]
-    if head := [k for k in missing if k.startswith("classifier.")]:
-        has = [k for k in given if k.startswith(("classifier.", "projector."))][:4]
-        raise CheckpointError(
-            f"{where} has no emotion head ({', '.join(head)}); it has {', '.join(has) or 'none'}."
-            " A bare backbone must be fine-tuned first; random:NAME tries a network without"
-            " training"
-        )
     fitting = {k: v for k, v in given.items() if k in expected}
     misshapen = [k for k, v in fitting.items() if v.shape != expected[k].shape]
     problems = {
+        "no emotion head (a bare backbone must be fine-tuned first; random:NAME tries a network"
+        " without training), missing": [k for k in missing if k.startswith("classifier.")],
         "weights are missing": [k for k in missing if not k.endswith("masked_spec_embed")],
         "weights this network has no place for, so its scores would be wrong": [
             k for k in given if k not in expected and not _HARMLESS.match(k)
@@ -313,11 +307,9 @@ def write_weights(
     Raises:
         CheckpointError: a finite weight is beyond what `dtype` holds; nothing is written.
     """
-    stored = {
-        key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in weights.items()
-    }
-    lost = [k for k, v in stored.items() if (weights[k].cpu().isfinite() & ~v.isfinite()).any()]
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    lost = [k for k, v in stored.items() if (tensors[k].isfinite() & ~v.isfinite()).any()]
     _refuse(path, {f"weights too large for {dtype}": lost})
     save_file(stored, path, metadata={"format": "pt"})
 

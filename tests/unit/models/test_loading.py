@@ -283,7 +283,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
 ]
 REFUSALS: list[tuple[str, Callable[[Path], Any]]] = [
     *((words, partial(edit_config, **changes)) for words, changes in CONFIGS),
-    ("no emotion head.*projector.weight", partial(edit_weights, edit=no_head)),
+    ("no emotion head.*first.*classifier.dense.weight", partial(edit_weights, edit=no_head)),
     (r"out_proj.weight \[4, 48\] for \[3, 48\]", extra("classifier.out_proj.weight", 4, 48)),
     (f"missing: {LAYER}", partial(edit_weights, edit=lambda weights: weights.pop(LAYER))),
     ("no place for.*adapter", extra("wav2vec2.encoder.layers.0.adapter_layer.norm.weight", 2)),
