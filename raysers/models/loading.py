@@ -181,8 +181,8 @@ def build_on_meta(config: dict[str, Any], where: object) -> EmotionNetwork:
 
 def random_network(config: dict[str, Any], where: object, seed: int) -> EmotionNetwork:
     """The network of `config`, initialised from `seed` alone; torch's generator stays as it is."""
-    build_on_meta(config, where)  # refuses what would fill the memory
     with torch.random.fork_rng(devices=[]):
+        build_on_meta(config, where)  # refuses what would fill the memory
         torch.manual_seed(seed)
         return build_network(config, where)
 
