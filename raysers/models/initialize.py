@@ -134,8 +134,8 @@ def start_model(
 
 def _normalises(name: ModelName, config: dict[str, Any]) -> bool:
     """What a folder says whose network is taken without its weights, else by its family."""
-    if (Path(name.path or "") / PREPROCESSOR_FILE).is_file():
-        return checkpoint.read_do_normalize(Path(str(name.path)), config)
+    if name.path is not None and (Path(name.path) / PREPROCESSOR_FILE).is_file():
+        return checkpoint.read_do_normalize(Path(name.path), config)
     return config["model_type"] not in UNNORMALISED
 
 
@@ -152,6 +152,7 @@ def _trained(
     where = folder.path
     model = loading.build_on_meta(config, where)
     tensors = loading.read_weights(folder.weights)
+    tensors = {key.removeprefix("model."): value for key, value in tensors.items()}
     if not isinstance(model, EmotionModel):
         loading.load_weights(model, tensors, where)
         return model, True
@@ -175,7 +176,7 @@ def _trained(
         own = {key: value for key, value in tensors.items() if not is_head(key)}
         tensors = own | {k: v for k, v in model.state_dict().items() if is_head(k)}
     loading.load_weights(model, vector | tensors, where)
-    loading.reorder_outputs(model, order)
+    loading.reorder_outputs(model, order if kept else [])
     return model, kept
 
 

@@ -113,6 +113,24 @@ def test_a_fine_tuned_head_is_kept_and_one_for_other_labels_is_not(tmp_path: Pat
     assert not torch.equal(other.model.classifier.dense.weight, start.model.classifier.dense.weight)
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "model."])
+def test_names_of_a_wrapper_around_a_network_are_read_through(tmp_path: Path, wrapper: str) -> None:
+    card = write_checkpoint(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({f"{wrapper}{key}": value for key, value in load_file(path).items()}, path)
+    start = start_model(str(tmp_path), seed=3)
+    assert start.head_kept
+    torch.testing.assert_close(start.model.state_dict(), card.state_dict(), rtol=0, atol=0)
+
+
+def test_a_preprocessor_where_the_command_runs_is_no_part_of_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    monkeypatch.chdir(tmp_path)
+    assert start_model("random:tiny", seed=0).do_normalize
+
+
 def test_layers_are_cut_from_the_top(tmp_path: Path) -> None:
     stock = stock_backbone("w2v2-L")
     start = start_model(str(save_bare(tmp_path, stock)), seed=0, layers=1)
