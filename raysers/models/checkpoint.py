@@ -244,7 +244,8 @@ def check_config(config: dict[str, Any], where: object) -> None:
 
 def check_numbers(config: dict[str, Any], where: object) -> None:
     """Raise CheckpointError for sizes of no network: a line of JSON must not fill the memory."""
-    for key, value in config.items():
+    parts = [item for part in config.values() if isinstance(part, dict) for item in part.items()]
+    for key, value in (*config.items(), *parts):
         if not _SIZES.search(key):
             continue
         listed, layers = isinstance(value, list), key.endswith("layers")

@@ -117,5 +117,6 @@ def test_sizes_of_real_models_pass(config: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("config", NO_SIZES)
 def test_sizes_of_no_model_are_refused_by_name(config: dict[str, object]) -> None:
-    with pytest.raises(CheckpointError, match=next(iter(config))):
-        checkpoint.check_numbers(config, "model")
+    for content in (config, {"model_type": "whisper", "text_config": config}):
+        with pytest.raises(CheckpointError, match=next(iter(config))):
+            checkpoint.check_numbers(content, "model")
