@@ -26,9 +26,8 @@ from raysers.models.frontend import (
     mask_group_norm,
 )
 from raysers.models.heads import POOLINGS, EmotionHead, OutOfDistribution, Uncertainty
-from raysers.models.masking import ConvGeometry, valid
+from raysers.models.masking import ConvGeometry, augment_hidden, valid
 from raysers.models.outputs import PLAIN, Outputs
-from raysers.models.specaugment import augment_hidden
 
 #: How names start in a backbone that was saved by itself.
 _BACKBONE_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
