@@ -164,7 +164,7 @@ def settled_dtype(dtype: str, placement: Placement, earlier: RunRecord | None) -
         dtype = str(earlier.settings.get("dtype", dtype))
     if dtype not in ("auto", "fp16"):
         return dtype
-    from raysers.models.precision import dtype_name
+    from raysers.models.scorer import dtype_name
 
     if placement.local:
         return dtype_name(dtype, placement.device)

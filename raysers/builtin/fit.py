@@ -118,7 +118,8 @@ def in_a_room(signal: Floats, rng: np.random.Generator) -> Floats:
     response /= np.sqrt((response**2).sum())
     late = scipy.signal.fftconvolve(played, response)[: len(played)]
     played = played + 10 ** (rng.uniform(-16, -4) / 20) * late
-    return played + _pink(len(played), rng) * _rms(played) * 10 ** (-rng.uniform(12, 45) / 20)
+    noise = _pink(len(played), rng) * _rms(played) * 10 ** (-rng.uniform(12, 45) / 20)
+    return np.asarray(played + noise)
 
 
 VARIANTS: dict[str, Change] = {
@@ -194,7 +195,8 @@ def embedding(model: EmotionModel, signal: Floats) -> Floats:
     """float32 [embedding_size] of one clip."""
     padded = torch.from_numpy(np.asarray(signal, np.float32))[None]
     with torch.inference_mode():
-        return np.asarray(model(padded, torch.tensor([padded.shape[1]]))[1][0].numpy())
+        found: Floats = model(padded, torch.tensor([padded.shape[1]]))[1][0].numpy()
+    return found
 
 
 def embeddings(model: EmotionModel, files: Sequence[Path], change: Change, seed: int) -> Floats:

@@ -328,9 +328,9 @@ def here(*, gpus: bool = True, threads: int | None = None) -> Placement:
     """One worker in this process, with its GPU if there is one, else with its CPUs."""
     cpus = threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
     if gpus:
-        from raysers.models.precision import has_gpu
+        import torch
 
-        gpus = has_gpu()
+        gpus = torch.cuda.is_available()
     return Placement(workers=1, num_cpus=cpus, num_gpus=1 if gpus else 0, local=True)
 
 

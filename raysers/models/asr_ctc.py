@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raysers.audio.level import is_silent
 from raysers.errors import CheckpointError, ClipError
-from raysers.models import checkpoint, limits, weights
+from raysers.models import checkpoint, loading
 from raysers.models.backbones import FAMILIES
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import LoadedModel
@@ -139,20 +139,18 @@ def load_ctc_network(folder: Path, config: dict[str, Any], name: str, revision: 
     do_normalize = checkpoint.read_do_normalize(folder, config)
     with torch.device("meta"):
         network = build_ctc_network(config, folder)
-    limits.check_size(sum(p.numel() for p in network.parameters()), folder)
-    tensors = weights.read_weights(checkpoint.weight_paths(folder))
+    checkpoint.check_size(sum(p.numel() for p in network.parameters()), folder)
+    tensors = loading.read_weights(checkpoint.weight_paths(folder))
     if not any(key.startswith("lm_head.") for key in tensors):
         raise CheckpointError(
             f"{folder} has no lm_head: a model that was fine-tuned for recognition has one"
         )
-    weights.load_weights(network, tensors, folder)
+    loading.load_weights(network, tensors, folder)
     return LoadedModel(
         model=network.eval(),
         name=name,
         revision=revision,
         do_normalize=do_normalize,
-        hidden_size=network.embedding_size,
-        min_samples=network.min_samples,
     )
 
 

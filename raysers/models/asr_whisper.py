@@ -18,7 +18,7 @@ from torch import Tensor
 
 from raysers.audio.level import is_silent, quiet_pieces
 from raysers.errors import CheckpointError, ClipError, ConfigError
-from raysers.models import checkpoint, limits, weights
+from raysers.models import checkpoint, loading
 from raysers.models.asr_ctc import BUILD_ERRORS
 from raysers.models.emotion import EmotionNetwork
 from raysers.models.loading import LoadedModel
@@ -144,8 +144,6 @@ class WhisperRecogniser:
             name=name,
             revision=revision,
             do_normalize=False,
-            hidden_size=network.embedding_size,
-            min_samples=network.min_samples,
         )
         self._scorer = Scorer(loaded, dtype=dtype, device=device, threads=threads)
         windows = _CPU_WINDOWS if self._scorer.device.type == "cpu" else _GPU_WINDOWS
@@ -194,7 +192,7 @@ def _stock_network(folder: Path, config: dict[str, Any]) -> Any:
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
-    limits.check_numbers(config, folder)
+    checkpoint.check_numbers(config, folder)
     known = {k: v for k, v in config.items() if k in transformers.WhisperConfig.__annotations__}
     try:
         with torch.device("meta"):
@@ -203,11 +201,11 @@ def _stock_network(folder: Path, config: dict[str, Any]) -> Any:
     except (*BUILD_ERRORS, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: no network can be built: {reason}") from error
-    limits.check_size(sum(p.numel() for p in network.parameters()), folder)
-    tensors = weights.read_weights(checkpoint.weight_paths(folder))
+    checkpoint.check_size(sum(p.numel() for p in network.parameters()), folder)
+    tensors = loading.read_weights(checkpoint.weight_paths(folder))
     if _TOKEN_EMBEDDING in tensors:  # one matrix under two names, usually stored once
         tensors.setdefault(_OUTPUT_HEAD, tensors[_TOKEN_EMBEDDING])
-    weights.load_weights(network, tensors, folder)
+    loading.load_weights(network, tensors, folder)
     return network.eval()
 
 

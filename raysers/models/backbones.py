@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ CNN14 = "cnn14"
 WHISPER = "whisper"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Family:
     """How `transformers` names one kind of backbone.
 
@@ -42,42 +42,29 @@ class Family:
 
 #: WavLM adds a learned bias per pair of frames, so its memory grows with the length squared.
 FAMILIES: dict[str, Family] = {
-    "wav2vec2": Family(
-        prefix="wav2vec2", config_class="Wav2Vec2Config", model_class="Wav2Vec2Model"
-    ),
-    "hubert": Family(prefix="hubert", config_class="HubertConfig", model_class="HubertModel"),
-    "wavlm": Family(
-        prefix="wavlm", config_class="WavLMConfig", model_class="WavLMModel", attention="eager"
-    ),
-    "data2vec-audio": Family(
-        prefix="data2vec_audio",
-        config_class="Data2VecAudioConfig",
-        model_class="Data2VecAudioModel",
-    ),
+    "wav2vec2": Family("wav2vec2", "Wav2Vec2Config", "Wav2Vec2Model"),
+    "hubert": Family("hubert", "HubertConfig", "HubertModel"),
+    "wavlm": Family("wavlm", "WavLMConfig", "WavLMModel", attention="eager"),
+    "data2vec-audio": Family("data2vec_audio", "Data2VecAudioConfig", "Data2VecAudioModel"),
+    # only the encoder is ever built
     WHISPER: Family(
-        prefix="encoder",
-        config_class="WhisperConfig",
-        model_class="WhisperModel",  # only its encoder is ever built
-        layers_key="encoder_layers",
-        size_key="d_model",
+        "encoder", "WhisperConfig", "WhisperModel", layers_key="encoder_layers", size_key="d_model"
     ),
 }
 
 #: Model types whose spectrogram is computed from samples as they are, not normalised clip by clip.
 UNNORMALISED = (CNN14, WHISPER)
 
+#: Names of the poolings of `heads.POOLINGS`.
+POOLING_NAMES = ("mean", "statistics", "attentive")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True)
 class Backbone:
-    """One alias: where its weights live and the network they fit.
+    """One alias: where its weights live and the network they fit, as `config.json` keys."""
 
-    `differences` are laid over the common shape; `transformers` builds the network from both.
-    """
-
-    alias: str
     hub_id: str | None
-    model_type: str = "wav2vec2"
-    differences: dict[str, Any] = field(default_factory=dict)
+    shape: dict[str, Any]
 
     def config(self, layers: int | None = None) -> dict[str, Any]:
         """The network as `config.json` keys, cut to the bottom `layers` if given.
@@ -85,144 +72,86 @@ class Backbone:
         Raises:
             ConfigError: the network has fewer layers than asked for.
         """
-        common = {} if self.model_type in UNNORMALISED else _COMMON
-        full = {"model_type": self.model_type, **common, **self.differences}
-        return keep_layers(full, layers, self.alias)
+        return keep_layers(self.shape, layers, self.hub_id or str(self.shape["model_type"]))
 
 
-#: What all seven backbones of the paper share (its table 3 and the authors' exports).
-_COMMON: dict[str, Any] = {
-    "conv_dim": [512] * 7,
-    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-    "feat_extract_activation": "gelu",
-    "num_conv_pos_embeddings": 128,
-    "num_conv_pos_embedding_groups": 16,
-    "hidden_act": "gelu",
-    "hidden_dropout": 0.1,
-    "attention_dropout": 0.1,
-    "feat_proj_dropout": 0.1,
-    "layer_norm_eps": 1e-5,
-    "initializer_range": 0.02,
-    "apply_spec_augment": True,
-    "mask_time_length": 10,
-    "mask_time_min_masks": 2,
-    "mask_feature_prob": 0.0,
-    "mask_feature_length": 10,
-    "mask_feature_min_masks": 0,
-    "pooling_mode": "mean",
-}
+def _wav2vec2(width: int, layers: int, heads: int, *, large: bool, **others: Any) -> dict[str, Any]:
+    """The paper's backbones (its table 3 and the authors' exports); `large` is their stack."""
+    return {
+        "model_type": "wav2vec2",
+        "conv_dim": [512] * 7,
+        "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+        "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+        "conv_bias": large,
+        "feat_extract_norm": "layer" if large else "group",
+        "feat_extract_activation": "gelu",
+        "feat_proj_dropout": 0.1,
+        "num_conv_pos_embeddings": 128,
+        "num_conv_pos_embedding_groups": 16,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "do_stable_layer_norm": large,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu",
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "activation_dropout": 0.0,
+        "layerdrop": 0.1,
+        "apply_spec_augment": True,
+        "mask_time_prob": 0.075 if large else 0.05,
+        "mask_time_length": 10,
+        "mask_time_min_masks": 2,
+        "mask_feature_prob": 0.0,
+        "mask_feature_length": 10,
+        "mask_feature_min_masks": 0,
+        "pooling_mode": "mean",
+        "final_dropout": 0.0,
+        "initializer_range": 0.02,
+        **others,
+    }
 
-_BASE: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "feat_extract_norm": "group",
-    "do_stable_layer_norm": False,
-    "conv_bias": False,
-    "activation_dropout": 0.0,
-    "final_dropout": 0.0,
-    "layerdrop": 0.05,
-    "mask_time_prob": 0.05,
-}
 
-_LARGE: dict[str, Any] = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
-    "conv_bias": True,
-    "activation_dropout": 0.0,
-    "final_dropout": 0.0,
-    "layerdrop": 0.1,
-    "mask_time_prob": 0.075,
-}
+def _whisper(width: int, layers: int, heads: int, bands: int) -> dict[str, Any]:
+    return {
+        "model_type": WHISPER,
+        "d_model": width,
+        "encoder_layers": layers,
+        "encoder_attention_heads": heads,
+        "encoder_ffn_dim": 4 * width,
+        "num_mel_bins": bands,
+        "max_source_positions": 1500,
+    }
 
-_ROBUST: dict[str, Any] = _LARGE | {
-    "activation_dropout": 0.1,
-    "final_dropout": 0.1,
-    "mask_time_prob": 0.05,
-}
 
-#: The large layout at toy width: standard 400-sample window and 320-sample hop, 0.2 M parameters.
-_TINY: dict[str, Any] = _LARGE | {
-    "conv_dim": [64] * 7,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 128,
-}
+_BASE = _wav2vec2(768, 12, 12, large=False, layerdrop=0.05)
+_LARGE = _wav2vec2(1024, 24, 16, large=True)
+_ROBUST = _LARGE | {"activation_dropout": 0.1, "final_dropout": 0.1, "mask_time_prob": 0.05}
+_HUBERT = {"model_type": "hubert", "feat_proj_layer_norm": True}
+_HUBERT_BASE = {"activation_dropout": 0.1, "final_dropout": 0.1, "layerdrop": 0.1}
+_MSP_DIM = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
 
-_HUBERT_BASE: dict[str, Any] = _BASE | {
-    "feat_proj_layer_norm": True,
-    "activation_dropout": 0.1,
-    "final_dropout": 0.1,
-    "layerdrop": 0.1,
-}
-
-#: Whisper's sizes: width, encoder layers, heads, mel bands.
-_WHISPER_SIZES = {
-    "tiny": (384, 4, 6, 80),
-    "base": (512, 6, 8, 80),
-    "small": (768, 12, 12, 80),
-    "medium": (1024, 24, 16, 80),
-    "large-v2": (1280, 32, 20, 80),
-    "large-v3": (1280, 32, 20, 128),
-}
-
+#: Aliases. `tiny` is the large layout at toy width: 400-sample window, 0.2 M parameters.
 BACKBONES: dict[str, Backbone] = {
-    row.alias: row
-    for row in (
-        Backbone(alias="w2v2-b", hub_id="facebook/wav2vec2-base", differences=_BASE),
-        Backbone(
-            alias="hubert-b",
-            hub_id="facebook/hubert-base-ls960",
-            model_type="hubert",
-            differences=_HUBERT_BASE,
-        ),
-        Backbone(alias="w2v2-L", hub_id="facebook/wav2vec2-large-lv60", differences=_LARGE),
-        Backbone(
-            alias="hubert-L",
-            hub_id="facebook/hubert-large-ll60k",
-            model_type="hubert",
-            differences=_LARGE | {"feat_proj_layer_norm": True},
-        ),
-        Backbone(
-            alias="w2v2-L-robust", hub_id="facebook/wav2vec2-large-robust", differences=_ROBUST
-        ),
-        Backbone(
-            alias="w2v2-L-vox",
-            hub_id="facebook/wav2vec2-large-100k-voxpopuli",
-            differences=_LARGE,
-        ),
-        Backbone(alias="w2v2-L-xls-r", hub_id="facebook/wav2vec2-xls-r-300m", differences=_LARGE),
-        Backbone(
-            alias="msp-dim",
-            hub_id="audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim",
-            differences=_ROBUST | {"num_hidden_layers": 12},
-        ),
-        *(
-            Backbone(
-                alias=f"whisper-{size}",
-                hub_id=f"openai/whisper-{size}",
-                model_type=WHISPER,
-                differences={
-                    "d_model": width,
-                    "encoder_layers": layers,
-                    "encoder_attention_heads": heads,
-                    "encoder_ffn_dim": 4 * width,
-                    "num_mel_bins": bands,
-                    "max_source_positions": 1500,
-                },
-            )
-            for size, (width, layers, heads, bands) in _WHISPER_SIZES.items()
-        ),
-        Backbone(alias="tiny", hub_id=None, differences=_TINY),
-        Backbone(alias=CNN14, hub_id=None, model_type=CNN14),
-    )
+    "w2v2-b": Backbone("facebook/wav2vec2-base", _BASE),
+    "hubert-b": Backbone("facebook/hubert-base-ls960", _BASE | _HUBERT | _HUBERT_BASE),
+    "w2v2-L": Backbone("facebook/wav2vec2-large-lv60", _LARGE),
+    "hubert-L": Backbone("facebook/hubert-large-ll60k", _LARGE | _HUBERT),
+    "w2v2-L-robust": Backbone("facebook/wav2vec2-large-robust", _ROBUST),
+    "w2v2-L-vox": Backbone("facebook/wav2vec2-large-100k-voxpopuli", _LARGE),
+    "w2v2-L-xls-r": Backbone("facebook/wav2vec2-xls-r-300m", _LARGE),
+    "msp-dim": Backbone(_MSP_DIM, _ROBUST | {"num_hidden_layers": 12}),
+    "whisper-tiny": Backbone("openai/whisper-tiny", _whisper(384, 4, 6, 80)),
+    "whisper-base": Backbone("openai/whisper-base", _whisper(512, 6, 8, 80)),
+    "whisper-small": Backbone("openai/whisper-small", _whisper(768, 12, 12, 80)),
+    "whisper-medium": Backbone("openai/whisper-medium", _whisper(1024, 24, 16, 80)),
+    "whisper-large-v2": Backbone("openai/whisper-large-v2", _whisper(1280, 32, 20, 80)),
+    "whisper-large-v3": Backbone("openai/whisper-large-v3", _whisper(1280, 32, 20, 128)),
+    "tiny": Backbone(
+        None, _wav2vec2(64, 2, 4, large=True, conv_dim=[64] * 7, intermediate_size=128)
+    ),
+    CNN14: Backbone(None, {"model_type": CNN14, "widths": [64, 128, 256, 512, 1024, 2048]}),
 }
 
 
@@ -239,8 +168,7 @@ class ModelName:
 
     `alias` is one of `BACKBONES` or `EMBEDDED`; `path` a local folder or an `s3://` prefix (of an
     embedded model: where it lies on this machine); `hub_id` an `owner/name` (also of an alias
-    that has one). `layers` keeps that many bottom layers; `random`
-    means seeded random weights in place of trained ones.
+    that has one). `layers` keeps that many bottom layers; `random` means seeded random weights.
     """
 
     text: str
@@ -278,7 +206,8 @@ def parse_model_name(text: str, flag: str = "--model") -> ModelName:
     random = text.startswith(_RANDOM_PREFIX)
     body = text.removeprefix(_RANDOM_PREFIX)
     if _is_place(body):
-        return _place(text, body, random)
+        path = body if body.startswith("s3://") else str(Path(body).expanduser())
+        return ModelName(text=text, path=path, random=random)
     name, at, revision = body.partition("@")
     if at and not revision:
         raise ConfigError(f"{flag} {text!r}: nothing follows '@'; give a branch, tag or commit")
@@ -286,7 +215,7 @@ def parse_model_name(text: str, flag: str = "--model") -> ModelName:
         raise ConfigError(f"{flag} {text!r}: random weights have no revision; drop '@{revision}'")
     alias, layers = _split_layers(name)
     if alias in BACKBONES:
-        BACKBONES[alias].config(layers)  # refuse impossible depths here, not on the workers
+        keep_layers(BACKBONES[alias].shape, layers, alias)  # refuse impossible depths here
         return ModelName(
             text=text,
             alias=alias,
@@ -330,12 +259,6 @@ def _is_place(body: str) -> bool:
     return bool(body) and _split_layers(body)[0] not in _ALIASES and os.path.exists(body)
 
 
-def _place(text: str, body: str, random: bool) -> ModelName:
-    if not body.startswith("s3://"):
-        body = str(Path(body).expanduser())
-    return ModelName(text=text, path=body, random=random)
-
-
 def _split_layers(name: str) -> tuple[str, int | None]:
     stem, dash, number = name.rpartition("-")
     if dash and stem in _ALIASES and number.isdecimal():
@@ -351,7 +274,3 @@ def _unknown(text: str, name: str) -> str:
         " N layers, random: in front for random weights); or give owner/name, a folder"
         " (./folder) or s3://bucket/prefix"
     )
-
-
-#: Names of the poolings of `heads.POOLINGS`.
-POOLING_NAMES = ("mean", "statistics", "attentive")

@@ -1,23 +1,25 @@
-"""What a checkpoint folder says about itself: configuration, labels, where the weights are.
+"""Model folders: what they say of themselves, and the guard against what must not be loaded.
 
-Everything is refused that stock classes accept in silence: a head that is not there is drawn at
-random, and an unknown key (an adapter, a projector) is dropped, and both still yield numbers.
+Refuses what transformers loads in silence, though its numbers mean nothing: a missing head (random
+there), an unknown key (ignored). Needs no torch, so that a job can check a model before it starts
+workers; weights are checked in `loading`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from raysers.errors import CheckpointError, ConfigError, StorageError
 from raysers.io import storage
-from raysers.models import limits
 from raysers.models.backbones import (
     BACKBONES,
     CNN14,
@@ -27,45 +29,43 @@ from raysers.models.backbones import (
     ModelName,
     keep_layers,
 )
-from raysers.models.outputs import PLAIN, Outputs
+from raysers.models.outputs import PLAIN, Outputs, category_labels
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+#: What transformers 5 writes instead, with the feature extractor's settings inside.
+PROCESSOR_FILE = "processor_config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-#: Seed of `random:` models.
-RANDOM_SEED = 0
+#: Where weights may be, best first, each also as an index of the files of a split checkpoint.
+_WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+
 #: What is fetched from the hub: never code, never optimiser state.
 _HUB_FILES = (
-    CONFIG_FILE,
-    PREPROCESSOR_FILE,
-    "*.safetensors",
-    "*.index.json",
-    "pytorch_model*.bin",
+    *(CONFIG_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE),
+    *("*.safetensors", "*.index.json", "pytorch_model*.bin"),
     "README.md",  # its header names the licence
 )
+#: Seed of `random:` models.
+RANDOM_SEED = 0
 
-#: Where weights may be, best first; an index lists the files of a split checkpoint.
-WEIGHT_FILES = (
-    WEIGHTS_FILE,
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-
-_LABELS = {str(index): name for index, name in enumerate(DIMENSIONS)}
-
-#: A configuration is a few kilobytes; anything bigger is not one.
+#: A configuration is a few kilobytes; the largest vocabularies have 40 MB.
 _MOST_JSON_BYTES = 16 << 20
-
-#: The largest vocabularies have 40 MB.
 _MOST_TEXT_BYTES = 256 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".onnx", ".ort")
 #: Suffixes of files that are read from a model folder, by us or by a library.
 _READ = (*_WEIGHTS, ".json", ".jsonl", ".txt", ".model", ".md")
 
-#: Configuration keys that change what the network computes, and the one value we compute.
+#: Keys that say how large a network is, and what none exceeds.
+_SIZES = re.compile(
+    "(size|dim|layers|heads|kernel|stride|groups|embeddings|positions|buckets|distance|bins|bands"
+    "|widths|window_samples|hop_samples)$"
+)
+_MOST, _MOST_LAYERS, _MOST_TOKENS, _MOST_ENTRIES = 65_536, 256, 1_000_000, 32
+_MOST_PARAMETERS = 4_000_000_000  # the largest speech backbones have 2e9
+
+#: Configuration keys that change what the network computes, and the values we compute.
 _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "add_adapter": (False, None),
     "adapter_attn_dim": (None,),
@@ -74,19 +74,35 @@ _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "pooling_mode": (*POOLING_NAMES, None),
 }
 
+_LABELS = {str(index): name for index, name in enumerate(DIMENSIONS)}
+
 #: The spectrogram every Whisper is trained on, as `preprocessor_config.json` says it.
 WHISPER_FRONT = {"sampling_rate": SAMPLE_RATE_HZ, "hop_length": 160, "n_fft": 400}
+
+#: Families of which every published checkpoint normalises each clip; WavLM's sizes differ.
+_NORMALISED = ("wav2vec2", "hubert", "data2vec-audio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    """A model folder that passed the guard; its weights are not read yet."""
+
+    path: Path
+    config: dict[str, Any]
+    weights: Sequence[Path]
+    do_normalize: bool
+    commit: str | None
+
+    @property
+    def revision(self) -> str:
+        """The hub's commit, or a hash of configuration, preprocessing and weights."""
+        files = [self.path / CONFIG_FILE, *_preprocessor(self.path), *self.weights]
+        return self.commit or content_hash(files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a job has to know of a model before any worker loads it.
-
-    Attributes:
-        revision: the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`.
-        embedding_size: numbers of an embedding.
-        outputs: what it says of a clip beside that.
-    """
+    """What a job has to know of a model before any worker loads it, as in `LoadedModel`."""
 
     revision: str
     embedding_size: int
@@ -94,9 +110,7 @@ class Identity:
 
 
 def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
-    """Check configuration and files of a model without building its network.
-
-    What only shows in the network itself (missing or misshapen weights) is found when it is loaded.
+    """Check configuration and files of a model; its weights are checked when they are loaded.
 
     Raises:
         ConfigError: no such name, or no way to fetch it.
@@ -104,68 +118,64 @@ def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
     """
     if name.random:
         config = random_config(name)
-        return Identity(
-            revision=random_revision(config, RANDOM_SEED), embedding_size=embedding_size(config)
-        )
+        revision, outputs = random_revision(config, RANDOM_SEED), PLAIN
+    else:
+        folder = open_folder(name, cache_dir)
+        config = keep_layers(folder.config, name.layers, name.text)
+        label_order(config, folder.path)
+        revision, outputs = folder.revision, Outputs.from_config(config, folder.path)
+    kind = config["model_type"]
+    try:
+        size = int(config["widths"][-1] if kind == CNN14 else config[FAMILIES[kind].size_key])
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{CONFIG_FILE} does not say the size of the network") from error
+    size *= 1 if config.get("pooling_mode") in (None, "mean") else 2
+    return Identity(revision=revision, embedding_size=size, outputs=outputs)
+
+
+def open_folder(
+    name: ModelName, cache_dir: str | Path | None = None, flag: str = "--model"
+) -> ModelFolder:
+    """The folder of a speech model, fetched from the hub if need be, checked except its weights.
+
+    Raises:
+        ConfigError: no weights of that name, or no way to fetch them; it names `flag`.
+        CheckpointError: the folder cannot be trusted.
+    """
+    if name.is_object_store:
+        raise ConfigError(f"{name.text}: fetch the folder first and load the local copy")
     if name.hub_id is not None:
-        folder = fetch_snapshot(name.hub_id, name.revision, cache_dir)
+        path = fetch_snapshot(name.hub_id, name.revision, cache_dir, flag=flag)
     elif name.path is not None:
-        folder = Path(name.path)
+        path = Path(name.path)
     else:
         raise ConfigError(f"{name.text} has no trained weights yet: use random:{name.text}")
-    config, paths = read_folder(folder)
-    config = keep_layers(config, name.layers, name.text)
-    revision = folder.name if name.hub_id is not None else folder_hash(folder, paths)
-    return Identity(
-        revision=revision,
-        embedding_size=embedding_size(config),
-        outputs=Outputs.from_config(config, folder),
+    check_folder(path)
+    config = read_json(path / CONFIG_FILE)
+    check_config(config, path)
+    return ModelFolder(
+        path=path,
+        config=config,
+        weights=weight_paths(path),
+        do_normalize=read_do_normalize(path, config, assume=True),
+        commit=path.name if name.hub_id is not None else None,
     )
 
 
-def read_folder(folder: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Configuration and weight files of a model folder; CheckpointError if it cannot be trusted."""
-    if not folder.is_dir():
-        raise CheckpointError(f"model folder {folder} does not exist")
-    check_folder(folder)
-    config = read_json(folder / CONFIG_FILE)
-    check_config(config, folder)
-    check_labels(config, folder)
-    read_do_normalize(folder, config)
-    return config, weight_paths(folder)
-
-
-def folder_hash(folder: Path, paths: Iterable[Path]) -> str:
-    """The revision of a local folder: a hash of configuration, preprocessing and weights."""
-    return content_hash([folder / CONFIG_FILE, folder / PREPROCESSOR_FILE, *paths])
-
-
 def random_config(name: ModelName) -> dict[str, Any]:
-    """The configuration of a `random:` model.
-
-    Raises:
-        CheckpointError: a file that describes no network.
-    """
+    """The configuration of a model with random weights, by alias, folder or file."""
     if name.path is None:
         return BACKBONES[str(name.alias)].config(name.layers)
     path = Path(name.path)
     config = read_json(path if path.suffix == ".json" else path / CONFIG_FILE)
+    check_config(config, path)
     return keep_layers(config, name.layers, name.text)
 
 
-def embedding_size(config: dict[str, Any]) -> int:
-    """Numbers of an embedding of the network that `config` describes.
-
-    Raises:
-        CheckpointError: the configuration does not say.
-    """
-    try:
-        if config["model_type"] == CNN14:
-            return int(config["widths"][-1])
-        size = int(config[FAMILIES[config["model_type"]].size_key])
-        return size * (1 if config.get("pooling_mode") in (None, "mean") else 2)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{CONFIG_FILE} does not say the size of the network") from error
+def random_revision(config: dict[str, Any], seed: int) -> str:
+    """`random-<seed>-<hash of the configuration>`."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    return f"random-{seed}-{digest}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -178,10 +188,10 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(storage.read_bytes(str(path), max_bytes=_MOST_JSON_BYTES))
     except StorageError as error:
         reason = str(error).removeprefix(f"{path}").lstrip(": ")
-        raise CheckpointError(
-            f"{path} cannot be read ({reason}); a model folder holds {CONFIG_FILE},"
-            f" {PREPROCESSOR_FILE} and {WEIGHTS_FILE}"
-        ) from error
+        fix = f"a model folder holds {CONFIG_FILE}, {PREPROCESSOR_FILE} and {WEIGHTS_FILE}"
+        if (path.parent / "adapter_config.json").is_file():
+            fix = "an adapter must be merged into its base model (merge_and_unload) and saved"
+        raise CheckpointError(f"{path} cannot be read ({reason}); {fix}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -195,8 +205,10 @@ def check_folder(folder: Path) -> None:
     Links may point to other files of the folder; in the hub's cache, to the same model's blobs.
 
     Raises:
-        CheckpointError: a device, pipe or socket, a link out of the folder, or a text too big.
+        CheckpointError: no folder, a device, pipe or socket, a link out of it, or a text too big.
     """
+    if not folder.is_dir():
+        raise CheckpointError(f"model folder {folder} does not exist")
     root = os.path.realpath(folder)
     repository = Path(root).parent.parent
     if Path(root).parent.name == "snapshots" and (repository / "blobs").is_dir():
@@ -214,11 +226,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_config(config: dict[str, Any], where: object) -> None:
-    """Refuse a configuration whose scores we would get wrong.
-
-    Raises:
-        CheckpointError: another kind of network, or numbers no network has.
-    """
+    """Raise CheckpointError for a speech model of another kind, or of sizes that no network has."""
     model_type = config.get("model_type")
     if model_type not in (*FAMILIES, CNN14):
         raise CheckpointError(
@@ -226,58 +234,92 @@ def check_config(config: dict[str, Any], where: object) -> None:
         )
     for key, allowed in _ONLY_VALUES.items():
         if config.get(key, allowed[0]) not in allowed:
+            only = " and ".join(repr(value) for value in allowed if value is not None) or "null"
             raise CheckpointError(
-                f"{where}: {key} is {config[key]!r}, which changes the network; only"
-                f" {' and '.join(repr(a) for a in allowed if a is not None)} can be scored"
+                f"{where}: {key} is {config[key]!r}, which changes the network; only {only} can be"
+                " scored"
             )
-    limits.check_numbers(config, where)
+    check_numbers(config, where)
 
 
-def check_labels(config: dict[str, Any], where: object) -> None:
-    """Refuse outputs that are not named arousal, dominance, valence in this order.
+def check_numbers(config: dict[str, Any], where: object) -> None:
+    """Raise CheckpointError for sizes of no network: a line of JSON must not fill the memory."""
+    parts = [item for part in config.values() if isinstance(part, dict) for item in part.items()]
+    for key, value in (*config.items(), *parts):
+        if not _SIZES.search(key):
+            continue
+        listed, layers = isinstance(value, list), key.endswith("layers")
+        numbers = value if listed else [value]
+        most = _MOST_LAYERS if layers else _MOST_TOKENS if key == "vocab_size" else _MOST
+        least = 1 if listed else 0 if layers else -1  # "none" in some networks
+        odd = [n for n in numbers if type(n) is int and not least <= n <= most]
+        if odd or len(numbers) > _MOST_ENTRIES:
+            raise CheckpointError(
+                f"{where}: {key} is {str(value)[:60]}, not {least} to {most}"
+                + f" in at most {_MOST_ENTRIES} numbers" * listed
+            )
 
-    Unnamed outputs (`LABEL_0` ...) are refused too: the order differs between models of the same
+
+def check_size(parameters: int, where: object) -> None:
+    """Raise CheckpointError for more parameters than any network has, whatever its sizes are."""
+    if parameters > _MOST_PARAMETERS:
+        raise CheckpointError(
+            f"{where}: {CONFIG_FILE} describes a network of {parameters:.1e} parameters; at most"
+            f" {_MOST_PARAMETERS:.0e} are built"
+        )
+
+
+def label_order(config: dict[str, Any], where: object) -> list[int]:
+    """Numbers of the outputs that are arousal, dominance, valence; a classifier has none of them.
+
+    Unnamed outputs (`LABEL_0` ...) are refused: the order differs between models of the same
     authors, and a wrong guess would swap two columns of an archive.
 
     Raises:
         CheckpointError: with the entry to write into the configuration.
     """
-    if not has_our_labels(config):
+    if category_labels(config):
+        return []
+    found = config.get("id2label")
+    names = {str(v).lower(): str(k) for k, v in found.items()} if isinstance(found, dict) else {}
+    if set(names) != set(DIMENSIONS) or {*names.values()} != {*_LABELS}:
         raise CheckpointError(
-            f"{where}: id2label is {json.dumps(config.get('id2label'))}; if the outputs are"
-            f" arousal, dominance and valence in this order, say so in {CONFIG_FILE}:"
-            f' "id2label": {json.dumps(_LABELS)}'
+            f"{where}: id2label is {json.dumps(found)}; if the outputs are arousal, dominance and"
+            f' valence in this order, say so in {CONFIG_FILE}: "id2label": {json.dumps(_LABELS)}'
         )
+    return [int(names[name]) for name in DIMENSIONS]
 
 
-def has_our_labels(config: dict[str, Any]) -> bool:
-    """Whether the outputs are named arousal, dominance, valence in this order."""
-    labels = config.get("id2label")
-    return isinstance(labels, dict) and {str(k): v for k, v in labels.items()} == _LABELS
-
-
-def read_do_normalize(folder: Path, config: dict[str, Any]) -> bool:
+def read_do_normalize(folder: Path, config: dict[str, Any], *, assume: bool = False) -> bool:
     """Whether the model of `config` expects each clip at zero mean and unit variance.
 
-    There is no safe default among the families on samples (sizes differ, and scores change
-    without an error), so such a folder that does not say is refused. Whisper's files leave it out
-    where it is false.
+    Scores change without an error where this is wrong, so a folder that does not say is refused.
+    With `assume`, one without any preprocessor (as a Trainer leaves it) gets what all published
+    checkpoints of its family have, with a warning. Whisper's files leave out a false.
 
     Raises:
-        CheckpointError: the file is missing or does not say, or asks for another rate than 16 kHz
-            or another spectrogram than Whisper's.
+        CheckpointError: it does not say, or asks for another rate or spectrogram.
     """
-    path = folder / PREPROCESSOR_FILE
-    if not path.exists():
-        raise CheckpointError(f"{folder} has no {PREPROCESSOR_FILE}: copy it from the original")
-    content = read_json(path)
-    rate = content.get("sampling_rate", SAMPLE_RATE_HZ)
-    if rate != SAMPLE_RATE_HZ:
-        raise CheckpointError(f"{path}: the model expects {rate} Hz, not {SAMPLE_RATE_HZ} Hz")
-    if config.get("model_type") == WHISPER:
-        _check_whisper_front(content, config, path)
-        content.setdefault("do_normalize", False)
-    flag = content.get("do_normalize")
+    kind = config.get("model_type")
+    found = _preprocessor(folder)
+    if not found:
+        missing = f"{folder} has no {PREPROCESSOR_FILE}"
+        if not assume or kind not in _NORMALISED:
+            raise CheckpointError(f"{missing}: copy it from the original")
+        logging.getLogger(__name__).warning(
+            f"{missing}: clips are normalised, as all published {kind} models expect"
+        )
+        return True
+    path, content = found[0], read_json(found[0])
+    nested = content.get("feature_extractor")
+    content = nested if isinstance(nested, dict) else content
+    wanted = {"sampling_rate": SAMPLE_RATE_HZ}
+    if kind == WHISPER:
+        wanted = WHISPER_FRONT | {"feature_size": config.get("num_mel_bins", 80)}
+    for key, only in wanted.items():
+        if content.get(key, only) != only:
+            raise CheckpointError(f"{path}: {key} is {content[key]!r}, only {only} is computed")
+    flag = content.get("do_normalize", False if kind == WHISPER else None)
     if not isinstance(flag, bool):
         raise CheckpointError(
             f"{path}: do_normalize is {json.dumps(flag)}, not true or false; add the line"
@@ -286,28 +328,33 @@ def read_do_normalize(folder: Path, config: dict[str, Any]) -> bool:
     return flag
 
 
-def _check_whisper_front(content: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    for key, wanted in (WHISPER_FRONT | {"feature_size": config.get("num_mel_bins", 80)}).items():
-        if content.get(key, wanted) != wanted:
-            raise CheckpointError(f"{path}: {key} is {content[key]!r}, only {wanted} is computed")
+def _preprocessor(folder: Path) -> list[Path]:
+    files = (folder / PREPROCESSOR_FILE, folder / PROCESSOR_FILE)
+    return [file for file in files if file.exists()][:1]
 
 
 def weight_paths(folder: Path) -> list[Path]:
     """The files with the weights of a folder, in a fixed order.
 
     Raises:
-        CheckpointError: there are none, or the index names files outside the folder.
+        CheckpointError: there are none, or the index names other files than weights of the folder.
     """
-    found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    names = [name + end for name in _WEIGHT_FILES for end in ("", ".index.json")]
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
-        raise CheckpointError(f"{folder} has no weights: expected {WEIGHTS_FILE}")
+        raise CheckpointError(
+            f"{folder} has no weights: expected {WEIGHTS_FILE}, as save_pretrained writes it"
+        )
     if found.suffix != ".json":
         return [found]
     index = read_json(found).get("weight_map")
-    names = set(index.values()) if isinstance(index, dict) else set()
-    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
-        raise CheckpointError(f"{found}: weight_map must name files of the same folder")
-    return [folder / name for name in sorted(cast(set[str], names))]
+    parts = [str(part) for part in index.values()] if isinstance(index, dict) else []
+    if not parts or any(Path(p).name != p or Path(p).suffix not in _WEIGHTS for p in parts):
+        raise CheckpointError(f"{found}: weight_map must name weights files of the same folder")
+    paths = [folder / part for part in sorted(set(parts))]
+    if lost := [path for path in paths if not path.is_file()]:
+        raise CheckpointError(f"{found} names {lost[0].name}, which is missing: copy it as well")
+    return paths
 
 
 def content_hash(paths: Iterable[Path]) -> str:
@@ -318,12 +365,6 @@ def content_hash(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def random_revision(config: dict[str, Any], seed: int) -> str:
-    """What tells networks drawn at random apart: the seed and a hash of the configuration."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    return f"random-{seed}-{digest}"
 
 
 def fetch_snapshot(
@@ -338,24 +379,20 @@ def fetch_snapshot(
     Raises:
         ConfigError: not there, not allowed, or no network and not in the cache; it names `flag`.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: the transport's
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
     wanted = f"{hub_id}@{revision}" if revision else hub_id
+    patterns = [*_HUB_FILES, *also]
     try:
         folder = snapshot_download(
-            hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=[*_HUB_FILES, *also]
+            hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=patterns
         )
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         raise ConfigError(
             f"{flag} {wanted} is not in the local cache and the hub cannot be reached: connect once"
             " to download it, or give a folder"
         ) from error
-    except (HTTPError, HFValidationError, OSError) as error:
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{flag} {wanted} cannot be fetched: {reason}") from error
     return Path(folder)

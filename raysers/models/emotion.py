@@ -26,9 +26,8 @@ from raysers.models.frontend import (
     mask_group_norm,
 )
 from raysers.models.heads import POOLINGS, CategoryHead, EmotionHead, OutOfDistribution, Uncertainty
-from raysers.models.masking import ConvGeometry, valid
+from raysers.models.masking import ConvGeometry, augment_hidden, valid
 from raysers.models.outputs import PLAIN, Outputs
-from raysers.models.specaugment import augment_hidden
 
 #: How names start in a backbone that was saved by itself.
 _BACKBONE_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
@@ -120,7 +119,7 @@ class EmotionNetwork(nn.Module, ABC):
         size = self.embedding_size
         points = torch.tensor(outputs.points, device="cpu")
         if outputs.categories:
-            self.categories = CategoryHead(size, points, len(outputs.categories))
+            self.categories: Any = CategoryHead(size, points, len(outputs.categories))
         if outputs.points:
             if not hasattr(self, "classifier"):
                 raise CheckpointError(f"category_points: {self.config.model_type} has no such head")
@@ -214,9 +213,9 @@ class EmotionModel(EmotionNetwork):
         hidden, mask = self._hidden(padded, lengths)
         with torch.autocast(hidden.device.type, enabled=False):
             embeddings = self.pooling(hidden, mask)
-            points = self.outputs.points
-            scores = self.categories.scores if points else self.classifier
-            return scores(embeddings), embeddings
+            if self.outputs.points:
+                return self.categories.scores(embeddings), embeddings
+            return self.classifier(embeddings), embeddings
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the backbone compute in `dtype`."""

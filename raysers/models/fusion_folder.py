@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raysers.errors import CheckpointError
-from raysers.models import checkpoint, weights
+from raysers.models import checkpoint, loading
 from raysers.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from raysers.models.fusion import (
     HIDDEN_WEIGHT,
@@ -105,7 +105,7 @@ def save_fusion(fusion: Fusion, folder: str | Path) -> None:
     config |= Outputs(trained=tuple(fusion.trained)).config()
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    weights.write_weights(nn.ModuleDict(dict(fusion.heads)).state_dict(), folder / WEIGHTS_FILE)
+    loading.write_weights(nn.ModuleDict(dict(fusion.heads)).state_dict(), folder / WEIGHTS_FILE)
 
 
 def load_fusion(folder: str | Path) -> Fusion:
@@ -120,14 +120,15 @@ def load_fusion(folder: str | Path) -> Fusion:
     checkpoint.check_folder(folder)
     content = checkpoint.read_json(folder / CONFIG_FILE)
     config = _config(content, folder)
-    checkpoint.check_labels(content, folder)
-    tensors = weights.read_weights([folder / WEIGHTS_FILE])
+    if checkpoint.label_order(content, folder) != list(range(len(DIMENSIONS))):
+        raise CheckpointError(f"{folder}: id2label has another order than {', '.join(DIMENSIONS)}")
+    tensors = loading.read_weights([folder / WEIGHTS_FILE])
     _check_sizes(config, tensors, folder)
     with torch.random.fork_rng(devices=[]):
         heads = nn.ModuleDict(
             {name: FusionHead(sizes_of(name, config.sizes), config.dropout) for name in SOURCES}
         )
-    weights.load_weights(heads, tensors, folder)
+    loading.load_weights(heads, tensors, folder)
     heads.eval().requires_grad_(False)
     return Fusion(
         config=config,

@@ -124,6 +124,26 @@ class CategoryHead(nn.Linear):
         return cast(Tensor, self(embeddings).softmax(1) @ self.points)
 
 
+class DenseCategoryHead(nn.Module):
+    """Logits of emotion categories from two layers, as other tools save them.
+
+    With a tanh between them it is the published emotion head with other labels; without, the
+    projector and classifier of a stock `ForSequenceClassification`, which commute with the mean
+    over frames.
+    """
+
+    def __init__(self, embedding_size: int, size: int, categories: int, *, tanh: bool) -> None:
+        super().__init__()
+        self.dense = nn.Linear(embedding_size, size)
+        self.out_proj = nn.Linear(size, categories)
+        self.tanh = tanh
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Logits [clips, categories] of embeddings [clips, embedding_size]."""
+        hidden = self.dense(embeddings)
+        return cast(Tensor, self.out_proj(torch.tanh(hidden) if self.tanh else hidden))
+
+
 class Uncertainty(nn.Module):
     """Standard deviations of the scores, from heads trained on different speakers.
 

@@ -1,54 +1,33 @@
 """From a model's name to a network that is ready to be trained.
 
 Unlike `load_emotion_model`, which refuses what it cannot score with, this takes a bare
-pre-trained backbone and gives it a new head. What is new is drawn from the seed alone: the same
-on every worker, whatever was drawn before.
+pre-trained backbone and gives it a new head. What is new comes from the seed alone: the same on
+every worker, whatever torch's generator gave before.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from raysers.errors import ConfigError
-from raysers.models import checkpoint, weights
-from raysers.models.backbones import (
-    BACKBONES,
-    CNN14,
-    UNNORMALISED,
-    ModelName,
-    keep_layers,
-    parse_model_name,
-)
-from raysers.models.checkpoint import (
-    CONFIG_FILE,
-    PREPROCESSOR_FILE,
-    fetch_snapshot,
-    random_revision,
-)
+from raysers.errors import CheckpointError, ConfigError
+from raysers.models import checkpoint, loading
+from raysers.models.backbones import CNN14, UNNORMALISED, ModelName, keep_layers, parse_model_name
+from raysers.models.checkpoint import PREPROCESSOR_FILE, ModelFolder
 from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.heads import MeanPooling
-from raysers.models.loading import build_network, build_on_meta
 from raysers.models.mel_front import as_mel_bank
+
+#: Weights of `EmotionNetwork.attach`.
+_SIDE_HEADS = ("categories.", "uncertainty.", "ood.")
 
 Freeze = Literal["auto", "cnn", "backbone", "none"]
 Pooling = Literal["masked", "unmasked", "statistics", "attentive"]
 Front = Literal["plain", "mel"]
-
-#: `pooling_mode` of a configuration for each `--pooling`.
-_POOLING_MODES = {
-    "masked": "mean",
-    "unmasked": "mean",
-    "statistics": "statistics",
-    "attentive": "attentive",
-}
 
 #: A model card's header is short; its licence line is near the top.
 _CARD_BYTES = 16 << 10
@@ -94,7 +73,7 @@ def start_model(
     Args:
         name: an alias, a hub id, a local folder (a bare backbone, its pre-training model, or a
             fine-tuned one whose head is kept), or `random:` and an alias, a folder or a
-            `config.json`: then everything is drawn.
+            `config.json`: then all weights are random.
         seed: of every weight that does not come from a file.
         layers: bottom transformer layers to keep.
         freeze: `auto` is `none` for random weights and `cnn` for trained ones.
@@ -108,168 +87,107 @@ def start_model(
         CheckpointError: the folder is not a model that can be trained.
     """
     parsed = parse_model_name(name, "--backbone")
-    if parsed.is_object_store:
-        raise ConfigError(f"{name}: fetch the folder first and start from the local copy")
     if head_dropout is not None and not 0 <= head_dropout < 1:
         raise ConfigError(f"--head-dropout {head_dropout} must be at least 0 and below 1")
-    wanted = _Wanted(
-        layers=_layers(parsed, layers),
-        changes={} if head_dropout is None else {"final_dropout": head_dropout},
-        pooling=pooling,
-        seed=seed,
-    )
-    drawn = parsed.random or (parsed.path is not None and parsed.path.endswith(".json"))
-    if front == "mel" and not drawn:
+    if None not in (parsed.layers, layers) and parsed.layers != layers:
+        raise ConfigError(f"--layers {layers}: {name} says {parsed.layers} layers; drop one")
+    layers = parsed.layers if layers is None else layers
+    # a file describes a network without weights
+    random = parsed.random or (parsed.path or "").endswith(".json")
+    if front == "mel" and not random:
         raise ConfigError(f"--front mel is for random:NAME models, {name} has a trained front")
-    with _seeded(seed):  # building draws here and there: leave the caller's generator alone
-        found = _drawn(parsed, wanted) if drawn else _trained(parsed, wanted, cache_dir)
+    folder = None if random else checkpoint.open_folder(parsed, cache_dir, "--backbone")
+    config = checkpoint.random_config(parsed) if folder is None else folder.config
+    if config["model_type"] == CNN14 and pooling != "masked":
+        raise ConfigError(f"--pooling {pooling}: cnn14 has its own pooling")
+    config = keep_layers(config, layers, name) | {
+        "pooling_mode": "mean" if pooling in ("masked", "unmasked") else pooling
+    }
+    if head_dropout is not None:
+        config["final_dropout"] = head_dropout
+    if folder is None:
+        model, head_kept = loading.random_network(config, name, seed), False
+        revision = checkpoint.random_revision(config, seed)
+        do_normalize = _normalises(parsed, config)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            model, head_kept = _trained(folder, config, layers, pooling, seed)
+        revision, do_normalize = folder.revision, folder.do_normalize
     if front == "mel":
-        as_mel_bank(found.model)
-    if pooling == "unmasked":
-        _pool_whole_rows(found.model)
-    chosen = freeze
-    if freeze == "auto":
-        chosen = "none" if drawn or found.model.config.model_type == CNN14 else "cnn"
-    found.model.freeze(chosen)
-    return InitialModel(
-        model=found.model.eval(),
-        do_normalize=found.do_normalize,
-        min_samples=found.model.min_samples,
-        max_samples=found.model.max_samples,
-        embedding_size=found.model.embedding_size,
-        name=name,
-        revision=found.revision,
-        freeze=chosen,
-        head_kept=found.head_kept,
-        licence=found.licence,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
-    """What the caller asks of the network, whatever it comes from."""
-
-    layers: int | None
-    changes: dict[str, Any]
-    pooling: str
-    seed: int
-
-    def config(self, config: dict[str, Any], name: str) -> dict[str, Any]:
-        """A model's configuration after all changes.
-
-        Raises:
-            ConfigError: CNN14 with a pooling of another kind, or too many layers.
-        """
-        if config.get("model_type") == CNN14 and self.pooling != "masked":
-            raise ConfigError(f"--pooling {self.pooling}: cnn14 has its own pooling")
-        mode = {"pooling_mode": _POOLING_MODES[self.pooling]}
-        return keep_layers(config, self.layers, name) | self.changes | mode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    model: EmotionNetwork
-    do_normalize: bool
-    revision: str
-    head_kept: bool = False
-    licence: str | None = None
-
-
-def _pool_whole_rows(model: EmotionNetwork) -> None:
-    if isinstance(model, EmotionModel) and isinstance(model.pooling, MeanPooling):
+        as_mel_bank(model)
+    if pooling == "unmasked" and isinstance(model, EmotionModel):
+        assert isinstance(model.pooling, MeanPooling)
         model.pooling.whole_rows = True
-
-
-def _layers(name: ModelName, layers: int | None) -> int | None:
-    if None not in (name.layers, layers) and name.layers != layers:
-        raise ConfigError(f"--layers {layers}: {name.text} says {name.layers} layers; drop one")
-    return layers if name.layers is None else name.layers
-
-
-def _drawn(name: ModelName, wanted: _Wanted) -> _Found:
-    path = Path(name.path or "")
-    if name.path is None:
-        config = BACKBONES[str(name.alias)].config()
-    else:
-        config = checkpoint.read_json(path if path.suffix == ".json" else path / CONFIG_FILE)
-    config = wanted.config(config, name.text)
-    build_on_meta(config, name.text)
-    torch.manual_seed(wanted.seed)
-    model = build_network(config, name.text)
-    do_normalize = config["model_type"] not in UNNORMALISED
-    if name.path is not None and (path / PREPROCESSOR_FILE).is_file():
-        do_normalize = checkpoint.read_do_normalize(path, config)
-    return _Found(
-        model=model, do_normalize=do_normalize, revision=random_revision(config, wanted.seed)
-    )
-
-
-def _trained(name: ModelName, wanted: _Wanted, cache_dir: str | Path | None) -> _Found:
-    if name.hub_id is not None:
-        folder = fetch_snapshot(name.hub_id, name.revision, cache_dir, flag="--backbone")
-    elif name.path is not None:
-        folder = Path(name.path)
-    else:
-        raise ConfigError(f"{name.text} has no trained weights: use random:{name.text}")
-    if not folder.is_dir():
-        raise ConfigError(f"model folder {folder} does not exist")
-    checkpoint.check_folder(folder)
-    config = checkpoint.read_json(folder / CONFIG_FILE)
-    checkpoint.check_config(config, folder)
-    do_normalize = checkpoint.read_do_normalize(folder, config)
-    paths = checkpoint.weight_paths(folder)
-    model = build_on_meta(wanted.config(config, name.text), folder)
-    tensors, kept = weights.read_weights(paths), True
-    if isinstance(model, EmotionModel):
-        tensors, kept = _with_head(model, tensors, config, wanted)
-    weights.load_weights(model, tensors, folder)
-    own = [folder / CONFIG_FILE, folder / PREPROCESSOR_FILE, *paths]
-    return _Found(
-        model=model,
+    if freeze == "auto":
+        freeze = "none" if folder is None or config["model_type"] == CNN14 else "cnn"
+    model.freeze(freeze)
+    return InitialModel(
+        model=model.eval(),
         do_normalize=do_normalize,
-        revision=folder.name if name.hub_id is not None else checkpoint.content_hash(own),
-        head_kept=kept,
-        licence=_licence(folder),
+        min_samples=model.min_samples,
+        max_samples=model.max_samples,
+        embedding_size=model.embedding_size,
+        name=name,
+        revision=revision,
+        freeze=freeze,
+        head_kept=head_kept,
+        licence=None if folder is None else _licence(folder.path),
     )
 
 
-def _with_head(
-    model: EmotionModel, tensors: dict[str, Tensor], config: dict[str, Any], wanted: _Wanted
-) -> tuple[dict[str, Tensor], bool]:
-    """`tensors` with everything the network needs beyond its backbone, and if that was there.
+def _normalises(name: ModelName, config: dict[str, Any]) -> bool:
+    """What a folder says whose network is taken without its weights, else by its family."""
+    if name.path is not None and (Path(name.path) / PREPROCESSOR_FILE).is_file():
+        return checkpoint.read_do_normalize(Path(name.path), config)
+    return config["model_type"] not in UNNORMALISED
 
-    A head for other labels, or of another layout, is left out.
+
+def _trained(
+    folder: ModelFolder, config: dict[str, Any], layers: int | None, pooling: Pooling, seed: int
+) -> tuple[EmotionNetwork, bool]:
+    """The network with all its weights, and whether its head is the folder's.
+
+    A head for other labels, or of another layout, is replaced by a new one.
 
     Raises:
         ConfigError: a trained head that sits on another pooling than wanted.
     """
-    tensors = model.backbone_tensors(tensors)
-    if wanted.layers is not None:
-        tensors = weights.drop_layers(tensors, wanted.layers)
-    had_mode = config.get("pooling_mode") or "mean"
-    kept = checkpoint.has_our_labels(config) and "classifier.dense.weight" in tensors
+    where = folder.path
+    model = loading.build_on_meta(config, where)
+    tensors = loading.read_weights(folder.weights)
+    tensors = {key.removeprefix("model."): value for key, value in tensors.items()}
+    if not isinstance(model, EmotionModel):
+        loading.load_weights(model, tensors, where)
+        return model, True
+    tensors = loading.keep_bottom(model.backbone_tensors(tensors), layers)
+    # these were fitted to embeddings that training is going to change
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(_SIDE_HEADS)}
+    try:
+        order = checkpoint.label_order(folder.config, where)
+    except CheckpointError:  # a head for other labels
+        order = []
+    kept = bool(order) and "classifier.dense.weight" in tensors
+    had_mode = folder.config.get("pooling_mode") or "mean"
     if kept and had_mode != model.pooling_mode:
         raise ConfigError(
-            f"--pooling {wanted.pooling}: the model was trained with {had_mode} pooling;"
+            f"--pooling {pooling}: the model was trained with {had_mode} pooling;"
             f" use --pooling {'masked' if had_mode == 'mean' else had_mode}"
         )
-    torch.manual_seed(wanted.seed)
+    torch.manual_seed(seed)
     model.init_head()
-    vector = torch.rand(model.config.hidden_size)
-    new = {k: v for k, v in model.state_dict().items() if weights.is_head(k)}
-    own = {k: v for k, v in tensors.items() if not weights.is_head(k)}
     # stock checkpoints may lack SpecAugment's vector; training needs one
-    own.setdefault(f"{model.family.prefix}.masked_spec_embed", vector)  # harmless where unused
-    trained = {k: v for k, v in tensors.items() if weights.is_head(k)}
-    return own | (trained if kept else new), kept
+    vector = {f"{model.family.prefix}.masked_spec_embed": torch.rand(model.config.hidden_size)}
+    if not kept:
+        own = {key: value for key, value in tensors.items() if not is_head(key)}
+        tensors = own | {k: v for k, v in model.state_dict().items() if is_head(k)}
+    loading.load_weights(model, vector | tensors, where)
+    loading.reorder_outputs(model, order if kept else [])
+    return model, kept
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw from torch's generator as of `seed`, and leave it as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+def is_head(key: str) -> bool:
+    """Whether a weight belongs to what sits on the backbone: pooling, head, or another head."""
+    return key.startswith(("pooling.", "classifier.", "projector.", "layer_weights"))
 
 
 def _licence(folder: Path) -> str | None:

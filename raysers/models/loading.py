@@ -1,20 +1,28 @@
 """From a model's name to a network that is ready to score, and back to a folder.
 
-A folder of an object store is fetched by the caller first: here, names are local folders, hub
-ids and aliases. Nothing that comes with a checkpoint is ever executed.
+Nothing that comes with a checkpoint is executed, and nothing is converted or filled in before its
+form and shape are known: a weights file of a kilobyte can ask for a terabyte (by compression, by
+tensors whose strides are zero). So tensors are read lazily and assigned to a network that is built
+without memory; `from_pretrained` would convert them first.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from raysers.errors import CheckpointError, ConfigError
-from raysers.models import checkpoint, limits, weights
+from raysers.errors import CheckpointError, RaysersError
+from raysers.models import checkpoint
 from raysers.models.backbones import (
     CNN14,
     FAMILIES,
@@ -24,74 +32,121 @@ from raysers.models.backbones import (
     keep_layers,
     parse_model_name,
 )
-from raysers.models.checkpoint import (
-    CONFIG_FILE,
-    PREPROCESSOR_FILE,
-    RANDOM_SEED,
-    WEIGHTS_FILE,
-    fetch_snapshot,
-    random_revision,
-)
+from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, RANDOM_SEED, WEIGHTS_FILE
 from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.emotion import EmotionModel, EmotionNetwork
-from raysers.models.outputs import Outputs
+from raysers.models.heads import DenseCategoryHead
+from raysers.models.outputs import PLAIN, Outputs, category_labels
 from raysers.models.whisper import WhisperEmotionModel
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
-#: What impossible values of a configuration lead to inside the network's constructors.
-_BUILD_ERRORS = (
-    TypeError,
-    ValueError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    RuntimeError,
-    ZeroDivisionError,
+#: Number formats that convert to float32 as they are; smaller ones need scales kept elsewhere.
+_PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+#: Parts of pre-training that a checkpoint may carry along and that never touch the scores.
+_HARMLESS = re.compile(
+    r"(quantizer|project_hid|project_q|lm_head)\.|.*\bmasked_spec_embed$|.*\bnum_batches_tracked$"
 )
+
+#: Keys a network may have besides those its configuration class declares: some families' heads.
+_OUR_KEYS = {"apply_spec_augment", "final_dropout", "trim_db", "peak_level", "final_norm"}
+_TOKEN_KEYS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
+
+#: What wrappers around a network write before its names.
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+#: Spellings of weight norm before parametrizations (torch < 2.1), and ours.
+_WEIGHT_NORM = {"weight_g": "original0", "weight_v": "original1"}
+
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A network in evaluation mode, float32, on the CPU, and what must be known to use it.
 
-    `revision` is the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`;
-    `hidden_size` is the size of an embedding; clips shorter than `min_samples` have no frame,
-    and those longer than `max_samples` do not fit (None: any length does).
+    `revision` is the hub's commit, a hash of the folder's files, or `random-<seed>-<hash>`.
     """
 
     model: EmotionNetwork
     name: str
     revision: str
     do_normalize: bool
-    hidden_size: int
-    min_samples: int
-    max_samples: int | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of an embedding."""
+        return self.model.embedding_size
 
 
 def load_emotion_model(
     name: ModelName | str, *, cache_dir: str | Path | None = None
 ) -> LoadedModel:
-    """Load a model by name.
-
-    Args:
-        name: what `--model` says, parsed or not.
-        cache_dir: where hub downloads are kept; default: the hub library's own place.
+    """Load a model by what `--model` says; `cache_dir` is where hub downloads are kept.
 
     Raises:
-        ConfigError: no such name, or no way to fetch it.
+        ConfigError: no such name, no way to fetch it, or a folder of an object store, which the
+            caller has to fetch first.
         CheckpointError: the folder is not a model whose scores can be trusted.
     """
     name = parse_model_name(name) if isinstance(name, str) else name
-    if name.is_object_store:
-        raise ConfigError(f"{name.text}: fetch the folder first and load the local copy")
     if name.random:
-        return _random(name)
-    if name.hub_id is not None:
-        folder = fetch_snapshot(name.hub_id, name.revision, cache_dir)
-        return _from_folder(name, folder, revision=folder.name)
-    if name.path is None:
-        raise ConfigError(f"{name.text} has no trained weights yet: use random:{name.text}")
-    return _from_folder(name, Path(name.path))
+        config = checkpoint.random_config(name)
+        return LoadedModel(
+            model=random_network(config, name.text, RANDOM_SEED).eval(),
+            name=name.text,
+            revision=checkpoint.random_revision(config, RANDOM_SEED),
+            do_normalize=config["model_type"] not in UNNORMALISED,
+        )
+    folder = checkpoint.open_folder(name, cache_dir)
+    order = checkpoint.label_order(folder.config, folder.path)
+    config = keep_layers(folder.config, name.layers, name.text)
+    model = build_on_meta(config, folder.path, Outputs.from_config(config, folder.path))
+    tensors = keep_bottom(read_weights(folder.weights), name.layers)
+    if category_labels(config):
+        with torch.device("meta"):
+            tensors = _as_category_head(model, tensors, folder.path)
+    load_weights(model, tensors, folder.path)
+    reorder_outputs(model, order)
+    return LoadedModel(
+        model=model.eval(),
+        name=name.text,
+        revision=folder.revision,
+        do_normalize=folder.do_normalize,
+    )
+
+
+def _as_category_head(
+    model: EmotionNetwork, tensors: dict[str, Tensor], where: object
+) -> dict[str, Tensor]:
+    """`tensors` of a classifier under our names, and its head in place of that of `model`.
+
+    Raises:
+        CheckpointError: no head that we know, or one trained on padded spectrograms (Whisper).
+    """
+    names = {"classifier.dense.": "categories.dense.", "classifier.out_proj.": _OUT}
+    tanh = "classifier.dense.weight" in tensors
+    if not tanh:
+        names = {"projector.": "categories.dense.", "classifier.": _OUT}
+    dense = tensors.get("classifier.dense.weight" if tanh else "projector.weight")
+    if dense is None or dense.ndim != 2 or model.config.model_type in UNNORMALISED:
+        raise CheckpointError(
+            f"{where}: id2label names categories, and the head is not one that can be used: neither"
+            " classifier.dense and classifier.out_proj nor projector and classifier of a model on"
+            " samples"
+        )
+    size, categories = dense.shape[0], len(model.outputs.categories)
+    model.categories = DenseCategoryHead(model.embedding_size, size, categories, tanh=tanh)
+    renamed = {
+        next((new + k.removeprefix(old) for old, new in names.items() if k.startswith(old)), k): v
+        for k, v in tensors.items()
+    }
+    unused = (key for key in model.state_dict() if key.startswith("classifier."))
+    zeros = {k: torch.zeros(model.get_parameter(k).shape, device="cpu") for k in unused}
+    return renamed | zeros
+
+
+#: The second layer of a head by other tools.
+_OUT = "categories.out_proj."
 
 
 def save_emotion_model(
@@ -103,11 +158,8 @@ def save_emotion_model(
 ) -> None:
     """Write `model` as a checkpoint folder in the published layout.
 
-    Args:
-        model: its parameters may be in any precision.
-        folder: made if it is not there; files of the same names are replaced.
-        do_normalize: whether the model was trained on normalised samples.
-        dtype: of the weights in the file; loading makes them float32 again.
+    Files of the same names are replaced. `dtype` is that of the weights in the file, which become
+    float32 again when they are loaded.
 
     Raises:
         CheckpointError: a weight is too large for `dtype`.
@@ -123,14 +175,11 @@ def save_emotion_model(
         "problem_type": "regression",
     }
     config |= model.outputs.config()
-    preprocessor = model.preprocessing | {
-        "do_normalize": do_normalize,
-        "sampling_rate": SAMPLE_RATE_HZ,
-    }
-    for file, content in ((CONFIG_FILE, config), (PREPROCESSOR_FILE, preprocessor)):
+    front = {"do_normalize": do_normalize, "sampling_rate": SAMPLE_RATE_HZ}
+    for file, content in ((CONFIG_FILE, config), (PREPROCESSOR_FILE, model.preprocessing | front)):
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (folder / file).write_text(text, encoding="utf-8")
-    weights.write_weights(model.state_dict(), folder / WEIGHTS_FILE, dtype=dtype)
+    write_weights(model.state_dict(), folder / WEIGHTS_FILE, dtype=dtype)
 
 
 def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
@@ -140,77 +189,182 @@ def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
         CheckpointError: a value the network cannot be built from.
     """
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
 
-    checkpoint.check_config(config, where)
     try:
         if config["model_type"] == CNN14:
             return Cnn14(Cnn14Config.from_dict(config))
         config_class = getattr(transformers, FAMILIES[config["model_type"]].config_class)
-        known = {k: v for k, v in config.items() if k in _shape_keys(config_class)}
+        shape = {*config_class.__annotations__} - _TOKEN_KEYS | _OUR_KEYS
+        known = config_class(**{k: v for k, v in config.items() if k in shape})
         network = WhisperEmotionModel if config["model_type"] == WHISPER else EmotionModel
-        return network(config_class(**known), config.get("pooling_mode") or "mean")
-    except (*_BUILD_ERRORS, StrictDataclassError) as error:
+        return network(known, config.get("pooling_mode") or "mean")
+    except Exception as error:  # impossible values lead to any exception inside constructors
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{where}: no network can be built from {CONFIG_FILE}: {reason}"
         ) from error
 
 
-def _shape_keys(config_class: Any) -> set[str]:
-    """Keys that describe the network; the rest of a `config.json` is about other tasks."""
-    base = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
-    # these work in every family, though some configurations do not declare them
-    ours = {"apply_spec_augment", "final_dropout", "trim_db", "peak_level", "final_norm"}
-    return {k for k in config_class.__annotations__ if k not in base} | ours
+def build_on_meta(
+    config: dict[str, Any], where: object, outputs: Outputs = PLAIN
+) -> EmotionNetwork:
+    """The network with its heads, shapes alone: no memory for weights that will be replaced.
 
-
-def _from_folder(name: ModelName, folder: Path, revision: str | None = None) -> LoadedModel:
-    config, paths = checkpoint.read_folder(folder)
-    do_normalize = checkpoint.read_do_normalize(folder, config)
-    model = build_on_meta(keep_layers(config, name.layers, name.text), folder)
-    tensors = weights.read_weights(paths)
-    if name.layers is not None:
-        tensors = weights.drop_layers(tensors, name.layers)
-    weights.load_weights(model, tensors, folder)
-    revision = revision or checkpoint.folder_hash(folder, paths)
-    return _loaded(model, name.text, revision, do_normalize)
-
-
-def build_on_meta(config: dict[str, Any], where: object) -> EmotionNetwork:
-    """The network's shapes alone: no time or memory for weights that are replaced or refused."""
+    Raises:
+        CheckpointError: no network can be built, or it has more parameters than any.
+    """
     with torch.device("meta"):
         model = build_network(config, where)
-        model.attach(Outputs.from_config(config, where))
-    limits.check_size(sum(p.numel() for p in model.parameters()), where)
+        model.attach(outputs)
+    checkpoint.check_size(sum(p.numel() for p in model.parameters()), where)
     return model
 
 
-def _random(name: ModelName) -> LoadedModel:
-    config = checkpoint.random_config(name)
-    if name.path is not None:
-        build_on_meta(config, name.text)
-    # the network is drawn by the stock initialisation from torch's own generator: fix it, and
-    # give it back as it was
+def random_network(config: dict[str, Any], where: object, seed: int) -> EmotionNetwork:
+    """The network of `config`, initialised from `seed` alone; torch's generator stays as it is."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        model = build_network(config, name.text)
-    normalised = config["model_type"] not in UNNORMALISED
-    return _loaded(model, name.text, random_revision(config, RANDOM_SEED), do_normalize=normalised)
+        build_on_meta(config, where)  # refuses what would fill the memory
+        torch.manual_seed(seed)
+        return build_network(config, where)
 
 
-def _loaded(
-    model: EmotionNetwork,
-    name: str,
-    revision: str,
-    do_normalize: bool,
-) -> LoadedModel:
-    return LoadedModel(
-        model=model.eval(),
-        name=name,
-        revision=revision,
-        do_normalize=do_normalize,
-        hidden_size=model.embedding_size,
-        min_samples=model.min_samples,
-        max_samples=model.max_samples,
-    )
+def reorder_outputs(model: EmotionNetwork, order: Sequence[int]) -> None:
+    """Bring the outputs of a head that has them in `order` into that of `DIMENSIONS`."""
+    if list(order) != sorted(order):
+        head: Any = model.get_submodule("classifier.out_proj")
+        head.weight, head.bias = nn.Parameter(head.weight[order]), nn.Parameter(head.bias[order])
+
+
+def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """All tensors of the files as they are, under today's names; `load_weights` checks them.
+
+    Raises:
+        CheckpointError: unreadable, not tensors, compressed, or a pickle that runs code.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in paths:
+        for key, value in _read_file(path).items():
+            if not isinstance(value, Tensor):
+                raise CheckpointError(f"{path}: {key} is a {type(value).__name__}, not a tensor")
+            stem, dot, last = _WRAPPERS.sub("", key).rpartition(".")
+            if last in _WEIGHT_NORM and stem.endswith(".conv"):
+                last = f"parametrizations.weight.{_WEIGHT_NORM[last]}"
+            weights[stem + dot + last] = value
+    return weights
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise CheckpointError(f"{path} is a Git LFS pointer: fetch the weights (git lfs pull)")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if start.startswith(b"PK"):
+            _check_zip(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except RaysersError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and is not opened, because a pickle can run code;"
+            f" convert it to {WEIGHTS_FILE} where you trust it"
+        ) from error
+    except Exception as error:  # damaged and hostile files lead to any exception inside readers
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise CheckpointError(f"{path} is not a readable weights file: {reason[0]}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors")
+    return content
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse an archive that holds more bytes than the file: the reader would inflate it all."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} is compressed, which torch.save never does, and is not opened;"
+            f" convert it to {WEIGHTS_FILE} where you trust it"
+        )
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: object) -> None:
+    """Put `weights` into `model` as float32, every one in its place and none left over.
+
+    Only SpecAugment's `masked_spec_embed` may be missing (it is used in training alone) and is
+    zero then.
+
+    Raises:
+        CheckpointError: naming the keys that are missing, unexpected, misshapen, not finite or no
+            plain tensors.
+    """
+    expected = model.state_dict()
+    given = {k if k in expected else k.removeprefix("model."): v for k, v in weights.items()}
+    missing = [k for k in expected if k not in given]
+    fitting = {k: v for k, v in given.items() if k in expected}
+    misshapen = [k for k, v in fitting.items() if v.shape != expected[k].shape]
+    problems = {
+        "no emotion head (a bare backbone must be fine-tuned first; random:NAME tries a network"
+        " without training), missing": [k for k in missing if k.startswith("classifier.")],
+        "weights are missing": [k for k in missing if not k.endswith("masked_spec_embed")],
+        "weights this network has no place for, so its scores would be wrong": [
+            k for k in given if k not in expected and not _HARMLESS.match(k)
+        ],
+        "weights are not plain float tensors": [
+            f"{k} ({form})" for k, v in fitting.items() if (form := _odd_form(v))
+        ],
+        f"shapes do not fit {CONFIG_FILE}": [
+            f"{k} {list(fitting[k].shape)} for {list(expected[k].shape)}" for k in misshapen
+        ],
+    }
+    _refuse(where, problems)
+    state = {k: v.float() for k, v in fitting.items()}
+    # a norm needs a tenth of the time of `isfinite`, but may overflow where no weight does
+    suspects = [k for k, v in state.items() if not v.norm().isfinite()]
+    broken = [k for k in suspects if not state[k].isfinite().all()]
+    _refuse(where, {"weights are NaN or infinite": broken})
+    zeros = {k: torch.zeros(expected[k].shape) for k in missing}
+    model.load_state_dict(state | zeros, assign=True)
+
+
+def _odd_form(value: Tensor) -> str:
+    """What keeps a tensor from being plain numbers of its size; empty if nothing."""
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return f"{value.layout} on {value.device}"
+    if value.dtype not in _PLAIN_DTYPES:
+        return str(value.dtype)
+    stored = value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    return "" if stored else "more elements than stored"
+
+
+def write_weights(
+    weights: dict[str, Tensor], path: Path, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write tensors as safetensors, floats as `dtype`.
+
+    Raises:
+        CheckpointError: a finite weight is beyond what `dtype` holds; nothing is written.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    lost = [k for k, v in stored.items() if (tensors[k].isfinite() & ~v.isfinite()).any()]
+    _refuse(path, {f"weights too large for {dtype}": lost})
+    save_file(stored, path, metadata={"format": "pt"})
+
+
+def keep_bottom(weights: dict[str, Tensor], layers: int | None) -> dict[str, Tensor]:
+    """`weights` without the transformer layers from number `layers` up."""
+    number = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
+    found = {key: number.search(key) for key in weights} if layers is not None else {}
+    above = {key for key, match in found.items() if match and int(match[1]) >= (layers or 0)}
+    return {key: value for key, value in weights.items() if key not in above}
+
+
+def _refuse(where: object, problems: dict[str, list[str]]) -> None:
+    for problem, keys in problems.items():
+        if keys:
+            more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+            raise CheckpointError(f"{where}: {problem}: {', '.join(keys[:4])}{more}")

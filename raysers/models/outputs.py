@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from raysers.types import DIMENSIONS
 
 _TRAINED, _CATEGORIES, _POINTS = "trained_dimensions", "categories", "category_points"
 _UNCERTAINTY, _OOD = "uncertainty_heads", "ood_rank"
+
+#: How libraries name outputs that nobody named.
+_UNNAMED = re.compile(r"LABEL_\d+")
 
 _MOST_CATEGORIES, _MOST_NAME_CHARS = 256, 100
 _MOST_UNCERTAINTY_HEADS, _MOST_OOD_RANK = 256, 16_384
@@ -41,6 +45,8 @@ class Outputs:
         Raises:
             CheckpointError: a key holds what no model has.
         """
+        if labels := category_labels(config):
+            return cls(trained=(), categories=_names({_CATEGORIES: labels}, _CATEGORIES, (), where))
         categories = _names(config, _CATEGORIES, (), where)
         trained = _names(config, _TRAINED, DIMENSIONS, where)
         in_order = tuple(name for name in DIMENSIONS if name in trained)
@@ -76,6 +82,21 @@ class Outputs:
             *(f"{name}_sd" for name in DIMENSIONS if self.uncertainty_heads),
             *(["ood"] if self.ood_rank else []),
         )
+
+
+def category_labels(config: dict[str, Any]) -> list[str]:
+    """The labels of a classifier of emotions by other tools, in order; empty for other models."""
+    labels = config.get("id2label")
+    if not isinstance(labels, dict) or len(labels) < 2:
+        return []
+    ordered = [labels.get(str(number)) for number in range(len(labels))]
+    known = {*DIMENSIONS, "activation"}
+    if all(
+        isinstance(name, str) and not _UNNAMED.fullmatch(name) and name.lower() not in known
+        for name in ordered
+    ):
+        return [str(name) for name in ordered]
+    return []
 
 
 #: Of a model with the three dimensions and nothing else.

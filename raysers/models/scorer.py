@@ -10,7 +10,8 @@ but the rumble to a group norm, takes this to 0.008 and 0.05 (w2v2-b).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +23,62 @@ from torch.nn.utils import parametrize
 from raysers.errors import ClipError, ConfigError, DeviceLost, RaysersError
 from raysers.models.loading import LoadedModel
 from raysers.models.masking import normalise
-from raysers.models.precision import choose_dtype, exact_convolutions
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
 
 Floats = npt.NDArray[np.float32]
+
+#: Number formats of a backbone, by their names in `--dtype`.
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: First CUDA generation (Ampere) with bfloat16 units.
+_BF16_CAPABILITY = (8, 0)
+
+
+def dtype_name(requested: str, device: str) -> str:
+    """fp32, bf16 or fp16 for `--dtype`: `auto` is bf16 where the hardware has it, else fp32.
+
+    Args:
+        requested: auto, fp32, bf16 or fp16.
+        device: `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: unknown, or not on this device.
+    """
+    if requested not in ("auto", *PRECISIONS):
+        raise ConfigError(f"--dtype {requested!r}: choose from auto, {', '.join(PRECISIONS)}")
+    on_cpu = device.startswith("cpu")
+    if requested == "fp16" and on_cpu:
+        raise ConfigError("--dtype fp16 needs a GPU; on CPUs use auto, bf16 or fp32")
+    if requested != "auto":
+        return requested
+    if on_cpu:
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        has_bf16 = any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    else:
+        has_bf16 = torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY
+    return "bf16" if has_bf16 else "fp32"
+
+
+def choose_dtype(requested: str, device: str) -> torch.dtype:
+    """The type torch has for `--dtype`; arguments and errors as of `dtype_name`."""
+    return PRECISIONS[dtype_name(requested, device)]
+
+
+@contextlib.contextmanager
+def exact_convolutions(dtype: torch.dtype) -> Iterator[None]:
+    """Keep cuDNN from rounding fp32 convolutions to 10 bits; all else of it stays as it is set."""
+    if dtype != torch.float32:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(  # whatever is not passed is reset, `enabled` to False
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        benchmark_limit=cudnn.benchmark_limit,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    ):
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +140,8 @@ class Scorer:
         self._do_normalize = loaded.do_normalize
         self.name = loaded.name
         self.revision = loaded.revision
-        self.min_samples = loaded.min_samples
-        self.max_samples = loaded.max_samples
-        self.hidden_size = loaded.hidden_size
+        self.min_samples = self._model.min_samples
+        self.max_samples = self._model.max_samples
         trained = self._model.outputs.trained
         self.untrained = [i for i, name in enumerate(DIMENSIONS) if name not in trained]
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from raysers.errors import CheckpointError, ConfigError
-from raysers.models import checkpoint, weights
+from raysers.models import checkpoint, loading
 from raysers.models.checkpoint import fetch_snapshot
-from raysers.models.precision import choose_dtype
+from raysers.models.scorer import choose_dtype
 from raysers.models.text_families import build_encoder, encoder_weights, family_of, most_tokens
 from raysers.models.text_tokens import TOKENIZER_FILES, TextTokenizer, Tokens
 
@@ -133,8 +133,8 @@ def load_text_encoder(
     family = family_of(config, folder)
     model = build_encoder(config, folder)
     paths = checkpoint.weight_paths(folder)
-    tensors = encoder_weights(weights.read_weights(paths), family, model)
-    weights.load_weights(model, tensors, folder)
+    tensors = encoder_weights(loading.read_weights(paths), family, model)
+    loading.load_weights(model, tensors, folder)
     most = most_tokens(model, family)
     tokenizer = TextTokenizer(folder, family, most)
     rows = model.get_input_embeddings().num_embeddings

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raysers.errors import CheckpointError
-from raysers.models.checkpoint import CONFIG_FILE
-from raysers.models.limits import check_size
+from raysers.models.checkpoint import CONFIG_FILE, check_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

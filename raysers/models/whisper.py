@@ -17,8 +17,7 @@ from torch.nn import functional
 
 from raysers.models.emotion import EmotionModel
 from raysers.models.frontend import MelSettings, conv_over_frames, log_mel
-from raysers.models.masking import valid
-from raysers.models.specaugment import augment_hidden
+from raysers.models.masking import augment_hidden, valid
 from raysers.types import SAMPLE_RATE_HZ
 
 #: Of the 16 kHz spectrogram that every Whisper is trained on.

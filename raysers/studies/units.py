@@ -26,8 +26,9 @@ from raysers.evaluation import runs
 from raysers.evaluation.flags import EvaluateFlags
 from raysers.evaluation.predictions import read_predictions
 from raysers.io import storage
-from raysers.models import checkpoint, weights
+from raysers.models import checkpoint, loading
 from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from raysers.models.initialize import is_head
 from raysers.robustness.flags import RobustnessFlags
 from raysers.robustness.summary import report as report_robustness
 from raysers.robustness.task import RobustnessTask
@@ -150,11 +151,11 @@ def _begin(run: Experiment, place: Place, report: Report) -> dict[str, Any]:
     folder = Path(place.uri(run.name))
     config = checkpoint.read_json(folder / CONFIG_FILE)
     bare = {k: v for k, v in config.items() if k not in ("id2label", "label2id", "architectures")}
-    found = weights.read_weights([folder / WEIGHTS_FILE])
+    found = loading.read_weights([folder / WEIGHTS_FILE])
     with tempfile.TemporaryDirectory() as place_of_weights:
         file = Path(place_of_weights) / WEIGHTS_FILE
-        below = {key: value for key, value in found.items() if not weights.is_head(key)}
-        weights.write_weights(below, file)
+        below = {key: value for key, value in found.items() if not is_head(key)}
+        loading.write_weights(below, file)
         contents = {
             PREPROCESSOR_FILE: storage.read_bytes(str(folder / PREPROCESSOR_FILE)),
             WEIGHTS_FILE: file.read_bytes(),

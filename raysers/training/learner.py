@@ -20,7 +20,7 @@ from raysers.errors import ConfigError, TrainingDiverged
 from raysers.models.emotion import EmotionNetwork
 from raysers.models.initialize import InitialModel
 from raysers.models.losses import LOSSES, NO_CATEGORY, category_loss
-from raysers.models.precision import exact_convolutions
+from raysers.models.scorer import exact_convolutions
 from raysers.training.batch import Batch, Floats, MicroBatch, StepResult, batch_ccc, pad
 from raysers.training.group import Group
 from raysers.training.optim import AveragedWeights, Gradients, lr_factor, make_optimiser

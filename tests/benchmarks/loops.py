@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raysers.models.backbones import BACKBONES, parse_model_name
-from raysers.models.precision import choose_dtype
+from raysers.models.scorer import choose_dtype
 from tests.benchmarks.measure import Line, cores, device_name
 
 

@@ -116,7 +116,7 @@ def machine() -> Line:
     import ray
     import torch
 
-    from raysers.models.precision import choose_dtype
+    from raysers.models.scorer import choose_dtype
 
     device = device_name()
     return {

@@ -8,7 +8,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysers.engine.cluster import call_on_worker
 from raysers.engine.plan import Placement
-from raysers.models.precision import dtype_name
+from raysers.models.scorer import dtype_name
 
 
 def test_a_trial_whose_place_holds_no_cpu_is_answered(ray_session):

@@ -94,9 +94,6 @@ def loaded(model: EmotionModel, *, do_normalize: bool = True) -> LoadedModel:
         name="test",
         revision="r",
         do_normalize=do_normalize,
-        hidden_size=model.embedding_size,
-        min_samples=model.min_samples,
-        max_samples=model.max_samples,
     )
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import transformers
 
 from raysers.errors import ConfigError
 from raysers.models.backbones import BACKBONES, parse_model_name
-from raysers.models.checkpoint import fetch_snapshot
+from raysers.models.checkpoint import fetch_snapshot, identify
 from raysers.models.emotion import FAMILIES
 from raysers.models.loading import build_network
 from tests.places import SHARED_DATA, needs_shared
@@ -144,3 +146,26 @@ def test_the_flag_that_was_given_is_the_one_that_is_named(tmp_path) -> None:
         parse_model_name("w2v2-b@", "--backbone")
     with pytest.raises(ConfigError, match=r"^--text-model owner/none is not in the local cache"):
         fetch_snapshot("owner/none", None, tmp_path, flag="--text-model")
+
+
+@pytest.mark.parametrize("alias", BACKBONES)
+def test_every_alias_is_known_without_its_network(alias: str) -> None:
+    """What a job has to know before workers start agrees with the network that they build."""
+    found = identify(parse_model_name(f"random:{alias}"))
+    with torch.device("meta"):
+        network = build_network(BACKBONES[alias].config(), alias)
+    assert found.embedding_size == network.embedding_size
+    assert found.revision.startswith("random-0-")
+
+
+def test_checking_a_model_loads_no_network_library() -> None:
+    code = (
+        "import sys\n"
+        "from raysers.models.backbones import parse_model_name\n"
+        "from raysers.models.checkpoint import identify\n"
+        "identify(parse_model_name('random:tiny'))\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")

@@ -91,3 +91,32 @@ def test_links_of_the_hubs_cache_and_within_the_folder_work(model: Path) -> None
     (cache.parent / "outside.json").write_text("{}")
     with pytest.raises(CheckpointError, match="out of the model folder"):
         checkpoint.check_folder(cache / "snapshots" / "abc")
+
+
+#: Sizes of real models of other kinds: text encoders, recognisers.
+KNOWN_SIZES = [
+    {"vocab_size": 250_002, "type_vocab_size": 0, "max_relative_positions": -1},
+    {"vocab_size": 51_866, "max_target_positions": 448, "suppress_tokens": list(range(90))},
+    {"conv_dim": [512] * 7, "tdnn_dim": [512, 512, 512, 512, 1500], "vocab_size": None},
+    {"num_train_samples": 10**6, "seed": 2**60, "freeze_layers": False, "model_size": "large"},
+]
+NO_SIZES = [
+    {"hidden_size": 65_537},
+    {"num_hidden_layers": 10**5},
+    {"vocab_size": 10**7},
+    {"conv_dim": [1] * 33},
+    {"conv_stride": [0]},
+    {"num_conv_pos_embeddings": -2},
+]
+
+
+@pytest.mark.parametrize("config", KNOWN_SIZES)
+def test_sizes_of_real_models_pass(config: dict[str, object]) -> None:
+    checkpoint.check_numbers(config, "model")
+
+
+@pytest.mark.parametrize("config", NO_SIZES)
+def test_sizes_of_no_model_are_refused_by_name(config: dict[str, object]) -> None:
+    for content in (config, {"model_type": "whisper", "text_config": config}):
+        with pytest.raises(CheckpointError, match=next(iter(config))):
+            checkpoint.check_numbers(content, "model")

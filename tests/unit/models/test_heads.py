@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from scipy.spatial.distance import mahalanobis
 
 from raysers.errors import CheckpointError
@@ -153,7 +154,7 @@ def test_the_distance_is_that_of_mahalanobis() -> None:
 
 
 def test_spread_of_the_heads_is_the_uncertainty() -> None:
-    head = Uncertainty(2, 3)
+    head = Uncertainty(2, 3, torch.tensor(()))
     with torch.no_grad():
         head.heads.weight.zero_()
         head.heads.bias.copy_(torch.tensor([0.0, 0.2, 0.5, 0.3, 0.2, 0.5, 0.6, 0.2, 0.5]))
@@ -162,6 +163,29 @@ def test_spread_of_the_heads_is_the_uncertainty() -> None:
     found = head(torch.zeros(1, 2))[0]
     # arousal 0, .3, .6: standard deviation .3 sqrt(2 / 3), twice that; the others do not vary
     np.testing.assert_allclose(found.detach(), [0.6 * np.sqrt(2 / 3), 0.1, 0.0], atol=1e-6)
+
+
+def test_scores_and_their_spread_come_from_points_where_a_model_has_them(tmp_path: Path) -> None:
+    points = ((0.8, 0.6, 0.2), (0.5, 0.5, 0.5), (0.7, 0.7, 0.9))
+    model = small_model("w2v2-b")
+    torch.manual_seed(5)
+    model.attach(Outputs(categories=CATEGORIES, points=points, uncertainty_heads=2))
+    save_emotion_model(model, tmp_path)
+    assert "classifier.dense.weight" not in load_file(tmp_path / "model.safetensors")
+    scorer = Scorer(load_emotion_model(str(tmp_path)), dtype="fp32", device="cpu")
+    found = scorer.score([speechlike(16_000, 1), speechlike(24_000, 2)])
+    places = np.array(points)
+    np.testing.assert_allclose(found.scores, found.extras[:, :3] @ places, atol=1e-6)
+    heads = model.uncertainty.heads
+    logits = found.embeddings @ heads.weight.detach().numpy().T + heads.bias.detach().numpy()
+    odds = np.exp(logits.reshape(2, 2, 3))
+    chances = (odds / odds.sum(2, keepdims=True)).mean(1)
+    for row in range(2):  # the variance of a draw from the three points
+        mean = sum(p * point for p, point in zip(chances[row], places, strict=True))
+        variance = sum(
+            p * (point - mean) ** 2 for p, point in zip(chances[row], places, strict=True)
+        )
+        np.testing.assert_allclose(found.extras[row, 3:6], np.sqrt(variance), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +199,8 @@ def test_spread_of_the_heads_is_the_uncertainty() -> None:
         ("uncertainty_heads", 10**9),
         ("ood_rank", True),
         ("ood_rank", 1e30),
+        ("category_points", [[0, 0, 0]]),
+        ("category_points", "middle"),
         ("trained_dimensions", []),
         ("trained_dimensions", ["anger"]),
     ],

@@ -102,9 +102,33 @@ def test_a_fine_tuned_head_is_kept_and_one_for_other_labels_is_not(tmp_path: Pat
     config = json.loads((tmp_path / "config.json").read_text())
     config["id2label"] = {"0": "arousal", "1": "valence", "2": "dominance"}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    ordered = start_model(str(tmp_path), seed=3)
+    assert ordered.head_kept
+    bias = start.model.classifier.out_proj.bias
+    assert torch.equal(ordered.model.classifier.out_proj.bias, bias[torch.tensor([0, 2, 1])])
+    config["id2label"] = {"0": "angry", "1": "calm", "2": "sad"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     other = start_model(str(tmp_path), seed=3)
     assert not other.head_kept
     assert not torch.equal(other.model.classifier.dense.weight, start.model.classifier.dense.weight)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model."])
+def test_names_of_a_wrapper_around_a_network_are_read_through(tmp_path: Path, wrapper: str) -> None:
+    card = write_checkpoint(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({f"{wrapper}{key}": value for key, value in load_file(path).items()}, path)
+    start = start_model(str(tmp_path), seed=3)
+    assert start.head_kept
+    torch.testing.assert_close(start.model.state_dict(), card.state_dict(), rtol=0, atol=0)
+
+
+def test_a_preprocessor_where_the_command_runs_is_no_part_of_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    monkeypatch.chdir(tmp_path)
+    assert start_model("random:tiny", seed=0).do_normalize
 
 
 def test_layers_are_cut_from_the_top(tmp_path: Path) -> None:
@@ -221,7 +245,7 @@ REFUSED: list[tuple[str, Callable[[Path], Any] | None, str, dict[str, Any]]] = [
     ("use --pooling masked", write_checkpoint, "", {"pooling": "attentive"}),
     ("missing.*layers.1.attention", break_weights, "", {}),
     ("does not exist", None, "./not-there", {}),
-    ("preprocessor_config", lambda f: stock_backbone("w2v2-b").save_pretrained(f), "", {}),
+    ("preprocessor_config", lambda f: stock_backbone("wavlm-base").save_pretrained(f), "", {}),
 ]
 
 

@@ -23,6 +23,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models.backbones import parse_model_name
+from raysers.models.checkpoint import identify
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.scorer import Scorer
 from tests.unit.models.networks import PlainModel, small_config, small_model, speechlike
@@ -126,6 +127,38 @@ def to_shards(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
 
 
+def to_wrapped(folder: Path) -> None:
+    """As torch's wrapper for several processes names them."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"module.{k}": v for k, v in weights.items()}, folder / "model.safetensors")
+
+
+def to_inner(folder: Path) -> None:
+    """A model saved as a part of another."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"model.{k}": v for k, v in weights.items()}, folder / "model.safetensors")
+
+
+def to_other_order(folder: Path) -> None:
+    """Outputs as valence, arousal, dominance."""
+    edit_config(folder, id2label={"0": "Valence", "1": "Arousal", "2": "Dominance"})
+    keys = ("classifier.out_proj.weight", "classifier.out_proj.bias")
+    edit_weights(folder, lambda w: w.update({k: w[k][torch.tensor([2, 0, 1])] for k in keys}))
+
+
+def to_processor(folder: Path) -> None:
+    """As transformers 5 saves a processor."""
+    (folder / "preprocessor_config.json").rename(folder / "p.json")
+    content = {"feature_extractor": json.loads((folder / "p.json").read_text())}
+    (folder / "processor_config.json").write_text(json.dumps(content | {"do_normalize": False}))
+
+
+def to_trainer(folder: Path) -> None:
+    """As a Trainer leaves it that did not get the preprocessor."""
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "training_args.bin").write_bytes(b"x")
+
+
 def to_leftovers(folder: Path) -> None:
     """Of pre-training; the vector of SpecAugment may be missing."""
     weights = load_file(folder / "model.safetensors")
@@ -133,13 +166,30 @@ def to_leftovers(folder: Path) -> None:
     save_file(weights | {"quantizer.bias": torch.zeros(2)}, folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("rewrite", [None, to_bin, to_new_names, to_shards, to_leftovers])
+LAYOUTS = [
+    None, to_bin, to_new_names, to_shards, to_wrapped, to_inner, to_other_order, to_processor,
+    to_trainer, to_leftovers,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rewrite", LAYOUTS)
 def test_published_layout_scores_as_the_model_card(
     folder: Path, card: CardModel, rewrite: Callable[[Path], None] | None
 ) -> None:
     if rewrite:
         rewrite(folder)
     np.testing.assert_allclose(our_scores(folder), card_scores(card), rtol=0, atol=1e-5)
+
+
+def test_the_published_default_is_said_where_it_is_assumed(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    to_trainer(folder)
+    identify(parse_model_name(str(folder)))
+    assert "clips are normalised" in caplog.text
+    edit_config(folder, model_type="wavlm")  # whose published sizes differ
+    with pytest.raises(CheckpointError, match="copy it from the original"):
+        identify(parse_model_name(str(folder)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -189,33 +239,50 @@ def extra(key: str, *shape: int) -> Callable[[Path], Any]:
     return partial(edit_weights, edit=lambda weights: weights.update({key: torch.zeros(shape)}))
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 661000000\n"
+
+
+def to_adapter(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+
+
+def lose_a_shard(folder: Path) -> None:
+    to_shards(folder)
+    (folder / "model-1.safetensors").unlink()
+
+
 #: A folder's fault and the words it is refused with.
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("shapes do not fit", {"intermediate_size": 80}),
     ("missing.*layers.2", {"num_hidden_layers": 3}),
     ("no place for.*layers.1", {"num_hidden_layers": 1}),
     ("id2label is.*LABEL_0", {"id2label": {"0": "LABEL_0"}}),
-    ("id2label", {"id2label": {"0": "arousal", "1": "valence", "2": "dominance"}}),
+    ("id2label", {"id2label": {"0": "arousal", "1": "valence", "2": "valence"}}),
+    ("id2label", {"id2label": LABELS | {"3": "quality"}}),
     ("model_type is 'bert'", {"model_type": "bert"}),
     ("add_adapter is True", {"add_adapter": True}),
     ("use_weighted_layer_sum is True", {"use_weighted_layer_sum": True}),
     ("conv_pos_batch_norm", {"model_type": "hubert", "conv_pos_batch_norm": True}),
     ("pooling_mode is 'max'", {"pooling_mode": "max"}),
-    ("hidden_size is 'wide'", {"hidden_size": "wide"}),
-    ("hidden_size is '16385'", {"hidden_size": 16_385}),
-    ("hidden_size is 'True'", {"hidden_size": True}),
-    ("num_hidden_layers is '-1'", {"num_hidden_layers": -1}),
-    ("entry of conv_stride is '0'", {"conv_stride": [5, 2, 2, 2, 0, 2, 2]}),
-    ("entry of conv_kernel is '-3'", {"conv_kernel": [10, 3, 3, 3, 3, 2, -3]}),
-    ("conv_dim is not a list", {"conv_dim": [8] * 33}),
-    ("conv_dim is not a list", {"conv_dim": 512}),
+    ("hidden_size.*'wide'", {"hidden_size": "wide"}),
+    ("hidden_size is 65537", {"hidden_size": 65_537}),
+    ("hidden_size.*bool", {"hidden_size": True}),
+    ("num_hidden_layers is -1", {"num_hidden_layers": -1}),
+    ("num_hidden_layers is 257", {"num_hidden_layers": 257}),
+    (r"conv_stride is \[5, 2, 2, 2, 0", {"conv_stride": [5, 2, 2, 2, 0, 2, 2]}),
+    ("conv_kernel is .*-3", {"conv_kernel": [10, 3, 3, 3, 3, 2, -3]}),
+    ("conv_dim is .* at most 32", {"conv_dim": [8] * 33}),
+    ("conv_dim.*512", {"conv_dim": 512}),
+    ("num_conv_pos_embeddings is 1000000", {"num_conv_pos_embeddings": 10**6}),
+    ("no network can be built", {"hidden_size": -1}),
     ("describes a network of", {"num_hidden_layers": 200, "hidden_size": 16_384}),
     ("no network can be built", {"num_attention_heads": 5}),
     ("no network can be built", {"hidden_act": "nonsense"}),
 ]
 REFUSALS: list[tuple[str, Callable[[Path], Any]]] = [
     *((words, partial(edit_config, **changes)) for words, changes in CONFIGS),
-    ("no emotion head.*projector.weight", partial(edit_weights, edit=no_head)),
+    ("no emotion head.*first.*classifier.dense.weight", partial(edit_weights, edit=no_head)),
     (r"out_proj.weight \[4, 48\] for \[3, 48\]", extra("classifier.out_proj.weight", 4, 48)),
     (f"missing: {LAYER}", partial(edit_weights, edit=lambda weights: weights.pop(LAYER))),
     ("no place for.*adapter", extra("wav2vec2.encoder.layers.0.adapter_layer.norm.weight", 2)),
@@ -224,11 +291,13 @@ REFUSALS: list[tuple[str, Callable[[Path], Any]]] = [
     ("config.json cannot be read", lambda f: (f / "config.json").unlink()),
     ("not JSON", lambda f: (f / "config.json").write_text("{")),
     ("not an object", lambda f: (f / "config.json").write_text("[]")),
-    ("no preprocessor_config.json", lambda f: (f / "preprocessor_config.json").unlink()),
-    ("8000 Hz", partial(preprocessor, text='{"sampling_rate": 8000}')),
+    ("sampling_rate is 8000", partial(preprocessor, text='{"sampling_rate": 8000}')),
     ('add the line "do_norm', partial(preprocessor, text='{"sampling_rate": 16000}')),
     ("do_normalize is 1", partial(preprocessor, text='{"do_normalize": 1}')),
     ("no weights", lambda f: (f / "model.safetensors").unlink()),
+    ("git lfs pull", lambda f: (f / "model.safetensors").write_bytes(LFS_POINTER)),
+    ("adapter must be merged", to_adapter),
+    ("names model-1.safetensors, which is missing", lose_a_shard),
     ("not a readable weights", lambda f: (f / "model.safetensors").write_bytes(b"x" * 99)),
     ("does not exist", shutil.rmtree),
 ]
@@ -307,11 +376,11 @@ def test_malicious_pickle_is_refused_and_not_run(folder: Path, plain: bool) -> N
     assert not (folder / "owned").exists()
 
 
-def test_index_cannot_reach_outside_its_folder(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "pipe", ["model.safetensors"], None])
+def test_index_names_weights_of_its_folder_only(folder: Path, tmp_path: Path, name: object) -> None:
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}})
-    )
+    os.mkfifo(folder / "pipe")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(CheckpointError, match="same folder"):
         load_emotion_model(str(folder))
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from raysers.errors import ClipError, ConfigError, DeviceLost
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import load_emotion_model
-from raysers.models.precision import choose_dtype, dtype_name
-from raysers.models.scorer import Row, Scorer, score_rows
+from raysers.models.scorer import Row, Scorer, choose_dtype, dtype_name, score_rows
 from raysers.types import Status
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.models.networks import PlainModel, loaded, small_model, speechlike

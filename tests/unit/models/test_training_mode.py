@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from raysers.models.emotion import EmotionModel
-from raysers.models.specaugment import draw_spans
+from raysers.models.masking import draw_spans
 from tests.unit.models.networks import (
     NOTHING_RANDOM,
     padded_batch,
