@@ -30,8 +30,8 @@ def evaluate(flags: EvaluateFlags) -> int:
     flags = flags.with_absolute_paths()
     with Run.open(JOB, flags.output, table="metrics") as run:
         run.refuse_other_settings(flags.settings)
-        labels = runs.read_labels(flags)
         found = [read_predictions(uri) for uri in flags.predictions]
+        labels = runs.read_labels(flags, emotions=any(one.has_categories for one in found))
         report = None if flags.model else runs.measure(flags, labels, found)
         for model in flags.model:
             AnnotateTask.load(model, dtype=flags.dtype, max_padded_s=0)
