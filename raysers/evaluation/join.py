@@ -111,15 +111,15 @@ def join(
 
 def _aligned(
     labels: pa.Table, table: pa.Table, match: NDArray[np.intp], by_path: int
-) -> tuple[list[str], Floats, Coverage]:
+) -> tuple[Sequence[str], Floats, Coverage]:
     """The predictions in the order of the labels, NaN where there is none.
 
     Returns:
         Names of the categories [k]; the dimensions, the probabilities of the categories, and the
         deviations of the dimensions, [labels, 3 + k + 3]; and what became of the predictions.
     """
-    names, probabilities = _categories_of(table)
-    outputs = np.hstack([dimensions_of(table), probabilities])
+    said = categories_of(table)
+    outputs = np.hstack([dimensions_of(table), said.probabilities])
     status = np.array(table["status"].to_pylist(), object)
     ok = status == str(Status.OK)
     # null in every row: an output that was not trained
@@ -141,11 +141,11 @@ def _aligned(
         unpredicted=len(labels) - found,
         statuses=dict(Counter(status[joined].tolist())),
     )
-    return names, aligned, coverage
+    return said.names, aligned, coverage
 
 
-def _categories_of(table: pa.Table) -> tuple[list[str], Floats]:
-    """Common names [k] of the categories a model predicted, and their probabilities [n, k].
+def categories_of(table: pa.Table) -> Categories:
+    """The emotion categories a model predicted; without names where it predicted none.
 
     Categories of the same common name add up. Of models put together, one may lack a category of
     another: it gives that one no probability.
@@ -157,7 +157,7 @@ def _categories_of(table: pa.Table) -> tuple[list[str], Floats]:
     unknown = np.isnan(values).all(axis=1, keepdims=True)
     is_name = np.array([[one == name for name in names] for one in common], float)
     summed = np.nan_to_num(values) @ is_name.reshape(len(columns), len(names))
-    return names, np.where(unknown, np.nan, summed)
+    return Categories(names=names, probabilities=np.where(unknown, np.nan, summed))
 
 
 def _match(

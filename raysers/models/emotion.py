@@ -110,8 +110,10 @@ class EmotionNetwork(nn.Module, ABC):
     def attach(self, outputs: Outputs) -> None:
         """Give the network the heads of `outputs`: `categories`, `uncertainty`, `ood`.
 
-        Their weights are new, drawn from torch's generator or empty.
+        They replace those it has. Their weights are new, drawn from torch's generator or empty.
         """
+        for name in ("categories", "uncertainty", "ood"):
+            self._modules.pop(name, None)
         self.outputs = outputs
         size = self.embedding_size
         if outputs.categories:
