@@ -35,7 +35,8 @@ def category_rows(
 
     Args:
         scores: labels (column `emotion`) and predicted categories.
-        by: columns whose values get rows of their own, beside those over all clips.
+        by: columns whose values get rows of their own, beside those over all clips; by `emotion`
+            there is the recall of each category alone, as `uar`.
         draws: bootstrap draws; 0 leaves the intervals undefined.
         seed: of the draws.
     """
@@ -85,8 +86,11 @@ def _cell_rows(
     known = np.isin(present, found.names)
     values = _figures(each.sum(axis=0), known)
     drawn = _figures(drawn_counts(scores, cell, each, bootstrap), known)
+    left_out = [] if not known.all() else ["uar_known"]
+    if cell.group == EMOTION:  # clips of one category: its recall, and nothing to average
+        left_out = [metric for metric in CATEGORY_METRICS if metric != "uar"]
     for metric in CATEGORY_METRICS:
-        if metric == "uar_known" and known.all():
+        if metric in left_out:
             continue
         low, high = interval(drawn[metric])
         yield Row(

@@ -106,6 +106,12 @@ def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[st
     yield from category_notes(scores)
     if options.draws:
         yield from _interval_notes(scores, cells)
+    if np.isfinite(scores.truth).any():
+        yield from _gaps(scores, options, rows)
+
+
+def _gaps(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[str]:
+    """Why figures of the dimensions are missing."""
     if not any(row.metric.startswith("sex_fairness") for row in rows):
         yield "no fairness between the sexes: the labels do not know clips of both"
     if not any(row.metric == "speaker_ccc" for row in rows):

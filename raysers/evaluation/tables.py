@@ -48,13 +48,16 @@ _SECTIONS = (
     Section("rank correlation of speakers between models (Spearman)", "speaker_spearman"),
 )
 
-_CATEGORIES = "emotion categories (0..1, 1 is best; calibration error ece: 0 is best)"
 _SPEAKERS = "CCC per speaker: lowest / median / highest mean (largest deviation over the draws)"
 #: Dimensions that stand beside each other.
 _COLUMNS: Sequence[Sequence[str]] = (DIMENSIONS, ("mean",))
-_CATEGORY_COLUMNS: Sequence[Sequence[str]] = (
-    ("uar", "macro_f1", "accuracy", "ece"),
-    ("uar_known",),
+#: Tables of the emotion categories: title and metrics.
+_CATEGORIES = (
+    (
+        "emotion categories (0..1, 1 is best; calibration error ece: 0 is best)",
+        ("uar", "macro_f1", "accuracy", "ece"),
+    ),
+    ("unweighted average recall over the categories that the model knows", ("uar_known",)),
 )
 #: Metrics of groups of clips, and those of them that are printed.
 _OF_GROUPS = {*METRICS, *CATEGORY_METRICS, COVERAGE}
@@ -93,9 +96,9 @@ def print_metrics(rows: Sequence[Row], console: Console | None = None) -> None:
             _print_lines(console, section.title, columns, list(lines))
         _print_left(console, left)
     chosen, left = _chosen([row for row in rows if row.dimension == EMOTION])
-    for columns in _CATEGORY_COLUMNS:
+    for title, columns in _CATEGORIES:
         lines = _lines([row for row in chosen if row.metric in columns], shares, names)
-        _print_lines(console, _CATEGORIES, columns, list(lines))
+        _print_lines(console, title, columns, list(lines))
     _print_left(console, left)
     speakers = [row for row in rows if row.metric.startswith("speaker_ccc")]
     _print_lines(console, _SPEAKERS, DIMENSIONS, list(_speaker_lines(speakers, names)))
