@@ -30,11 +30,12 @@ def evaluate(flags: EvaluateFlags) -> int:
     flags = flags.with_absolute_paths()
     with Run.open(JOB, flags.output, table="metrics") as run:
         run.refuse_other_settings(flags.settings)
-        labels = runs.read_labels(flags)
         found = [read_predictions(uri) for uri in flags.predictions]
+        tasks = [AnnotateTask.load(m, dtype=flags.dtype, max_padded_s=0) for m in flags.model]
+        emotions = any(one.has_categories for one in found)
+        emotions = emotions or any(task.outputs.categories for task in tasks)
+        labels = runs.read_labels(flags, emotions=emotions)
         report = None if flags.model else runs.measure(flags, labels, found)
-        for model in flags.model:
-            AnnotateTask.load(model, dtype=flags.dtype, max_padded_s=0)
         run.begin(as_plain(flags), flags.settings)
         if report is None:
             found += [read_predictions(uri) for uri in predict(flags, labels)]

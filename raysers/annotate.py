@@ -143,14 +143,9 @@ class Annotator:
             if isinstance(row, ClipError):
                 found.append(row)
                 continue
-            columns: dict[str, Any] = dict(zip(DIMENSIONS, row.scores.tolist(), strict=True))
-            columns = {name: columns[name] for name in self._outputs.trained}
-            if names := self._outputs.categories:
-                columns["emotion"] = names[int(row.extras[: len(names)].argmax())]
-            columns |= zip(self._outputs.columns, row.extras.tolist(), strict=True)
-            if self._embeddings:
-                columns["embedding"] = row.embedding
-            found.append(columns)
+            columns = self._outputs.row(row.scores.tolist(), row.extras.tolist())
+            embedding = {"embedding": row.embedding} if self._embeddings else {}
+            found.append(columns | embedding)
         return found
 
 

@@ -119,7 +119,11 @@ METRICS = pa.schema(
         _field("split", pa.string(), "split of the corpus; all: the whole corpus"),
         _field("group", pa.string(), "column the clips are grouped by; empty: all clips"),
         _field("group_value", pa.string(), "value of that column; of model: what is compared with"),
-        _field("dimension", pa.string(), "arousal, dominance, valence; mean: over several"),
+        _field(
+            "dimension",
+            pa.string(),
+            "arousal, dominance, valence; mean: over several; emotion: the categories",
+        ),
         _field("metric", pa.string(), "name of the metric"),
         _field("value", pa.float64(), "its value; null: undefined"),
         _field("ci_low", pa.float64(), "lower end of the 95 % interval; null: none"),

@@ -9,13 +9,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from raysers.evaluation.draws import Bootstrap, drawn_sums, pairs
+from raysers.evaluation.draws import Bootstrap, drawn_counts, drawn_sums, pairs
 from raysers.evaluation.intervals import interval
-from raysers.evaluation.metrics import METRICS, Floats, ccc, per_dimension
+from raysers.evaluation.metrics import METRICS, Floats, ccc, per_dimension, ratio
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
-from raysers.evaluation.scores import ALL, Scores, Subset, base_subsets, group_subsets
+from raysers.evaluation.scores import ALL, Scores, Subset, base_subsets, subsets
 
+#: Metric of the intervals that a model states, and how many deviations one reaches to each side.
+COVERAGE, _Z_90 = "coverage_90", 1.645
 #: Splits a dataset is known by in comparisons of datasets, the first that is there.
 _MAIN_SPLITS = ("test1", "test", ALL)
 
@@ -25,6 +27,9 @@ def correctness_rows(
 ) -> list[Row]:
     """CCC, Pearson and MAE of every model, cell and dimension, with 95 % intervals.
 
+    Of models that state how far their scores spread also `coverage_90`: the share of labels within
+    1.645 standard deviations of the score, .9 where these are right.
+
     Args:
         scores: labels and predictions.
         by: columns whose values get rows of their own, beside those over all clips.
@@ -32,9 +37,7 @@ def correctness_rows(
         seed: of the draws.
     """
     bootstrap = Bootstrap(draws=draws, seed=seed)
-    cells = base_subsets(scores)
-    groups = [part for cell in cells for name in by for part in group_subsets(scores, cell, name)]
-    return [row for cell in (*cells, *groups) for row in _cell_rows(scores, cell, bootstrap)]
+    return [row for cell in subsets(scores, by) for row in _cell_rows(scores, cell, bootstrap)]
 
 
 def _cell_rows(scores: Scores, cell: Subset, bootstrap: Bootstrap) -> Iterator[Row]:
@@ -48,6 +51,24 @@ def _cell_rows(scores: Scores, cell: Subset, bootstrap: Bootstrap) -> Iterator[R
             value = per_dimension(metric, truth, mine)
             n = pairs(truth, mine)
             yield from dimension_rows(cell, model, name, value, n, (low[m], high[m]))
+        if model in scores.deviations:
+            yield from _coverage_rows(scores, cell, model, bootstrap)
+
+
+def _coverage_rows(scores: Scores, cell: Subset, model: str, bootstrap: Bootstrap) -> Iterator[Row]:
+    """Share of labels within the 90 % interval that the model states for its scores."""
+    reach = _Z_90 * scores.deviations[model][cell.rows]
+    error = np.abs(scores.predictions[model] - scores.truth)[cell.rows]
+    there = np.isfinite(error) & np.isfinite(reach)
+    each = np.hstack([there & (error <= reach), there]).astype(np.float64)
+
+    def share(sums: Floats) -> Floats:
+        within, n = np.split(sums, 2, axis=-1)
+        return ratio(within, n, n > 0)
+
+    bounds = interval(share(drawn_counts(scores, cell, each, bootstrap)))
+    n = there.sum(axis=0)
+    yield from dimension_rows(cell, model, COVERAGE, share(each.sum(axis=0)), n, bounds)
 
 
 def main_subset(cells: Sequence[Subset], dataset: str) -> Subset:

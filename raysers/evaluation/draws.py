@@ -38,15 +38,25 @@ def drawn_sums(
         predictions: arrays [n, 3] of all clips; NaN leaves a clip out.
         bootstrap: number of draws, and seed.
     """
-    rows = cell.rows.tolist()
-    speakers = scores.columns.get("speaker")
-    names = [speakers[i] for i in rows] if speakers is not None else [None] * len(rows)
-    unit, units = resampling_units(names, [scores.clip_id[i] for i in rows])
+    unit, units = _drawn_units(scores, cell)
     truth = scores.truth[cell.rows]
     offset = mean_label(truth)
     sums = [unit_sums(truth, p[cell.rows], unit, units, offset) for p in predictions]
     rng = generator(bootstrap.seed, *cell.key)
     return resample(np.stack(sums, axis=1), bootstrap.draws, rng)
+
+
+def drawn_counts(scores: Scores, cell: Subset, each: Floats, bootstrap: Bootstrap) -> Floats:
+    """Sums of every draw over what each clip of the cell counts, [clips, k] -> [draws, k]."""
+    unit, units = _drawn_units(scores, cell)
+    sums = np.zeros((units, each.shape[1]))
+    np.add.at(sums, unit, each)
+    return resample(sums, bootstrap.draws, generator(bootstrap.seed, *cell.key))
+
+
+def _drawn_units(scores: Scores, cell: Subset) -> tuple[NDArray[np.intp], int]:
+    rows, speakers = cell.rows.tolist(), scores.column("speaker")
+    return resampling_units([speakers[i] for i in rows], [scores.clip_id[i] for i in rows])
 
 
 def mean_label(truth: Floats) -> Floats:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raysers.evaluation.baseline import with_baseline
+from raysers.evaluation.categories import category_notes, category_rows
 from raysers.evaluation.comparison import comparison_rows
 from raysers.evaluation.correctness import correctness_rows, drop_rows
 from raysers.evaluation.draws import Bootstrap, known_speakers
@@ -55,6 +56,7 @@ def assess(scores: Scores, options: Options) -> tuple[list[Row], list[str]]:
     bootstrap = Bootstrap(draws=options.draws, seed=options.seed)
     both = with_baseline(scores, options.seed)
     rows = correctness_rows(both, by=options.by, draws=options.draws, seed=options.seed)
+    rows += category_rows(scores, by=options.by, draws=options.draws, seed=options.seed)
     rows += fairness_rows(both, bootstrap)
     rows += comparison_rows(scores, bootstrap)
     rows += speaker_rows(scores, samples=options.speaker_samples, seed=options.seed)
@@ -101,8 +103,15 @@ def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[st
         missing = [d for i, d in enumerate(DIMENSIONS) if not np.isfinite(predicted[:, i]).any()]
         if missing:
             yield f"{model}: no scores of {', '.join(missing)}, so no figures of it"
+    yield from category_notes(scores)
     if options.draws:
         yield from _interval_notes(scores, cells)
+    if np.isfinite(scores.truth).any():
+        yield from _gaps(scores, options, rows)
+
+
+def _gaps(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[str]:
+    """Why figures of the dimensions are missing."""
     if not any(row.metric.startswith("sex_fairness") for row in rows):
         yield "no fairness between the sexes: the labels do not know clips of both"
     if not any(row.metric == "speaker_ccc" for row in rows):

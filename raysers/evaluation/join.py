@@ -8,7 +8,7 @@ have been moved in between: then one folder stands for the other, and `Coverage.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,13 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raysers.data.corpora.emotions import category_of, common_name
 from raysers.errors import ConfigError
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.scores import Scores
+from raysers.evaluation.scores import Categories, Scores
 from raysers.types import DIMENSIONS, Status
 
 #: Label columns that describe a clip and may be grouped by.
 COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split", "session")
+#: Optional columns of predictions: prefix of a category's probability, deviations of the scores.
+PROBABILITY, DEVIATIONS = "p_", tuple(f"{name}_sd" for name in DIMENSIONS)
 _OPEN_END = -1
 
 
@@ -55,10 +58,13 @@ class Coverage:
         return 1 - self.statuses.get(Status.OK, 0) / total if total else 0.0
 
 
-def labelled_only(labels: pa.Table) -> pa.Table:
-    """The clips that have a label in at least one dimension."""
-    there = [name for name in DIMENSIONS if name in labels.column_names]
-    return labels.filter(pa.array(np.isfinite(dimensions_of(labels.select(there))).any(axis=1)))
+def labelled_only(labels: pa.Table, *, emotions: bool = False) -> pa.Table:
+    """The clips with a label in at least one dimension, or with `emotions` an emotion category."""
+    labelled = np.isfinite(dimensions_of(labels))
+    if emotions and "emotion" in labels.column_names:
+        named = [[category_of(word) is not None] for word in labels["emotion"].to_pylist()]
+        labelled = np.hstack([labelled, np.reshape(named, (len(labels), 1))])
+    return labels.filter(pa.array(labelled.any(axis=1)))
 
 
 def join(
@@ -69,17 +75,26 @@ def join(
     Args:
         labels: clips with labels (`labelled_only`): `clip_id, file, start, end`, the dimensions
             and what is known of `COLUMNS`.
-        predictions: by model, tables with the annotations' columns.
+        predictions: by model, tables with the annotations' columns, and those of
+            `PROBABILITY` and `DEVIATIONS` where the model has them.
 
     Raises:
         ConfigError: a model predicted a clip twice, or none of the labelled ones.
     """
     scores: dict[str, Floats] = {}
+    deviations: dict[str, Floats] = {}
+    categories: dict[str, Categories] = {}
     coverage: dict[str, Coverage] = {}
     for model, table in predictions.items():
         match, by_path, moved = _match(labels, table, model)
-        scores[model], found = _aligned(labels, table, match, by_path)
+        names, values, found = _aligned(labels, table, match, by_path)
         coverage[model] = replace(found, moved=moved)
+        ends = [len(DIMENSIONS), len(DIMENSIONS) + len(names)]
+        scores[model], probabilities, spread = np.split(values, ends, axis=1)
+        if names:
+            categories[model] = Categories(names=names, probabilities=probabilities)
+        if np.isfinite(spread).any():
+            deviations[model] = spread
     known = [name for name in COLUMNS if name in labels.column_names]
     return (
         Scores(
@@ -87,6 +102,8 @@ def join(
             truth=dimensions_of(labels),
             predictions=scores,
             columns={name: labels[name].to_pylist() for name in known},
+            deviations=deviations,
+            categories=categories,
         ),
         coverage,
     )
@@ -94,22 +111,29 @@ def join(
 
 def _aligned(
     labels: pa.Table, table: pa.Table, match: NDArray[np.intp], by_path: int
-) -> tuple[Floats, Coverage]:
-    """The predictions in the order of the labels, [labels, 3], NaN where there is none."""
-    values = dimensions_of(table)
+) -> tuple[Sequence[str], Floats, Coverage]:
+    """The predictions in the order of the labels, NaN where there is none.
+
+    Returns:
+        Names of the categories [k]; the dimensions, the probabilities of the categories, and the
+        deviations of the dimensions, [labels, 3 + k + 3]; and what became of the predictions.
+    """
+    said = categories_of(table)
+    outputs = np.hstack([dimensions_of(table), said.probabilities])
     status = np.array(table["status"].to_pylist(), object)
     ok = status == str(Status.OK)
     # null in every row: an output that was not trained
-    trained = np.isfinite(values[ok]).any(axis=0)
-    status[ok & ~(np.isfinite(values[:, trained]).all(axis=1) & trained.any())] = str(
+    trained = np.isfinite(outputs[ok]).any(axis=0)
+    status[ok & ~(np.isfinite(outputs[:, trained]).all(axis=1) & trained.any())] = str(
         Status.NOT_FINITE
     )
     joined = match >= 0
     good = joined & (status == str(Status.OK))
-    aligned: Floats = np.full((len(labels), len(DIMENSIONS)), np.nan)
+    values = np.hstack([outputs, numbers_of(table, DEVIATIONS)])
+    aligned: Floats = np.full((len(labels), values.shape[1]), np.nan)
     aligned[match[good]] = values[good]
     found = int(joined.sum())
-    return aligned, Coverage(
+    coverage = Coverage(
         rows=len(table),
         by_id=found - by_path,
         by_path=by_path,
@@ -117,6 +141,23 @@ def _aligned(
         unpredicted=len(labels) - found,
         statuses=dict(Counter(status[joined].tolist())),
     )
+    return said.names, aligned, coverage
+
+
+def categories_of(table: pa.Table) -> Categories:
+    """The emotion categories a model predicted; without names where it predicted none.
+
+    Categories of the same common name add up. Of models put together, one may lack a category of
+    another: it gives that one no probability.
+    """
+    columns = [name for name in table.column_names if name.startswith(PROBABILITY)]
+    common = [common_name(name.removeprefix(PROBABILITY)) for name in columns]
+    names = list(dict.fromkeys(common))
+    values = numbers_of(table, columns)
+    unknown = np.isnan(values).all(axis=1, keepdims=True)
+    is_name = np.array([[one == name for name in names] for one in common], float)
+    summed = np.nan_to_num(values) @ is_name.reshape(len(columns), len(names))
+    return Categories(names=names, probabilities=np.where(unknown, np.nan, summed))
 
 
 def _match(
@@ -259,10 +300,13 @@ def _example(table: pa.Table) -> str:
 
 def dimensions_of(table: pa.Table) -> Floats:
     """Arousal, dominance and valence of every row, [n, 3]; a missing column or value is NaN."""
-    columns = [
-        table[name].to_numpy(zero_copy_only=False).astype(np.float64)
-        if name in table.column_names
-        else np.full(len(table), np.nan)
-        for name in DIMENSIONS
-    ]
-    return np.stack(columns, axis=1)
+    return numbers_of(table, DIMENSIONS)
+
+
+def numbers_of(table: pa.Table, names: Sequence[str]) -> Floats:
+    """Columns of a table, [n, k]; a missing column or value is NaN."""
+    out: Floats = np.full((len(table), len(names)), np.nan)
+    for place, name in enumerate(names):
+        if name in table.column_names:
+            out[:, place] = table[name].to_numpy(zero_copy_only=False)
+    return out

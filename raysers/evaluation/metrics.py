@@ -89,6 +89,13 @@ def per_dimension(metric: Metric, truth: ArrayLike, prediction: ArrayLike) -> Fl
     return np.array([metric(y[there[:, d], d], x[there[:, d], d]) for d in columns])
 
 
+def ratio(upper: Floats, lower: Floats, defined: NDArray[np.bool_]) -> Floats:
+    """`upper / lower` where it is defined, else NaN."""
+    out: Floats = np.full(np.shape(upper), np.nan)
+    np.divide(upper, lower, out=out, where=defined)
+    return out
+
+
 def _pair(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
     y, x = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
     if y.shape != x.shape or y.ndim != 1:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from raysers.evaluation.metrics import Floats
+from raysers.evaluation.metrics import Floats, ratio
 
 #: Number of pairs, then sums over them; x is the prediction, y the label.
 COLUMNS = ("n", "x", "y", "xx", "yy", "xy", "abs")
@@ -49,21 +49,21 @@ def unit_sums(
 def _ccc(sums: Floats) -> Floats:
     n, mean_x, mean_y, var_x, var_y, cov = _central(sums)
     spread = var_x + var_y + (mean_x - mean_y) ** 2
-    return _ratio(2 * cov, spread, (n >= 2) & (spread > _NOTHING))
+    return ratio(2 * cov, spread, (n >= 2) & (spread > _NOTHING))
 
 
 def _pearson(sums: Floats) -> Floats:
     n, _, _, var_x, var_y, cov = _central(sums)
     varies = (n >= 2) & (var_x > _NOTHING) & (var_y > _NOTHING)
-    return np.clip(_ratio(cov, np.sqrt(np.maximum(var_x * var_y, 0)), varies), -1, 1)
+    return np.clip(ratio(cov, np.sqrt(np.maximum(var_x * var_y, 0)), varies), -1, 1)
 
 
 def _mae(sums: Floats) -> Floats:
-    return _ratio(sums[..., 6], sums[..., 0], sums[..., 0] > 0)
+    return ratio(sums[..., 6], sums[..., 0], sums[..., 0] > 0)
 
 
 def _mean_error(sums: Floats) -> Floats:
-    return _ratio(sums[..., 1] - sums[..., 2], sums[..., 0], sums[..., 0] > 0)
+    return ratio(sums[..., 1] - sums[..., 2], sums[..., 0], sums[..., 0] > 0)
 
 
 #: Metrics as functions of the sums, [..., len(COLUMNS)] -> [...]. `mean_error` is the signed one.
@@ -78,12 +78,6 @@ OF_SUMS: Mapping[str, Moments] = {
 def _central(sums: Floats) -> tuple[Floats, ...]:
     n = sums[..., 0]
     mean_x, mean_y, xx, yy, xy = (
-        _ratio(sums[..., column], n, n > 0) for column in range(1, len(COLUMNS) - 1)
+        ratio(sums[..., column], n, n > 0) for column in range(1, len(COLUMNS) - 1)
     )
     return n, mean_x, mean_y, xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
-
-
-def _ratio(upper: Floats, lower: Floats, defined: NDArray[np.bool_]) -> Floats:
-    out: Floats = np.full(np.shape(upper), np.nan)
-    np.divide(upper, lower, out=out, where=defined)
-    return out

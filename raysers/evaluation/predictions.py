@@ -8,7 +8,7 @@ together when they are about different clips.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from raysers.engine import output
 from raysers.errors import ConfigError, StorageError
+from raysers.evaluation.join import DEVIATIONS, PROBABILITY
 from raysers.io import storage
 from raysers.run import load_record
 from raysers.types import DIMENSIONS
@@ -41,6 +42,11 @@ class Predictions:
     table: pa.Table
     notes: tuple[str, ...] = ()
 
+    @property
+    def has_categories(self) -> bool:
+        """Whether the model predicted emotion categories."""
+        return any(name.startswith(PROBABILITY) for name in self.table.column_names)
+
 
 def read_predictions(uri: str) -> Predictions:
     """The predictions in a run's output, or in a folder of `part-*.parquet`.
@@ -55,7 +61,7 @@ def read_predictions(uri: str) -> Predictions:
             "folder of annotate or train"
         )
     with ThreadPoolExecutor(_READERS) as pool:
-        table = pa.concat_tables(pool.map(_read_part, found))
+        table = _concatenated(pool.map(_read_part, found))
     if not len(table):
         raise ConfigError(f"--predictions {uri} has no rows")
     makers = table.group_by(["model", "model_revision"]).aggregate([]).to_pylist()
@@ -92,7 +98,14 @@ def _read_part(uri: str) -> pa.Table:
         )
     if "perturbation" in table.column_names:
         raise ConfigError(f"--predictions: {uri} holds perturbed clips, not predictions of clips")
-    return table.select(list(_COLUMNS))
+    numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    optional = [n for n in numbers if n.startswith(PROBABILITY) or n in DEVIATIONS]
+    return table.select([*_COLUMNS, *optional])
+
+
+def _concatenated(tables: Iterable[pa.Table]) -> pa.Table:
+    """Tables under one another; null where a column is not in all of them."""
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _unfinished(uri: str) -> Iterator[str]:
@@ -150,7 +163,7 @@ def _together(name: str, group: Sequence[Predictions]) -> Predictions:
         model=name,
         revision=group[0].revision,
         folders=tuple(folder for p in group for folder in p.folders),
-        table=pa.concat_tables(p.table for p in group),
+        table=_concatenated(p.table for p in group),
         notes=tuple(note for p in group for note in p.notes),
     )
 

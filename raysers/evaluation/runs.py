@@ -33,10 +33,14 @@ METRICS_PART = "metrics/part-00000.parquet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """Clips with at least one label, and what the user should know about them."""
+    """Labelled clips, and what the user should know about them.
+
+    With `emotions` a clip may have a category alone.
+    """
 
     table: pa.Table
     notes: list[str]
+    emotions: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +57,12 @@ class Report:
         return max(found.failed_share for found in self.coverage.values())
 
 
-def read_labels(flags: EvaluateFlags) -> Labels:
+def read_labels(flags: EvaluateFlags, *, emotions: bool) -> Labels:
     """The labelled clips of manifests, tables and corpora.
+
+    Args:
+        flags: of the evaluation.
+        emotions: whether some model predicts emotion categories, so that these are labels too.
 
     Raises:
         ConfigError: they cannot be read, or no clip has a label.
@@ -65,15 +73,16 @@ def read_labels(flags: EvaluateFlags) -> Labels:
         emotion_map=flags.emotion_map,
         speakers=flags.speakers,
     )
-    table = labelled_only(read.table)
+    table = labelled_only(read.table, emotions=emotions)
     if not len(table):
+        names = ", ".join((*DIMENSIONS, "emotion") if emotions else DIMENSIONS)
         raise ConfigError(
             f"--labels {' '.join(flags.labels)}: none of its {len(read.table):,} clips has a label "
-            f"for {', '.join(DIMENSIONS)}: give labelled clips (or --emotion-map for categories)"
+            f"for {names}: give labelled clips (or --emotion-map for categories)"
         )
     if twice := len(table) - pc.count_distinct(table["clip_id"]).as_py():
         raise ConfigError(f"--labels: {twice:,} clips are labelled twice: give each source once")
-    return Labels(table=table, notes=list(read.notes))
+    return Labels(table=table, notes=list(read.notes), emotions=emotions)
 
 
 def labelled_clips(flags: EvaluateFlags, labels: Labels) -> str:
@@ -86,7 +95,7 @@ def labelled_clips(flags: EvaluateFlags, labels: Labels) -> str:
             emotion_map=flags.emotion_map,
             speakers=flags.speakers,
         )
-        write_manifest(place, labelled_only(clips))
+        write_manifest(place, labelled_only(clips, emotions=labels.emotions))
     return place
 
 

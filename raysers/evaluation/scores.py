@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from raysers.data.corpora.emotions import category_of
 from raysers.evaluation.metrics import Floats
 
 #: Split of the cell over a whole dataset, and of clips that no split was given for.
@@ -19,6 +20,17 @@ ALL = "all"
 UNSPLIT = "none"
 #: Dataset of clips without a corpus.
 UNNAMED = "unnamed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Categories:
+    """A model's emotion categories by their common names, [k].
+
+    `probabilities` are [n, k], and NaN in all of a row: not predicted.
+    """
+
+    names: Sequence[str]
+    probabilities: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +43,17 @@ class Scores:
         predictions: by model, [n, 3]; NaN: not predicted.
         columns: what else is known of the clips (`speaker`, `sex`, `corpus`, `split`, ...), each
             [n]; None or an empty string: unknown. Unknown columns may be left out.
+        deviations: by model that states them, standard deviations of its scores, [n, 3]; NaN: not
+            stated.
+        categories: by model that has them, the emotion categories it predicted.
     """
 
     clip_id: Sequence[str]
     truth: Floats
     predictions: Mapping[str, Floats]
     columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    deviations: Mapping[str, Floats] = field(default_factory=dict)
+    categories: Mapping[str, Categories] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = len(self.clip_id)
@@ -52,11 +69,18 @@ class Scores:
         values = self.columns.get(name)
         return [""] * len(self.clip_id) if values is None else [value or "" for value in values]
 
+    def emotions(self) -> NDArray[np.object_]:
+        """Labelled emotion categories by their common names, [n]; empty strings where unknown."""
+        return np.array([category_of(word) or "" for word in self.column("emotion")], object)
+
     def predicted(self) -> NDArray[np.bool_]:
-        """Clips with a label that some model predicted in the same dimension, [n]."""
+        """Clips with a label that some model predicted: a dimension or the category, [n]."""
         labelled = np.isfinite(self.truth)
-        found = [labelled & np.isfinite(p) for p in self.predictions.values()]
-        return np.any(found, axis=(0, 2)) if found else np.zeros(len(self.clip_id), bool)
+        found = [(labelled & np.isfinite(p)).any(axis=1) for p in self.predictions.values()]
+        if self.categories:
+            named = self.emotions() != ""
+            found += [named & np.isfinite(c.probabilities).all(1) for c in self.categories.values()]
+        return np.any(found, axis=0) if found else np.zeros(len(self.clip_id), bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +116,13 @@ def base_subsets(scores: Scores) -> list[Subset]:
         if len(names) > 1 or names == [""]:
             cells.append(Subset(dataset=dataset, split=ALL, rows=rows))
     return cells
+
+
+def subsets(scores: Scores, by: Sequence[str] = ()) -> list[Subset]:
+    """The cells of every dataset, then their parts by each of the columns `by`."""
+    cells = base_subsets(scores)
+    parts = [part for cell in cells for name in by for part in group_subsets(scores, cell, name)]
+    return [*cells, *parts]
 
 
 def group_subsets(scores: Scores, cell: Subset, group: str) -> Iterator[Subset]:

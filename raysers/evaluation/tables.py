@@ -15,6 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from raysers.evaluation.categories import CATEGORY_METRICS, EMOTION
+from raysers.evaluation.correctness import COVERAGE
 from raysers.evaluation.join import Coverage
 from raysers.evaluation.metrics import METRICS
 from raysers.evaluation.rows import Row
@@ -38,6 +40,7 @@ _SECTIONS = (
     Section("CCC (-1..1, 1 is best)", "ccc"),
     Section("Pearson correlation (-1..1)", "pearson"),
     Section("mean absolute error (0 is best)", "mae"),
+    Section("labels within the model's 90 % intervals (share, .9 is right)", COVERAGE),
     Section("sex fairness score: CCC of women - CCC of men", "sex_fairness_score"),
     Section("sex fairness bias: shift of women's values - of men's", "sex_fairness_bias"),
     Section("CCC lost against the home corpus (share)", "ccc_drop"),
@@ -47,7 +50,18 @@ _SECTIONS = (
 
 _SPEAKERS = "CCC per speaker: lowest / median / highest mean (largest deviation over the draws)"
 #: Dimensions that stand beside each other.
-_COLUMNS = (DIMENSIONS, ("mean",))
+_COLUMNS: Sequence[Sequence[str]] = (DIMENSIONS, ("mean",))
+#: Tables of the emotion categories: title and metrics.
+_CATEGORIES = (
+    (
+        "emotion categories (0..1, 1 is best; calibration error ece: 0 is best)",
+        ("uar", "macro_f1", "accuracy", "ece"),
+    ),
+    ("unweighted average recall over the categories that the model knows", ("uar_known",)),
+)
+#: Metrics of groups of clips, and those of them that are printed.
+_OF_GROUPS = {*METRICS, *CATEGORY_METRICS, COVERAGE}
+_PRINTED_OF_GROUPS = {"ccc", *CATEGORY_METRICS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +85,7 @@ def number(value: float) -> str:
 
 
 def print_metrics(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Every section that has rows; groups of clips are printed for CCC only."""
+    """Every section that has rows; groups of clips are printed for CCC and categories only."""
     console = console or report_console()
     shares = {_key(r): r.value for r in rows if r.metric == "ccc_difference_above_0"}
     names = short_names([r.model for r in rows] + [r.group_value for r in rows if _pair(r)])
@@ -80,10 +94,19 @@ def print_metrics(rows: Sequence[Row], console: Console | None = None) -> None:
         for columns in _COLUMNS:
             lines = _lines([row for row in chosen if row.dimension in columns], shares, names)
             _print_lines(console, section.title, columns, list(lines))
-        if left:
-            console.print(f"{left:,} more groups are in the table on disk\n", style="dim")
+        _print_left(console, left)
+    chosen, left = _chosen([row for row in rows if row.dimension == EMOTION])
+    for title, columns in _CATEGORIES:
+        lines = _lines([row for row in chosen if row.metric in columns], shares, names)
+        _print_lines(console, title, columns, list(lines))
+    _print_left(console, left)
     speakers = [row for row in rows if row.metric.startswith("speaker_ccc")]
     _print_lines(console, _SPEAKERS, DIMENSIONS, list(_speaker_lines(speakers, names)))
+
+
+def _print_left(console: Console, groups: int) -> None:
+    if groups:
+        console.print(f"{groups:,} more groups are in the table on disk\n", style="dim")
 
 
 def print_coverage(coverage: Mapping[str, Coverage]) -> None:
@@ -139,7 +162,7 @@ def _header(row: Row) -> str:
 def _chosen(rows: list[Row]) -> tuple[list[Row], int]:
     """The rows to print, and how many groups of clips are left for the table on disk."""
     whole = [row for row in rows if not _is_part(row)]
-    parts = [row for row in rows if _is_part(row) and row.metric == "ccc"]
+    parts = [row for row in rows if _is_part(row) and row.metric in _PRINTED_OF_GROUPS]
     heads = list(dict.fromkeys(map(_header, parts)))
     shown = set(heads[:_MOST_GROUPS])
     return [*whole, *(row for row in parts if _header(row) in shown)], len(heads) - len(shown)
@@ -147,7 +170,7 @@ def _chosen(rows: list[Row]) -> tuple[list[Row], int]:
 
 def _is_part(row: Row) -> bool:
     """Whether the row is about a group of the clips of its split."""
-    return row.group not in ("", "model", "dataset") and row.metric in METRICS
+    return row.group not in ("", "model", "dataset") and row.metric in _OF_GROUPS
 
 
 def _lines(
@@ -157,10 +180,14 @@ def _lines(
         counted = "speakers" if block[0].metric == "speaker_spearman" else "clips"
         yield _Line(f"{head} ({max(row.n for row in block):,} {counted})", style="bold")
         for label, line in _blocks(block, lambda row: _label(row, names)):
-            yield _Line(f"  {label}", {row.dimension: _cell(row, shares) for row in line})
+            yield _Line(f"  {label}", {_column(row): _cell(row, shares) for row in line})
             papers = {r.dimension: number(r.paper) for r in line if not math.isnan(r.paper)}
             if papers:
                 yield _Line("    the paper", papers, style="cyan")
+
+
+def _column(row: Row) -> str:
+    return row.metric if row.dimension == EMOTION else row.dimension
 
 
 def _print_lines(

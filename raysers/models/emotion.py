@@ -109,12 +109,14 @@ class EmotionNetwork(nn.Module, ABC):
     def attach(self, outputs: Outputs) -> None:
         """Give the network the heads of `outputs`: `categories`, `uncertainty`, `ood`.
 
-        Their weights are new, drawn from torch's generator or empty. With points, the scores come
-        from the categories, and the network has no head for the dimensions.
+        They replace those it has; their weights are new, drawn from torch's generator or empty.
+        With points, the scores come from the categories, and there is no head for the dimensions.
 
         Raises:
             CheckpointError: points for a network that has no such head, CNN14.
         """
+        for name in ("categories", "uncertainty", "ood"):
+            self._modules.pop(name, None)
         self.outputs = outputs
         size = self.embedding_size
         points = torch.tensor(outputs.points, device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,15 @@ class Outputs:
             *(f"{name}_sd" for name in DIMENSIONS if self.uncertainty_heads),
             *(["ood"] if self.ood_rank else []),
         )
+
+    def row(self, scores: Sequence[float], extras: Sequence[float]) -> dict[str, Any]:
+        """A clip's values by column, of its scores [3] and its numbers in `columns`."""
+        by_name = dict(zip(DIMENSIONS, scores, strict=True))
+        found: dict[str, Any] = {name: by_name[name] for name in self.trained}
+        if self.categories:
+            most = max(range(len(self.categories)), key=extras.__getitem__)
+            found["emotion"] = self.categories[most]
+        return found | dict(zip(self.columns, extras, strict=True))
 
 
 def category_labels(config: dict[str, Any]) -> list[str]:

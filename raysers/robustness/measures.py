@@ -20,7 +20,7 @@ from raysers.evaluation.intervals import interval, resample
 from raysers.evaluation.metrics import Floats, ccc, per_dimension
 from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import NAN, Row
-from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
+from raysers.evaluation.scores import Scores, Subset, subsets
 from raysers.robustness import numbers as published
 from raysers.robustness.changes import CLEAN, Change, Comparison, change_sums, units_of
 from raysers.seeding import generator
@@ -52,10 +52,10 @@ def robustness_rows(
     rows: list[Row] = []
     for name, by_version in ((model, scores.predictions), (RANDOM, random)):
         compared = _as_truth(scores, by_version)
-        for cell in _cells(compared, how.by):
+        for cell in subsets(compared, how.by):
             rows += _change_rows(name, compared, cell, changes, how)
     labelled = replace(scores, predictions={CLEAN: scores.predictions[CLEAN]})
-    for cell in _cells(labelled, how.by):
+    for cell in subsets(labelled, how.by):
         for change in changes:
             rows += _ccc_rows(model, scores, cell, change, how)
     small = {change.name for change in changes if change.small}
@@ -79,13 +79,6 @@ def _as_truth(scores: Scores, predictions: Mapping[str, Floats]) -> Scores:
     """Scores whose labels are the clean predictions, so that unlabelled clips count as well."""
     truth = np.asarray(predictions[CLEAN], np.float64)
     return replace(scores, truth=truth, predictions=predictions)
-
-
-def _cells(scores: Scores, by: Sequence[str]) -> list[Subset]:
-    cells = base_subsets(scores)
-    return cells + [
-        part for cell in cells for name in by for part in group_subsets(scores, cell, name)
-    ]
 
 
 def _change_rows(

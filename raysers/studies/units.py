@@ -206,13 +206,15 @@ def judge(model: str, place: Place) -> None:
         ConfigError: scores and labels do not fit together.
     """
     scored, output = storage.join(model, SCORED), storage.join(model, MEASURED)
-    labels = evaluation_uri(place.output)
+    clips = evaluation_uri(place.output)
     flags = EvaluateFlags(
-        labels=(labels,), output=output, predictions=(scored,), in_domain=place.in_domain
+        labels=(clips,), output=output, predictions=(scored,), in_domain=place.in_domain
     )
-    settings = {"labels": [labels], "predictions": [scored], "in_domain": place.in_domain}
+    settings = {"labels": [clips], "predictions": [scored], "in_domain": place.in_domain}
     with Run.open(_EVALUATE, output, table="metrics") as run:
-        report = runs.measure(flags, runs.read_labels(flags), [read_predictions(scored)])
+        found = read_predictions(scored)
+        labels = runs.read_labels(flags, emotions=found.has_categories)
+        report = runs.measure(flags, labels, [found])
         run.begin({**settings, "output": output}, settings)
         runs.write(report, run, good=True)
 

@@ -14,7 +14,12 @@ from raysers.evaluation.rows import Row
 from raysers.text import one_line, table
 from raysers.types import DIMENSIONS
 
-_NAMES = {"ccc": "CCC", "mae": "MAE", "pearson": "Pearson"}
+_NAMES = {
+    "ccc": "CCC", "mae": "MAE", "pearson": "Pearson", "uar": "UAR",
+    "uar_known": "UAR of known categories", "macro_f1": "macro F1", "ece": "calibration error",
+}  # fmt: skip
+#: Measures in `model-index`, and what the hub calls them.
+_HUB_NAMES = {"ccc": "ccc", "uar": "recall"}
 
 
 def results_table(rows: Sequence[Row]) -> str:
@@ -42,10 +47,10 @@ def has_intervals(rows: Sequence[Row]) -> bool:
 
 
 def index_results(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The CCC of whole splits, as entries of `model-index`."""
+    """CCC and UAR of whole splits, as entries of `model-index`."""
     results: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        if row.metric != "ccc" or row.group or _is_baseline(row):
+        if row.metric not in _HUB_NAMES or row.group or _is_baseline(row):
             continue
         if not math.isfinite(row.value):
             continue
@@ -59,8 +64,9 @@ def index_results(rows: Sequence[Row]) -> list[dict[str, Any]]:
             },
         )
         value = round(float(row.value), 4)
-        name = one_line(f"CCC {row.dimension}")
-        result["metrics"].append({"type": "ccc", "name": name, "value": value})
+        name = one_line(f"{_NAMES[row.metric]} {row.dimension}")
+        kind = _HUB_NAMES[row.metric]
+        result["metrics"].append({"type": kind, "name": name, "value": value})
     return list(results.values())
 
 

@@ -118,8 +118,11 @@ class LearningFlags:
     """1 - CCC over the whole global batch, or the mean squared error."""
     target_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Weights of arousal, dominance and valence in the loss."""
+    categories: Switch = False
+    """Also train a head for the emotion categories of the data, or it alone where nothing else is
+    labelled; the same as --category-weight 1."""
     category_weight: float = 0.0
-    """Weight of an auxiliary loss: cross-entropy of the emotion category."""
+    """Weight of the categories' cross-entropy in the loss; 0: none, and 1 with --categories."""
     accumulate: int = 1
     """Handle each worker's part of a batch in N pieces, to need less memory; same result."""
     gradient_checkpointing: Switch = False
@@ -127,9 +130,11 @@ class LearningFlags:
     ema: float = 0.0
     """Decay of a running average of the parameters that is scored and kept; 0: none."""
     patience: int = 0
-    """Stop after N epochs without a better dev CCC; 0 never stops early."""
+    """Stop after N epochs without a better dev CCC (UAR with categories alone); 0 never stops
+    early."""
     keep: Literal["best", "last"] = "best"
-    """The epoch with the best dev CCC, or the last one (which needs no dev clips)."""
+    """The epoch with the best dev CCC (UAR with categories alone), or the last one (which needs no
+    dev clips)."""
     save_dtype: Literal["fp32", "fp16"] = "fp32"
     """Precision of the stored weights; fp16 halves the file."""
 
@@ -181,12 +186,17 @@ class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags):
 
 
 def with_recipe(flags: FlagsT, kind: str) -> FlagsT:
-    """The flags with everything left open settled by the recipe of `kind` of network."""
+    """The flags with everything left open settled by the recipe of `kind` of network.
+
+    `categories` is settled too: what follows looks at `category_weight` alone.
+    """
     left_open = {
         name: value
         for name, value in RECIPES[kind].items()
         if getattr(flags, name) in (0, 0.0, "recipe")
     }
+    if flags.categories and not flags.category_weight:
+        left_open["category_weight"] = 1.0
     return replace(flags, **left_open)
 
 
@@ -235,10 +245,11 @@ _AT_LEAST_0 = (
     "checkpoint_steps", "max_restarts",
 )  # fmt: skip
 
-#: Flags that do not decide the parameters: where, how fast, how patient, how much memory.
+#: Flags that do not decide the parameters: where, how fast, how patient, how much memory; and
+#: `categories`, which `category_weight` settles.
 _FREE = {
     "output", "workers", "track", "checkpoint_steps", "max_restarts", "max_failed", "accumulate",
-    "gradient_checkpointing",
+    "gradient_checkpointing", "categories",
 }  # fmt: skip
 
 

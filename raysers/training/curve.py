@@ -1,4 +1,4 @@
-"""The learning curve of a training run as a picture: CCC on the dev set, training loss.
+"""The learning curve of a training run as a picture: CCC and UAR on the dev set, training loss.
 
 The same history gives the same bytes, see `raysers.plotting`.
 """
@@ -15,7 +15,8 @@ from raysers.types import DIMENSIONS
 
 __all__ = ["learning_curve", "spread"]
 
-_CCC_IN, _LOSS_IN = 2.9, 1.5
+_SCORES_IN, _LOSS_IN = 2.9, 1.5
+_UAR = "UAR"
 
 #: One line of a panel: (epoch, value) where there is a value.
 Points = list[tuple[int, float]]
@@ -24,12 +25,13 @@ Points = list[tuple[int, float]]
 def learning_curve(
     history: Sequence[Mapping[str, Any]], *, width_in: float = plotting.WIDTH_IN
 ) -> plotting.Picture:
-    """Draw CCC on the dev set by dimension over the training loss, by epoch.
+    """Draw CCC by dimension and UAR on the dev set over the training loss, by epoch.
 
     Args:
         history: one record per epoch with `epoch` (from 1), `train_loss`, `dev_ccc` (dimension to
-            CCC, or None) and `kept` (whether this epoch's weights were stored as the best so
-            far). Missing and NaN values leave gaps; without any CCC there is no panel for it.
+            CCC, or None), `dev_uar` (or none) and `kept` (whether this epoch's weights were stored
+            as the best so far). Missing and NaN values leave gaps; without any CCC or UAR there is
+            no panel for it.
         width_in: of the picture.
 
     Returns:
@@ -45,12 +47,16 @@ def learning_curve(
 
 def _draw(history: Sequence[Mapping[str, Any]], width_in: float) -> Any:
     kept = next((r["epoch"] for r in reversed(history) if r.get("kept")), None)
-    ccc = {name: found for name in DIMENSIONS if (found := _ccc_points(history, name))}
-    heights = [_CCC_IN, _LOSS_IN] if ccc else [_CCC_IN]
+    curves = {name: found for name in DIMENSIONS if (found := _ccc_points(history, name))}
+    measures = ["CCC"] if curves else []
+    if uar := _points(history, "dev_uar"):
+        curves[_UAR] = uar
+        measures.append(_UAR)
+    heights = [_SCORES_IN, _LOSS_IN] if curves else [_SCORES_IN]
     figure = plotting.new_figure(sum(heights) + 0.9 * len(heights), width_in)
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    if ccc:
-        _draw_ccc(axes[0], ccc, kept)
+    if curves:
+        _draw_scores(axes[0], f"{' and '.join(measures)} on the dev set", curves, kept)
     _draw_loss(axes[-1], _points(history, "train_loss"))
     for axis in axes:
         _finish(axis, history, kept)
@@ -59,18 +65,19 @@ def _draw(history: Sequence[Mapping[str, Any]], width_in: float) -> Any:
     return figure
 
 
-def _draw_ccc(axis: Any, curves: Mapping[str, Points], kept: int | None) -> None:
-    plotting.panel_title(axis, "CCC on the dev set", pad_pt=16)
+def _draw_scores(axis: Any, title: str, curves: Mapping[str, Points], kept: int | None) -> None:
+    plotting.panel_title(axis, title, pad_pt=16)
     lowest = min(value for points in curves.values() for _, value in points)
     axis.set_ylim(min(0.0, math.floor(lowest * 10) / 10), 1.0)
     labels = {}
     for name, points in curves.items():
-        _line(axis, points, COLOURS[name])
+        colour = COLOURS.get(name, INK)
+        _line(axis, points, colour)
         shown = next((y for x, y in points if x == kept), None)
         if shown is not None and kept is not None:
-            plotting.dot(axis, shown, kept, COLOURS[name], along="y", ms=6.5, mew=1.2)
+            plotting.dot(axis, shown, kept, colour, along="y", ms=6.5, mew=1.2)
         last = points[-1][1]
-        labels[f"{name} {last if shown is None else shown:.2f}"] = (last, COLOURS[name])
+        labels[f"{name} {last if shown is None else shown:.2f}"] = (last, colour)
     plotting.end_labels(axis, labels)
     if kept is not None and kept != max(points[-1][0] for points in curves.values()):
         plotting.above(axis, (1.0, 1.0), "axes fraction", 6, f"epoch {kept}")

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysers.data import splits
+from raysers.data.corpora.emotions import category_of
 from raysers.data.manifest import clips_of, fingerprint, read_manifest
 from raysers.data.splits import identities
 from raysers.engine.labelled import index_labelled
@@ -104,6 +105,7 @@ def load(
     min_samples: int,
     dev_needed: bool,
     weights: Sequence[float] = (1.0, 1.0, 1.0),
+    categories: bool = False,
     indexed: Indexed | None = None,
 ) -> TrainingData:
     """Index, split, and check the data, on the connected cluster.
@@ -115,6 +117,7 @@ def load(
         min_samples: what the network needs to give a score.
         dev_needed: whether training without dev clips makes sense.
         weights: of the dimensions in the loss; one of 0 is not trained.
+        categories: whether emotion categories are trained, so that a clip may have one alone.
 
     Raises:
         ConfigError: data that cannot be read or used, or that leaks.
@@ -132,6 +135,7 @@ def load(
         min_samples=min_samples,
         dev_needed=dev_needed,
         weights=weights,
+        categories=categories,
     )
 
 
@@ -144,6 +148,7 @@ def choose(
     min_samples: int,
     dev_needed: bool,
     weights: Sequence[float] = (1.0, 1.0, 1.0),
+    categories: bool = False,
 ) -> TrainingData:
     """As `load`, of data that `index_data` has read."""
     if flags.folds:
@@ -152,7 +157,7 @@ def choose(
     leakage = splits.check_leakage(table, flags.allow_leakage)
     without = table["split"].null_count
     table = table.filter(pc.is_in(table["split"], pa.array(["train", "dev"])))
-    table, left_out = _usable(flags, table, min_samples)
+    table, left_out = _usable(flags, table, min_samples, categories=categories)
     left_out |= {"no split": without} if without else {}
     _check_labels(table)
     _require_rows(table, flags, dev_needed)
@@ -160,14 +165,19 @@ def choose(
     train = splits.take_fraction(train, flags.train_fraction, seed)
     if flags.shuffle_labels:
         train = splits.shuffle_labels(train, seed)
-    categories = _categories(train)
-    train_examples, dev_examples = examples(train, categories), examples(dev, categories)
+    names = tuple(sorted({name for name in _emotions(train) if name}))
+    train_examples, dev_examples = examples(train, names), examples(dev, names)
     trained = _trained(train_examples.labels, weights)
+    if not trained and not categories:
+        raise ConfigError(
+            f"nothing to train: no dimension has {_LEAST_LABELS} train labels and a weight above "
+            "0: give more labelled data, other --target-weights, or --categories"
+        )
     return TrainingData(
         table=pa.concat_tables([train, dev]),
         train=_with_labels_of(trained, train_examples),
         dev=_with_labels_of(trained, dev_examples),
-        categories=categories,
+        categories=names,
         left_out=left_out,
         leakage=leakage,
         notes=[*notes, *_label_notes(train_examples.labels, trained)],
@@ -180,25 +190,20 @@ def examples(table: pa.Table, categories: Sequence[str]) -> Examples:
     table = table.append_column("identity", pa.array(identities(table), pa.string()))
     table = table.sort_by("identity")
     numbers = {name: number for number, name in enumerate(categories)}
-    emotions = _column(table, "emotion").to_pylist()
     return Examples(
         clips=clips_of(table),
         identities=table["identity"].to_pylist(),
         labels=_labels(table),
-        categories=np.array([numbers.get(e, _NO_CATEGORY) for e in emotions], np.int64),
+        categories=np.array(
+            [numbers.get(e or "", _NO_CATEGORY) for e in _emotions(table)], np.int64
+        ),
     )
 
 
 def _trained(labels: NDArray[np.float32], weights: Sequence[float]) -> tuple[str, ...]:
     """Dimensions with a weight and enough labels for a CCC."""
     counts = np.isfinite(labels).sum(axis=0) * (np.asarray(weights) > 0)
-    trained = tuple(d for d, n in zip(DIMENSIONS, counts, strict=True) if n >= _LEAST_LABELS)
-    if not trained:
-        raise ConfigError(
-            f"nothing to train: no dimension has {_LEAST_LABELS} train labels and a weight above "
-            "0: give more labelled data, or other --target-weights"
-        )
-    return trained
+    return tuple(d for d, n in zip(DIMENSIONS, counts, strict=True) if n >= _LEAST_LABELS)
 
 
 def _with_labels_of(trained: Sequence[str], one: Examples) -> Examples:
@@ -259,12 +264,14 @@ def _require_split(table: pa.Table) -> None:
 
 
 def _usable(
-    flags: LabelledFlags, table: pa.Table, min_samples: int
+    flags: LabelledFlags, table: pa.Table, min_samples: int, *, categories: bool
 ) -> tuple[pa.Table, dict[str, int]]:
     """The rows to use, and how many are not by reason."""
     statuses = table["status"].to_pylist()
     lengths_s = _column(table, "duration_s").to_pylist()
     unlabelled = np.all(np.isnan(_labels(table)), axis=1)
+    if categories:
+        unlabelled &= np.array([name is None for name in _emotions(table)], bool)
     least_s = max(flags.min_clip_s, min_samples / SAMPLE_RATE_HZ)
     reasons = [
         _reason(status, bare, length_s, least_s, flags.max_clip_s)
@@ -274,7 +281,7 @@ def _usable(
     if left_out == {"no label": len(table)}:
         raise ConfigError(
             f"none of the {len(table):,} clips has a label for {', '.join(DIMENSIONS)}: give "
-            "labelled data, or --emotion-map for categories"
+            "labelled data, or --emotion-map or --categories for emotion categories"
         )
     lost = sum(n for reason, n in left_out.items() if reason not in _BY_CHOICE)
     if lost > flags.max_failed * max(len(table), 1):
@@ -332,8 +339,8 @@ def _require_rows(table: pa.Table, flags: LabelledFlags, dev_needed: bool) -> No
         )
 
 
-def _categories(table: pa.Table) -> tuple[str, ...]:
-    return tuple(sorted({e for e in _column(table, "emotion").to_pylist() if e}))
+def _emotions(table: pa.Table) -> list[str | None]:
+    return [category_of(word) for word in _column(table, "emotion").to_pylist()]
 
 
 def _labels(table: pa.Table) -> NDArray[np.float32]:

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from raysers.evaluation.metrics import ccc, per_dimension
+from raysers.models.losses import NO_CATEGORY
 from raysers.training.feed import Signal, Signals
 from raysers.training.group import Group
 from raysers.types import DIMENSIONS
 
-#: 16 kHz signals of any lengths -> float32 [clips, 3]
+#: 16 kHz signals of any lengths -> float32 [clips, outputs]
 Predict = Callable[[Sequence[Signal]], NDArray[np.float32]]
 
 
@@ -43,16 +44,17 @@ def predict_all(
     predict: Predict,
     *,
     clips: int,
+    outputs: int,
     device: torch.device,
     group: Group,
 ) -> NDArray[np.float64]:
-    """Predictions [clips, 3] of the clips in `pieces`, dealt to the workers.
+    """Predictions [clips, outputs] of the clips in `pieces`, dealt to the workers.
 
     NaN where a clip could not be decoded, infinite where the network gave no
     number. A collective operation: every worker has to call it.
     """
     # the last column tells which rows some worker has filled
-    table = torch.zeros(clips, len(DIMENSIONS) + 1, dtype=torch.float64)
+    table = torch.zeros(clips, outputs + 1, dtype=torch.float64)
     for piece, found in signals.ahead(pieces[group.rank :: group.size], list):
         decoded_clips = [(n, s) for n, s in zip(piece, found, strict=True) if s is not None]
         if decoded_clips:
@@ -76,3 +78,17 @@ def dev_ccc(labels: NDArray[np.float32], predictions: NDArray[np.float64]) -> di
         return dict.fromkeys(DIMENSIONS, math.nan)
     values = per_dimension(ccc, labels.astype(np.float64), predictions)
     return dict(zip(DIMENSIONS, map(float, values), strict=True))
+
+
+def dev_uar(classes: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    """Unweighted average recall over the categories of the dev set; NaN where it has none.
+
+    Args:
+        classes: category of every clip, `NO_CATEGORY` where it has none of those trained.
+        probabilities: [clips, categories]; as predictions of `predict_all`.
+    """
+    known = (classes != NO_CATEGORY) & ~np.isnan(probabilities).any(axis=1)
+    if not known.any() or np.isinf(probabilities[known]).any():
+        return math.nan
+    truth, right = classes[known], classes[known] == probabilities[known].argmax(axis=1)
+    return float(np.mean([right[truth == one].mean() for one in np.unique(truth)]))

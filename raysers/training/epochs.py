@@ -29,6 +29,8 @@ def print_plan(plan: TrainingPlan) -> None:
         ),
         "workers": f"{plan.placement.workers} on {plan.placement.device}",
     }
+    if flags.category_weight:
+        pairs["categories"] = f"{', '.join(plan.data.categories)}, weight {flags.category_weight:g}"
     if plan.earlier is not None:
         pairs["resuming"] = f"the run of {plan.earlier.started_at}, {plan.step} steps done"
     print_pairs("train", pairs)
@@ -69,7 +71,11 @@ def print_refusal(error: Exception) -> None:
 
 def print_outcome(output: str, outcome: Mapping[str, Any]) -> None:
     """Dev scores of the stored model, and where it is."""
-    scores = {f"dev CCC {name}": f"{value:.3f}" for name, value in outcome["dev_ccc"].items()}
+    scores = {
+        f"dev {metric} {name}": f"{value:.3f}"
+        for metric in ("CCC", "UAR")
+        for name, value in outcome.get(f"dev_{metric.lower()}", {}).items()
+    }
     audio_s, wall_s = outcome["audio_hours"] * 3600, outcome["training_s"]
     pairs = {
         "epochs": f"{outcome['epochs']}, kept {outcome['kept_epoch']}",

@@ -22,7 +22,7 @@ class TrainingJob:
         run_id: of the record in the output, which every worker must see.
         train: what the parameters are fitted to.
         dev: what chooses the epoch; may be empty.
-        categories: emotion categories of the auxiliary loss.
+        categories: emotion categories of the head that is trained; none without one.
         trained: dimensions with labels.
         threads: compute threads of a worker.
         io_threads: threads of a worker that fetch and decode.

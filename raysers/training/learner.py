@@ -20,6 +20,7 @@ from raysers.errors import ConfigError, TrainingDiverged
 from raysers.models.emotion import EmotionNetwork
 from raysers.models.initialize import InitialModel
 from raysers.models.losses import LOSSES, NO_CATEGORY, category_loss
+from raysers.models.outputs import Outputs
 from raysers.models.scorer import exact_convolutions
 from raysers.training.batch import Batch, Floats, MicroBatch, StepResult, batch_ccc, pad
 from raysers.training.group import Group
@@ -37,8 +38,9 @@ class Learner:
     replaced by process 0's.
 
     Args:
-        start: of `start_model`; its network is taken over and moved to the device.
-        categories: how many emotion categories there are, 0 for none.
+        start: of `start_model`; its network is taken over and moved to the device. Its heads
+            beside that of the dimensions are dropped: they fit the embeddings as they were.
+        categories: emotion categories to train a head for; none without a weight in the loss.
         settings: how to train.
         total_steps: steps of the whole training, for the schedule.
         device: `cpu`, `cuda` or `cuda:N`.
@@ -51,7 +53,7 @@ class Learner:
     def __init__(
         self,
         start: InitialModel,
-        categories: int,
+        categories: Sequence[str],
         settings: TrainSettings,
         total_steps: int,
         device: str | torch.device,
@@ -65,15 +67,18 @@ class Learner:
         self._dtype = AUTOCAST[settings.dtype]
         self.do_normalize = start.do_normalize
         self.min_samples = start.min_samples
+        with self._own_random_numbers():
+            torch.manual_seed(settings.seed)
+            start.model.attach(
+                Outputs(categories=tuple(categories) if settings.category_weight else ())
+            )
         self.model: EmotionNetwork = start.model.to(self.device)
         self.model.gradient_checkpointing(settings.gradient_checkpointing)
-        self.head = self._category_head(start.embedding_size, categories)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not parameters:
             raise ConfigError("--freeze leaves nothing to train: freeze less")
-        if self.head is not None:
-            parameters += self.head.parameters()
-        group.broadcast_([t.detach() for t in self._all_tensors()])
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        group.broadcast_([tensor.detach() for tensor in tensors])
         self.gradients = Gradients(parameters)
         self.optimiser = make_optimiser(
             settings.optimiser, parameters, lr=settings.lr, weight_decay=settings.weight_decay
@@ -120,18 +125,21 @@ class Learner:
         )
 
     def predict(self, signals: Sequence[Floats]) -> Floats:
-        """float32 [clips, 3]: scores in evaluation mode, by the averaged weights where there are.
+        """float32 [clips, 3 + categories]: scores and probabilities in evaluation mode.
 
-        One forward pass; clips shorter than `min_samples` get NaN. Concerns this process alone.
+        By the averaged weights where there are. One forward pass; clips shorter than `min_samples`
+        get NaN. Concerns this process alone.
         """
         self._mode(training=False)
-        scores = np.full((len(signals), _TARGETS), np.nan, np.float32)
+        width = _TARGETS + len(self.model.outputs.categories)
+        scores = np.full((len(signals), width), np.nan, np.float32)
         fitting = [i for i, signal in enumerate(signals) if len(signal) >= self.min_samples]
         if fitting:
             exact = exact_convolutions(self._dtype)
             with self.averaged(), torch.inference_mode(), exact:
-                found, _ = self._forward([signals[i] for i in fitting])
-                scores[fitting] = found.float().cpu().numpy()
+                found, embeddings = self._forward([signals[i] for i in fitting])
+                extras = self.model.extras(embeddings.float())
+                scores[fitting] = torch.cat((found.float(), extras), 1).cpu().numpy()
         return scores
 
     @contextmanager
@@ -142,19 +150,6 @@ class Learner:
             return
         with self.average.in_place():
             yield self.model
-
-    def _category_head(self, embedding_size: int, categories: int) -> nn.Linear | None:
-        if not categories or not self.settings.category_weight:
-            return None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
-            return nn.Linear(embedding_size, categories).to(self.device)
-
-    def _all_tensors(self) -> Iterator[Tensor]:
-        yield from self.model.parameters()
-        yield from self.model.buffers()
-        if self.head is not None:
-            yield from self.head.parameters()
 
     def _mode(self, *, training: bool) -> None:
         if self.model.training != training:
@@ -198,7 +193,7 @@ class Learner:
         return outputs, loss
 
     def _blank(self, clips: int) -> Tensor:
-        logits = 0 if self.head is None else self.head.out_features
+        logits = len(self.model.outputs.categories)
         return torch.zeros(clips, _TARGETS + logits + 1, device=self.device)
 
     def _write(self, outputs: Tensor, piece: MicroBatch, output: Tensor) -> None:
@@ -210,9 +205,9 @@ class Learner:
         """float32 [rows, 3 + categories], with the dropout of this step and piece."""
         torch.manual_seed(piece_seed(self.settings.seed, self.steps, piece.number))
         scores, embeddings = self._forward(piece.signals)
-        if self.head is None:
+        if not self.model.outputs.categories:
             return scores.float()
-        return torch.cat((scores.float(), self.head(embeddings.float())), 1)
+        return torch.cat((scores.float(), self.model.categories(embeddings.float())), 1)
 
     def _forward(self, signals: Sequence[Floats]) -> tuple[Tensor, Tensor]:
         padded, lengths = pad(signals, do_normalize=self.do_normalize, device=self.device)
@@ -231,7 +226,7 @@ class Learner:
         # double: every process gets its digits from these few numbers
         found = outputs[:, :-1].double().requires_grad_()
         loss = LOSSES[self.settings.loss](found[:, :_TARGETS], labels, self.settings.target_weights)
-        if self.head is not None:
+        if self.model.outputs.categories:
             classes = torch.from_numpy(batch.classes).to(self.device)
             classes = classes.masked_fill(absent, NO_CATEGORY)
             logits = found[:, _TARGETS:]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 
 from raysers.errors import RaysersError, TrainingDiverged
@@ -20,7 +21,7 @@ from raysers.training import checkpoint
 from raysers.training.batch import Batch, MicroBatch
 from raysers.training.context import TrainingStopped, WorkerContext
 from raysers.training.dataset import TooManyFailed
-from raysers.training.dev import cut_by_length, dev_ccc, predict_all
+from raysers.training.dev import cut_by_length, dev_ccc, dev_uar, predict_all
 from raysers.training.feed import Signal, Signals, cache_bytes
 from raysers.training.initial_model import TrainingJob, start_network, train_settings
 from raysers.training.learner import Learner
@@ -29,6 +30,7 @@ from raysers.training.pretrain import pretrain_frontend
 from raysers.training.state import dump, restore, scalars_of
 from raysers.training.steps import Schedule, Step
 from raysers.training.store import store_model, store_predictions
+from raysers.types import DIMENSIONS
 
 #: What to do about a lack of memory.
 _LESS = (
@@ -72,7 +74,7 @@ class _Worker:
             pretrain_frontend(start, job.flags, self._schedule, self._train, self._device)
         self._learner = Learner(
             start,
-            len(job.categories),
+            job.categories,
             train_settings(job.flags),
             self._schedule.total,
             self._device,
@@ -170,12 +172,13 @@ class _Worker:
     def _end_epoch(self) -> None:
         """Score the dev set, keep the model if it is to be kept, save the state, and tell."""
         flags = self._job.flags
-        scores = None
-        if len(self._job.dev):
-            predictions = self._predict_dev()
-            scores = dev_ccc(self._job.dev.labels, predictions)
+        ccc, uar, dev = None, None, self._job.dev
+        if len(dev):
+            scores, probabilities = np.split(self._predict_dev(), [len(DIMENSIONS)], axis=1)
+            ccc = dev_ccc(dev.labels, scores) if self._job.trained else None
+            uar = dev_uar(dev.categories, probabilities) if self._job.categories else None
         self._agree_on_failed()
-        kept = self._position.end_epoch(scores, lr=self._lr, keep_last=flags.keep == "last")
+        kept = self._position.end_epoch(ccc, uar, lr=self._lr, keep_last=flags.keep == "last")
         if kept and self._group.rank == 0:
             with self._learner.averaged() as model:
                 store_model(self._job, model, do_normalize=self._learner.do_normalize)
@@ -191,6 +194,7 @@ class _Worker:
             cut_by_length(lengths_s, self._job.flags.max_padded_s),
             self._learner.predict,
             clips=len(lengths_s),
+            outputs=len(DIMENSIONS) + len(self._job.categories),
             device=self._device,
             group=self._group,
         )

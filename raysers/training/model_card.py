@@ -88,6 +88,7 @@ class CardFacts:
         model_type: the network's family, as in its config.json.
         pooling: how frames become one vector: `masked`, `unmasked`, `statistics` or `attentive`.
         trained: dimensions with trained outputs.
+        categories: emotion categories with trained outputs.
     """
 
     name: str
@@ -121,6 +122,7 @@ class CardFacts:
     model_type: str = "wav2vec2"
     pooling: str = "masked"
     trained: Sequence[str] = DIMENSIONS
+    categories: Sequence[str] = ()
 
 
 def model_card(facts: CardFacts) -> str:
@@ -130,7 +132,9 @@ def model_card(facts: CardFacts) -> str:
         _summary(facts),
         *_warnings(facts),
         *_titled("Results", _results(facts)),
-        *_titled("Use", usage(facts.name, facts.model_type, facts.pooling)),
+        *_titled(
+            "Use", usage(facts.name, facts.model_type, facts.pooling if facts.trained else None)
+        ),
         *_titled("Data", _data(facts)),
         *_titled("Training", _training(facts)),
         *_titled("Intended use", _INTENDED),
@@ -154,7 +158,7 @@ def _front_matter(facts: CardFacts) -> str:
         "library_name": "transformers",
         "pipeline_tag": "audio-classification",
         "tags": ["speech", "audio", "emotion-recognition", *facts.trained, facts.model_type],
-        "metrics": ["ccc"],
+        "metrics": ["ccc"] * bool(facts.trained) + ["recall"] * bool(facts.categories),
     }
     if results := index_results(facts.metrics):
         content["model-index"] = [{"name": one_line(facts.name) or "model", "results": results}]
@@ -165,11 +169,18 @@ def _summary(facts: CardFacts) -> str:
     drawn = facts.backbone.startswith("random:")
     start = "random weights" if drawn else plain(facts.backbone)
     milliseconds = 1000 * facts.min_samples / SAMPLE_RATE_HZ
+    tasks, heads = [], []
+    if facts.trained:
+        tasks.append(f"Scores speech for {_listed(facts.trained)}, each about 0 to 1.")
+        heads.append("a regression head")
+    if facts.categories:
+        names = plain(_listed(facts.categories))
+        tasks.append(f"Gives each clip probabilities of the emotion categories {names}.")
+        heads.append("a softmax head")
     return (
-        f"Scores speech for {_listed(facts.trained)}, each about 0 to 1. A {facts.model_type}"
-        f" network with a regression head, {facts.parameters:,} parameters of which"
-        f" {facts.trained_parameters:,} were trained, starting from {start}."
-        f" It takes mono audio at 16 kHz, from {facts.min_samples} samples"
+        f"{' '.join(tasks)} A {facts.model_type} network with {_listed(heads)},"
+        f" {facts.parameters:,} parameters of which {facts.trained_parameters:,} were trained,"
+        f" starting from {start}. It takes mono audio at 16 kHz, from {facts.min_samples} samples"
         f" ({milliseconds:.0f} ms) up."
     )
 
@@ -211,9 +222,11 @@ def _results(facts: CardFacts) -> str:
     if has_intervals(facts.metrics):
         text += "\n\nIn brackets: 95 % intervals by bootstrap."
     if facts.best_epoch is not None:
+        measure = "mean CCC" if facts.trained else "UAR"
         text += (
             f"\n\nThese weights are those of epoch {facts.best_epoch}, the best of {facts.epochs}"
-            " on the dev split, which makes the figures of that split slightly too good."
+            f" by {measure} on the dev split, which makes the figures of that split slightly too"
+            " good."
         )
     return text
 
@@ -253,7 +266,7 @@ def _training(facts: CardFacts) -> str:
             f"{facts.epochs} epochs, {facts.audio_hours:.2f} hours of audio trained on in"
             f" {facts.seconds / 60:.1f} minutes by {facts.workers} {noun} on"
             f" {plain(facts.device)}, seed {facts.seed}.",
-            f"![CCC on the dev set and training loss by epoch]({CURVE_FILE})",
+            f"![Scores on the dev set and training loss by epoch]({CURVE_FILE})",
             f"The same command trains it again with {same}, wherever the data lie:",
             fenced(f"python {visible(facts.command).removeprefix('python ')}", "bash"),
             f"Versions: {versions}.",

@@ -17,6 +17,7 @@ from raysers.engine.plan import Placement, io_threads
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.io import storage
 from raysers.models.backbones import CNN14, parse_model_name
+from raysers.models.outputs import Outputs
 from raysers.run import Run, RunRecord, absolute_output
 from raysers.training import checkpoint, dataset
 from raysers.training.config import FlagsT, TrainingFlags, deciding, with_recipe
@@ -32,6 +33,10 @@ TRAINING_VERSION = 2
 _PADDED_S = {"cpu": 16.0, "cuda": 60.0}
 
 
+#: With fewer there is nothing to tell apart.
+_LEAST_CATEGORIES = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """What is known of the network that training starts from.
@@ -45,6 +50,7 @@ class Network:
     load_from: str
     revision: str
     min_samples: int
+    embedding_size: int
     parameters: int
     trained: int
     freeze: str
@@ -85,7 +91,7 @@ class TrainingPlan:
             run_id=run_id,
             train=self.data.train,
             dev=self.data.dev,
-            categories=self.data.categories,
+            categories=self.data.categories if self.flags.category_weight else (),
             trained=self.data.trained,
             threads=self.placement.threads,
             io_threads=io_threads(self.data.table, self.placement),
@@ -147,6 +153,7 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
         load_from=f"{unversioned}@{start.revision}" if pinned else flags.backbone,
         revision=start.revision,
         min_samples=start.min_samples,
+        embedding_size=start.embedding_size,
         parameters=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         freeze=start.freeze,
@@ -198,6 +205,7 @@ def make_plan(
         min_samples=network.min_samples,
         dev_needed=flags.keep == "best",
         weights=flags.target_weights,
+        categories=flags.category_weight > 0,
         indexed=indexed,
     )
     flags = replace(
@@ -205,11 +213,8 @@ def make_plan(
         dtype=_settled_dtype(flags.dtype, placement, run.earlier),
         max_padded_s=_settled_padded_s(flags.max_padded_s, placement, run.earlier),
     )
-    if flags.category_weight and not data.categories:
-        raise ConfigError(
-            f"--category-weight is {flags.category_weight:g}, but no training clip has an emotion "
-            "category: leave it out, or give data with a column emotion"
-        )
+    if flags.category_weight:
+        _check_categories(data.categories, "categories" if flags.categories else "category-weight")
     settings = _settings(flags, network, run.earlier) | {"data_fingerprint": data.fingerprint}
     run.refuse_other_settings(settings)
     saved = checkpoint.latest(flags.output) if run.earlier else None
@@ -223,6 +228,15 @@ def make_plan(
         history=list(saved.notes["history"]) if saved else [],
         step=saved.step if saved else 0,
     )
+
+
+def _check_categories(names: Sequence[str], flag: str) -> None:
+    if len(names) < _LEAST_CATEGORIES:
+        raise ConfigError(
+            f"--{flag}: the training clips have {len(names)} emotion categories, "
+            f"{_LEAST_CATEGORIES} are needed: leave it out, or give data with a column emotion"
+        )
+    Outputs.from_config({"categories": names}, f"--{flag}")  # too many, or too long
 
 
 def _settings(flags: TrainingFlags, network: Network, earlier: RunRecord | None) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class TrainProgress:
     Attributes:
         step: steps done.
         epoch: epochs done.
-        best: highest mean dev CCC so far.
+        best: highest mean dev CCC so far, or UAR where no dimension is trained.
         waited: epochs since then.
         sums: of the epoch under way.
         history: records of the epochs done.
@@ -62,19 +62,29 @@ class TrainProgress:
         """The position that `notes()` described."""
         return cls(**{**notes, "step": step, "sums": Sums(**notes["sums"])})
 
-    def end_epoch(self, dev_ccc: Mapping[str, float] | None, *, lr: float, keep_last: bool) -> bool:
+    def end_epoch(
+        self,
+        dev_ccc: Mapping[str, float] | None,
+        dev_uar: float | None = None,
+        *,
+        lr: float,
+        keep_last: bool,
+    ) -> bool:
         """Close the epoch under way; returns whether its model is the one to keep.
 
         Args:
-            dev_ccc: by dimension; None without dev clips.
+            dev_ccc: by dimension; None without dev clips or trained dimensions.
+            dev_uar: of the emotion categories; None without dev clips or categories.
             lr: learning rate of its last step.
             keep_last: every epoch replaces the one before, however good.
         """
         self.epoch += 1
         mean = _mean(dev_ccc)
-        kept = keep_last or self.best is None or (mean is not None and mean > self.best)
-        if mean is not None and (self.best is None or mean > self.best):
-            self.best = mean
+        uar = {} if dev_uar is None else {"dev_uar": _known(dev_uar)}
+        score = uar.get("dev_uar") if dev_ccc is None else mean
+        kept = keep_last or self.best is None or (score is not None and score > self.best)
+        if score is not None and (self.best is None or score > self.best):
+            self.best = score
         self.waited = 0 if kept else self.waited + 1
         self.history.append(
             {
@@ -84,6 +94,7 @@ class TrainProgress:
                 "lr": lr,
                 "dev_ccc": None if dev_ccc is None else {k: _known(v) for k, v in dev_ccc.items()},
                 "dev_ccc_mean": mean,
+                **uar,
                 "kept": kept,
                 "audio_s": round(self.sums.audio_s, 3),
                 "wall_s": round(self.sums.wall_s, 3),

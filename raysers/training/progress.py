@@ -118,12 +118,16 @@ def live_line(figures: Mapping[str, Any], epochs: int) -> str:
 
 
 def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
-    """One line for an epoch: loss, dev CCC per dimension, speed, and whether it was kept."""
+    """One line for an epoch: loss, dev CCC by dimension, dev UAR, speed, whether it was kept."""
     line = f"epoch {record['epoch']}/{epochs}  loss {_number(record['train_loss'])}"
     ccc = record.get("dev_ccc")
     if ccc:
         line += "  dev CCC " + "  ".join(f"{name} {_number(ccc[name])}" for name in DIMENSIONS)
-        line += f"  mean {_number(record['dev_ccc_mean'])}" + (" *" if record["kept"] else "  ")
+        line += f"  mean {_number(record['dev_ccc_mean'])}"
+    if "dev_uar" in record:
+        line += f"  dev UAR {_number(record['dev_uar'])}"
+    if ccc or "dev_uar" in record:
+        line += " *" if record["kept"] else "  "
     return (
         f"{line}  {hours(record['audio_s'])} of audio in {duration(record['wall_s'])}, "
         f"{record['audio_hours_per_s']:.3g} audio hours/s"

@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 from raysers.data.corpora.emotions import common_name, load_emotion_map
 from raysers.engine import output as parts
 from raysers.evaluation.baseline import with_baseline
+from raysers.evaluation.categories import EMOTION, category_rows
 from raysers.evaluation.correctness import correctness_rows
-from raysers.evaluation.join import dimensions_of
+from raysers.evaluation.join import categories_of, dimensions_of
 from raysers.evaluation.rows import Row, to_table
 from raysers.evaluation.scores import Scores
 from raysers.io import storage
@@ -66,25 +67,24 @@ def write_results(
 
 
 def _dev_rows(plan: TrainingPlan, name: str) -> list[Row]:
-    """CCC, Pearson and MAE of the stored model on the dev clips, and of the random baseline."""
+    """Figures of the stored model on the dev clips, and of the random baseline."""
     dev = plan.data.dev
     if not len(dev):
         return []
     predictions = parts.read_part(storage.join(plan.flags.output, PREDICTIONS))
     assert predictions is not None  # the workers have written it
+    wanted = pa.array([clip.clip_id for clip in dev.clips])
+    found = predictions.take(pc.index_in(wanted, predictions["clip_id"].combine_chunks()))
+    said = categories_of(found)
     scores = Scores(
         clip_id=[clip.clip_id for clip in dev.clips],
         truth=dev.labels.astype(np.float64),
-        predictions={name: _in_order(predictions, dev)},
+        predictions={name: dimensions_of(found)},
         columns=_known(plan.data.table, dev),
+        categories={name: said} if said.names else {},
     )
-    return correctness_rows(with_baseline(scores), by=("sex",))
-
-
-def _in_order(predictions: pa.Table, dev: Examples) -> np.ndarray[Any, Any]:
-    wanted = pa.array([clip.clip_id for clip in dev.clips])
-    found = predictions.take(pc.index_in(wanted, predictions["clip_id"].combine_chunks()))
-    return dimensions_of(found)
+    by = ("sex",)
+    return [*correctness_rows(with_baseline(scores), by=by), *category_rows(scores, by=by)]
 
 
 def _known(table: pa.Table, dev: Examples) -> dict[str, list[str | None]]:
@@ -92,12 +92,12 @@ def _known(table: pa.Table, dev: Examples) -> dict[str, list[str | None]]:
     wanted = pa.array([clip.clip_id for clip in dev.clips])
     table = table.filter(pc.equal(table["split"], "dev"))  # with a leak, a clip is in train too
     rows = table.take(pc.index_in(wanted, table["clip_id"].combine_chunks()))
-    names = ("speaker", "sex", "corpus", "split", "session")
+    names = ("speaker", "sex", "corpus", "split", "session", "emotion")
     return {n: rows[n].to_pylist() for n in names if n in rows.column_names}
 
 
 def _epoch_rows(plan: TrainingPlan, name: str, history: History) -> Iterator[Row]:
-    """Dev CCC and training loss of every epoch."""
+    """Dev CCC, dev UAR and training loss of every epoch."""
     for record in history:
         common: dict[str, Any] = {
             "model": name,
@@ -105,13 +105,15 @@ def _epoch_rows(plan: TrainingPlan, name: str, history: History) -> Iterator[Row
             "group": "epoch",
             "group_value": str(record["epoch"]),
         }
-        for dimension, value in (record["dev_ccc"] or {}).items():
+        figures = [("ccc", name, value) for name, value in (record["dev_ccc"] or {}).items()]
+        figures.append(("uar", EMOTION, record.get("dev_uar")))
+        for metric, dimension, value in figures:
             if value is not None:
                 yield Row(
                     **common,
                     split="dev",
                     dimension=dimension,
-                    metric="ccc",
+                    metric=metric,
                     value=value,
                     n=len(plan.data.dev),
                 )
@@ -130,11 +132,13 @@ def _facts(
 ) -> CardFacts:
     flags, network = plan.flags, plan.network
     kept = [r["epoch"] for r in history if r["kept"]]
+    categories = plan.data.categories if flags.category_weight else ()
+    head = len(categories) * (network.embedding_size + 1)
     return CardFacts(
         name=name,
         backbone=flags.backbone,
-        parameters=network.parameters,
-        trained_parameters=network.trained,
+        parameters=network.parameters + head,
+        trained_parameters=network.trained + head,
         min_samples=network.min_samples,
         splits=_splits(plan.data.table),
         recipe=_recipe(flags),
@@ -160,6 +164,7 @@ def _facts(
         model_type=network.model_type,
         pooling=flags.pooling,
         trained=plan.data.trained,
+        categories=categories,
     )
 
 
@@ -217,7 +222,7 @@ def _distinct(table: pa.Table, name: str) -> list[str]:
 _NOT_RECIPE = {
     "data", "train", "dev", "corpus", "speakers", "limit", "max_failed", "output", "seed",
     "workers", "track", "checkpoint_steps", "max_restarts", "backbone", "allow_leakage",
-    "shuffle_labels",
+    "shuffle_labels", "categories",
 }  # fmt: skip
 
 _DEFAULTS = {f.name: f.default for f in fields(TrainingFlags)}
@@ -240,12 +245,19 @@ def _outcome(
     plan: TrainingPlan, history: History, facts: CardFacts, rows: Sequence[Row]
 ) -> dict[str, Any]:
     last = history[-1]
-    whole = [r for r in rows if r.metric == "ccc" and not r.group and r.model == facts.name]
+    whole = [r for r in rows if not r.group and r.model == facts.name]
+
+    def figures(metric: str) -> dict[str, float]:
+        return {
+            f"{r.dataset} {r.dimension}": round(r.value, 4) for r in whole if r.metric == metric
+        }
+
     return {
         "epochs": len(history),
         "steps": last["step"],
         "kept_epoch": facts.best_epoch or len(history),
-        "dev_ccc": {f"{r.dataset} {r.dimension}": round(r.value, 4) for r in whole},
+        "dev_ccc": figures("ccc"),
+        **({"dev_uar": figures("uar")} if facts.categories else {}),
         "failed_clips": last["failed"],
         "left_out": dict(plan.data.left_out),
         "audio_hours": round(facts.audio_hours, 4),

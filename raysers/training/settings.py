@@ -35,7 +35,7 @@ class TrainSettings:
         accumulate: in how many turns a process handles its pieces.
         dtype: fp32 or bf16 (autocast; parameters and optimiser stay fp32).
         gradient_checkpointing: compute activations twice in place of keeping them.
-        seed: of dropout and of the category head.
+        seed: of dropout and of the head of the categories.
     """
 
     loss: str = "ccc"

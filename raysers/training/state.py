@@ -19,7 +19,7 @@ from torch import Tensor
 from raysers.errors import CheckpointError
 from raysers.training.learner import Learner
 
-_MODEL, _HEAD, _AVERAGE = "model.", "head.", "average."
+_MODEL, _AVERAGE = "model.", "average."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class LearnerState:
     """Where a training stands.
 
     Attributes:
-        weights: safetensors of the network and the category head.
+        weights: safetensors of the network.
         optimiser: safetensors of the optimiser's moments and the averaged weights.
         scalars: the rest, ready for JSON.
     """
@@ -72,10 +72,7 @@ def restore(learner: Learner, weights: bytes, optimiser: bytes, scalars: Mapping
 
 
 def _weights(learner: Learner) -> dict[str, Tensor]:
-    own = {_MODEL + name: value for name, value in learner.model.state_dict().items()}
-    if learner.head is not None:
-        own |= {_HEAD + name: value for name, value in learner.head.state_dict().items()}
-    return own
+    return {_MODEL + name: value for name, value in learner.model.state_dict().items()}
 
 
 def _averages(learner: Learner) -> Iterator[tuple[str, Tensor]]:
@@ -85,10 +82,7 @@ def _averages(learner: Learner) -> Iterator[tuple[str, Tensor]]:
 
 
 def _names(learner: Learner) -> dict[Tensor, str]:
-    names: dict[Tensor, str] = {p: _MODEL + n for n, p in learner.model.named_parameters()}
-    if learner.head is not None:
-        names |= {p: _HEAD + n for n, p in learner.head.named_parameters()}
-    return names
+    return {p: _MODEL + n for n, p in learner.model.named_parameters()}
 
 
 def _moments(learner: Learner) -> Iterator[tuple[str, Tensor]]:

@@ -13,14 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from raysers.engine import output
 from raysers.io import storage
 from raysers.models.emotion import EmotionNetwork
 from raysers.models.loading import load_emotion_model, save_emotion_model
+from raysers.models.outputs import Outputs
 from raysers.models.scorer import Scorer
-from raysers.schemas import ANNOTATIONS
+from raysers.schemas import ANNOTATIONS, with_outputs
 from raysers.training.dev import cut_by_length, predict_all
 from raysers.training.feed import Signal, Signals
 from raysers.training.group import Group
@@ -67,11 +69,20 @@ def store_predictions(
     scorer = Scorer(loaded, dtype=job.flags.dtype, device=str(device), threads=job.threads)
 
     def predict(signals: Sequence[Signal]) -> Signal:
-        return scorer.score(signals).scores
+        scored = scorer.score(signals)
+        return np.hstack([scored.scores, scored.extras])
 
     lengths_s = [clip.duration_s for clip in job.dev.clips]
-    pieces = cut_by_length(lengths_s, job.flags.max_padded_s)
-    found = predict_all(dev, pieces, predict, clips=len(lengths_s), device=device, group=group)
+    outputs = loaded.model.outputs
+    found = predict_all(
+        dev,
+        cut_by_length(lengths_s, job.flags.max_padded_s),
+        predict,
+        clips=len(lengths_s),
+        outputs=len(DIMENSIONS) + len(outputs.columns),
+        device=device,
+        group=group,
+    )
     if group.rank == 0:
         now = datetime.now(UTC)
         common = {
@@ -81,25 +92,21 @@ def store_predictions(
             "created_at": now,
         }
         rows = [
-            _row(
-                clip,
-                dict(zip(DIMENSIONS, scores, strict=True)),
-                loaded.model.outputs.trained,
-                failed,
-            )
-            | common
-            for clip, scores in zip(job.dev.clips, found.tolist(), strict=True)
+            _row(clip, values, outputs, failed) | common
+            for clip, values in zip(job.dev.clips, found.tolist(), strict=True)
         ]
-        output.write_part(storage.join(job.output, PREDICTIONS), output.to_table(rows, ANNOTATIONS))
+        schema = with_outputs(ANNOTATIONS, outputs.categories, outputs.columns)
+        output.write_part(storage.join(job.output, PREDICTIONS), output.to_table(rows, schema))
 
 
 def _row(
-    clip: Clip, scores: Mapping[str, float], trained: Sequence[str], failed: Mapping[str, str]
+    clip: Clip, values: Sequence[float], outputs: Outputs, failed: Mapping[str, str]
 ) -> dict[str, Any]:
     error = failed.get(clip.clip_id, "")
-    scores = {name: scores[name] for name in trained}
+    columns = outputs.row(values[: len(DIMENSIONS)], values[len(DIMENSIONS) :])
     status = Status.UNREADABLE if error else Status.OK
-    if not error and not all(map(math.isfinite, scores.values())):
+    numbers = [columns[name] for name in (*outputs.trained, *outputs.columns)]
+    if not error and not all(map(math.isfinite, numbers)):
         status, error = Status.MODEL_ERROR, "the model's scores are not finite numbers"
     return {
         "file": clip.file,
@@ -109,5 +116,5 @@ def _row(
         "status": str(status),
         "error": error,
         "duration_s": None if error else clip.duration_s,
-        **({} if error else scores),
+        **({} if error else columns),
     }

@@ -45,6 +45,7 @@ def figures(record: Epoch) -> dict[str, float]:
         "train/lr": record.get("lr"),
         "train/audio_hours_per_s": record.get("audio_hours_per_s"),
         "dev/ccc_mean": record.get("dev_ccc_mean"),
+        "dev/uar": record.get("dev_uar"),
     }
     ccc = record.get("dev_ccc") or {}
     found |= {f"dev/ccc_{name}": ccc.get(name) for name in DIMENSIONS}

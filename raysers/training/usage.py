@@ -54,12 +54,20 @@ def score(signal):
         return model(inputs.input_values)[0].tolist()"""
 
 
-def usage(name: str, model_type: str, pooling: str) -> str:
-    """Markdown that shows how to score clips with the model in folder `name`."""
+def usage(name: str, model_type: str, pooling: str | None) -> str:
+    """Markdown that shows how to score clips with the model in folder `name`.
+
+    Args:
+        name: of the folder.
+        model_type: family of the network.
+        pooling: as in `CardFacts`; None where the dimensions are not trained.
+    """
     folder = "./" + visible(name)
     command = "python jobs/annotate.py --input recordings/ --output emotions/ --model "
     ours = "A whole archive, by raysers:"
     shown = [ours, fenced(command + shlex.quote(folder), "bash")]
+    if pooling is None:
+        return "\n\n".join(shown)
     if model_type in _CLASSES and pooling in ("masked", "unmasked"):
         stem, attribute = _CLASSES[model_type]
         code = _PLAIN.format(

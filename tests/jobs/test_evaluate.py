@@ -283,6 +283,44 @@ def test_a_store_holds_predictions_labels_and_result(s3, labels, good):
     assert json.loads(s3.get("out/run.json"))["status"] == "done"
 
 
+EMOTIONS = ("anger", "neutral", "sadness")
+
+
+def with_categories(folder: Path) -> np.ndarray:
+    """Add predicted categories to the predictions; the names of those predicted, [CLIPS]."""
+    sure = RNG.dirichlet((1, 1, 1), CLIPS).astype(np.float32)
+    part = folder / "annotations/part-00000.parquet"
+    table = pq.ParquetFile(part).read()
+    names = np.array(EMOTIONS)[sure.argmax(axis=1)]
+    table = table.append_column("emotion", pa.array(names))
+    for name, column in zip(EMOTIONS, sure.T, strict=True):
+        table = table.append_column(f"p_{name}", pa.array(column))
+    pq.write_table(table, part)
+    return names
+
+
+def test_categories_are_measured_and_need_no_other_label(good, poor, tmp_path, capsys):
+    predicted = with_categories(good)
+    truth = RNG.choice(EMOTIONS, CLIPS)
+    bare = dict.fromkeys(DIMENSIONS, [""] * CLIPS)
+    labels = write_labels(tmp_path / "corpus" / "labels.csv", emotion=truth.tolist(), **bare)
+    out = tmp_path / "out"
+    args = ("--labels", labels, "--output", out, "--bootstrap", 50)
+    assert run("--predictions", good, *args, "--by", "emotion") == 0
+    rows = metrics_of(out)
+    where = {"model": "good", "dimension": "emotion", "split": "all"}
+    row = the(rows, metric="uar", group="", **where)
+    recall = audmetric.unweighted_average_recall(truth, predicted)
+    assert row["value"] == pytest.approx(recall)
+    assert row["ci_low"] < row["value"] < row["ci_high"]
+    anger = the(rows, metric="uar", group_value="anger", **where)
+    assert anger["value"] == pytest.approx((predicted[truth == "anger"] == "anger").mean())
+    assert {r["metric"] for r in rows} == {"uar", "macro_f1", "accuracy", "ece"}
+    assert f"{row['value']:.3f}"[1:] in capsys.readouterr().out
+    assert run("--predictions", poor, *args[:3], tmp_path / "other") == 2
+    assert "none of its 120 clips has a label" in capsys.readouterr().err
+
+
 def mixed(folder: Path) -> Path:
     write_predictions(folder, GOOD)
     other = write_predictions(folder / "other", POOR, model="poor")

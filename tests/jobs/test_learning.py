@@ -108,7 +108,7 @@ def _learned(recipe: Recipe, train: pa.Table, dev: pa.Table, folder) -> np.ndarr
     labels = np.stack([train[name].to_numpy() for name in DIMENSIONS], 1).astype(np.float32)
     orders = [epoch_order(len(train), 0, epoch) for epoch in range(recipe.epochs)]
     batches = [batch for order in orders for batch in global_batches(order, BATCH_SIZE)]
-    learner = Learner(start, 0, recipe.settings, len(batches), "cpu", Alone())
+    learner = Learner(start, (), recipe.settings, len(batches), "cpu", Alone())
     for batch in batches:
         heard = [signals[i] for i in batch]
         piece = MicroBatch(number=0, rows=range(len(batch)), signals=heard)

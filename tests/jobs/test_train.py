@@ -217,8 +217,9 @@ def test_annotate_with_the_result_gives_the_dev_scores_of_the_card(one, labels):
     truth = {str(labels.parent / row["file"]): row for row in read_table(labels)}
     assert {row["file"] for row in stored} == {f for f, r in truth.items() if r["split"] == "dev"}
     for row in stored:
-        for name in DIMENSIONS:
+        for name in (*DIMENSIONS, "p_high", "p_low"):
             assert row[name] == pytest.approx(scored[row["file"]][name], abs=1e-5)
+        assert row["emotion"] == scored[row["file"]]["emotion"]
     metrics = pq.read_table(one / "metrics" / "part-00000.parquet").to_pylist()
     for name in ("arousal", "dominance"):
         expected = ccc(

@@ -75,6 +75,8 @@ _SPLITS = {
 }
 _SEX_OF = {word: sex for sex, words in _SEXES.items() for word in words}
 _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+#: Words in place of a category: the raters' votes were split, or went to none on the list.
+_NO_EMOTION = frozenset({"", "no_agreement", "other"})
 _NO_SPEAKER = frozenset({"", "unknown", "nan", "none", "null", "na", "n/a", "<na>"})
 _COMMON_NAMES = {word: name for name, words in _SYNONYMS.items() for word in words}
 
@@ -87,6 +89,16 @@ def common_name(category: str) -> str:
     """
     word = category.strip().lower()
     return _COMMON_NAMES.get(word, word)
+
+
+def category_of(word: str | None) -> str | None:
+    """The common name of a label, None where it names no emotion.
+
+    >>> category_of("Angry"), category_of("no_agreement"), category_of(None)
+    ('anger', None, None)
+    """
+    name = common_name(word or "")
+    return None if name in _NO_EMOTION else name
 
 
 def load_emotion_map(name_or_uri: str) -> EmotionMap:

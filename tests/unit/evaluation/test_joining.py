@@ -135,6 +135,36 @@ def test_a_clip_predicted_twice_is_refused():
         join(table(WHOLE), {"m": twice})
 
 
+def test_categories_and_deviations_come_along():
+    predictions = table(
+        WHOLE[::-1],
+        arousal_sd=pa.array([0.1, 0.2, None], pa.float32()),
+        emotion=pa.array(["happy", "joy", None]),
+        p_happy=pa.array([0.7, 0.2, None], pa.float32()),
+        p_joy=pa.array([0.1, 0.6, None], pa.float32()),
+        p_ang=pa.array([0.2, None, None], pa.float32()),  # another fold's model has no such
+    )
+    labels = table(WHOLE, emotion=pa.array(["sad", "fear", "anger"]))
+    scores, coverage = join(labels, {"m": predictions, "n": table(WHOLE)})
+    assert coverage["m"].statuses == {"ok": 2, "not_finite": 1}
+    assert list(scores.categories) == list(scores.deviations) == ["m"]
+    found = scores.categories["m"]
+    assert tuple(found.names) == ("happiness", "anger")
+    np.testing.assert_allclose(
+        found.probabilities, [[np.nan, np.nan], [0.8, 0], [0.8, 0.2]], rtol=1e-6
+    )
+    np.testing.assert_allclose(scores.deviations["m"][:, 0], [np.nan, 0.2, 0.1], rtol=1e-6)
+    assert scores.emotions().tolist() == ["sadness", "fear", "anger"]
+
+
+def test_a_model_of_categories_alone_has_scores():
+    nothing = [None] * 3
+    predictions = table(WHOLE, nothing, p_anger=pa.array([1, 0, None], pa.float32()))
+    scores, coverage = join(table(WHOLE), {"m": predictions})
+    assert coverage["m"].statuses == {"ok": 2, "not_finite": 1}
+    assert scores.categories["m"].probabilities[:2, 0].tolist() == [1, 0]
+
+
 NAMES = st.sampled_from(["a", "b", "c"])
 PATHS = st.lists(st.tuples(NAMES, NAMES, NAMES).map("/".join), min_size=2, max_size=12, unique=True)
 

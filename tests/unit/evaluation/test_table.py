@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from rich.console import Console
 
 from raysers.evaluation.evaluate import Options, assess
-from raysers.evaluation.scores import Scores
+from raysers.evaluation.scores import Categories, Scores
 from raysers.evaluation.tables import WIDTH, number, print_metrics, short_names
 from tests.unit.evaluation.worlds import only, speakers_world
 
@@ -44,6 +47,28 @@ def test_every_kind_of_result_is_printed_in_100_columns(made):
         assert title in text
     assert "w2v2-L-robust - wav-lm" in text
     assert "more groups are in the table on disk" in text  # 12 speakers and two sexes
+
+
+def test_categories_are_printed_with_their_groups(made):
+    names, (model, *_) = ("anger", "fear"), made.predictions
+    emotions = ["anger", "fear", "surprise"] * 80
+    sure = np.tile([[0.95, 0.05], [0.95, 0.05], [0.05, 0.95]], (80, 1))
+    predicted = {model: Categories(names=names, probabilities=sure)}
+    columns = {**made.columns, "emotion": emotions}
+    world = replace(made, columns=columns, categories=predicted, deviations={model: made.truth})
+    rows, _ = assess(world, Options(draws=20, by=("sex",)))
+    lines = printed(rows)
+    assert max(map(len, lines)) <= WIDTH
+    at = next(i for i, line in enumerate(lines) if line.startswith("emotion categories"))
+    assert lines[at + 1].split() == ["uar", "macro_f1", "accuracy", "ece"]
+    # anger is right, fear and surprise never; anger's precision is 1/2
+    assert [value for value in lines[at + 3].split() if "[" not in value and "]" not in value] == [
+        "w2v2-L-robust", ".333", ".222", ".333", ".617",
+    ]  # fmt: skip
+    text = "\n".join(lines)
+    assert "msp-podcast test1, sex female (120 clips)" in text.partition("emotion categories")[2]
+    assert "uar_known" in text
+    assert "90 % intervals" in text
 
 
 def test_short_names_stay_different():

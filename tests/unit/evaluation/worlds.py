@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysers.evaluation.scores import Scores
+from raysers.evaluation.scores import Categories, Scores
 
 
 def scores(
@@ -67,4 +67,8 @@ def permuted(made: Scores, seed: int = 0) -> Scores:
         truth=made.truth[order],
         columns={k: [v[i] for i in order] for k, v in made.columns.items()},
         predictions={k: v[order] for k, v in made.predictions.items()},
+        categories={
+            k: Categories(names=v.names, probabilities=v.probabilities[order])
+            for k, v in made.categories.items()
+        },
     )

@@ -23,7 +23,7 @@ from raysers.training.learner import Learner
 from raysers.training.settings import TrainSettings
 from tests.unit.models.networks import small_config, speechlike
 
-CATEGORIES = 3
+CATEGORIES = ("anger", "neutral", "sadness")
 _WORKERS = 4
 
 #: Imported once, before the processes fork off.
@@ -83,7 +83,7 @@ def data_of(clips: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     signals = [speechlike(int(n), seed) for seed, n in enumerate(lengths)]
     labels = rng.random((clips, 3)).astype(np.float32)
     labels[rng.random((clips, 3)) < 0.15] = np.nan
-    return signals, labels, rng.integers(-1, CATEGORIES, clips)
+    return signals, labels, rng.integers(-1, len(CATEGORIES), clips)
 
 
 def new_trainee(run: Run, group: Group | None = None, model_seed: int = 1) -> Learner:
@@ -92,8 +92,7 @@ def new_trainee(run: Run, group: Group | None = None, model_seed: int = 1) -> Le
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config_of(run)))
         start = start_model(f"random:{path}", seed=model_seed)
-    categories = CATEGORIES if run.settings.category_weight else 0
-    return Learner(start, categories, run.settings, run.steps, "cpu", group or Alone())
+    return Learner(start, CATEGORIES, run.settings, run.steps, "cpu", group or Alone())
 
 
 def batches_of(run: Run) -> list[np.ndarray]:
@@ -131,8 +130,6 @@ def train(run: Run, group: Group | None = None) -> tuple[Learner, list[StepResul
 def parameters_of(learner: Learner) -> dict[str, np.ndarray]:
     """Everything that training changes, under its name."""
     found = dict(learner.model.state_dict())
-    if learner.head is not None:
-        found |= {f"head.{k}": v for k, v in learner.head.state_dict().items()}
     if learner.average is not None:
         found |= {f"average.{i}": a for i, a in enumerate(learner.average.averages)}
     return {name: value.detach().numpy().copy() for name, value in found.items()}

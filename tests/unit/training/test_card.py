@@ -108,6 +108,18 @@ def test_the_hub_reads_the_front_matter_and_its_results():
     }
 
 
+def test_categories_and_their_recall_are_named():
+    uar = row("emotion", 0.6512, metric="uar", ci_low=0.6, ci_high=0.7)
+    facts = replace(FACTS, metrics=[*METRICS, uar], categories=["anger", "a|b"])
+    card = model_card(facts)
+    assert "with a regression head and a softmax head" in card
+    assert {"emotion", "UAR", "0.651 [0.600, 0.700]"} <= set(cells(card))
+    (result,) = [r for r in ModelCard(card).data.eval_results if r.metric_type == "recall"]
+    assert (result.metric_name, result.metric_value) == ("UAR emotion", 0.6512)
+    assert "by mean CCC on the dev split" in card
+    assert "by UAR on the dev split" in model_card(replace(facts, trained=()))
+
+
 def test_the_table_shows_intervals_baseline_groups_and_gaps():
     shown = cells(model_card(FACTS))
     assert "0.862 [0.830, 0.890]" in shown

@@ -40,6 +40,15 @@ def test_the_picture_names_each_line_with_its_value_in_the_kept_epoch():
     assert {"arousal 0.83", "dominance 0.64", "valence 0.46", "kept: epoch 3", "0.380"} <= set(said)
 
 
+def test_recall_of_categories_is_a_line_beside_the_dimensions_or_alone():
+    history = [{**one, "dev_uar": 0.25 * one["epoch"]} for one in HISTORY]
+    assert {"UAR 0.75", "arousal 0.83", "CCC and UAR on the dev set"} <= set(
+        words(learning_curve(history)["svg"])
+    )
+    alone = [{**one, "dev_ccc": None} for one in history]
+    assert {"UAR 0.75", "UAR on the dev set"} <= set(words(learning_curve(alone)["svg"]))
+
+
 @pytest.mark.parametrize(
     "history",
     [

@@ -8,7 +8,7 @@ import audmetric
 import numpy as np
 import pytest
 
-from raysers.training.dev import dev_ccc
+from raysers.training.dev import dev_ccc, dev_uar
 from raysers.types import DIMENSIONS
 
 
@@ -35,3 +35,16 @@ def test_a_network_that_fails_on_a_clip_is_not_judged_by_the_others(dev):
     labels, predictions = dev
     predictions[3, 1] = np.inf
     assert all(math.isnan(value) for value in dev_ccc(labels, predictions).values())
+
+
+def test_uar_is_that_of_the_clips_with_a_category_and_a_signal():
+    rng = np.random.default_rng(1)
+    classes, probabilities = rng.integers(0, 3, 60), rng.dirichlet((1, 1, 1), 60)
+    predicted = probabilities.argmax(axis=1)
+    theirs = audmetric.unweighted_average_recall(classes[10:50], predicted[10:50])
+    classes[:10] = -1
+    probabilities[50:] = np.nan
+    assert dev_uar(classes, probabilities) == pytest.approx(theirs)
+    probabilities[20] = np.inf
+    assert math.isnan(dev_uar(classes, probabilities))
+    assert math.isnan(dev_uar(np.full(60, -1), probabilities))

@@ -7,13 +7,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import audmetric
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from raysers.cli import as_plain
 from raysers.data.manifest import read_manifest, write_manifest
-from raysers.errors import ConfigError
+from raysers.errors import ConfigError, RaysersError
+from raysers.models.loading import load_emotion_model
 from raysers.training.config import TrainingFlags
 from raysers.training.context import TrainingStopped
 from raysers.training.dataset import Indexed, TrainingData, choose, index_data
@@ -143,6 +147,76 @@ def test_a_category_loss_without_categories_is_refused(flags, place, ray_session
     bare = write_table(place / "voices/bare.csv", rows)
     own = replace(flags, data=(str(bare),), category_weight=0.5, output=str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="--category-weight"):
+        run_training(own, as_plain(own), in_process=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def classifier(flags, place, ray_session) -> Path:
+    """A model of categories alone, of data without dimensions; two words mean the same."""
+    rows = [
+        {**row, "arousal": "", "dominance": "", "valence": "", "emotion": emotion}
+        for i, row in enumerate(read_table(Path(flags.data[0])))
+        for emotion in [("angry", "anger")[i % 2] if row["emotion"] == "high" else "sad"]
+    ]
+    rows[-1]["emotion"] = "no_agreement"  # of a train clip
+    table = write_table(place / "voices/categories.csv", rows)
+    own = replace(flags, data=(str(table),), categories=True, output=str(place / "classifier"))
+    run_training(own, as_plain(own), in_process=True)
+    return Path(own.output)
+
+
+def test_categories_alone_train_a_model_whose_dimensions_are_null(classifier):
+    config = json.loads((classifier / "config.json").read_text())
+    assert (config["categories"], config["trained_dimensions"]) == (["anger", "sadness"], [])
+    document = json.loads((classifier / "training.json").read_text())
+    assert document["data"]["left_out"] == {"no label": 1}
+    history = document["history"]
+    uar = [record["dev_uar"] for record in history]
+    assert max(uar) > 0.6
+    assert document["outcome"]["kept_epoch"] == 1 + int(np.argmax(uar))
+    assert history[-1]["train_loss"] < history[0]["train_loss"] - 0.05
+    rows = pq.read_table(classifier / "predictions/part-00000.parquet").to_pylist()
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row[name] for row in rows for name in DIMENSIONS} == {None}
+    for row in rows:
+        assert row["p_anger"] + row["p_sadness"] == pytest.approx(1)
+        assert row["emotion"] == ("anger" if row["p_anger"] > 0.5 else "sadness")
+    truth = {r["file"]: r["emotion"] for r in read_table(classifier.parent / "voices/labels.csv")}
+    names = {"high": "anger", "low": "sadness"}
+    recall = audmetric.unweighted_average_recall(
+        [names[truth[Path(row["file"]).name]] for row in rows], [row["emotion"] for row in rows]
+    )
+    metrics = pq.read_table(classifier / "metrics/part-00000.parquet").to_pylist()
+    (of_dev,) = [r["value"] for r in metrics if r["metric"] == "uar" and not r["group"]]
+    assert of_dev == pytest.approx(recall)
+    assert document["outcome"]["dev_uar"] == {"unnamed emotion": pytest.approx(recall, abs=1e-4)}
+    card = (classifier / "README.md").read_text()
+    assert "probabilities of the emotion categories anger and sadness." in card
+    assert "**Not trained for arousal, dominance and valence.**" in card
+    assert "Arousal, dominance, valence of one mono clip" not in card
+
+
+def test_a_model_trained_further_drops_the_heads_that_no_longer_fit(classifier, flags, tmp_path):
+    own = replace(flags, backbone=str(classifier), output=str(tmp_path / "further"), epochs=1)
+    run_training(own, as_plain(own), in_process=True)
+    config = json.loads((tmp_path / "further/config.json").read_text())
+    assert "categories" not in config
+    assert load_emotion_model(own.output).model.outputs.columns == ()
+
+
+@pytest.mark.parametrize(
+    ("emotions", "message"),
+    [(["high"], "1 emotion categories, 2 are needed"), (["high", "x" * 101], "list of names")],
+)
+def test_categories_that_no_model_can_have_are_refused(
+    emotions, message, flags, place, ray_session, tmp_path
+):
+    rows = read_table(Path(flags.data[0]))
+    rows = [{**row, "emotion": emotions[i % len(emotions)]} for i, row in enumerate(rows)]
+    table = write_table(place / "voices/odd.csv", rows)
+    own = replace(flags, data=(str(table),), categories=True, output=str(tmp_path / "out"))
+    with pytest.raises(RaysersError, match=message):
         run_training(own, as_plain(own), in_process=True)
     assert not (tmp_path / "out").exists()
 

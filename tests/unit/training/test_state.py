@@ -88,6 +88,19 @@ def test_only_a_strictly_better_epoch_is_kept(means, kept):
     json.dumps(position.state_dict(), allow_nan=True)
 
 
+def test_categories_alone_are_kept_by_their_recall():
+    position = TrainProgress()
+    found = [
+        position.end_epoch(None, uar, lr=0.1, keep_last=False) for uar in (0.3, 0.5, math.nan, 0.4)
+    ]
+    assert found == [True, True, False, False]
+    beside = TrainProgress()
+    ccc = [(0.2, 0.9), (0.1, 1.0), (0.3, 0.1)]
+    found = [beside.end_epoch({"arousal": c}, u, lr=0.1, keep_last=False) for c, u in ccc]
+    assert found == [True, False, True]
+    assert [record["dev_uar"] for record in beside.history] == [0.9, 1.0, 0.1]
+
+
 def test_a_position_survives_json_to_the_last_bit():
     position = TrainProgress(step=5, epoch=2, best=0.1 + 0.2, failed={"c": "gone"})
     position.sums.loss = 1 / 3

@@ -169,15 +169,14 @@ class PlainLoop:
     def __init__(self, run: Run) -> None:
         learner = new_trainee(run)
         model: Any = learner.model
-        assert learner.head is not None
         self.backbone = transformers.Wav2Vec2Model(type(model.config)(**model.config.to_dict()))
         self.backbone.load_state_dict(model.backbone.state_dict())
         size = model.config.hidden_size
         self.dense, self.out_proj = nn.Linear(size, size), nn.Linear(size, 3)
         self.dense.load_state_dict(model.classifier.dense.state_dict())
         self.out_proj.load_state_dict(model.classifier.out_proj.state_dict())
-        self.categories = nn.Linear(size, learner.head.out_features)
-        self.categories.load_state_dict(learner.head.state_dict())
+        self.categories = nn.Linear(size, model.categories.out_features)
+        self.categories.load_state_dict(model.categories.state_dict())
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
         self.trained = {n: p for n, p in self.named() if n not in frozen}
         self.normalise = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
@@ -187,7 +186,7 @@ class PlainLoop:
             ("wav2vec2.", self.backbone),
             ("classifier.dense.", self.dense),
             ("classifier.out_proj.", self.out_proj),
-            ("head.", self.categories),
+            ("categories.", self.categories),
         ):
             yield from ((prefix + name, p) for name, p in module.named_parameters())
 
@@ -314,7 +313,8 @@ def test_predictions_are_those_of_the_stored_model(tmp_path: Any) -> None:
     with learner.averaged() as model:
         save_emotion_model(model, tmp_path, do_normalize=learner.do_normalize)
     scorer = Scorer(load_emotion_model(str(tmp_path)), dtype="fp32", device="cpu")
-    np.testing.assert_allclose(found, scorer.score(signals).scores, atol=2e-6)
+    scored = scorer.score(signals)
+    np.testing.assert_allclose(found, np.hstack([scored.scores, scored.extras]), atol=2e-6)
     # not the weights of the last step, which are still there
     assert learner.average is not None
     learner.average = None
@@ -326,7 +326,7 @@ def test_predictions_are_those_of_the_stored_model(tmp_path: Any) -> None:
 def test_frozen_parameters_stay_and_are_not_sent() -> None:
     start = start_model("random:tiny", seed=0, freeze="backbone")
     before = {n: p.detach().clone() for n, p in start.model.named_parameters()}
-    learner = Learner(start, 0, TrainSettings(lr=1e-2), 5, "cpu", Alone())
+    learner = Learner(start, (), TrainSettings(lr=1e-2), 5, "cpu", Alone())
     sent = sum(bucket.numel() for bucket in learner.gradients.buckets)
     assert sent == sum(p.numel() for n, p in before.items() if n.startswith("classifier."))
     run = Run()
