@@ -3,7 +3,7 @@
 Nothing that comes with a checkpoint is executed, and nothing is converted or filled in before its
 form and shape are known: a weights file of a kilobyte can ask for a terabyte (by compression, by
 tensors whose strides are zero). So tensors are read lazily and assigned to a network that is built
-without memory; `from_pretrained` would convert them first.
+without memory; `from_pretrained` converts them first, and takes integers and NaN in silence.
 """
 
 from __future__ import annotations
@@ -22,16 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raysers.errors import CheckpointError, RaysersError
-from raysers.models import checkpoint
-from raysers.models.backbones import (
-    CNN14,
-    FAMILIES,
-    UNNORMALISED,
-    WHISPER,
-    ModelName,
-    keep_layers,
-    parse_model_name,
-)
+from raysers.models import backbones, checkpoint
+from raysers.models.backbones import CNN14, WHISPER, ModelName
 from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, RANDOM_SEED, WEIGHTS_FILE
 from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.emotion import EmotionModel, EmotionNetwork
@@ -87,18 +79,18 @@ def load_emotion_model(
             caller has to fetch first.
         CheckpointError: the folder is not a model whose scores can be trusted.
     """
-    name = parse_model_name(name) if isinstance(name, str) else name
+    name = backbones.parse_model_name(name) if isinstance(name, str) else name
     if name.random:
         config = checkpoint.random_config(name)
         return LoadedModel(
             model=random_network(config, name.text, RANDOM_SEED).eval(),
             name=name.text,
             revision=checkpoint.random_revision(config, RANDOM_SEED),
-            do_normalize=config["model_type"] not in UNNORMALISED,
+            do_normalize=config["model_type"] not in backbones.UNNORMALISED,
         )
     folder = checkpoint.open_folder(name, cache_dir)
     order = checkpoint.label_order(folder.config, folder.path)
-    config = keep_layers(folder.config, name.layers, name.text)
+    config = backbones.keep_layers(folder.config, name.layers, name.text)
     model = build_on_meta(config, folder.path)
     load_weights(model, keep_bottom(read_weights(folder.weights), name.layers), folder.path)
     reorder_outputs(model, order)
@@ -154,7 +146,7 @@ def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
     try:
         if config["model_type"] == CNN14:
             return Cnn14(Cnn14Config.from_dict(config))
-        config_class = getattr(transformers, FAMILIES[config["model_type"]].config_class)
+        config_class = getattr(transformers, backbones.FAMILIES[config["model_type"]].config_class)
         shape = {*config_class.__annotations__} - _TOKEN_KEYS | _OUR_KEYS
         known = config_class(**{k: v for k, v in config.items() if k in shape})
         network = WhisperEmotionModel if config["model_type"] == WHISPER else EmotionModel
