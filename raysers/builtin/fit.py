@@ -154,7 +154,7 @@ class Corpus:
             speakers=np.array([row["speaker"] for row in rows]),
             categories=np.array([names.index(row["emotion"]) for row in rows]),
             names=names,
-            points=np.array([places[name] for name in names]),
+            points=np.array([places[name] for name in names]).round(4),
         )
 
 
