@@ -22,7 +22,7 @@ from raysers.types import Status
 
 T = TypeVar("T")
 
-DEFAULT_MODEL = "emodb-tiny"
+DEFAULT_MODEL = "raysers-base"
 #: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
 CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
 _SHARED_FLAGS = (

@@ -141,7 +141,7 @@ def annotated(folder: Path, clips: int = 90, *, embeddings: bool = True, part: i
             "duration_s": 4.0,
             "rms_db": None if bad else -20.0 - i % 7,
             "clipped_ratio": None if bad else float(i % 5 == 0) / 100,
-            "model": "emodb-tiny",
+            "model": "raysers-base",
             "model_revision": "r1",
             "run_id": "id",
         }
@@ -228,7 +228,7 @@ def probed(folder: Path) -> Path:
                 "word": str(word),
                 "slot": str(slot),
                 "clip_id": f"s{i}",
-                "model": "emodb-tiny",
+                "model": "raysers-base",
             }
             | scores
         )
@@ -238,8 +238,8 @@ def probed(folder: Path) -> Path:
     pairs = Pairs(
         clip_id=ids,
         truth=truth,
-        original={"emodb-tiny": truth + rng.normal(0, 0.1, (60, 3))},
-        respoken={"emodb-tiny": truth * 0.3 + rng.normal(0.3, 0.1, (60, 3))},
+        original={"raysers-base": truth + rng.normal(0, 0.1, (60, 3))},
+        respoken={"raysers-base": truth * 0.3 + rng.normal(0.3, 0.1, (60, 3))},
     )
     rows = [*sentiment_rows(said, dataset="made"), *respoken_rows(pairs)]
     record(folder, "probe")

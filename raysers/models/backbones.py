@@ -157,7 +157,7 @@ BACKBONES: dict[str, Backbone] = {
 
 #: Models that come with the package, folders of `ASSETS`: their names travel to workers, never
 #: their paths, and their revision is a hash of the folder's files.
-EMBEDDED = ("emodb-tiny",)
+EMBEDDED = ("raysers-base",)
 
 ASSETS = Path(str(resources.files("raysers"))) / "assets"
 

@@ -210,12 +210,12 @@ SLOW = {
     ),
     "probe": Case(
         job=probe.main,
-        command="--model emodb-tiny --limit 6 --bootstrap 100 --dtype fp32 --workers 1",
+        command="--model raysers-base --limit 6 --bootstrap 100 --dtype fp32 --workers 1",
         tables=("sentences", "metrics"),
     ),
     "probe-corpus": Case(
         job=probe.main,
-        command="--model emodb-tiny --limit 8 --data {}/index-corpus --least-occurrences 1"
+        command="--model raysers-base --limit 8 --data {}/index-corpus --least-occurrences 1"
         " --bootstrap 100 --dtype fp32 --workers 1",
         tables=("sentences", "words", "respoken", "metrics"),
         after=("index-corpus",),

@@ -151,7 +151,7 @@ def test_two_commands_on_one_output_never_mix(
     """Same and other settings, on a disk and in a bucket, at random distances."""
     bucket = request.getfixturevalue("s3") if store == "s3" else None
     out = f"{bucket.uri}/out" if bucket else str(tmp_path / "out")
-    models = (checkpoint[0], "emodb-tiny" if other else checkpoint[0])
+    models = (checkpoint[0], "raysers-base" if other else checkpoint[0])
     first = processes.start(JOB, *command(clips, out, model=models[0]))
     time.sleep(random.Random(seed).choice([0.0, 1.0]) * random.Random(seed).uniform(0.0, 4.0))
     second = processes.start(JOB, *command(clips, out, model=models[1]))
@@ -196,7 +196,7 @@ def test_a_part_of_another_run_does_not_count(clips, checkpoint, tmp_path, capsy
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     args = command(clips, mine, model=checkpoint[0])
     assert resume(args) == 0
-    assert resume(command(clips, theirs, model="emodb-tiny")) == 0
+    assert resume(command(clips, theirs, model="raysers-base")) == 0
     capsys.readouterr()
     expected = comparable(rows_of(mine))
     parts = sorted((mine / "annotations").iterdir())

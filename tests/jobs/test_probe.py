@@ -55,7 +55,7 @@ def corpus(ray_session, tmp_path_factory) -> Path:
     return folder
 
 
-FLAGS = ("--model", "emodb-tiny", "--limit", 16, "--least-occurrences", 4, "--bootstrap", 50,
+FLAGS = ("--model", "raysers-base", "--limit", 16, "--least-occurrences", 4, "--bootstrap", 50,
          "--dtype", "fp32")  # fmt: skip
 
 
@@ -95,13 +95,13 @@ def test_labels_rate_the_words_as_they_were_labelled(probed):
 
 
 def test_models_rate_the_words_by_their_own_scores(probed):
-    scores = {r["clip_id"]: r for r in rows_of(probed / "scores/emodb-tiny/clips")}
+    scores = {r["clip_id"]: r for r in rows_of(probed / "scores/raysers-base/clips")}
     said = defaultdict(list)
     for clip in rows_of(probed, "clips"):
         for word in WORDS:
             if word in clip["transcript"]:
                 said[word].append(scores[clip["clip_id"]]["valence"])
-    found = {w["word"]: w for w in rows_of(probed, "words") if w["source"] == "emodb-tiny"}
+    found = {w["word"]: w for w in rows_of(probed, "words") if w["source"] == "raysers-base"}
     for word in WORDS:
         assert found[word]["valence"] == pytest.approx(np.mean(said[word]), abs=1e-5)
 
@@ -110,9 +110,9 @@ def test_shifts_are_those_of_the_sentences_scores(probed):
     sentences = rows_of(probed, "sentences")
     assert len(sentences) == 16
     assert {(s["model"], s["language"], s["template"]) for s in sentences} == {
-        ("emodb-tiny", "en", "This is {word}")
+        ("raysers-base", "en", "This is {word}")
     }
-    scores = {r["clip_id"]: r for r in rows_of(probed / "scores/emodb-tiny/sentences")}
+    scores = {r["clip_id"]: r for r in rows_of(probed / "scores/raysers-base/sentences")}
     for sentence in sentences:
         assert sentence["text"] == f"This is {sentence['word']}"
         for name in DIMENSIONS:
@@ -126,7 +126,7 @@ def test_tables_pictures_and_the_record_are_there(probed):
     assert set(rows_of(probed, "metrics")[0]) == set(METRICS.names)
     record = record_of(probed)
     assert record["status"] == "done"
-    for name in ("sentiment", "words-labels", "words-emodb-tiny", "respoken-distribution",
+    for name in ("sentiment", "words-labels", "words-raysers-base", "respoken-distribution",
                  "respoken-ccc"):  # fmt: skip
         assert f"{name}.png" in record["outcome"]["pictures"]
         assert (probed / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -158,14 +158,14 @@ def test_other_settings_in_the_same_folder_are_refused(probed, corpus, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "emodb-tiny", "--voice", "xx"], "--voice xx"),
-        (["--model", "emodb-tiny", "emodb-tiny"], "same model twice"),
-        (["--model", "emodb-tiny", "--split", "test"], "it chooses clips of --data"),
+        (["--model", "raysers-base", "--voice", "xx"], "--voice xx"),
+        (["--model", "raysers-base", "raysers-base"], "same model twice"),
+        (["--model", "raysers-base", "--split", "test"], "it chooses clips of --data"),
         (["--model", "nothing-like-it"], "nothing-like-it"),
-        (["--model", "emodb-tiny", "--texts", "TEXTS"], "no column 'sentiment'"),
-        (["--model", "emodb-tiny", "--texts", "ODD"], "sentiment 'glad'"),
+        (["--model", "raysers-base", "--texts", "TEXTS"], "no column 'sentiment'"),
+        (["--model", "raysers-base", "--texts", "ODD"], "sentiment 'glad'"),
         (
-            ["--model", "emodb-tiny", "--data", "CORPUS", "--split", "dev"],
+            ["--model", "raysers-base", "--data", "CORPUS", "--split", "dev"],
             "no such split, but test",
         ),
     ],
@@ -182,7 +182,7 @@ def test_bad_commands_write_nothing(corpus, tmp_path, capsys, flags, message):
 
 def test_without_data_models_are_compared_on_the_sentences_alone(corpus, checkpoint, capsys):
     out = corpus / "sentences only"
-    flags = ["--model", "emodb-tiny", checkpoint[0], "--bootstrap", 50]
+    flags = ["--model", "raysers-base", checkpoint[0], "--bootstrap", 50]
     flags += ["--texts", corpus / "sentences.csv"]
     (corpus / "sentences.csv").write_text(
         "text,sentiment,noun\nI love it,1,it\nI hate it,-1,it\nI print it,0,it\n"
@@ -190,7 +190,7 @@ def test_without_data_models_are_compared_on_the_sentences_alone(corpus, checkpo
     )
     assert run(*flags, "--output", out) == 0
     assert "no --data" in capsys.readouterr().out
-    assert {row["model"] for row in rows(out)} == {"emodb-tiny", checkpoint[0]}
+    assert {row["model"] for row in rows(out)} == {"raysers-base", checkpoint[0]}
     assert {row["dataset"] for row in rows(out)} == {"sentences"}
     assert {row["group"] for row in rows(out)} == {"sentiment"}
     assert not (out / "words").exists()

@@ -126,7 +126,7 @@ def test_one_bad_answer_in_ten_changes_no_row(s3, s3_faults, tmp_path, monkeypat
     """Refused, reset, cut and stalled answers, bodies cut with a matching Content-Length."""
     emodb = SHARED_DATA / "emodb" / "wav"
     monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "10")  # as by default; the tests' 4 are too few
-    args = ("--model", "emodb-tiny", "--workers", "local")
+    args = ("--model", "raysers-base", "--workers", "local")
     assert (
         processes.run("jobs/annotate.py", "--input", emodb, "--output", tmp_path / "out", *args)[0]
         == 0

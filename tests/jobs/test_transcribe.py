@@ -160,7 +160,7 @@ def test_other_settings_are_refused_and_retry_redoes_its_statuses(
         (("--asr", "moonshine", "--dtype", "bf16"), "--dtype bf16"),
         (("--asr", "moonshine", "--dtype", "fp16"), "--dtype fp16"),
         (("--max-clip-s", 0), "--max-clip-s"),
-        (("--model", "emodb-tiny"), "--model"),
+        (("--model", "raysers-base"), "--model"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_writes_nothing(args, words, manifest, tmp_path, capsys):

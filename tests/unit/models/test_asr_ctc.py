@@ -148,7 +148,7 @@ def test_code_beside_the_weights_is_never_run(folder, tmp_path):
         "/nowhere/at/all",
         "a b",
         "",
-        "emodb-tiny",
+        "raysers-base",
     ],
 )
 def test_a_name_that_is_no_recogniser_is_refused_with_what_to_give(name):

@@ -26,7 +26,7 @@ CONFIG = {
             ("owner/voice@a1", "owner/bert@b2", "owner/words@c3"),
         ),
         # what has no commits
-        (("emodb-tiny", "minilm", "moonshine"), ("emodb-tiny", "minilm", "moonshine")),
+        (("raysers-base", "minilm", "moonshine"), ("raysers-base", "minilm", "moonshine")),
         (("random:w2v2-b", "/m/bert", "manifest"), ("random:w2v2-b", "/m/bert", "manifest")),
         (("s3://b/v", "s3://b/t", "s3://b/a"), ("s3://b/v", "s3://b/t", "s3://b/a")),
     ],
