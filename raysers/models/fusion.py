@@ -1,22 +1,38 @@
-"""Heads on frozen vectors: a dense layer as wide as its input, tanh, and the three dimensions.
+"""Fusion of sound and words: heads on frozen vectors, their training, and their folder.
 
-Sound and words are put side by side before the first layer, each number standardised by what it
-was in training; the means and scales are part of the head, so a user hands over raw vectors.
+A folder holds no encoder. Vectors of another model, or of another revision of the same one, fit the
+heads' shapes all the same and mean nothing, so it names both, to be checked. The same vectors,
+labels and settings give the same head: order and dropout follow from the seed and the epoch, on one
+thread, so that it does not matter where a head is trained or how often.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raysers.errors import CheckpointError, TrainingDiverged
+from raysers.models import checkpoint, loading
+from raysers.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from raysers.models.heads import EmotionHead
+from raysers.models.losses import ccc_loss
+from raysers.models.outputs import Outputs
+from raysers.seeding import seed_of
+from raysers.types import DIMENSIONS
 
 Floats = npt.NDArray[np.float32]
+
+MODEL_TYPE = "raysers-fusion"
 
 #: Inputs of a head: which vectors are side by side, in this order.
 SOUND, WORDS = "sound", "words"
@@ -26,24 +42,24 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "text": (WORDS,),
 }
 
-#: Name, within a head, of the weights that are as large as the vectors are long, squared.
-HIDDEN_WEIGHT = "layers.dense.weight"
-
+#: A dimension with fewer labels is not learned; it scores the middle of the scale.
+LEAST_LABELS = 2
+_MIDDLE = 0.5
 #: Clips scored at a time: beyond, memory grows and speed does not.
 _BLOCK = 8_192
-
 #: Standard deviation of initial weights, as in the backbones' own heads.
 _INITIAL_SD = 0.02
-
-#: Of the scale of scores.
-_MIDDLE = 0.5
-
 #: Numbers that hardly ever change would be blown up by their own scale.
 _LEAST_SD = 1e-5
+#: Published seeds are of this size.
+_SEED_BYTES = 7
+_MOST_NUMBERS = 65_536
 
 
 class FusionHead(nn.Module):
     """Two layers on standardised vectors (Wagner et al. 2022, section 4.8).
+
+    Mean and scale of the training vectors are part of the head, so it takes raw vectors.
 
     Args:
         size: numbers of a vector; the hidden layer is as wide.
@@ -55,7 +71,6 @@ class FusionHead(nn.Module):
 
     def __init__(self, size: int, dropout: float) -> None:
         super().__init__()
-        self.size = size
         self.layers = EmotionHead(size, size, dropout, _INITIAL_SD)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
@@ -64,56 +79,248 @@ class FusionHead(nn.Module):
         """Scores [clips, 3] of raw vectors [clips, size]."""
         return cast(Tensor, self.layers((vectors - self.mean) / self.scale))
 
-    def standardise(self, vectors: Tensor) -> None:
-        """Take mean and scale from the training vectors, [clips, size]."""
-        values = vectors.double()
-        spread = values.std(0, unbiased=False)
-        self.mean.copy_(values.mean(0))
-        self.scale.copy_(torch.where(spread > _LEAST_SD, spread, 1.0))
-
-    def silence(self, dimensions: Sequence[int]) -> None:
-        """Let dimensions nothing is known of score the middle of the scale, not noise."""
-        with torch.no_grad():
-            for place in dimensions:
-                self.layers.out_proj.weight[place] = 0.0
-                self.layers.out_proj.bias[place] = _MIDDLE
-
     @torch.inference_mode()
     def score(self, vectors: Floats) -> Floats:
         """Scores float32 [clips, 3] of vectors [clips, size]; nothing is drawn."""
         given = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
-        scores = self.eval()(given.to(self.mean.device))
-        return np.asarray(scores.cpu().numpy(), np.float32)
+        return np.asarray(self.eval()(given.to(self.mean.device)).cpu().numpy(), np.float32)
+
+    @torch.no_grad()
+    def silence(self, places: Sequence[int]) -> None:
+        """Let dimensions nothing is known of score the middle of the scale, not noise."""
+        for place in places:
+            self.layers.out_proj.weight[place] = 0.0
+            self.layers.out_proj.bias[place] = _MIDDLE
 
 
-def side_by_side(head: str, vectors: dict[str, Floats]) -> Floats:
+def side_by_side(head: str, vectors: Mapping[str, Floats]) -> Floats:
     """Input of the head of that name, [clips, sum of sizes], from vectors by source."""
     return np.concatenate([vectors[source] for source in SOURCES[head]], axis=1)
 
 
-def score_in_blocks(
-    name: str, head: FusionHead, vectors: dict[str, Floats], *, block: int = _BLOCK
-) -> Floats:
-    """Scores [clips, 3] from vectors [clips, size] by source, in little memory for many clips."""
-    count = len(next(iter(vectors.values())))
-    blocks = [
-        head.score(side_by_side(name, {k: v[at : at + block] for k, v in vectors.items()}))
-        for at in range(0, max(count, 1), block)
-    ]
-    return np.concatenate(blocks)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionConfig:
+    """What a fusion was trained on: models and revisions, sizes of their vectors, dropout.
+
+    `asr` recognised the words of clips without a transcript (`manifest`: there were none, and no
+    `asr_revision`), or of all clips with `recognise_all`.
+    """
+
+    acoustic_model: str
+    acoustic_revision: str
+    text_model: str
+    text_revision: str
+    text_pooling: str
+    asr: str
+    asr_revision: str
+    recognise_all: bool
+    sound_size: int
+    words_size: int
+    dropout: float
+
+    def heads(self) -> nn.ModuleDict:
+        """Heads by name, as initialised."""
+        sizes = {SOUND: self.sound_size, WORDS: self.words_size}
+        return nn.ModuleDict(
+            {
+                name: FusionHead(sum(sizes[source] for source in sources), self.dropout)
+                for name, sources in SOURCES.items()
+            }
+        )
 
 
-def sizes_of(head: str, sizes: dict[str, int]) -> int:
-    """Input size of the head of that name, from sizes by source."""
-    return sum(sizes[source] for source in SOURCES[head])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fusion:
+    """The trained heads by name, on the CPU.
+
+    `trained` names the dimensions with trained outputs; `revision` is the hash of the folder's
+    files.
+    """
+
+    config: FusionConfig
+    heads: Mapping[str, FusionHead]
+    trained: Sequence[str] = DIMENSIONS
+    revision: str = ""
+
+    def score(self, vectors: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Scores [clips, 3] of every head, NaN if not trained, from vectors [clips, size]."""
+        untrained = [name not in self.trained for name in DIMENSIONS]
+        starts = range(0, max(len(vectors[SOUND]), 1), _BLOCK)
+        blocks = [{k: v[at : at + _BLOCK] for k, v in vectors.items()} for at in starts]
+        found = {}
+        for name, head in self.heads.items():
+            scores = np.concatenate([head.score(side_by_side(name, block)) for block in blocks])
+            found[name] = np.where(untrained, np.float32(np.nan), scores)
+        return found
 
 
-def known_rows(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
-    """Clips with a label in some dimension, from labels [clips, 3] with NaN."""
-    return np.flatnonzero(np.isfinite(labels).any(axis=1))
+def save_fusion(fusion: Fusion, folder: str | Path) -> None:
+    """Write `config.json` and `model.safetensors`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": MODEL_TYPE,
+        **asdict(fusion.config),
+        "heads": list(fusion.heads),
+        "id2label": {str(index): label for index, label in enumerate(DIMENSIONS)},
+    }
+    config |= Outputs(trained=tuple(fusion.trained)).config()
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    loading.write_weights(nn.ModuleDict(dict(fusion.heads)).state_dict(), folder / WEIGHTS_FILE)
 
 
-def parts_of(order: Sequence[int], batch_size: int) -> list[list[int]]:
-    """The order cut into batches of nearly equal size: a rest of two clips has no correlation."""
-    count = max(1, round(len(order) / batch_size))
-    return [part.tolist() for part in np.array_split(np.asarray(order), count)]
+def load_fusion(folder: str | Path) -> Fusion:
+    """Read a folder that `save_fusion` wrote.
+
+    Raises:
+        CheckpointError: it is no fusion, or one whose scores cannot be trusted.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"--fusion {folder} does not exist: give the output of fuse train")
+    checkpoint.check_folder(folder)
+    content = checkpoint.read_json(folder / CONFIG_FILE)
+    if content.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"--fusion {folder}: its model_type is {content.get('model_type')!r}, not "
+            f"{MODEL_TYPE}: give the output of fuse train"
+        )
+    values: dict[str, Any] = {f.name: content.get(f.name) for f in fields(FusionConfig)}
+    kinds = {field.name: str(field.type) for field in fields(FusionConfig)}
+    odd = [name for name, kind in kinds.items() if type(values[name]).__name__ != kind]
+    ranges = {"sound_size": _MOST_NUMBERS, "words_size": _MOST_NUMBERS, "dropout": 1}
+    given = {name: most for name, most in ranges.items() if name not in odd}
+    odd += [name for name, most in given.items() if not 0 <= values[name] <= most]
+    if odd:
+        raise CheckpointError(f"{folder}: {CONFIG_FILE} has no usable {', '.join(odd)}")
+    if checkpoint.label_order(content, folder) != list(range(len(DIMENSIONS))):
+        raise CheckpointError(f"{folder}: id2label has another order than {', '.join(DIMENSIONS)}")
+    config = FusionConfig(**values)
+    with torch.device("meta"):  # sizes a stranger wrote down cost nothing until the weights fit
+        heads = config.heads()
+    loading.load_weights(heads, loading.read_weights([folder / WEIGHTS_FILE]), folder)
+    heads.eval().requires_grad_(False)
+    return Fusion(
+        config=config,
+        heads={name: head for name in SOURCES if isinstance(head := heads[name], FusionHead)},
+        trained=Outputs.from_config(content, folder).trained,
+        revision=checkpoint.content_hash([folder / CONFIG_FILE, folder / WEIGHTS_FILE]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """How a head is trained; the flags of `fuse train` say what each of them does.
+
+    The learning rate falls to 0 in a straight line over the epochs, without which a head with words
+    that say nothing ends .01 below one without words.
+    """
+
+    epochs: int = 100
+    batch_size: int = 0
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    dropout: float = 0.3
+    patience: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vectors:
+    """Vectors float32 [clips, size] with labels float32 [clips, 3], NaN where unknown."""
+
+    values: Floats
+    labels: Floats
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor]:
+        """Both on a device."""
+        values, labels = torch.from_numpy(self.values), torch.from_numpy(self.labels)
+        return values.to(device), labels.to(device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochOfHead:
+    """What an epoch came to: mean loss of its steps, and dev CCC over the whole dev set."""
+
+    epoch: int
+    train_loss: float
+    dev_ccc: float
+
+
+def train_head(
+    name: str, train: Vectors, dev: Vectors, settings: HeadSettings, device: str = "cpu"
+) -> tuple[FusionHead, list[EpochOfHead]]:
+    """The head of the epoch with the best mean dev CCC, and what every epoch came to.
+
+    `name` goes into the seed, so heads are drawn independently. Clips of `train` without any label
+    are left out, and a dimension with fewer than `LEAST_LABELS` always gets the middle of the
+    scale. Heads of another kind of device differ in the last digits.
+
+    Raises:
+        TrainingDiverged: the loss is not a number.
+    """
+    rows = np.isfinite(train.labels).any(axis=1)
+    values, labels = Vectors(values=train.values[rows], labels=train.labels[rows]).tensors(device)
+    judged = dev.tensors(device)
+    counts = (~labels.isnan()).sum(0).tolist()
+    unlabelled = [place for place, count in enumerate(counts) if count < LEAST_LABELS]
+    size = settings.batch_size or min(max(len(values) // 16, 16), 256)
+    # batches of nearly equal size: a rest of two clips has no correlation
+    steps = max(1, round(len(values) / size))
+    history: list[EpochOfHead] = []
+    with _alone(seed_of(name, settings.seed, 0, size_bytes=_SEED_BYTES)):
+        head = FusionHead(values.shape[1], settings.dropout).to(device)
+        spread = values.double().std(0, unbiased=False)
+        head.mean.copy_(values.double().mean(0))
+        head.scale.copy_(torch.where(spread > _LEAST_SD, spread, 1.0))
+        optimiser = torch.optim.AdamW(
+            head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        head.silence(unlabelled)
+        kept: dict[str, Tensor] = {}
+        for epoch in range(1, settings.epochs + 1):
+            torch.manual_seed(seed_of(name, settings.seed, epoch, size_bytes=_SEED_BYTES))
+            for group in optimiser.param_groups:
+                group["lr"] = settings.lr * (1 - (epoch - 1) / settings.epochs)
+            losses = []
+            head.train()
+            for part in torch.randperm(len(values)).tensor_split(steps):
+                loss = ccc_loss(head(values[part]), labels[part])
+                if not torch.isfinite(loss):
+                    raise TrainingDiverged(
+                        "the loss of a head is not a finite number: give a smaller --lr"
+                    )
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+                optimiser.step()
+                losses.append(loss.item())
+            with torch.no_grad():
+                ccc = 1.0 - ccc_loss(head.eval()(judged[0]).double(), judged[1]).item()
+            history.append(EpochOfHead(epoch=epoch, train_loss=float(np.mean(losses)), dev_ccc=ccc))
+            best = best_epoch(history).epoch
+            if best == epoch:
+                kept = copy.deepcopy(head.state_dict())
+            if settings.patience and epoch - best >= settings.patience:
+                break
+    head.load_state_dict(kept)
+    head.silence(unlabelled)  # weight decay has moved them
+    return head.cpu().eval(), history
+
+
+def best_epoch(history: Sequence[EpochOfHead]) -> EpochOfHead:
+    """The epoch that was kept: the first of those with the highest dev CCC."""
+    return max(history, key=lambda one: (one.dev_ccc, -one.epoch))
+
+
+@contextmanager
+def _alone(seed: int) -> Iterator[None]:
+    """Torch's own generator at `seed` and one thread; both are given back as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

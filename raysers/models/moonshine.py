@@ -30,7 +30,6 @@ from raysers.types import SAMPLE_RATE_HZ, Status
 MOONSHINE = "moonshine"
 
 _PACKAGE = "moonshine_voice"
-_FOLDER = Path("assets") / "tiny-en"
 _FILES = ("decoder_model_merged.ort", "encoder_model.ort", "tokenizer.bin")
 
 #: Samples that one frame of the encoder sees: windows of 127, 7 and 3 with steps of 64, 3 and 2.
@@ -38,11 +37,9 @@ _MIN_SAMPLES = 895
 #: The library takes whole blocks of this size only.
 _BLOCK_SAMPLES = 512
 #: Silence before and behind a clip. The library allows 6.5 tokens a second, silence included.
-_LEAD_S = 0.1
-_TAIL_S = 0.4
+_LEAD_S, _TAIL_S = 0.1, 0.4
 #: Longest stretch the library itself would hand to the model, and where to look for a pause in it.
-_LONGEST_S = 15.0
-_SEARCH_S = 6.0
+_LONGEST_S, _SEARCH_S = 15.0, 6.0
 #: What a batch holds: nothing is padded to the longest, so only progress is bound to it.
 _BATCH_S = 60.0
 
@@ -68,7 +65,12 @@ class MoonshineRecogniser:
             raise ConfigError(
                 f"--dtype {dtype}: moonshine computes in the format of its weights; leave it auto"
             )
-        folder = _folder()
+        spec = find_spec(_PACKAGE)
+        if spec is None or spec.origin is None:
+            raise ConfigError("--asr moonshine needs a package: pip install 'raysers[asr]'")
+        folder = Path(spec.origin).parent / "assets" / "tiny-en"
+        if missing := [name for name in _FILES if not (folder / name).is_file()]:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: reinstall raysers[asr]")
         from moonshine_voice.errors import MoonshineError
 
         self._failure = MoonshineError
@@ -93,13 +95,16 @@ class MoonshineRecogniser:
             )
         pieces = quiet_pieces(signal, longest_s=_LONGEST_S, search_s=_SEARCH_S)
         try:
-            texts = [self._text(_prepared(piece)) for piece in pieces]
+            texts = [self._text(piece) for piece in pieces]
         except self._failure as error:
             reason = " ".join(str(error).split())[:300]
             return ClipError(Status.MODEL_ERROR, f"moonshine: {reason}")
         return " ".join(" ".join(texts).split())
 
-    def _text(self, audio: list[float]) -> str:
+    def _text(self, piece: npt.NDArray[np.float32]) -> str:
+        lead, tail = round(_LEAD_S * SAMPLE_RATE_HZ), round(_TAIL_S * SAMPLE_RATE_HZ)
+        tail += -(lead + len(piece) + tail) % _BLOCK_SAMPLES
+        audio = np.pad(piece, (lead, tail)).tolist()
         with (
             self._borrowed(_DETECTOR_OPTIONS) as detector,
             detector.create_stream(math.inf) as stream,
@@ -132,13 +137,6 @@ _idle: dict[tuple[Path, tuple[tuple[str, str], ...]], list[Any]] = {}
 _lock = threading.Lock()
 
 
-def _prepared(piece: npt.NDArray[np.float32]) -> list[float]:
-    """The piece between two stretches of silence, in whole blocks."""
-    lead, tail = round(_LEAD_S * SAMPLE_RATE_HZ), round(_TAIL_S * SAMPLE_RATE_HZ)
-    tail += -(lead + len(piece) + tail) % _BLOCK_SAMPLES
-    return list(np.pad(piece, (lead, tail)).tolist())
-
-
 def _transcriber(folder: Path, options: tuple[tuple[str, str], ...]) -> Any:
     """A copy of the model that lives as long as the process: freeing one crashes the library."""
     from moonshine_voice import ModelArch
@@ -151,19 +149,3 @@ def _transcriber(folder: Path, options: tuple[tuple[str, str], ...]) -> Any:
         raise CheckpointError(f"moonshine cannot be loaded from {folder}: {error}") from error
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(copy))
     return copy
-
-
-def _folder() -> Path:
-    """Where the package keeps the weights.
-
-    Raises:
-        ConfigError: the package is not installed.
-        CheckpointError: it came without the weights.
-    """
-    spec = find_spec(_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ConfigError("--asr moonshine needs a package: pip install 'raysers[asr]'")
-    folder = Path(spec.origin).parent / _FOLDER
-    if missing := [name for name in _FILES if not (folder / name).is_file()]:
-        raise CheckpointError(f"{folder} lacks {', '.join(missing)}: install raysers[asr] again")
-    return folder

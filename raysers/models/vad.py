@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,11 +50,15 @@ def find_speech(
     if not 0 <= min_s < max_s:
         raise ConfigError(f"speech segments need 0 <= min ({min_s} s) < max ({max_s} s)")
     package = _package()
+    import torch
+
     probabilities: list[float] = []
     samples = 0
-    with _detector(package) as probability:
+    with _network(package) as network:
         for window, length in _windows(blocks):
-            probabilities.append(probability(window))
+            with torch.inference_mode():  # not around the loop: the stream is the caller's code
+                speech = network(torch.from_numpy(window), SAMPLE_RATE_HZ)
+            probabilities.append(float(speech.item()))
             samples += length
     stretches = package.get_speech_timestamps_from_probs(
         probabilities,
@@ -82,29 +86,19 @@ def _windows(
 
 
 @contextmanager
-def _detector(package: Any) -> Iterator[Callable[[npt.NDArray[np.float32]], float]]:
-    """Speech probability of each next window, by a network of this stream's own.
-
-    The network carries state from window to window, so streams cannot share one; they take turns.
-    """
-    import torch
-
+def _network(package: Any) -> Iterator[Any]:
+    """A network for one stream alone: it carries state from window to window."""
     with _lock:
         network = _idle.pop() if _idle else package.load_silero_vad()
     network.reset_states()
-
-    def probability(window: npt.NDArray[np.float32]) -> float:
-        with torch.inference_mode():  # not around the loop: the stream is the caller's code
-            return float(network(torch.from_numpy(window), SAMPLE_RATE_HZ).item())
-
     try:
-        yield probability
+        yield network
     finally:
         _idle.append(network)
 
 
 def _package() -> Any:
-    """The detector's package, which sets torch to one thread for the process when imported."""
+    """The detector's package, which sets torch to one thread when it is imported."""
     with _lock:
         if (package := sys.modules.get("silero_vad")) is not None:
             return package

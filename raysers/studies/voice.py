@@ -17,7 +17,7 @@ import soxr
 from numpy.typing import NDArray
 from scipy import signal
 
-from raysers.models.tts import speak
+from raysers.models.tts import Engine, Line
 from raysers.seeding import generator
 from raysers.types import SAMPLE_RATE_HZ
 
@@ -116,14 +116,14 @@ def spoken(one: Utterance) -> bytes:
     rate = one.voice.rate_wpm * (1 + 0.55 * arousal) + rng.normal(0, _RATE_SD_WPM)
     pitch = one.voice.pitch + 42 * arousal + 14 * valence - 8 * dominance + rng.normal(0, _PITCH_SD)
     size = one.voice.size * (1 + 0.16 * dominance)
-    samples, rate_hz = speak(
-        one.text,
-        voice=one.voice.language,
-        variant=one.voice.variant,
+    line = Line(
+        text=one.text,
+        voice="+".join(filter(None, (one.voice.language, one.voice.variant))),
         # stretching makes it slower again
         rate_wpm=int(np.clip(rate * size, 80, 450)),
         pitch=int(np.clip(pitch, 0, 99)),
     )
+    samples, rate_hz = Engine().speak(line)
     stretched = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ * size)
     signal = _trimmed(_filtered(stretched, arousal, valence, rng))
     level = _LEVEL * 10 ** ((8 * arousal + rng.normal(0, 3)) / 20)

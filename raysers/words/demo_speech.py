@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from raysers.errors import ConfigError
-from raysers.models.tts import speak
+from raysers.models.tts import Engine, Line
 from raysers.types import DIMENSIONS
 
 
@@ -48,16 +48,10 @@ DELIVERIES = {
     "neutral": Delivery(rates_wpm=(155, 165), pitches=(45, 50), gain=0.7),
 }
 
-#: (voice, variant); each emotion is spoken by all of them
+#: Each emotion is spoken by all of them.
 SPEAKERS = (
-    ("en-us", ""),
-    ("en-us", "f3"),
-    ("en-gb", "m3"),
-    ("en-gb-scotland", "f2"),
-    ("en-us", "m7"),
-    ("en-029", "f5"),
-    ("en-gb", "klatt2"),
-)
+    "en-us", "en-us+f3", "en-gb+m3", "en-gb-scotland+f2", "en-us+m7", "en-029+f5", "en-gb+klatt2",
+)  # fmt: skip
 
 FORMATS = (
     FileFormat(suffix=".wav", sample_rate_hz=16_000, subtype="PCM_16"),
@@ -111,35 +105,20 @@ def _clips(sentences: Iterable[tuple[str, str]]) -> dict[str, Callable[[], bytes
     clips: dict[str, Callable[[], bytes]] = {}
     for i, (emotion, words) in enumerate(sentences):
         delivery = DELIVERIES[emotion]
-        voice, variant = SPEAKERS[i % len(SPEAKERS)]
-        stored = FORMATS[i % len(FORMATS)]
-        say = partial(
-            _say,
-            words,
-            voice=voice,
-            variant=variant,
+        line = Line(
+            text=words,
+            voice=SPEAKERS[i % len(SPEAKERS)],
             rate_wpm=delivery.rates_wpm[i % len(delivery.rates_wpm)],
             pitch=delivery.pitches[i // 2 % len(delivery.pitches)],
-            gain=delivery.gain,
-            stored=stored,
         )
-        clips["-".join(filter(None, [emotion, f"{i:02d}", voice, variant])) + stored.suffix] = say
+        stored = FORMATS[i % len(FORMATS)]
+        name = f"{emotion}-{i:02d}-{line.voice}{stored.suffix}".replace("+", "-")
+        clips[name] = partial(_say, line, gain=delivery.gain, stored=stored)
     return clips
 
 
-def _say(
-    words: str,
-    *,
-    voice: str,
-    variant: str,
-    rate_wpm: int,
-    pitch: int,
-    gain: float,
-    stored: FileFormat,
-) -> bytes:
-    spoken, sample_rate_hz = speak(
-        words, voice=voice, variant=variant, rate_wpm=rate_wpm, pitch=pitch
-    )
+def _say(line: Line, *, gain: float, stored: FileFormat) -> bytes:
+    spoken, sample_rate_hz = Engine().speak(line)
     mono = np.clip(gain * soxr.resample(spoken, sample_rate_hz, stored.sample_rate_hz), -1, 1)
     # the right channel is softer: a mean of channels must not hide behind equal ones
     channels = np.stack([mono, 0.5 * mono][: stored.channels], axis=1)

@@ -20,7 +20,7 @@ from raysers.data.manifest import sort_manifest
 from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation.join import dimensions_of, labelled_only
-from raysers.models.fusion_training import LEAST_LABELS
+from raysers.models.fusion import LEAST_LABELS
 from raysers.types import DIMENSIONS, Status
 from raysers.words.fusion_flags import FuseTrainFlags
 

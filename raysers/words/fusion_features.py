@@ -23,8 +23,17 @@ from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
 from raysers.evaluation.join import dimensions_of
 from raysers.io import storage
-from raysers.models.fusion import SOUND, SOURCES, WORDS, FusionHead, side_by_side
-from raysers.models.fusion_training import EpochOfHead, HeadSettings, Vectors, train_head
+from raysers.models.fusion import (
+    SOUND,
+    SOURCES,
+    WORDS,
+    EpochOfHead,
+    FusionHead,
+    HeadSettings,
+    Vectors,
+    side_by_side,
+    train_head,
+)
 from raysers.run import Exit, load_record
 from raysers.types import Status
 from raysers.words.fusion_data import DEV, TRAIN, nothing_to_learn

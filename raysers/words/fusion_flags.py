@@ -12,7 +12,7 @@ from raysers.cli import DEFAULT_MODEL, ClipJobFlags, Uris
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.models.asr import DEFAULT_ASR, is_moonshine, parse_asr_name
-from raysers.models.fusion_training import HeadSettings
+from raysers.models.fusion import HeadSettings
 from raysers.models.text import TextPooling
 from raysers.run import absolute_output
 from raysers.types import Status

@@ -15,8 +15,8 @@ from raysers.errors import CheckpointError, ConfigError
 from raysers.io import storage
 from raysers.models.asr import is_moonshine, parse_asr_name
 from raysers.models.backbones import parse_model_name
-from raysers.models.fusion_folder import Fusion, FusionConfig, load_fusion
-from raysers.models.text import MINILM, TextEncoder, TextPooling, is_hub_id, load_text_encoder
+from raysers.models.fusion import Fusion, FusionConfig, load_fusion
+from raysers.models.text import MINILM, TextEncoder, TextPooling, is_hub_id
 from raysers.words.transcribe import TranscribeTask
 
 #: `--asr` for "no recogniser: the manifest says what was spoken", and `asr_model` of such rows.
@@ -75,7 +75,7 @@ def prepare_words(text_model: str, pooling: TextPooling) -> TextBranch:
     hub = is_hub_id(text_model)
     if not hub and text_model != MINILM:
         text_model = storage.absolute(text_model)  # workers have working folders of their own
-    encoder = load_text_encoder(storage.fetch_folder(text_model, "--text-model"), pooling)
+    encoder = TextEncoder(storage.fetch_folder(text_model, "--text-model"), pooling)
     return TextBranch(
         model=text_model,
         load_from=f"{text_model.partition('@')[0]}@{encoder.revision}" if hub else text_model,
@@ -165,7 +165,7 @@ def count_cut(words: TextBranch, texts: Sequence[str]) -> int:
     if not long:
         return 0
     folder = storage.fetch_folder(words.load_from, "--text-model")
-    return sum(load_text_encoder(folder, words.pooling).truncated(long))
+    return sum(TextEncoder(folder, words.pooling).truncated(long))
 
 
 def cut_note(words: TextBranch, texts: Sequence[str]) -> str:
@@ -181,7 +181,7 @@ def open_encoder(words: TextBranch) -> TextEncoder:
     Raises:
         CheckpointError: it is not the one the driver saw.
     """
-    encoder = load_text_encoder(
+    encoder = TextEncoder(
         storage.fetch_folder(words.load_from, "--text-model"), words.pooling, device=words.device
     )
     require_revision(words.model, words.revision, encoder.revision)

@@ -24,8 +24,7 @@ from raysers.evaluation.join import COLUMNS
 from raysers.evaluation.rows import Row, to_table
 from raysers.evaluation.scores import Scores
 from raysers.io import storage
-from raysers.models.fusion_folder import Fusion, FusionConfig, save_fusion
-from raysers.models.fusion_training import LEAST_LABELS, best_epoch
+from raysers.models.fusion import LEAST_LABELS, Fusion, FusionConfig, best_epoch, save_fusion
 from raysers.run import RunRecord
 from raysers.schemas import FUSED
 from raysers.types import DIMENSIONS

@@ -19,8 +19,7 @@ from raysers.annotate import AnnotateTask, Annotator
 from raysers.engine.plan import Placement
 from raysers.engine.worker import ClipTask, Row, Signal
 from raysers.errors import ClipError
-from raysers.models.fusion import SOUND, WORDS
-from raysers.models.fusion_folder import Fusion
+from raysers.models.fusion import SOUND, WORDS, Fusion
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
 from raysers.types import DIMENSIONS, Status

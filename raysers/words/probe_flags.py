@@ -10,7 +10,7 @@ import tyro
 from raysers.cli import Uris, as_plain
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.models.tts_engine import NEUTRAL
+from raysers.models.tts import NEUTRAL
 from raysers.run import absolute_output
 from raysers.words.ratings import LEAST
 from raysers.words.synthesis_flags import SynthesizeFlags

@@ -24,7 +24,7 @@ from raysers.engine import ledger
 from raysers.engine import output as parts
 from raysers.errors import ClipError, errors_as_rows
 from raysers.io import storage
-from raysers.models.tts_engine import Engine, Line
+from raysers.models.tts import Engine, Line
 from raysers.schemas import MANIFEST, TRANSCRIPTS
 from raysers.types import Status, clip_id
 

@@ -11,8 +11,7 @@ import tyro
 
 from raysers.engine import cluster
 from raysers.errors import ConfigError
-from raysers.models.tts_command import speech_program
-from raysers.models.tts_engine import DEFAULT_PITCH, DEFAULT_RATE_WPM, NEUTRAL, Engine
+from raysers.models.tts import DEFAULT_PITCH, DEFAULT_RATE_WPM, NEUTRAL, Engine
 from raysers.run import Run
 from raysers.types import Status
 from raysers.words import texts as spoken_texts
@@ -104,8 +103,9 @@ class SynthesizeFlags:
         """
         if self.tts == "espeak":
             return Engine(seed=self.seed)
-        program = speech_program(self.tts_command, timeout_s=self.tts_timeout_s, folder=os.getcwd())
-        return Engine(program=program, seed=self.seed)
+        return Engine.of_command(
+            self.tts_command, timeout_s=self.tts_timeout_s, folder=os.getcwd(), seed=self.seed
+        )
 
     @property
     def variants(self) -> VoiceVariants:

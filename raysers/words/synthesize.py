@@ -29,7 +29,7 @@ from raysers.engine import output as parts
 from raysers.engine.progress import LINE_EVERY_S, duration, failures_text, hours
 from raysers.errors import ClipError, ConfigError, raise_from_rows
 from raysers.io import storage
-from raysers.models.tts_engine import Engine
+from raysers.models.tts import Engine
 from raysers.words.speaking import MANNER_FIELDS, TABLE, Speaking, SpeakingWorker, line_of
 
 AUDIO = "audio"

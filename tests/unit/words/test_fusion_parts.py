@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raysers.models.fusion_folder import FusionConfig
+from raysers.models.fusion import FusionConfig
 from raysers.words import fusion_parts
 
 CONFIG = {

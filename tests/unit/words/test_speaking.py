@@ -16,9 +16,7 @@ import soundfile
 
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
-from raysers.models import tts
-from raysers.models.tts_command import speech_program
-from raysers.models.tts_engine import NEUTRAL, RANDOM, Engine
+from raysers.models.tts import NEUTRAL, RANDOM, Engine, Line
 from raysers.words.speaking import SPEECH, Speaking, speak_shard
 from raysers.words.synthesize import VoiceVariants, shard_blocks, utterances
 
@@ -36,11 +34,11 @@ SOUND = (
 ELSEWHERE = (
     "import sys, pyarrow.parquet as pq\n"
     "from raysers.words.speaking import Speaking, speak_shard\n"
-    "from raysers.models.tts_command import speech_program\n"
-    "from raysers.models.tts_engine import Engine\n"
+    "from raysers.models.tts import Engine\n"
     "output, block, command = sys.argv[1:]\n"
-    "program = speech_program(command, timeout_s=20, folder='/') if command else None\n"
-    "speak_shard(pq.read_table(block), Speaking(engine=Engine(program=program), output=output,\n"
+    "how = dict(timeout_s=20, folder='/')\n"
+    "engine = Engine.of_command(command, **how) if command else Engine()\n"
+    "speak_shard(pq.read_table(block), Speaking(engine=engine, output=output,\n"
     "    run_id='run', audio_format='wav', redo=frozenset(), resumed=False))\n"
     "assert not {'ray', 'torch'} & set(sys.modules)\n"
 )
@@ -106,7 +104,7 @@ def test_the_file_holds_the_very_samples_that_were_spoken(tmp_path, audio_format
     speak_shard(block, speaking(tmp_path, audio_format=audio_format))
     (row,) = rows_of(tmp_path)
     stored, rate_hz = soundfile.read(row["file"], dtype="int16")
-    spoken, spoken_hz = tts.speak("hello there")
+    spoken, spoken_hz = Engine().speak(Line(text="hello there"))
     assert rate_hz == spoken_hz
     assert stored.tolist() == (spoken * 32768).tolist()
 
@@ -161,7 +159,7 @@ def test_retry_speaks_failed_texts_again_and_no_others(tmp_path):
         "if text == 'never': sys.exit('never')\n" + SOUND
     )
     command = f"{sys.executable} {script} {{text_file}} {{output}}"
-    engine = Engine(program=speech_program(command, timeout_s=20, folder=str(tmp_path)))
+    engine = Engine.of_command(command, timeout_s=20, folder=str(tmp_path))
     block = block_of(tmp_path, ["now", "later", "never"], OWN, engine)
     speak_shard(block, speaking(tmp_path, engine=engine))
     assert [(r["status"], r["error"].rpartition(": ")[2]) for r in rows_of(tmp_path)] == [

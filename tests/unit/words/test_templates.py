@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 
 from raysers.errors import ConfigError
-from raysers.models.tts import voices
+from raysers.models.tts import espeak_voices
 from raysers.words.templates import SCHEMA, SENTIMENTS, template_names, template_texts
 
 
@@ -28,7 +28,7 @@ def test_every_built_in_set_is_balanced_and_without_contradictions(name):
 @pytest.mark.parametrize("name", template_names())
 def test_every_built_in_language_can_be_spoken(name):
     pytest.importorskip("espeakng_loader")
-    assert set(template_texts(name)["language"].to_pylist()) <= set(voices())
+    assert set(template_texts(name)["language"].to_pylist()) <= set(espeak_voices())
 
 
 def test_negation_turns_the_sentiment_round():

@@ -1,0 +1,256 @@
+"""Recognition against transformers' own pipeline, one file at a time, greedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from raysers.audio.level import quiet_pieces
+from raysers.errors import CheckpointError, ClipError, ConfigError
+from raysers.models.asr import CtcNetwork, load_asr
+from raysers.types import Status
+from tests.unit.models.asr_folders import (
+    ALPHABET,
+    BATCHED,
+    CTC,
+    clips,
+    plain_texts,
+    write_ctc,
+    write_moonshine,
+    write_whisper,
+)
+
+SIGNALS = clips([16_000, 23_457, 40_000, 1_719, 8_000])
+WRITERS = {
+    **{kind: lambda folder, kind=kind: write_ctc(folder, kind) for kind in CTC},
+    "whisper": write_whisper,
+    "whisper-multilingual": lambda folder: write_whisper(folder, multilingual=True),
+    "moonshine": write_moonshine,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """Folders that stay as they were written."""
+    root = tmp_path_factory.mktemp("asr")
+    write_ctc(root / "ctc")
+    write_whisper(root / "whisper")
+    return root
+
+
+@pytest.fixture
+def ctc(tmp_path) -> Path:
+    write_ctc(tmp_path / "asr")
+    return tmp_path / "asr"
+
+
+@pytest.fixture(scope="module")
+def whisper(folders):
+    return load_asr(str(folders / "whisper"), dtype="fp32", threads=1)
+
+
+def texts_of(folder: Path, signals: list[np.ndarray]) -> list[str | ClipError]:
+    return load_asr(str(folder), dtype="fp32", threads=1).transcribe(signals)
+
+
+def change(path: Path, **keys: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+@pytest.mark.parametrize("kind", WRITERS)
+def test_texts_of_a_batch_are_those_of_single_files(kind, tmp_path):
+    WRITERS[kind](tmp_path)
+    expected = plain_texts(tmp_path, SIGNALS)
+    assert len(set(expected)) > 3  # the network tells clips apart
+    recogniser = load_asr(str(tmp_path), dtype="fp32", threads=1)
+    assert recogniser.transcribe(SIGNALS) == expected
+    assert recogniser.transcribe(SIGNALS[:0:-1]) == expected[:0:-1]
+    assert recogniser.transcribe(SIGNALS[2:3]) == expected[2:3]
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+@pytest.mark.parametrize("kind", BATCHED)
+@torch.inference_mode()
+def test_logits_of_a_batch_equal_those_of_the_plain_single_file(kind, tmp_path):
+    write_ctc(tmp_path, kind)
+    stock = transformers.AutoModelForCTC.from_pretrained(tmp_path).eval()
+    network = CtcNetwork(stock.config).eval()
+    network.load_state_dict(stock.state_dict())
+    signals = [torch.from_numpy((s - s.mean()) / s.std()) for s in SIGNALS]
+    padded = torch.nn.utils.rnn.pad_sequence(signals, True)
+    ours = network.logits(padded, torch.tensor([len(s) for s in signals]))
+    for signal, row in zip(signals, ours, strict=True):
+        plain = stock(signal[None]).logits[0]
+        # the head is twenty times as loud as a trained one
+        torch.testing.assert_close(row[: len(plain)], plain, atol=20 * 1e-5, rtol=0)
+
+
+def test_the_stock_batch_gives_other_letters_than_the_single_file(folders):
+    """Why base models are not computed by the stock forward pass."""
+    pipeline = transformers.pipeline("automatic-speech-recognition", str(folders / "ctc"))
+    raw = [{"raw": signal, "sampling_rate": 16_000} for signal in SIGNALS[:3]]
+    together = [row["text"] for row in pipeline(raw, batch_size=3)]
+    assert together[0] != plain_texts(folders / "ctc", SIGNALS[:1])[0]
+
+
+@pytest.mark.parametrize("write", [write_ctc, write_whisper])
+def test_a_processor_in_one_file_is_read(write, folders, tmp_path):
+    write(tmp_path, together=True)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    parts = folders / ("ctc" if write is write_ctc else "whisper")
+    assert texts_of(tmp_path, SIGNALS[:2]) == texts_of(parts, SIGNALS[:2])
+
+
+def test_the_folder_s_own_delimiter_parts_words(ctc):
+    before = texts_of(ctc, SIGNALS[2:3])[0].replace(" ", "|")
+    change(ctc / "tokenizer_config.json", word_delimiter_token="E")
+    assert texts_of(ctc, SIGNALS[2:3]) == [" ".join(before.replace("E", " ").split())]
+    assert "E" in before
+
+
+def test_a_long_clip_is_the_joined_text_of_its_pieces_whatever_is_beside_it(folders, whisper):
+    (long,) = clips([40 * 16_000], seed=4)
+    pieces = quiet_pieces(long, longest_s=30.0, search_s=8.0)
+    assert len(pieces) == 2
+    expected = " ".join(plain_texts(folders / "whisper", pieces))
+    assert whisper.transcribe([SIGNALS[0], long, SIGNALS[1]])[1] == expected
+
+
+def test_of_a_long_clip_silent_windows_are_not_heard(folders, whisper):
+    (sound,) = clips([15 * 16_000], seed=5)
+    tape = np.concatenate([np.zeros(45 * 16_000, np.float32), sound])
+    pieces = quiet_pieces(tape, longest_s=30.0, search_s=8.0)
+    loud = [piece for piece in pieces if piece.any()]
+    assert 0 < len(loud) < len(pieces)
+    assert whisper.transcribe([tape]) == [" ".join(plain_texts(folders / "whisper", loud))]
+
+
+def test_words_are_never_translated(tmp_path):
+    write_whisper(tmp_path, multilingual=True)
+    file = tmp_path / "generation_config.json"
+    assert json.loads(file.read_text())["task_to_id"]
+    said = texts_of(tmp_path, SIGNALS[:3])
+    for task in ("translate", None):
+        change(file, task=task)
+        assert texts_of(tmp_path, SIGNALS[:3]) == said
+
+
+@pytest.mark.parametrize("kind", ["ctc", "whisper"])
+def test_short_silent_and_good_clips_keep_their_own_fate(kind, folders):
+    recogniser = load_asr(str(folders / kind), dtype="fp32", threads=1)
+    short, silent = np.ones(399, np.float32), np.zeros(32_000, np.float32)
+    (alone,) = recogniser.transcribe(SIGNALS[:1])
+    found = recogniser.transcribe([short, silent, SIGNALS[0], short[:1] * 0, silent[:0]])
+    assert found[1:3] == ["", alone]
+    for fate in (found[0], found[3], found[4]):
+        assert isinstance(fate, ClipError)
+        assert fate.status == Status.TOO_SHORT
+    assert recogniser.transcribe([]) == []
+
+
+def _change_weights(folder: Path, **tensors: torch.Tensor | None) -> None:
+    kept = load_file(folder / "model.safetensors") | {
+        key.replace("__", "."): tensor for key, tensor in tensors.items()
+    }
+    kept = {key: tensor for key, tensor in kept.items() if tensor is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: _change_weights(f, lm_head__weight=None), "missing: lm_head.weight"),
+        (lambda f: _change_weights(f, lora__down=torch.ones(2)), "no place for.*: lora.down"),
+        (lambda f: _change_weights(f, lm_head__bias=torch.full((32,), torch.nan)), "NaN.*lm_head"),
+        (
+            lambda f: _change_weights(f, lm_head__bias=torch.ones(32, dtype=torch.int8)),
+            "not plain.*lm_head.bias .torch.int8",
+        ),
+        (
+            lambda f: (f / "vocab.json").write_text(
+                json.dumps({k: v for k, v in ALPHABET.items() if v < 20})
+            ),
+            "no token for 12 outputs",
+        ),
+        (lambda f: (f / "vocab.json").unlink(), "no token for|tokenizer"),
+        (lambda f: (f / "vocab.json").write_text('{"eng": {"a": 1}}'), "no token for|tokenizer"),
+        (lambda f: change(f / "config.json", vocab_size=10**9), "vocab_size|parameters"),
+        (lambda f: change(f / "config.json", vocab_size=None), "no network can be built"),
+        (lambda f: change(f / "config.json", num_hidden_layers=10**9), "num_hidden_layers"),
+        (lambda f: change(f / "config.json", num_hidden_layers=40), "missing"),
+        (lambda f: change(f / "config.json", hidden_size=96), "do not fit"),
+        (lambda f: change(f / "config.json", model_type="bert"), "model_type is 'bert'"),
+        (lambda f: change(f / "config.json", model_type="none"), "model_type is 'none'"),
+        (lambda f: change(f / "config.json", quantization_config={}), "quantised"),
+        (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+    ],
+)
+def test_a_ctc_folder_that_cannot_be_trusted_is_refused_in_one_line(damage, words, ctc):
+    damage(ctc)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_asr(str(ctc), threads=1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "words"),
+    [
+        ("generation_config.json", None, "generation_config.json"),
+        ("preprocessor_config.json", None, "preprocessor_config.json"),
+        ("preprocessor_config.json", {"sampling_rate": 8000}, "sampling_rate is '8000'"),
+        ("preprocessor_config.json", {"chunk_length": 15}, "chunk_length is '15'"),
+        ("preprocessor_config.json", {"feature_size": 10**9}, "feature_size"),
+        ("config.json", {"decoder_layers": 10**6}, "decoder_layers"),
+        ("config.json", {"d_model": 64}, "do not fit"),
+        ("config.json", {"encoder_layers": 3}, "missing"),
+        ("config.json", {"encoder_attention_heads": 5}, "no network can be built"),
+    ],
+)
+def test_a_whisper_folder_that_cannot_be_trusted_is_refused_in_one_line(
+    file, keys, words, tmp_path
+):
+    write_whisper(tmp_path)
+    if keys is None:
+        (tmp_path / file).unlink()
+    else:
+        change(tmp_path / file, **keys)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_asr(str(tmp_path), threads=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_beside_the_weights_is_never_run(ctc, tmp_path):
+    trap = tmp_path / "ran"
+    for name in ("modeling_own.py", "tokenization_own.py"):
+        (ctc / name).write_text(f"open({str(trap)!r}, 'w')\nOwn = None\n")
+    change(ctc / "config.json", auto_map={"AutoModelForCTC": "modeling_own.Own"})
+    auto = {"AutoTokenizer": ["tokenization_own.Own", None]}
+    change(ctc / "tokenizer_config.json", auto_map=auto)
+    texts_of(ctc, SIGNALS[:1])
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "moonshin",
+        "w2v2-b",
+        "random:w2v2-b",
+        "./nowhere",
+        "/nowhere/at/all",
+        "a b",
+        "",
+        "raysers-base",
+    ],
+)
+def test_a_name_that_is_no_recogniser_is_refused_with_what_to_give(name):
+    with pytest.raises(ConfigError, match=r"--asr.*moonshine") as caught:
+        load_asr(name)
+    assert "\n" not in str(caught.value)
