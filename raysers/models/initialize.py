@@ -156,12 +156,12 @@ def _trained(
     model = loading.build_on_meta(config, where)
     tensors = loading.read_weights(folder.weights)
     tensors = {key.removeprefix("model."): value for key, value in tensors.items()}
+    # these were fitted to embeddings that training is going to change
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(_SIDE_HEADS)}
     if not isinstance(model, EmotionModel):
         loading.load_weights(model, tensors, where)
         return model, True
     tensors = loading.keep_bottom(model.backbone_tensors(tensors), layers)
-    # these were fitted to embeddings that training is going to change
-    tensors = {key: value for key, value in tensors.items() if not key.startswith(_SIDE_HEADS)}
     try:
         order = checkpoint.label_order(folder.config, where)
     except CheckpointError:  # a head for other labels

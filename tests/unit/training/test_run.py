@@ -17,7 +17,8 @@ import pytest
 from raysers.cli import as_plain
 from raysers.data.manifest import read_manifest, write_manifest
 from raysers.errors import ConfigError, RaysersError
-from raysers.models.loading import load_emotion_model
+from raysers.models.loading import load_emotion_model, save_emotion_model
+from raysers.models.outputs import Outputs
 from raysers.training.config import TrainingFlags
 from raysers.training.context import TrainingStopped
 from raysers.training.dataset import Indexed, TrainingData, choose, index_data
@@ -25,6 +26,7 @@ from raysers.training.session import Outcome, run_training
 from raysers.tuning.trial import command_of
 from raysers.types import DIMENSIONS
 from tests.jobs.voices import read_table, write_table, write_toy_config, write_voices
+from tests.unit.models.train_runs import Run, new_trainee
 
 EPOCHS = 4
 
@@ -197,12 +199,29 @@ def test_categories_alone_train_a_model_whose_dimensions_are_null(classifier):
     assert "Arousal, dominance, valence of one mono clip" not in card
 
 
-def test_a_model_trained_further_drops_the_heads_that_no_longer_fit(classifier, flags, tmp_path):
-    own = replace(flags, backbone=str(classifier), output=str(tmp_path / "further"), epochs=1)
-    run_training(own, as_plain(own), in_process=True)
-    config = json.loads((tmp_path / "further/config.json").read_text())
-    assert "categories" not in config
-    assert load_emotion_model(own.output).model.outputs.columns == ()
+OUTPUTS = Outputs(categories=("a", "b"), uncertainty_heads=2, ood_rank=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs"),
+    [
+        ("w2v2-b", OUTPUTS),
+        ("w2v2-b", replace(OUTPUTS, points=((0.0, 0.5, 1.0),) * 2)),
+        ("cnn14", OUTPUTS),
+    ],
+    ids=["heads", "scores of points", "cnn14"],
+)
+def test_a_model_trained_further_drops_the_heads_that_no_longer_fit(
+    kind, outputs, flags, tmp_path, ray_session
+):
+    start = new_trainee(Run(kind=kind)).model
+    start.attach(outputs)
+    save_emotion_model(start, tmp_path / "start")
+    own = replace(flags, backbone=str(tmp_path / "start"), output=str(tmp_path / "out"), epochs=1)
+    for categories, columns in ((False, ()), (True, ("p_high", "p_low"))):
+        own = replace(own, categories=categories, output=f"{own.output}+")
+        run_training(own, as_plain(own), in_process=True)
+        assert load_emotion_model(own.output).model.outputs.columns == columns
 
 
 @pytest.mark.parametrize(
