@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-EXTRAS := vad,speech,asr,report,search,track,dev
+EXTRAS := vad,speech,asr,cpu,report,search,track,dev
 # the first of these that is new enough; expanded only when there is something to install
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)

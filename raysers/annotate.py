@@ -7,7 +7,7 @@ revision that was checked.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -30,7 +30,8 @@ class AnnotateTask(ClipTask):
     """Settings of an annotation, checked against the model itself.
 
     `load_from` is the `model`, pinned to the `revision` (a commit or content hash) that was
-    checked. `dtype` is `auto` until `placed` settles it, device and threads for all workers;
+    checked. `dtype` and `backend` are `auto` until `placed` settles them, device and threads for
+    all workers;
     `max_padded_s` 0 chooses for the device. With `embeddings` the rows also have the masked mean
     of the last layer, `hidden_size` numbers. `outputs` is what the model says beside that;
     dimensions that are not trained stay null.
@@ -39,6 +40,7 @@ class AnnotateTask(ClipTask):
     preloads: ClassVar[Sequence[str]] = (
         "raysers.models.scorer",
         "transformers.models.wav2vec2.modeling_wav2vec2",
+        "onnxruntime",
     )
 
     model: str
@@ -48,6 +50,7 @@ class AnnotateTask(ClipTask):
     dtype: str
     max_padded_s: float
     embeddings: bool
+    backend: str = "auto"
     device: str = "cpu"
     threads: int = 1
     outputs: Outputs = PLAIN
@@ -95,19 +98,21 @@ class AnnotateTask(ClipTask):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of this decides the rows."""
+        """What of this decides the rows; torch is not named, as in outputs from before."""
         return {
             "model": self.model,
             "model_revision": self.revision,
             "dtype": self.dtype,
             "embeddings": self.embeddings,
-        }
+        } | ({} if self.backend == "torch" else {"backend": self.backend})
 
     def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
         """See `ClipTask.placed`."""
+        dtype = settled_dtype(self.dtype, placement, earlier)
         return replace(
             self,
-            dtype=settled_dtype(self.dtype, placement, earlier),
+            dtype=dtype,
+            backend=_settled_backend(dtype, placement, earlier),
             device=placement.device,
             threads=placement.threads,
         )
@@ -126,7 +131,13 @@ class Annotator:
 
         loaded = load_emotion_model(storage.fetch_folder(task.load_from))
         require_revision(task.model, task.revision, loaded.revision)
-        self.scorer = Scorer(loaded, dtype=task.dtype, device=task.device, threads=task.threads)
+        self.scorer = Scorer(
+            loaded,
+            dtype=task.dtype,
+            device=task.device,
+            threads=task.threads,
+            backend=task.backend,
+        )
         self.max_padded_s = task.max_padded_s or auto_padded_s(self.scorer)
         self.provenance: Mapping[str, Any] = {"model": task.model, "model_revision": task.revision}
         self._embeddings = task.embeddings
@@ -161,13 +172,29 @@ def settled_dtype(dtype: str, placement: Placement, earlier: RunRecord | None) -
         return dtype
     from raysers.models.scorer import dtype_name
 
+    return _on_worker(placement, dtype_name, dtype)
+
+
+def _settled_backend(dtype: str, placement: Placement, earlier: RunRecord | None) -> str:
+    """What computes the scores: the same for all workers, and as when the output was begun."""
+    if placement.device != "cpu" and dtype != "int8":
+        return "torch"
+    from raysers.models.onnx import TORCH, backend_of
+
+    backend = _on_worker(placement, backend_of, dtype)
+    begun = backend if earlier is None else earlier.settings.get("backend", TORCH)
+    return TORCH if begun == TORCH else backend
+
+
+def _on_worker(placement: Placement, choose: Callable[[str, str], str], dtype: str) -> str:
+    """`choose(dtype, device)` as a worker answers it."""
     if placement.local:
-        return dtype_name(dtype, placement.device)
+        return choose(dtype, placement.device)
     from raysers.engine import cluster
 
     if placement.device == "cpu" and cluster.is_one_machine():
-        return dtype_name(dtype, "cpu")
-    return str(cluster.call_on_worker(placement, dtype_name, dtype, placement.device))
+        return choose(dtype, "cpu")
+    return str(cluster.call_on_worker(placement, choose, dtype, placement.device))
 
 
 def require_revision(name: str, checked: str, found: str) -> None:

@@ -36,7 +36,9 @@ from raysers.io import storage
 from raysers.io.claim import Claim
 from raysers.text import one_line
 
-_VERSIONED = ("ray", "torch", "transformers", "soundfile", "soxr", "pyarrow", "numpy")
+_VERSIONED = (
+    "ray", "torch", "transformers", "onnxruntime", "soundfile", "soxr", "pyarrow", "numpy",
+)  # fmt: skip
 _MAX_ERROR = 2000
 #: Where Ray unpacks what `ray job submit --working-dir` sends.
 _RAY_PACKAGES = "runtime_resources"

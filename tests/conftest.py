@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.places import REPO
+
 settings.register_profile("tests", max_examples=25, deadline=None)
 settings.load_profile("tests")
 
@@ -24,6 +26,7 @@ os.environ.update(
     RAY_worker_niceness="0",  # or Ray's workers wait for every other process of the tests
     HF_HUB_OFFLINE="1",
     OMP_WAIT_POLICY="PASSIVE",  # threads that spin while they wait take the cores of other workers
+    XDG_CACHE_HOME=str(REPO / ".pytest_cache" / "xdg"),  # exported graphs, not among the user's
     OMP_NUM_THREADS="1",  # groups of tests run side by side, one for each core
 )
 os.environ.pop("RAY_ADDRESS", None)

@@ -294,6 +294,8 @@ class EmotionModel(EmotionNetwork):
     def _features(self, padded: Tensor, lengths: Tensor) -> Tensor:
         """[clips, frames, channels] of the convolutional front."""
         extractor = self.backbone.feature_extractor
+        if torch.onnx.is_in_onnx_export():  # one clip of any length, no padding, no blocks
+            return cast(Tensor, extractor(padded).transpose(1, 2))
         if extractor.training:
             return frames_to_train(extractor, self.geometry, padded, lengths)
         return frames_in_blocks(extractor, self.geometry, padded, lengths)

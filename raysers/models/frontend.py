@@ -12,6 +12,7 @@ height, gives other numbers.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -216,17 +217,31 @@ def mel_of_windows(signal: Tensor, hop_samples: int, settings: MelSettings) -> T
     """float32 [clips, frames, bands] in dB of windows at 0, hop, 2 hop ... of [clips, samples]."""
     with torch.autocast(signal.device.type, enabled=False):
         window = torch.hann_window(settings.window_samples, device=signal.device)
-        spectrum = torch.stft(
-            signal.float(),
-            settings.window_samples,
-            hop_samples,
-            window=window,
-            center=False,
-            return_complex=True,
-        )
-        power = spectrum.real.square() + spectrum.imag.square()
+        if torch.onnx.is_in_onnx_export():
+            power = _power_by_convolution(signal, hop_samples, window)
+        else:
+            spectrum = torch.stft(
+                signal.float(),
+                settings.window_samples,
+                hop_samples,
+                window=window,
+                center=False,
+                return_complex=True,
+            )
+            power = spectrum.real.square() + spectrum.imag.square()
         filters = torch.as_tensor(mel_filters(settings), device=signal.device)
         return 10 * torch.log10((power.transpose(1, 2) @ filters).clamp_min(_LEAST_POWER))
+
+
+def _power_by_convolution(signal: Tensor, hop_samples: int, window: Tensor) -> Tensor:
+    """[clips, bins, frames] power spectrum without complex numbers, which ONNX has none of."""
+    samples = len(window)
+    bins = torch.arange(samples // 2 + 1, dtype=torch.float64)[:, None]
+    turns = bins * torch.arange(samples) % samples / samples
+    kernels = torch.cat([torch.cos(2 * math.pi * turns), torch.sin(2 * math.pi * turns)])
+    kernels = (kernels * window)[:, None].float()
+    real, imaginary = functional.conv1d(signal[:, None], kernels, stride=hop_samples).chunk(2, 1)
+    return real.square() + imaginary.square()
 
 
 @functools.lru_cache(maxsize=8)

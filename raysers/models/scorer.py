@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from raysers.errors import ClipError, ConfigError, DeviceLost, RaysersError
 from raysers.models.loading import LoadedModel
 from raysers.models.masking import normalise
+from raysers.models.onnx import MAX_SAMPLES, ONNX, TORCH, OnnxModel, fits
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
 
 Floats = npt.NDArray[np.float32]
@@ -114,18 +115,27 @@ class Scorer:
 
     Args:
         loaded: fresh from `load_emotion_model`.
-        dtype: auto, fp32, bf16 or fp16, of the backbone; pooling and head stay in fp32.
+        dtype: auto, fp32, bf16 or fp16, of the backbone; pooling and head stay in fp32. With
+            ONNX Runtime fp32 or int8.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: compute threads of this process on CPUs; None leaves torch's setting.
+        backend: as `onnx.backend_of` names it. torch also scores what ONNX Runtime cannot: models
+            too large for one file, and clips longer than `onnx.MAX_SAMPLES`, in fp32.
 
     Raises:
         ConfigError: the precision or device is not there, or another scorer has the model.
     """
 
     def __init__(
-        self, loaded: LoadedModel, *, dtype: str, device: str, threads: int | None = None
+        self,
+        loaded: LoadedModel,
+        *,
+        dtype: str,
+        device: str,
+        threads: int | None = None,
+        backend: str = TORCH,
     ) -> None:
-        chosen = choose_dtype(dtype, device)
+        chosen = choose_dtype("fp32" if backend == ONNX else dtype, device)
         if threads is not None:
             torch.set_num_threads(threads)
         self._model = loaded.model
@@ -138,6 +148,9 @@ class Scorer:
         self._model.cast(chosen)
         self._dtype = chosen
         self._do_normalize = loaded.do_normalize
+        self._onnx: OnnxModel | None = None
+        if backend == ONNX and (dtype == "int8" or fits(loaded)):
+            self._onnx = OnnxModel(loaded, dtype=dtype, threads=threads)
         self.name = loaded.name
         self.revision = loaded.revision
         self.min_samples = self._model.min_samples
@@ -152,23 +165,34 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, signals: Sequence[Floats]) -> Scores:
-        """Score clips in one forward pass.
+        """Score clips: in one forward pass, or one at a time through ONNX Runtime.
 
         Args:
             signals: 16 kHz mono float32 clips, from `min_samples` to `max_samples`, at least one.
         """
+        if self._onnx is None:
+            scores, embeddings = self._forward(signals)
+        else:
+            found = [
+                self._onnx(signal) if len(signal) <= MAX_SAMPLES else self._forward([signal])
+                for signal in signals
+            ]
+            scores, embeddings = (torch.cat(part) for part in zip(*found, strict=True))
+        extras = self._model.extras(embeddings)
+        found_scores = scores.float().cpu().numpy()
+        found_scores[:, self.untrained] = np.nan
+        return Scores(
+            scores=found_scores, embeddings=embeddings.cpu().numpy(), extras=extras.cpu().numpy()
+        )
+
+    def _forward(self, signals: Sequence[Floats]) -> tuple[Tensor, Tensor]:
         padded, lengths = _pad(signals, pinned=self._device.type == "cuda")
         padded = padded.to(self._device, non_blocking=True)
         if self._do_normalize:
             padded = normalise(padded, lengths.to(self._device, non_blocking=True))
         with exact_convolutions(self._dtype):
             scores, embeddings = self._model(padded, lengths)
-        extras = self._model.extras(embeddings)
-        found = scores.float().cpu().numpy()
-        found[:, self.untrained] = np.nan
-        return Scores(
-            scores=found, embeddings=embeddings.cpu().numpy(), extras=extras.cpu().numpy()
-        )
+        return scores, embeddings
 
 
 def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipError]:
@@ -269,10 +293,19 @@ def _misfit(samples: int, scorer: Scorer) -> ClipError | None:
     return None
 
 
+#: How torch and ONNX Runtime say that memory ran out.
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "DefaultCPUAllocator",
+    "out of memory",
+    "Failed to allocate memory",
+)
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in text for words in ("not enough memory", "DefaultCPUAllocator", "out of memory")
+        words in text for words in _OUT_OF_MEMORY
     )
 
 

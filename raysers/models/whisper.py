@@ -165,6 +165,6 @@ def _trimmed(mel: Tensor, inside: Tensor, trim_db: float) -> tuple[Tensor, Tenso
     loud = (power_db >= power_db.amax(1, keepdim=True) - trim_db).long()
     first = loud.argmax(1)
     counts = loud.shape[1] - loud.flip(1).argmax(1) - first
-    frames = first[:, None] + torch.arange(int(counts.max()), device=mel.device)
+    frames = first[:, None] + torch.arange(cast(int, counts.max()), device=mel.device)
     frames = frames.clamp_max(mel.shape[1] - 1)[..., None].expand(-1, -1, mel.shape[2])
     return mel.gather(1, frames), counts.cpu()
