@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
@@ -19,6 +19,8 @@ import tyro
 from raysers.annotate import AnnotateTask
 from raysers.cli import ClipJobFlags, parse
 from raysers.engine.job import ClipJob
+from raysers.errors import ConfigError
+from raysers.evaluation.dtype_check import check_dtype
 from raysers.run import quiet_environment, run_main
 
 JOB = "annotate"
@@ -30,10 +32,20 @@ class AnnotateFlags(ClipJobFlags):
 
     embeddings: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write the masked mean of the model's last layer."""
+    check_dtype: int = 0
+    """Score N clips in --dtype and by torch in fp32, print how far the scores part (and CCC where
+    there are labels), write nothing."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        super().check()
+        if self.check_dtype < 0:
+            raise ConfigError(f"--check-dtype is {self.check_dtype}: give a number of clips")
 
 
 def annotate(flags: AnnotateFlags) -> int:
     """Check, plan, score what is left, conclude; returns the exit code."""
+    flags = replace(flags, dry_run=flags.dry_run or flags.check_dtype > 0)
     with ClipJob.open(flags, JOB, table=AnnotateTask.table) as job:
         job.prepare(
             AnnotateTask.load(
@@ -43,6 +55,8 @@ def annotate(flags: AnnotateFlags) -> int:
                 embeddings=flags.embeddings,
             )
         )
+        if flags.check_dtype:
+            return check_dtype(job, flags.check_dtype)
         return job.estimate() if flags.dry_run else job.execute()
 
 

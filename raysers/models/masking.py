@@ -17,7 +17,7 @@ from torch import Tensor, nn
 _Count = TypeVar("_Count", int, Tensor)
 
 #: Added to the variance of the samples, as the published feature extractor does.
-_NORMALISE_EPS = 1e-7
+NORMALISE_EPS = 1e-7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ def normalise(padded: Tensor, lengths: Tensor) -> Tensor:
     mean = centred.sum(1, keepdim=True, dtype=torch.float64) / count
     centred = (centred - mean.to(padded.dtype)).mul_(mask)
     power = torch.linalg.vector_norm(centred, dim=1, keepdim=True, dtype=torch.float64) ** 2
-    return centred.mul_(torch.rsqrt(power / count + _NORMALISE_EPS).to(padded.dtype))
+    return centred.mul_(torch.rsqrt(power / count + NORMALISE_EPS).to(padded.dtype))
 
 
 def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:

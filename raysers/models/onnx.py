@@ -29,7 +29,7 @@ import raysers
 from raysers.errors import ConfigError
 from raysers.models.emotion import EmotionNetwork
 from raysers.models.loading import LoadedModel
-from raysers.models.masking import normalise
+from raysers.models.masking import NORMALISE_EPS
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 Floats = npt.NDArray[np.float32]
@@ -43,8 +43,6 @@ MAX_SAMPLES = 30 * SAMPLE_RATE_HZ
 #: A graph is one protobuf message, which holds 2 GiB.
 MAX_PARAMETERS = 500_000_000
 
-#: Raise it when the exported graph changes: cached graphs are then made again.
-_GRAPH_VERSION = 1
 _PACKAGES = ("onnx", "onnxruntime")
 _OPSET = 17
 #: Length of the clip that is traced; the graph takes any.
@@ -136,8 +134,11 @@ def write_graph(loaded: LoadedModel, path: Path, dtype: str) -> None:
     outputs `hidden_states` float32 [1, hidden], the embedding, and `logits` float32 [1, 3].
 
     Raises:
-        ConfigError: the model is too large for one file.
+        ConfigError: the extra `cpu` is not installed, or the model does not fit into a file or has
+            nothing to quantise.
     """
+    if not is_installed():
+        raise ConfigError("ONNX files need ONNX Runtime: pip install 'raysers[cpu]'")
     import onnx
 
     if not fits(loaded):
@@ -170,7 +171,10 @@ class _OneClip(nn.Module):
     def forward(self, signal: Tensor) -> tuple[Tensor, Tensor]:
         lengths = shape_as_tensor(signal)[1:]
         if self._do_normalize:
-            signal = normalise(signal, lengths)
+            exact = signal.double()
+            exact = exact - exact.mean(1, keepdim=True)
+            power = exact.square().mean(1, keepdim=True)
+            signal = (exact / torch.sqrt(power + NORMALISE_EPS)).float()
         scores, embeddings = self._model(signal, lengths)
         return embeddings, scores
 
@@ -224,17 +228,18 @@ def _quantised(graph: Any, name: str) -> Any:
 
 
 def _key(loaded: LoadedModel) -> str:
-    """Hash of all that decides the graph: weights, network, and what exports it."""
+    """Hash of all that decides the graph: weights, network, and the code that exports it."""
     decisive = {
-        "graph": _GRAPH_VERSION,
         "revision": loaded.revision,
         "network": loaded.model.config.to_dict(),
         "pooling_mode": loaded.model.pooling_mode,
         "do_normalize": loaded.do_normalize,
         "versions": [metadata.version(name) for name in ("torch", "transformers", *_PACKAGES)],
     }
-    text = json.dumps(decisive, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode())
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(module.read_bytes())
+    return digest.hexdigest()[:32]
 
 
 def _session(path: Path, threads: int | None) -> Any:
