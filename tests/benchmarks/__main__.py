@@ -23,6 +23,7 @@ from tests.benchmarks.feed import feed
 from tests.benchmarks.laptop import steady, whole, windows
 from tests.benchmarks.layout import layout
 from tests.benchmarks.measure import SCALES, Line, Scale, machine, rounded
+from tests.benchmarks.onnx_runtime import onnx_runtime
 from tests.benchmarks.padding import padding
 from tests.benchmarks.planning import planning
 from tests.benchmarks.robustness import robustness
@@ -36,6 +37,7 @@ BENCHES: dict[str, Callable[[Scale], Iterator[Line]]] = {
     "steady": steady,
     "windows": windows,
     "end_to_end": end_to_end,
+    "onnx_runtime": onnx_runtime,
     "layout": layout,
     "training": training,
     "robustness": robustness,

@@ -172,13 +172,18 @@ def run_task(manifest: pa.Table, task: ClipTask, *, workers: int | str = 0) -> L
 
 
 def run_model(
-    manifest: pa.Table, model: str, *, workers: int | str = 0, max_padded_s: float = 0
+    manifest: pa.Table,
+    model: str,
+    *,
+    workers: int | str = 0,
+    max_padded_s: float = 0,
+    dtype: str = "auto",
 ) -> Line:
     """Every clip through the annotation job's own task. To be called in a fresh process."""
     from raysers.annotate import AnnotateTask
 
     began = time.perf_counter()
-    task = AnnotateTask.load(model, dtype="auto", max_padded_s=max_padded_s)
+    task = AnnotateTask.load(model, dtype=dtype, max_padded_s=max_padded_s)
     prepare_s = time.perf_counter() - began
     return {"prepare_s": prepare_s, **run_task(manifest, task, workers=workers)}
 

@@ -159,6 +159,7 @@ QUICK = {
         " --bootstrap 100",
         tables=("metrics",),
         after=("annotate",),
+        atol=1e-4,  # correlations of nearly equal scores magnify the last bits of the backends
     ),
     "evaluate-trained": Case(
         job=evaluate.main,
