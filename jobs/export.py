@@ -20,6 +20,7 @@ import yaml
 
 from raysers.annotate import AnnotateTask
 from raysers.cli import DEFAULT_MODEL, as_plain, parse
+from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.run import Exit, Run, quiet_environment, run_main
 from raysers.types import DIMENSIONS
@@ -47,6 +48,8 @@ def export(flags: ExportFlags) -> int:
     from raysers.models.onnx import LOGITS, write_graph
 
     task = AnnotateTask.load(flags.model, dtype=flags.dtype, max_padded_s=0)
+    if not task.outputs.trained:
+        raise ConfigError(f"--model {flags.model} has categories alone: no dimension to export")
     settings = {"model": task.model, "model_revision": task.revision, "dtype": flags.dtype}
     with Run.open(JOB, flags.output) as run, tempfile.TemporaryDirectory() as folder:
         run.refuse_other_settings(settings)

@@ -181,7 +181,9 @@ class _OneClip(nn.Module):
 
 def _export(loaded: LoadedModel, path: Path) -> None:
     one_clip = _OneClip(loaded.model, do_normalize=loaded.do_normalize).eval()
-    samples = min(max(_TRACED_SAMPLES, loaded.model.min_samples), loaded.model.max_samples or MAX_SAMPLES)
+    samples = min(
+        max(_TRACED_SAMPLES, loaded.model.min_samples), loaded.model.max_samples or MAX_SAMPLES
+    )
     noise = torch.randn(1, samples, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(), torch.no_grad():
         # the tracer warns of what is constant on purpose: there is one clip, without padding
