@@ -29,6 +29,7 @@ from torch.nn import functional
 from raysers.builtin.variants import VARIANTS, Change, Floats, in_a_room
 from raysers.data.corpora.emotions import load_emotion_map
 from raysers.models.emotion import EmotionModel
+from raysers.models.heads import fit_distance
 from raysers.models.initialize import start_model
 from raysers.models.loading import save_emotion_model
 from raysers.models.outputs import Outputs
@@ -223,23 +224,6 @@ def calibrated(errors: Floats, variances: Floats) -> tuple[Floats, Floats]:
     return np.array(floors), np.array(scales)
 
 
-def fit_ood(values: Floats, held: Floats) -> dict[str, Floats]:
-    """Buffers of `OutOfDistribution` from the speech `values`; `held` is of unseen speakers."""
-    mean = values.mean(0)
-    _, sizes, directions = np.linalg.svd(values - mean, full_matrices=False)
-    spread = sizes[:OOD_RANK] / np.sqrt(len(values))
-    whiten = directions[:OOD_RANK] / spread[:, None]
-    far = np.log(np.sqrt((((held - mean) @ whiten.T) ** 2).mean(1)))
-    middle = np.quantile(far, 0.99)
-    width = (middle - np.median(far)) / 3  # the median is at 5 %
-    return {
-        "mean": mean,
-        "whiten": whiten,
-        "middle": np.array([middle]),
-        "width": np.array([width]),
-    }
-
-
 def ccc(truth: Floats, found: Floats) -> Floats:
     """Concordance of each column."""
     distance = (truth.mean(0) - found.mean(0)) ** 2
@@ -288,7 +272,9 @@ def set_heads(model: EmotionModel, fit: Fit) -> None:
         )
     )
     floor, scale = fit.calibration(everyone)
-    distances = fit_ood_across_folds(fit)
+    folds = np.array([[who in pair for pair in FOLDS].index(True) for who in corpus.speakers])
+    stacked = np.concatenate(list(fit.sets.values()))
+    distance = fit_distance(stacked, np.tile(folds, len(fit.sets)), OOD_RANK)
     head = fit.softmax(everyone)
     values = {
         "categories.weight": head.weight.T,
@@ -297,25 +283,11 @@ def set_heads(model: EmotionModel, fit: Fit) -> None:
         "uncertainty.heads.bias": np.concatenate([one.bias for one in heads]),
         "uncertainty.floor": floor,
         "uncertainty.scale": scale,
-        **{f"ood.{name}": value for name, value in distances.items()},
+        **{f"ood.{name}": value for name, value in distance.items()},
     }
     state = model.state_dict()
     for name, value in values.items():
         state[name].copy_(torch.from_numpy(np.asarray(value)))
-
-
-def fit_ood_across_folds(fit: Fit) -> dict[str, Floats]:
-    """The distance fitted on all speakers, placed on its sigmoid by speakers left out of it."""
-    stacked = np.concatenate(list(fit.sets.values()))
-    speakers = np.tile(fit.corpus.speakers, len(fit.sets))
-    places = []
-    for fold in FOLDS:
-        held = np.isin(speakers, fold)
-        places.append(fit_ood(stacked[~held], stacked[held]))
-    everything = fit_ood(stacked, stacked)
-    return everything | {
-        name: np.mean([place[name] for place in places], 0) for name in ("middle", "width")
-    }
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ alone: the scripts behind the published models averaged over the padding as well
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -205,3 +207,36 @@ class OutOfDistribution(nn.Module):
         """float32 [clips, 1], 0..1."""
         far = (self.distance(embeddings).clamp_min(1e-6).log() - self.middle) / self.width
         return torch.sigmoid(far)[:, None]
+
+
+def fit_distance(
+    embeddings: npt.NDArray[Any], folds: npt.NDArray[np.int64], rank: int
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Tensors of an `OutOfDistribution` head for speech like this.
+
+    Args:
+        embeddings: float [clips, embedding_size] of the speech.
+        folds: int [clips]; what is ordinary is measured on each fold by a fit on the others.
+        rank: directions of the distance, below the number of clips outside of any fold.
+    """
+    places = []
+    for fold in np.unique(folds):
+        mean, whiten = _whitening(embeddings[folds != fold], rank)
+        coordinates = (embeddings[folds == fold] - mean) @ whiten.T
+        far = np.log(np.sqrt((coordinates**2).mean(1)) + 1e-12)
+        places.append((np.quantile(far, 0.99), np.median(far)))
+    middle, median = np.mean(places, 0)
+    mean, whiten = _whitening(embeddings, rank)
+    # the median clip is at 1 / (1 + e^3), 5 %
+    width = np.array([max(middle - median, 1e-6) / 3])
+    return {"mean": mean, "whiten": whiten, "middle": np.array([middle]), "width": width}
+
+
+def _whitening(
+    embeddings: npt.NDArray[Any], rank: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The mean [size], and the directions of largest variance, scaled to one [rank, size]."""
+    mean = embeddings.mean(0, dtype=np.float64)
+    _, sizes, directions = np.linalg.svd(embeddings - mean, full_matrices=False)
+    spread = sizes[:rank] / np.sqrt(len(embeddings)) + 1e-9
+    return mean, directions[:rank] / spread[:, None]
