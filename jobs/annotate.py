@@ -1,70 +1,8 @@
-"""Arousal, dominance and valence for every clip of an audio archive.
-
-    python jobs/annotate.py --input s3://bucket/calls --output s3://bucket/calls-emotion \
-        --model msp-dim
-
-Rerun the command to resume. `--dry-run` estimates time and cost on this cluster, writes nothing.
-Result: OUTPUT/annotations/part-*.parquet, one row per clip, whatever happened to the clip.
-"""
-
-from __future__ import annotations
+"""The command `raysers annotate` as a script, for `ray job submit`."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated
 
-import tyro
-
-from raysers.annotate import AnnotateTask
-from raysers.cli import ClipJobFlags, parse
-from raysers.engine.job import ClipJob
-from raysers.errors import ConfigError
-from raysers.evaluation.dtype_check import check_dtype
-from raysers.run import quiet_environment, run_main
-
-JOB = "annotate"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnnotateFlags(ClipJobFlags):
-    """Flags of this job."""
-
-    embeddings: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also write the masked mean of the model's last layer."""
-    check_dtype: int = 0
-    """Score N clips in --dtype and by torch in fp32, print how far the scores part (and CCC where
-    there are labels), write nothing."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        super().check()
-        if self.check_dtype < 0:
-            raise ConfigError(f"--check-dtype is {self.check_dtype}: give a number of clips")
-
-
-def annotate(flags: AnnotateFlags) -> int:
-    """Check, plan, score what is left, conclude; returns the exit code."""
-    flags = replace(flags, dry_run=flags.dry_run or flags.check_dtype > 0)
-    with ClipJob.open(flags, JOB, table=AnnotateTask.table) as job:
-        job.prepare(
-            AnnotateTask.load(
-                flags.model,
-                dtype=flags.dtype,
-                max_padded_s=flags.max_padded_s,
-                embeddings=flags.embeddings,
-            )
-        )
-        if flags.check_dtype:
-            return check_dtype(job, flags.check_dtype)
-        return job.estimate() if flags.dry_run else job.execute()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job with `argv` (default: the command line); returns the exit code."""
-    quiet_environment()
-    return run_main(lambda: annotate(parse(AnnotateFlags, argv, description=__doc__ or "")))
-
+from raysers.commands.annotate import main
 
 if __name__ == "__main__":
     sys.exit(main())

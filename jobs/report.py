@@ -1,75 +1,8 @@
-"""Tables and figures of any runs as one page that works from a disk.
-
-    python jobs/report.py --runs EVALUATED ROBUSTNESS ANNOTATED STUDY --output REPORT
-
-Seconds; a map of embeddings takes some more. Needs no cluster, and reads an archive of millions of
-clips part by part. The page names missing data, with the command that produces it.
-Result: REPORT/index.html, and its figures in REPORT/figures as SVG and PNG.
-"""
-
-from __future__ import annotations
+"""The command `raysers report` as a script, for `ray job submit`."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from raysers.cli import Uris, as_plain, parse
-from raysers.errors import ConfigError
-from raysers.io import storage
-from raysers.report.reading import read_evidence
-from raysers.report.report import PAGE, write_report
-from raysers.run import Exit, Run, absolute_output, quiet_environment, run_main
-
-JOB = "report"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportFlags:
-    """Flags of this job."""
-
-    runs: Uris
-    """Output folders of the other jobs; each is known by its run.json."""
-    output: str
-    """Folder or s3:// prefix for the page and its figures."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        if not self.runs:
-            raise ConfigError("--runs is empty: give the output folders of other jobs")
-        if not self.output:
-            raise ConfigError("--output is empty: give a folder or an s3:// prefix")
-
-
-def report(flags: ReportFlags) -> int:
-    """Read the runs, write page and figures, say what is missing; returns the exit code."""
-    flags.check()
-    runs = tuple(map(storage.absolute, flags.runs))
-    output = absolute_output(flags.output)
-    if output in runs:
-        raise ConfigError(f"--output {flags.output} is one of --runs: choose another folder")
-    settings = {"runs": list(runs)}
-    with Run.open(JOB, output) as run:
-        run.refuse_other_settings(settings)
-        found = read_evidence(runs)
-        run.begin(as_plain(flags), settings)
-        names, missing = write_report(found, output)
-        outcome = {
-            "runs": len(runs),
-            "figures": names,
-            "missing": [f"{one.name}: {one.why}" for one in missing],
-        }
-        run.finish("done", outcome)
-    for one in missing:
-        print(f"missing: {one.name}, {one.title.lower()}: {one.command}")
-    print(f"report: {storage.join(output, PAGE)}")
-    return Exit.DONE
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job with `argv` (default: the command line); returns the exit code."""
-    quiet_environment()
-    return run_main(lambda: report(parse(ReportFlags, argv, description=__doc__ or "")))
-
+from raysers.commands.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,82 +1,8 @@
-"""The paper's experiments as grids of trainings and of analyses of the trained models.
-
-    python jobs/study.py --study backbones seeds --data /corpora/MSP-Podcast /corpora/IEMOCAP \
-        --output s3://bucket/study
-    python jobs/study.py --study paper --scale small --output study    # one small machine
-
-Costs what its trainings cost: see --dry-run. Rerunning the command resumes; cells that several
-studies share are run once. A study file is YAML: copy one of raysers/assets/studies and give its
-path.
-Result: OUTPUT/cells, metrics, curves (tables) and OUTPUT/runs/NAME, the output of every run as its
-own job writes it. jobs/report.py --runs OUTPUT draws the figures.
-"""
-
-from __future__ import annotations
+"""The command `raysers study` as a script, for `ray job submit`."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from jobs.evaluate import evaluate
-from jobs.probe import probe
-from raysers.cli import as_plain, parse
-from raysers.engine import cluster
-from raysers.errors import RaysersError
-from raysers.evaluation.tables import print_notes
-from raysers.run import Exit, Run, quiet_environment, run_main
-from raysers.studies import cost, plan, runs, tables, units
-from raysers.studies.experiments import Experiment
-from raysers.studies.plan import StudyFlags
-from raysers.studies.table import print_cells
-from raysers.words.fuse import train
-
-
-def study(flags: StudyFlags) -> int:
-    """Check, plan, run what is left, write the tables; returns the exit code."""
-    config, flags = as_plain(flags), plan.with_absolute_paths(flags)
-    with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
-        planned = plan.make_plan(flags, run)
-        cluster.connect()
-        if flags.dry_run:
-            cost.print_cost(planned, cost.corpus_hours(planned))
-            return Exit.DONE
-        corpora = plan.load_corpora(planned)
-        runs.begin(planned, run, corpora, config)
-        runs.run_all(planned, corpora, run.run_id, _analyse)
-        place = plan.place_of(planned, corpora.in_domain)
-        written = tables.write_tables(planned.grid, place)
-        outcome = runs.outcome_of(planned, corpora)
-        failed = outcome["cells"] - outcome["done"]
-        good = failed <= flags.max_failed_cells * outcome["cells"]
-        run.finish("done" if good else "done_with_failures", outcome)
-    print_cells(written["cells"], written["metrics"])
-    print_notes(list(corpora.notes))
-    output = flags.output
-    print(f"tables: {output}/cells, metrics, curves; figures: jobs/report.py --runs {output}")
-    return Exit.DONE if good else Exit.TOO_MANY_FAILED
-
-
-#: Jobs that take the whole cluster: flags of a run, and the job itself.
-_ANALYSES: Mapping[str, tuple[Callable[[Experiment, units.Place], Any], Callable[[Any], int]]] = {
-    "evaluate": (units.evaluate_flags, evaluate),
-    "fuse": (units.fuse_flags, train),
-    "probe": (units.probe_flags, probe),
-}
-
-
-def _analyse(run: Experiment, place: units.Place) -> Mapping[str, Any]:
-    flags_of, job = _ANALYSES[run.job]
-    code = job(flags_of(run, place))
-    if code != Exit.DONE:
-        raise RaysersError(f"{run.job} ended with exit code {code}: see {place.uri(run.name)}")
-    return {}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job with `argv` (default: the command line); returns the exit code."""
-    quiet_environment()
-    return run_main(lambda: study(parse(StudyFlags, argv, description=__doc__ or "")))
-
+from raysers.commands.study import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,75 +1,8 @@
-"""Speech from texts, as clips with a manifest that every other job takes.
-
-    python jobs/synthesize.py --templates this-is --output spoken
-    python jobs/synthesize.py --texts sentences.csv --voice random --output s3://bucket/spoken
-    python jobs/synthesize.py --texts sentences.csv --output spoken --tts command \
-        --tts-command 'piper --model en.onnx --input-file {text_file} --output-file {output}'
-
-A short sentence takes espeak-ng about 8 ms of CPU. Rerunning the command resumes.
-Result: OUTPUT/audio/*.wav and OUTPUT/manifest, one row per text, voice, rate and pitch, with the
-text as `transcript` and every other column of the texts beside it.
-"""
-
-from __future__ import annotations
+"""The command `raysers synthesize` as a script, for `ray job submit`."""
 
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import replace
 
-from raysers.cli import as_plain, parse
-from raysers.engine import progress
-from raysers.run import Exit, Run, absolute_output, quiet_environment, run_main
-from raysers.words import synthesis_output
-from raysers.words import synthesize as synthesis
-from raysers.words.speaking import TABLE, Speaking
-from raysers.words.synthesis_flags import JOB, SynthesizeFlags, check
-
-
-def synthesize(flags: SynthesizeFlags) -> int:
-    """Read, plan, speak what is left, conclude; returns the exit code."""
-    flags.check()
-    flags = replace(flags, output=absolute_output(flags.output))
-    with Run.open(JOB, flags.output, table=TABLE, dry_run=flags.dry_run) as run:
-        read, engine = check(flags, run), flags.engine
-        pool = synthesis.worker_pool(flags.workers)
-        plan = synthesis.utterances(
-            read.table, flags.variants, engine, run.output, f".{flags.audio_format}"
-        )
-        blocks = synthesis.shard_blocks(plan)
-        again = frozenset(map(str, flags.retry))
-        left = synthesis.shards_left(run.output, blocks, again)
-        for note in read.notes:
-            progress.print_warning(note)
-        line = synthesis_output.notes(len(read.table), plan, len(blocks), left)
-        print(f"{JOB}: {line}", flush=True)
-        if flags.dry_run:
-            estimate = synthesis.estimate(left, engine, pool)
-            progress.print_pairs("estimate (nothing was written)", estimate)
-            return Exit.DONE
-        started_s = time.perf_counter()
-        synthesis_output.write_header(run.output, plan, flags.texts or ", ".join(flags.templates))
-        run.begin(as_plain(flags), flags.settings(read.table))
-        speaking = Speaking(
-            engine=engine,
-            output=run.output,
-            run_id=run.run_id,
-            audio_format=flags.audio_format,
-            redo=again,
-            resumed=run.earlier is not None,
-        )
-        synthesis.run_shards(left, speaking, pool)
-        wall_s = time.perf_counter() - started_s
-        return synthesis_output.conclude(
-            run, plan, len(blocks), wall_s=wall_s, max_failed=flags.max_failed
-        )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job with `argv` (default: the command line); returns the exit code."""
-    quiet_environment()
-    return run_main(lambda: synthesize(parse(SynthesizeFlags, argv, description=__doc__ or "")))
-
+from raysers.commands.synthesize import main
 
 if __name__ == "__main__":
     sys.exit(main())

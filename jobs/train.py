@@ -1,49 +1,8 @@
-"""Fine-tune a speech backbone for arousal, dominance and valence, on any number of workers.
-
-    python jobs/train.py --data /corpora/MSP-Podcast --backbone w2v2-L-robust-12 \
-        --output s3://bucket/models/msp-dim
-
-The defaults are the paper's (Adam 1e-4, 5 epochs, batch 32, CCC loss, CNN frozen). On a small
-machine: `--backbone random:tiny --data emodb --emotion-map russell-mehrabian --folds 5 --epochs 30
---lr 1e-3`, a quarter of an hour on one core. Rerunning the command resumes, and one
-to four --workers give the same model.
-Result: OUTPUT is a model folder for annotate, with a card, figures and the dev predictions.
-"""
-
-from __future__ import annotations
+"""The command `raysers train` as a script, for `ray job submit`."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from raysers.cli import as_plain, parse
-from raysers.run import Exit, quiet_environment, run_main
-from raysers.training import epochs
-from raysers.training.config import TrainingFlags
-from raysers.training.dataset import TooManyFailed
-from raysers.training.session import run_training
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainFlags(TrainingFlags):
-    """Flags of this job."""
-
-
-def train(flags: TrainFlags) -> int:
-    """Train what is left; returns the exit code, 3 for data of which too much cannot be used."""
-    try:
-        run_training(flags, as_plain(flags))
-        return Exit.DONE
-    except TooManyFailed as error:
-        epochs.print_refusal(error)
-        return Exit.TOO_MANY_FAILED
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job with `argv` (default: the command line); returns the exit code."""
-    quiet_environment()
-    return run_main(lambda: train(parse(TrainFlags, argv, description=__doc__ or "")))
-
+from raysers.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

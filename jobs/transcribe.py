@@ -1,68 +1,8 @@
-"""What was said in every clip of an audio archive.
-
-    python jobs/transcribe.py --input s3://bucket/calls --output s3://bucket/calls-text \
-        --asr facebook/wav2vec2-base-960h
-
-Without `--asr` it is `moonshine`: English, small, and it needs no download. Rerunning the command
-resumes. Where the manifest has transcripts, the word error rate is printed and stored.
-Result: OUTPUT/transcripts/part-*.parquet, one row per clip; clips without speech have empty text.
-"""
-
-from __future__ import annotations
+"""The command `raysers transcribe` as a script, for `ray job submit`."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
-from raysers.cli import ClipJobFlags, as_plain, parse
-from raysers.engine.job import ClipJob
-from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.tables import print_notes
-from raysers.io import storage
-from raysers.models.asr import DEFAULT_ASR
-from raysers.run import quiet_environment, run_main
-from raysers.words import transcript_scores
-from raysers.words.transcribe import TranscribeTask
-from raysers.words.transcript_scores import print_word_errors
-
-JOB = "transcribe"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranscribeFlags(ClipJobFlags):
-    """Flags of this job."""
-
-    model: Annotated[str, tyro.conf.Suppress] = ""
-    asr: str = DEFAULT_ASR
-    """moonshine (offline), or a hub id, folder or s3:// prefix of a Whisper model, or of a CTC
-    model of wav2vec2, HuBERT, WavLM or data2vec-audio."""
-
-
-def transcribe(flags: TranscribeFlags) -> int:
-    """Check, plan, recognise what is left, conclude; returns the exit code."""
-    with ClipJob.open(flags, JOB, table=TranscribeTask.table) as job:
-        job.prepare(
-            TranscribeTask.load(flags.asr, dtype=flags.dtype, max_padded_s=flags.max_padded_s)
-        )
-        if flags.dry_run:
-            return job.estimate()
-        code = job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
-        errors = transcript_scores.score(job, Bootstrap())
-        if errors is not None:
-            print_word_errors(errors.rows)
-            print_notes(errors.notes)
-            print(f"metrics: {storage.join(job.run.output, 'metrics')}")
-        return code
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job with `argv` (default: the command line); returns the exit code."""
-    quiet_environment()
-    return run_main(lambda: transcribe(parse(TranscribeFlags, argv, description=__doc__ or "")))
-
+from raysers.commands.transcribe import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,78 +1,8 @@
-"""Search the flags of training for the best dev CCC, many trainings at a time, on a whole cluster.
-
-    python jobs/tune.py --space space.yaml --trials 40 --search optuna --data /corpora/MSP-Podcast \
-        --backbone w2v2-L-robust-12 --output s3://bucket/sweeps/msp
-
-space.yaml: `lr: loguniform(1e-5, 1e-3)`, `batch-size: [16, 32, 64]`, `layers: int(4, 12)`, a
-condition as `warmup: {values: "uniform(0, 0.3)", when: {freeze: cnn}}`. Flags of train.py given
-here are the same in all trials. ASHA stops bad trials early (--asha off keeps them).
-Rerunning the command resumes; `--dry-run` estimates time and cost and writes nothing.
-Result: OUTPUT/trials, a table with a row per trial; OUTPUT/best, a model folder for annotate.
-"""
-
-from __future__ import annotations
+"""The command `raysers tune` as a script, for `ray job submit`."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from raysers.cli import as_plain, parse
-from raysers.engine import cluster
-from raysers.run import Exit, Run, quiet_environment, run_main
-from raysers.training import epochs
-from raysers.training import plan as training_plan
-from raysers.training.dataset import TooManyFailed
-from raysers.tuning import plan, results, tuner
-from raysers.tuning.estimate import print_estimate, print_plan
-from raysers.tuning.flags import TuningFlags
-from raysers.tuning.resources import find_resources
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneFlags(TuningFlags):
-    """Flags of this job."""
-
-
-def tune(flags: TuneFlags) -> int:
-    """Check, plan, run the trials that are left, conclude; returns the exit code."""
-    config, flags = as_plain(flags), training_plan.with_absolute_paths(flags)
-    with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
-        plan.refuse_unknown_trials(run)
-        planned = plan.draft(flags)
-        cluster.connect()
-        sweep, clips = plan.make_sweep(planned, run)
-        resources = find_resources(sweep.trials, flags.workers_per_trial, flags.max_concurrent)
-        print_plan(sweep, resources)
-        if flags.dry_run:
-            print_estimate(sweep, resources, clips)
-            return Exit.DONE
-        if tuner.is_finished(sweep):
-            trials = tuner.ended_trials(sweep)
-            results.print_outcome(sweep, trials, sweep.earlier_outcome)
-            return results.exit_code(trials, flags.max_failed_trials)
-        plan.begin(sweep, run, clips, config)
-        trials = tuner.run_trials(sweep, resources)
-        outcome = results.conclude(sweep, trials)
-        code = results.exit_code(trials, flags.max_failed_trials)
-        run.finish(results.STATUSES[code], outcome)
-        results.print_outcome(sweep, trials, outcome)
-        return code
-
-
-def tune_or_refuse(flags: TuneFlags) -> int:
-    """As `tune`, with exit code 3 for data of which too much cannot be used."""
-    try:
-        return tune(flags)
-    except TooManyFailed as error:
-        epochs.print_refusal(error)
-        return Exit.TOO_MANY_FAILED
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job with `argv` (default: the command line); returns the exit code."""
-    quiet_environment()
-    return run_main(lambda: tune_or_refuse(parse(TuneFlags, argv, description=__doc__ or "")))
-
+from raysers.commands.tune import main
 
 if __name__ == "__main__":
     sys.exit(main())

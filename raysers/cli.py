@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from raysers.data.files import load_yaml
 from raysers.errors import ConfigError
 from raysers.io import storage
+from raysers.run import quiet_environment, run_main
 from raysers.types import Status
 
 T = TypeVar("T")
@@ -30,6 +32,9 @@ _SHARED_FLAGS = (
     "requester-pays buckets."
 )
 Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
+Output = Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="URI")]
+#: What the terminal shows of a description is at most this wide.
+_HELP_COLUMNS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,7 @@ class ListingFlags:
 
     input: Uris
     """Folders or s3:// prefixes of audio, tar shards, or a manifest (Parquet or CSV)."""
-    output: str
+    output: Output
     """Folder or s3:// prefix for the tables; rerun the command to resume there."""
     segment: Literal["whole", "window", "vad"] = "whole"
     """How recordings become clips: the whole file, fixed windows, or stretches of speech."""
@@ -116,12 +121,68 @@ def _require(good: bool, flag: str, value: object, wanted: str) -> None:
         raise ConfigError(f"{flag} is {value}: give {wanted}")
 
 
-def parse(config_class: type[T], argv: Sequence[str] | None, *, description: str) -> T:
+class Main(Protocol):
+    """The entry point of a job."""
+
+    def __call__(
+        self, argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = ""
+    ) -> int:
+        """Run the job; returns its exit code.
+
+        Args:
+            argv: flags and values; default: the command line.
+            prog: name in usage messages; default: the script's.
+            output: where the results go unless the flags say.
+        """
+
+
+def command(
+    config_class: type[T], job: Callable[[T], int], description: str, *, positional: str
+) -> Main:
+    """The entry point of the job that takes a `config_class`; arguments as those of `parse`."""
+
+    def main(
+        argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = ""
+    ) -> int:
+        quiet_environment()
+        return run_main(
+            lambda: job(
+                parse(
+                    config_class,
+                    argv,
+                    description=description,
+                    positional=positional,
+                    prog=prog,
+                    output=output,
+                )
+            )
+        )
+
+    return main
+
+
+def parse(
+    config_class: type[T],
+    argv: Sequence[str] | None,
+    *,
+    description: str,
+    positional: str = "",
+    prog: str | None = None,
+    output: str = "",
+) -> T:
     """Parse `argv` (default: the process arguments) into `config_class`.
 
     All jobs take two more flags: `--config FILE` (YAML, or the `run.json` of an earlier run) gives
     defaults that the other arguments override; `--requester-pays` sets the environment of this
     process and, through `cluster.connect`, of its workers.
+
+    Args:
+        config_class: a dataclass, one flag a field.
+        argv: flags and values.
+        description: shown above the flags by `--help`.
+        positional: the field that words without a flag belong to.
+        prog: name in usage messages; default: the script's.
+        output: of the field `output` when nothing is given; announced when it is used.
 
     Raises:
         ConfigError: the config file cannot be used.
@@ -137,11 +198,55 @@ def parse(config_class: type[T], argv: Sequence[str] | None, *, description: str
     if given.requester_pays:
         os.environ[storage.REQUESTER_PAYS] = "1"
     from_file = _file_arguments(given.config, config_class) if given.config else []
-    return tyro.cli(
+    if positional:
+        rest = _with_positional(config_class, rest, positional)
+    if {"-h", "--help"} & set(rest):
+        print(_wrapped(f"{description.strip()}\n\n{_SHARED_FLAGS}"), end="\n\n")
+    parsed: T = tyro.cli(
         config_class,
-        args=[*from_file, *rest],
-        description=f"{description}\n\n{_SHARED_FLAGS}",
+        prog=prog,
+        args=[*(["--output", output] if output else []), *from_file, *rest],
+        description="",
         config=(tyro.conf.EnumChoicesFromValues,),
+    )
+    if output and getattr(parsed, "output", None) == output:
+        print(f"output: ./{output} (-o names another place)", flush=True)
+    return parsed
+
+
+def _with_positional(config_class: type, args: Sequence[str], name: str) -> list[str]:
+    """`args` with the words that no flag takes given to the flag of the field `name`.
+
+    Raises:
+        ConfigError: that flag is there as well.
+    """
+    flag, words, others = "--" + name.replace("_", "-"), list[str](), list[str]()
+    most = {"-h": 0, "--help": 0, "-o": 1}
+    for field, hint in get_type_hints(config_class).items():
+        kinds = get_args(hint) if get_origin(hint) is tuple else None
+        number = int(hint is not bool) if kinds is None else len(kinds)
+        most["--" + field.replace("_", "-")] = len(args) if kinds and ... in kinds else number
+    left = 0
+    for arg in args:
+        if arg.startswith("-") and len(arg) > 1 and not arg[1:2].isdigit():
+            bare, _, value = arg.partition("=")
+            left = 0 if value else most.get(bare.replace("--no-", "--", 1), len(args))
+            others.append(arg)
+        elif left:
+            left -= 1
+            others.append(arg)
+        else:
+            words.append(arg)
+    if words and flag in others:
+        raise ConfigError(f"{' '.join(words)}: give it with {flag}, or all without")
+    return [*([flag, *words] if words else []), *others]
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs no wider than a small terminal; indented lines as they are."""
+    return "\n\n".join(
+        part if part.startswith("    ") else textwrap.fill(part, _HELP_COLUMNS)
+        for part in text.split("\n\n")
     )
 
 

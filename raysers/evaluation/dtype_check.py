@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raysers.annotate import AnnotateTask
+from raysers.annotation import AnnotateTask
 from raysers.data.manifest import clips_of
 from raysers.engine import progress
 from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from raysers.cli import Uris, as_plain
+from raysers.cli import Output, Uris, as_plain
 from raysers.errors import ConfigError
 from raysers.evaluation.evaluate import Options
 from raysers.io import storage
@@ -23,7 +23,7 @@ class EvaluateFlags:
 
     labels: Uris
     """Labelled clips: manifests, tables, corpus folders, audformat databases."""
-    output: str
+    output: Output
     """Folder or s3:// prefix for the metrics."""
     predictions: Uris = ()
     """Output folders of annotate or train; each is one model's."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 
-from raysers.annotate import AnnotateTask, Annotator
+from raysers.annotation import AnnotateTask, Annotator
 from raysers.audio.level import levels
 from raysers.engine.feed import Decoded
 from raysers.engine.plan import Placement

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from raysers.cli import Uris
+from raysers.cli import Output, Uris
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedError
 from raysers.io import storage
@@ -35,7 +35,7 @@ class StudyFlags:
 
     study: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME_OR_FILE [NAME_OR_FILE ...]")]
     """Built-in studies, `paper` for all of them, or YAML files like theirs."""
-    output: str
+    output: Output
     """Folder or s3:// prefix for all runs and tables; rerun the command to resume there."""
     data: Uris = ()
     """Labelled corpora: the first is trained on, the others are for cross-corpus figures. With

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from raysers.annotate import AnnotateTask
+from raysers.annotation import AnnotateTask
 from raysers.cli import ClipJobFlags, as_plain
 from raysers.data.manifest import read_manifest
 from raysers.engine.job import ClipJob, here

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from raysers.cli import Uris
+from raysers.cli import Output, Uris
 from raysers.errors import ConfigError
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -159,7 +159,7 @@ class AugmentFlags:
 class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags):
     """All flags of the training job."""
 
-    output: str
+    output: Output
     """Folder or s3:// prefix for the model; rerun the command to resume there."""
     seed: int = 0
     """Decides initial weights, order of the data, dropout and augmentation."""

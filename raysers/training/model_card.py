@@ -268,10 +268,15 @@ def _training(facts: CardFacts) -> str:
             f" {plain(facts.device)}, seed {facts.seed}.",
             f"![Scores on the dev set and training loss by epoch]({CURVE_FILE})",
             f"The same command trains it again with {same}, wherever the data lie:",
-            fenced(f"python {visible(facts.command).removeprefix('python ')}", "bash"),
+            fenced(_runnable(visible(facts.command)), "bash"),
             f"Versions: {versions}.",
         )
     )
+
+
+def _runnable(command: str) -> str:
+    installed = command.startswith(("raysers ", "python "))
+    return command if installed else f"python {command}"
 
 
 def _settings(facts: CardFacts) -> list[tuple[str, object]]:

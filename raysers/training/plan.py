@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from raysers.annotate import settled_dtype
+from raysers.annotation import settled_dtype
 from raysers.data.corpora.emotions import EMOTION_MAPS
 from raysers.data.manifest import write_manifest
 from raysers.engine.plan import Placement, io_threads

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysers.annotate import AnnotateTask
+from raysers.annotation import AnnotateTask
 from raysers.cli import as_plain
 from raysers.data.manifest import write_manifest
 from raysers.engine.job import ClipJob

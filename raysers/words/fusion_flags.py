@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from raysers.cli import DEFAULT_MODEL, ClipJobFlags, Uris
+from raysers.cli import DEFAULT_MODEL, ClipJobFlags, Output, Uris
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.models.asr import DEFAULT_ASR, is_moonshine, parse_asr_name
@@ -27,7 +27,7 @@ class FuseTrainFlags:
 
     data: Uris
     """Labelled data with a `split` (train, dev, and best test): manifests, tables, corpora."""
-    output: str
+    output: Output
     """Folder or s3:// prefix for the fusion; rerun the command to resume there."""
     model: str = DEFAULT_MODEL
     """Fine-tuned acoustic model, frozen: alias, hub id, folder or s3:// prefix."""

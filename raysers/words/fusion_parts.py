@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysers.annotate import AnnotateTask, require_revision
+from raysers.annotation import AnnotateTask, require_revision
 from raysers.errors import CheckpointError, ConfigError
 from raysers.io import storage
 from raysers.models.asr import is_moonshine, parse_asr_name

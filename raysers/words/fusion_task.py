@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raysers.annotate import AnnotateTask, Annotator
+from raysers.annotation import AnnotateTask, Annotator
 from raysers.engine.plan import Placement
 from raysers.engine.worker import ClipTask, Row, Signal
 from raysers.errors import ClipError

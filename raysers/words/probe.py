@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.annotate import AnnotateTask
+from raysers.annotation import AnnotateTask
 from raysers.data.manifest import is_whole, manifest_parts, read_manifest, write_manifest
 from raysers.engine import output as parts
 from raysers.engine.labelled import index_labelled

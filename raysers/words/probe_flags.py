@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from raysers.cli import Uris, as_plain
+from raysers.cli import Output, Uris, as_plain
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.models.tts import NEUTRAL
@@ -28,7 +28,7 @@ class ProbeFlags:
 
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL ...]")]
     """Models to look at side by side, such as one that was fine-tuned and one that was not."""
-    output: str
+    output: Output
     """Folder or s3:// prefix for speech, scores, tables and pictures."""
     data: Uris = ()
     """Labelled corpus with transcripts: manifests, tables, corpus folders (jobs/index.py has

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 import tyro
 
+from raysers.cli import Output
 from raysers.engine import cluster
 from raysers.errors import ConfigError
 from raysers.models.tts import DEFAULT_PITCH, DEFAULT_RATE_WPM, NEUTRAL, Engine
@@ -25,7 +26,7 @@ JOB = "synthesize"
 class SynthesizeFlags:
     """Flags of this job."""
 
-    output: str
+    output: Output
     """Folder or s3:// prefix for sound and tables; rerun the command to resume there."""
     texts: str = ""
     """File with one text a line, a table (CSV, TSV, Parquet) with a column text or transcript, or

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 
-from raysers.annotate import require_revision, settled_dtype
+from raysers.annotation import require_revision, settled_dtype
 from raysers.engine.plan import Placement
 from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import ClipError

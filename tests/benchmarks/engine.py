@@ -180,7 +180,7 @@ def run_model(
     dtype: str = "auto",
 ) -> Line:
     """Every clip through the annotation job's own task. To be called in a fresh process."""
-    from raysers.annotate import AnnotateTask
+    from raysers.annotation import AnnotateTask
 
     began = time.perf_counter()
     task = AnnotateTask.load(model, dtype=dtype, max_padded_s=max_padded_s)

@@ -97,7 +97,7 @@ def _start(model: str, workers: int, threads: int) -> _Layout:
 
 
 def _work(pipe: Connection, model: str, threads: int) -> None:
-    from raysers.annotate import AnnotateTask
+    from raysers.annotation import AnnotateTask
 
     task = AnnotateTask.load(model, dtype="auto", max_padded_s=BUDGETS_S[0])
     worker = WarmWorker(task, threads=threads)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from raysers.annotate import AnnotateTask
+from raysers.annotation import AnnotateTask
 from raysers.cli import DEFAULT_MODEL
 from raysers.robustness.suites import chosen
 from raysers.robustness.task import Perturbed, RobustnessTask

@@ -79,7 +79,7 @@ def job(model: str, files: Sequence[str], cpus: int, workers: int) -> Line:
     """
     import ray
 
-    from jobs import train
+    from raysers.commands import train
     from raysers.engine import cluster
     from raysers.run import quiet_environment
 

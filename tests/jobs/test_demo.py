@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jobs.demo import main
+from raysers.commands.demo import main
 from raysers.types import DIMENSIONS
 from raysers.words.demo_speech import make_audio
 from tests.jobs.conftest import rows_of

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from jobs.annotate import main
-from jobs.transcribe import main as transcribe
+from raysers.commands.annotate import main
+from raysers.commands.transcribe import main as transcribe
 from tests.jobs.conftest import record_of, rows_of
 from tests.places import needs_shared
 from tests.published import score_files

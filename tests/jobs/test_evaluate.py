@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs import evaluate
-from jobs.evaluate import main
+from raysers.commands import evaluate
+from raysers.commands.evaluate import main
 from raysers.schemas import ANNOTATIONS, METRICS
 from raysers.types import NS_PER_S, clip_id
 from tests.jobs.conftest import record_of

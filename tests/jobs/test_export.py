@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 import yaml
 
-from jobs.export import main
+from raysers.commands.export import main
 from tests.jobs.conftest import record_of
 from tests.places import needs_shared
 from tests.published import score_files

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from jobs.fuse import main
+from raysers.commands.fuse import main
 from raysers.evaluation.predictions import read_predictions
 from tests.jobs.conftest import comparable, record_of, rows_of
 from tests.unit.models.text_folders import write_encoder

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import (
+from raysers.commands import (
     annotate,
     evaluate,
     fuse,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from jobs.annotate import main as annotate
-from jobs.index import main as index
+from raysers.commands.annotate import main as annotate
+from raysers.commands.index import main as index
 from raysers.data.manifest import write_manifest
 from raysers.engine.labelled import index_labelled
 from raysers.types import clip_id

@@ -86,7 +86,7 @@ def test_a_second_command_is_refused_and_changes_nothing(
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # a cluster that is joined would be an error
     out = outputs / job
     before = contents(out)
-    main = importlib.import_module(f"jobs.{job.partition('-')[0]}").main
+    main = importlib.import_module(f"raysers.commands.{job.partition('-')[0]}").main
     assert main([*COMMANDS[job], "--output", str(out)]) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert f"{out} is in use by {job} on " in line

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import probe, synthesize
+from raysers.commands import probe, synthesize
 from raysers.schemas import METRICS
 from raysers.types import DIMENSIONS
 from tests.jobs.conftest import record_of, rows_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.report import main
+from raysers.commands.report import main
 from raysers.report.figures import FIGURES as FIGURE_ROWS
 from tests.browser import Browser, needs_browser
 from tests.jobs.conftest import record_of
@@ -150,7 +150,7 @@ def test_a_browser_shows_hostile_text_as_it_is(report, browser):
 @pytest.mark.parametrize("figure", FIGURE_ROWS, ids=lambda figure: f"figure {figure.number}")
 def test_the_named_commands_are_of_jobs_and_flags_there_are(figure):
     script, *words = figure.command.removeprefix("python jobs/").split()
-    job = importlib.import_module(f"jobs.{script.removesuffix('.py')}")
+    job = importlib.import_module(f"raysers.commands.{script.removesuffix('.py')}")
     classes = [found for found in vars(job).values() if is_dataclass(found)]
     known = {field.name for found in classes for field in fields(found)}
     given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}

@@ -16,7 +16,7 @@ import pytest
 import soundfile as sf
 from safetensors.torch import load_file, save_file
 
-from jobs.robustness import main
+from raysers.commands.robustness import main
 from raysers.robustness import perturbations
 from raysers.robustness.perturbation import generator
 from raysers.robustness.suites import SUITES

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate, study
+from raysers.commands import evaluate, study
 from raysers.run import load_record
 from raysers.tuning.trials import stored
 from tests.jobs import processes

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.synthesize import main
+from raysers.commands.synthesize import main
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.schemas import MANIFEST
 from raysers.words.templates import template_texts

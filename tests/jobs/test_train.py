@@ -18,8 +18,8 @@ import ray
 import soundfile as sf
 from safetensors.numpy import load_file
 
-from jobs import annotate, train
 from raysers.cli import as_plain, parse
+from raysers.commands import annotate, train
 from raysers.evaluation.metrics import ccc
 from raysers.training.session import LocalResources, run_training
 from raysers.types import DIMENSIONS

@@ -14,8 +14,8 @@ import pytest
 import soundfile as sf
 from safetensors.numpy import load_file
 
-from jobs import annotate, evaluate, report, robustness, train
 from raysers.cli import as_plain, parse
+from raysers.commands import annotate, evaluate, report, robustness, train
 from raysers.models.loading import load_emotion_model
 from raysers.models.scorer import Scorer
 from raysers.training.session import run_training

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jobs import train
+from raysers.commands import train
 from raysers.models.loading import load_emotion_model
 from raysers.training.session import run_training
 from tests.jobs.voices import MEL_FRONT, write_toy_config, write_voices

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from jobs.transcribe import main
+from raysers.commands.transcribe import main
 from tests.jobs.conftest import comparable, record_of, rows_of
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.models.asr_folders import plain_texts, write_ctc

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs import annotate, tune
+from raysers.commands import annotate, tune
 from raysers.training.config import TrainingFlags
 from raysers.training.session import LocalResources, run_training
 from raysers.tuning import estimate

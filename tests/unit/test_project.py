@@ -15,11 +15,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.autoscaler._private import util as autoscaler
 
+from raysers.commands import COMMANDS
 from tests.places import REPO
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
-COMMANDS_IN = [*DOCUMENTS, REPO / "docs/rayjob.yaml", REPO / "cluster.yaml", REPO / "Makefile"]
+COMMANDS_IN = [
+    *DOCUMENTS, REPO / "docs/rayjob.yaml", REPO / "cluster.yaml", REPO / "Makefile",
+    *sorted((REPO / "raysers/commands").glob("[a-z]*.py")),
+]  # fmt: skip
 TOP_LEVEL = {
     "LICENSE", "Makefile", "README.md", "cluster.yaml", "constraints.txt", "docs", "jobs",
     "pyproject.toml", "raysers", "tests",
@@ -39,7 +43,7 @@ def tracked_or_new() -> list[Path]:
 
 def flags_of(job: str) -> set[str]:
     """Every flag of a job, from its config dataclasses, wherever they stand."""
-    module = importlib.import_module(f"jobs.{job}")
+    module = importlib.import_module(f"raysers.commands.{job}")
     configs = [
         value
         for value in vars(module).values()
@@ -56,11 +60,14 @@ def flags_of(job: str) -> set[str]:
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """(job, flags) of every `jobs/<job>.py` command in a document, across folded lines."""
+    """(job, flags) of every `jobs/<job>.py` and `raysers <job>` command, across folded lines."""
     joined = re.sub(r"\\\n\s*", " ", text)
     joined = re.sub(r"\n\s*(?=--\w)", " ", joined)
-    found = re.findall(r"jobs/(\w+)\.py([^\n`|]*)", joined)
-    return [(job, re.findall(r"(?<=\s)--[a-z][a-z-]*", rest)) for job, rest in found]
+    names = "|".join(COMMANDS)
+    found = re.findall(rf"(?:jobs/(\w+)\.py|\braysers ({names})\b)([^\n`|]*)", joined)
+    return [
+        (script or name, re.findall(r"(?<=\s)--[a-z][a-z-]*", rest)) for script, name, rest in found
+    ]
 
 
 def test_top_level_is_small():

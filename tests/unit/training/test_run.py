@@ -241,8 +241,8 @@ def test_categories_that_no_model_can_have_are_refused(
 
 
 def test_the_card_names_a_command_that_gives_the_same_model(flags):
-    from jobs.train import TrainFlags
     from raysers.cli import parse
+    from raysers.commands.train import TrainFlags
 
     words = command_of(flags)
     assert words[0] == "jobs/train.py"

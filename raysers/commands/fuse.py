@@ -1,0 +1,72 @@
+r"""Emotion from audio and text: heads on a speech model and a text model, both frozen.
+
+    raysers fuse train /corpora/MSP-Podcast --model s3://bucket/msp-dim \
+        --text-model bert-base-uncased --asr moonshine -o s3://bucket/msp-fused
+    raysers fuse predict s3://bucket/calls --fusion s3://bucket/msp-fused \
+        -o s3://bucket/calls-fused
+
+Each clip is decoded once; the encoders' vectors are kept in OUTPUT/features, and heads train on
+them in seconds. Transcripts of the data are used where it has them. Rerunning the command resumes.
+
+Result: train leaves a fusion with card, figures and predictions; predict leaves
+OUTPUT/annotations/part-*.parquet with the words and the scores of all three heads.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from raysers.cli import as_plain, command
+from raysers.engine.job import ClipJob
+from raysers.engine.progress import print_warning
+from raysers.errors import ConfigError
+from raysers.run import Exit, run_main
+from raysers.words.fuse import prediction_task, train
+from raysers.words.fusion_data import require_words
+from raysers.words.fusion_flags import FusePredictFlags, FuseTrainFlags
+from raysers.words.fusion_parts import cut_note
+from raysers.words.fusion_task import FusionTask
+
+PREDICT_JOB = "fuse-predict"
+
+
+def predict(flags: FusePredictFlags) -> int:
+    """Check, plan, score what is left, conclude; returns the exit code."""
+    with ClipJob.open(flags, PREDICT_JOB, table=FusionTask.table) as job:
+        task = prediction_task(flags)
+        job.prepare(task)
+        if task.words.asr is None:
+            require_words(job.plan.manifest)
+        if flags.dry_run:
+            return job.estimate()
+        code = job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
+        texts = job.rows(["text"])["text"].drop_null().to_pylist()
+        if note := cut_note(task.words, texts):
+            print_warning(note)
+        return code
+
+
+#: By command: its flags, the job, what words without a flag are, where the results go.
+_COMMANDS: Mapping[str, tuple[type[Any], Callable[[Any], int], str, str]] = {
+    "train": (FuseTrainFlags, train, "data", "fusion"),
+    "predict": (FusePredictFlags, predict, "input", "emotions"),
+}
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = "") -> int:
+    """Run the command that `argv` names first; see `cli.Main`."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in _COMMANDS:
+        flags, job, positional, place = _COMMANDS[name]
+        run = command(flags, job, __doc__ or "", positional=positional)
+        return run(rest, prog=prog and f"{prog} {name}", output=output and place)
+    return run_main(lambda: _no_command(name))
+
+
+def _no_command(name: str) -> int:
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\nHelp on a command: fuse {{{','.join(_COMMANDS)}}} --help")
+        return Exit.DONE
+    raise ConfigError(f"{name!r} is no command of fuse: give {' or '.join(_COMMANDS)}")
