@@ -23,6 +23,7 @@ COMMANDS = {
     "synthesize": ("speech", "synthetic speech from texts"),
     "study": ("study", "grids of trainings and analyses, as in the paper"),
     "report": ("report", "one page with the tables and figures of other outputs"),
+    "calibrate": ("calibrated", "the column ood for any model, from a sample of your speech"),
     "export": ("onnx", "a model as an ONNX file, for use without raysers"),
     "demo": ("", "synthesize a few clips and annotate them, offline"),
 }

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from jobs import annotate, calibrate
+from raysers.commands import annotate, calibrate
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import save_emotion_model
 from tests.unit.models.networks import small_model, speechlike

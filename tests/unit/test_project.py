@@ -63,6 +63,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     """(job, flags) of every `jobs/<job>.py` and `raysers <job>` command, across folded lines."""
     joined = re.sub(r"\\\n\s*", " ", text)
     joined = re.sub(r"\n\s*(?=--\w)", " ", joined)
+    joined = re.sub(r"'[^'\n]*'", "TEXT", joined)  # another program's command
     names = "|".join(COMMANDS)
     found = re.findall(rf"(?:jobs/(\w+)\.py|\braysers ({names})\b)([^\n`|]*)", joined)
     return [
