@@ -100,9 +100,12 @@ def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
     units = _units(table, open_rows)
     dealt = chain.from_iterable(_dealt(units, _texts(table, "sex")))
     dev = {row for rank, unit in enumerate(dealt) if rank % folds == fold for row in units[unit]}
-    if not dev:
+    if not dev or len(dev) == len(open_rows):
         known = f"only {len(units)} speakers or sessions are known" if units else "no speaker is"
-        raise ConfigError(f"--folds {folds}: fold {fold} is empty, {known}: give fewer folds")
+        known = "only one speaker or session is known" if len(units) == 1 else known
+        empty = "is empty" if not dev else "leaves no train clips"
+        fix = "give fewer folds" if len(units) > 1 else "give data of several known speakers"
+        raise ConfigError(f"--folds {folds}: fold {fold} {empty}, {known}: {fix}")
     for row in open_rows:
         splits[row] = _DEV if row in dev else _TRAIN
     return _with(table, "split", pa.array(splits, pa.string()))

@@ -253,7 +253,7 @@ def _score_or_split(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | Cli
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if _is_fatal(error):
             raise DeviceLost(f"{scorer.device} is lost to this process: {message}") from error
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             status = Status.MODEL_ERROR
     # outside the handler: its traceback would keep the failed batch's tensors alive
     if len(signals) == 1:
@@ -302,7 +302,8 @@ _OUT_OF_MEMORY = (
 )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or Python is a lack of memory."""
     text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         words in text for words in _OUT_OF_MEMORY
@@ -312,7 +313,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _is_fatal(error: BaseException) -> bool:
     """Whether the accelerator is lost to this process: every later call would fail as well."""
     broken = isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
-    return broken and not _is_out_of_memory(error)
+    return broken and not is_out_of_memory(error)
 
 
 def _pad(signals: Sequence[Floats], *, pinned: bool) -> tuple[Tensor, Tensor]:

@@ -152,7 +152,12 @@ def choose(
 ) -> TrainingData:
     """As `load`, of data that `index_data` has read."""
     if flags.folds:
-        table = splits.fold_splits(table, flags.folds, flags.fold)
+        try:
+            table = splits.fold_splits(table, flags.folds, flags.fold)
+        except ConfigError as error:
+            if not flags.limit:
+                raise
+            raise ConfigError(f"{error}, or a --limit above {flags.limit:,} clips") from error
     _require_split(table)
     leakage = splits.check_leakage(table, flags.allow_leakage)
     without = table["split"].null_count
@@ -160,9 +165,9 @@ def choose(
     table, left_out = _usable(flags, table, min_samples, categories=categories)
     left_out |= {"no split": without} if without else {}
     _check_labels(table)
-    _require_rows(table, flags, dev_needed)
     train, dev = (table.filter(pc.equal(table["split"], name)) for name in ("train", "dev"))
     train = splits.take_fraction(train, flags.train_fraction, seed)
+    _require_rows({"train": train} | ({"dev": dev} if dev_needed else {}), flags, left_out)
     if flags.shuffle_labels:
         train = splits.shuffle_labels(train, seed)
     names = tuple(sorted({name for name in _emotions(train) if name}))
@@ -172,6 +177,13 @@ def choose(
         raise ConfigError(
             f"nothing to train: no dimension has {_LEAST_LABELS} train labels and a weight above "
             "0: give more labelled data, other --target-weights, or --categories"
+        )
+    dev_labels = np.isfinite(_with_labels_of(trained, dev_examples).labels).sum(axis=0)
+    by_category = categories and (dev_examples.categories >= 0).any()
+    if dev_needed and dev_labels.max(initial=0) < _LEAST_LABELS and not by_category:
+        raise ConfigError(
+            f"no dimension that is trained has {_LEAST_LABELS} dev labels: give labelled dev "
+            "clips, or --keep last to train without"
         )
     return TrainingData(
         table=pa.concat_tables([train, dev]),
@@ -327,16 +339,30 @@ def _check_labels(table: pa.Table) -> None:
         )
 
 
-def _require_rows(table: pa.Table, flags: LabelledFlags, dev_needed: bool) -> None:
-    present = set(table["split"].to_pylist())
+#: Flags that leave clips out, by how they do when they are not given.
+_FILTERS = {"limit": 0, "train_fraction": 1.0, "min_clip_s": 0.0, "max_clip_s": 60.0}
+
+
+def _require_rows(
+    tables: Mapping[str, pa.Table], flags: LabelledFlags, left_out: Mapping[str, int]
+) -> None:
+    """Refuse splits with too few clips for a CCC after all filters."""
     source = "--train" if flags.train else "--data"
-    if "train" not in present:
-        raise ConfigError(f"{source} has no train clips that can be used: see its split column")
-    if dev_needed and "dev" not in present:
-        raise ConfigError(
-            f"{source} leaves no dev clips: give --dev, or --folds N to keep speakers apart, or "
-            "--keep last to train without"
-        )
+    fixes = {
+        "train": "see its split column",
+        "dev": "give --dev, or --folds N to keep speakers apart, or --keep last to train without",
+    }
+    used = [name for name, default in _FILTERS.items() if getattr(flags, name) != default]
+    fitting = "".join(f", or another --{name.replace('_', '-')}" for name in used)
+    for name, table in tables.items():
+        if len(table) < _LEAST_LABELS:
+            count = "only 1" if len(table) else "no"
+            clips = "clip" if len(table) else "clips"
+            why = f"; left out: {_spelt(left_out)}" if left_out else ""
+            raise ConfigError(
+                f"{source} leaves {count} {name} {clips} that can be used, {_LEAST_LABELS} are "
+                f"needed{why}: {fixes[name]}{fitting}"
+            )
 
 
 def _emotions(table: pa.Table) -> list[str | None]:

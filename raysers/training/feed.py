@@ -5,14 +5,16 @@ The cache never evicts: with cyclic access, LRU would evict exactly the clip nee
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from raysers.engine.feed import decode_run
@@ -26,14 +28,44 @@ Prepare = Callable[[int, Signal], Signal]
 
 #: Audio seconds decoded ahead of the network.
 AHEAD_S = 600.0
-#: Share of the free memory that all workers of a machine may fill with decoded audio.
-_CACHE_SHARE = 0.25
+#: Control groups of this machine, and the file that says which of them this process is in.
+_CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+#: Where version 2 and 1 keep the limit and the usage, and what of the latter is page cache.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
-def cache_bytes(workers_here: int) -> int:
-    """Room for one worker's cache."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(free * _CACHE_SHARE / max(workers_here, 1))
+def available_bytes(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Memory that this process can still get: the machine's, or what its container leaves.
+
+    Args:
+        cgroups: where control groups are mounted, version 1 or 2.
+        membership: a file as `/proc/self/cgroup`.
+    """
+    left = int(psutil.virtual_memory().available)
+    for folder in _memory_cgroups(cgroups, membership):
+        for limit, usage, cache in _CGROUP_FILES:
+            with suppress(OSError, ValueError, KeyError):  # of the other version, or without limit
+                most = int((folder / limit).read_text())
+                lines = (folder / "memory.stat").read_text().splitlines()
+                reclaimable = int(dict(line.split() for line in lines)[cache])
+                used = int((folder / usage).read_text()) - reclaimable
+                left = min(left, most - used)
+    return max(left, 0)
+
+
+def _memory_cgroups(cgroups: Path, membership: Path) -> Iterator[Path]:
+    """The group of this process and those around it; a limit of any of them counts."""
+    with suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            mount = cgroups / "memory" if controllers else cgroups
+            group = Path(path.lstrip("/"))
+            yield from (mount / place for place in (group, *group.parents))
 
 
 class Signals:

@@ -3,13 +3,17 @@
 The loss is that of the global batch: predictions are summed into one tensor in every process, the
 loss and its slope are computed there, and each process carries the slope back through its own
 clips. Gradients are then summed, and every process makes the same step.
+
+The slope needs the predictions alone, so the graphs of all pieces need not exist at once: those
+that fit into `graph_bytes` are kept, the others are computed again, with the same random numbers.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,21 +25,24 @@ from raysers.models.emotion import EmotionNetwork
 from raysers.models.initialize import InitialModel
 from raysers.models.losses import LOSSES, NO_CATEGORY, category_loss
 from raysers.models.outputs import Outputs
-from raysers.models.scorer import exact_convolutions
+from raysers.models.scorer import exact_convolutions, is_out_of_memory
 from raysers.training.batch import Batch, Floats, MicroBatch, StepResult, batch_ccc, pad
 from raysers.training.group import Group
 from raysers.training.optim import AveragedWeights, Gradients, lr_factor, make_optimiser
 from raysers.training.settings import AUTOCAST, TrainSettings
-from raysers.types import DIMENSIONS
+from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 _TARGETS = len(DIMENSIONS)
+
+_log = logging.getLogger(__name__)
 
 
 class Learner:
     """A network in training, and everything that moves with it.
 
     Every process of the group builds one from the same arguments; what differs all the same is
-    replaced by process 0's.
+    replaced by process 0's. `halvings` says how often pieces are halved because they did not fit
+    into the memory, `checkpointing` whether activations are computed twice.
 
     Args:
         start: of `start_model`; its network is taken over and moved to the device. Its heads
@@ -45,6 +52,8 @@ class Learner:
         total_steps: steps of the whole training, for the schedule.
         device: `cpu`, `cuda` or `cuda:N`.
         group: the processes that train together.
+        graph_bytes: room for graphs that are kept between the predictions and the gradients; any
+            number gives the same bits, and a small one costs a second forward pass.
 
     Raises:
         ConfigError: nothing is left to train.
@@ -58,12 +67,18 @@ class Learner:
         total_steps: int,
         device: str | torch.device,
         group: Group,
+        *,
+        graph_bytes: float = 0.0,
     ) -> None:
         self.settings = settings
         self.total_steps = total_steps
         self.device = torch.device(device)
         self.group = group
         self.steps = 0
+        self.graph_bytes = 0.0 if settings.gradient_checkpointing else graph_bytes
+        self.halvings = 0
+        self._bytes_per_s = 0.0  # of a graph, by padded seconds; the most so far
+        self._lack = ""
         self._dtype = AUTOCAST[settings.dtype]
         self.do_normalize = start.do_normalize
         self.min_samples = start.min_samples
@@ -73,7 +88,10 @@ class Learner:
                 Outputs(categories=tuple(categories) if settings.category_weight else ())
             )
         self.model: EmotionNetwork = start.model.to(self.device)
-        self.model.gradient_checkpointing(settings.gradient_checkpointing)
+        self.checkpointing = False
+        self.model.gradient_checkpointing(False)
+        if settings.gradient_checkpointing:
+            self.checkpoint_gradients()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not parameters:
             raise ConfigError("--freeze leaves nothing to train: freeze less")
@@ -93,7 +111,12 @@ class Learner:
         Clips in no process's pieces, and those shorter than `min_samples`, are absent: they count
         nowhere. A batch with no clip left changes no parameter.
 
+        A step for which any process lacks memory is made again by all of them: keeping no graphs,
+        then with its pieces halved, down to single clips, then with gradient checkpointing. The
+        halves draw dropout of their own. What was needed once stays for the steps that follow.
+
         Raises:
+            MemoryError: all of that is not enough; raised in every process alike.
             TrainingDiverged: the loss or its gradient is not finite; raised in every process
                 alike, before any parameter changes.
         """
@@ -102,9 +125,11 @@ class Learner:
         pieces.sort(key=lambda piece: piece.number)
         # gradients of convolutions need all their bits too
         with self._own_random_numbers(), exact_convolutions(self._dtype):
-            outputs, loss = self._backward(batch, pieces)
-        self.group.sum_(self.gradients.buckets)
-        numbers = torch.stack((loss.float(), self.gradients.norm())).tolist()
+            outputs, loss, lacking = self._backward(batch, pieces)
+            while lacking:
+                self._use_less_memory(pieces)
+                outputs, loss, lacking = self._backward(batch, pieces)
+        numbers = [loss, float(self.gradients.norm())]
         self._refuse_if_not_finite(*numbers)
         factor = lr_factor(
             self.steps, self.total_steps, self.settings.schedule, self.settings.warmup_share
@@ -123,6 +148,11 @@ class Learner:
             gradient_norm=numbers[1],
             lr=self.settings.lr * factor,
         )
+
+    def checkpoint_gradients(self) -> None:
+        """Keep few activations from here on, and compute the others again for gradients."""
+        self.checkpointing = True
+        self.model.gradient_checkpointing(True)
 
     def predict(self, signals: Sequence[Floats]) -> Floats:
         """float32 [clips, 3 + categories]: scores and probabilities in evaluation mode.
@@ -170,36 +200,89 @@ class Learner:
         with torch.random.fork_rng(devices=devices):
             yield
 
-    def _backward(self, batch: Batch, pieces: list[MicroBatch]) -> tuple[Tensor, Tensor]:
-        """Gradients of this process's pieces into `gradients`.
+    def _backward(self, batch: Batch, pieces: list[MicroBatch]) -> tuple[Tensor, float, bool]:
+        """Gradients of the batch, summed over the processes, into `gradients`.
 
         Returns:
-            [clips, 3 + categories + 1] of the whole batch: scores, logits, presence. And the loss.
+            [clips, 3 + categories + 1] of the whole batch: scores, logits, presence. The loss. And
+            whether any process ran out of memory: then all of it is void.
         """
         self.gradients.clear()
+        pieces = [half for piece in pieces for half in _halved(piece, self.halvings)]
         outputs = self._blank(len(batch.labels))
-        first, *later = _turns(pieces, self.settings.accumulate)
-        kept = [(piece, self._run(piece)) for piece in first]
-        for piece, output in kept:
-            self._write(outputs, piece, output)
-        with torch.no_grad():  # the graph of later turns does not fit beside the first
-            for piece in (piece for turn in later for piece in turn):
-                self._write(outputs, piece, self._run(piece))
+        graphs: dict[int, Tensor] = {}
+        fits = self._fits(lambda: self._predict_pieces(pieces, outputs, graphs))
         self.group.sum_([outputs])
         loss, slope = self._loss(outputs, batch)
-        self._carry_back(kept, slope)
-        for turn in later:
-            self._carry_back([(piece, self._run(piece)) for piece in turn], slope)
-        return outputs, loss
+        fits = fits and self._fits(lambda: self._carry_back(pieces, graphs, slope))
+        lacking = torch.full((1,), float(not fits), device=self.device)
+        self.group.sum_([*self.gradients.buckets, lacking])
+        numbers = torch.stack((loss.float(), lacking[0])).tolist()
+        return outputs, numbers[0], numbers[1] > 0
+
+    def _fits(self, compute: Callable[[], None]) -> bool:
+        """Whether there is memory for that."""
+        try:
+            compute()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._lack = (str(error).splitlines() or ["no memory"])[0]
+            return False
+        return True
+
+    def _use_less_memory(self, pieces: list[MicroBatch]) -> None:
+        """The next measure, the same in every process.
+
+        Raises:
+            MemoryError: there is none.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        statistics = self.model.collected_statistics()
+        if statistics is not None:  # those of the failed step
+            self.model.apply_statistics(torch.zeros_like(statistics))
+        clips = max((len(piece.rows) for piece in pieces), default=0)
+        found = self.group.gather((clips, self._lack, self.graph_bytes))
+        lack = next((text for _, text, _ in found if text), "no memory")
+        if any(room for *_, room in found):
+            self.graph_bytes, measure = 0.0, "no graphs are kept"
+        elif max(number for number, *_ in found) > 1 << self.halvings:
+            self.halvings += 1
+            measure = "micro-batches are halved, with dropout of their own: less --max-padded-s"
+        elif not self.checkpointing:
+            self.checkpoint_gradients()
+            measure = "activations are computed twice"
+        else:
+            raise MemoryError(lack)
+        if self.group.rank == 0:
+            _log.warning("step %d: out of memory (%s); from here on %s", self.steps, lack, measure)
 
     def _blank(self, clips: int) -> Tensor:
         logits = len(self.model.outputs.categories)
         return torch.zeros(clips, _TARGETS + logits + 1, device=self.device)
 
-    def _write(self, outputs: Tensor, piece: MicroBatch, output: Tensor) -> None:
-        rows = torch.tensor(piece.rows, device=self.device)
-        outputs[rows, :-1] = output.detach()
-        outputs[rows, -1] = 1.0
+    def _predict_pieces(
+        self, pieces: list[MicroBatch], outputs: Tensor, graphs: dict[int, Tensor]
+    ) -> None:
+        """Predictions of `pieces` into their rows of `outputs`, and the graphs that fit."""
+        most = math.ceil(len(pieces) / self.settings.accumulate)
+        room_bytes = self.graph_bytes
+        for piece in pieces:
+            seconds = _padded_s(piece)
+            if len(graphs) < most and self._bytes_per_s * seconds < room_bytes:
+                with _graph_storages(self.model) as storages:
+                    output = self._run(piece)
+                graphs[piece.number] = output
+                num_bytes = sum(storages.values())
+                self._bytes_per_s = max(self._bytes_per_s, num_bytes / seconds)
+                room_bytes -= num_bytes
+            else:
+                with torch.no_grad():
+                    output = self._run(piece)
+            rows = torch.tensor(piece.rows, device=self.device)
+            outputs[rows, :-1] = output.detach()
+            outputs[rows, -1] = 1.0
 
     def _run(self, piece: MicroBatch) -> Tensor:
         """float32 [rows, 3 + categories], with the dropout of this step and piece."""
@@ -234,11 +317,15 @@ class Learner:
         (slope,) = torch.autograd.grad(loss, found)
         return loss.detach(), slope.float()
 
-    def _carry_back(self, kept: list[tuple[MicroBatch, Tensor]], slope: Tensor) -> None:
-        while kept:  # in the order of the pieces, freeing each graph
-            piece, output = kept.pop(0)
+    def _carry_back(
+        self, pieces: list[MicroBatch], graphs: dict[int, Tensor], slope: Tensor
+    ) -> None:
+        """Gradients of `pieces`, in their order; a graph is freed before the next is computed."""
+        for piece in pieces:
+            if piece.number not in graphs:
+                graphs[piece.number] = self._run(piece)
             rows = torch.tensor(piece.rows, device=self.device)
-            torch.autograd.backward(output, slope[rows])
+            torch.autograd.backward(graphs.pop(piece.number), slope[rows])
 
     def _refuse_if_not_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -275,8 +362,35 @@ def piece_seed(seed: int, step: int, piece: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _turns(pieces: list[MicroBatch], accumulate: int) -> list[list[MicroBatch]]:
-    """Pieces in up to `accumulate` turns of similar size, in order; one empty turn if none."""
-    count = max(1, min(accumulate, len(pieces)))
-    edges = [len(pieces) * turn // count for turn in range(count + 1)]
-    return [pieces[a:b] for a, b in itertools.pairwise(edges)]
+def _halved(piece: MicroBatch, times: int) -> list[MicroBatch]:
+    """The piece in up to 2 ** times parts, each with a number of its own; no empty ones."""
+    if not times:
+        return [piece]
+    middle = (len(piece.rows) + 1) // 2
+    halves = [
+        MicroBatch(
+            number=2 * piece.number + half, rows=piece.rows[part], signals=piece.signals[part]
+        )
+        for half, part in enumerate((slice(middle), slice(middle, None)))
+    ]
+    return [part for half in halves if half.rows for part in _halved(half, times - 1)]
+
+
+def _padded_s(piece: MicroBatch) -> float:
+    return len(piece.rows) * max(map(len, piece.signals)) / SAMPLE_RATE_HZ
+
+
+@contextmanager
+def _graph_storages(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes by address of what the graphs that are built within keep beside the weights."""
+    storages: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield storages

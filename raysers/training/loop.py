@@ -22,7 +22,7 @@ from raysers.training.batch import Batch, MicroBatch
 from raysers.training.context import TrainingStopped, WorkerContext
 from raysers.training.dataset import TooManyFailed
 from raysers.training.dev import cut_by_length, dev_ccc, dev_uar, predict_all
-from raysers.training.feed import Signal, Signals, cache_bytes
+from raysers.training.feed import Signal, Signals, available_bytes
 from raysers.training.initial_model import TrainingJob, start_network, train_settings
 from raysers.training.learner import Learner
 from raysers.training.position import TrainProgress
@@ -32,11 +32,12 @@ from raysers.training.steps import Schedule, Step
 from raysers.training.store import store_model, store_predictions
 from raysers.types import DIMENSIONS
 
-#: What to do about a lack of memory.
-_LESS = (
-    "--accumulate and --gradient-checkpointing need less; then the same command resumes from the "
-    "last checkpoint"
-)
+#: What to do about a lack of memory, when single clips with checkpointing need too much.
+_LESS = "a lower --max-clip-s, fewer --layers or --freeze backbone need less"
+#: Share of the free memory that all workers of a machine may fill with decoded audio.
+_CACHE_SHARE = 0.25
+#: Share of the device's free memory for graphs that save a second forward pass.
+_GRAPH_SHARE = {"cpu": 0.25, "cuda": 0.5}
 
 #: Shortest time between two reports to the live line.
 _REPORT_EVERY_S = 0.5
@@ -63,7 +64,10 @@ class _Worker:
         self._require_same_output()
         torch.set_num_threads(job.threads)
         self._group, self._device = context.group, context.device
-        self._room_bytes = cache_bytes(context.processes_here)
+        own_bytes = available_bytes() / max(context.processes_here, 1)
+        self._room_bytes = _CACHE_SHARE * own_bytes
+        if self._device.type == "cuda":
+            own_bytes = torch.cuda.mem_get_info(self._device)[0]
         self._schedule = Schedule(job, self._group.rank, self._group.size)
         start = start_network(job.flags, job.backbone)
         saved = checkpoint.latest(job.output)
@@ -79,6 +83,7 @@ class _Worker:
             self._schedule.total,
             self._device,
             self._group,
+            graph_bytes=_GRAPH_SHARE[self._device.type] * own_bytes,
         )
         self._position = TrainProgress()
         if saved is not None:

@@ -52,6 +52,8 @@ def scalars_of(learner: Learner) -> dict[str, int]:
         "steps": learner.steps,
         "total_steps": learner.total_steps,
         "average_updates": learner.average.updates if learner.average else 0,
+        "halvings": learner.halvings,
+        "checkpointing": learner.checkpointing and not learner.settings.gradient_checkpointing,
     }
 
 
@@ -69,6 +71,9 @@ def restore(learner: Learner, weights: bytes, optimiser: bytes, scalars: Mapping
     learner.steps = int(scalars["steps"])
     if learner.average is not None:
         learner.average.updates = int(scalars["average_updates"])
+    learner.halvings = int(scalars.get("halvings", 0))
+    if scalars.get("checkpointing"):
+        learner.checkpoint_gradients()
 
 
 def _weights(learner: Learner) -> dict[str, Tensor]:

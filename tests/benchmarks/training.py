@@ -173,7 +173,7 @@ def _learner(model: str, steps: int) -> Any:
     from raysers.training.settings import TrainSettings
 
     start = start_model(model, seed=_SEED)
-    return Learner(start, (), TrainSettings(seed=_SEED), steps, "cpu", Alone())
+    return Learner(start, (), TrainSettings(seed=_SEED), steps, "cpu", Alone(), graph_bytes=2e9)
 
 
 def _decoded(files: Sequence[str]) -> list[np.ndarray]:

@@ -57,6 +57,7 @@ class Run:
     pieces: int = 4
     absent: tuple[int, ...] = ()
     nan_clip: int | None = None
+    graph_bytes: float = 1e9
 
     def but(self, **changes: Any) -> Run:
         """The same with other values, those of `settings` included."""
@@ -92,7 +93,10 @@ def new_trainee(run: Run, group: Group | None = None, model_seed: int = 1) -> Le
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config_of(run)))
         start = start_model(f"random:{path}", seed=model_seed)
-    return Learner(start, CATEGORIES, run.settings, run.steps, "cpu", group or Alone())
+    group = group or Alone()
+    return Learner(
+        start, CATEGORIES, run.settings, run.steps, "cpu", group, graph_bytes=run.graph_bytes
+    )
 
 
 def batches_of(run: Run) -> list[np.ndarray]:

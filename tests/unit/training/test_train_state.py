@@ -19,6 +19,8 @@ FULL = Run(kind="w2v2-L", dropout=True, steps=4).but(
     ema=0.9, lr=1e-3, schedule="cosine", warmup_share=0.25
 )
 
+PIECES_OF_SEVERAL = FULL.but(pieces=2, max_padded_s=100.0)
+
 
 def advance(learner: Learner, run: Run, first: int, last: int) -> None:
     for rows in batches_of(run)[first:last]:
@@ -51,6 +53,20 @@ def test_a_restored_training_goes_on_bit_for_bit(run: Run) -> None:
     assert ends[0].scalars == ends[1].scalars
     signals = data_of(run.clips)[0][:4]
     assert np.array_equal(through.predict(signals), resumed.predict(signals))
+
+
+def test_a_restored_training_needs_no_more_memory_than_before() -> None:
+    run = PIECES_OF_SEVERAL
+    through, resumed = new_trainee(run), new_trainee(run)
+    through.halvings = 1
+    through.checkpoint_gradients()
+    advance(through, run, 0, 1)
+    state = dump(through)
+    restore(resumed, state.weights, state.optimiser, json.loads(json.dumps(state.scalars)))
+    assert (resumed.halvings, resumed.checkpointing) == (1, True)
+    for learner in (through, resumed):
+        advance(learner, run, 1, 2)
+    assert dump(through).weights == dump(resumed).weights
 
 
 def test_a_state_from_before_the_first_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -74,6 +75,15 @@ def diverging(run: Run, group: Group) -> tuple[str, bool]:
     return message, all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def short_of_memory(run: Run, group: Group) -> tuple[Arrays, list[float]]:
+    """The second process alone has room for two clips at a time."""
+    learner = new_trainee(run, group)
+    if group.rank == 1:
+        failing(learner, MEASURES["micro-batches are halved"])
+    losses = [learner.step(batch_of(run, rows, group)).loss for rows in batches_of(run)]
+    return parameters_of(learner), losses
+
+
 def different_starts(group: Group) -> Arrays:
     return parameters_of(new_trainee(PLAIN, group, model_seed=10 + group.rank))
 
@@ -88,6 +98,7 @@ def spread() -> dict[tuple[str, int], list[Any]]:
         (name, size): (partial(finished, RUNS[name]), size) for name, size in SPREAD
     }
     jobs["nan", 4] = (partial(diverging, NAN), 4)
+    jobs["short of memory", 2] = (partial(short_of_memory, PLAIN), 2)
     jobs["starts", 2] = (different_starts, 2)
     return dict(zip(jobs, in_processes(list(jobs.values())), strict=True))
 
@@ -129,6 +140,14 @@ def test_processes_start_with_the_weights_of_the_first(
     assert all(np.array_equal(second[n], wanted[n]) for n in wanted)
 
 
+def test_processes_agree_on_less_memory(spread: dict[tuple[str, int], list[Any]]) -> None:
+    alone, losses = alone_after(PLAIN)
+    first, second = spread["short of memory", 2]
+    assert first[1] == pytest.approx(losses, abs=1e-5)
+    assert_close(first[0], alone)
+    assert all(np.array_equal(first[0][name], second[0][name]) for name in alone)
+
+
 @pytest.mark.parametrize("kind", ["w2v2-b", "w2v2-L"])
 @pytest.mark.parametrize("changes", [{"max_padded_s": 1.0}, {"max_padded_s": 1e3, "pieces": 1}])
 def test_the_cut_into_pieces_does_not_matter(kind: str, changes: dict[str, Any]) -> None:
@@ -137,10 +156,113 @@ def test_the_cut_into_pieces_does_not_matter(kind: str, changes: dict[str, Any])
 
 
 @pytest.mark.parametrize("name", ["plain", "dropout", "cnn14"])
-@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 99}])
-def test_accumulation_changes_memory_only(name: str, changes: dict[str, Any]) -> None:
-    alone, _ = alone_after(RUNS[name])
-    assert_close(finished(RUNS[name].but(**changes), Alone())[0], alone, atol=1e-7)
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 99}, {"graph_bytes": 0.0}])
+def test_graphs_computed_twice_give_the_same_bits(name: str, changes: dict[str, Any]) -> None:
+    alone, losses = alone_after(RUNS[name])
+    found, seen = finished(RUNS[name].but(**changes), Alone())
+    assert seen == losses
+    assert all(np.array_equal(found[n], alone[n]) for n in alone)
+
+
+class LiveGraph(torch.autograd.Function):
+    """Passes a network's scores on, and counts the graphs they belong to."""
+
+    alive = most = 0
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        if scores.requires_grad:
+            LiveGraph.alive += 1
+            LiveGraph.most = max(LiveGraph.most, LiveGraph.alive)
+            weakref.finalize(ctx, LiveGraph.freed)
+        return scores.clone()
+
+    @staticmethod
+    def freed() -> None:
+        LiveGraph.alive -= 1
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope
+
+
+def most_live_graphs(run: Run) -> int:
+    """Graphs of pieces that exist at the same time in a step."""
+    learner = new_trainee(run)
+
+    def count(_model: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor]) -> Any:
+        return LiveGraph.apply(outputs[0]), outputs[1]
+
+    learner.model.register_forward_hook(count)
+    LiveGraph.alive = LiveGraph.most = 0
+    learner.step(batch_of(run, batches_of(run)[0], Alone()))
+    assert LiveGraph.alive == 0
+    return LiveGraph.most
+
+
+@pytest.mark.parametrize("pieces", [2, 6, 11])
+def test_memory_does_not_grow_with_the_pieces_of_a_step(pieces: int) -> None:
+    run = PLAIN.but(pieces=pieces, max_padded_s=100.0)
+    assert most_live_graphs(run) == pieces
+    assert most_live_graphs(run.but(graph_bytes=0.0)) == 1
+    assert most_live_graphs(run.but(graph_bytes=1.0)) == 1  # the first is there in any case
+
+
+def failing(learner: Learner, fits: Callable[[Learner, Tensor], bool]) -> list[int]:
+    """Let training passes for which `fits` is false run out of memory; returns their clips."""
+    failed: list[int] = []
+
+    def check(_model: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
+        if torch.is_grad_enabled() and not fits(learner, inputs[0]):
+            failed.append(len(inputs[0]))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    learner.model.register_forward_pre_hook(check)
+    return failed
+
+
+MEASURES: dict[str, Callable[[Learner, Tensor], bool]] = {
+    "no graphs are kept": lambda learner, _: not learner.graph_bytes,
+    "micro-batches are halved": lambda _, padded: len(padded) <= 2,
+    "computed twice": lambda learner, _: learner.checkpointing,
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_step_out_of_memory_is_made_again_with_less(
+    measure: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = PLAIN.but(pieces=2, max_padded_s=100.0)
+    learner = new_trainee(run)
+    failed = failing(learner, MEASURES[measure])
+    losses = [learner.step(batch_of(run, rows, Alone())).loss for rows in batches_of(run)]
+    alone, wanted = alone_after(run)
+    assert_close(parameters_of(learner), alone)
+    assert losses == pytest.approx(wanted, abs=1e-5)
+    assert failed
+    assert measure in caplog.messages[-1]
+    assert all(message.startswith("step 0: out of memory (CUDA") for message in caplog.messages)
+
+
+def test_statistics_of_a_step_that_did_not_fit_are_dropped() -> None:
+    run = RUNS["cnn14"].but(accumulate=99)  # the first piece has been counted when another fails
+    learner = new_trainee(run)
+    calls = iter([True, True, False])
+    failing(learner, lambda _learner, _padded: next(calls, True))
+    for rows in batches_of(run):
+        learner.step(batch_of(run, rows, Alone()))
+    alone, _ = alone_after(RUNS["cnn14"])
+    assert all(np.array_equal(value, alone[n]) for n, value in parameters_of(learner).items())
+
+
+def test_a_clip_that_never_fits_ends_the_step_before_any_parameter_moves() -> None:
+    learner = new_trainee(PLAIN)
+    before = parameters_of(learner)
+    failing(learner, lambda _learner, _padded: False)
+    with pytest.raises(MemoryError, match="Tried to allocate"):
+        learner.step(batch_of(PLAIN, batches_of(PLAIN)[0], Alone()))
+    after = parameters_of(learner)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("name", ["dropout", "cnn14"])
