@@ -192,7 +192,7 @@ def choose(
         categories=names,
         left_out=left_out,
         leakage=leakage,
-        notes=[*notes, *_label_notes(train_examples.labels, trained)],
+        notes=[*notes, *_label_notes(train_examples.labels, dev_examples.labels, trained)],
         trained=trained,
     )
 
@@ -223,17 +223,27 @@ def _with_labels_of(trained: Sequence[str], one: Examples) -> Examples:
     return replace(one, labels=np.where(kept, one.labels, np.float32(np.nan)))
 
 
-def _label_notes(labels: NDArray[np.float32], trained: Sequence[str]) -> Iterator[str]:
-    """Dimensions that are not trained, and those whose train labels never vary."""
-    for name, column in zip(DIMENSIONS, labels.T, strict=True):
-        values = column[np.isfinite(column)]
+def _label_notes(
+    train: NDArray[np.float32], dev: NDArray[np.float32], trained: Sequence[str]
+) -> Iterator[str]:
+    """Dimensions that are not trained, and those whose labels never vary."""
+    for column, name in enumerate(DIMENSIONS):
+        values, dev_values = (
+            labels[np.isfinite(labels[:, column]), column] for labels in (train, dev)
+        )
         if name not in trained:
             why = "no weight" if len(values) >= _LEAST_LABELS else "too few train labels"
             yield f"{name} is not trained ({why}, {len(values):,} labels): its scores will be null"
-        elif (values == values[0]).all():
+            continue
+        if (values == values[0]).all():
             yield (
                 f"{name}: all {len(values):,} train labels are {values[0]:g}, so the model cannot "
                 "learn it"
+            )
+        if len(dev_values) and (dev_values == dev_values[0]).all():
+            yield (
+                f"{name}: all {len(dev_values):,} dev labels are {dev_values[0]:g}, so its dev CCC "
+                "is 0 for any model"
             )
 
 

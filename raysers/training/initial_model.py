@@ -26,6 +26,8 @@ class TrainingJob:
         trained: dimensions with labels.
         threads: compute threads of a worker.
         io_threads: threads of a worker that fetch and decode.
+        pieces: least micro-batches of a batch, whatever the number of workers; they decide the
+            dropout.
     """
 
     flags: TrainingFlags
@@ -37,6 +39,7 @@ class TrainingJob:
     trained: Sequence[str]
     threads: int
     io_threads: int
+    pieces: int
 
     @property
     def output(self) -> str:

@@ -33,6 +33,9 @@ TRAINING_VERSION = 2
 _PADDED_S = {"cpu": 16.0, "cuda": 60.0}
 
 
+#: Least micro-batches of a batch, so that one, two and four workers cut it alike.
+_LEAST_PIECES = 4
+
 #: With fewer there is nothing to tell apart.
 _LEAST_CATEGORIES = 2
 
@@ -95,6 +98,7 @@ class TrainingPlan:
             trained=self.data.trained,
             threads=self.placement.threads,
             io_threads=io_threads(self.data.table, self.placement),
+            pieces=self.settings.get("pieces", _LEAST_PIECES),
         )
 
 
@@ -216,6 +220,8 @@ def make_plan(
     if flags.category_weight:
         _check_categories(data.categories, "categories" if flags.categories else "category-weight")
     settings = _settings(flags, network, run.earlier) | {"data_fingerprint": data.fingerprint}
+    if run.earlier is None and placement.workers > _LEAST_PIECES:
+        settings["pieces"] = placement.workers
     run.refuse_other_settings(settings)
     saved = checkpoint.latest(flags.output) if run.earlier else None
     return TrainingPlan(
@@ -249,6 +255,8 @@ def _settings(flags: TrainingFlags, network: Network, earlier: RunRecord | None)
         for name, automatic in (("dtype", "auto"), ("max_padded_s", 0.0)):
             if settings[name] == automatic:
                 settings[name] = earlier.settings.get(name)
+        if "pieces" in earlier.settings:  # another number of workers goes on with those
+            settings["pieces"] = earlier.settings["pieces"]
     return settings
 
 

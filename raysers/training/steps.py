@@ -22,9 +22,6 @@ from raysers.training.feed import Signal
 from raysers.training.initial_model import TrainingJob
 from raysers.types import SAMPLE_RATE_HZ
 
-#: Least pieces of a batch, so that one, two and four workers cut it alike.
-_LEAST_PIECES = 4
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -85,8 +82,7 @@ class Schedule:
 
     def _step(self, number: int, epoch: int, batch: Indices) -> Step:
         lengths_s = [self._lengths_s[i] for i in batch]
-        least = max(_LEAST_PIECES, self._workers)
-        pieces = micro_batches(lengths_s, self._job.flags.max_padded_s, least)
+        pieces = micro_batches(lengths_s, self._job.flags.max_padded_s, self._job.pieces)
         assignments = assign([padded_s(lengths_s, piece) for piece in pieces], self._workers)
         return Step(
             number=number, epoch=epoch, batch=batch, pieces=pieces, mine=assignments[self._rank]

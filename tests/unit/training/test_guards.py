@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from raysers.engine.job import here
 from raysers.errors import ConfigError
-from raysers.training.config import LabelledFlags
+from raysers.run import Run
+from raysers.training import plan
+from raysers.training.config import LabelledFlags, TrainingFlags
 from raysers.training.dataset import TrainingData, load
 
 #: Speaker, split, seconds of audio, and arousal of each clip.
@@ -96,3 +99,21 @@ def test_dev_clips_need_labels_of_what_is_trained(table: Path, tmp_path: Path) -
     assert "2 dev labels" in refusal(changed, LabelledFlags())
     assert len(data_of(changed, LabelledFlags(), dev_needed=False).dev) == 2
     assert len(data_of(changed, LabelledFlags(), categories=True).dev) == 2
+
+
+def pieces_of(table: Path, output: Path, workers: int) -> int:
+    """Least pieces of a batch in a run of that many workers; begins it or goes on with it."""
+    flags = TrainingFlags(data=(str(table),), backbone="random:tiny", output=str(output))
+    with Run.open("train", flags.output) as run:
+        settled, network = plan.inspect(flags)
+        placement = replace(here(threads=1), workers=workers)
+        planned = plan.make_plan(settled, network, run, placement)
+        plan.begin(planned, run, {})
+    return planned.job("").pieces
+
+
+def test_a_run_goes_on_with_another_number_of_workers_and_the_same_pieces(
+    table: Path, tmp_path: Path
+) -> None:
+    assert [pieces_of(table, tmp_path / "few", workers) for workers in (1, 2, 6)] == [4, 4, 4]
+    assert [pieces_of(table, tmp_path / "many", workers) for workers in (6, 1, 8)] == [6, 6, 6]
