@@ -62,6 +62,20 @@ def read_predictions(uri: str) -> Predictions:
         )
     with ThreadPoolExecutor(_READERS) as pool:
         table = _concatenated(pool.map(_read_part, found))
+    return replace(predictions_of(table, uri), notes=tuple(_unfinished(uri)))
+
+
+def predictions_of(table: pa.Table, uri: str) -> Predictions:
+    """The predictions that a table holds, of one model.
+
+    Args:
+        table: with the columns of annotations.
+        uri: where it is from, for messages and for want of a model's name.
+
+    Raises:
+        ConfigError: no rows, other columns, or rows of several models.
+    """
+    table = _selected(table, uri)
     if not len(table):
         raise ConfigError(f"--predictions {uri} has no rows")
     makers = table.group_by(["model", "model_revision"]).aggregate([]).to_pylist()
@@ -76,7 +90,6 @@ def read_predictions(uri: str) -> Predictions:
         revision=makers[0]["model_revision"] or "",
         folders=(uri,),
         table=table,
-        notes=tuple(_unfinished(uri)),
     )
 
 
@@ -92,6 +105,10 @@ def _read_part(uri: str) -> pa.Table:
         raise ConfigError(f"--predictions: {error}") from error
     if table is None:
         raise ConfigError(f"--predictions: {uri} went away while it was read")
+    return _selected(table, uri)
+
+
+def _selected(table: pa.Table, uri: str) -> pa.Table:
     if missing := [name for name in _COLUMNS if name not in table.column_names]:
         raise ConfigError(
             f"--predictions: {uri} holds no predictions, it has no column {', '.join(missing)}"

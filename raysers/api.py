@@ -1,0 +1,297 @@
+"""What `import raysers` offers: score signals, annotate archives, read and evaluate tables.
+
+    import raysers
+
+    table = raysers.annotate("recordings/")
+    model = raysers.load_model()
+    signal, rate_hz = raysers.decode("recordings/a.flac")
+    model.score(signal, rate_hz)["valence"]
+
+Nothing here is imported before it is used, and Ray only by archives of more than an hour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from raysers.annotation import AnnotateTask
+from raysers.audio import sound
+from raysers.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, AudioReader
+from raysers.cli import DEFAULT_MODEL
+from raysers.engine import output as parts
+from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches
+from raysers.engine.job import here
+from raysers.engine.worker import score_clips
+from raysers.errors import ClipError, ConfigError
+from raysers.io import storage
+from raysers.run import quiet_environment
+from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Clip, Status
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+#: Tables of outputs; of those in a folder, the first is what its job is about.
+TABLES = (
+    "annotations", "transcripts", "robustness", "predictions", "metrics", "trials", "cells",
+    "manifest",
+)  # fmt: skip
+_LONGEST_S = 600.0
+_READERS = 8
+
+
+class Model:
+    """A model on this machine's GPU, or else its CPUs; made by `load_model`.
+
+    Attributes:
+        name: as it was given.
+        revision: commit or content hash of its files.
+    """
+
+    def __init__(self, task: AnnotateTask) -> None:
+        self.name = task.model
+        self.revision = task.revision
+        self._model = task.open()
+
+    def score(self, signal: npt.ArrayLike, sample_rate_hz: int) -> dict[str, Any]:
+        """Scores of one clip.
+
+        Args:
+            signal: [frames] or [frames, channels]; floats from -1 to 1, or integers of any width.
+            sample_rate_hz: of the signal; other rates than 16 kHz are converted.
+
+        Returns:
+            `arousal`, `dominance`, `valence` (about 0 to 1), and what else the model predicts:
+            `emotion` and `p_*` (probabilities) of categories, `*_sd`, `ood`.
+
+        Raises:
+            ClipError: no samples, NaN or infinite ones, or an impossible rate.
+        """
+        (found,) = self._model.score([_mono_16k(np.asarray(signal), sample_rate_hz)])
+        if isinstance(found, ClipError):
+            raise found
+        return found
+
+    def score_files(self, paths: Paths) -> pd.DataFrame:
+        """Scores of whole files (local or s3://), a row each, in their order.
+
+        A file that cannot be scored is a row too: `status` and `error` say why.
+
+        Returns:
+            Columns `file`, `status`, `error`, `duration_s`, `rms_db`, `clipped_ratio`, and those
+            of `score`.
+        """
+        files = _absolute(paths)
+        clips = [Clip(clip_id=str(number), file=file) for number, file in enumerate(files)]
+        rows: dict[str, dict[str, Any]] = {}
+        with ThreadPoolExecutor(_READERS) as pool:
+            feed = decode_ahead(clips, pool, max_clip_s=_LONGEST_S, ahead_s=AHEAD_S)
+            for batch in micro_batches(feed, self._model.max_padded_s):
+                scored = iter(
+                    score_clips(self._model, [one for one in batch if one.signal is not None])
+                )
+                for one in batch:
+                    found = one.error or next(scored)
+                    failure = found if isinstance(found, ClipError) else None
+                    rows[one.clip.clip_id] = {
+                        "file": one.clip.file,
+                        "status": str(failure.status if failure else Status.OK),
+                        "error": str(failure or ""),
+                        "duration_s": None if one.signal is None else one.duration_s,
+                        "rms_db": one.rms_db,
+                        "clipped_ratio": one.clipped_ratio,
+                        **(found if isinstance(found, dict) else {}),
+                    }
+        return pd.DataFrame([rows[clip.clip_id] for clip in clips])
+
+
+def load_model(name: str = DEFAULT_MODEL, *, dtype: str = "auto") -> Model:
+    """Load a model for `Model.score`.
+
+    Args:
+        name: alias, hub id, folder or s3:// prefix, with an optional @revision.
+        dtype: `auto` (bf16 where the hardware has it, else fp32), `fp32`, `bf16` or `fp16`.
+
+    Raises:
+        ConfigError: unknown model, or one that cannot be trusted to score.
+    """
+    quiet_environment()
+    task = AnnotateTask.load(name, dtype=dtype, max_padded_s=0.0)
+    for note in task.notes:
+        warnings.warn(note, stacklevel=2)
+    return Model(task.placed(here(), None))
+
+
+def decode(
+    path: str | os.PathLike[str], *, start_s: float = 0.0, end_s: float | None = None
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Decode a file, local or s3://, as the models take it.
+
+    Args:
+        path: of the file.
+        start_s: where to begin.
+        end_s: where to end; default: the end of the file.
+
+    Returns:
+        Samples [n], float32, the mean of all channels; and their rate, 16,000 Hz.
+
+    Raises:
+        ClipError: the audio is missing, damaged or empty; its `status` says which.
+    """
+    (file,) = _absolute(path)
+    end_ns = None if end_s is None else round(end_s * NS_PER_S)
+    with AudioReader(storage.open_source(file), name=file) as reader:
+        return reader.read(round(start_s * NS_PER_S), end_ns, max_s=np.inf), SAMPLE_RATE_HZ
+
+
+def annotate(
+    paths: Paths, model: str = DEFAULT_MODEL, *, output: str | None = None, **flags: Any
+) -> pd.DataFrame:
+    """Score all clips of folders, files or manifests, as the command `raysers annotate` does.
+
+    Up to an hour of audio is scored in this process, more on Ray. Progress goes to stderr.
+
+    Args:
+        paths: files, folders, s3:// prefixes, tar shards or manifests.
+        model: as for `load_model`.
+        output: folder that keeps the table, and continues it; default: a temporary one.
+        **flags: other flags of the command, such as `segment="window"`, `workers=2`.
+
+    Returns:
+        One row per clip, whatever happened to it: see its `status` and `error`.
+
+    Raises:
+        ConfigError: something the caller must change.
+        TypeError: an unknown flag.
+    """
+    from raysers.commands.annotate import AnnotateFlags
+    from raysers.commands.annotate import annotate as run
+
+    if flags.get("dry_run"):
+        raise ConfigError("dry_run gives no rows: use the command raysers annotate --dry-run")
+    quiet_environment()
+    with contextlib.ExitStack() as stack:
+        place = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="raysers-"))
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        run(AnnotateFlags(input=tuple(_absolute(paths)), output=str(place), model=model, **flags))
+        return read(place, "annotations")
+
+
+def read(output: str | os.PathLike[str], table: str = "") -> pd.DataFrame:
+    """All rows of a table in the output folder of a job, local or s3://.
+
+    Args:
+        output: the folder, or a folder of `part-*.parquet` itself.
+        table: its sub-folder; default: the main table of the job.
+
+    Raises:
+        ConfigError: no such table is there.
+    """
+    place = storage.absolute(os.fspath(output))
+    names = (table,) if table else (*TABLES, "")
+    folders = (storage.join(place, name) if name else place for name in names)
+    found = next(filter(None, map(storage.list_parts, folders)), [])
+    if not found:
+        expected = table or " or ".join(TABLES)
+        raise ConfigError(f"{output} has no {expected} (part-*.parquet): give a job's output")
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = [part for part in pool.map(lambda one: parts.read_part(one.uri), found) if part]
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
+    return frame
+
+
+def evaluate(
+    predictions: pd.DataFrame | Mapping[str, pd.DataFrame],
+    labels: pd.DataFrame | Paths,
+    **flags: Any,
+) -> pd.DataFrame:
+    """Compare predictions with labels, as the command `raysers evaluate` does.
+
+    Args:
+        predictions: rows of `annotate` or `read`; or a table a model, by its name.
+        labels: labelled clips: `file` (and `start`, `end`), any of `arousal`, `dominance`,
+            `valence` (0 to 1) and `emotion`, perhaps `speaker`, `sex`, `split`; or a manifest,
+            a table or the folder of a corpus.
+        **flags: other flags of the command, such as `by=("sex",)`, `bootstrap=0`.
+
+    Returns:
+        One value of one metric a row: `model`, `dataset`, `split`, `group`, `group_value`,
+        `dimension`, `metric`, `value`, `ci_low`, `ci_high` (95 %), `n`, `paper`.
+
+    Raises:
+        ConfigError: predictions and labels do not fit together.
+        TypeError: an unknown flag.
+    """
+    from raysers.evaluation import runs
+    from raysers.evaluation.flags import EvaluateFlags
+    from raysers.evaluation.predictions import predictions_of
+    from raysers.evaluation.rows import to_table
+
+    found = []
+    if isinstance(predictions, Mapping):
+        for name, frame in predictions.items():
+            found.append(replace(predictions_of(_arrow(frame), name), model=name))
+    else:
+        models = predictions.groupby("model") if "model" in predictions else [("", predictions)]
+        found += [predictions_of(_arrow(frame), str(name)) for name, frame in models]
+    with _as_places(labels) as places:
+        made = EvaluateFlags(labels=places, output="-", predictions=("-",), **flags)
+        made.check()
+        emotions = any(one.has_categories for one in found)
+        report = runs.measure(made, runs.read_labels(made, emotions=emotions), found)
+    metrics: pd.DataFrame = to_table(report.rows, "").to_pandas()
+    return metrics.drop(columns="run_id")
+
+
+def _arrow(frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def _absolute(paths: Paths) -> list[str]:
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return [storage.absolute(os.fspath(path)) for path in several]
+
+
+@contextlib.contextmanager
+def _as_places(labels: pd.DataFrame | Paths) -> Iterator[tuple[str, ...]]:
+    """Where the labels are; those of a frame in a temporary table."""
+    if not isinstance(labels, pd.DataFrame):
+        yield tuple(_absolute(labels))
+        return
+    if "file" not in labels.columns:
+        raise ConfigError(f"labels need a column file; there are {', '.join(labels.columns)}")
+    with tempfile.TemporaryDirectory(prefix="raysers-") as folder:
+        place = Path(folder, "labels.parquet")
+        labels.assign(file=_absolute([*labels["file"]])).to_parquet(place, index=False)
+        try:
+            yield (str(place),)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(str(place), "labels")) from error
+
+
+def _mono_16k(signal: npt.NDArray[Any], rate_hz: int) -> npt.NDArray[np.float32]:
+    """The mean of the channels at 16 kHz, as decoding a file of these samples gives."""
+    if np.issubdtype(signal.dtype, np.integer):
+        limits = np.iinfo(signal.dtype)
+        middle = (int(limits.max) + 1 + int(limits.min)) / 2
+        signal = (signal - middle) / (int(limits.max) + 1 - middle)
+    if signal.ndim not in (1, 2) or not signal.size:
+        raise ClipError(Status.EMPTY, f"a signal of shape {signal.shape}: give [frames]")
+    if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
+        raise ClipError(Status.UNSUPPORTED, f"{rate_hz} Hz: give at least {LOWEST_RATE_HZ} Hz")
+    samples = np.array(signal, np.float32).reshape(len(signal), -1)
+    samples = sound.usable(samples, 0, (0, len(samples)), rate_hz)
+    pieces = sound.converted([sound.mono(samples)], rate_hz, len(samples))
+    return np.concatenate([*pieces])[: sound.converted_length(len(samples), rate_hz)]
