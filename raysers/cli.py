@@ -10,8 +10,9 @@ import argparse
 import json
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -137,7 +138,13 @@ class Main(Protocol):
 
 
 def command(
-    config_class: type[T], job: Callable[[T], int], description: str, *, positional: str
+    config_class: type[T],
+    job: Callable[[T], int],
+    description: str,
+    *,
+    positional: str,
+    recipes: Path | None = None,
+    shown: Collection[str] = (),
 ) -> Main:
     """The entry point of the job that takes a `config_class`; arguments as those of `parse`."""
 
@@ -154,6 +161,8 @@ def command(
                     positional=positional,
                     prog=prog,
                     output=output,
+                    recipes=recipes,
+                    shown=shown,
                 )
             )
         )
@@ -169,6 +178,8 @@ def parse(
     positional: str = "",
     prog: str | None = None,
     output: str = "",
+    recipes: Path | None = None,
+    shown: Collection[str] = (),
 ) -> T:
     """Parse `argv` (default: the process arguments) into `config_class`.
 
@@ -183,27 +194,46 @@ def parse(
         positional: the field that words without a flag belong to.
         prog: name in usage messages; default: the script's.
         output: of the field `output` when nothing is given; announced when it is used.
+        recipes: folder of the recipes that `--recipe NAME` knows; `--recipe FILE` takes others.
+            A recipe is a config file that `--config` and the flags override. None: no such flag.
+        shown: fields in `--help`; `--help-all` lists all. Empty: all.
 
     Raises:
-        ConfigError: the config file cannot be used.
+        ConfigError: the config file or recipe cannot be used.
         SystemExit: with code 2 and a message, for arguments the parser refuses.
     """
     shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     shared.add_argument("--config")
     shared.add_argument("--requester-pays", action="store_true")
+    if recipes is not None:
+        shared.add_argument("--recipe")
     try:
         given, rest = shared.parse_known_args(argv)
     except argparse.ArgumentError as error:
+        if "--recipe" in str(error):
+            raise ConfigError("--recipe needs a name or a YAML file") from error
         raise ConfigError("--config needs a file: a YAML file or the run.json of a run") from error
     if given.requester_pays:
         os.environ[storage.REQUESTER_PAYS] = "1"
-    from_file = _file_arguments(given.config, config_class) if given.config else []
+    from_file: list[str] = []
+    if recipes is not None and given.recipe:
+        from_file += _file_arguments(_recipe(given.recipe, recipes), config_class, "--recipe")
+    if given.config:
+        from_file += _file_arguments(given.config, config_class, "--config")
     if positional:
         rest = _with_positional(config_class, rest, positional)
-    if {"-h", "--help"} & set(rest):
-        print(_wrapped(f"{description.strip()}\n\n{_SHARED_FLAGS}"), end="\n\n")
+    if {"-h", "--help", "--help-all"} & set(rest):
+        texts = [description.strip(), _SHARED_FLAGS]
+        if recipes is not None:
+            texts.append(f"--recipe FILE|NAME reads flags first; {_names(recipes)} come along.")
+        if shown:
+            texts.append(f"--help shows {len(shown)} flags, --help-all all of them.")
+        print(_wrapped("\n\n".join(texts)), end="\n\n")
+    short = bool(shown) and bool({"-h", "--help"} & set(rest))
+    if shown:
+        rest = ["--help" if arg == "--help-all" else arg for arg in rest]
     parsed: T = tyro.cli(
-        config_class,
+        _without_help(config_class, shown) if short else config_class,
         prog=prog,
         args=[*(["--output", output] if output else []), *from_file, *rest],
         description="",
@@ -212,6 +242,37 @@ def parse(
     if output and getattr(parsed, "output", None) == output:
         print(f"output: ./{output} (-o names another place)", flush=True)
     return parsed
+
+
+def _without_help(config_class: type[T], shown: Collection[str]) -> type[T]:
+    """The class with the fields that are not `shown` left out of `--help`; all are parsed."""
+    hidden = {
+        name: tyro.conf.Suppress[hint]  # type: ignore[misc, valid-type]
+        for name, hint in get_type_hints(config_class, include_extras=True).items()
+        if name not in shown
+    }
+    defaults = {field.name: field.default for field in fields(config_class)}  # type: ignore[arg-type]
+    body = {name: defaults[name] for name in hidden} | {"__annotations__": hidden}
+    short = type(config_class.__name__, (config_class,), body)
+    return dataclass(frozen=True, kw_only=True)(short)
+
+
+def _names(recipes: Path) -> str:
+    return ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
+
+
+def _recipe(name: str, recipes: Path) -> str:
+    """Where the recipe of that name is, or the file itself.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    shipped = recipes / f"{name}.yaml"
+    if "/" not in name and shipped.is_file():
+        return str(shipped)
+    if "/" in name or name.endswith((".yaml", ".yml", ".json")):
+        return name
+    raise ConfigError(f"--recipe {name}: give one of {_names(recipes)}, or a YAML file")
 
 
 def _with_positional(config_class: type, args: Sequence[str], name: str) -> list[str]:
@@ -250,29 +311,29 @@ def _wrapped(text: str) -> str:
     )
 
 
-def _file_arguments(uri: str, config_class: type) -> list[str]:
+def _file_arguments(uri: str, config_class: type, flag: str) -> list[str]:
     try:
         document = load_yaml(uri)  # YAML is a superset of JSON, so run.json needs no other parser
     except ConfigError as error:
-        raise ConfigError(f"--config {error}") from error
+        raise ConfigError(f"{flag} {error}") from error
     if isinstance(document, dict) and "run_id" in document:
         document = document.get("config")
     if not isinstance(document, dict):
-        raise ConfigError(f"--config {uri} holds no mapping of flags to values")
+        raise ConfigError(f"{flag} {uri} holds no mapping of flags to values")
     names = {f.name for f in fields(config_class)}
     args: list[str] = []
     for key, value in document.items():
         name = str(key).replace("-", "_")
         if name not in names:
             known = ", ".join(sorted(names))
-            raise ConfigError(f"--config {uri}: unknown key {key!r}; known keys: {known}")
-        flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} {uri}: unknown key {key!r}; known keys: {known}")
+        given = "--" + name.replace("_", "-")
         if isinstance(value, bool):
-            args += [flag] * value
+            args += [given] * value
         elif isinstance(value, list | tuple):
-            args += [flag, *map(str, value)] if value else []
+            args += [given, *map(str, value)] if value else []
         elif value is not None:
-            args += [flag, str(value)]
+            args += [given, str(value)]
     return args
 
 

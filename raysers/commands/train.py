@@ -4,9 +4,8 @@ r"""Fine-tune a speech backbone for arousal, dominance and valence, on any numbe
         -o s3://bucket/models/msp-dim
 
 The defaults are the paper's (Adam 1e-4, 5 epochs, batch 32, CCC loss, CNN frozen). On a small
-machine: `--backbone random:tiny --data emodb --emotion-map russell-mehrabian --folds 5 --epochs 30
---lr 1e-3`, a quarter of an hour on one core. Rerunning the command resumes, and one
-to four --workers give the same model.
+machine: `raysers train emodb --recipe from-scratch --folds 5`. Rerunning the command resumes, and
+one to four --workers give the same model.
 
 Result: OUTPUT is a model folder for annotate, with a card, figures and the dev predictions.
 """
@@ -16,9 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raysers.cli import as_plain, command
+from raysers.models.backbones import ASSETS
 from raysers.run import Exit
 from raysers.training import epochs
-from raysers.training.config import TrainingFlags
+from raysers.training.config import SHOWN, TrainingFlags
 from raysers.training.dataset import TooManyFailed
 from raysers.training.session import run_training
 
@@ -38,4 +38,11 @@ def train(flags: TrainFlags) -> int:
         return Exit.TOO_MANY_FAILED
 
 
-main = command(TrainFlags, train, __doc__ or "", positional="data")
+main = command(
+    TrainFlags,
+    train,
+    __doc__ or "",
+    positional="data",
+    recipes=ASSETS / "recipes",
+    shown=SHOWN,
+)

@@ -245,6 +245,12 @@ _AT_LEAST_0 = (
     "checkpoint_steps", "max_restarts",
 )  # fmt: skip
 
+#: Flags that `--help` shows; recipes and config files hold the others.
+SHOWN = (
+    "data", "train", "dev", "emotion_map", "speakers", "folds", "fold", "limit", "backbone",
+    "freeze", "categories", "epochs", "batch_size", "lr", "output", "seed", "workers", "dtype",
+)  # fmt: skip
+
 #: Flags that do not decide the parameters: where, how fast, how patient, how much memory; and
 #: `categories`, which `category_weight` settles.
 _FREE = {

@@ -55,6 +55,7 @@ def flags_of(job: str) -> set[str]:
         "--help",
         "--config",
         "--requester-pays",
+        *(("--recipe", "--help-all") if job == "train" else ()),
         *("--" + name.replace("_", "-") for name in names),
     }
 

@@ -1,0 +1,91 @@
+"""Recipes fill in what the command leaves open; the shipped ones are what they are named after."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from raysers.cli import parse
+from raysers.commands.train import TrainFlags, main
+from raysers.errors import ConfigError
+from raysers.models.backbones import ASSETS
+from raysers.models.initialize import start_model
+from raysers.training.config import SHOWN, TrainingFlags, deciding, with_recipe
+
+RECIPES = ASSETS / "recipes"
+
+
+def flags_of(*args: str) -> TrainFlags:
+    return parse(
+        TrainFlags, [*args, "--data", "d", "-o", "o"], description="", recipes=RECIPES, shown=SHOWN
+    )
+
+
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES.glob("*.yaml")])
+def test_a_shipped_recipe_is_a_valid_configuration(name: str) -> None:
+    flags = flags_of("--recipe", name)
+    flags.check()
+    assert type(flags) is TrainFlags
+    assert flags == flags_of("--recipe", str(RECIPES / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "command"),
+    [("paper", "transformer", ("--freeze", "cnn")), ("cnn14", "cnn14", ("--backbone", "cnn14"))],
+)
+def test_the_papers_recipes_are_what_a_bare_command_does(
+    name: str, kind: str, command: tuple[str, ...]
+) -> None:
+    recipe, bare = (with_recipe(flags_of(*a), kind) for a in (("--recipe", name), command))
+    assert deciding(recipe) == deciding(bare)
+
+
+def test_from_scratch_starts_from_a_small_network_of_random_weights() -> None:
+    flags = flags_of("--recipe", "from-scratch")
+    model = start_model(flags.backbone, seed=0, front=flags.front).model
+    assert sum(p.numel() for p in model.parameters()) == 696_867
+    assert model.min_samples == 3_280
+    assert (flags.epochs, flags.speed, flags.noise_db) == (70, (0.9, 1.0, 1.1), (10.0, 40.0))
+
+
+def test_the_command_line_wins_over_a_config_file_and_that_over_a_recipe(tmp_path: Path) -> None:
+    recipe, config = tmp_path / "mine.yaml", tmp_path / "config.yaml"
+    recipe.write_text("lr: 0.5\nepochs: 7\nema: 0.9\n")
+    config.write_text("lr: 0.25\nepochs: 8\n")
+    flags = flags_of("--recipe", str(recipe), "--config", str(config), "--lr", "0.125")
+    assert (flags.ema, flags.epochs, flags.lr) == (0.9, 8, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--recipe", "papr"), "--recipe papr: give one of cnn14, from-scratch, paper"),
+        (("--recipe", "../paper.yaml"), r"--recipe \.\./paper.yaml"),
+        (("--recipe", "BAD"), "--recipe .*unknown key 'learning-rate'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_refused_in_one_line(
+    args: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("learning-rate: 1\n")
+    with pytest.raises(ConfigError, match=words) as caught:
+        flags_of(*(str(bad) if a == "BAD" else a for a in args))
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ConfigError, match="--recipe needs a name"):
+        parse(TrainFlags, ["--recipe"], description="", recipes=RECIPES)
+
+
+def test_help_shows_the_flags_that_most_need_and_takes_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        assert main([flag]) == 0
+        flags = re.findall(r"^. (?:-o URI, )?--([a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+        shown[flag] = {name.replace("-", "_") for name in flags}
+    assert shown["--help"] == set(SHOWN)
+    assert shown["--help-all"] == set(TrainingFlags.__dataclass_fields__)
+    assert flags_of("--ema", "0.5", "--speed", "0.9", "1.1").speed == (0.9, 1.1)
