@@ -346,6 +346,9 @@ def run_main(job: Callable[[], int]) -> int:
         if error.code in (Exit.DONE, Exit.BAD_CONFIG):  # --help, or arguments that do not parse
             return int(error.code)
         return _stopped("terminated", Exit.TERMINATED)
+    except BrokenPipeError:  # what read the output is gone, as `| head` is
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Exit.FAILED)
     except Exception:
         traceback.print_exc()
         print("error: this is a bug; once it is fixed, the same command resumes", file=sys.stderr)

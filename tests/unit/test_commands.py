@@ -96,3 +96,13 @@ def test_the_output_of_a_config_file_wins_over_the_default(tmp_path):
         output="emotions",
     )
     assert flags.output == "elsewhere"
+
+
+def test_a_reader_that_leaves_the_pipe_is_no_bug():
+    command = [sys.executable, "-m", "raysers", "annotate", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
