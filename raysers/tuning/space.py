@@ -68,7 +68,7 @@ def _searched(uri: str, key: str, value: Any) -> Parameter:
         raise ConfigError(f"{where} cannot be searched: {UNSEARCHABLE[name]}")
     if name not in SEARCHABLE:
         near = difflib.get_close_matches(name, SEARCHABLE, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "see jobs/train.py --help"
+        hint = f"did you mean {near[0]!r}?" if near else "see raysers train --help"
         raise ConfigError(f"{where} is no flag of training: {hint}")
     when: Mapping[str, Any] = {}
     values = value

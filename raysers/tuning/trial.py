@@ -67,9 +67,9 @@ def command_of(flags: TrainingFlags) -> list[str]:
     """The command of the train job that gives the same model.
 
     >>> command_of(TrainingFlags(output="/out", data=("/corpus",), lr=0.001))
-    ['jobs/train.py', '--data', '/corpus', '--lr', '0.001', '--output', '/out']
+    ['raysers', 'train', '--data', '/corpus', '--lr', '0.001', '--output', '/out']
     """
-    words = ["jobs/train.py"]
+    words = ["raysers", "train"]
     for field in fields(TrainingFlags):
         value = getattr(flags, field.name)
         if value == field.default:

@@ -82,7 +82,7 @@ def _sections(facts: FusionFacts) -> Iterator[str]:
     if facts.notes:
         yield "\n".join(f"- {plain(note)}" for note in facts.notes)
     yield "## Use"
-    predict = f"python jobs/fuse.py predict --fusion {one_line(facts.name)} --input AUDIO"
+    predict = f"raysers fuse predict --fusion {one_line(facts.name)} --input AUDIO"
     yield fenced(f"{predict} --output OUT", "sh")
     yield _INTENDED
     yield fenced(one_line(facts.command), "sh")

@@ -31,18 +31,18 @@ class ProbeFlags:
     output: Output
     """Folder or s3:// prefix for speech, scores, tables and pictures."""
     data: Uris = ()
-    """Labelled corpus with transcripts: manifests, tables, corpus folders (jobs/index.py has
+    """Labelled corpus with transcripts: manifests, tables, corpus folders (`raysers index` has
     --emotion-map for corpora with categories only)."""
     split: tuple[str, ...] = ()
     """Splits of --data; when left out, those for testing, or all clips when none is."""
     templates: tuple[str, ...] = ("this-is",)
-    """Sentences of known sentiment, as jobs/synthesize.py takes them."""
+    """Sentences of known sentiment, as `raysers synthesize` takes them."""
     texts: str = ""
     """In place of --templates: a table with the columns text and sentiment."""
     tts: Literal["espeak", "command"] = "espeak"
     """What speaks: espeak-ng, or the program of --tts-command."""
     tts_command: str = ""
-    """Program and arguments, as jobs/synthesize.py takes them."""
+    """Program and arguments, as `raysers synthesize` takes them."""
     voice: tuple[str, ...] = (NEUTRAL,)
     """Voices; each sentence and clip is spoken by all of them."""
     seed: int = 0

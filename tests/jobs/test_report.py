@@ -73,8 +73,8 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, capsy
     said = capsys.readouterr().out
     text = (tmp_path / "out" / "index.html").read_text()
     assert "missing: Figure 3" in said
-    assert "python jobs/robustness.py" in said
-    assert "python jobs/study.py --study layers" in text
+    assert "raysers robustness" in said
+    assert "raysers study --study layers" in text
     missing = record_of(tmp_path / "out")["outcome"]["missing"]
     assert [int(name.split(":")[0].split()[1]) for name in missing] == [2, 3, 4, 5, *range(7, 15)]
 
@@ -149,8 +149,8 @@ def test_a_browser_shows_hostile_text_as_it_is(report, browser):
 
 @pytest.mark.parametrize("figure", FIGURE_ROWS, ids=lambda figure: f"figure {figure.number}")
 def test_the_named_commands_are_of_jobs_and_flags_there_are(figure):
-    script, *words = figure.command.removeprefix("python jobs/").split()
-    job = importlib.import_module(f"raysers.commands.{script.removesuffix('.py')}")
+    name, *words = figure.command.removeprefix("raysers ").split()
+    job = importlib.import_module(f"raysers.commands.{name}")
     classes = [found for found in vars(job).values() if is_dataclass(found)]
     known = {field.name for found in classes for field in fields(found)}
     given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}

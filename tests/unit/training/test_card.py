@@ -231,7 +231,7 @@ def test_a_command_cannot_leave_its_block_and_keeps_its_spaces():
 
 def test_the_shown_annotate_command_is_one_word_per_argument():
     card = model_card(replace(FACTS, name="it's; $(touch x)"))
-    (command,) = re.findall(r"^python jobs/annotate.py .*", card, re.MULTILINE)
+    (command,) = re.findall(r"^raysers annotate .*", card, re.MULTILINE)
     words = subprocess.run(
         ["bash", "-c", f'printf "%s\\n" {command}'], capture_output=True, text=True, check=True
     )

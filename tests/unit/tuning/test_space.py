@@ -52,7 +52,7 @@ def test_every_kind_of_value_is_read(tmp_path):
     ("text", "key", "words"),
     [
         ("optimizer: [adam]", "optimizer", "did you mean 'optimiser'?"),
-        ("zzz: [1]", "zzz", "jobs/train.py --help"),
+        ("zzz: [1]", "zzz", "raysers train --help"),
         ("lr: logunifrom(1e-5, 1e-3)", "lr", "did you mean loguniform?"),
         ("lr: loguniform(1e-3, 1e-5)", "lr", "lower number first"),
         ("lr: loguniform(0, 1)", "lr", "above 0"),
