@@ -284,7 +284,8 @@ def _with_positional(config_class: type, args: Sequence[str], name: str) -> list
     flag, words, others = "--" + name.replace("_", "-"), list[str](), list[str]()
     most = {"-h": 0, "--help": 0, "-o": 1}
     for field, hint in get_type_hints(config_class).items():
-        kinds = get_args(hint) if get_origin(hint) is tuple else None
+        tuples = [h for h in (hint, *get_args(hint)) if get_origin(h) is tuple]  # or one with None
+        kinds = get_args(tuples[0]) if tuples else None
         number = int(hint is not bool) if kinds is None else len(kinds)
         most["--" + field.replace("_", "-")] = len(args) if kinds and ... in kinds else number
     left = 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raysers.models.losses import NO_CATEGORY
 from raysers.models.masking import normalise
+from raysers.types import SAMPLE_RATE_HZ
 
 Floats = npt.NDArray[np.float32]
 
@@ -33,6 +34,24 @@ class MicroBatch:
     number: int
     rows: Sequence[int]
     signals: Sequence[Floats]
+
+    @property
+    def padded_s(self) -> float:
+        """Seconds of the padded piece: clips x longest."""
+        return len(self.rows) * max(map(len, self.signals)) / SAMPLE_RATE_HZ
+
+    def halved(self, times: int) -> list[MicroBatch]:
+        """Up to 2 ** times parts, each with another number; none is empty."""
+        if not times:
+            return [self]
+        middle = (len(self.rows) + 1) // 2
+        halves = [
+            MicroBatch(
+                number=2 * self.number + half, rows=self.rows[part], signals=self.signals[part]
+            )
+            for half, part in enumerate((slice(middle), slice(middle, None)))
+        ]
+        return [part for half in halves if half.rows for part in half.halved(times - 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

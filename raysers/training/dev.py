@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from raysers.evaluation.metrics import ccc, per_dimension
 from raysers.models.losses import NO_CATEGORY
+from raysers.training.context import Group
 from raysers.training.feed import Signal, Signals
-from raysers.training.group import Group
 from raysers.types import DIMENSIONS
 
 #: 16 kHz signals of any lengths -> float32 [clips, outputs]

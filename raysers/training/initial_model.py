@@ -9,7 +9,7 @@ from raysers.io import storage
 from raysers.models.initialize import InitialModel, start_model
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Examples
-from raysers.training.settings import TrainSettings
+from raysers.training.optim import TrainSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,10 +27,16 @@ from raysers.models.losses import LOSSES, NO_CATEGORY, category_loss
 from raysers.models.outputs import Outputs
 from raysers.models.scorer import exact_convolutions, is_out_of_memory
 from raysers.training.batch import Batch, Floats, MicroBatch, StepResult, batch_ccc, pad
-from raysers.training.group import Group
-from raysers.training.optim import AveragedWeights, Gradients, lr_factor, make_optimiser
-from raysers.training.settings import AUTOCAST, TrainSettings
-from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
+from raysers.training.context import Group
+from raysers.training.optim import (
+    AUTOCAST,
+    AveragedWeights,
+    Gradients,
+    TrainSettings,
+    lr_factor,
+    make_optimiser,
+)
+from raysers.types import DIMENSIONS
 
 _TARGETS = len(DIMENSIONS)
 
@@ -208,7 +214,7 @@ class Learner:
             whether any process ran out of memory: then all of it is void.
         """
         self.gradients.clear()
-        pieces = [half for piece in pieces for half in _halved(piece, self.halvings)]
+        pieces = [part for piece in pieces for part in piece.halved(self.halvings)]
         outputs = self._blank(len(batch.labels))
         graphs: dict[int, Tensor] = {}
         fits = self._fits(lambda: self._predict_pieces(pieces, outputs, graphs))
@@ -269,7 +275,7 @@ class Learner:
         most = math.ceil(len(pieces) / self.settings.accumulate)
         room_bytes = self.graph_bytes
         for piece in pieces:
-            seconds = _padded_s(piece)
+            seconds = piece.padded_s
             if len(graphs) < most and self._bytes_per_s * seconds < room_bytes:
                 with _graph_storages(self.model) as storages:
                     output = self._run(piece)
@@ -360,24 +366,6 @@ def piece_seed(seed: int, step: int, piece: int) -> int:
     """Seed of torch's generator for one piece of one step: 63 well-mixed bits."""
     words = np.random.SeedSequence((seed, step, piece)).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
-
-
-def _halved(piece: MicroBatch, times: int) -> list[MicroBatch]:
-    """The piece in up to 2 ** times parts, each with a number of its own; no empty ones."""
-    if not times:
-        return [piece]
-    middle = (len(piece.rows) + 1) // 2
-    halves = [
-        MicroBatch(
-            number=2 * piece.number + half, rows=piece.rows[part], signals=piece.signals[part]
-        )
-        for half, part in enumerate((slice(middle), slice(middle, None)))
-    ]
-    return [part for half in halves if half.rows for part in _halved(half, times - 1)]
-
-
-def _padded_s(piece: MicroBatch) -> float:
-    return len(piece.rows) * max(map(len, piece.signals)) / SAMPLE_RATE_HZ
 
 
 @contextmanager

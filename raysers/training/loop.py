@@ -19,6 +19,7 @@ from raysers.errors import RaysersError, TrainingDiverged
 from raysers.run import load_record
 from raysers.training import checkpoint
 from raysers.training.batch import Batch, MicroBatch
+from raysers.training.batches import Schedule, Step
 from raysers.training.context import TrainingStopped, WorkerContext
 from raysers.training.dataset import TooManyFailed
 from raysers.training.dev import cut_by_length, dev_ccc, dev_uar, predict_all
@@ -28,7 +29,6 @@ from raysers.training.learner import Learner
 from raysers.training.position import TrainProgress
 from raysers.training.pretrain import pretrain_frontend
 from raysers.training.state import dump, restore, scalars_of
-from raysers.training.steps import Schedule, Step
 from raysers.training.store import store_model, store_predictions
 from raysers.types import DIMENSIONS
 

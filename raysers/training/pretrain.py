@@ -13,9 +13,9 @@ from torch import Tensor
 from raysers.models.initialize import InitialModel
 from raysers.models.mel_front import regress_mel
 from raysers.training.batch import pad
+from raysers.training.batches import Schedule
 from raysers.training.config import TrainingFlags
 from raysers.training.feed import Signal, Signals
-from raysers.training.steps import Schedule
 
 #: Learning rate of Adam for the front; the regression is short and forgiving.
 _LR = 1e-3

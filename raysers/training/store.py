@@ -23,9 +23,9 @@ from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.outputs import Outputs
 from raysers.models.scorer import Scorer
 from raysers.schemas import ANNOTATIONS, with_outputs
+from raysers.training.context import Group
 from raysers.training.dev import cut_by_length, predict_all
 from raysers.training.feed import Signal, Signals
-from raysers.training.group import Group
 from raysers.training.initial_model import TrainingJob
 from raysers.types import DIMENSIONS, Clip, Status
 

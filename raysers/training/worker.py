@@ -14,9 +14,8 @@ import ray.train.torch
 import torch
 
 from raysers.errors import RaysersError, TrainingDiverged
-from raysers.training.context import TrainingStopped, WorkerContext
+from raysers.training.context import TorchGroup, TrainingStopped, WorkerContext
 from raysers.training.dataset import TooManyFailed
-from raysers.training.group import TorchGroup
 from raysers.training.loop import train_in
 
 #: Errors that every worker meets at the same step, so that all of them can leave in peace.

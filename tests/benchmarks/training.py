@@ -168,9 +168,9 @@ def step_alone(model: str, files: Sequence[str], threads: int) -> Line:
 
 def _learner(model: str, steps: int) -> Any:
     from raysers.models.initialize import start_model
-    from raysers.training.group import Alone
+    from raysers.training.context import Alone
     from raysers.training.learner import Learner
-    from raysers.training.settings import TrainSettings
+    from raysers.training.optim import TrainSettings
 
     start = start_model(model, seed=_SEED)
     return Learner(start, (), TrainSettings(seed=_SEED), steps, "cpu", Alone(), graph_bytes=2e9)

@@ -24,9 +24,9 @@ from raysers.data.splits import fold_splits, shuffle_labels
 from raysers.models.initialize import start_model
 from raysers.training.batch import Batch, MicroBatch
 from raysers.training.batches import epoch_order, global_batches
-from raysers.training.group import Alone
+from raysers.training.context import Alone
 from raysers.training.learner import Learner
-from raysers.training.settings import TrainSettings
+from raysers.training.optim import TrainSettings
 from raysers.types import DIMENSIONS
 from tests.jobs.voices import MEL_FRONT, write_toy_config
 from tests.places import SHARED_DATA, needs_shared

@@ -18,9 +18,9 @@ import torch
 from raysers.models.initialize import start_model
 from raysers.training.batch import Batch, MicroBatch, StepResult
 from raysers.training.batches import assign, epoch_order, global_batches, micro_batches, padded_s
-from raysers.training.group import Alone, Group, TorchGroup
+from raysers.training.context import Alone, Group, TorchGroup
 from raysers.training.learner import Learner
-from raysers.training.settings import TrainSettings
+from raysers.training.optim import TrainSettings
 from tests.unit.models.networks import small_config, speechlike
 
 CATEGORIES = ("anger", "neutral", "sadness")

@@ -89,3 +89,12 @@ def test_help_shows_the_flags_that_most_need_and_takes_the_others(
     assert shown["--help"] == set(SHOWN)
     assert shown["--help-all"] == set(TrainingFlags.__dataclass_fields__)
     assert flags_of("--ema", "0.5", "--speed", "0.9", "1.1").speed == (0.9, 1.1)
+
+
+def test_words_belong_to_the_flag_before_them_and_to_the_data_otherwise() -> None:
+    pairs = ["--noise-db", "10", "30", "--crop-s", "1", "2", "--target-weights", "1", "0", "1"]
+    for data in (["--data", "d"], []):
+        words = [] if data else ["d"]
+        args = [*words, *pairs, *data, "-o", "o"]
+        flags = parse(TrainFlags, args, description="", positional="data")
+        assert (flags.data, flags.noise_db, flags.crop_s) == (("d",), (10.0, 30.0), (1.0, 2.0))

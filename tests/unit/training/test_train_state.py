@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 
 from raysers.errors import CheckpointError
-from raysers.training.group import Alone
+from raysers.training.context import Alone
 from raysers.training.learner import Learner
 from raysers.training.state import dump, restore
 from tests.unit.models.train_runs import Run, batch_of, batches_of, data_of, new_trainee

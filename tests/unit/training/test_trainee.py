@@ -19,9 +19,9 @@ from raysers.models.initialize import start_model
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.scorer import Scorer
 from raysers.training.batch import Batch, MicroBatch
-from raysers.training.group import Alone, Group
+from raysers.training.context import Alone, Group
 from raysers.training.learner import Learner
-from raysers.training.settings import TrainSettings
+from raysers.training.optim import TrainSettings
 from tests.unit.models.networks import speechlike
 from tests.unit.models.train_runs import (
     Run,
