@@ -36,10 +36,10 @@ paper: setup  ## every study of the paper in small, then the report; with your c
 	@$(BIN)/python jobs/study.py --study paper --scale small --output paper-out/study $(if $(DATA),--data '$(DATA)')
 	@$(BIN)/python jobs/report.py --runs paper-out/study --output paper-out/report
 
-# the longest first; what failed is printed last. Tests often wait, so two cores are kept busy by four groups
+# the longest first; what failed is printed last. Tests often wait, so two cores are kept busy by three groups
 GROUPS := 'jobs/test_[t-z]*' 'jobs/test_[g-s]*' 'jobs/test_[a-f]*' 'unit/[m-z]*' 'unit/[a-l]*' cluster
 test: dev  ## every test that needs no GPU; SLOW=1: also the kills and sweeps that take minutes
-	@at_once=$$(($$(getconf _NPROCESSORS_ONLN) > 3 ? 6 : 4)); echo "test: pytest, $$at_once groups at a time"; \
+	@at_once=$$(($$(getconf _NPROCESSORS_ONLN) > 3 ? 4 : 3)); echo "test: pytest, $$at_once groups at a time"; \
 	logs=$$(mktemp -d); printf '%s\n' $(GROUPS) | xargs -P $$at_once -I GROUP sh -c ' \
 		log=$$1/$$(echo "GROUP" | tr -dc "a-z-"); $(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") tests/GROUP >$$log 2>&1; failed=$$?; \
 		echo "test: GROUP: $$(tail -n 1 $$log)"; test $$failed -eq 0 || mv $$log $$1/zz-$${log##*/}; exit $$failed' sh $$logs; \

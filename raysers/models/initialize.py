@@ -21,6 +21,7 @@ from raysers.models.checkpoint import PREPROCESSOR_FILE, ModelFolder
 from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.heads import MeanPooling
 from raysers.models.mel_front import as_mel_bank
+from raysers.models.outputs import Outputs
 
 #: Weights of `EmotionNetwork.attach`.
 _SIDE_HEADS = ("categories.", "uncertainty.", "ood.")
@@ -105,6 +106,9 @@ def start_model(
     }
     if head_dropout is not None:
         config["final_dropout"] = head_dropout
+    if Outputs.from_config(config, name).points:
+        # heads on frames before the last norm go; a new head learns nothing from frames so large
+        config["final_norm"] = True
     if folder is None:
         model, head_kept = loading.random_network(config, name, seed), False
         revision = checkpoint.random_revision(config, seed)

@@ -151,7 +151,7 @@ def test_dry_run_writes_nothing_and_estimates_from_a_measurement(command, tmp_pa
     assert not out.exists()
 
 
-@pytest.mark.parametrize("workers", ["local", 1])
+@pytest.mark.parametrize("workers", ["local", pytest.param(1, marks=pytest.mark.slow)])
 def test_faults_of_recordings_are_counted_and_named_with_the_fix(
     workers, checkpoint, emodb_files, tmp_path, capsys
 ):

@@ -61,7 +61,11 @@ def _family(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("workers", ["local", pytest.param("1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+    ("number", "expected"),
+    [
+        pytest.param(signal.SIGINT, 130, id="int", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, id="term"),
+    ],
 )
 def test_a_signal_ends_the_job_and_the_same_command_resumes(
     number, expected, workers, clips, calm, tmp_path
@@ -137,7 +141,7 @@ def test_kill_9_at_a_random_moment_changes_no_row(seed, workers, whom, clips, ca
 
 
 _PAIRS = [
-    pytest.param(seed, store, other, marks=[pytest.mark.slow] if seed not in (0, 3) else [])
+    pytest.param(seed, store, other, marks=[pytest.mark.slow] if seed != 0 else [])
     for seed, (store, other) in enumerate(
         [(store, other) for _ in range(5) for other in (False, True) for store in ("local", "s3")]
     )

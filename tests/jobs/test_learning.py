@@ -139,6 +139,7 @@ def test_arousal_of_unseen_speakers_is_learned(kind, taught):
     assert taught[kind] > 0.4
 
 
+@pytest.mark.slow
 def test_shuffled_labels_teach_nothing(train_and_dev, taught, tmp_path):
     """The mean of two shuffles, because one may be near the truth or its opposite by chance.
 

@@ -106,6 +106,7 @@ def test_every_row_is_what_plain_functions_and_a_plain_model_give(calm, checkpoi
         )
 
 
+@pytest.mark.slow
 def test_workers_shard_size_and_an_interruption_change_nothing(calm, checkpoint, few, tmp_path):
     args = ("--input", few, "--model", checkpoint[0], "--dtype", "fp32")
     cut, broken = tmp_path / "cut", Path(shutil.copytree(calm, tmp_path / "broken"))
@@ -357,6 +358,7 @@ def test_a_dry_run_estimates_all_versions_and_writes_nothing(checkpoint, few, tm
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_in_and_out_of_s3_with_noise_in_a_tar(s3, few, checkpoint, capsys):
     for file in sorted(few.iterdir())[:3]:
         s3.put(f"in/{file.name}", file.read_bytes())

@@ -204,6 +204,7 @@ def test_bad_credentials_and_missing_buckets_end_with_exit_2_and_one_line(
     assert "no-such-bucket-at-all" in error
 
 
+@pytest.mark.slow
 def test_with_requester_pays_every_request_says_so_on_the_driver_and_on_workers(
     s3, s3_faults, archive, checkpoint, ray_session
 ):

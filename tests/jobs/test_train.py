@@ -292,6 +292,7 @@ def test_tensorboard_has_every_epoch_once(one):
     assert steps == list(range(1, EPOCHS + 1))
 
 
+@pytest.mark.slow
 def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(place, command, ray_session, capsys):
     """An error of Ray Train's workers reaches the driver."""
     out = place / "strict"

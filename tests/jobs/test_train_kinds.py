@@ -92,6 +92,7 @@ def test_fewer_layers_attentive_pooling_and_little_memory(labels, tmp_path):
     assert np.ptp(found[:, 0]) > 0
 
 
+@pytest.mark.slow
 def test_a_dimension_without_train_labels_is_null_from_the_model_to_the_report(
     labels, tmp_path, capsys
 ):

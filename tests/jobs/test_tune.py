@@ -225,6 +225,7 @@ def test_bad_commands_end_with_exit_2_and_one_clear_line_and_write_nothing(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_the_trials_and_their_cost_and_writes_nothing(
     place, command, tmp_path, capsys, ray_session, monkeypatch
 ):

@@ -68,6 +68,7 @@ def test_flac_cannot_claim_more_than_its_bytes_hold():
     assert "the header claims 4294967 s" in error.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fmt", "subtype"), [("FLAC", "PCM_16"), ("OGG", "OPUS"), ("OGG", "VORBIS")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -11,6 +12,7 @@ from raysers.engine.plan import Placement
 from raysers.models.scorer import dtype_name
 
 
+@pytest.mark.slow
 def test_a_trial_whose_place_holds_no_cpu_is_answered(ray_session):
     """Its place captures what it starts, as Ray Tune makes it for trials of several workers."""
     place = placement_group([{"memory": 1}])

@@ -142,7 +142,7 @@ def test_other_corpora_are_ordered_better_than_by_their_level(scorer):
 @needs_shared
 def test_silence_and_the_telephone_hardly_move_the_scores(scorer):
     _, signals = spoken("open_ser")
-    signals = signals[::2]
+    signals = signals[::5]
     band = scipy.signal.butter(4, [300, 3400], "band", fs=16_000, output="sos")
     pause = np.zeros(32_000, np.float32)
     changed = {
@@ -169,7 +169,9 @@ def test_speech_lies_nearer_to_the_training_speech_than_other_sounds(scorer):
     sounds.append(0.3 * (note * np.exp(-8 * time_s[:8_000])).ravel())
     sounds += [level * rng.standard_normal(32_000) for level in (1e-5, 0.01, 0.1)]
     sounds += [0.1 * np.cumsum(rng.standard_normal(32_000)) / 100, np.zeros(32_000)]
-    speech = [one for corpus in ("open_ser", "ci") for one in spoken(corpus)[1] if len(one) > 8_000]
+    speech = [
+        one for corpus in ("open_ser", "ci") for one in spoken(corpus)[1][::3] if len(one) > 8_000
+    ]
     far = by_name(scorer, [np.asarray(sound, np.float32) for sound in sounds])["ood"]
     near = by_name(scorer, speech)["ood"]
     auroc = np.mean(near[:, None] < far) + np.mean(near[:, None] == far) / 2

@@ -441,6 +441,7 @@ print(loaded.revision, digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_random_models_are_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
     elsewhere = subprocess.run(
         [sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True

@@ -249,6 +249,7 @@ for kind in ("w2v2-b", "w2v2-L"):
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_long_clip_is_linear_and_small() -> None:
     """100 s: the first layer in one piece takes 650 MB, a table of frame pairs 400 MB."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
