@@ -14,8 +14,13 @@ from raysers.types import DIMENSIONS
 _TRAINED, _CATEGORIES, _POINTS = "trained_dimensions", "categories", "category_points"
 _UNCERTAINTY, _OOD = "uncertainty_heads", "ood_rank"
 
-#: How libraries name outputs that nobody named.
-_UNNAMED = re.compile(r"LABEL_\d+")
+#: How the labels of emotion classifiers begin, in any case. Without two of them a classifier is of
+#: something else: sex, language, accent.
+_EMOTIONS = re.compile(
+    r"ang|bor|calm|contempt|disg|exci|fea|frus|hap|joy|neu|sad|surp", re.IGNORECASE
+)
+#: A softmax over the outputs is right for these; of a regression it would mean nothing.
+_CLASSIFIERS = (None, "single_label_classification")
 
 _MOST_CATEGORIES, _MOST_NAME_CHARS = 256, 100
 _MOST_UNCERTAINTY_HEADS, _MOST_OOD_RANK = 256, 16_384
@@ -97,16 +102,12 @@ class Outputs:
 def category_labels(config: dict[str, Any]) -> list[str]:
     """The labels of a classifier of emotions by other tools, in order; empty for other models."""
     labels = config.get("id2label")
-    if not isinstance(labels, dict) or len(labels) < 2:
+    if not isinstance(labels, dict) or config.get("problem_type") not in _CLASSIFIERS:
         return []
-    ordered = [labels.get(str(number)) for number in range(len(labels))]
-    known = {*DIMENSIONS, "activation"}
-    if all(
-        isinstance(name, str) and not _UNNAMED.fullmatch(name) and name.lower() not in known
-        for name in ordered
-    ):
-        return [str(name) for name in ordered]
-    return []
+    names = [labels.get(str(number)) for number in range(len(labels))]
+    found = [name for name in names if isinstance(name, str)]
+    emotions = sum(_EMOTIONS.match(name) is not None for name in found)
+    return found if len(found) == len(labels) and emotions >= 2 else []
 
 
 #: Of a model with the three dimensions and nothing else.

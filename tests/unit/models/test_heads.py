@@ -23,7 +23,7 @@ from raysers.models.heads import (
 )
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.masking import normalise
-from raysers.models.outputs import Outputs
+from raysers.models.outputs import Outputs, category_labels
 from raysers.models.scorer import Scorer
 from tests.unit.models.networks import (
     NOTHING_RANDOM,
@@ -208,3 +208,24 @@ def test_scores_and_their_spread_come_from_points_where_a_model_has_them(tmp_pat
 def test_impossible_outputs_are_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=key):
         Outputs.from_config({key: value}, "folder")
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (["female", "male"], None),
+        (["de", "en", "fr"], "single_label_classification"),
+        (["arousal", "dominance", "valence"], None),
+        (["LABEL_0", "LABEL_1"], None),
+        (["anger", "happiness", "sadness"], "regression"),
+        (["anger", "happiness", "sadness"], "multi_label_classification"),
+    ],
+)
+def test_only_classifiers_of_emotions_get_categories(labels: list[str], problem: str) -> None:
+    named = {str(number): label for number, label in enumerate(labels)}
+    assert category_labels({"id2label": named, "problem_type": problem}) == []
+
+
+def test_labels_of_a_classifier_of_emotions_keep_their_order() -> None:
+    named = {"1": "Happy", "0": "NEUTRAL", "2": "other"}
+    assert category_labels({"id2label": named}) == ["NEUTRAL", "Happy", "other"]
