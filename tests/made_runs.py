@@ -26,10 +26,8 @@ from raysers.schemas import (
 )
 from raysers.types import DIMENSIONS, NS_PER_S
 from raysers.words.ratings import WORDS
-from raysers.words.respoken import respoken_rows
-from raysers.words.sentence_pairs import RESPOKEN, Pairs
-from raysers.words.sentences import SENTENCES
-from raysers.words.sentiment import sentiment_rows
+from raysers.words.respoken import respoken_rows, respoken_table
+from raysers.words.sentiment import SENTENCES, sentiment_rows
 
 #: What must come out as text: markup, an entity, quotes, another direction, emoji, half a page.
 EVIL = (
@@ -233,34 +231,27 @@ def probed(folder: Path) -> Path:
             | scores
         )
     said = shaped(sentences, SENTENCES)
-    ids = [f"c{i:03d}" for i in range(60)]
+    clips = [f"c{i:03d}" for i in range(60)]
     truth = rng.random((60, 3))
-    pairs = Pairs(
-        clip_id=ids,
-        truth=truth,
-        original={"raysers-base": truth + rng.normal(0, 0.1, (60, 3))},
-        respoken={"raysers-base": truth * 0.3 + rng.normal(0.3, 0.1, (60, 3))},
+    labels, original, respoken = (
+        pa.table(
+            {"clip_id": [f"c{i:03d}" for i in range(60)]} | dict(zip(DIMENSIONS, v.T, strict=True))
+        )
+        for v in (
+            truth,
+            truth + rng.normal(0, 0.1, (60, 3)),
+            truth * 0.3 + rng.normal(0.3, 0.1, (60, 3)),
+        )
     )
-    rows = [*sentiment_rows(said, dataset="made"), *respoken_rows(pairs)]
+    link = dict(zip(clips, clips, strict=True))
+    again = respoken_table(labels, {"raysers-base": original}, {"raysers-base": respoken}, link)
+    rows = [*sentiment_rows(said, dataset="made"), *respoken_rows(again, labels)]
     record(folder, "probe")
     write(folder, "metrics", to_table(rows, "id"))
     write(folder, "words", shaped(words, WORDS))
     write(folder, "sentences", said)
-    write(folder, "respoken", pairs_table(pairs))
+    write(folder, "respoken", again)
     return folder
-
-
-def pairs_table(pairs: Pairs) -> pa.Table:
-    rows = []
-    for model in pairs.original:
-        for i, clip in enumerate(pairs.clip_id):
-            row: dict[str, Any] = {"clip_id": clip, "model": model}
-            for d, name in enumerate(DIMENSIONS):
-                row[name] = pairs.truth[i, d]
-                row[f"{name}_original"] = pairs.original[model][i, d]
-                row[f"{name}_respoken"] = pairs.respoken[model][i, d]
-            rows.append(row)
-    return shaped(rows, RESPOKEN)
 
 
 def fused(folder: Path) -> Path:

@@ -1,7 +1,6 @@
 """Figures 10 and 11 of the report: the probe's own pictures, with the tables they come from.
 
-The pictures are those of `probe_cloud`, `probe_word_chart`, `probe_sentiment_figure` and
-`probe_respoken_figure`; only what a page needs around them is made here.
+The pictures are those of `words.figures`; only what a page needs around them is made here.
 """
 
 from __future__ import annotations
@@ -14,17 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import Row
 from raysers.plotting import Picture, short
 from raysers.report.evidence import ReportData
 from raysers.report.parts import Cell, Chart, Grid, last_part, shown, with_bounds
 from raysers.types import DIMENSIONS
-from raysers.words.cloud import word_cloud
-from raysers.words.respoken_figure import ccc_figure, distribution_figure
-from raysers.words.sentence_pairs import Pairs
-from raysers.words.sentiment_figure import sentiment_figure
-from raysers.words.word_chart import word_chart
+from raysers.words.figures import (
+    ccc_figure,
+    distribution_figure,
+    sentiment_figure,
+    word_chart,
+    word_cloud,
+)
 
 _MOST = 400
 
@@ -71,30 +71,12 @@ def respoken_charts(found: ReportData) -> Iterator[Chart | None]:
     said = "CCC of the original and of the re-spoken clips, by model and dimension."
     yield _chart("figure-11", "agreement with the labels", said, ccc_figure(rows), grid)
     for number, table in enumerate(found.respoken):
-        pairs = pairs_of(table)
         means = [row for row in rows if row.metric in ("mean", "sd", "js_distance")]
         caption = "Mean and spread of the scores, and how far the distributions are apart"
         said = "Distributions of labels, original and re-spoken scores."
-        picture = distribution_figure(pairs, rows)
+        picture = distribution_figure(table, rows)
         own = _row_grid(caption, means)
         yield _chart(f"figure-11-scores-{number}", "distribution of the scores", said, picture, own)
-
-
-def pairs_of(table: pa.Table) -> Pairs:
-    """The pairs a table of `probe_pairs.RESPOKEN` was written from."""
-    rows = table.to_pylist()
-    ids = sorted({row["clip_id"] for row in rows})
-    place = {clip: i for i, clip in enumerate(ids)}
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    truth: Floats = np.full((len(ids), 3), np.nan)
-    original: dict[str, Floats] = {m: np.full((len(ids), 3), np.nan) for m in models}
-    respoken: dict[str, Floats] = {m: np.full((len(ids), 3), np.nan) for m in models}
-    for row in rows:
-        i = place[row["clip_id"]]
-        truth[i] = [_number(row[d]) for d in DIMENSIONS]
-        original[row["model"]][i] = [_number(row[f"{d}_original"]) for d in DIMENSIONS]
-        respoken[row["model"]][i] = [_number(row[f"{d}_respoken"]) for d in DIMENSIONS]
-    return Pairs(clip_id=ids, truth=truth, original=original, respoken=respoken)
 
 
 def _number(value: float | None) -> float:

@@ -43,7 +43,7 @@ from raysers.tuning.trial import command_of
 from raysers.tuning.trials import Report
 from raysers.tuning.values import SEARCHABLE, coerce
 from raysers.words.fusion_flags import FuseTrainFlags
-from raysers.words.probe_flags import ProbeFlags
+from raysers.words.probe import ProbeFlags
 
 #: Folders of a trained model with its scores of the judged clips, and what they are worth.
 SCORED, MEASURED = "judged", "evaluated"

@@ -1,58 +1,157 @@
-"""The tables and pictures of the probe: spoken sentences, rated words, re-spoken clips.
+"""The probe: spoken sentences, rated words and re-spoken clips, as tables and figures.
 
-The clips' scores are outputs of the annotation job in sub-folders; here they are only read, so the
-same command makes tables and pictures again without scoring anything.
+Sentences and clips are spoken by `synthesize` and scored by `annotate` in sub-folders of the
+output, so rerunning the command makes tables and figures again without scoring anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import tyro
 
 from raysers.annotation import AnnotateTask
-from raysers.data.manifest import is_whole, manifest_parts, read_manifest, write_manifest
+from raysers.cli import Output, Uris, as_plain
+from raysers.data.manifest import is_whole, manifest_parts, read_manifest
 from raysers.engine import output as parts
 from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.predictions import read_predictions
-from raysers.evaluation.rows import Row, to_table
-from raysers.evaluation.runs import METRICS_PART
+from raysers.evaluation.rows import Row
 from raysers.io import storage
+from raysers.models.tts import NEUTRAL
 from raysers.plotting import Picture
-from raysers.run import Run
+from raysers.run import Run, absolute_output
 from raysers.types import DIMENSIONS
-from raysers.words import synthesis_flags
-from raysers.words.cloud import require_wordcloud, word_cloud
-from raysers.words.probe_flags import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, ProbeFlags
-from raysers.words.ratings import MOST, WORDS, transcribed_row, word_ratings, word_rows
-from raysers.words.respoken import respoken_rows
-from raysers.words.respoken_figure import ccc_figure, distribution_figure
-from raysers.words.sentence_pairs import RESPOKEN, respoken_pairs
-from raysers.words.sentences import SENTENCES, check_sentiments
-from raysers.words.sentiment import sentiment_rows
-from raysers.words.sentiment_figure import sentiment_figure
+from raysers.words.figures import (
+    ccc_figure,
+    distribution_figure,
+    require_wordcloud,
+    sentiment_figure,
+    word_chart,
+    word_cloud,
+)
+from raysers.words.ratings import LEAST, MOST, WORDS, transcribed_row, word_ratings, word_rows
+from raysers.words.respoken import RESPOKEN, respoken_rows, respoken_table
+from raysers.words.sentiment import SENTENCES, check_sentiments, sentiment_rows
 from raysers.words.speaking import TABLE
-from raysers.words.word_chart import word_chart
+from raysers.words.synthesis_flags import JOB, SynthesizeFlags, check
 
-_LABELS = "labels"
+#: Sub-folders of the output.
+CORPUS, CLIPS = "corpus", "clips"
+SENTENCES_SPOKEN, CLIPS_RESPOKEN = "synthesised/sentences", "synthesised/transcripts"
+#: Flags that change nothing in the tables.
+_NOT_DECIDING = ("output", "workers", "max_failed", "dry_run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFlags:
+    """Flags of this job."""
+
+    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL ...]")]
+    """Models to compare, such as one that was fine-tuned and one that was not."""
+    output: Output
+    """Folder or s3:// prefix for speech, scores, tables and pictures."""
+    data: Uris = ()
+    """Labelled corpus with transcripts: manifests, tables, corpus folders (`raysers index` has
+    --emotion-map for corpora with categories only), or an output of `raysers transcribe`."""
+    split: tuple[str, ...] = ()
+    """Splits of --data; when left out, those for testing, or all clips when none is."""
+    templates: tuple[str, ...] = ("this-is",)
+    """Sentences of known sentiment, as `raysers synthesize` takes them."""
+    texts: str = ""
+    """In place of --templates: a table with the columns text and sentiment."""
+    tts: Literal["espeak", "command"] = "espeak"
+    """Speech synthesizer: espeak-ng, or the program of --tts-command."""
+    tts_command: str = ""
+    """Program and arguments, as `raysers synthesize` takes them."""
+    voice: tuple[str, ...] = (NEUTRAL,)
+    """Voices; each sentence and clip is spoken by all of them."""
+    seed: int = 0
+    """Of the bootstrap, and of random voices."""
+    bootstrap: int = 1000
+    """Draws behind the intervals; 0 leaves them out."""
+    least_occurrences: int = LEAST
+    """Occurrences a word needs to be rated."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the models."""
+    limit: int = 0
+    """Only the first N sentences and the first N clips; 0 takes all."""
+    workers: int = 0
+    """Model workers; 0 uses every GPU, or every CPU when there is none."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print how much there is to speak and to score, and write nothing."""
+    max_failed: float = 0.05
+    """Highest share of failed rows of any step before the job ends with exit code 3."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        own_texts = self.texts and self.templates != ProbeFlags.templates
+        for bad, message in (
+            (not self.model, "--model is empty: give at least one model"),
+            (len(set(self.model)) < len(self.model), "--model has the same model twice"),
+            (not self.output, "--output is empty: give a folder or an s3:// prefix"),
+            (own_texts, "give either --texts or --templates"),
+            (
+                self.split and not self.data,
+                f"--split {' '.join(self.split)}: it chooses clips of --data, which is missing",
+            ),
+            (self.bootstrap < 0, f"--bootstrap is {self.bootstrap}: give 0 (none) or more draws"),
+            (
+                self.least_occurrences < 1,
+                f"--least-occurrences is {self.least_occurrences}: give 1 or more",
+            ),
+        ):
+            if bad:
+                raise ConfigError(message)
+        self.speech(sentences=True).check()  # limit, workers and voices
+
+    def speech(self, *, sentences: bool) -> SynthesizeFlags:
+        """How the sentences, or else the transcripts of the clips, are spoken."""
+        texts = self.texts if sentences else storage.join(self.output, CLIPS)
+        return SynthesizeFlags(
+            texts=texts,
+            templates=() if texts else self.templates,
+            output=storage.join(self.output, SENTENCES_SPOKEN if sentences else CLIPS_RESPOKEN),
+            tts=self.tts,
+            tts_command=self.tts_command,
+            voice=self.voice,
+            seed=self.seed,
+            limit=self.limit if sentences else 0,
+            workers=self.workers,
+            dry_run=self.dry_run,
+            max_failed=self.max_failed,
+        )
+
+    def with_absolute_paths(self) -> ProbeFlags:
+        """The flags, checked, with absolute paths.
+
+        Raises:
+            ConfigError: a flag has an impossible value.
+        """
+        self.check()
+        return replace(
+            self,
+            output=absolute_output(self.output),
+            data=tuple(map(storage.absolute, self.data)),
+            texts=storage.absolute(self.texts) if self.texts else "",
+        )
+
+    @property
+    def sentences(self) -> str:
+        """Name of the sentences in the tables."""
+        named = self.texts.rpartition("/")[2].partition(".")[0]
+        return named if self.texts else "+".join(self.templates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """One model and the outputs of the annotation job with its scores.
-
-    Attributes:
-        model: as it stands in the rows.
-        name: in the names of files.
-        sentences: scores of `SENTENCES_SPOKEN`.
-        clips: scores of `CLIPS`; empty without a corpus.
-        respoken: scores of `CLIPS_RESPOKEN`; empty without a corpus.
-    """
+    """A model, its name in file names, and the annotation outputs with its scores."""
 
     model: str
     name: str
@@ -63,12 +162,12 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One part of the probe: rows of the metrics table, a table, pictures by name."""
+    """One part of the probe: rows of the metrics table, a table, pictures by name, notes."""
 
     rows: list[Row]
     table: pa.Table
-    pictures: Mapping[str, Picture]
-    notes: tuple[str, ...] = ()
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def settings_of(flags: ProbeFlags) -> dict[str, Any]:
@@ -80,7 +179,8 @@ def settings_of(flags: ProbeFlags) -> dict[str, Any]:
     tasks = [AnnotateTask.load(model, dtype=flags.dtype, max_padded_s=0) for model in flags.model]
     if len({task.model for task in tasks}) < len(tasks):
         raise ConfigError("--model has the same model twice")
-    return {**flags.settings, "model_revisions": [task.revision for task in tasks]}
+    deciding = {k: v for k, v in as_plain(flags).items() if k not in _NOT_DECIDING}
+    return {**deciding, "model_revisions": [task.revision for task in tasks]}
 
 
 def planned_sentences(flags: ProbeFlags) -> pa.Table:
@@ -90,8 +190,8 @@ def planned_sentences(flags: ProbeFlags) -> pa.Table:
         ConfigError: they cannot be read, spoken or compared.
     """
     speech = flags.speech(sentences=True)
-    with Run.open(synthesis_flags.JOB, speech.output, table=TABLE, dry_run=True) as run:
-        table = synthesis_flags.check(speech, run).table
+    with Run.open(JOB, speech.output, table=TABLE, dry_run=True) as run:
+        table = check(speech, run).table
     if "sentiment" not in table.column_names:
         raise ConfigError(f"--texts {flags.texts} has no column 'sentiment' to compare by")
     check_sentiments(table["sentiment"].to_pylist())
@@ -99,7 +199,7 @@ def planned_sentences(flags: ProbeFlags) -> pa.Table:
 
 
 def planned_clips(flags: ProbeFlags) -> tuple[pa.Table | None, list[str]]:
-    """The clips of --data that the probe is about, as an earlier run chose them or anew, and notes.
+    """The clips of --data to probe, as an earlier run chose them or anew, and notes.
 
     Raises:
         ConfigError: as `chosen_clips`.
@@ -113,42 +213,25 @@ def planned_clips(flags: ProbeFlags) -> tuple[pa.Table | None, list[str]]:
     return chosen_clips(flags.data, flags.split, flags.limit)
 
 
-def print_plan(flags: ProbeFlags, sentences: int, clips: pa.Table | None) -> None:
-    """How much there is to speak and score, in one line."""
-    models = "1 model" if len(flags.model) == 1 else f"{len(flags.model)} models"
-    line = f"probe: {models}, {sentences:,} sentences"
-    if clips is not None:
-        line += f", {len(transcribed(clips)):,} clips with transcripts (of {len(clips):,})"
-    print(line, flush=True)
-
-
-def write_clips(output: str, clips: pa.Table) -> None:
-    """Write the manifests of the clips, and of the transcribed ones, unless they are there."""
-    for name, manifest in ((CORPUS, clips), (CLIPS, transcribed(clips))):
-        place = storage.join(output, name)
-        if not is_whole(manifest_parts(place)):
-            write_manifest(place, manifest)
-
-
 def chosen_clips(
     data: Sequence[str], split: Sequence[str], limit: int = 0
 ) -> tuple[pa.Table, list[str]]:
-    """The clips of a labelled corpus the probe is about, on the connected cluster, and notes.
+    """The clips of a labelled corpus to probe, and notes.
 
-    Without `split` those are the test splits, or all clips where there is none;
-    of them the first `limit`, or all if that is 0.
+    Without `split` those are the test splits, or all clips where there is none; of them the first
+    `limit`, or all if that is 0.
 
     Raises:
         ConfigError: the corpus cannot be read, has no such split, or no transcripts.
     """
     clips, notes = index_labelled(data)
     known = sorted(set(clips["split"].to_pylist()) - {None})
-    wanted = list(split) or [name for name in known if name.startswith("test")]
-    if unknown := [name for name in wanted if name not in known]:
+    chosen = list(split) or [name for name in known if name.startswith("test")]
+    if unknown := [name for name in chosen if name not in known]:
         has = ", ".join(known) or "none"
         raise ConfigError(f"--split {unknown[0]}: the data have no such split, but {has}")
-    if wanted:
-        clips = clips.filter(pc.is_in(clips["split"], pa.array(wanted)))
+    if chosen:
+        clips = clips.filter(pc.is_in(clips["split"], pa.array(chosen)))
     clips = clips.slice(0, limit or None)
     if not len(transcribed(clips)):
         raise ConfigError(
@@ -159,16 +242,9 @@ def chosen_clips(
 
 
 def transcribed(clips: pa.Table) -> pa.Table:
-    """The clips whose words are known."""
+    """The clips with a transcript that is not blank."""
     said = pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(clips["transcript"], "")))
     return clips.filter(pc.greater(said, 0))
-
-
-def dataset_of(clips: pa.Table) -> tuple[str, str]:
-    """Corpus and split of the clips as the metrics table names them."""
-    corpora = sorted(set(clips["corpus"].to_pylist()) - {None, ""})
-    splits = sorted(set(clips["split"].to_pylist()) - {None, ""})
-    return "+".join(corpora), splits[0] if len(splits) == 1 else "all"
 
 
 def measure(
@@ -176,159 +252,95 @@ def measure(
 ) -> dict[str, Part]:
     """All parts of the probe by name, from the scores in the sub-folders."""
     how = Bootstrap(draws=flags.bootstrap, seed=flags.seed)
-    found = {
-        "sentences": sentences(
-            flags.output, models, dataset=flags.sentences, how=how, run_id=run_id
-        )
-    }
+    found = {"sentences": _sentences(flags, models, how, run_id)}
     if clips is not None:
-        found["words"] = words(
-            clips, models, least=flags.least_occurrences, most=MOST, how=how, run_id=run_id
-        )
-        found["respoken"] = respoken(flags.output, clips, models, how=how, run_id=run_id)
+        found["words"] = _words(clips, models, flags.least_occurrences, how, run_id)
+        found["respoken"] = _respoken(flags.output, clips, models, how, run_id)
     return found
 
 
-def words_to_print(found: Mapping[str, Part]) -> pa.Table | None:
-    """The words as the labels rate them; as the first model does where there are no labels."""
-    rated = found["words"].table if "words" in found else None
-    if rated is None or not len(rated):
-        return None
-    return rated.filter(pc.equal(rated["source"], rated["source"][0]))
-
-
-def sentences(
-    output: str, models: Sequence[Scored], *, dataset: str, how: Bootstrap, run_id: str
-) -> Part:
-    """Scores of the spoken sentences by their sentiment (Figure 10b).
-
-    Args:
-        output: the probe's.
-        models: with the scores of the sentences.
-        dataset: name of the sentences.
-        how: draws and seed of the intervals.
-        run_id: named in the table.
-    """
-    spoken = _spoken(storage.join(output, SENTENCES_SPOKEN))
-    texts, voices = spoken["transcript"], pa.array(_voices(spoken), pa.string())
+def _sentences(flags: ProbeFlags, models: Sequence[Scored], how: Bootstrap, run_id: str) -> Part:
+    """Scores of the spoken sentences by their sentiment (Figure 10b)."""
+    spoken = _spoken(storage.join(flags.output, SENTENCES_SPOKEN))
+    columns = (spoken[name].to_pylist() for name in ("voice", "rate_wpm", "pitch"))
+    # voice with its rate and pitch: what sentences have to share to be compared
+    variants = [" ".join(str(p) for p in v if p is not None) for v in zip(*columns, strict=True)]
+    own = {"text": spoken["transcript"], "voice": pa.array([v or None for v in variants])}
     tables = []
     for one in models:
-        scored = _joined(spoken, _scores(one.sentences))
-        columns = {name: scored[name] for name in scored.column_names}
-        columns |= {"text": texts, "voice": voices}
-        columns |= {
-            "model": _repeated(one.model, len(scored)),
-            "run_id": _repeated(run_id, len(scored)),
-        }
-        nothing = pa.nulls(len(scored))
-        filled = [columns.get(f.name, nothing).cast(f.type) for f in SENTENCES]
+        scored = _with_scores(spoken, _scores(one.sentences))
+        known = {name: scored[name] for name in scored.column_names} | own
+        known |= {"model": pa.array([one.model] * len(scored))}
+        known |= {"run_id": pa.array([run_id] * len(scored), pa.string())}
+        filled = [known.get(f.name, pa.nulls(len(scored))).cast(f.type) for f in SENTENCES]
         tables.append(pa.table(filled, schema=SENTENCES))
     table = pa.concat_tables(tables)
-    rows = sentiment_rows(table, dataset=dataset, bootstrap=how)
+    rows = sentiment_rows(table, dataset=flags.sentences, bootstrap=how)
     return Part(rows=rows, table=table, pictures={"sentiment": sentiment_figure(table, rows)})
 
 
-def words(
-    clips: pa.Table,
-    models: Sequence[Scored],
-    *,
-    least: int,
-    most: int,
-    how: Bootstrap,
-    run_id: str,
+def _words(
+    clips: pa.Table, models: Sequence[Scored], least: int, how: Bootstrap, run_id: str
 ) -> Part:
-    """The words of the corpus as its labels rate them, and as every model does (Figure 10a).
-
-    Args:
-        clips: of `chosen_clips`.
-        models: with the scores of the transcribed ones.
-        least: occurrences a word needs.
-        most: words at each end that are shown.
-        how: draws and seed of the intervals.
-        run_id: named in the table.
-    """
-    dataset, split = dataset_of(clips)
+    """Words of the corpus as its labels and every model rate them (Figure 10a)."""
+    corpora, splits = (sorted(set(clips[n].to_pylist()) - {None, ""}) for n in ("corpus", "split"))
+    subset = {"dataset": "+".join(corpora), "split": splits[0] if len(splits) == 1 else "all"}
     said = transcribed(clips)
     about = said.select(["clip_id", "transcript", "speaker"])
-    rated = {(one.model, one.name): _joined(about, _scores(one.clips)) for one in models}
+    rated = {(one.model, one.name): _with_scores(about, _scores(one.clips)) for one in models}
     notes: list[str] = []
     if said["valence"].null_count < len(said):
-        rated = {(_LABELS, _LABELS): said.drop_columns(["status"]), **rated}
+        rated = {("labels", "labels"): said.drop_columns(["status"]), **rated}
     else:
         notes.append("words: no clip with a transcript has a valence label; only models rate them")
-    rows, tables = [transcribed_row(clips, dataset=dataset, split=split)], []
+    rows, tables = [transcribed_row(clips, **subset)], [WORDS.empty_table()]
     pictures: dict[str, Picture] = {}
     for (source, name), table in rated.items():
         try:
             found = word_ratings(
-                table, source=source, least=least, most=most, bootstrap=how, run_id=run_id
+                table, source=source, least=least, most=MOST, bootstrap=how, run_id=run_id
             )
         except ConfigError as error:  # nothing to rate: no word, or no score
             notes.append(f"words by {source}: {error}")
             continue
-        rows += word_rows(found, dataset=dataset, split=split)
+        rows += word_rows(found, **subset)
         tables.append(found)
         if not len(found):
-            notes.append(f"words: none is said {least} times or more (--least-occurrences)")
+            notes.append(f"words: none occurs {least} times or more (--least-occurrences)")
         pictures |= {f"words-{name}": word_cloud(found), f"word-means-{name}": word_chart(found)}
-    table = pa.concat_tables([WORDS.empty_table(), *tables])
-    return Part(rows=rows, table=table, pictures=pictures, notes=tuple(dict.fromkeys(notes)))
+    notes = list(dict.fromkeys(notes))
+    return Part(rows=rows, table=pa.concat_tables(tables), pictures=pictures, notes=notes)
 
 
-def respoken(
-    output: str, clips: pa.Table, models: Sequence[Scored], *, how: Bootstrap, run_id: str
+def _respoken(
+    output: str, clips: pa.Table, models: Sequence[Scored], how: Bootstrap, run_id: str
 ) -> Part:
-    """Scores of the re-spoken clips beside those of the originals and the labels (10c, 11).
-
-    Args:
-        output: the probe's.
-        clips: of `chosen_clips`.
-        models: with the scores of the transcribed clips, and of the same words spoken again.
-        how: draws and seed of the intervals.
-        run_id: named in the table.
-    """
+    """Scores of the re-spoken clips beside those of the originals and the labels (10c, 11)."""
     spoken = _spoken(storage.join(output, CLIPS_RESPOKEN))
     ids = (spoken[name].to_pylist() for name in ("clip_id", "source_clip_id"))
     try:
-        pairs = respoken_pairs(
+        table = respoken_table(
             clips,
             {one.model: _scores(one.clips) for one in models},
             {one.model: _scores(one.respoken) for one in models},
             dict(zip(*ids, strict=True)),
+            run_id,
         )
     except ConfigError as error:  # all clips of one side failed; their rows say why
-        return Part(rows=[], table=RESPOKEN.empty_table(), pictures={}, notes=(str(error),))
-    rows = respoken_rows(pairs, how)
+        return Part(rows=[], table=RESPOKEN.empty_table(), notes=(str(error),))
+    rows = respoken_rows(table, clips, how)
     pictures = {
-        "respoken-distribution": distribution_figure(pairs, rows),
+        "respoken-distribution": distribution_figure(table, rows),
         "respoken-ccc": ccc_figure(rows),
     }
-    return Part(rows=rows, table=pairs.table(run_id), pictures=pictures)
-
-
-def write(run: Run, rows: Sequence[Row], found: Mapping[str, Part]) -> list[str]:
-    """Write metrics, tables and pictures; returns the names of the pictures.
-
-    Raises:
-        WriteError: the output cannot be written.
-    """
-    output, written = run.output, []
-    parts.write_part(storage.join(output, METRICS_PART), to_table(rows, run.run_id))
-    for name, part in found.items():
-        parts.write_part(storage.join(output, name, "part-00000.parquet"), part.table)
-        for picture, files in part.pictures.items():
-            for suffix, data in files.items():
-                storage.write_atomic(storage.join(output, f"{picture}.{suffix}"), data)
-                written.append(f"{picture}.{suffix}")
-    return written
+    return Part(rows=rows, table=table, pictures=pictures)
 
 
 def _scores(folder: str) -> pa.Table:
-    wanted = ["clip_id", "status", *DIMENSIONS]
-    return read_predictions(folder).table.select(wanted)
+    return read_predictions(folder).table.select(["clip_id", "status", *DIMENSIONS])
 
 
-def _joined(clips: pa.Table, scores: pa.Table) -> pa.Table:
+def _with_scores(clips: pa.Table, scores: pa.Table) -> pa.Table:
     """The clips with their scores, in the clips' order; every one has a row."""
     place = pc.index_in(clips["clip_id"], value_set=scores["clip_id"].combine_chunks())
     found = scores.select(["status", *DIMENSIONS]).take(place)
@@ -339,19 +351,8 @@ def _joined(clips: pa.Table, scores: pa.Table) -> pa.Table:
 
 
 def _spoken(folder: str) -> pa.Table:
-    """The manifest of a synthesis, with what it carries beyond a manifest's own columns."""
+    """The manifest of a synthesis, with the columns beyond a manifest's own."""
     found = [parts.read_part(uri) for uri in manifest_parts(folder)]
     if not found or None in found:
         raise RaysersError(f"{folder} has no manifest: was it removed?")
     return pa.concat_tables(found)
-
-
-def _voices(spoken: pa.Table) -> list[str | None]:
-    """Voice with its rate and pitch: what sentences have to share to be compared."""
-    columns = (spoken[name].to_pylist() for name in ("voice", "rate_wpm", "pitch"))
-    variants = zip(*columns, strict=True)
-    return [" ".join(str(part) for part in how if part is not None) or None for how in variants]
-
-
-def _repeated(value: str, rows: int) -> pa.Array:
-    return pa.array([value] * rows, pa.string())

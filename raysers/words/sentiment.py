@@ -1,74 +1,88 @@
-"""Do models hear what is said: scores of sentences by sentiment (section 5.3, Figure 10b).
+"""Spoken sentences of known sentiment: does the text move the scores? (section 5.3, Figure 10b).
 
-The voice is neutral, so what differs between the sentiments is the words. ser-tests asks another
-question of such scores, whether the shift is the same in every language, with separate limits.
+The voice is neutral, so sentiments differ in the text alone. Sentences pair up by what they share
+besides the word that carries the sentiment: template, slot and voice make a block. The bootstrap
+resamples words and blocks, so an interval covers other words, templates and voices; what exists
+once stays fixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from statistics import fmean
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raysers.errors import ConfigError
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.rows import NAN, Row
-from raysers.types import DIMENSIONS
-from raysers.words.probe_numbers import paper_sentence, threshold
-from raysers.words.sentences import ALL_OF_THEM, BINS, SENTIMENTS, Means, Sentences, by_model, means
-from raysers.words.tokens import folded
+from raysers.evaluation.paper import paper_model, paper_numbers
+from raysers.evaluation.rows import NAN, Row, dimension_rows
+from raysers.evaluation.scores import Subset
+from raysers.seeding import generator
+from raysers.types import DIMENSIONS, Status
+from raysers.words.ratings import described, folded, tokens
 
-_NEGATIVE, _NEUTRAL, _POSITIVE = range(ALL_OF_THEM)
+SENTIMENTS = ("negative", "neutral", "positive")
+_NEGATIVE, _NEUTRAL, _POSITIVE, _ALL = range(4)
+_NAMES = (*SENTIMENTS, "all")
+_SPELLINGS = {"-1": "negative", "0": "neutral", "1": "positive"} | {s: s for s in SENTIMENTS}
 #: Differences of two groups of sentences: sentiments, and each against all of them.
 _SHIFTS = (
     (_POSITIVE, _NEUTRAL),
     (_NEGATIVE, _NEUTRAL),
     (_POSITIVE, _NEGATIVE),
-    *((s, ALL_OF_THEM) for s in (_POSITIVE, _NEUTRAL, _NEGATIVE)),
+    (_POSITIVE, _ALL),
+    (_NEUTRAL, _ALL),
+    (_NEGATIVE, _ALL),
 )
-_NAMES = (*SENTIMENTS, "all")
+#: Bins of ser-tests; the outer ones are open, and the upper edge belongs to a bin.
+_EDGES = (0.25, 0.5, 0.75)
+_BINS = ("0.00_0.25", "0.25_0.50", "0.50_0.75", "0.75_1.00")
+_BLOCK = ["language", "template", "slot", "voice", "rate_wpm", "pitch"]
+_SCORES = list(DIMENSIONS)
+
+#: Scores of spoken sentences, one sentence, voice and model a row.
+SENTENCES = pa.schema(
+    [
+        described("text", pa.string(), "the sentence"),
+        described("sentiment", pa.string(), "positive, neutral or negative"),
+        described("template", pa.string(), "template of the sentence; null: written out"),
+        described("word", pa.string(), "word that carries the sentiment; null: unknown"),
+        described("slot", pa.string(), "what else fills the template; null: nothing"),
+        described("voice", pa.string(), "voice; its rate and pitch too, where they vary"),
+        described("language", pa.string(), "language of the sentence"),
+        described("clip_id", pa.string(), "the spoken clip"),
+        *(described(name, pa.float32(), f"predicted {name}, about 0..1") for name in DIMENSIONS),
+        described("model", pa.string(), "model that scored it"),
+        described("run_id", pa.string(), "run that wrote the row"),
+    ]
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """What rows are about, and the group of sentences they belong to."""
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """Of the three sentiments and of all sentences; leading axes are bootstrap draws.
 
-    model: str
-    dataset: str
-    split: str
-    group: str
-    prefix: str = ""
+    `mean` [..., 4, 3], `bins` [..., 4, 3, 4] (share of the scores in each bin), `n` [..., 4, 3].
+    """
 
-    def rows(
-        self,
-        metric: str,
-        value: str,
-        found: Floats,
-        n: NDArray[np.int64],
-        bounds: tuple[Floats, Floats] | None = None,
-    ) -> Iterator[Row]:
-        """A row for every dimension, arrays [3], where there are sentences and a figure."""
-        low, high = bounds or (np.full(3, NAN), np.full(3, NAN))
-        for d, dimension in enumerate(DIMENSIONS):
-            if n[d] and np.isfinite(found[d]):
-                yield Row(
-                    model=self.model,
-                    dataset=self.dataset,
-                    split=self.split,
-                    group=self.group,
-                    group_value=self.prefix + value,
-                    dimension=dimension,
-                    metric=metric,
-                    value=float(found[d]),
-                    ci_low=float(low[d]),
-                    ci_high=float(high[d]),
-                    n=int(n[d]),
-                    paper=paper_sentence(value, dimension) if self.group == "text" else NAN,
-                )
+    mean: Floats
+    bins: Floats
+    n: Floats
+
+    def bin_shift(self, s: int) -> Floats:
+        """Share of every bin among a sentiment minus that among all, [..., 3, 4]."""
+        return np.asarray(self.bins[..., s, :, :] - self.bins[..., _ALL, :, :], np.float64)
 
 
 def sentiment_rows(
@@ -88,9 +102,9 @@ def sentiment_rows(
     By "text": `sentence_score`, the mean over voices of the sentences the paper names.
 
     Args:
-        table: like `probe_sentences.SENTENCES`; only the texts, sentiments and scores are needed.
-        dataset: named in the rows.
-        split: named in the rows.
+        table: like `SENTENCES`; only texts, sentiments and scores are needed.
+        dataset: written into the rows.
+        split: written into the rows.
         bootstrap: draws and seed of the intervals.
 
     Raises:
@@ -99,117 +113,250 @@ def sentiment_rows(
     how = bootstrap or Bootstrap()
     rows: list[Row] = []
     for model, sentences in by_model(table):
-        place = _Place(model=model, dataset=dataset, split=split, group="sentiment")
-        rows += _overall_rows(place, means(sentences, how, (dataset, split, "")))
-        rows += _language_rows(place, sentences, how)
-        rows += _text_rows(place, sentences)
+        whole = Subset(dataset=dataset, split=split, group="sentiment", rows=np.arange(0))
+        rows += _overall_rows(whole, model, *_figures(sentences, how, (dataset, split, "")))
+        rows += _language_rows(replace(whole, group="language"), model, sentences, how)
+        rows += _text_rows(replace(whole, group="text"), model, sentences)
     return rows
 
 
-def _overall_rows(place: _Place, found: Means) -> Iterator[Row]:
-    low, high = interval(found.drawn_mean)
-    for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
-        bounds = low[s], high[s]
-        yield from place.rows("sentiment_mean", _NAMES[s], found.mean[s], found.n[s], bounds)
-    yield from _shift_rows(place, found, _SHIFTS)
-    for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
-        shift, drawn = (_against_all(of, s) for of in (found.bins, found.drawn_bins))
-        low, high = interval(drawn)
-        for b, name in enumerate(BINS):
-            metric, bounds = f"bin_proportion_shift_{name}", (low[:, b], high[:, b])
-            yield from place.rows(metric, _shift_name(s), shift[:, b], found.n[s], bounds)
+def by_model(table: pa.Table) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Scored sentences of every model, models in alphabetical order.
+
+    Returns:
+        Model and frame: the columns of `table`, empty texts for nulls; `sentiment` is the index
+        into `SENTIMENTS`, `said` and `block` are numbers of the word and of the block. Its order
+        does not depend on the table's.
+
+    Raises:
+        ConfigError: a column is missing, or a sentiment is none of the three.
+    """
+    if lacking := [n for n in ("text", "sentiment", *_SCORES) if n not in table.column_names]:
+        raise ConfigError(f"sentences need the columns text, sentiment, scores; lacking: {lacking}")
+    texts = {
+        name: ["" if v is None else str(v) for v in table[name].to_pylist()]
+        if name in table.column_names
+        else ""
+        for name in ("text", "sentiment", "word", "model", *_BLOCK)
+    }
+    frame = pd.DataFrame(texts).astype(object)
+    frame[_SCORES] = table.select(_SCORES).to_pandas().astype(np.float64)
+    if "status" in table.column_names:
+        frame = frame[np.array(table["status"].to_pylist(), object) == str(Status.OK)]
+    frame["sentiment"] = frame["sentiment"].map(_sentiment)
+    frame["said"] = [folded(w or t) for w, t in zip(frame["word"], frame["text"], strict=True)]
+    order = ["sentiment", "language", "said", *_BLOCK[1:], "text", *_SCORES]
+    for model, own in frame.sort_values(order).groupby("model"):
+        numbered = own.reset_index(drop=True)
+        numbered["said"] = numbered.groupby(["sentiment", "language", "said"]).ngroup()
+        numbered["block"] = numbered.groupby(_BLOCK).ngroup()
+        yield str(model), numbered
 
 
-def _shift_rows(place: _Place, found: Means, shifts: Sequence[tuple[int, int]]) -> Iterator[Row]:
-    for one, other in shifts:
-        n = found.n[one] + np.where(other == ALL_OF_THEM, 0, found.n[other])
-        bounds = interval(found.drawn_mean[:, one] - found.drawn_mean[:, other])
+def check_sentiments(values: Iterable[str | None]) -> None:
+    """Raises ConfigError for the first that is not positive, neutral or negative."""
+    for value in dict.fromkeys(values):
+        _sentiment(value or "")
+
+
+def _sentiment(value: str) -> int:
+    name = _SPELLINGS.get(value.strip().lower())
+    if name is None:
+        raise ConfigError(f"--texts: sentiment {value!r}: it must be positive, neutral or negative")
+    return SENTIMENTS.index(name)
+
+
+def _figures(
+    sentences: pd.DataFrame, how: Bootstrap, key: tuple[str, ...]
+) -> tuple[_Figures, _Figures]:
+    """Figures of the sentences, and of their bootstrap draws, which `key` names."""
+    scores = sentences[_SCORES].to_numpy(np.float64)
+    there = np.isfinite(scores)
+    filled = np.where(there, scores, 0.0)
+    place = np.searchsorted(_EDGES, np.round(filled, 2), side="left")
+    bins = (place[..., None] == np.arange(len(_BINS))) & there[..., None]
+    columns = np.concatenate([filled[..., None], there[..., None], bins], axis=-1)  # [n, 3, 6]
+    member = sentences["sentiment"].to_numpy()[:, None] == np.arange(_ALL)
+    parted = (member[:, :, None, None] * columns[:, None]).reshape(len(scores), -1)
+
+    def of(weights: Floats) -> _Figures:
+        sums = (weights @ parted).reshape(len(weights), _ALL, *columns.shape[1:])
+        sums = np.concatenate([sums, sums.sum(axis=1, keepdims=True)], axis=1)
+        count = sums[..., 1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return _Figures(sums[..., 0] / count, sums[..., 2:] / count[..., None], count)
+
+    one = of(np.ones((1, len(scores))))
+    drawn = of(_weights(sentences, how.draws, generator(how.seed, "sentiment", *key)))
+    return _Figures(one.mean[0], one.bins[0], one.n[0]), drawn
+
+
+def _weights(sentences: pd.DataFrame, draws: int, rng: np.random.Generator) -> Floats:
+    """How often every sentence is in each draw, [draws, n]; no draws when nothing varies."""
+    sentiment, said = sentences["sentiment"].to_numpy(), sentences["said"].to_numpy()
+    blocks = sentences["block"].nunique() > 1
+    # whole sentences belong to their block, and are drawn with it
+    words = not blocks or bool(sentences["word"].any())
+    words = words and bool((sentences.groupby("sentiment")["said"].nunique() > 1).all())
+    weights: Floats = np.ones((draws if blocks or words else 0, len(sentences)))
+    if blocks:
+        weights *= _times_drawn(sentences["block"].to_numpy(), len(weights), rng)
+    for s in range(_ALL) if words else ():
+        mine = np.flatnonzero(sentiment == s)
+        if len(mine):
+            weights[:, mine] *= _times_drawn(said[mine], len(weights), rng)
+    return weights
+
+
+def _times_drawn(unit: NDArray[np.intp], draws: int, rng: np.random.Generator) -> Floats:
+    """How often the unit of every sentence is drawn, [draws, n]; as many units as there are."""
+    names, place = np.unique(unit, return_inverse=True)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    return np.asarray(counts[:, place], np.float64)
+
+
+def _rows(
+    cell: Subset,
+    model: str,
+    metric: str,
+    value: Floats,
+    n: Floats,
+    bounds: tuple[Floats, Floats] | None = None,
+) -> Iterator[Row]:
+    """A row for every dimension with sentences and a defined figure, arrays [3]."""
+    for row in dimension_rows(cell, model, metric, value, n.astype(np.int64), bounds):
+        if np.isfinite(row.value):
+            yield row
+
+
+def _overall_rows(cell: Subset, model: str, found: _Figures, drawn: _Figures) -> Iterator[Row]:
+    low, high = interval(drawn.mean)
+    for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
+        own = replace(cell, group_value=_NAMES[s])
+        yield from _rows(own, model, "sentiment_mean", found.mean[s], found.n[s], (low[s], high[s]))
+    yield from _shift_rows(cell, model, found, drawn)
+    for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
+        own = replace(cell, group_value=f"{_NAMES[s]} - all")
+        low, high = interval(drawn.bin_shift(s))
+        for b, name in enumerate(_BINS):
+            value, metric = found.bin_shift(s)[:, b], f"bin_proportion_shift_{name}"
+            yield from _rows(own, model, metric, value, found.n[s], (low[:, b], high[:, b]))
+
+
+def _shift_rows(
+    cell: Subset, model: str, found: _Figures, drawn: _Figures, prefix: str = ""
+) -> Iterator[Row]:
+    for one, other in _SHIFTS:
+        own = replace(cell, group_value=f"{prefix}{_NAMES[one]} - {_NAMES[other]}")
+        n = found.n[one] + (0 if other == _ALL else found.n[other])
+        bounds = interval(drawn.mean[:, one] - drawn.mean[:, other])
         shift = found.mean[one] - found.mean[other]
-        yield from place.rows("mean_shift", _shift_name(one, other), shift, n, bounds)
+        yield from _rows(own, model, "mean_shift", shift, n, bounds)
 
 
-def _shift_name(one: int, other: int = ALL_OF_THEM) -> str:
-    return f"{_NAMES[one]} - {_NAMES[other]}"
-
-
-def _against_all(bins: Floats, sentiment: int) -> Floats:
-    """Share of every bin among a sentiment minus that among all, [..., 4, 3, 4] -> [..., 3, 4]."""
-    return np.asarray(bins[..., sentiment, :, :] - bins[..., ALL_OF_THEM, :, :], np.float64)
-
-
-def _language_rows(place: _Place, sentences: Sentences, how: Bootstrap) -> Iterator[Row]:
-    languages = sorted(set(sentences.language.tolist()) - {""})
+def _language_rows(
+    cell: Subset, model: str, sentences: pd.DataFrame, how: Bootstrap
+) -> Iterator[Row]:
+    languages = sorted(set(sentences["language"]) - {""})
     if len(languages) < 2:
         return
     found = {
-        name: means(sentences.of(name), how, (place.dataset, place.split, name))
+        name: _figures(
+            sentences[sentences["language"] == name], how, (cell.dataset, cell.split, name)
+        )
         for name in languages
     }
-    for name in languages:
-        of = _Place(
-            model=place.model,
-            dataset=place.dataset,
-            split=place.split,
-            group="language",
-            prefix=f"{name}, ",
-        )
-        yield from _shift_rows(of, found[name], _SHIFTS)
+    shared = min(len(drawn.mean) for _, drawn in found.values())
+    for number, name in enumerate(languages):
+        figures, drawn = found[name]
+        yield from _shift_rows(cell, model, figures, drawn, f"{name}, ")
         for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
-            yield from _difference_rows(of, found, name, s)
-
-
-def _difference_rows(
-    place: _Place, found: Mapping[str, Means], language: str, s: int
-) -> Iterator[Row]:
-    mine = found[language]
-    shifts, drawn = (
-        np.stack([of[..., s, :] - of[..., ALL_OF_THEM, :] for of in parts])
-        for parts in (
-            [f.mean for f in found.values()],
-            _equal_draws([f.drawn_mean for f in found.values()]),
-        )
-    )
-    own = list(found).index(language)
-    bounds = interval(drawn[own] - drawn.mean(axis=0))
-    difference = shifts[own] - shifts.mean(axis=0)
-    metric = "mean_shift_difference"
-    yield from place.rows(metric, _NAMES[s], difference, mine.n[s], bounds)
-    yield from _passed(place, metric, s, difference, mine.n[s], threshold(metric))
-    bins = np.stack([_against_all(f.bins, s) for f in found.values()])
-    total = np.sum([np.nan_to_num(f.bins[s] * f.n[s][:, None]) for f in found.values()], axis=0)
-    enough = np.round(total) >= threshold("fewest_in_bin")
-    shift = np.where(enough, bins[own] - bins.mean(axis=0), np.nan)
-    metric = "bin_proportion_shift_difference"
-    for b, name in enumerate(BINS):
-        yield from place.rows(f"{metric}_{name}", _NAMES[s], shift[:, b], mine.n[s])
-        limit = threshold(metric)
-        yield from _passed(place, f"{metric}_{name}", s, shift[:, b], mine.n[s], limit)
-
-
-def _equal_draws(drawn: Sequence[Floats]) -> list[Floats]:
-    """As many draws of every language; none when one of them cannot be drawn."""
-    fewest = min(len(of) for of in drawn)
-    return [of[:fewest] for of in drawn]
+            own = replace(cell, group_value=f"{name}, {_NAMES[s]}")
+            shifts = np.stack([f.mean[s] - f.mean[_ALL] for f, _ in found.values()])
+            of_draws = np.stack(
+                [(d.mean[:, s] - d.mean[:, _ALL])[:shared] for _, d in found.values()]
+            )
+            bounds = interval(of_draws[number] - of_draws.mean(axis=0))
+            off, metric = shifts[number] - shifts.mean(axis=0), "mean_shift_difference"
+            yield from _rows(own, model, metric, off, figures.n[s], bounds)
+            yield from _passed(own, model, metric, off, figures.n[s], threshold(metric))
+            bins = np.stack([f.bin_shift(s) for f, _ in found.values()])
+            total = sum(np.nan_to_num(f.bins[s] * f.n[s][:, None]) for f, _ in found.values())
+            enough = np.round(total) >= threshold("fewest_in_bin")
+            bin_off = np.where(enough, bins[number] - bins.mean(axis=0), np.nan)
+            limit = threshold("bin_proportion_shift_difference")
+            for b, bin_name in enumerate(_BINS):
+                metric = f"bin_proportion_shift_difference_{bin_name}"
+                yield from _rows(own, model, metric, bin_off[:, b], figures.n[s])
+                yield from _passed(own, model, metric, bin_off[:, b], figures.n[s], limit)
 
 
 def _passed(
-    place: _Place, metric: str, s: int, difference: Floats, n: NDArray[np.int64], limit: float
+    cell: Subset, model: str, metric: str, off: Floats, n: Floats, limit: float
 ) -> Iterator[Row]:
-    within = np.abs(np.round(difference, 2)) < limit
-    value = np.where(np.isfinite(difference), within.astype(np.float64), np.nan)
-    yield from place.rows(f"{metric}_passed", _NAMES[s], value, n)
+    within = np.where(np.isfinite(off), np.abs(np.round(off, 2)) < limit, np.nan)
+    yield from _rows(cell, model, f"{metric}_passed", within.astype(np.float64), n)
 
 
-def _text_rows(place: _Place, sentences: Sentences) -> Iterator[Row]:
-    named = [np.isfinite(paper_sentence(text, "valence")) for text in sentences.text]
-    by_text: dict[str, list[int]] = {}
-    for row in np.flatnonzero(named).tolist():
-        by_text.setdefault(folded(sentences.text[row].strip()), []).append(row)
-    of = _Place(model=place.model, dataset=place.dataset, split=place.split, group="text")
-    for rows in by_text.values():
-        scores = sentences.scores[rows]
-        there = np.isfinite(scores)
-        total = np.where(there, scores, 0.0).sum(axis=0)
-        n = there.sum(axis=0)
-        mean = np.where(n > 0, total / np.maximum(n, 1), np.nan)
-        yield from of.rows("sentence_score", sentences.text[rows[0]].strip(), mean, n)
+def _text_rows(cell: Subset, model: str, sentences: pd.DataFrame) -> Iterator[Row]:
+    named = sentences[[np.isfinite(paper_sentence(t, "valence")) for t in sentences["text"]]]
+    same = named["text"].map(lambda text: folded(text.strip()))
+    for _, found in named.groupby(same, sort=False):
+        text = found["text"].iloc[0].strip()
+        scores = found[_SCORES]
+        mean, n = scores.mean().to_numpy(), scores.count().to_numpy(np.float64)
+        own = replace(cell, group_value=text)
+        for row in _rows(own, model, "sentence_score", mean, n):
+            yield replace(row, paper=paper_sentence(text, row.dimension))
+
+
+@cache
+def _document() -> Mapping[str, Any]:
+    text = resources.files("raysers").joinpath("assets/probe_numbers.json").read_text("utf-8")
+    document: Mapping[str, Any] = json.loads(text)
+    return document
+
+
+def threshold(name: str) -> float:
+    """ser-tests' limit of a difference between languages, or the fewest sentences of a bin."""
+    return float(_document()["thresholds"][name])
+
+
+def paper_sentence(text: str, dimension: str) -> float:
+    """The paper's valence of a spoken sentence (its 24-layer w2v2-L-robust); NaN if none.
+
+    >>> paper_sentence("this is wonderful", "valence")
+    0.816
+    """
+
+    def words(text: str) -> list[str]:
+        return [folded(word) for word in tokens(text)]
+
+    known = _document()["paper"]["sentences"].items() if dimension == "valence" else ()
+    return next((float(value) for name, value in known if words(name) == words(text)), NAN)
+
+
+def ser_tests_shift(
+    sentiment: str, dimension: str, *, language: str = "en", model: str = "", what: str = "shift"
+) -> float:
+    """Published mean of a sentiment minus mean of all sentences of the language.
+
+    Args:
+        sentiment: positive, neutral or negative.
+        dimension: one of the three.
+        language: de, en, es, fr, it, ja, pt or zh.
+        model: as in a result; empty, or one unknown to ser-tests: mean of the paper's eight.
+        what: `shift`, or `difference` from the mean shift of the eight languages.
+
+    Returns:
+        The figure, to 2 decimals for a single model; NaN where ser-tests has none.
+    """
+    wanted = (language, sentiment, dimension)
+    rows = _document()["ser_tests"]
+    of = next((r for r in rows if (r["language"], r["sentiment"], r["dimension"]) == wanted), None)
+    if of is None:
+        return NAN
+    mine = paper_model(model) if model else ""
+    names = [mine] if mine in of[what] else list(paper_numbers().models.values())
+    values = [of[what][name] for name in names if name in of[what]]
+    return fmean(values) if values else NAN

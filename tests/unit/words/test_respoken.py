@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,15 @@ from raysers.errors import ConfigError
 from raysers.evaluation.correctness import correctness_rows
 from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.metrics import ccc
-from raysers.words.respoken import histogram, jensen_shannon, respoken_rows
-from raysers.words.sentence_pairs import RESPOKEN, Pairs, respoken_pairs
+from raysers.evaluation.scores import Scores
+from raysers.types import DIMENSIONS
+from raysers.words.respoken import (
+    RESPOKEN,
+    histogram,
+    jensen_shannon,
+    respoken_rows,
+    respoken_table,
+)
 from tests.unit.evaluation.worlds import only
 
 FEW = Bootstrap(draws=100)
@@ -29,30 +37,41 @@ def scored(ids, values, **more) -> pa.Table:
     return pa.table({"clip_id": list(ids), **columns, **more})
 
 
-def world(clips=90, seed=1) -> Pairs:
-    rng = np.random.default_rng(seed)
-    truth = rng.beta(4, 4, (clips, 3))
-    ids = tuple(f"c{i:03d}" for i in range(clips))
+@pytest.fixture(scope="module")
+def world() -> SimpleNamespace:
+    """90 clips of 9 speakers; model "a" uses the text a little, "b" not at all."""
+    rng = np.random.default_rng(1)
+    truth = rng.beta(4, 4, (90, 3)).astype(np.float32)
     original = {m: truth + rng.normal(0, s, truth.shape) for m, s in (("a", 0.05), ("b", 0.15))}
     respoken = {
         "a": 0.4 + np.array([0, 0, 0.6]) * (truth - 0.5) + rng.normal(0, 0.03, truth.shape),
         "b": 0.5 + rng.normal(0, 0.03, truth.shape),
     }
-    return Pairs(
-        clip_id=ids,
-        truth=truth,
-        original=original,
-        respoken=respoken,
-        columns={
-            "speaker": [f"s{i % 9}" for i in range(clips)],
-            "corpus": ["made"] * clips,
-            "split": ["test"] * clips,
-        },
+    original, respoken = (
+        {m: v.astype(np.float32) for m, v in side.items()} for side in (original, respoken)
+    )
+    ids = [f"c{i:03d}" for i in range(90)]
+    known = {"speaker": [f"s{i % 9}" for i in range(90)], "corpus": ["made"] * 90}
+
+    def table(values, **more):
+        return pa.table({"clip_id": ids} | dict(zip(DIMENSIONS, values.T, strict=True)) | more)
+
+    labels = table(truth, split=["test"] * 90, **known)
+    sides = ({m: table(v) for m, v in side.items()} for side in (original, respoken))
+    found = respoken_table(labels, *sides, dict(zip(ids, ids, strict=True)))
+    rows = respoken_rows(found, labels, FEW)
+    columns = {name: labels[name].to_pylist() for name in ("speaker", "corpus", "split")}
+    scores = {
+        side: Scores(clip_id=ids, truth=truth, predictions=predictions, columns=columns)
+        for side, predictions in (("original", original), ("respoken", respoken))
+    }
+    return SimpleNamespace(
+        rows=rows, scores=scores, truth=truth, original=original, respoken=respoken
     )
 
 
 def test_clips_are_linked_and_voices_averaged():
-    labels = scored(["x", "y", "z"], [0.1, 0.5, 0.9], speaker=["s1", "s2", "s3"])
+    labels = scored(["x", "y", "z"], [0.1, 0.5, 0.9])
     original = scored(["z", "y", "x"], [0.8, 0.5, 0.2], status=["ok", "ok", "ok"])
     again = scored(
         ["x-1", "x-2", "y-1", "y-2", "z-1", "stray"],
@@ -60,24 +79,24 @@ def test_clips_are_linked_and_voices_averaged():
         status=["ok", "ok", "ok", "model_error", "too_short", "ok"],
     )
     link = {f"{clip}-{voice}": clip for clip in "xyz" for voice in "12"} | {"stray": "elsewhere"}
-    found = respoken_pairs(labels, {"m": original, "other": original}, {"m": again}, link)
-    assert list(found.clip_id) == ["x", "y"]  # z failed when it was re-spoken
-    assert found.respoken["m"][:, 2] == pytest.approx([0.4, 0.6])
-    assert found.original["m"][:, 2] == pytest.approx([0.2, 0.5])
-    assert found.truth[:, 2] == pytest.approx([0.1, 0.5])
-    assert found.columns["speaker"] == ["s1", "s2"]
-    table = found.table("run")
-    assert table.schema.equals(RESPOKEN)
-    assert table["valence_respoken"].to_pylist() == pytest.approx([0.4, 0.6])
-    assert table["model"].to_pylist() == ["m", "m"]
+    found = respoken_table(labels, {"m": original, "other": original}, {"m": again}, link, "run")
+    assert found.schema.equals(RESPOKEN)
+    assert found["clip_id"].to_pylist() == ["x", "y"]  # z failed when it was re-spoken
+    for column, values in (
+        ("valence_respoken", [0.4, 0.6]),
+        ("valence_original", [0.2, 0.5]),
+        ("valence", [0.1, 0.5]),
+    ):
+        assert found[column].to_pylist() == pytest.approx(values)
+    assert found["model"].to_pylist() == ["m", "m"]
 
 
 def test_nothing_in_common_is_refused():
     labels = scored(["x"], [0.1])
     with pytest.raises(ConfigError, match="no clip has scores of both"):
-        respoken_pairs(labels, {"m": labels}, {"m": scored(["r"], [0.2])}, {"r": "elsewhere"})
+        respoken_table(labels, {"m": labels}, {"m": scored(["r"], [0.2])}, {"r": "elsewhere"})
     with pytest.raises(ConfigError, match="no clip has scores of both"):
-        respoken_pairs(labels, {"m": labels}, {"n": labels}, {"x": "x"})
+        respoken_table(labels, {"m": labels}, {"n": labels}, {"x": "x"})
 
 
 @given(
@@ -101,29 +120,26 @@ def test_distance_ends_and_bins():
     assert histogram(values).sum() == 5
 
 
-def test_both_sides_have_the_ccc_that_an_evaluation_gives_them():
-    found = world()
-    rows = respoken_rows(found, FEW)
-    for side, predictions in (("original", found.original), ("respoken", found.respoken)):
-        plain = correctness_rows(found.scores(predictions), draws=100)
+def test_both_sides_have_the_ccc_that_an_evaluation_gives_them(world):
+    for side, scores in world.scores.items():
+        plain = correctness_rows(scores, draws=100)
         for metric in ("ccc", "pearson", "mae"):
             for model in "ab":
                 which = {"metric": metric, "model": model, "dimension": "valence", "n": 90}
-                ours = only(rows, group="speech", group_value=side, **which)
+                ours = only(world.rows, group="speech", group_value=side, **which)
                 theirs = only(plain, **which)
                 assert ours.value == theirs.value
-                assert (ours.ci_low, ours.ci_high) == (theirs.ci_low, theirs.ci_high)
+                bounds = pytest.approx((theirs.ci_low, theirs.ci_high), abs=1e-9)
+                assert (ours.ci_low, ours.ci_high) == bounds
 
 
-def test_what_is_compared_with_what():
-    found = world()
-    rows = respoken_rows(found, FEW)
+def test_what_is_compared_with_what(world):
 
     def of(model, group_value, metric, dimension="valence"):
         which = {"group": "speech", "model": model, "group_value": group_value}
-        return only(rows, metric=metric, dimension=dimension, **which)
+        return only(world.rows, metric=metric, dimension=dimension, **which)
 
-    before, after = found.original["a"][:, 2], found.respoken["a"][:, 2]
+    before, after = world.original["a"][:, 2], world.respoken["a"][:, 2]
     assert of("a", "respoken, original", "ccc").value == pytest.approx(ccc(before, after))
     assert of("a", "respoken - original", "mean_shift").value == pytest.approx(
         after.mean() - before.mean()
@@ -135,7 +151,7 @@ def test_what_is_compared_with_what():
     assert lost.ci_low < lost.value < lost.ci_high < 0
     assert of("a", "respoken", "sd").value == pytest.approx(after.std())
     assert of("a", "respoken", "mean").value == pytest.approx(after.mean())
-    assert of("a", "labels", "mean").value == pytest.approx(found.truth[:, 2].mean())
+    assert of("a", "labels", "mean").value == pytest.approx(world.truth[:, 2].mean())
     edges = [-10, *np.arange(1, 10) / 10, 10]
     counts = [np.histogram(side, edges)[0] for side in (after, before)]
     distance = of("a", "respoken, original", "js_distance")

@@ -11,8 +11,7 @@ import pytest
 
 from raysers.errors import ConfigError
 from raysers.evaluation.draws import Bootstrap
-from raysers.words.probe_numbers import ser_tests_shift
-from raysers.words.sentiment import sentiment_rows
+from raysers.words.sentiment import sentiment_rows, ser_tests_shift
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.evaluation.worlds import only
 
