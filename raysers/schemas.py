@@ -45,6 +45,9 @@ LABEL_FIELDS = (
     *(_field(name, pa.float32(), f"{name} label", "0..1") for name in DIMENSIONS),
 )
 
+#: Channel that a clip is of; only in tables of runs that do not take the mean of all.
+CHANNEL = _field("channel", pa.int32(), "channel of the file, from 1; null: the mean of all")
+
 MANIFEST = pa.schema(
     [
         *CLIP_FIELDS,

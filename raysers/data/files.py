@@ -9,8 +9,6 @@ import codecs
 import csv
 import io
 import math
-import re
-import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -19,8 +17,16 @@ import yaml
 
 from raysers.errors import ConfigError, ObjectMissing, StorageError
 from raysers.io import storage
-from raysers.io.uris import ObjectInfo, is_remote, parent, resolve, suffix_of
+from raysers.io.uris import ObjectInfo, suffix_of
 from raysers.schemas import LABEL_FIELDS, OBJECTS
+
+_READABLE = (
+    "wav wave wavex bwf rf64 w64 flac ogg oga opus mp3 mp2 aiff aif aifc au snd caf sph nist "
+    "voc avr paf pvf svx 8svx wve sds htk sf ircam"
+)
+#: Audio that libsndfile cannot read: decoded with the extra `av`, or `unsupported` rows.
+_OTHERS = "m4a m4b aac wma amr 3gp webm mka mkv mp4 mov avi raw pcm ac3 ape wv spx gsm vox"
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in f"{_READABLE} {_OTHERS}".split())
 
 #: One row before it becomes Arrow: column names to values; absent ones are null, times are in ns.
 Row = dict[str, Any]
@@ -98,13 +104,13 @@ def stem_of(uri: str) -> str:
     return name_of(uri).rpartition(".")[0]
 
 
-def text_of(uri: str) -> str:
-    """A text file in UTF-8, UTF-16 with a byte order mark, or Windows-1252.
+def text_of(uri: str, data: bytes | None = None) -> str:
+    """A text file (or its `data`) in UTF-8, UTF-16 with a byte order mark, or Windows-1252.
 
     Raises:
         ConfigError: it is none of these; the message names the line.
     """
-    data = storage.read_bytes(uri)
+    data = storage.read_bytes(uri) if data is None else data
     return data.decode(_encoding(uri, data))
 
 
@@ -133,20 +139,24 @@ def lines_of(uri: str) -> Iterator[tuple[int, str]]:
 
 
 def delimited(
-    uri: str, key: str = "", notes: list[str] | None = None
+    uri: str,
+    keys: Sequence[str] = (),
+    notes: list[str] | None = None,
+    *,
+    data: bytes | None = None,
 ) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """Column names, and (line, cells) of every row, of a CSV or TSV; cells are as written.
 
-    The delimiter is the one under which the header has a column `key`; without a key, a comma. A
-    table with tabs has no quotes, unless its header has. Rows whose cells are all empty are left
-    out and counted in `notes`.
+    The delimiter is the one under which the header has one of the columns `keys`, in any case;
+    without keys, a comma. A table with tabs has no quotes, unless its header has. Rows whose cells
+    are all empty are left out and counted in `notes`. `data` are the bytes, when they are at hand.
 
     Raises:
         ConfigError: empty; more than 2 GiB, 16 MiB in a cell or 1,000 characters in a column name;
             a row with more or fewer cells than the header; a quote that is not closed, or that is
             closed so late that its cell holds whole rows. The message names the line.
     """
-    data = storage.read_bytes(uri, max_bytes=_MAX_TABLE_BYTES)
+    data = storage.read_bytes(uri, max_bytes=_MAX_TABLE_BYTES) if data is None else data
     encoding = _encoding(uri, data)
     notes = [] if notes is None else notes
     if encoding == "cp1252":
@@ -155,10 +165,10 @@ def delimited(
     if not head.strip():
         raise ConfigError(f"{uri} is empty: it needs a header line with at least 'file'")
     first = head.splitlines()[0]
-    delimiter = "\t" if uri.lower().endswith(".tsv") else ","
-    for mark in _DELIMITERS if key else ():
-        names = [name.strip().strip('"') for name in first.split(mark)]
-        if key in names and len(names) > 1:
+    delimiter = "\t" if ".tsv" in uri.lower()[-7:] else ","
+    for mark in _DELIMITERS if keys else ():
+        names = [name.strip().strip('"').lower() for name in first.split(mark)]
+        if len(names) > 1 and not set(keys).isdisjoint(names):
             delimiter = mark
             break
     quoted = delimiter != "\t" or first.startswith('"')
@@ -176,7 +186,8 @@ def delimited(
         raise ConfigError(
             f"{uri} cannot be read as a table: a column name of {longest:,} characters"
         )
-    return names, _whole_rows(uri, names, key, delimiter, rows, notes)
+    place = next((i for i, name in enumerate(names) if name.lower() in keys), -1)
+    return names, _whole_rows(uri, names, place, delimiter, rows, notes)
 
 
 def _lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
@@ -206,12 +217,12 @@ def _cells(uri: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
 def _whole_rows(
     uri: str,
     names: list[str],
-    key: str,
+    place: int,
     delimiter: str,
     rows: Iterator[tuple[int, list[str]]],
     notes: list[str],
 ) -> Iterator[tuple[int, list[str]]]:
-    place, empty = names.index(key) if key in names else -1, 0
+    empty = 0
     for line, cells in rows:
         if not any(map(str.strip, cells)):
             empty += 1
@@ -242,58 +253,6 @@ def _holds_rows(cell: str, cells: list[str], place: int, delimiter: str) -> bool
         len(found) == len(cells) and (not suffix or suffix_of(found[place].strip(' "')) == suffix)
         for found in inner
     )
-
-
-def named_files(uri: str, cells: pa.ChunkedArray, notes: list[str]) -> pa.Array:
-    """Absolute file names of a table's cells; relative ones are below the table's own folder.
-
-    A name with outer blanks or quotes, Windows separators or accents is taken as written where
-    that exists, else in the tidied spelling, and the notes count how many are. On S3 the first such
-    name settles the spelling of all.
-
-    Raises:
-        ConfigError: an empty name, a control character, a Windows drive, an unknown scheme.
-    """
-    folder, corrected, settled = parent(uri), 0, -1
-    files: list[str] = []
-    for row, cell in enumerate(cells.to_pylist(), start=1):
-        where = f"{uri}, row {row}"
-        if not cell or not cell.strip():
-            raise ConfigError(f"{where}: no file name")
-        if any(mark in cell for mark in "\0\r\n"):
-            raise ConfigError(f"{where}: the file name holds a control character: correct it")
-        if re.match(r"[A-Za-z]:[\\/](?!/)", cell):
-            raise ConfigError(
-                f"{where}: {cell!r} is a path of a Windows drive: write it relative to the table"
-            )
-        tidy = _tidy(cell)
-        spellings = [cell, tidy]
-        if not cell.isascii():
-            spellings += [unicodedata.normalize("NFC", tidy), unicodedata.normalize("NFD", tidy)]
-        try:
-            names = list(dict.fromkeys(resolve(folder, spelling) for spelling in spellings))
-            tidied = resolve(folder, tidy)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        chosen = names[0]
-        if len(names) > 1:
-            existing = (name for name in names if is_file(name))
-            chosen = names[min(settled, len(names) - 1)] if settled >= 0 else next(existing, tidied)
-            settled = names.index(chosen) if is_remote(chosen) else -1
-        corrected += chosen != names[0]
-        files.append(chosen)
-    if corrected:
-        kinds = "blanks, quotes, separators or accents"
-        notes.append(f"{uri}: file names read with other {kinds}: {corrected:,}")
-    return pa.array(files, pa.string())
-
-
-def _tidy(cell: str) -> str:
-    """The name without outer blanks and quotes, and with slashes where it has backslashes only."""
-    name = cell.strip()
-    if len(name) > 2 and name[0] == name[-1] == '"':
-        name = name[1:-1].replace('""', '"')
-    return name if "/" in name else name.replace("\\", "/")
 
 
 def csv_records(uri: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -26,12 +26,12 @@ from raysers.data.corpora.emotions import (
     split_of,
 )
 from raysers.data.files import Row, csv_records, name_of, rows_to_table
+from raysers.data.inputs import absolute_input
 from raysers.data.manifest import is_manifest, read_manifest
+from raysers.data.readers import format_of
 from raysers.data.sources import list_inputs
-from raysers.data.tables import TABLE_SUFFIXES
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import suffix_of
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.text import some
 from raysers.types import DIMENSIONS, clip_id
@@ -110,7 +110,7 @@ def read_labelled(
         raise ConfigError(f"--corpus {corpus}: choose auto, none, {', '.join(CORPORA)}")
     mapping = load_emotion_map(emotion_map) if emotion_map else None
     about_speakers = _Speakers(speakers) if speakers else None
-    names = list(dict.fromkeys(map(storage.absolute, uris)))
+    names = list(dict.fromkeys(map(absolute_input, uris)))
     finished = [uri for uri in names if is_manifest(uri)]
     notes: list[str] = []
     tables = [_normalised(uri, read_manifest(uri), notes) for uri in finished]
@@ -134,7 +134,7 @@ def read_labelled(
 def _listed(uri: str, corpus: str, notes: list[str]) -> pa.Table:
     """Rows of one input that is no manifest."""
     is_root = storage.is_folder(uri)
-    is_table = suffix_of(uri) in TABLE_SUFFIXES or audformat.database_of(uri) is not None
+    is_table = bool(format_of(uri)) or audformat.database_of(uri) is not None
     if not is_root and corpus in CORPORA and not is_table:
         list_inputs([uri])  # raises where nothing is there
         raise ConfigError(f"--corpus {corpus}: {uri} is a file: name the corpus' folder")
@@ -145,7 +145,7 @@ def _listed(uri: str, corpus: str, notes: list[str]) -> pa.Table:
         table, found = read_corpus(name, uri)
         notes += found
         return table
-    batches = list(list_inputs([uri], notes=notes, databases=corpus != "none"))
+    batches = list(list_inputs([uri], notes=notes, databases=corpus != "none", files=False))
     tables = [pa.Table.from_batches([batch]) for batch in batches]
     return pa.concat_tables(tables, promote_options="default")
 

@@ -21,10 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raysers.data.tables import PARQUET_SUFFIXES, READ_FAILURES, TABLE_SUFFIXES, table_columns
+from raysers.data.columnar import PARQUET_SUFFIXES, READ_FAILURES
+from raysers.data.readers import format_of
+from raysers.data.tables import table_columns
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
-from raysers.io.uris import suffix_of
+from raysers.io.uris import ROW_PATTERN, suffix_of
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import SAMPLE_RATE_HZ, Clip, Status
 
@@ -88,7 +90,7 @@ def write_manifest(uri: str, table: pa.Table) -> None:
 def manifest_parts(uri: str) -> list[str]:
     """Tables that `uri` stands for: itself, or the parts in it or in its `manifest` folder."""
     uri = storage.absolute(uri)
-    if suffix_of(uri) in TABLE_SUFFIXES and not storage.is_folder(uri):
+    if format_of(uri) and not storage.is_folder(uri):
         return [uri]
     parts = storage.list_parts(storage.join(uri, "manifest")) or storage.list_parts(uri)
     return [part.uri for part in parts]
@@ -279,7 +281,8 @@ def plan_shards(table: pa.Table, *, shard_s: float) -> ShardPlan:
     scored, ok = np.isfinite(lengths_s), _is_ok(table)
     shard_s = min(shard_s, max(_MIN_SHARD_S, float(lengths_s[scored].sum()) / _MIN_SHARDS))
     by_file = _order_by_file(table)
-    longest_first, cuts = _by_length(by_file[scored[by_file]], lengths_s, shard_s)
+    in_tables = pc.match_substring_regex(table["file"].cast(pa.string()), ROW_PATTERN).to_numpy()
+    longest_first, cuts = _by_length(by_file[scored[by_file]], lengths_s, shard_s, in_tables)
     unknown = by_file[(ok & ~scored)[by_file]]
     failed = by_file[~ok[by_file]]
     sizes = np.concatenate(
@@ -309,12 +312,18 @@ def _order_by_file(table: pa.Table) -> Indices:
     return np.asarray(pc.sort_indices(pa.table(columns), keys).to_numpy(), dtype=np.int64)
 
 
-def _by_length(rows: Indices, lengths_s: Seconds, shard_s: float) -> tuple[Indices, Indices]:
-    """`rows` by falling length bucket, stable within, and the size of each shard of them."""
+def _by_length(
+    rows: Indices, lengths_s: Seconds, shard_s: float, in_tables: NDArray[np.bool_]
+) -> tuple[Indices, Indices]:
+    """`rows` by falling length bucket, stable within, and the size of each shard of them.
+
+    Rows of Parquet tables are one bucket: apart, each would cost the reading of its row group.
+    """
     if not len(rows):
         return rows, np.empty(0, np.int64)
     mine_s = np.maximum(lengths_s[rows], 1 / SAMPLE_RATE_HZ)
     buckets = np.floor(np.log(mine_s) / np.log(_BUCKET_RATIO)).astype(np.int64)
+    buckets[in_tables[rows].astype(bool)] = np.iinfo(np.int64).min + 1
     # stable, so that rows of a bucket stay by file
     sequence = np.argsort(-buckets, kind="stable")
     buckets, mine_s = buckets[sequence], mine_s[sequence]

@@ -8,6 +8,7 @@ rows with a status; a fault of the store (after retries) or of the credentials i
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -175,6 +176,8 @@ def _inspect(row: Mapping[str, Any], find_speech: FindSpeech | None) -> _File:
     # tables do not know size and etag
     if isinstance(source, RangedFile):
         num_bytes, etag = num_bytes or source.num_bytes, etag or source.etag
+    elif source is not None and not isinstance(source, str):
+        num_bytes = num_bytes or source.seek(0, io.SEEK_END)
     elif isinstance(source, str) and not etag:
         with suppress(StorageError):
             found = storage.stat(source)

@@ -1,7 +1,7 @@
 """What `--input` may name, listed as one stream of audio objects.
 
-Folders and prefixes, tars, single files and tables of clips mix freely; tables are read first, so
-that a file's labels win over the bare file found in a folder.
+Folders and prefixes, tars, single files, patterns and tables of clips mix freely; tables are read
+first, so that a file's labels win over the bare file found in a folder.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.data.corpora import audformat
-from raysers.data.files import Row, of_file, rows_to_table
-from raysers.data.manifest import manifest_parts
-from raysers.data.tables import TABLE_SUFFIXES, read_clip_table
+from raysers.data.files import AUDIO_SUFFIXES, Row, of_file, rows_to_table
+from raysers.data.inputs import Input, Kind, classified, kinds_of
+from raysers.data.tables import read_clip_table
 from raysers.data.tar import (
     TarMember,
-    check_tar_name,
     index_tar,
     is_compressed_tar,
     resolve_members,
@@ -35,7 +33,6 @@ from raysers.errors import (
     ConfigError,
     ObjectForbidden,
     ObjectMissing,
-    ObjectUnreadable,
     StorageError,
     status_of,
 )
@@ -46,14 +43,6 @@ from raysers.types import Status
 
 #: Schema of every listed batch, before the label columns of tables; status null: not known yet.
 LISTING = pa.schema([*OBJECTS, MANIFEST.field("status"), MANIFEST.field("error")])
-
-_READABLE = (
-    "wav wave wavex bwf rf64 w64 flac ogg oga opus mp3 mp2 aiff aif aifc au snd caf sph nist "
-    "voc avr paf pvf svx 8svx wve sds htk sf ircam"
-)
-#: Audio that libsndfile cannot read: listed all the same, to be `unsupported` rows and not lost.
-_UNREADABLE = "m4a m4b aac wma amr 3gp webm mka mkv mp4 mov avi raw pcm ac3 ape wv spx gsm vox"
-AUDIO_SUFFIXES = frozenset(f".{name}" for name in f"{_READABLE} {_UNREADABLE}".split())
 
 _BATCH_ROWS = 2000
 _THREADS = 16
@@ -68,20 +57,14 @@ _KINDS = ".wav, .flac, .mp3, .ogg, .opus, .aiff, .tar and others"
 _BREAKER = storage.Breaker()
 
 Item = TypeVar("Item")
-Kind = Literal["table", "folder", "tar", "audio"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Input:
-    kind: Kind
-    uri: str
-    info: ObjectInfo | None = None
-    parts: tuple[str, ...] = ()
-    database: tuple[str, str] | None = None
 
 
 def list_inputs(
-    uris: Sequence[str], *, notes: list[str] | None = None, databases: bool = True
+    uris: Sequence[str],
+    *,
+    notes: list[str] | None = None,
+    databases: bool = True,
+    files: bool = True,
 ) -> Iterator[pa.RecordBatch]:
     """Audio objects and table rows of all inputs, streamed in batches of up to 2,000.
 
@@ -90,8 +73,10 @@ def list_inputs(
     already: tar members that cannot be used. A file that several inputs name comes once.
 
     Args:
-        uris: folders, prefixes, tars, audio files, tables, audformat databases; `~` is expanded.
+        uris: folders, prefixes, tars, audio files, tables, audformat databases, patterns with `*`,
+            `?` or `**`, and `-` for a list on standard input; `~` is expanded.
         notes: warnings are added to it.
+        files: whether a table of which no file is there is refused.
         databases: whether an audformat database gives the clips of its tables, not its files.
 
     Raises:
@@ -100,7 +85,9 @@ def list_inputs(
     """
     if not uris:
         raise ConfigError("--input names nothing: give folders, tars, audio files or tables")
-    return _stream(_classified(uris, databases), [] if notes is None else notes)
+    return _stream(
+        classified(uris, databases=databases, files=files), [] if notes is None else notes
+    )
 
 
 def listed_segments(uris: Sequence[str]) -> pa.Table:
@@ -110,48 +97,14 @@ def listed_segments(uris: Sequence[str]) -> pa.Table:
         ConfigError: as `list_inputs`.
     """
     others = [uri for uri in uris if suffix_of(uri) not in {".tar", *AUDIO_SUFFIXES}]
-    tables = [one for one in _classified(others, databases=True) if one.kind == "table"]
+    tables = [one for one in classified(others, databases=True, files=False) if one.kind == "table"]
     rows = [LISTING.empty_table(), *_tables(tables, [])]
     clips = pa.concat_tables([table.select(OBJECTS.names[:3]) for table in rows])
     starts_later = pc.greater(pc.fill_null(clips["start"].cast(pa.int64()), 0), 0)
     return clips.filter(pc.or_(starts_later, pc.is_valid(clips["end"])))
 
 
-def _classified(uris: Sequence[str], databases: bool) -> list[_Input]:
-    names = list(dict.fromkeys(map(storage.absolute, uris)))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(partial(_classify, databases=databases), names))
-
-
-def _classify(uri: str, *, databases: bool) -> _Input:
-    try:
-        is_folder = storage.is_folder(uri)
-        info = ObjectInfo(uri, 0, "") if is_folder else storage.stat(uri)
-        if is_folder and (parts := manifest_parts(uri)):
-            return _Input(kind="table", uri=uri, parts=tuple(parts))
-        if databases and (database := audformat.database_of(uri)):
-            return _Input(kind="table", uri=uri, database=database)
-        if is_folder:
-            return _Input(kind="folder", uri=uri)
-    except ObjectUnreadable as error:
-        raise ConfigError(f"--input {error}") from None
-    except ObjectMissing:
-        raise ConfigError(f"--input {uri}: nothing there; check the spelling") from None
-    except ObjectForbidden as error:
-        raise ConfigError(f"--input {uri}: no permission to read it ({error})") from error
-    if suffix_of(uri) in TABLE_SUFFIXES:
-        return _Input(kind="table", uri=uri, parts=(uri,))
-    if suffix_of(uri) == ".tar" or is_compressed_tar(uri):
-        check_tar_name(uri)
-        return _Input(kind="tar", uri=uri, info=info)
-    if suffix_of(uri) in AUDIO_SUFFIXES:
-        return _Input(kind="audio", uri=uri, info=info)
-    raise ConfigError(
-        f"--input {uri}: not a folder, a .tar, a table (.csv, .tsv, .parquet) or an audio file"
-    )
-
-
-def _stream(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.RecordBatch]:
+def _stream(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.RecordBatch]:
     seen = _Seen() if len(inputs) > 1 else None
     for kind, listing in _LISTINGS.items():
         for table in listing([one for one in inputs if one.kind == kind], notes):
@@ -160,7 +113,7 @@ def _stream(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.RecordBat
 
 
 @contextmanager
-def _named(one: _Input) -> Iterator[None]:
+def _named(one: Input) -> Iterator[None]:
     """Turns what cannot be read below an input into a ConfigError that names the input."""
     try:
         yield
@@ -168,11 +121,11 @@ def _named(one: _Input) -> Iterator[None]:
         raise ConfigError(f"--input {one.uri}: {error}") from error
 
 
-def _tables(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
+def _tables(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.Table]:
     for one in inputs:
         with _named(one):
             if one.database is None:
-                clips, warnings = read_clip_table(one.parts)
+                clips, warnings = read_clip_table(one.parts, one.homes)
             else:
                 rows, warnings = audformat.read(*one.database, labelled=False)
                 clips = rows_to_table(rows)
@@ -184,7 +137,7 @@ def _tables(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
             yield clips.slice(start, _BATCH_ROWS)
 
 
-def _folders(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
+def _folders(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.Table]:
     for one in inputs:
         listed = 0
         with _named(one):
@@ -215,7 +168,8 @@ def _folder(uri: str, notes: list[str]) -> Iterator[pa.Table]:
     # by name, so that which of two equal files comes first does not depend on timing
     tars.sort(key=lambda info: info.uri)
     bare = []
-    for info, members in zip(tars, _in_order(_found_tar, tars), strict=True):
+    found = partial(_found_tar, left_out=left_out)
+    for info, members in zip(tars, _in_order(found, tars), strict=True):
         bare += [] if len(members) else [info.uri]
         yield members
     if bare:
@@ -223,22 +177,29 @@ def _folder(uri: str, notes: list[str]) -> Iterator[pa.Table]:
             f"{uri}: {len(bare):,} tars without audio left out (the first: {bare[0][:200]!r})"
         )
     if skipped:
-        notes.append(f"{uri}: skipped {_kinds(skipped)}: no suffix of audio")
+        notes.append(f"{uri}: skipped {kinds_of(skipped)}: no suffix of audio")
+    _note_left_out(uri, left_out, notes)
+
+
+def _note_left_out(uri: str, left_out: Sequence[tuple[str, str]], notes: list[str]) -> None:
     for reason, count in sorted(Counter(reason for reason, _ in left_out).items()):
         path = min(path for other, path in left_out if other == reason)
-        notes.append(f"{uri}: {count} folders left out: {reason} (the first: {path[:200]!r})")
+        notes.append(f"{uri}: {count:,} left out: {reason} (the first: {path[:200]!r})")
 
 
-def _files(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
+def _files(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.Table]:
     for batch in _batched(inputs, _BATCH_ROWS):
         yield object_rows(cast(ObjectInfo, one.info) for one in batch)
 
 
-def _tars(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
-    return _in_order(_named_tar, inputs)
+def _tars(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.Table]:
+    left_out: list[tuple[str, str]] = []
+    yield from _in_order(partial(_named_tar, left_out=left_out), inputs)
+    if left_out:
+        _note_left_out("tars", left_out, notes)
 
 
-_LISTINGS: dict[Kind, Callable[[Sequence[_Input], list[str]], Iterator[pa.Table]]] = {
+_LISTINGS: dict[Kind, Callable[[Sequence[Input], list[str]], Iterator[pa.Table]]] = {
     # first, so that labels win
     "table": _tables,
     "folder": _folders,
@@ -247,18 +208,25 @@ _LISTINGS: dict[Kind, Callable[[Sequence[_Input], list[str]], Iterator[pa.Table]
 }
 
 
-def _named_tar(one: _Input) -> pa.Table:
+def _named_tar(one: Input, left_out: list[tuple[str, str]]) -> pa.Table:
     with _named(one):
-        members = member_rows(index_tar(cast(ObjectInfo, one.info), suffixes=AUDIO_SUFFIXES))
+        members = _members(cast(ObjectInfo, one.info), left_out)
     if not len(members):
         raise ConfigError(f"--input {one.uri}: the tar has no audio in it (looked for {_KINDS})")
     return members
 
 
-def _found_tar(info: ObjectInfo) -> pa.Table:
+def _members(info: ObjectInfo, left_out: list[tuple[str, str]]) -> pa.Table:
+    def skip(reason: str, path: str) -> None:
+        left_out.append((reason, path))
+
+    return member_rows(index_tar(info, suffixes=AUDIO_SUFFIXES, skipped=skip))
+
+
+def _found_tar(info: ObjectInfo, left_out: list[tuple[str, str]]) -> pa.Table:
     """Members of a tar inside a folder; a tar that cannot be listed is one row with its status."""
     try:
-        return member_rows(index_tar(info, suffixes=AUDIO_SUFFIXES))
+        return _members(info, left_out)
     except ConfigError as error:
         failure = ClipError(Status.UNSUPPORTED, str(error))
     except StorageError as error:
@@ -335,18 +303,5 @@ class _Seen:
 
 def _no_audio(uri: str) -> str:
     found = Counter(suffix_of(info.uri) for info in islice(storage.list_objects(uri), _LOOKED_AT))
-    holds = _kinds(found) or "nothing"
+    holds = kinds_of(found) or "nothing"
     return f"--input {uri}: no audio in it (looked for {_KINDS}); it holds {holds}"
-
-
-def _kinds(found: Counter[str]) -> str:
-    """How many files of which suffix, the most common five first.
-
-    >>> _kinds(Counter({".dat": 12, "": 3}))
-    '12 x .dat, 3 without suffix'
-    """
-    # by name as well: the order of a listing is not the same twice
-    ranked = sorted(found.items(), key=lambda one: (-one[1], one[0]))
-    words = [f"{n} x {suffix}" if suffix else f"{n} without suffix" for suffix, n in ranked[:5]]
-    others = sum(n for _, n in ranked[5:])
-    return ", ".join([*words, f"{others} others"] if others else words)

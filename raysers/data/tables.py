@@ -1,4 +1,4 @@
-"""Tables that name clips: CSV, TSV or Parquet with `file`, perhaps times and labels.
+"""Clips from tables: which column means what, times, labels, names, and what is refused.
 
 Text is read as it is, so speaker "03" stays "03"; audformat tables are accepted, and their `end`
 NaT means the end of the file. A bare number is seconds (audformat itself would read it as
@@ -9,42 +9,34 @@ row is left out without an error or a note that counts it.
 from __future__ import annotations
 
 import difflib
-import math
+import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from raysers.data.files import delimited, named_files
+from raysers.data.columnar import FILE_COLUMNS, READ_FAILURES
+from raysers.data.files import is_file
+from raysers.data.readers import STDIN, format_of, open_table
+from raysers.data.times import EMPTY_WORDS, TimeColumnError, to_durations
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import parent, suffix_of
-from raysers.schemas import LABEL_FIELDS, OBJECTS
+from raysers.io.uris import is_remote, parent, resolve, row_of, tar_uri_of
+from raysers.schemas import CHANNEL, LABEL_FIELDS, OBJECTS
 from raysers.types import NS_PER_S
 
 Result = TypeVar("Result")
 
-PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
-TABLE_SUFFIXES = frozenset({".csv", ".tsv"}) | PARQUET_SUFFIXES
-#: Errors of the readers on damaged or hostile files.
-READ_FAILURES = (pa.ArrowException, OSError, ArithmeticError, UnicodeError)
-#: A Parquet file of a few kilobytes may hold the same megabyte a million times.
-_MAX_TABLE_BYTES = 2 * 2**30
-_BATCH_ROWS = 2**16
 _SHOWN = 5
+#: Rows looked at before all of them, to see whether a table's files are there.
+_LOOKED_AT = 20
 
-_FIELDS = {field.name: field for field in (*OBJECTS, *LABEL_FIELDS)}
-#: Other names of the file column.
-_FILE_SYNONYMS = (
-    "path", "filename", "file_name", "filepath", "file_path", "wav", "audio", "audio_path", "uri",
-    "name", "segment",
-)  # fmt: skip
+_FIELDS = {field.name: field for field in (*OBJECTS, *LABEL_FIELDS, CHANNEL)}
 _TIME_COLUMN = re.compile(
     r"(?P<role>start|begin|onset|offset|end|stop|duration|dur)[ _-]*(?:time|stamp)?[ _(\[-]*"
     r"(?P<unit>s|secs?|seconds?|ms|msecs?|milliseconds?|us|ns|samples?|frames?)?[)\]]?"
@@ -52,45 +44,32 @@ _TIME_COLUMN = re.compile(
 #: Nanoseconds by the beginning of a unit; samples are no time.
 _UNITS = {"ms": 10**6, "mil": 10**6, "us": 1000, "ns": 1, "sa": 0, "fr": 0, "s": NS_PER_S}
 _ROLE_OF = {"begin": "start", "onset": "start", "stop": "end", "dur": "duration"}
-_EMPTY = ("", "nat", "nan", "none", "null", "<na>", "na", "n/a", "-")
-_NS_PER_UNIT = {"s": NS_PER_S, "ms": 1_000_000, "us": 1000, "ns": 1}
-#: A plain number of seconds or of the column's unit.
-_NUMBER = re.compile(r"\+?((?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?)\s*s?")
-_TIME_MARKS = (":", "day", "p", "s", "m", "h")
-#: A recording of more than eleven days is milliseconds, samples or nanoseconds by mistake.
-_MAX_PLAIN_NS = 1_000_000 * NS_PER_S
-_MAX_NS = 2**63 - 1
-_TOO_LARGE = "is too large for seconds: divide it, or store the column as a duration"
-
 #: Our columns by the table's: its name, and the unit of plain numbers in ns (0: no time).
 _Columns = Mapping[str, tuple[str, int]]
 
 
 def table_columns(uri: str) -> list[str]:
-    """Column names of a CSV or Parquet table, without reading its rows."""
-    if suffix_of(uri) in PARQUET_SUFFIXES:
-        file = _reading(uri, lambda: pq.ParquetFile(storage.open_file(uri)))
-        return list(file.schema_arrow.names)
-    return _reading(uri, lambda: delimited(uri, "file")[0])
+    """Column names of a table."""
+    return _reading(uri, lambda: open_table(uri, [])).names
 
 
-def read_clip_table(parts: Sequence[str]) -> tuple[pa.Table, list[str]]:
+def read_clip_table(parts: Sequence[str], homes: Sequence[str] = ()) -> tuple[pa.Table, list[str]]:
     """The clips of a table, in one or several parts: `OBJECTS` plus the label columns it has.
 
     Relative files are below the table's own folder. Other names of the time columns are understood
-    in pairs (`begin` and `end_ms`, `onset` and `duration`); `gender` is `sex`. The second value
-    holds notes for the user: columns that were not used, names that were corrected, labels
-    outside 0..1.
+    in pairs (`begin` and `end_ms`, `onset` and `duration`); `gender` is `sex`. The recordings of an
+    RTTM are also looked for below `homes`. The second value holds notes for the user: columns that
+    were not used, names that were corrected, labels outside 0..1.
 
     Raises:
-        ConfigError: no `file` column, a bad time, label or name, clips that repeat, with table and
-            row.
+        ConfigError: no column of files, a bad time, label or name, clips that repeat, with table
+            and row.
         StorageError: the table could not be read.
     """
     tables, notes = [], dict[str, None]()
     for uri in parts:
         found: list[str] = []
-        tables.append(_reading(uri, partial(_clips, uri, found)))
+        tables.append(_reading(uri, partial(_clips, uri, found, homes)))
         if len(parts) > 1:
             found = [note.replace(uri, parent(uri)) for note in found]
         notes.update(dict.fromkeys(found))
@@ -99,10 +78,52 @@ def read_clip_table(parts: Sequence[str]) -> tuple[pa.Table, list[str]]:
     return clips, list(notes)
 
 
-def _clips(uri: str, notes: list[str]) -> pa.Table:
-    read = _read_parquet if suffix_of(uri) in PARQUET_SUFFIXES else _read_csv
-    columns, table = read(uri, notes)
-    values: dict[str, Any] = {"file": named_files(uri, _strings(uri, table["file"], "file"), notes)}
+def refuse_missing(uri: str) -> None:
+    """Raises ConfigError where all files of a table are relative and none of them is there."""
+
+    def files(most: int) -> list[str]:
+        table = open_table(uri, [])
+        source = _columns(uri, table.names, [])["file"][0]
+        cells = [cell for cell in table.read([source], most)[source].to_pylist() if cell]
+        if any(os.path.isabs(cell) or "://" in cell or row_of(cell) for cell in map(str, cells)):
+            return []
+        return named_files(uri, pa.chunked_array([pa.array(cells, pa.string())]), [])
+
+    if format_of(uri) == ".rttm":
+        return  # looked for by name
+    found = _reading(uri, partial(files, _LOOKED_AT))
+    if not found or any(map(_is_there, found)):
+        return
+    if len(found) == _LOOKED_AT:
+        found = _reading(uri, partial(files, 0))
+        if not found or any(map(_is_there, found)):
+            return
+    first, home = found[0], _home(uri)
+    here = os.path.abspath(first.removeprefix(f"{home}/"))
+    hint = f" (there is {here})" if os.path.exists(here) and here != first else ""
+    raise ConfigError(
+        f"{uri}: none of its {len(found):,} files is there; looked for {first}{hint}: names are "
+        "relative to the table's folder, so move it or write absolute names"
+    )
+
+
+def _is_there(file: str) -> bool:
+    return is_file(tar_uri_of(file)) or is_file(file)
+
+
+def _home(uri: str) -> str:
+    """The folder that relative names of a table are below."""
+    return os.getcwd() if uri == STDIN else parent(uri)
+
+
+def _clips(uri: str, notes: list[str], homes: Sequence[str]) -> pa.Table:
+    source = open_table(uri, notes, homes)
+    columns = _columns(uri, source.names, notes)
+    used = list(dict.fromkeys(name for name, _ in columns.values()))
+    read = source.read(used, 0)
+    table = pa.table({ours: read[theirs] for ours, (theirs, _) in columns.items()})
+    files = named_files(uri, _strings(uri, table["file"], "file"), notes)
+    values: dict[str, Any] = {"file": pa.array(files, pa.string())}
     values["start"], values["end"] = _times(uri, columns, table)
     for field in _FIELDS.values():
         if field.name in table.column_names and field.name not in values:
@@ -114,6 +135,8 @@ def _clips(uri: str, notes: list[str]) -> pa.Table:
                         f"{uri}: {field.name} reaches from {low:g} to {high:g}; labels are read as "
                         "0..1, rescale them"
                     )
+        elif field.name == "etag" and files and row_of(files[0]):  # the table's own version
+            values[field.name] = pa.array([storage.stat(uri).etag] * len(files), pa.string())
         elif field.name in OBJECTS.names and field.name not in values:
             values[field.name] = pa.nulls(len(table), field.type)
     schema = pa.schema([field for name, field in _FIELDS.items() if name in values])
@@ -122,67 +145,28 @@ def _clips(uri: str, notes: list[str]) -> pa.Table:
     return clips
 
 
-def _read_parquet(uri: str, notes: list[str]) -> tuple[_Columns, pa.Table]:
-    schema = pq.ParquetFile(storage.open_file(uri)).schema_arrow
-    columns = _columns(uri, schema.names, notes)
-    wanted = [source for source, _ in columns.values()]
-    # as dictionaries, texts take no more memory than the file spends on them
-    texts = [name for name in wanted if pa.types.is_string(schema.field(name).type)]
-    file = pq.ParquetFile(storage.open_file(uri), read_dictionary=texts)
-    batches, total_bytes = [], 0
-    for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
-        total_bytes += sum(map(_plain_bytes, batch.columns))
-        if total_bytes > _MAX_TABLE_BYTES:
-            raise ConfigError(f"{uri} unpacks to more than {_MAX_TABLE_BYTES} bytes: split it")
-        batches.append(
-            pa.record_batch(
-                [_plain(batch.column(source)) for source in wanted], names=list(columns)
-            )
-        )
-    empty = pa.table({name: pa.nulls(0) for name in columns})
-    return columns, pa.Table.from_batches(batches) if batches else empty
-
-
-def _plain_bytes(column: pa.Array) -> int:
-    """Bytes a column takes once its texts are spelled out."""
-    row_bytes = 8 * len(column)  # even of nothing
-    if not pa.types.is_dictionary(column.type) or not pa.types.is_string(column.type.value_type):
-        return int(column.nbytes) + row_bytes
-    lengths = pc.binary_length(column.dictionary)
-    return int(pc.sum(lengths.take(column.indices)).as_py() or 0) + row_bytes
-
-
-def _plain(column: pa.Array) -> pa.Array:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def _read_csv(uri: str, notes: list[str]) -> tuple[_Columns, pa.Table]:
-    names, rows = delimited(uri, "file", notes)
-    columns = _columns(uri, names, notes)
-    places = [names.index(source) for source, _ in columns.values()]
-    batches = []
-    while batch := [
-        [cells[place] or None for place in places] for _, cells in islice(rows, _BATCH_ROWS)
-    ]:
-        arrays = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
-        batches.append(pa.record_batch(arrays, names=list(columns)))
-    schema = pa.schema([(name, pa.string()) for name in columns])
-    return columns, pa.Table.from_batches(batches, schema)
-
-
 def _columns(uri: str, names: Sequence[str], notes: list[str]) -> _Columns:
     """Which column of the table is which of ours.
 
     Raises:
-        ConfigError: no `file`, a column twice, times of which only a part can be understood.
+        ConfigError: no column of files, a column twice, times of which only a part can be
+            understood.
     """
-    if "file" not in names:
-        lowered = {name.strip().lower(): name for name in names}
-        near = [lowered[word] for word in ("file", *_FILE_SYNONYMS) if word in lowered]
-        near = near or difflib.get_close_matches("file", list(names), n=1)
+    files = [name for name in names if name.lower() in FILE_COLUMNS]
+    files = [name for name in files if name == "file"] or files
+    if not files:
+        near = difflib.get_close_matches("file", names, n=1)
         hint = f"; did you mean {near[0]!r}? Rename it to 'file'" if near else ""
         raise ConfigError(f"{uri} has no column 'file', only {', '.join(map(repr, names))}{hint}")
+    if len(set(files)) > 1:
+        raise ConfigError(
+            f"{uri}: several columns may be the file: {', '.join(map(repr, files))}: rename one to "
+            "'file'"
+        )
+    if files[0] != "file":
+        notes.append(f"{uri}: {files[0]!r} is read as the column 'file'")
     found = {name: (name, 0) for name in names if name in _FIELDS and name not in ("start", "end")}
+    found["file"] = (files[0], 0)
     if "sex" not in names:
         found |= dict.fromkeys(["sex"] * ("gender" in names), ("gender", 0))
     found |= _time_columns(uri, names)
@@ -242,6 +226,58 @@ def _times(uri: str, columns: _Columns, table: pa.Table) -> tuple[pa.Array, pa.A
     return start.cast(pa.duration("ns")), end.cast(pa.duration("ns"))
 
 
+def named_files(uri: str, cells: pa.ChunkedArray, notes: list[str]) -> list[str]:
+    """Absolute file names of a table's cells; relative ones are below the table's own folder.
+
+    A name with outer blanks or quotes, Windows separators or accents is taken as written where
+    that exists, else in the tidied spelling, and the notes count how many are. On S3 the first such
+    name settles the spelling of all.
+
+    Raises:
+        ConfigError: an empty name, a control character, a Windows drive, an unknown scheme.
+    """
+    folder, corrected, settled = _home(uri), 0, -1
+    files: list[str] = []
+    for row, cell in enumerate(cells.to_pylist(), start=1):
+        where = f"{uri}, row {row}"
+        if not cell or not cell.strip():
+            raise ConfigError(f"{where}: no file name")
+        if any(mark in cell for mark in "\0\r\n"):
+            raise ConfigError(f"{where}: the file name holds a control character: correct it")
+        if re.match(r"[A-Za-z]:[\\/](?!/)", cell):
+            raise ConfigError(
+                f"{where}: {cell!r} is a path of a Windows drive: write it relative to the table"
+            )
+        tidy = _tidy(cell)
+        spellings = [cell, tidy]
+        if not cell.isascii():
+            spellings += [unicodedata.normalize("NFC", tidy), unicodedata.normalize("NFD", tidy)]
+        try:
+            names = list(dict.fromkeys(resolve(folder, spelling) for spelling in spellings))
+            tidied = resolve(folder, tidy)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        chosen = names[0]
+        if len(names) > 1:
+            existing = (name for name in names if is_file(name))
+            chosen = names[min(settled, len(names) - 1)] if settled >= 0 else next(existing, tidied)
+            settled = names.index(chosen) if is_remote(chosen) else -1
+        corrected += chosen != names[0]
+        files.append(chosen)
+    if corrected:
+        kinds = "blanks, quotes, separators or accents"
+        notes.append(f"{uri}: file names read with other {kinds}: {corrected:,}")
+    return files
+
+
+def _tidy(cell: str) -> str:
+    """The name without outer blanks and quotes, and with slashes where it has backslashes only."""
+    name = cell.strip()
+    if len(name) > 2 and name[0] == name[-1] == '"':
+        name = name[1:-1].replace('""', '"')
+    return name if "/" in name else name.replace("\\", "/")
+
+
 def _strings(uri: str, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     try:
         return column.cast(pa.string())
@@ -256,7 +292,9 @@ def _cast(uri: str, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray
         return _strings(uri, column, field.name)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         text = pc.utf8_trim_whitespace(column)
-        column = pc.if_else(pc.is_in(pc.utf8_lower(text), pa.array(_EMPTY, text.type)), None, text)
+        column = pc.if_else(
+            pc.is_in(pc.utf8_lower(text), pa.array(EMPTY_WORDS, text.type)), None, text
+        )
         if pa.types.is_floating(field.type):
             column = pc.replace_substring_regex(column, r"^([+-]?\d*),(\d+)$", r"\1.\2")
         numbers = pc.match_substring_regex(column, r"(?i)^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$")
@@ -317,83 +355,3 @@ def _reading(uri: str, read: Callable[[], Result]) -> Result:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-class TimeColumnError(ValueError):
-    """A value that is no time; `row` counts from 0."""
-
-    def __init__(self, row: int, message: str) -> None:
-        super().__init__(message)
-        self.row = row
-
-
-def parse_ns(text: str, unit_ns: int = NS_PER_S) -> int | None:
-    """Nanoseconds of one written time; None for an empty one.
-
-    Args:
-        text: a plain number, a time such as `1:02.5` (minutes) or `01:02:03,250`, or what pandas
-            reads as a timedelta, such as `0 days 00:00:01` or `PT1.5S`.
-        unit_ns: what a plain number counts.
-
-    Raises:
-        ValueError: not a time, or a negative one.
-
-    >>> parse_ns("0 days 00:00:01.500000"), parse_ns("1:02.25"), parse_ns("1e-1"), parse_ns("NaT")
-    (1500000000, 62250000000, 100000000, None)
-    """
-    text = text.strip()
-    if text.lower() in _EMPTY:
-        return None
-    if found := _NUMBER.fullmatch(text):
-        ns = round(float(found[1].replace(",", ".")) * unit_ns)
-        if ns > _MAX_PLAIN_NS:
-            raise ValueError(f"{text} {_TOO_LARGE}")
-        return ns
-    from pandas import Timedelta
-
-    plain = text.replace(", ", " ").replace(",", ".")
-    try:
-        # pandas reads no minutes without hours, and joins numbers without units
-        known = any(mark in plain.lower() for mark in _TIME_MARKS)
-        time = Timedelta(f"0:{plain}" if plain.count(":") == 1 else plain) if known else None
-        ns = -1 if time is None else time.as_unit("ns").value
-    except (ValueError, OverflowError):
-        ns = -1
-    if ns < 0:
-        raise ValueError(f"{text!r} is not a time of 0 seconds or more")
-    return ns
-
-
-def to_durations(column: pa.ChunkedArray, unit_ns: int = NS_PER_S) -> pa.Array:
-    """A column of times as duration[ns], empty values as null.
-
-    Takes durations of any unit, numbers (of `unit_ns`) and strings (`parse_ns`).
-
-    Raises:
-        TimeColumnError: a value that is no time, or negative.
-    """
-    kind, most = column.type, _MAX_NS
-    if pa.types.is_dictionary(kind):
-        return to_durations(column.cast(kind.value_type), unit_ns)
-    found: list[Any] = [None] * len(column)
-    if pa.types.is_duration(kind):
-        factor = _NS_PER_UNIT[kind.unit]
-        found = [v if v is None else v * factor for v in column.cast(pa.int64()).to_pylist()]
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        most = _MAX_PLAIN_NS
-        seconds = column.cast(pa.float64(), safe=False).to_pylist()
-        found = [None if v is None or math.isnan(v) else v * unit_ns for v in seconds]
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        for row, text in enumerate(column.to_pylist()):
-            try:
-                found[row] = None if text is None else parse_ns(text, unit_ns)
-            except ValueError as error:
-                raise TimeColumnError(row, str(error)) from error
-    elif not pa.types.is_null(kind):
-        raise TimeColumnError(0, f"columns of type {kind} are not times: use seconds or durations")
-    for row, ns in enumerate(found):
-        if ns is not None and not 0 <= ns <= most:
-            fault = "is negative" if ns < 0 else _TOO_LARGE
-            raise TimeColumnError(row, f"{ns / NS_PER_S:g} s {fault}")
-    whole = pa.array([ns if ns is None else round(ns) for ns in found], pa.int64())
-    return whole.cast(pa.duration("ns"))

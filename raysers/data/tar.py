@@ -11,7 +11,7 @@ import hashlib
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import IO, cast
 
@@ -22,7 +22,15 @@ import pyarrow.compute as pc
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import storage
 from raysers.io.ranged import RangedFile
-from raysers.io.uris import ObjectInfo, is_hidden, is_member, suffix_of, tar_uri_of
+from raysers.io.uris import (
+    MAC_LEFTOVER,
+    ObjectInfo,
+    is_hidden,
+    is_mac_leftover,
+    is_member,
+    suffix_of,
+    tar_uri_of,
+)
 from raysers.schemas import MANIFEST
 from raysers.types import Status
 
@@ -73,11 +81,17 @@ def check_tar_name(uri: str) -> None:
         )
 
 
-def index_tar(info: ObjectInfo, *, suffixes: Collection[str]) -> Iterator[TarMember]:
+def index_tar(
+    info: ObjectInfo,
+    *,
+    suffixes: Collection[str],
+    skipped: Callable[[str, str], None] = lambda reason, path: None,
+) -> Iterator[TarMember]:
     """Members with one of `suffixes`, in the order of the tar.
 
-    Hidden members (`._x.wav`) are skipped as in folders. A tar that is cut or damaged ends with a
-    separate `truncated` row, whatever its members are; one without members is an `empty` row.
+    Hidden members are skipped as in folders; `skipped` is called with each leftover of macOS. A tar
+    that is cut or damaged ends with a separate `truncated` row, whatever its members are; one
+    without members is an `empty` row.
 
     Raises:
         ConfigError: compressed, or not a tar at all.
@@ -97,6 +111,8 @@ def index_tar(info: ObjectInfo, *, suffixes: Collection[str]) -> Iterator[TarMem
         if isinstance(entry, str):
             yield _of_tar(info, Status.TRUNCATED, f"{entry}; later members are lost")
             continue
+        if is_mac_leftover(entry.name) and not entry.isdir():
+            skipped(MAC_LEFTOVER, f"{info.uri}#{_printable(entry.name)}")
         if entry.isdir() or suffix_of(entry.name) not in wanted or is_hidden(entry.name):
             continue
         member = _member(entry, info)

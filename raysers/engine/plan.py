@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.cli import ClipJobFlags, ListingFlags
+from raysers.data.inputs import absolute_input
 from raysers.data.manifest import (
     ShardPlan,
     fingerprint,
@@ -103,7 +104,7 @@ def has_cluster() -> bool:
 def with_absolute_paths(flags: FlagsT) -> FlagsT:
     """The flags, checked (ConfigError), with places that every process of the cluster knows."""
     flags.check()
-    places = tuple(storage.absolute(uri) for uri in flags.input)
+    places = tuple(map(absolute_input, flags.input))
     return replace(flags, input=places, output=absolute_output(flags.output))
 
 

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple, TypeVar
 from raysers.audio.source import retried
 from raysers.errors import ObjectMissing, ObjectUnreadable
 from raysers.io import local
-from raysers.io.uris import S3_SCHEME, ObjectInfo, is_hidden, split_s3, suffix_of
+from raysers.io.uris import (
+    MAC_LEFTOVER,
+    S3_SCHEME,
+    ObjectInfo,
+    is_hidden,
+    is_mac_leftover,
+    split_s3,
+    suffix_of,
+)
 
 Node = TypeVar("Node")
 #: Objects of one node and nodes still to expand.
@@ -62,6 +70,8 @@ def list_local(
                 skipped(str(error).removeprefix(f"{folder.path}: "), folder.path)
                 return [], []
             shown = [name for name in names if not is_hidden(name)]
+            for name in filter(is_mac_leftover, names):
+                skipped(MAC_LEFTOVER, os.path.join(folder.path, name))
             pages = range(0, len(shown), _PAGE_NAMES)
             return [], [folder._replace(names=shown[at : at + _PAGE_NAMES]) for at in pages]
         found: list[ObjectInfo] = []
@@ -96,7 +106,7 @@ def list_local(
 
 
 def list_s3(
-    uri: str, suffixes: frozenset[str] | None, *, page_keys: int = 1000
+    uri: str, suffixes: frozenset[str] | None, skipped: Skipped, *, page_keys: int = 1000
 ) -> Iterator[ObjectInfo]:
     """Objects below the prefix `uri`; see `storage.list_objects`.
 
@@ -120,7 +130,7 @@ def list_s3(
         if token and below and not node.token:
             return [], [_Prefix(node.prefix, is_delimited=False)]
         is_few = len(below) <= _FEW_PREFIXES
-        nodes = [_Prefix(b, is_few) for b in below if not is_hidden(b[len(root) :].rstrip("/"))]
+        nodes = [_Prefix(b, is_few) for b in below if is_shown(b.rstrip("/"))]
         if token:
             nodes.append(node._replace(token=token))
         return [info(item) for item in page.get("Contents", []) if wanted(item["Key"])], nodes
@@ -128,9 +138,14 @@ def list_s3(
     def info(item: Any) -> ObjectInfo:
         return ObjectInfo(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], s3.etag_of(item))
 
+    def is_shown(key: str) -> bool:
+        if is_mac_leftover(key[len(root) :]):
+            skipped(MAC_LEFTOVER, f"{S3_SCHEME}{bucket}/{key}")
+        return not is_hidden(key[len(root) :])
+
     def wanted(key: str) -> bool:
-        is_shown = not key.endswith("/") and not is_hidden(key[len(root) :])
-        return is_shown and (suffixes is None or suffix_of(key) in suffixes)
+        is_kept = suffixes is None or suffix_of(key) in suffixes
+        return not key.endswith("/") and is_shown(key) and is_kept
 
     return _crawl(_Prefix(root), expand)
 

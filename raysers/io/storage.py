@@ -40,6 +40,7 @@ from raysers.io.uris import (
     is_remote,
     join,
     parent,
+    row_of,
     split_s3,
     suffix_of,
     tar_uri_of,
@@ -123,7 +124,8 @@ def list_objects(
     Args:
         uri: folder or prefix.
         suffixes: lower-case suffixes with their dot to keep; None keeps all.
-        skipped: called, in any thread, with a reason and the path of a folder that is not entered.
+        skipped: called, in any thread, with a reason and the path of a folder that is not entered,
+            or of a leftover of macOS.
 
     Raises:
         ObjectMissing: no such folder, bucket or prefix.
@@ -131,7 +133,8 @@ def list_objects(
         CredentialsError, TransientStorageError: as the store says.
     """
     uri, kept = absolute(uri), None if suffixes is None else frozenset(suffixes)
-    return listing.list_s3(uri, kept) if is_remote(uri) else listing.list_local(uri, kept, skipped)
+    listed = listing.list_s3 if is_remote(uri) else listing.list_local
+    return listed(uri, kept, skipped)
 
 
 def list_parts(uri: str) -> list[ObjectInfo]:
@@ -255,7 +258,8 @@ def open_source(
     """What the audio decoder opens: the path of a local file, else a file over ranged reads.
 
     Args:
-        uri: file, object, tar, or tar member (`<tar>#<member>`, when its offset is given).
+        uri: file, object, tar, tar member (`<tar>#<member>`, when its offset is given), or the
+            audio in a row of a Parquet table (`uris.row_uri`).
         num_bytes: size of the object if known (not used for a tar member).
         byte_offset: where a tar member's data start; the source then is that member alone.
         byte_size: length of the member's data.
@@ -266,6 +270,12 @@ def open_source(
         ObjectChanged, ObjectMissing, ObjectForbidden, TransientStorageError: at once for a local
             file with an etag; else, with CredentialsError, from `read()` and the decoder.
     """
+    if byte_offset is None and (place := row_of(uri)) is not None:
+        from raysers.io import rows
+
+        table = open_file(place[0])
+        table.etag = etag  # another version fails
+        return rows.open_row(*place, table, etag)
     if byte_offset is None and not is_remote(uri):
         if etag and stat(uri).etag != etag:
             raise ObjectChanged(f"{uri} changed since it was listed: index again")

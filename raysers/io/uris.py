@@ -16,6 +16,11 @@ from raysers.errors import ConfigError
 S3_SCHEME = "s3://"
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
 _MEMBER = re.compile(r"\.tar#", re.IGNORECASE)
+#: Of audio in a row of a Parquet table.
+ROW_PATTERN = r"\.(?:parquet|pq)#\d+$"
+_ROW = re.compile(r"(.*\.(?:parquet|pq))#(\d+)", re.DOTALL)
+#: The reason why leftovers of macOS are not listed.
+MAC_LEFTOVER = "a leftover of macOS"
 #: Names that mean S3 to other tools (Hadoop, Spark).
 _S3_NAMES = frozenset({"s3", "s3a", "s3n"})
 
@@ -121,6 +126,11 @@ def is_hidden(relative: str) -> bool:
     )
 
 
+def is_mac_leftover(relative: str) -> bool:
+    """Whether a path is what macOS leaves in archives: `._x.wav` beside `x.wav`, `__MACOSX`."""
+    return any(part.startswith("._") or part == "__MACOSX" for part in relative.split("/"))
+
+
 def tar_uri_of(file: str) -> str:
     """The tar object of a member's `file`: everything up to the first `.tar#`, in either case.
 
@@ -134,3 +144,18 @@ def tar_uri_of(file: str) -> str:
 def is_member(file: str) -> bool:
     """Whether `file` is spelled like a tar member, `<tar URI>#<member>`."""
     return _MEMBER.search(file) is not None
+
+
+def row_uri(table: str, row: int) -> str:
+    """The `file` of audio inside a Parquet table; in the order of rows when sorted."""
+    return f"{table}#{row:08d}"
+
+
+def row_of(file: str) -> tuple[str, int] | None:
+    """Table and row of `row_uri`; None for other files.
+
+    >>> row_of("s3://b/train.parquet#00000012"), row_of("a.wav")
+    (('s3://b/train.parquet', 12), None)
+    """
+    found = _ROW.fullmatch(file)
+    return None if found is None else (found[1], int(found[2]))

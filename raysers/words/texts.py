@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from raysers.data.columnar import PARQUET_SUFFIXES, READ_FAILURES
 from raysers.data.manifest import is_whole, manifest_parts
-from raysers.data.tables import PARQUET_SUFFIXES, READ_FAILURES
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
 from raysers.io.uris import suffix_of

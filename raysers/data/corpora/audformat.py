@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysers.data.columnar import READ_FAILURES
 from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
 from raysers.data.files import (
     Row,
@@ -27,7 +28,7 @@ from raysers.data.files import (
     number,
     require,
 )
-from raysers.data.tables import READ_FAILURES, TimeColumnError, to_durations
+from raysers.data.times import TimeColumnError, to_durations
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import parent, resolve, suffix_of

@@ -9,8 +9,16 @@ from __future__ import annotations
 
 import re
 
-from raysers.data.files import Row, first_of, is_file, lines_of, name_of, objects_below, of_file
-from raysers.data.sources import AUDIO_SUFFIXES
+from raysers.data.files import (
+    AUDIO_SUFFIXES,
+    Row,
+    first_of,
+    is_file,
+    lines_of,
+    name_of,
+    objects_below,
+    of_file,
+)
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, suffix_of

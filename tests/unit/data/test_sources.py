@@ -102,6 +102,7 @@ def test_table_that_names_tar_members(tmp_path: Path) -> None:
 
 def test_notes_reach_the_caller(tmp_path: Path) -> None:
     make(tmp_path / "t.csv", b"file,age\na.wav,31\n")
+    make(tmp_path / "a.wav")
     notes: list[str] = []
     rows(tmp_path / "t.csv", notes=notes)
     assert notes == [f"{tmp_path}/t.csv: columns not used: age"]
@@ -141,7 +142,7 @@ def test_folder_of_parts_is_a_table(tmp_path: Path) -> None:
         ("missing/*.tar", "nothing there"),
         ("empty", "it holds nothing"),
         ("texts", "2 x .txt"),
-        ("notes.txt", "not a folder"),
+        ("notes.txt", "none of its 1 files is there"),
         ("packed.tgz", "decompress"),
         ("fake.tar", "not a tar"),
         ("none.tar", "no audio"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysers.data.tables import TimeColumnError, parse_ns, to_durations
+from raysers.data.times import TimeColumnError, parse_ns, to_durations
 
 
 @given(st.integers(0, 10**15))

@@ -140,7 +140,7 @@ def test_what_a_listing_leaves_out_is_counted(tmp_path: Path) -> None:
     (batch,) = list_inputs([str(root)], notes=(notes := []))
     assert batch.num_rows == 3
     assert sum("left out" in text for text in notes) == 3
-    assert any("2 folders left out: a link back" in text for text in notes)
+    assert any("2 left out: a link back" in text for text in notes)
 
 
 def test_a_file_whose_path_is_too_long_is_a_row(tmp_path: Path) -> None:

@@ -1,0 +1,310 @@
+"""Tables as people have them, by format: column names, and the rows as Arrow columns.
+
+CSV and TSV, Parquet (also of Hugging Face, with the audio inside), JSON Lines (NeMo, Hugging Face,
+lhotse), Kaldi's `wav.scp`, RTTM, plain lists, SQLite and DuckDB; text formats also with gzip. All
+but Parquet give columns of text. Which column means what is decided in `tables`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from raysers.data.columnar import (
+    DATABASE_SUFFIXES,
+    FILE_COLUMNS,
+    PARQUET_SUFFIXES,
+    Record,
+    Source,
+    of_records,
+    open_database,
+    open_parquet,
+    path_of,
+)
+from raysers.data.files import (
+    AUDIO_SUFFIXES,
+    delimited,
+    first_of,
+    is_file,
+    objects_below,
+    stem_of,
+    text_of,
+)
+from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.io.uris import parent, suffix_of
+
+#: The list of files on standard input.
+STDIN = "-"
+
+_MAX_TABLE_BYTES = 2 * 2**30
+_BATCH_ROWS = 2**16
+_SHOWN = 5
+_TRANSCRIPTS = ("text", "transcription", "sentence")
+#: Kinds of cuts in lhotse that are no stretch of one recording.
+_MIXED_CUTS = ("MixedCut", "MultiCut", "PaddingCut")
+
+
+def format_of(uri: str) -> str:
+    """The suffix that says how a table is read; empty for what is no table.
+
+    >>> format_of("s3://b/cuts.jsonl.gz"), format_of("labels.db#clips"), format_of("a.wav")
+    ('.jsonl', '.db', '')
+    """
+    if uri == STDIN:
+        return ".txt"
+    suffix = suffix_of(path_of(uri))
+    if suffix == ".gz":
+        suffix = suffix_of(uri[:-3])
+        return suffix if suffix in _GZIPPED else ""
+    return suffix if suffix in _OPENERS else ""
+
+
+def open_table(uri: str, notes: list[str], homes: Sequence[str] = ()) -> Source:
+    """Opens a table.
+
+    Args:
+        uri: of a known format, see `format_of`.
+        notes: messages for the user are added to it.
+        homes: folders to look for the recordings of an RTTM in, besides its own.
+
+    Raises:
+        ConfigError: it cannot be read as its name says; with the line or row.
+        StorageError: it could not be fetched.
+    """
+    kind = format_of(uri)
+    if kind == ".rttm":
+        return of_records(_turns(uri, homes, notes))
+    return _OPENERS[kind](uri, notes)
+
+
+def _open_delimited(uri: str, notes: list[str]) -> Source:
+    names, rows = delimited(uri, FILE_COLUMNS, notes, data=_data(uri))
+
+    def read(wanted: Sequence[str], most: int) -> pa.Table:
+        places, batches = [names.index(name) for name in wanted], []
+        left = islice(rows, most) if most else rows
+        while batch := [
+            [cells[place] or None for place in places] for _, cells in islice(left, _BATCH_ROWS)
+        ]:
+            arrays = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
+            batches.append(pa.record_batch(arrays, names=list(wanted)))
+        schema = pa.schema([(name, pa.string()) for name in wanted])
+        return pa.Table.from_batches(batches, schema)
+
+    return Source(names, read)
+
+
+def _data(uri: str) -> bytes:
+    """The bytes of a text table, unpacked.
+
+    Raises:
+        ConfigError: damaged gzip data, or more than 2 GiB in them.
+    """
+    if uri == STDIN:
+        return _stdin()
+    data = storage.read_bytes(uri, max_bytes=_MAX_TABLE_BYTES)
+    if not uri.endswith(".gz"):
+        return data
+    unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        data = unpack.decompress(data, _MAX_TABLE_BYTES)
+    except zlib.error as error:
+        raise ConfigError(f"{uri} is damaged ({error}): copy it again") from error
+    if unpack.unconsumed_tail or not unpack.eof:
+        fault = "unpacks to more than 2 GiB: split it" if unpack.unconsumed_tail else "is cut"
+        raise ConfigError(f"{uri} {fault}")
+    return data
+
+
+@functools.cache
+def _stdin() -> bytes:
+    return sys.stdin.buffer.read(_MAX_TABLE_BYTES)
+
+
+# JSON
+
+
+def _open_json(uri: str, notes: list[str]) -> Source:
+    """Objects of a JSON Lines file, or of one array."""
+    text = text_of(uri, data=_data(uri))
+    try:
+        if text.lstrip("\ufeff \r\n\t").startswith("["):
+            values: Iterable[tuple[int, Any]] = enumerate(json.loads(text), start=1)
+            return of_records([_record(f"{uri}, entry {n}", value) for n, value in values])
+        lines = ((n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip())
+        records = []
+        for number, line in lines:
+            try:
+                records.append(_record(f"{uri}, line {number}", json.loads(line)))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{uri}, line {number}: {error}: one JSON object a line"
+                ) from None
+        return of_records(records)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{uri} is not JSON: {str(error) or 'nested too deeply'}") from None
+
+
+def _record(where: str, value: Any) -> Record:
+    """One object as a row: of NeMo, Hugging Face (`metadata.jsonl`), or a cut of lhotse."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {str(value)[:40]!r} is not an object with names and values")
+    if value.get("type") in _MIXED_CUTS:
+        raise ConfigError(
+            f"{where}: a {value['type']} is no stretch of one recording: save the cuts it is made "
+            "of, or its audio"
+        )
+    recording = value.get("recording", value)
+    if isinstance(recording, dict) and isinstance(recording.get("sources"), list):
+        return _cut(where, value, recording)
+    row = dict(value)
+    if isinstance(row.get("audio"), dict):
+        row["audio"] = row["audio"].get("path")
+    for name in _TRANSCRIPTS:
+        if name in row and "transcript" not in row:
+            row["transcript"] = row.pop(name)
+    return row
+
+
+def _cut(where: str, cut: Record, recording: Record) -> Record:
+    """A cut (or recording) of lhotse: a stretch of one file and channel."""
+    sources = recording["sources"]
+    kind, name = (sources[0].get(key) for key in ("type", "source")) if sources else (None, None)
+    if len(sources) != 1 or kind not in ("file", "url", None) or not isinstance(name, str):
+        raise ConfigError(
+            f"{where}: a recording of {len(sources)} sources of type {kind!r}: give one file each"
+        )
+    row: dict[str, Any] = {"file": name}
+    start_s, length_s = cut.get("start"), cut.get("duration")
+    total_s = recording.get("duration")
+    whole = not start_s and (total_s is None or length_s is None or total_s - length_s < 1e-3)
+    if recording is not cut and not whole:
+        row |= {"start": start_s, "duration": length_s}
+    channels = sources[0].get("channels") or [0]
+    if recording is not cut and len(channels) > 1 and isinstance(cut.get("channel"), int):
+        row["channel"] = cut["channel"] + 1
+    said = [one for one in cut.get("supervisions") or () if isinstance(one, dict)]
+    for ours, theirs in (
+        ("speaker", "speaker"), ("sex", "gender"), ("language", "language"), ("transcript", "text"),
+    ):  # fmt: skip
+        values = {one.get(theirs) for one in said}
+        if len(values) == 1:
+            row[ours] = values.pop()
+    return row
+
+
+# Kaldi, RTTM and lists
+
+
+def _fields(uri: str, number: int, line: str, least: int, form: str) -> list[str]:
+    cells = line.split()
+    if len(cells) < least:
+        raise ConfigError(f"{uri}, line {number}: {line.strip()[:80]!r} is not {form!r}")
+    return cells
+
+
+def _lines(uri: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text_of(uri, data=_data(uri)).splitlines(), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _open_kaldi(uri: str, notes: list[str]) -> Source:
+    """`wav.scp`, cut by the file `segments` beside it, with the speakers of `utt2spk`."""
+    files: dict[str, str] = {}
+    for number, line in _lines(uri):
+        name, _, file = line.strip().partition(" ")
+        if file.rstrip().endswith("|"):
+            raise ConfigError(
+                f"{uri}, line {number}: a command in place of a file; commands are not run: "
+                "write its audio to a file"
+            )
+        files[name] = file.strip() or name
+    folder = parent(uri)
+    speakers, segments = (first_of(folder, [n], is_file) for n in ("utt2spk", "segments"))
+    pairs = (line.split() for _, line in _lines(speakers)) if speakers else ()
+    speaker_of = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+    if segments is None:
+        return of_records(
+            {"file": file, "speaker": speaker_of.get(name)} for name, file in files.items()
+        )
+    rows, others = [], 0
+    for number, line in _lines(segments):
+        cells = _fields(segments, number, line, 4, "id recording start end")
+        name, recording, start, end = cells[:4]
+        others += recording not in files
+        if recording in files:
+            times = {"start": start, "end": None if end == "-1" else end}
+            rows.append({"file": files[recording], **times, "speaker": speaker_of.get(name)})
+    if others:
+        notes.append(f"{segments}: segments of recordings that {uri} does not have: {others:,}")
+    return of_records(rows)
+
+
+def _turns(uri: str, homes: Sequence[str], notes: list[str]) -> Iterator[Record]:
+    """Speaker turns of an RTTM; its recordings are the files of these names below the folders."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for home in dict.fromkeys((parent(uri), *homes)):
+        for info in objects_below(home, AUDIO_SUFFIXES):
+            found[stem_of(info.uri)] += [info.uri] * (info.uri not in found[stem_of(info.uri)])
+    others: Counter[str] = Counter()
+    form = "SPEAKER recording channel start duration <NA> <NA> speaker"
+    for number, line in _lines(uri):
+        if line.lstrip().startswith((";", "#")):
+            continue
+        cells = _fields(uri, number, line, 1, form)
+        if cells[0] != "SPEAKER":
+            others[cells[0]] += 1
+            continue
+        _, recording, _, start, length, _, _, speaker = _fields(uri, number, line, 8, form)[:8]
+        files = found.get(recording, [])
+        if len(files) != 1:
+            looked = ", ".join((parent(uri), *homes))
+            fault = f"several files: {', '.join(files[:_SHOWN])}" if files else "no audio file"
+            raise ConfigError(
+                f"{uri}, line {number}: {recording!r} is {fault} below {looked}: give the folder "
+                "of its recordings as --input too"
+            )
+        yield {"file": files[0], "start": start, "duration": length, "speaker": speaker}
+    if others:
+        notes.append(f"{uri}: lines that are no turns: {_counted(others)}")
+
+
+def _counted(found: Counter[str]) -> str:
+    return ", ".join(f"{n:,} x {name[:40]}" for name, n in found.most_common(_SHOWN))
+
+
+def _open_list(uri: str, notes: list[str]) -> Source:
+    """One file a line; what begins like a table is read as one."""
+    text = text_of(uri, data=_data(uri)).lstrip("\ufeff")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and lines[0].startswith("{"):
+        return _open_json(uri, notes)
+    first = lines[0].replace(";", ",").replace("\t", ",") if lines else ""
+    head = {cell.strip(' "').lower() for cell in first.split(",")}
+    if "file" in head or (len(head) > 1 and head & set(FILE_COLUMNS)):
+        return _open_delimited(uri, notes)
+    playlist = ".m3u" in suffix_of(uri)
+    return of_records({"file": line} for line in lines if not (playlist and line[0] == "#"))
+
+
+_GZIPPED = (".csv", ".tsv", ".jsonl", ".json", ".txt")
+_OPENERS: dict[str, Callable[[str, list[str]], Source]] = {
+    **dict.fromkeys((".csv", ".tsv"), _open_delimited),
+    **dict.fromkeys(PARQUET_SUFFIXES, open_parquet),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _open_json),
+    **dict.fromkeys((".txt", ".lst", ".list", ".m3u", ".m3u8"), _open_list),
+    **dict.fromkeys(DATABASE_SUFFIXES, open_database),
+    ".scp": _open_kaldi,
+    ".rttm": lambda uri, notes: of_records(_turns(uri, (), notes)),
+}
+TABLE_SUFFIXES = frozenset(_OPENERS)
