@@ -1,6 +1,6 @@
 # make help lists the targets. PYTHON=python3.12 picks an interpreter, AUDIO=folder the demo's input.
 .DEFAULT_GOAL := help
-.PHONY: setup dev demo paper test lint bench help
+.PHONY: setup dev demo paper test lint bench gpu help
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv
@@ -57,6 +57,9 @@ lint: dev  ## style, types and import rules
 
 bench: dev  ## speed, padding and memory, as JSON lines
 	@$(BIN)/python -m tests.benchmarks
+
+gpu: dev  ## equality, memory and speed on a GPU, in under 8 minutes
+	@$(BIN)/python -m tests.gpu
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 8

@@ -12,15 +12,15 @@ Result: OUTPUT is a model folder for annotate, with a card, figures and the dev 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from raysers.cli import as_plain, command
 from raysers.models.backbones import ASSETS
 from raysers.run import Exit
-from raysers.training import epochs
 from raysers.training.config import SHOWN, TrainingFlags
 from raysers.training.dataset import TooManyFailed
-from raysers.training.session import run_training
+from raysers.training.trainer import run_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ def train(flags: TrainFlags) -> int:
         run_training(flags, as_plain(flags))
         return Exit.DONE
     except TooManyFailed as error:
-        epochs.print_refusal(error)
+        print(f"error: {error}", file=sys.stderr)
         return Exit.TOO_MANY_FAILED
 
 

@@ -13,12 +13,12 @@ Result: OUTPUT/trials, a table with a row per trial; OUTPUT/best, a model folder
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from raysers.cli import as_plain, command
 from raysers.engine import cluster
 from raysers.run import Exit, Run
-from raysers.training import epochs
 from raysers.training import plan as training_plan
 from raysers.training.dataset import TooManyFailed
 from raysers.tuning import plan, results, tuner
@@ -63,7 +63,7 @@ def tune_or_refuse(flags: TuneFlags) -> int:
     try:
         return tune(flags)
     except TooManyFailed as error:
-        epochs.print_refusal(error)
+        print(f"error: {error}", file=sys.stderr)
         return Exit.TOO_MANY_FAILED
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from raysers.report.dots import NARROW_IN
 from raysers.report.evidence import ReportData, RunFacts
 from raysers.report.parts import Cell, Chart, Exhibit, Grid, last_part, shown
-from raysers.training.curve import learning_curve
+from raysers.training.model_card import learning_curve
 from raysers.types import DIMENSIONS
 
 _MOST_SUBJECTS = 12

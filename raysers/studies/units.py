@@ -37,7 +37,7 @@ from raysers.studies import networks
 from raysers.studies.corpora import evaluation_uri, training_uri
 from raysers.studies.experiments import PRETRAIN, Experiment
 from raysers.training.config import TrainingFlags
-from raysers.training.session import LocalResources, run_training
+from raysers.training.trainer import LocalResources, run_training
 from raysers.tuning.resources import TrialResources
 from raysers.tuning.trial import command_of
 from raysers.tuning.trials import Report

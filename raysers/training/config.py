@@ -132,11 +132,21 @@ class LearningFlags:
     patience: int = 0
     """Stop after N epochs without a better dev CCC (UAR with categories alone); 0 never stops
     early."""
-    keep: Literal["best", "last"] = "best"
-    """The epoch with the best dev CCC (UAR with categories alone), or the last one (which needs no
-    dev clips)."""
+    eval_steps: int = 0
+    """Score the dev clips every N steps too, for the metrics table; 0: after every epoch only."""
+    keep: Literal["best", "best-step", "last"] = "best"
+    """The epoch with the best dev CCC (UAR with categories alone), the best of --eval-steps too, or
+    the last epoch (which needs no dev clips)."""
     save_dtype: Literal["fp32", "fp16"] = "fp32"
     """Precision of the stored weights; fp16 halves the file."""
+    seed: int = 0
+    """Decides initial weights, order of the data, dropout and augmentation."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the forward pass; auto is bf16 on GPUs that have it, else fp32."""
+    gradient_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which workers exchange gradients; bf16 halves the traffic, with rounding."""
+    compile: Switch = False
+    """Compile the network with torch.compile: slow first steps, then faster ones on GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +171,9 @@ class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags):
 
     output: Output
     """Folder or s3:// prefix for the model; rerun the command to resume there."""
-    seed: int = 0
-    """Decides initial weights, order of the data, dropout and augmentation."""
     workers: int = 0
     """Training workers; 0 uses every GPU, or every CPU when there is none. One to four
     give the same model; more draw dropout differently."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the forward pass; auto is bf16 on GPUs that have it, else fp32."""
     max_padded_s: float = 0.0
     """Padded audio seconds per forward pass; 0 chooses for the device."""
     track: Literal["none", "mlflow"] = "none"
@@ -229,8 +235,10 @@ def _rules(flags: TrainingFlags) -> Iterator[tuple[bool, str, str]]:
     yield not alone, "--batch-size", "2 or more with --loss ccc: one clip has no correlation"
     yield flags.accumulate >= 1, "--accumulate", "1 or more pieces"
     yield 0 <= flags.ema < 1, "--ema", "a decay from 0 to below 1"
-    waits = not flags.patience or flags.keep == "best"
+    waits = not flags.patience or flags.keep != "last"
     yield waits, "--patience", "also --keep best: without dev scores nothing can stop early"
+    stepwise = flags.keep != "best-step" or flags.eval_steps > 0
+    yield stepwise, "--keep", "also --eval-steps N with best-step"
     crop = flags.crop_s
     yield crop is None or 0 < crop[0] <= crop[1], "--crop-s", "two lengths above 0, shorter first"
     noise = flags.noise_db
@@ -241,8 +249,8 @@ def _rules(flags: TrainingFlags) -> Iterator[tuple[bool, str, str]]:
 
 _AT_LEAST_0 = (
     "limit", "min_clip_s", "layers", "front_steps", "epochs", "batch_size", "lr", "weight_decay",
-    "clip_norm", "category_weight", "patience", "equaliser_db", "seed", "workers", "max_padded_s",
-    "checkpoint_steps", "max_restarts",
+    "clip_norm", "category_weight", "patience", "eval_steps", "equaliser_db", "seed", "workers",
+    "max_padded_s", "checkpoint_steps", "max_restarts",
 )  # fmt: skip
 
 #: Flags that `--help` shows; recipes and config files hold the others.

@@ -1,7 +1,7 @@
 """The labelled clips of a training: train, dev, and those that are left out.
 
-Nothing is dropped in silence: every clip that is not used is counted under its reason, and the
-worst of it is refused before anything is written.
+Every clip that is not used is counted under its reason; too many of them are refused before
+anything is written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,18 +18,23 @@ from numpy.typing import NDArray
 
 from raysers.data import splits
 from raysers.data.corpora.emotions import category_of
-from raysers.data.manifest import clips_of, fingerprint, read_manifest
+from raysers.data.manifest import clips_of, fingerprint
 from raysers.data.splits import identities
 from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.join import dimensions_of
-from raysers.training.config import LabelledFlags
+from raysers.models.losses import NO_CATEGORY
+from raysers.training.config import LabelledFlags, TrainingFlags
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Clip, Status
 
-#: Category of a clip without one.
-_NO_CATEGORY = -1
 #: A dimension with fewer train labels is not trained: no CCC is defined.
 _LEAST_LABELS = 2
+
+#: Reasons that follow from flags, so they are no failure of the data.
+_TOO_LONG, _TOO_SHORT = "longer than --max-clip-s", "too short"
+
+#: Flags that leave clips out, by how they do when they are not given.
+_FILTERS = {"limit": 0, "train_fraction": 1.0, "min_clip_s": 0.0, "max_clip_s": 60.0}
 
 
 class TooManyFailed(RaysersError):
@@ -74,181 +79,69 @@ class TrainingData:
     dev: Examples
     categories: tuple[str, ...]
     left_out: Mapping[str, int]
-    leakage: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    trained: Sequence[str] = DIMENSIONS
+    leakage: Sequence[str]
+    notes: Sequence[str]
+    trained: Sequence[str]
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with any clip, label, category or split."""
         digest = hashlib.blake2b(fingerprint(self.table).encode(), digest_size=8)
-        for examples_of in (self.train, self.dev):
-            ids = "\n".join(clip.clip_id for clip in examples_of.clips)
+        for examples in (self.train, self.dev):
+            ids = "\n".join(clip.clip_id for clip in examples.clips)
             digest.update(f"{len(ids)}\0{ids}\0{self.categories}".encode())
-            digest.update(examples_of.labels.tobytes())
-            digest.update(examples_of.categories.tobytes())
+            digest.update(examples.labels.tobytes())
+            digest.update(examples.categories.tobytes())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """One training, the same for all its workers.
+
+    Attributes:
+        flags: with the recipe filled in, precision and padded seconds settled.
+        backbone: what to load, pinned to the revision that was checked.
+        run_id: of the record in the output, which every worker must see.
+        train: what the parameters are fitted to.
+        dev: what chooses the epoch; may be empty.
+        categories: emotion categories of the head that is trained; none without one.
+        trained: dimensions with labels.
+        threads: compute threads of a worker.
+        io_threads: threads of a worker that fetch and decode.
+        pieces: least micro-batches of a batch, whatever the number of workers; they decide the
+            dropout.
+    """
+
+    flags: TrainingFlags
+    backbone: str
+    run_id: str
+    train: Examples
+    dev: Examples
+    categories: tuple[str, ...]
+    trained: Sequence[str]
+    threads: int
+    io_threads: int
+    pieces: int
+
+    @property
+    def output(self) -> str:
+        """The run's folder."""
+        return self.flags.output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Indexed:
-    """Data whose headers have been read: the labelled manifest, and notes of who read them."""
+    """Data whose headers have been read: the labelled manifest, and notes about reading it."""
 
     manifest: str
     notes: tuple[str, ...] = ()
 
 
-def load(
-    flags: LabelledFlags,
-    *,
-    seed: int,
-    min_samples: int,
-    dev_needed: bool,
-    weights: Sequence[float] = (1.0, 1.0, 1.0),
-    categories: bool = False,
-    indexed: Indexed | None = None,
-) -> TrainingData:
-    """Index, split, and check the data, on the connected cluster.
-
-    Args:
-        flags: which data.
-        indexed: the data of `flags`, where they have been indexed before; needs no cluster.
-        seed: decides `--train-fraction` and `--shuffle-labels`.
-        min_samples: what the network needs to give a score.
-        dev_needed: whether training without dev clips makes sense.
-        weights: of the dimensions in the loss; one of 0 is not trained.
-        categories: whether emotion categories are trained, so that a clip may have one alone.
-
-    Raises:
-        ConfigError: data that cannot be read or used, or that leaks.
-        TooManyFailed: too many clips cannot be used.
-    """
-    if indexed is None:
-        table, notes = index_data(flags)
-    else:
-        table, notes = read_manifest(indexed.manifest), [*indexed.notes]
-    return choose(
-        flags,
-        table,
-        notes,
-        seed=seed,
-        min_samples=min_samples,
-        dev_needed=dev_needed,
-        weights=weights,
-        categories=categories,
-    )
-
-
-def choose(
-    flags: LabelledFlags,
-    table: pa.Table,
-    notes: Sequence[str],
-    *,
-    seed: int,
-    min_samples: int,
-    dev_needed: bool,
-    weights: Sequence[float] = (1.0, 1.0, 1.0),
-    categories: bool = False,
-) -> TrainingData:
-    """As `load`, of data that `index_data` has read."""
-    if flags.folds:
-        try:
-            table = splits.fold_splits(table, flags.folds, flags.fold)
-        except ConfigError as error:
-            if not flags.limit:
-                raise
-            raise ConfigError(f"{error}, or a --limit above {flags.limit:,} clips") from error
-    _require_split(table)
-    leakage = splits.check_leakage(table, flags.allow_leakage)
-    without = table["split"].null_count
-    table = table.filter(pc.is_in(table["split"], pa.array(["train", "dev"])))
-    table, left_out = _usable(flags, table, min_samples, categories=categories)
-    left_out |= {"no split": without} if without else {}
-    _check_labels(table)
-    train, dev = (table.filter(pc.equal(table["split"], name)) for name in ("train", "dev"))
-    train = splits.take_fraction(train, flags.train_fraction, seed)
-    _require_rows({"train": train} | ({"dev": dev} if dev_needed else {}), flags, left_out)
-    if flags.shuffle_labels:
-        train = splits.shuffle_labels(train, seed)
-    names = tuple(sorted({name for name in _emotions(train) if name}))
-    train_examples, dev_examples = examples(train, names), examples(dev, names)
-    trained = _trained(train_examples.labels, weights)
-    if not trained and not categories:
-        raise ConfigError(
-            f"nothing to train: no dimension has {_LEAST_LABELS} train labels and a weight above "
-            "0: give more labelled data, other --target-weights, or --categories"
-        )
-    dev_labels = np.isfinite(_with_labels_of(trained, dev_examples).labels).sum(axis=0)
-    by_category = categories and (dev_examples.categories >= 0).any()
-    if dev_needed and dev_labels.max(initial=0) < _LEAST_LABELS and not by_category:
-        raise ConfigError(
-            f"no dimension that is trained has {_LEAST_LABELS} dev labels: give labelled dev "
-            "clips, or --keep last to train without"
-        )
-    return TrainingData(
-        table=pa.concat_tables([train, dev]),
-        train=_with_labels_of(trained, train_examples),
-        dev=_with_labels_of(trained, dev_examples),
-        categories=names,
-        left_out=left_out,
-        leakage=leakage,
-        notes=[*notes, *_label_notes(train_examples.labels, dev_examples.labels, trained)],
-        trained=trained,
-    )
-
-
-def examples(table: pa.Table, categories: Sequence[str]) -> Examples:
-    """Rows of a labelled manifest, in an order that stays wherever the corpus lies."""
-    table = table.append_column("identity", pa.array(identities(table), pa.string()))
-    table = table.sort_by("identity")
-    numbers = {name: number for number, name in enumerate(categories)}
-    return Examples(
-        clips=clips_of(table),
-        identities=table["identity"].to_pylist(),
-        labels=_labels(table),
-        categories=np.array(
-            [numbers.get(e or "", _NO_CATEGORY) for e in _emotions(table)], np.int64
-        ),
-    )
-
-
-def _trained(labels: NDArray[np.float32], weights: Sequence[float]) -> tuple[str, ...]:
-    """Dimensions with a weight and enough labels for a CCC."""
-    counts = np.isfinite(labels).sum(axis=0) * (np.asarray(weights) > 0)
-    return tuple(d for d, n in zip(DIMENSIONS, counts, strict=True) if n >= _LEAST_LABELS)
-
-
-def _with_labels_of(trained: Sequence[str], one: Examples) -> Examples:
-    kept = [name in trained for name in DIMENSIONS]
-    return replace(one, labels=np.where(kept, one.labels, np.float32(np.nan)))
-
-
-def _label_notes(
-    train: NDArray[np.float32], dev: NDArray[np.float32], trained: Sequence[str]
-) -> Iterator[str]:
-    """Dimensions that are not trained, and those whose labels never vary."""
-    for column, name in enumerate(DIMENSIONS):
-        values, dev_values = (
-            labels[np.isfinite(labels[:, column]), column] for labels in (train, dev)
-        )
-        if name not in trained:
-            why = "no weight" if len(values) >= _LEAST_LABELS else "too few train labels"
-            yield f"{name} is not trained ({why}, {len(values):,} labels): its scores will be null"
-            continue
-        if (values == values[0]).all():
-            yield (
-                f"{name}: all {len(values):,} train labels are {values[0]:g}, so the model cannot "
-                "learn it"
-            )
-        if len(dev_values) and (dev_values == dev_values[0]).all():
-            yield (
-                f"{name}: all {len(dev_values):,} dev labels are {dev_values[0]:g}, so its dev CCC "
-                "is 0 for any model"
-            )
-
-
 def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
     """The labelled manifest of all the data, before any is left out, and notes for the user.
+
+    Many headers are read on the connected cluster.
 
     Raises:
         ConfigError: data that cannot be read.
@@ -265,76 +158,173 @@ def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
             limit=flags.limit,
         )
         if split is not None:
-            table = _with_split(table, split)
+            if "split" in table.column_names:
+                table = table.drop_columns("split")
+            table = table.append_column("split", pa.array([split] * len(table), pa.string()))
         tables.append(table)
         notes += [note for note in found if note not in notes]
     return pa.concat_tables(tables, promote_options="default"), notes
 
 
-def _with_split(table: pa.Table, split: str) -> pa.Table:
-    column = pa.array([split] * len(table), pa.string())
-    if "split" not in table.column_names:
-        return table.append_column("split", column)
-    return table.set_column(table.column_names.index("split"), "split", column)
+def choose(
+    flags: LabelledFlags,
+    table: pa.Table,
+    notes: Sequence[str],
+    *,
+    seed: int,
+    min_samples: int,
+    dev_needed: bool,
+    weights: Sequence[float] = (1.0, 1.0, 1.0),
+    categories: bool = False,
+) -> TrainingData:
+    """Split, filter and check the clips that `index_data` has read.
 
+    Args:
+        flags: which data.
+        table: the labelled manifest.
+        notes: about reading it.
+        seed: decides `--train-fraction` and `--shuffle-labels`.
+        min_samples: what the network needs to give a score.
+        dev_needed: whether training without dev clips makes sense.
+        weights: of the dimensions in the loss; one of 0 is not trained.
+        categories: whether emotion categories are trained, so that a clip may have one alone.
 
-def _require_split(table: pa.Table) -> None:
+    Raises:
+        ConfigError: data that cannot be used, or that leaks.
+        TooManyFailed: too many clips cannot be used.
+    """
+    if flags.folds:
+        try:
+            table = splits.fold_splits(table, flags.folds, flags.fold)
+        except ConfigError as error:
+            if not flags.limit:
+                raise
+            raise ConfigError(f"{error}, or a --limit above {flags.limit:,} clips") from error
     if not len(table) or not _column(table, "split").is_valid().to_numpy().any():
         raise ConfigError(
             "--data has no split: give --folds N to split it by speaker, or --train and --dev"
         )
+    leakage = splits.check_leakage(table, flags.allow_leakage)
+    without = table["split"].null_count
+    table = table.filter(pc.is_in(table["split"], pa.array(["train", "dev"])))
+    table, left_out = _usable(flags, table, min_samples, categories=categories)
+    left_out |= {"no split": without} if without else {}
+    _check_labels(table)
+    train, dev = (table.filter(pc.equal(table["split"], name)) for name in ("train", "dev"))
+    train = splits.take_fraction(train, flags.train_fraction, seed)
+    _require_rows({"train": train} | ({"dev": dev} if dev_needed else {}), flags, left_out)
+    if flags.shuffle_labels:
+        train = splits.shuffle_labels(train, seed)
+    names = tuple(sorted({name for name in _emotions(train) if name}))
+    counts = np.isfinite(_labels(train)).sum(axis=0) * (np.asarray(weights) > 0)
+    trained = counts >= _LEAST_LABELS
+    if not trained.any() and not categories:
+        raise ConfigError(
+            f"nothing to train: no dimension has {_LEAST_LABELS} train labels and a weight above "
+            "0: give more labelled data, other --target-weights, or --categories"
+        )
+    notes = [*notes, *_label_notes(_labels(train), _labels(dev), trained)]
+    train_examples, dev_examples = (_examples(part, names, trained) for part in (train, dev))
+    dev_labels = np.isfinite(dev_examples.labels).sum(axis=0)
+    by_category = categories and (dev_examples.categories >= 0).any()
+    if dev_needed and dev_labels.max(initial=0) < _LEAST_LABELS and not by_category:
+        raise ConfigError(
+            f"no dimension that is trained has {_LEAST_LABELS} dev labels: give labelled dev "
+            "clips, or --keep last to train without"
+        )
+    return TrainingData(
+        table=pa.concat_tables([train, dev]),
+        train=train_examples,
+        dev=dev_examples,
+        categories=names,
+        left_out=left_out,
+        leakage=leakage,
+        notes=notes,
+        trained=tuple(name for name, of in zip(DIMENSIONS, trained, strict=True) if of),
+    )
+
+
+def _examples(table: pa.Table, categories: Sequence[str], trained: NDArray[np.bool_]) -> Examples:
+    """Rows of a labelled manifest, in an order that stays wherever the corpus lies."""
+    table = table.append_column("identity", pa.array(identities(table), pa.string()))
+    table = table.sort_by("identity")
+    numbers = {name: number for number, name in enumerate(categories)}
+    labels = _labels(table)
+    labels[:, ~trained] = np.nan
+    return Examples(
+        clips=clips_of(table),
+        identities=table["identity"].to_pylist(),
+        labels=labels,
+        categories=np.array(
+            [numbers.get(name or "", NO_CATEGORY) for name in _emotions(table)], np.int64
+        ),
+    )
+
+
+def _label_notes(
+    train: NDArray[np.float32], dev: NDArray[np.float32], trained: NDArray[np.bool_]
+) -> Iterator[str]:
+    """Dimensions that are not trained, and those whose labels never vary."""
+    for column, name in enumerate(DIMENSIONS):
+        values, dev_values = (
+            labels[np.isfinite(labels[:, column]), column] for labels in (train, dev)
+        )
+        if not trained[column]:
+            why = "no weight" if len(values) >= _LEAST_LABELS else "too few train labels"
+            yield f"{name} is not trained ({why}, {len(values):,} labels): its scores will be null"
+            continue
+        if (values == values[0]).all():
+            yield (
+                f"{name}: all {len(values):,} train labels are {values[0]:g}, so the model cannot "
+                "learn it"
+            )
+        if len(dev_values) and (dev_values == dev_values[0]).all():
+            yield (
+                f"{name}: all {len(dev_values):,} dev labels are {dev_values[0]:g}, so its dev CCC "
+                "is 0 for any model"
+            )
 
 
 def _usable(
     flags: LabelledFlags, table: pa.Table, min_samples: int, *, categories: bool
 ) -> tuple[pa.Table, dict[str, int]]:
     """The rows to use, and how many are not by reason."""
-    statuses = table["status"].to_pylist()
-    lengths_s = _column(table, "duration_s").to_pylist()
     unlabelled = np.all(np.isnan(_labels(table)), axis=1)
     if categories:
         unlabelled &= np.array([name is None for name in _emotions(table)], bool)
+    status = np.array(table["status"].to_pylist(), object)
+    lengths_s = _column(table, "duration_s").to_pylist()
+    lengths = np.array(lengths_s, np.float64)  # None becomes NaN
     least_s = max(flags.min_clip_s, min_samples / SAMPLE_RATE_HZ)
-    reasons = [
-        _reason(status, bare, length_s, least_s, flags.max_clip_s)
-        for status, bare, length_s in zip(statuses, list(unlabelled), lengths_s, strict=True)
-    ]
-    left_out = dict(Counter(r for r in reasons if r).most_common())
+    reasons = np.select(
+        [
+            status != str(Status.OK),
+            unlabelled,
+            np.isnan(lengths),
+            lengths > flags.max_clip_s,
+            lengths < least_s,
+        ],
+        [status, "no label", "unknown length", _TOO_LONG, _TOO_SHORT],
+        "",
+    )
+    left_out = dict(Counter(reason for reason in reasons.tolist() if reason).most_common())
     if left_out == {"no label": len(table)}:
         raise ConfigError(
             f"none of the {len(table):,} clips has a label for {', '.join(DIMENSIONS)}: give "
             "labelled data, or --emotion-map or --categories for emotion categories"
         )
-    lost = sum(n for reason, n in left_out.items() if reason not in _BY_CHOICE)
-    if lost > flags.max_failed * max(len(table), 1):
-        first = next(i for i, r in enumerate(reasons) if r and r not in _BY_CHOICE)
+    lost = np.flatnonzero(~np.isin(reasons.astype(str), ("", _TOO_LONG, _TOO_SHORT)))
+    if len(lost) > flags.max_failed * max(len(table), 1):
+        first = int(lost[0])
         raise TooManyFailed(
-            f"{lost} of {len(table)} clips cannot be used ({_spelt(left_out)}), more than "
+            f"{len(lost)} of {len(table)} clips cannot be used ({_counted(left_out)}), more than "
             f"--max-failed {flags.max_failed:g} allows; the first is {table['file'][first]}: "
             f"{table['error'][first].as_py() or reasons[first]}"
         )
-    return table.filter(pa.array([not reason for reason in reasons])), left_out
+    return table.filter(pa.array(reasons == "", pa.bool_())), left_out
 
 
-#: Reasons that follow from flags, so they are no failure of the data.
-_BY_CHOICE = ("longer than --max-clip-s", "too short")
-
-
-def _reason(
-    status: str, unlabelled: bool, length_s: float | None, least_s: float, most_s: float
-) -> str:
-    if status != Status.OK:
-        return status
-    if unlabelled:
-        return "no label"
-    if length_s is None:
-        return "unknown length"
-    if length_s > most_s:
-        return _BY_CHOICE[0]
-    return _BY_CHOICE[1] if length_s < least_s else ""
-
-
-def _spelt(counts: Mapping[str, int]) -> str:
+def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in counts.items())
 
 
@@ -349,10 +339,6 @@ def _check_labels(table: pa.Table) -> None:
         )
 
 
-#: Flags that leave clips out, by how they do when they are not given.
-_FILTERS = {"limit": 0, "train_fraction": 1.0, "min_clip_s": 0.0, "max_clip_s": 60.0}
-
-
 def _require_rows(
     tables: Mapping[str, pa.Table], flags: LabelledFlags, left_out: Mapping[str, int]
 ) -> None:
@@ -363,15 +349,14 @@ def _require_rows(
         "dev": "give --dev, or --folds N to keep speakers apart, or --keep last to train without",
     }
     used = [name for name, default in _FILTERS.items() if getattr(flags, name) != default]
-    fitting = "".join(f", or another --{name.replace('_', '-')}" for name in used)
+    others = "".join(f", or another --{name.replace('_', '-')}" for name in used)
     for name, table in tables.items():
         if len(table) < _LEAST_LABELS:
-            count = "only 1" if len(table) else "no"
-            clips = "clip" if len(table) else "clips"
-            why = f"; left out: {_spelt(left_out)}" if left_out else ""
+            clips = f"only 1 {name} clip" if len(table) else f"no {name} clips"
+            why = f"; left out: {_counted(left_out)}" if left_out else ""
             raise ConfigError(
-                f"{source} leaves {count} {name} {clips} that can be used, {_LEAST_LABELS} are "
-                f"needed{why}: {fixes[name]}{fitting}"
+                f"{source} leaves {clips} that can be used, {_LEAST_LABELS} are needed{why}: "
+                f"{fixes[name]}{others}"
             )
 
 

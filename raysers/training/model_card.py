@@ -1,52 +1,70 @@
-"""The model card of a training run: a README.md as readers of the model hub expect it.
+"""The model card of a training run, with its learning curve: a README.md for the model hub.
 
-Only what the run knows is claimed: an unstated licence is "unknown", a metric that
-was not computed is not there, and a run with leaking splits or shuffled labels says so on top.
+Only what the run knows is claimed: an unstated licence is "unknown", a metric that was not computed
+is not there, and a run with leaking splits or shuffled labels says so on top. The text is the
+template `model_card.md.j2`, in which every value is shown as plain text unless it is Markdown.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
 
+from raysers import plotting
+from raysers.evaluation import baseline
 from raysers.evaluation.rows import Row
+from raysers.models.backbones import ASSETS
 from raysers.text import fenced, one_line, plain, table, visible
-from raysers.training.card_results import has_intervals, index_results, results_table
-from raysers.training.terms import UNKNOWN, base_licence, data_licence, hub_fields
-from raysers.training.usage import usage
-from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
+from raysers.types import DIMENSIONS
 
-#: The picture a card shows, in the same folder.
-CURVE_FILE = "learning_curve.png"
+UNKNOWN = "unknown"
 
-_INTENDED = """\
-Research on emotion in speech: trends over many clips of material like the training data, and
-starting weights for further training. Arousal is how excited a voice sounds, dominance how much in
-control, valence how positive; 0 and 1 are the ends of the training labels' scale."""
+#: Licences of the weights training may start from, as their hub pages state them.
+_BASE_LICENCES = {
+    "facebook/wav2vec2-base": "apache-2.0",
+    "facebook/wav2vec2-large-lv60": "apache-2.0",
+    "facebook/wav2vec2-large-robust": "apache-2.0",
+    "facebook/wav2vec2-large-100k-voxpopuli": "cc-by-nc-4.0",
+    "facebook/wav2vec2-xls-r-300m": "apache-2.0",
+    "facebook/hubert-base-ls960": "apache-2.0",
+    "facebook/hubert-large-ll60k": "apache-2.0",
+    "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim": "cc-by-nc-sa-4.0",
+}
 
-_NOT_FOR = """\
-Decisions about a person (hiring, credit, policing, insurance, schooling, health), lie detection,
-monitoring people at work or without their consent, diagnosis, or a claim about what someone feels:
-the scores say how listeners judged, or actors played, voices like these. The European Union's AI
-Act forbids inferring emotions at work and in schools, with few exceptions."""
+#: Terms of the corpora there are readers for.
+_DATA_LICENCES = {
+    "msp-podcast": "licence of the University of Texas at Dallas, no redistribution",
+    "iemocap": "release form of the University of Southern California, no redistribution",
+    "cmu-mosi": "cc-by-nc-4.0 as its audformat edition states",
+    "emodb": "cc0-1.0",
+}
 
-_MAPPED = """\
-No listener rated these clips. The corpus has one emotion category a clip, and every clip of a
-category was given the same three values:"""
+#: Family -> what `transformers` calls its classes, and the attribute the parameters lie under.
+_PLAIN_CLASSES = {
+    "wav2vec2": ("Wav2Vec2", "wav2vec2"),
+    "hubert": ("Hubert", "hubert"),
+    "wavlm": ("WavLM", "wavlm"),
+    "data2vec-audio": ("Data2VecAudio", "data2vec_audio"),
+}
 
-_LIMITS = (
-    "Other languages, recording conditions, ages and speaking styles than those of the training"
-    " data lower the accuracy, and by how much is unknown until measured.",
-    "Scores are comparable between clips of one kind of material; their absolute level moves with"
-    " microphone, compression, background and distance.",
-    "Every clip gets scores, silence, music and noise included: look at the level and find speech"
-    " first.",
-    "Groups of speakers may be scored differently; measure it where it matters.",
-)
+#: Measures as the table of results names them, and as the hub does.
+_NAMES = {
+    "ccc": "CCC", "mae": "MAE", "pearson": "Pearson", "uar": "UAR",
+    "uar_known": "UAR of known categories", "macro_f1": "macro F1", "ece": "calibration error",
+}  # fmt: skip
+_HUB_NAMES = {"ccc": "ccc", "uar": "recall"}
+
+#: Heights of the learning curve's panels; a line of one: (epoch, value) where there is a value.
+_SCORES_IN, _LOSS_IN = 2.9, 1.5
+_Points = list[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,30 +83,21 @@ class CardFacts:
     """What a card is made of.
 
     Attributes:
-        name: what people call the model.
         backbone: what training started from, as it was asked for.
-        parameters: all parameters of the network.
-        trained_parameters: those of them that were not frozen.
         min_samples: shortest clip at 16 kHz.
-        splits: what the data was.
         recipe: flag -> value, in the order to print.
         metrics: what was measured, the random baseline included.
         command: the shell line that repeats the training.
-        versions: software -> version.
         best_epoch: the epoch whose weights these are; None: the last one's.
         audio_hours: trained on, repeats included.
         seconds: wall time of the training.
         leakage: what train and evaluation splits share, as a sentence; empty: nothing.
         base_hub_id: hub id of the starting weights; None: random ones, or a folder's.
-        base_licence: of the starting weights; None: as known by `terms`.
-        data_licences: corpus -> terms; others as known by `terms`.
-        licence: of the model itself; None: unknown.
-        notes: sentences about the data.
+        base_licence: of the starting weights; None: as known here.
         mapping: emotion category -> arousal, dominance, valence it stood for in training.
         model_type: the network's family, as in its config.json.
         pooling: how frames become one vector: `masked`, `unmasked`, `statistics` or `attentive`.
-        trained: dimensions with trained outputs.
-        categories: emotion categories with trained outputs.
+        trained, categories: dimensions and emotion categories with trained outputs.
     """
 
     name: str
@@ -114,8 +123,6 @@ class CardFacts:
     failed_clips: int = 0
     base_hub_id: str | None = None
     base_licence: str | None = None
-    data_licences: Mapping[str, str] = field(default_factory=dict)
-    licence: str | None = None
     languages: Sequence[str] = ()
     notes: Sequence[str] = ()
     mapping: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -125,171 +132,235 @@ class CardFacts:
     categories: Sequence[str] = ()
 
 
+class _Markdown(str):
+    """Text that is shown as it is."""
+
+    __slots__ = ()
+
+
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown with YAML front matter, ready to be written as `README.md`."""
-    sections = [
-        f"# {plain(facts.name)}",
-        _summary(facts),
-        *_warnings(facts),
-        *_titled("Results", _results(facts)),
-        *_titled(
-            "Use", usage(facts.name, facts.model_type, facts.pooling if facts.trained else None)
-        ),
-        *_titled("Data", _data(facts)),
-        *_titled("Training", _training(facts)),
-        *_titled("Intended use", _INTENDED),
-        *_titled("Not for", _NOT_FOR),
-        *_titled("Limits", "\n".join(f"- {limit}" for limit in _LIMITS)),
-        *_titled("Licence", _licence(facts)),
-    ]
-    return f"---\n{_front_matter(facts)}---\n\n" + "\n\n".join(sections) + "\n"
-
-
-def _titled(title: str, body: str) -> tuple[str, str]:
-    return f"## {title}", body
+    environment = jinja2.Environment(
+        finalize=lambda value: value if isinstance(value, _Markdown) else plain(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # it is no HTML; `plain` escapes what Markdown takes for HTML too
+    )
+    environment.filters |= {
+        "code": _Markdown,
+        "fenced": lambda text, language: _Markdown(fenced(text.rstrip(), language)),
+        "listed": lambda names: " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))),
+    }
+    template = environment.from_string((ASSETS / "model_card.md.j2").read_text())
+    folder = "./" + visible(facts.name)
+    runnable = facts.command.startswith(("raysers ", "python "))
+    heads = {"a regression head": facts.trained, "a softmax head": facts.categories}
+    is_plain = facts.model_type in _PLAIN_CLASSES and facts.pooling in ("masked", "unmasked")
+    mapped = [(name, *(f"{v:.3f}" for v in point)) for name, point in facts.mapping.items()]
+    settings = [(name.replace("_", "-"), value) for name, value in facts.recipe.items()]
+    shown = {
+        "front_matter": _Markdown(_front_matter(facts)),
+        "heads": [head for head, outputs in heads.items() if outputs],
+        "random": facts.backbone.startswith("random:"),
+        "untrained": [name for name in DIMENSIONS if name not in facts.trained],
+        "has_dev": any(split.split != "train" for split in facts.splits),
+        "results": _Markdown(_results_table(facts.metrics)),
+        "has_intervals": any(math.isfinite(row.ci_low) for row in facts.metrics),
+        "shell_folder": shlex.quote(folder),
+        "python_folder": _Markdown(json.dumps(folder)),
+        "plain_class": _PLAIN_CLASSES[facts.model_type] if is_plain else None,
+        "splits": _Markdown(_splits_table(facts.splits)),
+        "mapping": facts.mapping and _Markdown(table(("category", *DIMENSIONS), mapped, numbers=3)),
+        "recipe": _Markdown(table(("setting", "value"), settings)),
+        "command": visible(facts.command if runnable else f"python {facts.command}"),
+        "licences": _Markdown(_licences_table(facts)),
+    }
+    given = {name: getattr(facts, name) for name in CardFacts.__slots__}
+    return template.render(given | shown) + "\n"
 
 
 def _front_matter(facts: CardFacts) -> str:
-    content: dict[str, Any] = dict(hub_fields(facts.licence))
-    languages = {code for code in facts.languages if re.fullmatch("[a-z]{2,3}", code)}
-    content |= {"language": sorted(languages)} if languages else {}
-    content |= {"base_model": facts.base_hub_id} if facts.base_hub_id else {}
-    content |= {
-        "library_name": "transformers",
-        "pipeline_tag": "audio-classification",
-        "tags": ["speech", "audio", "emotion-recognition", *facts.trained, facts.model_type],
-        "metrics": ["ccc"] * bool(facts.trained) + ["recall"] * bool(facts.categories),
-    }
-    if results := index_results(facts.metrics):
-        content["model-index"] = [{"name": one_line(facts.name) or "model", "results": results}]
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1_000)
-
-
-def _summary(facts: CardFacts) -> str:
-    drawn = facts.backbone.startswith("random:")
-    start = "random weights" if drawn else plain(facts.backbone)
-    milliseconds = 1000 * facts.min_samples / SAMPLE_RATE_HZ
-    tasks, heads = [], []
-    if facts.trained:
-        tasks.append(f"Scores speech for {_listed(facts.trained)}, each about 0 to 1.")
-        heads.append("a regression head")
-    if facts.categories:
-        names = plain(_listed(facts.categories))
-        tasks.append(f"Gives each clip probabilities of the emotion categories {names}.")
-        heads.append("a softmax head")
-    return (
-        f"{' '.join(tasks)} A {facts.model_type} network with {_listed(heads)},"
-        f" {facts.parameters:,} parameters of which {facts.trained_parameters:,} were trained,"
-        f" starting from {start}. It takes mono audio at 16 kHz, from {facts.min_samples} samples"
-        f" ({milliseconds:.0f} ms) up."
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def _warnings(facts: CardFacts) -> list[str]:
-    found = []
-    if facts.shuffled_labels:
-        found.append(
-            "> **A control, not a model.** The training labels were shuffled between clips, so"
-            " nothing can be learnt but their distribution: the scores mean nothing."
+    results = [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Speech emotion recognition",
+            dataset_type=one_line(row.dataset),
+            dataset_name=one_line(row.dataset),
+            dataset_split=one_line(row.split),
+            metric_type=_HUB_NAMES[row.metric],
+            metric_name=one_line(f"{_NAMES[row.metric]} {row.dimension}"),
+            metric_value=round(float(row.value), 4),
         )
-    untrained = [name for name in DIMENSIONS if name not in facts.trained]
-    if untrained:
-        found.append(
-            f"> **Not trained for {_listed(untrained)}.** The network has all three outputs, but"
-            " ignore these: raysers writes null for them."
-        )
-    if facts.leakage:
-        found.append(
-            f"> **The splits leak.** {plain(facts.leakage)} The figures are too good, by an unknown"
-            " amount: do not report or compare them."
-        )
-    if not any(split.split != "train" for split in facts.splits):
-        found.append(
-            "> **No dev split.** No clip was held out to judge by, so nothing in this run says how"
-            " good the model is on speakers it was not trained on."
-        )
-    return found
-
-
-def _results(facts: CardFacts) -> str:
-    if not facts.metrics:
-        return "This run measured nothing on data the model was not trained on."
-    text = results_table(facts.metrics)
-    if has_intervals(facts.metrics):
-        text += "\n\nIn brackets: 95 % intervals by bootstrap."
-    if facts.best_epoch is not None:
-        measure = "mean CCC" if facts.trained else "UAR"
-        text += (
-            f"\n\nThese weights are those of epoch {facts.best_epoch}, the best of {facts.epochs}"
-            f" by {measure} on the dev split, which makes the figures of that split slightly too"
-            " good."
-        )
-    return text
-
-
-def _data(facts: CardFacts) -> str:
-    rows = [
-        (
-            s.corpus,
-            s.split,
-            s.clips,
-            f"{s.hours:.2f}",
-            UNKNOWN if s.speakers is None else s.speakers,
-        )
-        for s in facts.splits
+        for row in facts.metrics
+        if row.metric in _HUB_NAMES and not row.group and not _is_baseline(row)
+        if math.isfinite(row.value)
     ]
-    text = table(("corpus", "split", "clips", "hours", "speakers"), rows, numbers=3)
-    if facts.failed_clips:
-        text += f"\n\n{facts.failed_clips} clips could not be read and were left out."
-    text += "".join(f"\n\n{plain(note)}" for note in facts.notes)
-    if facts.mapping:
-        text += f"\n\n{_MAPPED}\n\n" + table(("category", *DIMENSIONS), _mapped(facts), numbers=3)
-    return text + f"\n\nFingerprint of the data: {plain(facts.data_fingerprint)}."
-
-
-def _mapped(facts: CardFacts) -> list[list[str]]:
-    return [[name, *(f"{v:.3f}" for v in values)] for name, values in facts.mapping.items()]
-
-
-def _training(facts: CardFacts) -> str:
-    versions = ", ".join(f"{plain(name)} {plain(v)}" for name, v in facts.versions.items())
-    noun = "worker" if facts.workers == 1 else "workers"
-    # up to four, the pieces of a batch are the same, and so is what dropout leaves out
-    same = "one to four workers" if facts.workers <= 4 else f"{facts.workers} workers"
-    return "\n\n".join(
-        (
-            table(("setting", "value"), _settings(facts)),
-            f"{facts.epochs} epochs, {facts.audio_hours:.2f} hours of audio trained on in"
-            f" {facts.seconds / 60:.1f} minutes by {facts.workers} {noun} on"
-            f" {plain(facts.device)}, seed {facts.seed}.",
-            f"![Scores on the dev set and training loss by epoch]({CURVE_FILE})",
-            f"The same command trains it again with {same}, wherever the data lie:",
-            fenced(_runnable(visible(facts.command)), "bash"),
-            f"Versions: {versions}.",
-        )
+    data = ModelCardData(
+        license=UNKNOWN,
+        language=sorted({c for c in facts.languages if re.fullmatch("[a-z]{2,3}", c)}) or None,
+        base_model=facts.base_hub_id,
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        tags=["speech", "audio", "emotion-recognition", *facts.trained, facts.model_type],
+        metrics=["ccc"] * bool(facts.trained) + ["recall"] * bool(facts.categories),
+        model_name=one_line(facts.name) or "model",
+        eval_results=results or None,
     )
+    return data.to_yaml() + "\n"
 
 
-def _runnable(command: str) -> str:
-    installed = command.startswith(("raysers ", "python "))
-    return command if installed else f"python {command}"
+def _results_table(rows: Sequence[Row]) -> str:
+    """One line per data, group and measure; a column per dimension, with intervals.
+
+    The random baseline is shown for whole splits only: in groups it is the same, but noisier.
+    """
+    rows = [row for row in rows if not (row.group and _is_baseline(row))]
+    named = dict.fromkeys(row.dimension for row in rows)
+    columns = [d for d in DIMENSIONS if d in named] + [d for d in named if d not in DIMENSIONS]
+    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        group = f"{row.group} {row.group_value}" if row.group else "all"
+        measure = _NAMES.get(row.metric, row.metric.replace("_", " "))
+        measure += ", random baseline" if _is_baseline(row) else ""
+        line = (f"{row.dataset} {row.split}", group, measure)
+        lines.setdefault(line, {})[row.dimension] = row
+    cells = [
+        [*line, max(row.n for row in found.values()), *(_cell(found.get(c)) for c in columns)]
+        for line, found in lines.items()
+    ]
+    head = ["data", "clips of", "measure", "n", *(column or "all" for column in columns)]
+    return table(head, cells, numbers=len(columns) + 1)
 
 
-def _settings(facts: CardFacts) -> list[tuple[str, object]]:
-    return [(name.replace("_", "-"), value) for name, value in facts.recipe.items()]
+def _cell(row: Row | None) -> str:
+    if row is None or not math.isfinite(row.value):
+        return "–"
+    has_interval = math.isfinite(row.ci_low) and math.isfinite(row.ci_high)
+    interval = f" [{row.ci_low:.3f}, {row.ci_high:.3f}]" if has_interval else ""
+    return f"{row.value:.3f}{interval}"
 
 
-def _licence(facts: CardFacts) -> str:
-    drawn = facts.backbone.startswith("random:")
-    start = "none, random weights" if drawn else base_licence(facts.base_hub_id, facts.base_licence)
-    rows = [("this model", facts.licence or UNKNOWN), (f"start: {facts.backbone}", start)]
-    for corpus in dict.fromkeys(split.corpus for split in facts.splits):
-        rows.append((f"data: {corpus}", data_licence(corpus, facts.data_licences.get(corpus))))
-    text = table(("of", "terms"), rows)
-    if any(terms == UNKNOWN for _, terms in rows):
-        text += "\n\nUnknown terms were not stated: find them out before you share the model."
-    return text
+def _is_baseline(row: Row) -> bool:
+    return row.model == baseline.NAME
+
+
+def _splits_table(splits: Sequence[SplitFacts]) -> str:
+    rows = [(s.corpus, s.split, s.clips, f"{s.hours:.2f}", s.speakers or UNKNOWN) for s in splits]
+    return table(("corpus", "split", "clips", "hours", "speakers"), rows, numbers=3)
+
+
+def _licences_table(facts: CardFacts) -> str:
+    start = facts.base_licence or _BASE_LICENCES.get(facts.base_hub_id or "", UNKNOWN)
+    start = "none, random weights" if facts.backbone.startswith("random:") else start
+    corpora = dict.fromkeys(split.corpus for split in facts.splits)
+    rows = [
+        ("this model", UNKNOWN),
+        (f"start: {facts.backbone}", start),
+        *((f"data: {corpus}", _DATA_LICENCES.get(corpus, UNKNOWN)) for corpus in corpora),
+    ]
+    return table(("of", "terms"), rows)
+
+
+def learning_curve(
+    history: Sequence[Mapping[str, Any]], *, width_in: float = plotting.WIDTH_IN
+) -> plotting.Picture:
+    """Draw CCC by dimension and UAR on the dev set over the training loss, by epoch.
+
+    Args:
+        history: one record per epoch with `epoch` (from 1), `train_loss`, `dev_ccc` (dimension to
+            CCC, or None), `dev_uar` (or none) and `kept` (whether this epoch's weights were stored
+            as the best so far). Missing and NaN values leave gaps; without any CCC or UAR there is
+            no panel for it.
+        width_in: of the picture.
+
+    Returns:
+        The picture as `png` and `svg`, identical bytes for identical histories.
+
+    Raises:
+        ValueError: the history is empty.
+    """
+    if not history:
+        raise ValueError("a learning curve needs at least one epoch")
+    return plotting.picture(lambda: _draw(history, width_in))
+
+
+def _draw(history: Sequence[Mapping[str, Any]], width_in: float) -> Any:
+    kept = next((r["epoch"] for r in reversed(history) if r.get("kept")), None)
+    ccc = {d: [(r["epoch"], (r.get("dev_ccc") or {}).get(d)) for r in history] for d in DIMENSIONS}
+    curves = {name: found for name, points in ccc.items() if (found := _known(points))}
+    measures = ["CCC"] if curves else []
+    if uar := _known((r["epoch"], r.get("dev_uar")) for r in history):
+        curves["UAR"] = uar
+        measures.append("UAR")
+    heights = [_SCORES_IN, _LOSS_IN] if curves else [_SCORES_IN]
+    figure = plotting.new_figure(sum(heights) + 0.9 * len(heights), width_in)
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    if curves:
+        _draw_scores(axes[0], f"{' and '.join(measures)} on the dev set", curves, kept)
+    plotting.panel_title(axes[-1], "Training loss")
+    if losses := _known((r["epoch"], r["train_loss"]) for r in history):
+        _line(axes[-1], losses, plotting.INK)
+        values = [value for _, value in losses]
+        low, high = min(0.0, *values), max(0.0, *values)
+        room = (high - low) * 0.1 or 0.1
+        axes[-1].set_ylim(low - room if low < 0 else low, high + room)
+        plotting.end_label(axes[-1], values[-1], f"{values[-1]:.3f}", plotting.INK)
+    for axis in axes:
+        _finish(axis, history[0]["epoch"], history[-1]["epoch"], kept)
+    if kept is not None:  # above its line, on the side where there is room
+        first, last = axes[0].get_xlim()
+        side = "left" if kept < (first + last) / 2 else "right"
+        place = (kept, 1.0), ("data", "axes fraction")
+        plotting.above(axes[0], *place, 0, f"kept: epoch {kept}", ha=side)
+    return figure
+
+
+def _draw_scores(axis: Any, title: str, curves: Mapping[str, _Points], kept: int | None) -> None:
+    plotting.panel_title(axis, title, pad_pt=16)
+    lowest = min(value for points in curves.values() for _, value in points)
+    axis.set_ylim(min(0.0, math.floor(lowest * 10) / 10), 1.0)
+    labels = {}
+    for name, points in curves.items():
+        colour = plotting.COLOURS.get(name, plotting.INK)
+        _line(axis, points, colour)
+        shown = next((y for x, y in points if x == kept), None)
+        if shown is not None and kept is not None:
+            plotting.dot(axis, shown, kept, colour, along="y", ms=6.5, mew=1.2)
+        last = points[-1][1]
+        labels[f"{name} {last if shown is None else shown:.2f}"] = (last, colour)
+    plotting.end_labels(axis, labels)
+    if kept is not None and kept != max(points[-1][0] for points in curves.values()):
+        plotting.above(axis, (1.0, 1.0), "axes fraction", 6, f"epoch {kept}")
+
+
+def _finish(axis: Any, first: int, last: int, kept: int | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    room = max(0.5, (last - first) * 0.02)
+    axis.set_xlim(first - room, last + room)
+    ticks = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    wide = [t for t in ticks.tick_values(first, last) if (last - first) / 25 < t - first]
+    axis.set_xticks(sorted({first, *(tick for tick in wide if tick <= last)}))
+    rows = 6 if axis.get_subplotspec().is_first_row() else 4
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=rows, steps=[1, 2, 5, 10]))
+    axis.grid(axis="y")
+    if kept is not None:
+        plotting.guide(axis, kept)
+    if axis.get_subplotspec().is_last_row():
+        axis.set_xlabel("epoch", loc="right")
+    else:
+        axis.tick_params(labelbottom=False, length=0)
+
+
+def _line(axis: Any, points: _Points, colour: str) -> None:
+    """A line broken where epochs have no value; an epoch on its own is a dot."""
+    known = dict(points)
+    epochs = range(points[0][0], points[-1][0] + 1)
+    marker = "o" if len(points) == 1 else None
+    heights = [known.get(epoch, math.nan) for epoch in epochs]
+    plotting.line(axis, list(epochs), heights, colour, marker=marker)
+
+
+def _known(points: Iterable[tuple[int, float | None]]) -> _Points:
+    return [(x, float(y)) for x, y in points if y is not None and math.isfinite(y)]

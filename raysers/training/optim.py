@@ -1,4 +1,7 @@
-"""How parameters move: settings, optimisers, schedules, gradient buckets, averaged weights.
+"""From gradients to a step: sums over the processes, optimisers, schedules, averaged weights.
+
+The collective functions do nothing outside of a process group. Every process of a group must make
+the same calls in the same order.
 
 Gradients live in a few large buffers of which each parameter's `grad` is a view. A parameter that
 a step did not use has a gradient of zero, not none: whether one worker used it must not matter.
@@ -7,67 +10,220 @@ a step did not use has a gradient of zero, not none: whether one worker used it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from raysers.errors import ConfigError
-from raysers.models.losses import LOSSES
+T = TypeVar("T")
 
 #: Bytes of a gradient bucket: large enough for full network speed, several in flight at a time.
 _BUCKET_BYTES = 32 << 20
-
+#: Most bytes that the speed of the network is measured with.
+_PROBE_BYTES = 64 << 20
 #: How many steps weights are averaged evenly before the decay rules (warm start).
 _EMA_WARM = 10
+
+
+def rank() -> int:
+    """Which process this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_(tensors: Sequence[Tensor]) -> None:
+    """Replace each contiguous tensor by its sum over all processes, the same bits in each."""
+    if dist.is_initialized():
+        _wait(dist.all_reduce(tensor, async_op=True) for tensor in tensors)
+
+
+def broadcast_(tensors: Sequence[Tensor]) -> None:
+    """Replace each contiguous tensor by that of process 0."""
+    if dist.is_initialized():
+        _wait(dist.broadcast(tensor, 0, async_op=True) for tensor in tensors)
+
+
+def gather(value: T) -> list[T]:
+    """Every process's (picklable) value, by rank."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[T | None] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return cast(list[T], found)
+
+
+def wait_for_all() -> None:
+    """Go on only when every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _wait(started: Iterable[dist.Work | None]) -> None:
+    for work in [work for work in started if work is not None]:
+        work.wait()
+
+
+class Gradients:
+    """The gradients of `parameters` as views into `buckets`, flat and contiguous.
+
+    Args:
+        parameters: in the order of the network.
+        bucket_bytes: most of a bucket, unless one parameter is larger.
+        dtype: in which processes exchange them; None leaves them exact.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        *,
+        bucket_bytes: int = _BUCKET_BYTES,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.buckets: list[Tensor] = []
+        self._dtype = dtype
+        self._count = len(parameters)
+        self._bucket_of: dict[Tensor, int] = {}
+        self._is_last_pass = False
+        self._incomplete: list[set[Tensor]] = []
+        self._sums: list[tuple[Tensor, Tensor, dist.Work | None]] = []
+        for chunk in _chunks(parameters, bucket_bytes):
+            sizes = [p.numel() for p in chunk]
+            bucket = chunk[0].new_zeros(sum(sizes))
+            for parameter, part in zip(chunk, torch.split(bucket, sizes), strict=True):
+                parameter.grad = part.view_as(parameter)
+                self._bucket_of[parameter] = len(self.buckets)
+                if world_size() > 1:
+                    register: Any = parameter.register_post_accumulate_grad_hook
+                    register(self._arrived)
+            self.buckets.append(bucket)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def num_bytes(self) -> int:
+        """That each process sends in a step."""
+        size = self._dtype.itemsize if self._dtype else 0
+        return sum(b.numel() * (size or b.element_size()) for b in self.buckets)
+
+    def clear(self) -> None:
+        """Set all to zero."""
+        torch._foreach_zero_(self.buckets)
+        self._sums = []
+        self._incomplete = [set() for _ in self.buckets]
+        for parameter, bucket in self._bucket_of.items():
+            self._incomplete[bucket].add(parameter)
+
+    @contextmanager
+    def last_pass(self) -> Iterator[None]:
+        """Within, a bucket's sum starts as soon as its gradients and all later ones are there.
+
+        For the last backward pass of a step: the sums overlap it.
+        """
+        self._is_last_pass = True
+        try:
+            yield
+        finally:
+            self._is_last_pass = False
+
+    def _arrived(self, parameter: Tensor) -> None:
+        if self._is_last_pass:
+            self._incomplete[self._bucket_of[parameter]].discard(parameter)
+            while len(self._sums) < len(self.buckets) and not self._incomplete[self._next]:
+                self._start_sum()
+
+    @property
+    def _next(self) -> int:
+        """The bucket to sum next: from the last to the first, in every process alike."""
+        return len(self.buckets) - 1 - len(self._sums)
+
+    def _start_sum(self) -> None:
+        bucket = self.buckets[self._next]
+        sent = bucket if self._dtype is None else bucket.to(self._dtype)
+        self._sums.append((bucket, sent, dist.all_reduce(sent, async_op=True)))
+
+    def sum_(self) -> None:
+        """Replace all by their sums over the processes: those that are not under way start now."""
+        if not dist.is_initialized():
+            return
+        while len(self._sums) < len(self.buckets):
+            self._start_sum()
+        for bucket, sent, work in self._sums:
+            _wait([work])
+            if sent is not bucket:
+                bucket.copy_(sent)
+
+    def sum_s(self) -> float:
+        """Seconds that the sum of all takes by itself, measured; 0 in a process alone."""
+        if world_size() == 1:
+            return 0.0
+        probe = torch.zeros(min(self.num_bytes, _PROBE_BYTES), dtype=torch.uint8)
+        probe = probe.to(self.buckets[0].device)
+        sum_([probe[:1]])  # connections are made
+        began_s = time.perf_counter()
+        sum_([probe])
+        probe[:1].item()  # waits for the device
+        return (time.perf_counter() - began_s) * self.num_bytes / max(probe.numel(), 1)
+
+    def norm(self) -> Tensor:
+        """Euclidean norm over all, a float32 scalar."""
+        norms = torch.stack(torch._foreach_norm(self.buckets))
+        return cast(Tensor, torch.linalg.vector_norm(norms))
+
+    def clip(self, norm: float, most: float) -> None:
+        """Scale all down so that a norm of `norm` becomes at most `most`."""
+        if norm > most:
+            torch._foreach_mul_(self.buckets, most / norm)
+
+
+def _chunks(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> Iterator[list[nn.Parameter]]:
+    """Neighbours of one type and device that fit into a bucket together."""
+    chunk: list[nn.Parameter] = []
+    num_bytes = 0
+    for parameter in parameters:
+        size = parameter.numel() * parameter.element_size()
+        other = chunk and (chunk[0].dtype, chunk[0].device) != (parameter.dtype, parameter.device)
+        if chunk and (other or num_bytes + size > bucket_bytes):
+            yield chunk
+            chunk, num_bytes = [], 0
+        chunk.append(parameter)
+        num_bytes += size
+    if chunk:
+        yield chunk
 
 
 def make_optimiser(
     name: str, parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """An optimiser of `OPTIMISERS` with the fused kernels of the parameters' device.
+    """The optimiser of `--optimiser`, with the fused kernels of the parameters' device.
 
-    adam and sgd add `weight_decay` times the weight to the gradient; adamw decays matrices and
-    kernels only, decoupled from the gradient, and leaves norms, gains and biases alone.
-
-    Raises:
-        ConfigError: no such optimiser.
+    adam and sgd (Nesterov momentum .9) add `weight_decay` times the weight to the gradient; adamw
+    decays matrices and kernels only, decoupled from the gradient, and leaves norms, gains and
+    biases alone.
     """
-    if name not in OPTIMISERS:
-        raise ConfigError(f"--optimiser {name}: choose from {', '.join(OPTIMISERS)}")
-    return OPTIMISERS[name](list(parameters), lr, weight_decay)
-
-
-def _adam(parameters: list[nn.Parameter], lr: float, decay: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
-
-
-def _adamw(parameters: list[nn.Parameter], lr: float, decay: float) -> torch.optim.Optimizer:
-    flat = [p for p in parameters if is_flat(p)]
-    others = [p for p in parameters if not is_flat(p)]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": flat, "weight_decay": 0.0}]
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    if name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True, fused=True
+        )
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if not _is_flat(p)]},
+        {"params": [p for p in parameters if _is_flat(p)], "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def _sgd(parameters: list[nn.Parameter], lr: float, decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        parameters, lr=lr, weight_decay=decay, momentum=0.9, nesterov=True, fused=True
-    )
-
-
-#: What `--optimiser` names.
-OPTIMISERS: dict[str, Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer]] = {
-    "adam": _adam,
-    "adamw": _adamw,
-    "sgd": _sgd,
-}
-
-
-def is_flat(parameter: Tensor) -> bool:
+def _is_flat(parameter: Tensor) -> bool:
     """Whether a parameter is a vector, whatever its dimensions: a bias, a norm, a gain."""
     return sum(size > 1 for size in parameter.shape) < 2
 
@@ -90,39 +246,6 @@ def lr_factor(step: int, total_steps: int, schedule: str, warmup_share: float) -
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return SCHEDULES[schedule](min(1.0, (step - warmup) / max(1, total_steps - warmup)))
-
-
-class Gradients:
-    """The gradients of `parameters` as views into `buckets`, flat and contiguous."""
-
-    def __init__(
-        self, parameters: Sequence[nn.Parameter], *, bucket_bytes: int = _BUCKET_BYTES
-    ) -> None:
-        self.buckets: list[Tensor] = []
-        self._count = len(parameters)
-        for chunk in _chunks(parameters, bucket_bytes):
-            sizes = [p.numel() for p in chunk]
-            bucket = chunk[0].new_zeros(sum(sizes))
-            for parameter, part in zip(chunk, torch.split(bucket, sizes), strict=True):
-                parameter.grad = part.view_as(parameter)
-            self.buckets.append(bucket)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def clear(self) -> None:
-        """Set all to zero."""
-        torch._foreach_zero_(self.buckets)
-
-    def norm(self) -> Tensor:
-        """Euclidean norm over all, a float32 scalar."""
-        norms = torch.stack(torch._foreach_norm(self.buckets))
-        return cast(Tensor, torch.linalg.vector_norm(norms))
-
-    def clip(self, norm: float, most: float) -> None:
-        """Scale all down so that a norm of `norm` becomes at most `most`."""
-        if norm > most:
-            torch._foreach_mul_(self.buckets, most / norm)
 
 
 class AveragedWeights:
@@ -158,80 +281,3 @@ class AveragedWeights:
     def _swap(self) -> None:
         for number, (tensor, average) in enumerate(zip(self.tensors, self.averages, strict=True)):
             self.averages[number], tensor.data = tensor.data, average
-
-
-def _chunks(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> Iterator[list[nn.Parameter]]:
-    """Neighbours of one type and device that fit into a bucket together."""
-    chunk: list[nn.Parameter] = []
-    num_bytes = 0
-    for parameter in parameters:
-        size = parameter.numel() * parameter.element_size()
-        other = chunk and (chunk[0].dtype, chunk[0].device) != (parameter.dtype, parameter.device)
-        if chunk and (other or num_bytes + size > bucket_bytes):
-            yield chunk
-            chunk, num_bytes = [], 0
-        chunk.append(parameter)
-        num_bytes += size
-    if chunk:
-        yield chunk
-
-
-#: What `--dtype` names in training; parameters, optimiser and head stay in fp32.
-AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSettings:
-    """What decides the parameters, besides start, data and order; nothing of workers or devices.
-
-    Attributes:
-        loss: a name of `LOSSES`.
-        target_weights: weights of arousal, dominance and valence in the loss, at least 0.
-        category_weight: weight of the categories' cross-entropy; 0 leaves it out.
-        optimiser: a name of `OPTIMISERS`.
-        lr: learning rate at its highest.
-        weight_decay: as `make_optimiser` has it.
-        schedule: a name of `SCHEDULES`.
-        warmup_share: of all steps, 0..1.
-        clip_norm: most that the gradient's norm may be; None does not clip.
-        ema: decay of the averaged weights, 0..1; 0 keeps none.
-        accumulate: in how many turns a process handles its pieces.
-        dtype: fp32 or bf16 (autocast; parameters and optimiser stay fp32).
-        gradient_checkpointing: compute activations twice in place of keeping them.
-        seed: of dropout and of the head of the categories.
-    """
-
-    loss: str = "ccc"
-    target_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    category_weight: float = 0.0
-    optimiser: str = "adam"
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup_share: float = 0.0
-    clip_norm: float | None = None
-    ema: float = 0.0
-    accumulate: int = 1
-    dtype: str = "fp32"
-    gradient_checkpointing: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError: a name or number that training knows no meaning for."""
-        for value, flag, known in (
-            (self.loss, "--loss", LOSSES),
-            (self.optimiser, "--optimiser", OPTIMISERS),
-            (self.schedule, "--schedule", SCHEDULES),
-            (self.dtype, "--dtype", AUTOCAST),
-        ):
-            if value not in known:
-                raise ConfigError(f"{flag} is {value}: choose from {', '.join(known)}")
-        for good, flag, wanted in (
-            (self.lr > 0, "--lr", "more than 0"),
-            (self.accumulate >= 1, "--accumulate", "1 or more pieces"),
-            (0 <= self.ema < 1, "--ema", "a decay from 0 to below 1"),
-            (0 <= self.warmup_share < 1, "--warmup", "a share from 0 to below 1"),
-            (self.clip_norm is None or self.clip_norm > 0, "--clip-norm", "more than 0"),
-        ):
-            if not good:
-                raise ConfigError(f"{flag} must be {wanted}")

@@ -12,30 +12,28 @@ from typing import Any, Literal
 
 from raysers.annotation import settled_dtype
 from raysers.data.corpora.emotions import EMOTION_MAPS
-from raysers.data.manifest import write_manifest
+from raysers.data.manifest import read_manifest
 from raysers.engine.plan import Placement, io_threads
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.io import storage
 from raysers.models.backbones import CNN14, parse_model_name
+from raysers.models.initialize import InitialModel, start_model
 from raysers.models.outputs import Outputs
 from raysers.run import Run, RunRecord, absolute_output
 from raysers.training import checkpoint, dataset
+from raysers.training.checkpoint import TrainProgress
 from raysers.training.config import FlagsT, TrainingFlags, deciding, with_recipe
-from raysers.training.dataset import Indexed, TrainingData
-from raysers.training.initial_model import TrainingJob, start_network
+from raysers.training.dataset import Indexed, TrainingData, TrainingJob
 from raysers.types import SAMPLE_RATE_HZ
 
-#: Version of what a training does with its settings; another one never goes on with a state.
+#: Version of what a training does with its settings; another one never resumes from a state.
 TRAINING_VERSION = 2
 
 #: `--max-padded-s 0`: what CPUs' caches like, and what training the large models leaves of a GPU
-#: of 24 GB. The same on every machine, because the pieces decide the dropout.
+#: of 24 GB. The same on every machine, because the micro-batches decide the dropout.
 _PADDED_S = {"cpu": 16.0, "cuda": 60.0}
-
-
 #: Least micro-batches of a batch, so that one, two and four workers cut it alike.
 _LEAST_PIECES = 4
-
 #: With fewer there is nothing to tell apart.
 _LEAST_CATEGORIES = 2
 
@@ -64,7 +62,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """A training that can begin or go on.
+    """A training that can begin or resume.
 
     Attributes:
         flags: with absolute paths, the recipe filled in, and `auto` settled.
@@ -73,8 +71,7 @@ class TrainingPlan:
         placement: workers and their resources.
         settings: everything that decides the parameters.
         earlier: the record of the run that is resumed, if any.
-        history: records of the epochs that are done.
-        step: steps that are done.
+        progress: what is done already.
     """
 
     flags: TrainingFlags
@@ -83,8 +80,7 @@ class TrainingPlan:
     placement: Placement
     settings: Mapping[str, Any]
     earlier: RunRecord | None
-    history: list[dict[str, Any]]
-    step: int
+    progress: TrainProgress
 
     def job(self, run_id: str) -> TrainingJob:
         """What the workers of run `run_id` get."""
@@ -109,6 +105,7 @@ def with_absolute_paths(flags: FlagsT) -> FlagsT:
         ConfigError: a flag has an impossible value.
     """
     flags.check()
+    is_file = bool(flags.emotion_map) and flags.emotion_map not in EMOTION_MAPS
     return replace(
         flags,
         output=absolute_output(flags.output),
@@ -116,9 +113,7 @@ def with_absolute_paths(flags: FlagsT) -> FlagsT:
         train=tuple(map(storage.absolute, flags.train)),
         dev=tuple(map(storage.absolute, flags.dev)),
         speakers=flags.speakers and storage.absolute(flags.speakers),
-        emotion_map=flags.emotion_map
-        if not flags.emotion_map or flags.emotion_map in EMOTION_MAPS
-        else storage.absolute(flags.emotion_map),
+        emotion_map=storage.absolute(flags.emotion_map) if is_file else flags.emotion_map,
     )
 
 
@@ -132,8 +127,25 @@ def refuse_unknown_model(run: Run) -> None:
             )
 
 
+def start_network(flags: TrainingFlags, backbone: str) -> InitialModel:
+    """The network that training starts from, the same in every process.
+
+    Raises:
+        ConfigError, CheckpointError: it cannot be built or trained like that.
+    """
+    return start_model(
+        storage.fetch_folder(backbone, "--backbone"),
+        seed=flags.seed,
+        layers=flags.layers or None,
+        freeze=flags.freeze,
+        pooling=flags.pooling,
+        head_dropout=flags.head_dropout,
+        front=flags.front,
+    )
+
+
 def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
-    """Build the network here, settle the recipe of its kind, and forget it again.
+    """Build the network here, settle the recipe of its kind, and drop it again.
 
     Raises:
         ConfigError, CheckpointError: it cannot be built or trained like that.
@@ -151,9 +163,10 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
     pinned = name.hub_id is not None and not name.random
     unversioned = flags.backbone.partition("@")[0]
     parameters = list(start.model.parameters())
+    model_type = start.model.config.model_type
     network = Network(
-        kind="cnn14" if start.model.config.model_type == CNN14 else "transformer",
-        model_type=start.model.config.model_type,
+        kind="cnn14" if model_type == CNN14 else "transformer",
+        model_type=model_type,
         load_from=f"{unversioned}@{start.revision}" if pinned else flags.backbone,
         revision=start.revision,
         min_samples=start.min_samples,
@@ -177,7 +190,8 @@ def is_finished(flags: TrainingFlags, network: Network, run: Run) -> bool:
     if run.earlier is None:
         return False
     known = {"data_fingerprint": run.earlier.settings.get("data_fingerprint")}
-    run.refuse_other_settings(_settings(flags, network, run.earlier) | known)
+    settings = _settings(_as_begun(flags, run.earlier), network, run.earlier)
+    run.refuse_other_settings(settings | known)
     return run.earlier.status == "done"
 
 
@@ -203,19 +217,25 @@ def make_plan(
         RefusedError: the output was begun with other settings.
         TooManyFailed: too many clips cannot be used.
     """
-    data = dataset.load(
+    if indexed is None:
+        table, notes = dataset.index_data(flags)
+    else:
+        table, notes = read_manifest(indexed.manifest), [*indexed.notes]
+    data = dataset.choose(
         flags,
+        table,
+        notes,
         seed=flags.seed,
         min_samples=network.min_samples,
-        dev_needed=flags.keep == "best",
+        dev_needed=flags.keep != "last",
         weights=flags.target_weights,
         categories=flags.category_weight > 0,
-        indexed=indexed,
     )
+    flags = _as_begun(flags, run.earlier)
     flags = replace(
         flags,
-        dtype=_settled_dtype(flags.dtype, placement, run.earlier),
-        max_padded_s=_settled_padded_s(flags.max_padded_s, placement, run.earlier),
+        dtype=_settled_dtype(flags.dtype, placement),
+        max_padded_s=flags.max_padded_s or _PADDED_S[placement.device],
     )
     if flags.category_weight:
         _check_categories(data.categories, "categories" if flags.categories else "category-weight")
@@ -231,8 +251,7 @@ def make_plan(
         placement=placement,
         settings=settings,
         earlier=run.earlier,
-        history=list(saved.notes["history"]) if saved else [],
-        step=saved.step if saved else 0,
+        progress=saved.progress if saved else TrainProgress(),
     )
 
 
@@ -245,53 +264,27 @@ def _check_categories(names: Sequence[str], flag: str) -> None:
     Outputs.from_config({"categories": names}, f"--{flag}")  # too many, or too long
 
 
+def _as_begun(flags: TrainingFlags, earlier: RunRecord | None) -> TrainingFlags:
+    """What was left to the device means what it meant when the run was begun."""
+    known = {} if earlier is None else earlier.settings
+    dtype = known.get("dtype", "auto") if flags.dtype == "auto" else flags.dtype
+    return replace(
+        flags, dtype=dtype, max_padded_s=flags.max_padded_s or known.get("max_padded_s", 0.0)
+    )
+
+
 def _settings(flags: TrainingFlags, network: Network, earlier: RunRecord | None) -> dict[str, Any]:
     """The settings that decide the parameters, as far as they follow from the flags."""
     settings = deciding(flags) | {
         "backbone_revision": network.revision,
         "training_version": TRAINING_VERSION,
     }
-    if earlier is not None:  # what was left to the device means what it meant at the beginning
-        for name, automatic in (("dtype", "auto"), ("max_padded_s", 0.0)):
-            if settings[name] == automatic:
-                settings[name] = earlier.settings.get(name)
-        if "pieces" in earlier.settings:  # another number of workers goes on with those
-            settings["pieces"] = earlier.settings["pieces"]
+    if earlier is not None and "pieces" in earlier.settings:
+        settings["pieces"] = earlier.settings["pieces"]  # with any number of workers
     return settings
 
 
-def _settled_dtype(
-    dtype: str, placement: Placement, earlier: RunRecord | None
-) -> Literal["auto", "fp32", "bf16"]:
-    """fp32 or bf16; `auto` means what it meant when the run was begun."""
-    if dtype == "auto" and earlier is not None:
-        dtype = str(earlier.settings.get("dtype", dtype))
+def _settled_dtype(dtype: str, placement: Placement) -> Literal["fp32", "bf16"]:
     if dtype == "auto" and placement.device == "cpu":
         dtype = "fp32"  # rounding costs more on CPUs than bf16 wins there in training
     return "bf16" if settled_dtype(dtype, placement, None) == "bf16" else "fp32"
-
-
-def _settled_padded_s(padded_s: float, placement: Placement, earlier: RunRecord | None) -> float:
-    """Padded seconds per forward pass; 0 means what it meant when the run was begun."""
-    if not padded_s and earlier is not None:
-        padded_s = float(earlier.settings.get("max_padded_s", 0.0))
-    return padded_s or _PADDED_S[placement.device]
-
-
-def begin(
-    plan: TrainingPlan, run: Run, config: Mapping[str, Any], command: Sequence[str] | None = None
-) -> RunRecord:
-    """Write what comes before the training: the clips as they are used, and the record.
-
-    Args:
-        plan: of the training.
-        run: of its output.
-        config: its flags as they were given.
-        command: that gives the same result, where this process's command line does not.
-
-    Raises:
-        WriteError: the output cannot be written.
-    """
-    if run.earlier is None:
-        write_manifest(storage.join(run.output, "manifest"), plan.data.table)
-    return run.begin(config, plan.settings, command)

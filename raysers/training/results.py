@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,21 +27,25 @@ from raysers.evaluation.rows import Row, to_table
 from raysers.evaluation.scores import Scores
 from raysers.io import storage
 from raysers.run import RunRecord
+from raysers.training.checkpoint import TrainProgress
 from raysers.training.config import TrainingFlags
-from raysers.training.curve import learning_curve
-from raysers.training.dataset import Examples
-from raysers.training.model_card import CardFacts, SplitFacts, model_card
+from raysers.training.dataset import TrainingData
+from raysers.training.dev import PREDICTIONS
+from raysers.training.model_card import CardFacts, SplitFacts, learning_curve, model_card
 from raysers.training.plan import TrainingPlan
-from raysers.training.store import PREDICTIONS
 
 METRICS = "metrics/part-00000.parquet"
 
-History = Sequence[Mapping[str, Any]]
+#: Flags that are told elsewhere on the card, or that say nothing about the model.
+_NOT_RECIPE = {
+    "data", "train", "dev", "corpus", "speakers", "limit", "max_failed", "output", "seed",
+    "workers", "track", "checkpoint_steps", "max_restarts", "backbone", "allow_leakage",
+    "shuffle_labels", "categories",
+}  # fmt: skip
+_ALWAYS = ("epochs", "batch_size", "lr", "optimiser", "schedule", "loss", "freeze", "dtype")
 
 
-def write_results(
-    plan: TrainingPlan, record: RunRecord, history: History, failed: Mapping[str, str]
-) -> dict[str, Any]:
+def write_results(plan: TrainingPlan, record: RunRecord, progress: TrainProgress) -> dict[str, Any]:
     """Everything a result folder has besides the model and its predictions.
 
     Returns:
@@ -49,18 +54,19 @@ def write_results(
     Raises:
         WriteError: the folder cannot be written.
     """
-    output = plan.flags.output
+    output, history = plan.flags.output, progress.history
     name = output.rstrip("/").rpartition("/")[2]
-    rows = _dev_rows(plan, name)
-    facts = _facts(plan, record, history, rows, name)
-    table = to_table([*rows, *_epoch_rows(plan, name, history)], record.run_id)
+    dev_rows = _dev_rows(plan, name)
+    by_epoch = _progress_rows(plan, name, "epoch", history)
+    by_step = _progress_rows(plan, name, "step", progress.evaluations)
+    table = to_table([*dev_rows, *by_epoch, *by_step], record.run_id)
     parts.write_part(storage.join(output, METRICS), table)
     for kind, content in learning_curve(history).items():
         storage.write_atomic(storage.join(output, f"learning_curve.{kind}"), content)
+    facts = _facts(plan, record, history, dev_rows, name)
     storage.write_atomic(storage.join(output, "README.md"), model_card(facts).encode())
-    outcome = _outcome(plan, history, facts, rows)
-    document = _document(plan, record, history, facts)
-    document |= {"failed_clips": dict(failed), "outcome": outcome}
+    outcome = _outcome(plan, history, facts)
+    document = _document(plan, record, progress, facts) | {"outcome": outcome}
     text = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
     storage.write_atomic(storage.join(output, "training.json"), text.encode())
     return outcome
@@ -73,106 +79,96 @@ def _dev_rows(plan: TrainingPlan, name: str) -> list[Row]:
         return []
     predictions = parts.read_part(storage.join(plan.flags.output, PREDICTIONS))
     assert predictions is not None  # the workers have written it
-    wanted = pa.array([clip.clip_id for clip in dev.clips])
-    found = predictions.take(pc.index_in(wanted, predictions["clip_id"].combine_chunks()))
-    said = categories_of(found)
+    clip_ids = [clip.clip_id for clip in dev.clips]
+    found = _of_clips(predictions, clip_ids)
+    # with a leak, a clip is in train too
+    known = _of_clips(plan.data.table.filter(pc.equal(plan.data.table["split"], "dev")), clip_ids)
+    names = ("speaker", "sex", "corpus", "split", "session", "emotion")
+    predicted = categories_of(found)
     scores = Scores(
-        clip_id=[clip.clip_id for clip in dev.clips],
+        clip_id=clip_ids,
         truth=dev.labels.astype(np.float64),
         predictions={name: dimensions_of(found)},
-        columns=_known(plan.data.table, dev),
-        categories={name: said} if said.names else {},
+        columns={n: known[n].to_pylist() for n in names if n in known.column_names},
+        categories={name: predicted} if predicted.names else {},
     )
     by = ("sex",)
     return [*correctness_rows(with_baseline(scores), by=by), *category_rows(scores, by=by)]
 
 
-def _known(table: pa.Table, dev: Examples) -> dict[str, list[str | None]]:
-    """What is known of the dev clips, in their order."""
-    wanted = pa.array([clip.clip_id for clip in dev.clips])
-    table = table.filter(pc.equal(table["split"], "dev"))  # with a leak, a clip is in train too
-    rows = table.take(pc.index_in(wanted, table["clip_id"].combine_chunks()))
-    names = ("speaker", "sex", "corpus", "split", "session", "emotion")
-    return {n: rows[n].to_pylist() for n in names if n in rows.column_names}
+def _of_clips(table: pa.Table, clip_ids: Sequence[str]) -> pa.Table:
+    """The rows of these clips, in their order."""
+    return table.take(pc.index_in(pa.array(clip_ids), table["clip_id"].combine_chunks()))
 
 
-def _epoch_rows(plan: TrainingPlan, name: str, history: History) -> Iterator[Row]:
-    """Dev CCC, dev UAR and training loss of every epoch."""
-    for record in history:
-        common: dict[str, Any] = {
-            "model": name,
-            "dataset": "all",
-            "group": "epoch",
-            "group_value": str(record["epoch"]),
-        }
-        figures = [("ccc", name, value) for name, value in (record["dev_ccc"] or {}).items()]
-        figures.append(("uar", EMOTION, record.get("dev_uar")))
-        for metric, dimension, value in figures:
+def _progress_rows(
+    plan: TrainingPlan, name: str, group: str, records: Sequence[Mapping[str, Any]]
+) -> Iterator[Row]:
+    """Dev CCC, dev UAR and, by epoch, training loss; `group` is epoch or step."""
+    for record in records:
+        figures = [("dev", "ccc", d, value) for d, value in (record["dev_ccc"] or {}).items()]
+        figures.append(("dev", "uar", EMOTION, record.get("dev_uar")))
+        figures.append(("train", "loss", "mean", record.get("train_loss")))
+        for split, metric, dimension, value in figures:
             if value is not None:
                 yield Row(
-                    **common,
-                    split="dev",
+                    model=name,
+                    dataset="all",
+                    group=group,
+                    group_value=str(record[group]),
+                    split=split,
                     dimension=dimension,
                     metric=metric,
                     value=value,
-                    n=len(plan.data.dev),
+                    n=len(plan.data.dev if split == "dev" else plan.data.train),
                 )
-        yield Row(
-            **common,
-            split="train",
-            dimension="mean",
-            metric="loss",
-            value=record["train_loss"],
-            n=len(plan.data.train),
-        )
 
 
 def _facts(
-    plan: TrainingPlan, record: RunRecord, history: History, rows: Sequence[Row], name: str
+    plan: TrainingPlan,
+    record: RunRecord,
+    history: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+    name: str,
 ) -> CardFacts:
-    flags, network = plan.flags, plan.network
+    flags, network, data = plan.flags, plan.network, plan.data
     kept = [r["epoch"] for r in history if r["kept"]]
-    categories = plan.data.categories if flags.category_weight else ()
+    categories = data.categories if flags.category_weight else ()
     head = len(categories) * (network.embedding_size + 1)
+    leakage = data.leakage[0] if data.leakage else ""
+    more = len(data.leakage) - 1
     return CardFacts(
         name=name,
         backbone=flags.backbone,
         parameters=network.parameters + head,
         trained_parameters=network.trained + head,
         min_samples=network.min_samples,
-        splits=_splits(plan.data.table),
+        splits=_splits(data),
         recipe=_recipe(flags),
         metrics=rows,
         command=shlex.join(record.command),
         versions=record.versions,
         seed=flags.seed,
         epochs=len(history),
-        best_epoch=kept[-1] if flags.keep == "best" and kept else None,
+        best_epoch=kept[-1] if flags.keep != "last" and kept else None,
         audio_hours=sum(r["audio_s"] for r in history) / 3600,
         seconds=sum(r["wall_s"] for r in history),
         workers=plan.placement.workers,
         device=plan.placement.device,
-        data_fingerprint=plan.data.fingerprint,
-        leakage=_leakage(plan.data.leakage),
+        data_fingerprint=data.fingerprint,
+        leakage=f"{leakage}; and {more:,} more such groups" if more > 0 else leakage,
         shuffled_labels=flags.shuffle_labels,
         failed_clips=history[-1]["failed"],
         base_hub_id=network.hub_id,
         base_licence=network.licence,
-        languages=_distinct(plan.data.table, "language"),
-        notes=[str(note) for note in plan.data.notes],
+        languages=sorted(set(_texts(data, "language")) - {""}),
+        notes=[str(note) for note in data.notes],
         mapping=_mapping(plan),
         model_type=network.model_type,
         pooling=flags.pooling,
-        trained=plan.data.trained,
+        trained=data.trained,
         categories=categories,
     )
-
-
-def _leakage(leaks: Sequence[str]) -> str:
-    """As one sentence, with an example."""
-    if not leaks:
-        return ""
-    return leaks[0] if len(leaks) == 1 else f"{leaks[0]}; and {len(leaks) - 1:,} more such groups"
 
 
 def _mapping(plan: TrainingPlan) -> dict[str, tuple[float, float, float]]:
@@ -184,68 +180,44 @@ def _mapping(plan: TrainingPlan) -> dict[str, tuple[float, float, float]]:
     return {name: point for name, point in points.items() if point is not None}
 
 
-def _splits(table: pa.Table) -> list[SplitFacts]:
-    """Clips, hours and speakers of every corpus and split."""
-    corpora = _texts(table, "corpus")
-    splits = _texts(table, "split")
-    speakers = _texts(table, "speaker")
-    lengths_s = table["duration_s"].to_pylist()
-    facts = []
-    for corpus, split in sorted(set(zip(corpora, splits, strict=True)), reverse=True):
-        mine = [
-            i for i, key in enumerate(zip(corpora, splits, strict=True)) if key == (corpus, split)
-        ]
-        voices = {speakers[i] for i in mine if speakers[i]}
-        facts.append(
-            SplitFacts(
-                corpus=corpus or "unnamed",
-                split=split,
-                clips=len(mine),
-                hours=sum(lengths_s[i] for i in mine) / 3600,
-                speakers=len(voices) or None,
-            )
+def _texts(data: TrainingData, name: str) -> list[str]:
+    if name not in data.table.column_names:
+        return [""] * len(data.table)
+    return [value or "" for value in data.table[name].to_pylist()]
+
+
+def _splits(data: TrainingData) -> list[SplitFacts]:
+    """Clips, hours and speakers of every corpus and split, train before dev."""
+    clips = pd.DataFrame({name: _texts(data, name) for name in ("corpus", "split", "speaker")})
+    clips["duration_s"] = data.table["duration_s"].to_numpy()
+    facts = [
+        SplitFacts(
+            corpus=str(corpus or "unnamed"),
+            split=str(split),
+            clips=len(part),
+            hours=float(part["duration_s"].sum() / 3600),
+            speakers=len(set(part["speaker"]) - {""}) or None,
         )
-    return facts
-
-
-def _texts(table: pa.Table, name: str) -> list[str]:
-    if name not in table.column_names:
-        return [""] * len(table)
-    return [value or "" for value in table[name].to_pylist()]
-
-
-def _distinct(table: pa.Table, name: str) -> list[str]:
-    return sorted(set(_texts(table, name)) - {""})
-
-
-#: Flags that are told elsewhere on the card, or that say nothing about the model.
-_NOT_RECIPE = {
-    "data", "train", "dev", "corpus", "speakers", "limit", "max_failed", "output", "seed",
-    "workers", "track", "checkpoint_steps", "max_restarts", "backbone", "allow_leakage",
-    "shuffle_labels", "categories",
-}  # fmt: skip
-
-_DEFAULTS = {f.name: f.default for f in fields(TrainingFlags)}
-_ALWAYS = ("epochs", "batch_size", "lr", "optimiser", "schedule", "loss", "freeze", "dtype")
+        for (corpus, split), part in clips.groupby(["corpus", "split"])
+    ]
+    return facts[::-1]
 
 
 def _recipe(flags: TrainingFlags) -> dict[str, object]:
     """The settings that matter: the main ones, then whatever is not at its default."""
     others = [
-        name
-        for name in _DEFAULTS
-        if name not in _NOT_RECIPE
-        and name not in _ALWAYS
-        and getattr(flags, name) != _DEFAULTS[name]
+        f.name
+        for f in fields(TrainingFlags)
+        if f.name not in _NOT_RECIPE.union(_ALWAYS) and getattr(flags, f.name) != f.default
     ]
     return {name: getattr(flags, name) for name in (*_ALWAYS, *others)}
 
 
 def _outcome(
-    plan: TrainingPlan, history: History, facts: CardFacts, rows: Sequence[Row]
+    plan: TrainingPlan, history: Sequence[Mapping[str, Any]], facts: CardFacts
 ) -> dict[str, Any]:
     last = history[-1]
-    whole = [r for r in rows if not r.group and r.model == facts.name]
+    whole = [r for r in facts.metrics if not r.group and r.model == facts.name]
 
     def figures(metric: str) -> dict[str, float]:
         return {
@@ -266,9 +238,14 @@ def _outcome(
 
 
 def _document(
-    plan: TrainingPlan, record: RunRecord, history: History, facts: CardFacts
+    plan: TrainingPlan, record: RunRecord, progress: TrainProgress, facts: CardFacts
 ) -> dict[str, Any]:
     """`training.json` but for the outcome."""
+    data, placement = plan.data, plan.placement
+    speakers: dict[str, dict[str, int]] = {}  # clips by split and speaker
+    for split, speaker in zip(_texts(data, "split"), _texts(data, "speaker"), strict=True):
+        counts = speakers.setdefault(split, {})
+        counts[speaker or "unknown"] = counts.get(speaker or "unknown", 0) + 1
     return {
         "run_id": record.run_id,
         "command": record.command,
@@ -276,28 +253,21 @@ def _document(
         "settings": record.settings,
         "versions": record.versions,
         "seed": plan.flags.seed,
-        "network": {name: getattr(plan.network, name) for name in plan.network.__slots__},
+        "network": asdict(plan.network),
         "data": {
-            "fingerprint": plan.data.fingerprint,
+            "fingerprint": data.fingerprint,
             "splits": [asdict(split) for split in facts.splits],
-            "speakers": _speakers(plan.data.table),
-            "categories": list(plan.data.categories),
-            "leakage": list(plan.data.leakage),
-            "left_out": dict(plan.data.left_out),
+            "speakers": speakers,
+            "categories": list(data.categories),
+            "leakage": list(data.leakage),
+            "left_out": dict(data.left_out),
         },
         "placement": {
-            "workers": plan.placement.workers,
-            "device": plan.placement.device,
-            "threads": plan.placement.threads,
+            "workers": placement.workers,
+            "device": placement.device,
+            "threads": placement.threads,
         },
-        "history": list(history),
+        "history": progress.history,
+        **({"evaluations": progress.evaluations} if plan.flags.eval_steps else {}),
+        "failed_clips": progress.failed,
     }
-
-
-def _speakers(table: pa.Table) -> dict[str, dict[str, int]]:
-    """Clips per speaker, by split."""
-    counts: dict[str, dict[str, int]] = {}
-    for split, speaker in zip(_texts(table, "split"), _texts(table, "speaker"), strict=True):
-        of_split = counts.setdefault(split, {})
-        of_split[speaker or "unknown"] = of_split.get(speaker or "unknown", 0) + 1
-    return counts

@@ -23,7 +23,7 @@ from raysers.io import storage
 from raysers.training import dataset
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed
-from raysers.training.session import LocalResources, run_training
+from raysers.training.trainer import LocalResources, run_training
 from raysers.tuning.resources import TrialResources
 from raysers.tuning.tuner import Sweep, is_left, make_scheduler, recorded_trials
 

@@ -14,7 +14,7 @@ import ray
 from raysers.engine.cluster import choose_placement, place
 from raysers.engine.plan import Placement
 from raysers.errors import ConfigError
-from raysers.training.session import LocalResources
+from raysers.training.trainer import LocalResources
 from raysers.tuning.trials import Share
 
 #: More trials than this on one machine without GPUs take its memory from each other.

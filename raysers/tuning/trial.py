@@ -12,7 +12,8 @@ from typing import Any
 from raysers.cli import as_plain
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed
-from raysers.training.session import Epoch, run_training
+from raysers.training.progress import Epoch
+from raysers.training.trainer import run_training
 from raysers.tuning.resources import TrialResources
 from raysers.tuning.search import WORST
 from raysers.tuning.trials import Report

@@ -22,7 +22,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raysers.errors import RaysersError
-from raysers.training.context import TrainingStopped
+from raysers.training.loop import TrainingStopped
 from raysers.tuning.trial_progress import Progress
 from raysers.tuning.trial_record import TrialRecord, failure, missing, stored
 from raysers.tuning.trial_store import END, ERROR, REPORT, Piece, Report, TrialStore

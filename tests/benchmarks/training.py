@@ -148,8 +148,7 @@ def bare_loop(model: str, files: Sequence[str], threads: int) -> Line:
 
 def step_alone(model: str, files: Sequence[str], threads: int) -> Line:
     """Our step without Ray and files, on decoded clips. To be called in a fresh process."""
-    from raysers.training.batch import Batch, MicroBatch
-    from raysers.training.batches import micro_batches
+    from raysers.training.batch import micro_batches
 
     torch.set_num_threads(threads)
     signals, labels = _decoded(files), labels_of(len(files))
@@ -157,23 +156,29 @@ def step_alone(model: str, files: Sequence[str], threads: int) -> Line:
 
     def step(chosen: np.ndarray) -> None:
         cut = micro_batches([len(signals[i]) / 16_000 for i in chosen], _MAX_PADDED_S, _PIECES)
-        pieces = [
-            MicroBatch(number=n, rows=rows.tolist(), signals=[signals[chosen[r]] for r in rows])
-            for n, rows in enumerate(cut)
-        ]
-        learner.step(Batch.of(labels[chosen], pieces))
+        learner.step(_batch(labels[chosen], cut, [signals[i] for i in chosen]))
 
     return _timed(step, len(files))
 
 
 def _learner(model: str, steps: int) -> Any:
     from raysers.models.initialize import start_model
-    from raysers.training.context import Alone
+    from raysers.training.config import LearningFlags
     from raysers.training.learner import Learner
-    from raysers.training.optim import TrainSettings
 
-    start = start_model(model, seed=_SEED)
-    return Learner(start, (), TrainSettings(seed=_SEED), steps, "cpu", Alone(), graph_bytes=2e9)
+    flags = LearningFlags(optimiser="adam", schedule="constant", lr=1e-4, dtype="fp32", seed=_SEED)
+    return Learner(start_model(model, seed=_SEED), (), flags, steps, "cpu", graph_bytes=2e9)
+
+
+def _batch(labels: np.ndarray, cut: Sequence[np.ndarray], signals: Sequence[np.ndarray]) -> Any:
+    """A global batch with all its micro-batches."""
+    from raysers.training.batch import Batch, MicroBatch
+
+    pieces = [
+        MicroBatch.of(n, rows.tolist(), [signals[r] for r in rows]) for n, rows in enumerate(cut)
+    ]
+    unknown = torch.full((len(labels),), -1)
+    return Batch(labels=torch.from_numpy(labels), categories=unknown, pieces=pieces)
 
 
 def _decoded(files: Sequence[str]) -> list[np.ndarray]:
@@ -184,7 +189,7 @@ def _decoded(files: Sequence[str]) -> list[np.ndarray]:
 
 def _timed(step: Callable[[np.ndarray], None], clips: int) -> Line:
     """The job's batches through `step`; the first epoch is apart."""
-    from raysers.training.batches import epoch_order, global_batches
+    from raysers.training.batch import epoch_order, global_batches
 
     epochs_s, steps = [], 0
     for epoch in range(_EPOCHS):
@@ -204,35 +209,31 @@ def _timed(step: Callable[[np.ndarray], None], clips: int) -> Line:
 
 def checkpoint(model: str) -> Line:
     """What writing and reading back a state costs. To be called in a fresh process."""
-    from raysers.training import checkpoint as training_state
-    from raysers.training import state as train_state
-    from raysers.training.batch import Batch, MicroBatch
+    from raysers.training import checkpoint as states
+    from raysers.training.checkpoint import TrainProgress
 
     learner = _learner(model, 2)
     noise = np.random.default_rng(_SEED).normal(size=(2, 8_000)).astype(np.float32)
-    piece = MicroBatch(number=0, rows=[0, 1], signals=list(noise))
-    learner.step(Batch.of(labels_of(2), [piece]))  # from here on the optimiser has its moments
+    # from the first step on the optimiser has its moments
+    learner.step(_batch(labels_of(2), [np.arange(2)], list(noise)))
     resident = rss_bytes()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        state = train_state.dump(learner)
-        dumped = time.perf_counter()
-        files = {"weights": state.weights, "optimiser": state.optimiser}
-        training_state.save(folder, 1, files, state.scalars)
+        states.save(folder, TrainProgress(step=1), learner)
         written = time.perf_counter()
         extra_bytes = max(0, rss_bytes("VmHWM") - resident)
-        saved = training_state.latest(folder)
+        saved = states.latest(folder)
         assert saved is not None
-        train_state.restore(learner, saved.read("weights"), saved.read("optimiser"), saved.notes)
+        saved.restore(learner)
         restored = time.perf_counter()
+        num_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
     return {
         "bench": "training",
         "model": model,
         "measure": "checkpoint",
         "parameters": sum(p.numel() for p in learner.model.parameters()),
-        "checkpoint_bytes": sum(map(len, files.values())),
-        "dump_s": dumped - began,
-        "write_s": written - dumped,
+        "checkpoint_bytes": num_bytes,
+        "write_s": written - began,
         "read_s": restored - written,
         "resident_before_bytes": resident,
         "extra_peak_bytes": extra_bytes,

@@ -45,7 +45,7 @@ from raysers.commands import (
     transcribe,
     tune,
 )
-from raysers.training.session import run_training
+from raysers.training.trainer import run_training
 from tests import s3
 from tests.jobs.golden_inputs import put_talk, write_inputs
 from tests.jobs.golden_tables import check, differences, movable, numbers_of_page, reduced

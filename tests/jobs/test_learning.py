@@ -22,14 +22,13 @@ import torch
 from raysers.data.labelled import read_labelled
 from raysers.data.splits import fold_splits, shuffle_labels
 from raysers.models.initialize import start_model
-from raysers.training.batch import Batch, MicroBatch
-from raysers.training.batches import epoch_order, global_batches
-from raysers.training.context import Alone
+from raysers.training.batch import Batch, MicroBatch, epoch_order, global_batches
+from raysers.training.config import LearningFlags
 from raysers.training.learner import Learner
-from raysers.training.optim import TrainSettings
 from raysers.types import DIMENSIONS
 from tests.jobs.voices import MEL_FRONT, write_toy_config
 from tests.places import SHARED_DATA, needs_shared
+from tests.unit.models.train_runs import learning
 
 pytestmark = needs_shared
 
@@ -44,7 +43,7 @@ class Recipe:
     config: dict[str, Any]
     front: str
     epochs: int
-    settings: TrainSettings
+    flags: LearningFlags
 
 
 RECIPES = {
@@ -59,13 +58,13 @@ RECIPES = {
         },
         front="plain",
         epochs=7,
-        settings=TrainSettings(optimiser="sgd", lr=0.01, schedule="linear", warmup_share=0.1),
+        flags=learning(optimiser="sgd", lr=0.01, schedule="linear", warmup=0.1),
     ),
     "wav2vec2": Recipe(
         config=MEL_FRONT | {"conv_dim": [64, 32, 32, 32], "apply_spec_augment": False},
         front="mel",
         epochs=6,
-        settings=TrainSettings(lr=1e-3, schedule="linear", warmup_share=0.1),
+        flags=learning(lr=1e-3, schedule="linear", warmup=0.1),
     ),
 }
 
@@ -108,11 +107,12 @@ def _learned(recipe: Recipe, train: pa.Table, dev: pa.Table, folder) -> np.ndarr
     labels = np.stack([train[name].to_numpy() for name in DIMENSIONS], 1).astype(np.float32)
     orders = [epoch_order(len(train), 0, epoch) for epoch in range(recipe.epochs)]
     batches = [batch for order in orders for batch in global_batches(order, BATCH_SIZE)]
-    learner = Learner(start, (), recipe.settings, len(batches), "cpu", Alone())
+    learner = Learner(start, (), recipe.flags, len(batches), "cpu")
     for batch in batches:
-        heard = [signals[i] for i in batch]
-        piece = MicroBatch(number=0, rows=range(len(batch)), signals=heard)
-        learner.step(Batch.of(labels[batch], [piece]))
+        piece = MicroBatch.of(0, range(len(batch)), [signals[i] for i in batch])
+        unknown = torch.full((len(batch),), -1)
+        known = torch.from_numpy(labels[batch])
+        learner.step(Batch(labels=known, categories=unknown, pieces=[piece]))
     unheard = _signals(dev)
     pieces = [unheard[i : i + 32] for i in range(0, len(unheard), 32)]
     return np.concatenate([learner.predict(piece)[:, 0] for piece in pieces])

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from raysers.cli import as_plain, parse
 from raysers.commands import annotate, train
 from raysers.evaluation.metrics import ccc
-from raysers.training.session import LocalResources, run_training
+from raysers.training.trainer import LocalResources, run_training
 from raysers.types import DIMENSIONS
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of

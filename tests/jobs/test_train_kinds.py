@@ -18,7 +18,7 @@ from raysers.cli import as_plain, parse
 from raysers.commands import annotate, evaluate, report, robustness, train
 from raysers.models.loading import load_emotion_model
 from raysers.models.scorer import Scorer
-from raysers.training.session import run_training
+from raysers.training.trainer import run_training
 from raysers.types import DIMENSIONS
 from tests.jobs.conftest import rows_of
 from tests.jobs.voices import TOY, read_table, write_table, write_toy_config, write_voices

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from raysers.commands import train
 from raysers.models.loading import load_emotion_model
-from raysers.training.session import run_training
+from raysers.training.trainer import run_training
 from tests.jobs.voices import MEL_FRONT, write_toy_config, write_voices
 
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")

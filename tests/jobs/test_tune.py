@@ -16,7 +16,7 @@ import ray
 
 from raysers.commands import annotate, tune
 from raysers.training.config import TrainingFlags
-from raysers.training.session import LocalResources, run_training
+from raysers.training.trainer import LocalResources, run_training
 from raysers.tuning import estimate
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of

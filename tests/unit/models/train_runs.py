@@ -16,15 +16,21 @@ import numpy as np
 import torch
 
 from raysers.models.initialize import start_model
-from raysers.training.batch import Batch, MicroBatch, StepResult
-from raysers.training.batches import assign, epoch_order, global_batches, micro_batches, padded_s
-from raysers.training.context import Alone, Group, TorchGroup
-from raysers.training.learner import Learner
-from raysers.training.optim import TrainSettings
+from raysers.training import optim
+from raysers.training.batch import (
+    Batch,
+    MicroBatch,
+    assign,
+    epoch_order,
+    global_batches,
+    micro_batches,
+    padded_s,
+)
+from raysers.training.config import LearningFlags
+from raysers.training.learner import Learner, StepResult
 from tests.unit.models.networks import small_config, speechlike
 
 CATEGORIES = ("anger", "neutral", "sadness")
-_WORKERS = 4
 
 #: Imported once, before the processes fork off.
 _PRELOAD = ["raysers.training.learner", "transformers.models.wav2vec2.modeling_wav2vec2"]
@@ -41,15 +47,19 @@ _NO_DROPOUT = {
 _CNN14 = {"model_type": "cnn14", "widths": [8, 16, 16], "dropout": 0.2, "final_dropout": 0.3}
 
 
+def learning(**changes: Any) -> LearningFlags:
+    """The paper's recipe in fp32, but for `changes`."""
+    recipe = {"optimiser": "adam", "schedule": "constant", "lr": 1e-4, "dtype": "fp32"}
+    return LearningFlags(**(recipe | changes))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One training: everything that decides it, and how it is spread."""
 
     kind: str = "w2v2-b"
     dropout: bool = False
-    settings: TrainSettings = field(
-        default_factory=lambda: TrainSettings(category_weight=0.5, seed=5)
-    )
+    flags: LearningFlags = field(default_factory=lambda: learning(category_weight=0.5, seed=5))
     clips: int = 22
     batch_size: int = 12
     steps: int = 3
@@ -60,10 +70,10 @@ class Run:
     graph_bytes: float = 1e9
 
     def but(self, **changes: Any) -> Run:
-        """The same with other values, those of `settings` included."""
+        """The same with other values, those of `flags` included."""
         own = {k: v for k, v in changes.items() if k in Run.__dataclass_fields__}
         rest = {k: v for k, v in changes.items() if k not in own}
-        return replace(self, **own, settings=replace(self.settings, **rest))
+        return replace(self, **own, flags=replace(self.flags, **rest))
 
 
 def config_of(run: Run) -> dict[str, Any]:
@@ -87,16 +97,13 @@ def data_of(clips: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     return signals, labels, rng.integers(-1, len(CATEGORIES), clips)
 
 
-def new_trainee(run: Run, group: Group | None = None, model_seed: int = 1) -> Learner:
+def new_learner(run: Run, model_seed: int = 1) -> Learner:
     """A learner at its start."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config_of(run)))
         start = start_model(f"random:{path}", seed=model_seed)
-    group = group or Alone()
-    return Learner(
-        start, CATEGORIES, run.settings, run.steps, "cpu", group, graph_bytes=run.graph_bytes
-    )
+    return Learner(start, CATEGORIES, run.flags, run.steps, "cpu", graph_bytes=run.graph_bytes)
 
 
 def batches_of(run: Run) -> list[np.ndarray]:
@@ -107,12 +114,13 @@ def batches_of(run: Run) -> list[np.ndarray]:
     return rows[: run.steps]
 
 
-def batch_of(run: Run, rows: np.ndarray, group: Group) -> Batch:
-    """A global batch with the pieces of one process."""
+def batch_of(run: Run, rows: np.ndarray) -> Batch:
+    """A global batch with the micro-batches of this process."""
     signals, labels, classes = data_of(run.clips)
     lengths_s = [len(signals[r]) / 16_000 for r in rows]
     cut = micro_batches(lengths_s, run.max_padded_s, run.pieces)
-    mine = assign([padded_s(lengths_s, piece) for piece in cut], group.size)[group.rank]
+    costs = [padded_s(lengths_s, piece) for piece in cut]
+    mine = assign(costs, optim.world_size())[optim.rank()]
     pieces = []
     for number in mine:
         kept = [int(i) for i in cut[number] if rows[i] not in run.absent]
@@ -120,15 +128,16 @@ def batch_of(run: Run, rows: np.ndarray, group: Group) -> Batch:
         if run.nan_clip in rows[kept]:
             place = rows[kept].tolist().index(run.nan_clip)
             heard[place] = heard[place] * np.float32(np.nan)
-        pieces.append(MicroBatch(number=number, rows=kept, signals=heard))
-    return Batch(labels=labels[rows], classes=classes[rows], pieces=pieces)
+        if kept:
+            pieces.append(MicroBatch.of(number, kept, heard))
+    known = torch.from_numpy(labels[rows]), torch.from_numpy(classes[rows])
+    return Batch(labels=known[0], categories=known[1], pieces=pieces)
 
 
-def train(run: Run, group: Group | None = None) -> tuple[Learner, list[StepResult]]:
+def train(run: Run) -> tuple[Learner, list[StepResult]]:
     """Run all steps."""
-    group = group or Alone()
-    learner = new_trainee(run, group)
-    return learner, [learner.step(batch_of(run, rows, group)) for rows in batches_of(run)]
+    learner = new_learner(run)
+    return learner, [learner.step(batch_of(run, rows)) for rows in batches_of(run)]
 
 
 def parameters_of(learner: Learner) -> dict[str, np.ndarray]:
@@ -139,41 +148,44 @@ def parameters_of(learner: Learner) -> dict[str, np.ndarray]:
     return {name: value.detach().numpy().copy() for name, value in found.items()}
 
 
-Job = Callable[[Group], Any]
+Job = Callable[[], Any]
 
 
 def in_processes(jobs: Sequence[tuple[Job, int]]) -> list[list[Any]]:
-    """What each job returns in each process of a gloo group of its size (1 to 4)."""
+    """What each job returns in each process of a gloo group of its size."""
+    found: dict[int, list[list[Any]]] = {}
+    for size in {size for _, size in jobs}:
+        found[size] = _in_group([job for job, of in jobs if of == size], size)
+    return [found[size].pop(0) for _, size in jobs]
+
+
+def _in_group(jobs: Sequence[Job], size: int) -> list[list[Any]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
         workers = [
-            context.Process(target=_work, args=(rank, folder, jobs), daemon=True)
-            for rank in range(_WORKERS)
+            context.Process(target=_work, args=(rank, size, folder, jobs), daemon=True)
+            for rank in range(size)
         ]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join(120)
         codes = [worker.exitcode for worker in workers]
-        assert codes == [0] * _WORKERS, codes
-        results = [torch.load(_result(folder, r), weights_only=False) for r in range(_WORKERS)]
-    return [
-        [results[rank][number] for rank in range(size)] for number, (_, size) in enumerate(jobs)
-    ]
+        assert codes == [0] * size, codes
+        ranks = [torch.load(_result(folder, r), weights_only=False) for r in range(size)]
+    return [list(of_job) for of_job in zip(*ranks, strict=True)]
 
 
 def _result(folder: str, rank: int) -> str:
     return os.path.join(folder, f"result-{rank}.pt")
 
 
-def _work(rank: int, folder: str, jobs: Sequence[tuple[Job, int]]) -> None:
+def _work(rank: int, size: int, folder: str, jobs: Sequence[Job]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=_WORKERS
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
     )
-    groups = {size: torch.distributed.new_group(list(range(size))) for _, size in jobs}
-    results = [job(TorchGroup(groups[size])) if rank < size else None for job, size in jobs]
-    torch.save(results, _result(folder, rank))
+    torch.save([job() for job in jobs], _result(folder, rank))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

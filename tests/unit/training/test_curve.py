@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import image
 
-from raysers.training.curve import learning_curve, spread
+from raysers.plotting import spread
+from raysers.training.model_card import learning_curve
 
 VERMILION, BLUE, GREEN = (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73)
 

@@ -17,7 +17,7 @@ from raysers.errors import ConfigError
 from raysers.run import Run
 from raysers.training import plan
 from raysers.training.config import LabelledFlags, TrainingFlags
-from raysers.training.dataset import TrainingData, load
+from raysers.training.dataset import TrainingData, choose, index_data
 
 #: Speaker, split, seconds of audio, and arousal of each clip.
 CLIPS = [
@@ -49,7 +49,8 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def data_of(table: Path, flags: LabelledFlags, **how: Any) -> TrainingData:
     settings = {"seed": 0, "min_samples": 400, "dev_needed": True} | how
-    return load(replace(flags, data=(str(table),)), **settings)
+    flags = replace(flags, data=(str(table),))
+    return choose(flags, *index_data(flags), **settings)
 
 
 def refusal(table: Path, flags: LabelledFlags, **how: Any) -> str:
@@ -108,7 +109,7 @@ def pieces_of(table: Path, output: Path, workers: int) -> int:
         settled, network = plan.inspect(flags)
         placement = replace(here(threads=1), workers=workers)
         planned = plan.make_plan(settled, network, run, placement)
-        plan.begin(planned, run, {})
+        run.begin({}, planned.settings)
     return planned.job("").pieces
 
 

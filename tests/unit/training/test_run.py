@@ -1,9 +1,11 @@
-"""A training in the calling process: stopped by whoever listens, gone on with, finished once."""
+"""A training in the calling process: stopped by a callback, resumed, finished once."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,15 +22,16 @@ from raysers.errors import ConfigError, RaysersError
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.outputs import Outputs
 from raysers.training.config import TrainingFlags
-from raysers.training.context import TrainingStopped
 from raysers.training.dataset import Indexed, TrainingData, choose, index_data
-from raysers.training.session import Outcome, run_training
-from raysers.tuning.trial import command_of
+from raysers.training.loop import TrainingStopped
+from raysers.training.trainer import Outcome, run_training
 from raysers.types import DIMENSIONS
 from tests.jobs.voices import read_table, write_table, write_toy_config, write_voices
-from tests.unit.models.train_runs import Run, new_trainee
+from tests.unit.models.train_runs import Run, new_learner
 
 EPOCHS = 4
+#: Of an epoch: 14 clips in batches of at most 7.
+STEPS = 2
 
 
 @pytest.fixture(scope="module")
@@ -55,67 +58,108 @@ def indexed(flags, place, ray_session) -> Indexed:
     return Indexed(manifest=str(place / "manifest"), notes=tuple(notes))
 
 
-def trained(flags: TrainingFlags, indexed: Indexed, output: str, on_epoch) -> Outcome:
-    own = replace(flags, output=output)
+def trained(flags: TrainingFlags, output: Path, indexed=None, on_epoch=None, **changes) -> Outcome:
+    own = replace(flags, output=str(output), **changes)
     return run_training(
-        own,
-        as_plain(own),
-        on_epoch=on_epoch,
-        in_process=True,
-        indexed=indexed,
-        command=command_of(own),
+        own, as_plain(own), on_epoch=on_epoch, in_process=True, indexed=indexed, command=["x"]
     )
 
 
-def vars_of(flags: TrainingFlags) -> dict:
-    return {name: getattr(flags, name) for name in flags.__dataclass_fields__}
+def weights_of(output: Path) -> bytes:
+    return (output / "model.safetensors").read_bytes()
 
 
-def test_stopped_and_gone_on_with_it_ends_as_if_never_stopped(flags, indexed, place):
-    calm = trained(flags, indexed, str(place / "calm"), None)
-    assert calm.trained
-    out, heard = place / "stopped", []
+@pytest.fixture(scope="module")
+def calm(flags, indexed, place) -> Outcome:
+    return trained(flags, place / "calm", indexed)
+
+
+def test_stopped_and_resumed_it_ends_as_if_never_stopped(flags, indexed, place, calm):
+    out, seen = place / "stopped", []
 
     def stop_at_two(record) -> None:
-        heard.append(record["epoch"])
+        seen.append(record["epoch"])
         if record["epoch"] == 2:
             raise TrainingStopped("enough")
 
     with pytest.raises(TrainingStopped):
-        trained(flags, indexed, str(out), stop_at_two)
+        trained(flags, out, indexed, stop_at_two)
     record = json.loads((out / "run.json").read_text())
     assert (record["status"], record["outcome"]) == ("stopped", {"reason": "enough"})
-    assert heard == [1, 2]
     assert list(out.glob("state/*/state.json"))
 
-    again = trained(flags, indexed, str(out), lambda r: heard.append(r["epoch"]))
-    assert heard == [1, 2, 1, 2, 3, 4]  # those that were done are told again, not trained again
+    again = trained(flags, out, indexed, lambda r: seen.append(r["epoch"]))
+    assert seen == [1, 2, 1, 2, 3, 4]  # those that were done are told again, not trained again
     assert [r["train_loss"] for r in again.history] == [r["train_loss"] for r in calm.history]
-    weights = [(place / name / "model.safetensors").read_bytes() for name in ("calm", "stopped")]
-    assert weights[0] == weights[1]
+    assert weights_of(out) == weights_of(place / "calm")
     assert json.loads((out / "run.json").read_text())["status"] == "done"
 
-    once_more = trained(flags, indexed, str(out), lambda r: heard.append(r["epoch"]))
+    once_more = trained(flags, out, indexed, lambda r: seen.append(r["epoch"]))
     assert not once_more.trained
     assert once_more.figures == again.figures
-    assert len(heard) == 6
+    assert len(seen) == 6
+
+
+def test_sigterm_saves_the_state_of_the_step_and_the_same_call_resumes(flags, indexed, place, calm):
+    out = place / "terminated"
+
+    def terminate(record) -> None:
+        if record["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        trained(flags, out, indexed, terminate)
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    (state,) = out.glob("state/*/state.json")
+    assert int(state.parent.name) == 2 * STEPS + 1  # a step after the second epoch
+    trained(flags, out, indexed)
+    assert weights_of(out) == weights_of(place / "calm")
+
+
+def test_dev_scores_between_epochs_change_nothing_but_the_table(flags, indexed, place, calm):
+    out = place / "stepwise"
+    outcome = trained(flags, out, indexed, eval_steps=1)
+    assert weights_of(out) == weights_of(place / "calm")
+    document = json.loads((out / "training.json").read_text())
+    evaluations = document["evaluations"]
+    places = [(step, -(-step // STEPS)) for step in range(1, STEPS * EPOCHS + 1)]
+    assert [(e["step"], e["epoch"]) for e in evaluations] == places
+    assert evaluations[3]["dev_ccc"] == outcome.history[1]["dev_ccc"]
+    rows = pq.read_table(out / "metrics/part-00000.parquet").to_pylist()
+    rows = [row for row in rows if row["group"] == "step"]
+    table = {(row["group_value"], row["dimension"]): row["value"] for row in rows}
+    assert table["3", "arousal"] == pytest.approx(evaluations[2]["dev_ccc"]["arousal"])
+    assert len({step for step, _ in table}) == len(evaluations)
+
+
+def test_the_best_step_is_kept_when_asked_for(flags, indexed, place, tmp_path):
+    trained(flags, tmp_path / "out", indexed, eval_steps=1, keep="best-step")
+    document = json.loads((tmp_path / "out/training.json").read_text())
+    means = [e["dev_ccc_mean"] for e in document["evaluations"]]
+    best = max(range(len(means)), key=means.__getitem__)
+    assert [e["step"] for e in document["evaluations"] if e["kept"]][-1] == best + 1
+    assert document["outcome"]["kept_epoch"] == best // STEPS + 1
+    rows = pq.read_table(tmp_path / "out/metrics/part-00000.parquet").to_pylist()
+    stored = [
+        row["value"]
+        for row in rows
+        if row["metric"] == "ccc" and not row["group"] and row["model"] == "out"
+        and row["dimension"] != "mean"
+    ]  # fmt: skip
+    assert np.nanmean(np.array(stored, float)) == pytest.approx(means[best], abs=1e-4)
 
 
 def test_a_corpus_that_was_moved_gives_the_same_model(flags, place, ray_session):
     moved = shutil.copytree(place / "voices", place / "another disk" / "deeper")
-    weights = []
+    changes = {"train_fraction": 0.7, "noise_db": (10.0, 30.0), "speed": (0.9, 1.0, 1.1)}
+    outputs = []
     for folder in (place / "voices", moved):
-        own = replace(
-            flags,
-            data=(str(folder / "labels.csv"),),
-            train_fraction=0.7,
-            noise_db=(10.0, 30.0),
-            speed=(0.9, 1.0, 1.1),
-            output=str(place / f"of {folder.name}"),
-        )
-        run_training(own, as_plain(own), in_process=True)
-        weights.append(Path(own.output, "model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
+        outputs.append(place / f"of {folder.name}")
+        trained(flags, outputs[-1], data=(str(folder / "labels.csv"),), **changes)
+    assert weights_of(outputs[0]) == weights_of(outputs[1])
 
 
 def data_of(table, **changes) -> TrainingData:
@@ -123,11 +167,14 @@ def data_of(table, **changes) -> TrainingData:
     return choose(flags, table, [], seed=0, min_samples=400, dev_needed=True)
 
 
+def with_column(table: pa.Table, name: str, values) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
 def test_clips_without_any_label_are_no_failed_ones_but_a_wrong_command(indexed):
     table = read_manifest(indexed.manifest)
     for name in DIMENSIONS:
-        empty = pa.nulls(len(table), pa.float32())
-        table = table.set_column(table.column_names.index(name), name, empty)
+        table = with_column(table, name, pa.nulls(len(table), pa.float32()))
     with pytest.raises(ConfigError, match="--emotion-map"):
         data_of(table)
 
@@ -135,22 +182,11 @@ def test_clips_without_any_label_are_no_failed_ones_but_a_wrong_command(indexed)
 def test_a_clip_in_train_and_dev_counts_in_both(indexed):
     table = read_manifest(indexed.manifest)
     train = table.filter(pc.equal(table["split"], "train"))
-    again = train.set_column(
-        train.column_names.index("split"), "split", pa.array(["dev"] * len(train))
-    )
+    again = with_column(train, "split", pa.array(["dev"] * len(train)))
     data = data_of(pa.concat_tables([train, again]), allow_leakage=True)
     assert data.leakage
     assert len(data.train) == len(data.dev) == len(train)
     assert sorted(data.table["split"].to_pylist()) == ["dev"] * len(train) + ["train"] * len(train)
-
-
-def test_a_category_loss_without_categories_is_refused(flags, place, ray_session, tmp_path):
-    rows = [{**row, "emotion": ""} for row in read_table(Path(flags.data[0]))]
-    bare = write_table(place / "voices/bare.csv", rows)
-    own = replace(flags, data=(str(bare),), category_weight=0.5, output=str(tmp_path / "out"))
-    with pytest.raises(ConfigError, match="--category-weight"):
-        run_training(own, as_plain(own), in_process=True)
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +199,8 @@ def classifier(flags, place, ray_session) -> Path:
     ]
     rows[-1]["emotion"] = "no_agreement"  # of a train clip
     table = write_table(place / "voices/categories.csv", rows)
-    own = replace(flags, data=(str(table),), categories=True, output=str(place / "classifier"))
-    run_training(own, as_plain(own), in_process=True)
-    return Path(own.output)
+    trained(flags, place / "classifier", data=(str(table),), categories=True)
+    return place / "classifier"
 
 
 def test_categories_alone_train_a_model_whose_dimensions_are_null(classifier):
@@ -204,46 +239,35 @@ OUTPUTS = Outputs(categories=("a", "b"), uncertainty_heads=2, ood_rank=2)
 
 @pytest.mark.parametrize(
     ("kind", "outputs"),
-    [
-        ("w2v2-b", OUTPUTS),
-        ("w2v2-b", replace(OUTPUTS, points=((0.0, 0.5, 1.0),) * 2)),
-        ("cnn14", OUTPUTS),
-    ],
-    ids=["heads", "scores of points", "cnn14"],
+    [("w2v2-b", replace(OUTPUTS, points=((0.0, 0.5, 1.0),) * 2)), ("cnn14", OUTPUTS)],
+    ids=["scores of points", "cnn14"],
 )
 def test_a_model_trained_further_drops_the_heads_that_no_longer_fit(
     kind, outputs, flags, tmp_path, ray_session
 ):
-    start = new_trainee(Run(kind=kind)).model
+    start = new_learner(Run(kind=kind)).model
     start.attach(outputs)
     save_emotion_model(start, tmp_path / "start")
-    own = replace(flags, backbone=str(tmp_path / "start"), output=str(tmp_path / "out"), epochs=1)
     for categories, columns in ((False, ()), (True, ("p_high", "p_low"))):
-        own = replace(own, categories=categories, output=f"{own.output}+")
-        run_training(own, as_plain(own), in_process=True)
-        assert load_emotion_model(own.output).model.outputs.columns == columns
+        out, backbone = tmp_path / str(categories), str(tmp_path / "start")
+        trained(flags, out, backbone=backbone, epochs=1, categories=categories)
+        assert load_emotion_model(str(out)).model.outputs.columns == columns
 
 
 @pytest.mark.parametrize(
-    ("emotions", "message"),
-    [(["high"], "1 emotion categories, 2 are needed"), (["high", "x" * 101], "list of names")],
+    ("emotions", "changes", "message"),
+    [
+        ([""], {"category_weight": 0.5}, "--category-weight"),
+        (["high"], {"categories": True}, "1 emotion categories, 2 are needed"),
+        (["high", "x" * 101], {"categories": True}, "list of names"),
+    ],
 )
 def test_categories_that_no_model_can_have_are_refused(
-    emotions, message, flags, place, ray_session, tmp_path
+    emotions, changes, message, flags, place, ray_session, tmp_path
 ):
     rows = read_table(Path(flags.data[0]))
     rows = [{**row, "emotion": emotions[i % len(emotions)]} for i, row in enumerate(rows)]
     table = write_table(place / "voices/odd.csv", rows)
-    own = replace(flags, data=(str(table),), categories=True, output=str(tmp_path / "out"))
     with pytest.raises(RaysersError, match=message):
-        run_training(own, as_plain(own), in_process=True)
+        trained(flags, tmp_path / "out", data=(str(table),), **changes)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_card_names_a_command_that_gives_the_same_model(flags):
-    from raysers.cli import parse
-    from raysers.commands.train import TrainFlags
-
-    words = command_of(flags)
-    assert words[:2] == ["raysers", "train"]
-    assert vars_of(parse(TrainFlags, words[2:], description="")) == vars_of(flags)

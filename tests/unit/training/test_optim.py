@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from raysers.training import optim
-from raysers.training.optim import AveragedWeights, Gradients, lr_factor, make_optimiser
+from raysers.training.optim import SCHEDULES, AveragedWeights, Gradients, lr_factor, make_optimiser
 
 
 def _torch_factors(name: str, total: int) -> list[float]:
@@ -29,26 +26,15 @@ def _torch_factors(name: str, total: int) -> list[float]:
     return factors
 
 
-@pytest.mark.parametrize("name", optim.SCHEDULES)
-def test_schedules_are_those_of_torch(name: str) -> None:
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_those_of_torch_after_a_straight_line_to_the_top(name: str) -> None:
     found = [lr_factor(step, 20, name, 0.0) for step in range(20)]
     assert found == pytest.approx(_torch_factors(name, 20), abs=1e-9)
-
-
-def test_the_warm_up_is_a_straight_line_to_the_top() -> None:
-    factors = [lr_factor(step, 100, "cosine", 0.1) for step in range(100)]
-    steps = np.diff(factors[:11])
-    assert np.allclose(steps, steps[0])
-    assert factors[0] > 0
-    assert factors[10] == 1.0
-    assert np.all(np.diff(factors[10:]) < 0)
-    assert factors[10:] == pytest.approx(_torch_factors("cosine", 90), abs=1e-9)
-
-
-@given(st.integers(1, 500), st.floats(0.0, 0.99), st.sampled_from(list(optim.SCHEDULES)), st.data())
-def test_every_step_learns(total: int, warmup: float, name: str, data: st.DataObject) -> None:
-    step = data.draw(st.integers(0, total - 1))
-    assert 0 < lr_factor(step, total, name, warmup) <= 1
+    warm = [lr_factor(step, 100, name, 0.1) for step in range(100)]
+    assert np.diff(warm[:11]) == pytest.approx(1 / 11)
+    assert warm[0] == pytest.approx(1 / 11)
+    assert warm[10:] == pytest.approx(_torch_factors(name, 90), abs=1e-9)
+    assert min(found + warm) > 0
 
 
 def test_gradients_are_views_that_autograd_fills() -> None:
@@ -57,25 +43,26 @@ def test_gradients_are_views_that_autograd_fills() -> None:
     parameters = [*network.parameters(), unused]
     gradients = Gradients(parameters, bucket_bytes=200)  # a few parameters a bucket
     assert len(gradients.buckets) > 1
-    assert sum(bucket.numel() for bucket in gradients.buckets) == sum(p.numel() for p in parameters)
+    assert gradients.num_bytes == 4 * sum(p.numel() for p in parameters)
     inputs = torch.randn(6, 5)
     for _ in range(2):
         gradients.clear()
-        network(inputs).square().sum().backward()
-    wanted = torch.autograd.grad(network(inputs).square().sum(), list(network.parameters()))
-    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+        with gradients.last_pass():
+            network(inputs).square().sum().backward()
+        gradients.sum_()  # of a process alone: nothing to add
+    expected = torch.autograd.grad(network(inputs).square().sum(), list(network.parameters()))
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
-    norm = torch.nn.utils.get_total_norm(wanted)
+    norm = torch.nn.utils.get_total_norm(expected)
     assert gradients.norm().item() == pytest.approx(norm.item(), rel=1e-6)
-    gradients.clip(norm.item(), norm.item() / 4)
-    torch.testing.assert_close(network[0].weight.grad, wanted[0] / 4)
-    gradients.clip(norm.item() / 4, norm.item())  # small enough already
-    torch.testing.assert_close(network[0].weight.grad, wanted[0] / 4)
+    for most in (norm.item() / 4, norm.item()):  # the second is not reached
+        gradients.clip(gradients.norm().item(), most)
+        torch.testing.assert_close(network[0].weight.grad, expected[0] / 4)
     assert unused.grad is not None
     assert not unused.grad.any()
 
 
-def test_the_average_lags_behind_a_ramp_by_its_length() -> None:
+def test_the_average_lags_behind_a_ramp_and_is_in_place_only_within() -> None:
     weight = torch.zeros(3)
     average = AveragedWeights([weight], decay=0.9)
     for step in range(1, 401):
@@ -84,21 +71,11 @@ def test_the_average_lags_behind_a_ramp_by_its_length() -> None:
         if step == 1:
             assert torch.equal(average.averages[0], weight)  # nothing of the start
     # of weights w_t = t, the average with decay d is d / (1 - d) steps behind
-    assert (weight - average.averages[0]).tolist() == pytest.approx([9.0] * 3, abs=1e-3)
-
-
-def test_averages_are_in_place_only_within() -> None:
-    weight = nn.Parameter(torch.zeros(2))
-    average = AveragedWeights([weight], decay=0.5)
-    average.update()
-    with torch.no_grad():
-        weight.fill_(8.0)
+    lagging = pytest.approx([391.0] * 3, abs=1e-3)
+    assert average.averages[0].tolist() == lagging
     with average.in_place():
-        assert weight.tolist() == [0.0, 0.0]
-    with pytest.raises(KeyError), average.in_place():  # also after an error
-        raise KeyError
-    assert weight.tolist() == [8.0, 8.0]
-    assert average.averages[0].tolist() == [0.0, 0.0]
+        assert weight.tolist() == lagging
+    assert weight.tolist() == [400.0] * 3
 
 
 def test_what_adamw_leaves_alone() -> None:
