@@ -132,6 +132,7 @@ METRICS = pa.schema(
         _field("ci_low", pa.float64(), "lower end of the 95 % interval; null: none"),
         _field("ci_high", pa.float64(), "upper end of the 95 % interval; null: none"),
         _field("n", pa.int64(), "clips (for rank correlations: speakers) the value is from"),
+        _field("speakers", pa.int64(), "known speakers of these clips; 0: none is known"),
         _field("paper", pa.float64(), "the value in Wagner et al. 2022; null: none there"),
         _field("run_id", pa.string(), "run that wrote the row"),
     ]

@@ -18,7 +18,7 @@ import tyro
 
 from raysers.cli import ClipJobFlags, as_plain, command
 from raysers.engine.job import ClipJob
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.tables import print_notes
 from raysers.io import storage
 from raysers.models.asr import DEFAULT_ASR

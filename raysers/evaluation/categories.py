@@ -14,10 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from raysers.evaluation.draws import Bootstrap, drawn_counts
-from raysers.evaluation.intervals import interval
+from raysers.evaluation.bootstrap import (
+    Bootstrap,
+    drawn_counts,
+    interval,
+    share_interval,
+    speakers_of,
+)
 from raysers.evaluation.metrics import Floats, ratio
-from raysers.evaluation.rows import Row
+from raysers.evaluation.rows import Row, dimension_rows
 from raysers.evaluation.scores import Categories, Scores, Subset, base_subsets, subsets
 
 #: Dimension of the rows.
@@ -85,26 +90,24 @@ def _cell_rows(
     each[there] = _counts(truth[there], probabilities[there], found.names, present)
     known = np.isin(present, found.names)
     values = _figures(each.sum(axis=0), known)
-    drawn = _figures(drawn_counts(scores, cell, each, bootstrap), known)
+    sums, units = drawn_counts(scores, cell, each, bootstrap)
+    drawn = _figures(sums, known)
     left_out = [] if not known.all() else ["uar_known"]
     if cell.group == EMOTION:  # clips of one category: its recall, and nothing to average
         left_out = [metric for metric in CATEGORY_METRICS if metric != "uar"]
+    n = there[:, None].sum(axis=0)
+    speakers = speakers_of(scores, cell, there[:, None])
     for metric in CATEGORY_METRICS:
         if metric in left_out:
             continue
-        low, high = interval(drawn[metric])
-        yield Row(
-            model=model,
-            dataset=cell.dataset,
-            split=cell.split,
-            group=cell.group,
-            group_value=cell.group_value,
-            dimension=EMOTION,
-            metric=metric,
-            value=float(values[metric]),
-            ci_low=float(low),
-            ci_high=float(high),
-            n=int(there.sum()),
+        value, draws = values[metric][None], drawn[metric][:, None]
+        bounds = (
+            share_interval(value, draws, units, n)
+            if metric == "accuracy" or cell.group == EMOTION
+            else interval(draws, units)
+        )
+        yield from dimension_rows(
+            cell, model, metric, value, n, bounds, speakers=speakers, dimensions=[EMOTION]
         )
 
 

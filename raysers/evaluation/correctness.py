@@ -1,18 +1,31 @@
 """Correctness (Wagner et al. 2022, sections 3.4, 4.1, 4.2): CCC, Pearson, MAE and relative drop.
 
 Every value is computed from the clips themselves; only its interval comes from the bootstrap.
+Differences between models are on the clips both predicted, and both see the same speakers in every
+draw: most of what makes a draw easy or hard cancels, so a difference can be clear although the
+models' intervals overlap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
-from raysers.evaluation.draws import Bootstrap, drawn_counts, drawn_sums, pairs
-from raysers.evaluation.intervals import interval
+from raysers.evaluation.bootstrap import (
+    Bootstrap,
+    Draws,
+    draw,
+    draw_metrics,
+    pairs,
+    share_interval,
+    speakers_of,
+    sum_by_unit,
+    units_of,
+)
 from raysers.evaluation.metrics import METRICS, Floats, ccc, per_dimension, ratio
-from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
 from raysers.evaluation.scores import ALL, Scores, Subset, base_subsets, subsets
 
@@ -41,16 +54,16 @@ def correctness_rows(
 
 
 def _cell_rows(scores: Scores, cell: Subset, bootstrap: Bootstrap) -> Iterator[Row]:
-    sums = drawn_sums(scores, cell, list(scores.predictions.values()), bootstrap)
+    drawn = draw_metrics(scores, cell, list(scores.predictions.values()), bootstrap)
     truth = scores.truth[cell.rows]
-    bounds = {name: interval(OF_SUMS[name](sums)) for name in METRICS}
+    bounds = {name: drawn[name].interval() for name in METRICS}
     for m, (model, prediction) in enumerate(scores.predictions.items()):
         mine = prediction[cell.rows]
+        n, speakers = pairs(truth, mine), speakers_of(scores, cell, np.isfinite(truth + mine))
         for name, metric in METRICS.items():
-            low, high = bounds[name]
+            low, high = bounds[name][0][m], bounds[name][1][m]
             value = per_dimension(metric, truth, mine)
-            n = pairs(truth, mine)
-            yield from dimension_rows(cell, model, name, value, n, (low[m], high[m]))
+            yield from dimension_rows(cell, model, name, value, n, (low, high), speakers=speakers)
         if model in scores.deviations:
             yield from _coverage_rows(scores, cell, model, bootstrap)
 
@@ -60,15 +73,57 @@ def _coverage_rows(scores: Scores, cell: Subset, model: str, bootstrap: Bootstra
     reach = _Z_90 * scores.deviations[model][cell.rows]
     error = np.abs(scores.predictions[model] - scores.truth)[cell.rows]
     there = np.isfinite(error) & np.isfinite(reach)
-    each = np.hstack([there & (error <= reach), there]).astype(np.float64)
+    sums = sum_by_unit(
+        np.hstack([there & (error <= reach), there]).astype(np.float64), *units_of(scores, cell)
+    )
 
     def share(sums: Floats) -> Floats:
         within, n = np.split(sums, 2, axis=-1)
         return ratio(within, n, n > 0)
 
-    bounds = interval(share(drawn_counts(scores, cell, each, bootstrap)))
-    n = there.sum(axis=0)
-    yield from dimension_rows(cell, model, COVERAGE, share(each.sum(axis=0)), n, bounds)
+    drawn = draw(share, sums, sums[:, 3:] > 0, bootstrap, *cell.key)
+    value, n = share(sums.sum(axis=0)), there.sum(axis=0)
+    bounds = share_interval(value, drawn.values, drawn.units, n)
+    speakers = speakers_of(scores, cell, there)
+    yield from dimension_rows(cell, model, COVERAGE, value, n, bounds, speakers=speakers)
+
+
+def comparison_rows(scores: Scores, bootstrap: Bootstrap) -> list[Row]:
+    """First minus second for every two models, cell, metric and dimension.
+
+    Metrics: `ccc_difference`, `pearson_difference`, `mae_difference` with their intervals, and
+    `..._difference_above_0`: the share of draws in which the difference is above 0 (for `mae` less
+    is better, so there a small share speaks for the first). `group` is "model" and `group_value`
+    the second model.
+    """
+    return [
+        row
+        for cell in base_subsets(scores)
+        for one, other in combinations(scores.predictions, 2)
+        for row in _difference(scores, cell, one, other, bootstrap)
+    ]
+
+
+def _difference(
+    scores: Scores, cell: Subset, one: str, other: str, bootstrap: Bootstrap
+) -> Iterator[Row]:
+    first, second = scores.predictions[one], scores.predictions[other]
+    common = np.isfinite(first) & np.isfinite(second)
+    both = [np.where(common, p, np.nan) for p in (first, second)]
+    truth = scores.truth[cell.rows]
+    n = pairs(truth, both[0][cell.rows])
+    speakers = speakers_of(scores, cell, np.isfinite(truth + both[0][cell.rows]))
+    named = replace(cell, group="model", group_value=other)
+    drawn = draw_metrics(scores, cell, both, bootstrap)
+    for name, metric in METRICS.items():
+        value = np.subtract(*(per_dimension(metric, truth, p[cell.rows]) for p in both))
+        values, units = drawn[name].values, drawn[name].units
+        change = Draws(values[:, 0] - values[:, 1], units[0])
+        defined = np.isfinite(change.values).sum(axis=0)
+        above = ratio((change.values > 0).sum(axis=0).astype(float), defined, defined > 0)
+        what = f"{name}_difference"
+        yield from dimension_rows(named, one, what, value, n, change.interval(), speakers=speakers)
+        yield from dimension_rows(named, one, f"{what}_above_0", above, n, speakers=speakers)
 
 
 def main_subset(cells: Sequence[Subset], dataset: str) -> Subset:
@@ -86,37 +141,34 @@ def drop_rows(scores: Scores, in_domain: str, bootstrap: Bootstrap) -> list[Row]
     cells = base_subsets(scores)
     home = main_subset(cells, in_domain)
     predictions = list(scores.predictions.values())
-    others = [main_subset(cells, name) for name in dict.fromkeys(cell.dataset for cell in cells)]
-    drawn = {
-        cell.dataset: OF_SUMS["ccc"](drawn_sums(scores, cell, predictions, bootstrap))
-        for cell in others
-    }
+    at_home = draw_metrics(scores, home, predictions, bootstrap)["ccc"]
     rows: list[Row] = []
-    for cell in others:
-        if cell.dataset == in_domain:
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        if dataset == in_domain:
             continue
-        named = Subset(
-            dataset=cell.dataset,
-            split=cell.split,
-            group="dataset",
-            group_value=f"{home.dataset} {home.split}",
-            rows=cell.rows,
-        )
-        low, high = interval(_drop(drawn[in_domain], drawn[cell.dataset]))
+        cell = main_subset(cells, dataset)
+        named = replace(cell, group="dataset", group_value=f"{home.dataset} {home.split}")
+        away = draw_metrics(scores, cell, predictions, bootstrap)["ccc"]
+        units = np.minimum(at_home.units, away.units)
+        low, high = Draws(_drop(at_home.values, away.values), units).interval()
         for m, (model, prediction) in enumerate(scores.predictions.items()):
-            inside, outside = _ccc(scores, home, prediction), _ccc(scores, cell, prediction)
-            n = pairs(scores.truth[cell.rows], prediction[cell.rows])
-            n = np.where(np.isfinite(inside), n, 0)
-            bounds = low[m], high[m]
-            rows += dimension_rows(named, model, "ccc_drop", _drop(inside, outside), n, bounds)
+            inside, outside = (
+                per_dimension(ccc, scores.truth[c.rows], prediction[c.rows]) for c in (home, cell)
+            )
+            truth, mine = scores.truth[cell.rows], prediction[cell.rows]
+            n = np.where(np.isfinite(inside), pairs(truth, mine), 0)
+            speakers = speakers_of(scores, cell, np.isfinite(truth + mine))
+            rows += dimension_rows(
+                named,
+                model,
+                "ccc_drop",
+                _drop(inside, outside),
+                n,
+                (low[m], high[m]),
+                speakers=speakers,
+            )
     return rows
 
 
-def _ccc(scores: Scores, cell: Subset, prediction: Floats) -> Floats:
-    return per_dimension(ccc, scores.truth[cell.rows], prediction[cell.rows])
-
-
 def _drop(inside: Floats, outside: Floats) -> Floats:
-    drop: Floats = np.full(inside.shape, np.nan)
-    np.divide(inside - outside, inside, out=drop, where=inside > 0)
-    return drop
+    return ratio(inside - outside, inside, inside > 0)

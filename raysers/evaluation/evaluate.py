@@ -12,22 +12,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raysers.evaluation.baseline import with_baseline
+from raysers.evaluation.bootstrap import Bootstrap, interval_notes
 from raysers.evaluation.categories import category_notes, category_rows
-from raysers.evaluation.comparison import comparison_rows
-from raysers.evaluation.correctness import correctness_rows, drop_rows
-from raysers.evaluation.draws import Bootstrap, known_speakers
+from raysers.evaluation.correctness import comparison_rows, correctness_rows, drop_rows
 from raysers.evaluation.fairness import fairness_rows
 from raysers.evaluation.paper import with_paper
 from raysers.evaluation.rows import Row
-from raysers.evaluation.scores import Scores, Subset, base_subsets
+from raysers.evaluation.scores import Scores, base_subsets, subsets
 from raysers.evaluation.speakers import SAMPLES, speaker_rows
 from raysers.types import DIMENSIONS
 
 #: The paper's own home corpus, for want of another.
 _HOME = "msp-podcast"
 _TRAIN = "train"
-#: With fewer the percentiles of the draws are those of a handful of values.
-_FEW_SPEAKERS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,18 +76,6 @@ def home_dataset(scores: Scores, in_domain: str) -> str:
     return home if home in names and len(names) > 1 else ""
 
 
-def _interval_notes(scores: Scores, cells: Sequence[Subset]) -> Iterator[str]:
-    speakers = {f"{cell.dataset} {cell.split}": known_speakers(scores, cell) for cell in cells}
-    if clipwise := [name for name, count in speakers.items() if count < 2]:
-        yield (
-            f"{', '.join(clipwise)}: fewer than two speakers are known, so clips were resampled "
-            "and the intervals may be too narrow"
-        )
-    few = [f"{name} ({n})" for name, n in speakers.items() if 2 <= n < _FEW_SPEAKERS]
-    if few:
-        yield f"{', '.join(few)}: intervals from so few speakers are rough, rather too narrow"
-
-
 def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[str]:
     cells = base_subsets(scores)
     for cell in cells:
@@ -105,7 +90,7 @@ def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[st
             yield f"{model}: no scores of {', '.join(missing)}, so no figures of it"
     yield from category_notes(scores)
     if options.draws:
-        yield from _interval_notes(scores, cells)
+        yield from interval_notes(scores, subsets(scores, options.by))
     if np.isfinite(scores.truth).any():
         yield from _gaps(scores, options, rows)
 

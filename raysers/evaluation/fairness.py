@@ -11,11 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raysers.evaluation.bootstrap import (
+    Bootstrap,
+    Draws,
+    Integers,
+    draw_metrics,
+    interval,
+    speakers_of,
+)
 from raysers.evaluation.correctness import main_subset
-from raysers.evaluation.draws import Bootstrap, drawn_sums, pairs
-from raysers.evaluation.intervals import interval
 from raysers.evaluation.metrics import Floats, Metric, ccc, mean_error, per_dimension
-from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
 from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
 
@@ -32,12 +37,13 @@ FAIRNESS: Mapping[str, tuple[str, Metric]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gap:
-    """Differences of one cell: values [models, 3], draws [draws, models, 3], clips [models, 3]."""
+    """Differences of one cell, their draws, and clips and speakers; [models, 3] each."""
 
     cell: Subset
     value: Mapping[str, Floats]
-    drawn: Mapping[str, Floats]
-    n: Floats
+    drawn: Mapping[str, Draws]
+    n: Integers
+    speakers: Integers
 
 
 def fairness_rows(scores: Scores, bootstrap: Bootstrap) -> list[Row]:
@@ -60,8 +66,12 @@ def _gap(scores: Scores, cell: Subset, bootstrap: Bootstrap) -> _Gap | None:
         return None
     predictions = list(scores.predictions.values())
     sexes = [parts["female"], parts["male"]]
-    women, men = (drawn_sums(scores, part, predictions, bootstrap) for part in sexes)
-    n = np.array([[pairs(scores.truth[s.rows], p[s.rows]) for p in predictions] for s in sexes])
+    women, men = (draw_metrics(scores, part, predictions, bootstrap) for part in sexes)
+    there = [[np.isfinite(scores.truth + p)[s.rows] for p in predictions] for s in sexes]
+    n = np.array([[one.sum(axis=0) for one in of] for of in there])
+    known = np.array(
+        [[speakers_of(scores, s, one) for one in of] for s, of in zip(sexes, there, strict=True)]
+    )
     return _Gap(
         cell=Subset(
             dataset=cell.dataset,
@@ -71,8 +81,9 @@ def _gap(scores: Scores, cell: Subset, bootstrap: Bootstrap) -> _Gap | None:
             rows=np.concatenate([part.rows for part in sexes]),
         ),
         value={name: _difference(scores, sexes, metric) for name, (_, metric) in FAIRNESS.items()},
-        drawn={name: OF_SUMS[of](women) - OF_SUMS[of](men) for name, (of, _) in FAIRNESS.items()},
+        drawn={name: women[of] - men[of] for name, (of, _) in FAIRNESS.items()},
         n=np.where(n.min(axis=0) > 0, n.sum(axis=0), 0),
+        speakers=known.sum(axis=0),
     )
 
 
@@ -91,10 +102,12 @@ def _difference(scores: Scores, sexes: list[Subset], metric: Metric) -> Floats:
 
 def _gap_rows(scores: Scores, gap: _Gap) -> Iterator[Row]:
     for name in FAIRNESS:
-        low, high = interval(gap.drawn[name])
+        low, high = gap.drawn[name].interval()
         for m, model in enumerate(scores.predictions):
-            bounds = low[m], high[m]
-            yield from dimension_rows(gap.cell, model, name, gap.value[name][m], gap.n[m], bounds)
+            value, bounds = gap.value[name][m], (low[m], high[m])
+            yield from dimension_rows(
+                gap.cell, model, name, value, gap.n[m], bounds, speakers=gap.speakers[m]
+            )
 
 
 def _mean_rows(scores: Scores, gaps: list[_Gap]) -> Iterator[Row]:
@@ -106,8 +119,8 @@ def _mean_rows(scores: Scores, gaps: list[_Gap]) -> Iterator[Row]:
             ]
             if not kept:
                 continue
-            drawn = np.mean([gap.drawn[name][:, m, d] for gap, d in kept], axis=0)
-            low, high = interval(drawn)
+            drawn = np.mean([gap.drawn[name].values[:, m, d] for gap, d in kept], axis=0)
+            low, high = interval(drawn, min(int(gap.drawn[name].units[m, d]) for gap, d in kept))
             yield Row(
                 model=model,
                 dataset=OVER_ALL,
@@ -120,4 +133,5 @@ def _mean_rows(scores: Scores, gaps: list[_Gap]) -> Iterator[Row]:
                 ci_low=float(low),
                 ci_high=float(high),
                 n=int(sum(gap.n[m, d] for gap, d in kept)),
+                speakers=sum({id(gap): int(gap.speakers[m].max()) for gap, _ in kept}.values()),
             )

@@ -36,6 +36,7 @@ class Row:
     ci_low: float = NAN
     ci_high: float = NAN
     n: int
+    speakers: int = 0
     paper: float = NAN
 
 
@@ -46,10 +47,15 @@ def dimension_rows(
     value: Floats,
     n: NDArray[np.int64],
     bounds: tuple[Floats, Floats] | None = None,
+    *,
+    speakers: NDArray[np.int64] | None = None,
+    dimensions: Sequence[str] = DIMENSIONS,
 ) -> Iterator[Row]:
-    """A row for every dimension there are clips for; all arrays are [3]."""
-    low, high = bounds or (np.full(3, NAN), np.full(3, NAN))
-    for d, dimension in enumerate(DIMENSIONS):
+    """A row for every dimension there are clips for; all arrays are [dimensions]."""
+    count = len(dimensions)
+    low, high = bounds or (np.full(count, NAN), np.full(count, NAN))
+    known = np.zeros(count, np.int64) if speakers is None else speakers
+    for d, dimension in enumerate(dimensions):
         if n[d]:
             yield Row(
                 model=model,
@@ -63,6 +69,7 @@ def dimension_rows(
                 ci_low=float(low[d]),
                 ci_high=float(high[d]),
                 n=int(n[d]),
+                speakers=int(known[d]),
             )
 
 

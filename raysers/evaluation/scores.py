@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from raysers.data.corpora.emotions import category_of
@@ -33,7 +35,7 @@ class Categories:
     probabilities: Floats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """Labels and predictions of the same clips.
 
@@ -63,6 +65,16 @@ class Scores:
         for name, column in self.columns.items():
             if len(column) != rows:
                 raise ValueError(f"column {name} has {len(column)} values, not {rows}")
+
+    @cached_property
+    def speaker_number(self) -> NDArray[np.int64]:
+        """Place of the speaker among the sorted names, [n]; -1: unknown."""
+        return ordinals(self.column("speaker"))
+
+    @cached_property
+    def clip_number(self) -> NDArray[np.int64]:
+        """Place of the clip among the sorted ids, [n]."""
+        return ordinals(self.clip_id)
 
     def column(self, name: str) -> list[str]:
         """Values of a column, [n]; empty strings where they are unknown."""
@@ -97,6 +109,12 @@ class Subset:
     def key(self) -> tuple[str, str, str, str]:
         """What names the cell."""
         return self.dataset, self.split, self.group, self.group_value
+
+
+def ordinals(names: Sequence[str | None]) -> NDArray[np.int64]:
+    """Place of every name among the sorted distinct ones, [n]; -1: None or an empty string."""
+    known = np.array([name or None for name in names], object)
+    return np.asarray(pd.factorize(known, sort=True)[0], np.int64)
 
 
 def base_subsets(scores: Scores) -> list[Subset]:

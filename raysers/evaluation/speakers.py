@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from raysers.evaluation.intervals import interval
+from raysers.evaluation.bootstrap import MOST_UNITS, OF_SUMS, interval, unit_sums
 from raysers.evaluation.metrics import Floats, pearson
-from raysers.evaluation.moments import OF_SUMS, unit_sums
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
 from raysers.seeding import generator
@@ -86,7 +85,7 @@ def _complete(
 
 
 def _speaker_figures(part: Subset, model: str, d: int, drawn: Floats, n: int) -> Iterator[Row]:
-    low, high = interval(drawn)  # undefined when many draws are
+    low, high = interval(drawn, MOST_UNITS)  # undefined when many draws are
     kept = drawn[np.isfinite(drawn)] if np.isfinite(low) else np.full(1, np.nan)
     row = Row(
         model=model,
@@ -100,6 +99,7 @@ def _speaker_figures(part: Subset, model: str, d: int, drawn: Floats, n: int) ->
         ci_low=float(low),
         ci_high=float(high),
         n=n,
+        speakers=1,
     )
     yield row
     nan = float("nan")

@@ -199,7 +199,7 @@ def _print_lines(
     used = [name for name in columns if any(name in line.cells for line in lines)]
     widths = {n: max(len(n), *(len(line.cells.get(n, "")) for line in lines)) for n in used}
     most = WIDTH - sum(width + 2 for width in widths.values())
-    first = min(most, max(len(line.name) for line in lines if line.cells))
+    first = min(most, max((len(line.name) for line in lines if line.cells), default=0))
     console.print(title, style="italic")
     heads = _Line("", {name: name for name in used}, style="dim")
     for line in (heads, *lines):

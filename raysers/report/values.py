@@ -56,6 +56,7 @@ class Value:
     ci_low: float = NAN
     ci_high: float = NAN
     n: int = 0
+    speakers: int = 0
     paper: float = NAN
 
 
@@ -86,7 +87,7 @@ def _with_several_models(values: Sequence[Value]) -> set[tuple[str, str]]:
 def _plain(name: str, value: Any) -> Any:
     if name in ("value", "ci_low", "ci_high", "paper"):
         return NAN if value is None else float(value)
-    if name in ("n", "seed"):
+    if name in ("n", "seed", "speakers"):
         return 0 if value is None else int(value)
     return "" if value is None else str(value)
 

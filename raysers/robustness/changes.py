@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysers.evaluation.intervals import resampling_units
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.scores import Scores, Subset
 from raysers.types import DIMENSIONS
@@ -21,8 +20,6 @@ from raysers.types import DIMENSIONS
 CLEAN = "clean"
 #: Columns of the sums.
 COLUMNS = ("compared", "unchanged", "change")
-#: Units drawn at most; more are put together at random, which leaves the intervals as they are.
-_MOST_UNITS = 10_000
 _DECIMALS = 2
 
 
@@ -99,15 +96,6 @@ class ChangeSums:
     by_unit: Floats
     p95: Floats
     clips: NDArray[np.int64]
-
-
-def units_of(scores: Scores, cell: Subset) -> tuple[NDArray[np.intp], int]:
-    """Number of the drawn unit of every clip of the cell, and how many units there are."""
-    speakers, rows = scores.column("speaker"), cell.rows.tolist()
-    ids = [scores.clip_id[i] for i in rows]
-    unit, units = resampling_units([speakers[i] for i in rows], ids)
-    # clip ids are hashes, so their order, and with it the number of a unit, is a shuffle
-    return (unit % _MOST_UNITS, _MOST_UNITS) if units > _MOST_UNITS else (unit, units)
 
 
 def change_sums(

@@ -11,26 +11,29 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.baseline import random_scores
-from raysers.evaluation.draws import Bootstrap, drawn_sums, pairs
-from raysers.evaluation.intervals import interval, resample
+from raysers.evaluation.bootstrap import (
+    Bootstrap,
+    draw_metrics,
+    interval,
+    pairs,
+    resample,
+    share_interval,
+    units_of,
+)
 from raysers.evaluation.metrics import Floats, ccc, per_dimension
-from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import NAN, Row
 from raysers.evaluation.scores import Scores, Subset, subsets
 from raysers.robustness import numbers as published
-from raysers.robustness.changes import CLEAN, Change, Comparison, change_sums, units_of
+from raysers.robustness.changes import CLEAN, Change, Comparison, change_sums
 from raysers.seeding import generator
 from raysers.types import DIMENSIONS
 
 #: Dimension of a row that is the mean of the three, and metric that is the mean of perturbations.
 MEAN = "mean"
 OVERALL = "robustness"
-#: Chance that an exact interval leaves out at one of its ends.
-_TAIL = 0.025
 
 
 def robustness_rows(
@@ -93,19 +96,20 @@ def _change_rows(
     small = np.array([c.small and c.against == CLEAN for c in changes])
 
     share, draws = _ratio(total[1], total[0]), _ratio(drawn[:, 1], drawn[:, 0])
-    low, high = _bounds(share, interval(draws), there.sum(axis=0))
+    low, high = share_interval(share, draws, there.sum(axis=0), counts[:, None])
     for i, change in enumerate(changes):
         metric = f"{OVERALL}_{change.name}"
         yield from _rows(model, cell, metric, (share[i], low[i], high[i]), counts[i])
     if small.any():
         overall, over = _mean(share[small], 0), _mean(draws[:, small], 1)
         n = int(counts[small].max())
-        low, high = _bounds(overall, interval(over), there[:, small].any(axis=1).sum(axis=0))
+        units_there = there[:, small].any(axis=1).sum(axis=0)
+        low, high = share_interval(overall, over, units_there, np.array(n))
         yield from _rows(model, cell, OVERALL, (overall, low, high), n)
     if model == RANDOM:
         return
     mean, draws = _ratio(total[2], total[0]), _ratio(drawn[:, 2], drawn[:, 0])
-    low, high = interval(draws)
+    low, high = interval(draws, there.sum(axis=0))
     none = np.full(len(DIMENSIONS) + 1, NAN)
     for i, change in enumerate(changes):
         values = mean[i], low[i], high[i]
@@ -124,13 +128,13 @@ def _ccc_rows(
     both = [np.where(t, before, np.nan) for t in there]
     after = [np.where(t, p, np.nan) for t, p in zip(there, after, strict=True)]
     bootstrap = Bootstrap(draws=how.draws, seed=how.seed)
-    of_draws = OF_SUMS["ccc"](drawn_sums(scores, cell, [*both, *after], bootstrap))
+    drawn = draw_metrics(scores, cell, [*both, *after], bootstrap)["ccc"]
     truth = scores.truth[cell.rows]
     values = np.stack([per_dimension(ccc, truth, p[cell.rows]) for p in (*both, *after)])
     half = len(after)
     change_of = _mean(values[half:] - values[:half], 0)
-    draws = _mean(of_draws[:, half:] - of_draws[:, :half], 1)
-    low, high = interval(draws)
+    draws = _mean(drawn.values[:, half:] - drawn.values[:, :half], 1)
+    low, high = interval(draws, drawn.units.max(axis=0))
     n = pairs(truth, after[0][cell.rows])
     for d, dimension in enumerate(DIMENSIONS):
         if n[d]:
@@ -147,20 +151,6 @@ def _ccc_rows(
                 ci_high=float(high[d]),
                 n=int(n[d]),
             )
-
-
-def _bounds(
-    share: Floats, bounds: tuple[Floats, Floats], units: NDArray[np.int64]
-) -> tuple[Floats, Floats]:
-    """Intervals of shares.
-
-    Where all clips agree every draw of them does too, and the interval would be a point: there it
-    is the exact one (Clopper-Pearson) of as many independent speakers, or clips without any.
-    """
-    least = _TAIL ** (1 / np.maximum(units, 1))
-    low = np.where(share == 1, least, np.where(share == 0, 0.0, bounds[0]))
-    high = np.where(share == 0, 1 - least, np.where(share == 1, 1.0, bounds[1]))
-    return low, high
 
 
 def _rows(

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysers.engine import output as parts
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.join import COLUMNS
 from raysers.evaluation.rows import Row, to_table
 from raysers.evaluation.scores import Scores

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from raysers.evaluation.comparison import comparison_rows
-from raysers.evaluation.correctness import correctness_rows
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
+from raysers.evaluation.correctness import comparison_rows, correctness_rows
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import ALL, Scores
 from raysers.evaluation.tables import number

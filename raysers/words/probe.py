@@ -20,7 +20,7 @@ from raysers.data.manifest import is_whole, manifest_parts, read_manifest
 from raysers.engine import output as parts
 from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError, RaysersError
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.predictions import read_predictions
 from raysers.evaluation.rows import Row
 from raysers.io import storage

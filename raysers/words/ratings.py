@@ -17,8 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from raysers.errors import ConfigError
-from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.intervals import interval, resample, resampling_units
+from raysers.evaluation.bootstrap import Bootstrap, interval, resample, resampling_units
 from raysers.evaluation.rows import NAN, Row
 from raysers.seeding import generator
 from raysers.types import DIMENSIONS, Status
@@ -234,7 +233,7 @@ def _bounds(found: pd.DataFrame, word: str, how: Bootstrap) -> dict[str, float]:
     sums = np.concatenate([unit.sum().to_numpy(), unit.count().to_numpy()], axis=1)
     drawn = resample(sums, how.draws, generator(how.seed, "word", word))
     with np.errstate(invalid="ignore"):  # no value in a draw: undefined
-        bounds = np.stack(interval(drawn[:, :3] / drawn[:, 3:]), axis=1)
+        bounds = np.stack(interval(drawn[:, :3] / drawn[:, 3:], len(unit)), axis=1)
     return dict(zip(columns, bounds.ravel().tolist(), strict=True))
 
 

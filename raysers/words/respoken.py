@@ -16,12 +16,10 @@ import pyarrow as pa
 from scipy.special import rel_entr
 
 from raysers.errors import ConfigError
-from raysers.evaluation.comparison import comparison_rows
-from raysers.evaluation.draws import Bootstrap, drawn_counts, drawn_sums, pairs
-from raysers.evaluation.intervals import interval
+from raysers.evaluation.bootstrap import Bootstrap, draw_metrics, drawn_counts, interval, pairs
+from raysers.evaluation.correctness import comparison_rows
 from raysers.evaluation.join import COLUMNS
 from raysers.evaluation.metrics import METRICS, Floats, mean_error, per_dimension
-from raysers.evaluation.moments import OF_SUMS
 from raysers.evaluation.rows import Row, dimension_rows
 from raysers.evaluation.scores import Scores, Subset, base_subsets
 from raysers.types import DIMENSIONS, Status
@@ -181,18 +179,18 @@ def _part(cell: Subset, value: str) -> Subset:
 
 def _against_labels(scores: Scores, cell: Subset, model: str, how: Bootstrap) -> Iterator[Row]:
     sides = scores.predictions
-    sums = drawn_sums(scores, cell, list(sides.values()), how)
+    drawn = draw_metrics(scores, cell, list(sides.values()), how)
     truth = scores.truth[cell.rows]
     n = pairs(truth, sides[RESPOKEN_CLIP][cell.rows])
     for metric, function in METRICS.items():
-        drawn = OF_SUMS[metric](sums)
         values = [per_dimension(function, truth, side[cell.rows]) for side in sides.values()]
-        low, high = interval(drawn)
+        low, high = drawn[metric].interval()
         for s, name in enumerate(sides):
             bounds = low[s], high[s]
             yield from dimension_rows(_part(cell, name), model, metric, values[s], n, bounds)
         if metric == "ccc":
-            lost, bounds = values[1] - values[0], interval(drawn[:, 1] - drawn[:, 0])
+            draws, units = drawn[metric].values, drawn[metric].units.min(axis=0)
+            lost, bounds = values[1] - values[0], interval(draws[:, 1] - draws[:, 0], units)
             where = _part(cell, DIFFERENCE)
             yield from dimension_rows(where, model, "ccc_difference", lost, n, bounds)
 
@@ -200,13 +198,13 @@ def _against_labels(scores: Scores, cell: Subset, model: str, how: Bootstrap) ->
 def _against_original(scores: Scores, cell: Subset, model: str, how: Bootstrap) -> Iterator[Row]:
     """The first score of a clip takes the place of its label."""
     after = scores.predictions[model]
-    sums = drawn_sums(scores, cell, [after], how)
+    drawn = draw_metrics(scores, cell, [after], how)
     both = scores.truth[cell.rows], after[cell.rows]
     for value, metric, of, function in (
         (AGREEMENT, "ccc", "ccc", METRICS["ccc"]),
         (DIFFERENCE, "mean_shift", "mean_error", mean_error),
     ):
-        bounds = interval(OF_SUMS[of](sums)[:, 0])
+        bounds = interval(drawn[of].values[:, 0], drawn[of].units[0])
         found = per_dimension(function, *both)
         yield from dimension_rows(_part(cell, value), model, metric, found, pairs(*both), bounds)
 
@@ -217,15 +215,16 @@ def _distributions(scores: Scores, cell: Subset, model: str, how: Bootstrap) -> 
     columns = np.stack([_columns(values[cell.rows]) for values in sides.values()], axis=1)
     whole = columns.sum(axis=0)  # [3 sides, 3 dimensions, 13]
     flat = columns.reshape(len(columns), -1)
-    drawn = drawn_counts(scores, cell, flat, how).reshape(-1, *whole.shape)
+    sums, units = drawn_counts(scores, cell, flat, how)
+    drawn = sums.reshape(-1, *whole.shape)
     for name, function in _OF_COLUMNS.items():
-        low, high = interval(function(drawn))
+        low, high = interval(function(drawn), units)
         for s, side in enumerate(sides):
             n = whole[s, :, 0].astype(np.int64)
             bounds = low[s], high[s]
             yield from dimension_rows(_part(cell, side), model, name, function(whole)[s], n, bounds)
     distance = jensen_shannon(whole[1, :, 3:], whole[2, :, 3:])
-    bounds = interval(jensen_shannon(drawn[:, 1, :, 3:], drawn[:, 2, :, 3:]))
+    bounds = interval(jensen_shannon(drawn[:, 1, :, 3:], drawn[:, 2, :, 3:]), units)
     n = whole[2, :, 0].astype(np.int64)
     yield from dimension_rows(_part(cell, AGREEMENT), model, "js_distance", distance, n, bounds)
 

@@ -22,8 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysers.errors import ConfigError
-from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.intervals import interval
+from raysers.evaluation.bootstrap import Bootstrap, interval
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.paper import paper_model, paper_numbers
 from raysers.evaluation.rows import NAN, Row, dimension_rows
@@ -73,12 +72,14 @@ SENTENCES = pa.schema(
 class _Figures:
     """Of the three sentiments and of all sentences; leading axes are bootstrap draws.
 
-    `mean` [..., 4, 3], `bins` [..., 4, 3, 4] (share of the scores in each bin), `n` [..., 4, 3].
+    `mean` [..., 4, 3], `bins` [..., 4, 3, 4] (share of the scores in each bin), `n` [..., 4, 3];
+    `units`: how many were drawn.
     """
 
     mean: Floats
     bins: Floats
     n: Floats
+    units: int = 0
 
     def bin_shift(self, s: int) -> Floats:
         """Share of every bin among a sentiment minus that among all, [..., 3, 4]."""
@@ -187,17 +188,21 @@ def _figures(
             return _Figures(sums[..., 0] / count, sums[..., 2:] / count[..., None], count)
 
     one = of(np.ones((1, len(scores))))
-    drawn = of(_weights(sentences, how.draws, generator(how.seed, "sentiment", *key)))
-    return _Figures(one.mean[0], one.bins[0], one.n[0]), drawn
+    weights, units = _weights(sentences, how.draws, generator(how.seed, "sentiment", *key))
+    return _Figures(one.mean[0], one.bins[0], one.n[0]), replace(of(weights), units=units)
 
 
-def _weights(sentences: pd.DataFrame, draws: int, rng: np.random.Generator) -> Floats:
-    """How often every sentence is in each draw, [draws, n]; no draws when nothing varies."""
+def _weights(sentences: pd.DataFrame, draws: int, rng: np.random.Generator) -> tuple[Floats, int]:
+    """How often every sentence is in each draw, [draws, n]; no draws when nothing varies.
+
+    Also how many words of a sentiment are drawn, at least, or else how many voices.
+    """
     sentiment, said = sentences["sentiment"].to_numpy(), sentences["said"].to_numpy()
     blocks = sentences["block"].nunique() > 1
     # whole sentences belong to their block, and are drawn with it
     words = not blocks or bool(sentences["word"].any())
-    words = words and bool((sentences.groupby("sentiment")["said"].nunique() > 1).all())
+    words_of = sentences.groupby("sentiment")["said"].nunique()
+    words = words and bool((words_of > 1).all())
     weights: Floats = np.ones((draws if blocks or words else 0, len(sentences)))
     if blocks:
         weights *= _times_drawn(sentences["block"].to_numpy(), len(weights), rng)
@@ -205,7 +210,7 @@ def _weights(sentences: pd.DataFrame, draws: int, rng: np.random.Generator) -> F
         mine = np.flatnonzero(sentiment == s)
         if len(mine):
             weights[:, mine] *= _times_drawn(said[mine], len(weights), rng)
-    return weights
+    return weights, int(words_of.min()) if words else sentences["block"].nunique()
 
 
 def _times_drawn(unit: NDArray[np.intp], draws: int, rng: np.random.Generator) -> Floats:
@@ -230,14 +235,14 @@ def _rows(
 
 
 def _overall_rows(cell: Subset, model: str, found: _Figures, drawn: _Figures) -> Iterator[Row]:
-    low, high = interval(drawn.mean)
+    low, high = interval(drawn.mean, drawn.units)
     for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
         own = replace(cell, group_value=_NAMES[s])
         yield from _rows(own, model, "sentiment_mean", found.mean[s], found.n[s], (low[s], high[s]))
     yield from _shift_rows(cell, model, found, drawn)
     for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
         own = replace(cell, group_value=f"{_NAMES[s]} - all")
-        low, high = interval(drawn.bin_shift(s))
+        low, high = interval(drawn.bin_shift(s), drawn.units)
         for b, name in enumerate(_BINS):
             value, metric = found.bin_shift(s)[:, b], f"bin_proportion_shift_{name}"
             yield from _rows(own, model, metric, value, found.n[s], (low[:, b], high[:, b]))
@@ -249,7 +254,7 @@ def _shift_rows(
     for one, other in _SHIFTS:
         own = replace(cell, group_value=f"{prefix}{_NAMES[one]} - {_NAMES[other]}")
         n = found.n[one] + (0 if other == _ALL else found.n[other])
-        bounds = interval(drawn.mean[:, one] - drawn.mean[:, other])
+        bounds = interval(drawn.mean[:, one] - drawn.mean[:, other], drawn.units)
         shift = found.mean[one] - found.mean[other]
         yield from _rows(own, model, "mean_shift", shift, n, bounds)
 
@@ -276,7 +281,8 @@ def _language_rows(
             of_draws = np.stack(
                 [(d.mean[:, s] - d.mean[:, _ALL])[:shared] for _, d in found.values()]
             )
-            bounds = interval(of_draws[number] - of_draws.mean(axis=0))
+            units = min(d.units for _, d in found.values())
+            bounds = interval(of_draws[number] - of_draws.mean(axis=0), units)
             off, metric = shifts[number] - shifts.mean(axis=0), "mean_shift_difference"
             yield from _rows(own, model, metric, off, figures.n[s], bounds)
             yield from _passed(own, model, metric, off, figures.n[s], threshold(metric))

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from raysers.engine import output as parts
 from raysers.engine.job import ClipJob
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.rows import Row, to_table
 from raysers.evaluation.runs import METRICS_PART
 from raysers.evaluation.tables import report_console

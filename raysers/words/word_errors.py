@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import jiwer
 import numpy as np
 
-from raysers.evaluation.draws import Bootstrap
-from raysers.evaluation.intervals import interval, resample, resampling_units
+from raysers.evaluation.bootstrap import Bootstrap, interval, resample, resampling_units
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
@@ -175,7 +174,7 @@ def _cell_rows(
     values = _rates(sums.sum(0))
     made = []
     for metric, value in values.items():
-        low, high = (np.nan, np.nan) if metric == "words" else interval(drawn[metric])
+        low, high = (np.nan, np.nan) if metric == "words" else interval(drawn[metric], units)
         made.append(
             Row(
                 model=model,

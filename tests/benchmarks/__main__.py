@@ -18,6 +18,7 @@ from rich.table import Table
 
 from tests.benchmarks import corpus
 from tests.benchmarks.bends import bends
+from tests.benchmarks.coverage import coverage
 from tests.benchmarks.end_to_end import end_to_end
 from tests.benchmarks.feed import feed
 from tests.benchmarks.laptop import steady, whole, windows
@@ -42,9 +43,10 @@ BENCHES: dict[str, Callable[[Scale], Iterator[Line]]] = {
     "training": training,
     "robustness": robustness,
     "bends": bends,
+    "coverage": coverage,
 }
 #: Benches that need no real speech.
-_SYNTHETIC = ("planning", "bends")
+_SYNTHETIC = ("planning", "bends", "coverage")
 
 
 def main() -> int:

@@ -43,5 +43,6 @@ def test_what_is_missing_is_said():
     assert "clips were resampled" in notes_of(bare)
     assert "no fairness" in notes_of(bare)
     assert "so few speakers" not in notes_of(made)
-    few = with_columns(made, speaker=["a", "b", "c"] * 80)
-    assert "made test (3): intervals from so few speakers" in notes_of(few)
+    few = with_columns(made, speaker=["a", "b", "c", "d", "e", "f"] * 40)
+    assert "made test (6): intervals from so few speakers" in notes_of(few)
+    assert "made test, female (3), made test, male (3): no intervals" in notes_of(few, by=["sex"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from raysers.evaluation.comparison import comparison_rows
-from raysers.evaluation.correctness import correctness_rows
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
+from raysers.evaluation.correctness import comparison_rows, correctness_rows
 from raysers.evaluation.metrics import ccc
 from raysers.seeding import generator
 from tests.unit.evaluation.worlds import only, scores, speakers_world
@@ -38,8 +38,9 @@ def test_interval_and_share_equal_brute_force():
         )
         differences.append(good - poor)
     row = only(rows, metric="ccc_difference", dimension="arousal")
-    low, high = np.percentile(differences, [2.5, 97.5])
-    assert (row.ci_low, row.ci_high) == pytest.approx((low, high))
+    tails = stats.norm.cdf(np.array([-1, 1]) * (8 / 7) ** 0.5 * 2.364624)  # t(.975, 7)
+    expected = np.quantile(differences, tails)
+    assert (row.ci_low, row.ci_high) == pytest.approx(expected, rel=1e-4)
     share = only(rows, metric="ccc_difference_above_0", dimension="arousal")
     assert share.value == np.mean(np.array(differences) > 0)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.correctness import correctness_rows, drop_rows
-from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.rows import to_table
 from raysers.evaluation.scores import base_subsets
 from raysers.schemas import METRICS

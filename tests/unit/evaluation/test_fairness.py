@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.fairness import fairness_rows
 from tests.unit.evaluation.worlds import only, permuted, scores, speakers_world
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from raysers.errors import ConfigError
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.words.figures import require_wordcloud, word_chart, word_cloud
 from raysers.words.ratings import word_ratings
 

@@ -8,7 +8,7 @@ import audmetric
 import numpy as np
 import pytest
 
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.scores import Scores
 from raysers.words.fusion_card import FusionFacts, fusion_card
 from raysers.words.fusion_scores import (
@@ -40,7 +40,7 @@ def made(splits: tuple[str, ...] = ("dev", "test"), clips: int = 120) -> Scores:
             TEXT_HEAD: heard(0.9, 1.0, 0.1),
         },
         columns={
-            "speaker": [f"s{i % 8}" for i in range(clips)],
+            "speaker": [f"s{i % 17}" for i in range(clips)],
             "split": [splits[i % len(splits)] for i in range(clips)],
             "corpus": ["made | <b>up</b>"] * clips,
         },

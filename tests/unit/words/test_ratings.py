@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.words.ratings import WORDS, folded, tokens, word_ratings
 
 FEW = Bootstrap(draws=50)
@@ -117,10 +117,10 @@ def test_clips_without_words_valence_or_ok_do_not_count():
 
 
 def test_intervals_draw_speakers_with_all_their_clips():
-    """Two speakers of constant valence: a draw is one of them, both, or the other."""
+    """Six speakers of constant valence: some draws are of the low or the high ones alone."""
     table = corpus(
-        [("go", 0.2)] * 5 + [("go", 0.8)] * 5 + [("alone", 0.5)] * 3,
-        speaker=["a"] * 5 + ["b"] * 5 + ["a"] * 3,
+        [("go", 0.2)] * 15 + [("go", 0.8)] * 15 + [("alone", 0.5)] * 3,
+        speaker=[f"s{i // 5}" for i in range(30)] + ["s0"] * 3,
     )
     words = rated(table, bootstrap=Bootstrap(draws=400))
     assert (words["go"]["ci_low"], words["go"]["ci_high"]) == pytest.approx((0.2, 0.8))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from raysers.errors import ConfigError
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.correctness import correctness_rows
-from raysers.evaluation.draws import Bootstrap
 from raysers.evaluation.metrics import ccc
 from raysers.evaluation.scores import Scores
 from raysers.types import DIMENSIONS

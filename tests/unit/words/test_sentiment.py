@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from raysers.errors import ConfigError
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.words.sentiment import sentiment_rows, ser_tests_shift
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.evaluation.worlds import only

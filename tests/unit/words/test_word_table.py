@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from raysers.evaluation.draws import Bootstrap
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.words.transcript_scores import print_word_errors
 from raysers.words.word_errors import Transcribed, word_error_rows
 
@@ -21,14 +21,14 @@ def printed(found: Transcribed) -> str:
 def test_rates_are_percentages_with_their_intervals():
     text = printed(
         Transcribed(
-            clip_id=["a", "b"],
-            said=["one two three four"] * 2,
-            recognised=["one two three", "one two three four five"],
-            columns={"corpus": ["talks", "talks"]},
+            clip_id=list("abcdef"),
+            said=["one two three four"] * 6,
+            recognised=["one two three", "one two three four five"] * 3,
+            columns={"corpus": ["talks"] * 6},
         )
     )
     line = next(line for line in text.splitlines() if line.startswith("talks"))
-    assert line.split()[:4] == ["talks", "2", "8", "25.0%"]
+    assert line.split()[:4] == ["talks", "6", "24", "25.0%"]
     assert line.split()[-3:] == ["0.0%", "12.5%", "12.5%"]
     assert "[" in line
 
