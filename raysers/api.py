@@ -34,7 +34,7 @@ from raysers.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, AudioReader
 from raysers.cli import DEFAULT_MODEL
 from raysers.engine import output as parts
 from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches
-from raysers.engine.job import here
+from raysers.engine.placement import here
 from raysers.engine.worker import score_clips
 from raysers.errors import ClipError, ConfigError
 from raysers.io import storage

@@ -13,10 +13,11 @@ Result: OUTPUT/manifest/part-*.parquet, the same bytes for the same input.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from raysers.cli import CorpusName, ListingFlags, as_plain, command
-from raysers.data.manifest import write_manifest
+from raysers.data.manifest import Manifest
 from raysers.engine import output, plan, progress
 from raysers.engine.labelled import index_labelled
 from raysers.io.storage import absolute, join, suffix_of
@@ -60,22 +61,25 @@ def index(flags: IndexFlags) -> int:
             return Exit.DONE
         if labels:
             segmenting = plan.segmenting(flags)
-            manifest, notes = index_labelled(
+            table, notes = index_labelled(
                 flags.input, **labels, segmenting=segmenting, limit=flags.limit
             )
+            manifest = Manifest.of(table)
             plan.refuse_unseen_input(manifest)
         else:
             manifest, notes = plan.list_clips(flags), []
         for note in notes:
             progress.print_warning(note)
-        write_manifest(join(run.output, "manifest"), manifest)
+        manifest.write(join(run.output, "manifest"))
         about = f"{JOB} of {', '.join(flags.input)}"
-        output.write_header(run.output, {"manifest": manifest.schema}, description=about)
+        output.write_header(run.output, {"manifest": manifest.part(0).schema}, description=about)
         run.begin(as_plain(flags), settings)
-        outcome = {"clips": manifest.num_rows, "statuses": progress.count_statuses(manifest)}
+        counts = (progress.count_statuses(part) for part in manifest.parts(["status"]))
+        statuses = sum(map(Counter, counts), Counter())
+        outcome = {"clips": manifest.num_rows, "statuses": dict(statuses)}
         run.finish("done", outcome)
-        progress.print_statuses(outcome["statuses"])
-        progress.print_manifest(manifest, run.output)
+        progress.print_statuses(statuses)
+        progress.print_manifest(manifest.num_rows, manifest.audio_s, run.output)
     return Exit.DONE
 
 

@@ -1,9 +1,8 @@
 """The Ray cluster: joining it, placing workers on it, calling functions and scoring shards there.
 
 Ray Data waits in silence when its actors ask for more than the cluster has, so the demand is
-compared with the cluster's resources before anything starts. A shard travels as one block of clip
-references; audio never enters the object store. Every worker writes its own parts, and only a
-summary row per shard comes back.
+compared with the cluster's resources before anything starts. A shard travels as its number: workers
+read its clips in the manifest of the output and write its part, and only a summary row comes back.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ import pyarrow as pa
 import ray
 from ray.data.read_api import from_blocks
 
-from raysers.engine.plan import Placement
+from raysers.data.shards import ShardSource
+from raysers.engine.placement import Placement, choose_placement
 from raysers.engine.progress import Monitor, Shards
 from raysers.engine.worker import (
     SHARDS_AT_A_TIME,
@@ -41,10 +41,6 @@ from raysers.errors import ConfigError, DeviceLost, RaysersError, errors_as_rows
 from raysers.io import storage
 from raysers.run import Exit, end_on_sigterm, is_terminated, load_record
 
-#: More workers than this per CPU only take memory from each other.
-_MAX_WORKERS_PER_CPU = 4
-#: More compute threads than this wait for each other within one small forward pass.
-_MAX_THREADS = 8
 #: How long nodes of a cluster that is still starting are waited for, and how often they are asked.
 _NODES_WAIT_S = 900.0
 _ASK_AGAIN_S = 10.0
@@ -260,48 +256,6 @@ def get_with_notice(ref: Any, waiting_for: str) -> Any:
         return ray.get(ref)
 
 
-def choose_placement(workers: int, nodes: Sequence[dict[str, float]]) -> Placement:
-    """Placement on nodes with these resources.
-
-    One worker per GPU, each with a CPU of its node. Without GPUs, workers of up to eight CPUs,
-    because the compute threads of one process share one copy of the model.
-
-    Raises:
-        ConfigError: the nodes cannot hold that many workers.
-    """
-    if any(n.get("GPU", 0) >= 1 for n in nodes):
-        most = sum(min(int(n.get("GPU", 0)), int(n.get("CPU", 0))) for n in nodes)
-        if most == 0 or workers > most:
-            raise ConfigError(
-                f"--workers {workers} needs as many GPUs, each with a CPU, but the cluster has "
-                f"{most}: give --workers {most}, or 0 to use them all"
-            )
-        return Placement(workers=workers or most, num_cpus=1, num_gpus=1)
-    cpus = [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1]
-    if not cpus:
-        raise ConfigError(
-            "the cluster has no CPU or GPU for workers: add worker nodes, or give its head some"
-        )
-
-    def fitting(num_cpus: float) -> int:
-        return sum(int(c // num_cpus) for c in cpus)
-
-    if workers == 0:
-        # between the most sensible number of threads and its half: leave the fewest CPUs idle
-        most = min(*cpus, _MAX_THREADS)
-        wide = range((most + 1) // 2, most + 1)
-        threads = max(wide, key=lambda threads: (threads * fitting(threads), threads))
-        return Placement(workers=fitting(threads), num_cpus=threads, num_gpus=0)
-    shares = (1 / share for share in range(2, _MAX_WORKERS_PER_CPU + 1))
-    for num_cpus in (*range(max(cpus), 0, -1), *shares):
-        if fitting(num_cpus) >= workers:
-            return Placement(workers=workers, num_cpus=num_cpus, num_gpus=0)
-    raise ConfigError(
-        f"--workers {workers} is too many for the cluster's {sum(cpus)} CPUs: "
-        f"give --workers {sum(cpus)} or fewer, or 0 to choose"
-    )
-
-
 def new_monitor() -> Any:
     """A Monitor actor on the driver's node, so that it lives as long as the driver."""
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -323,21 +277,28 @@ class _ShardActor:
     """The worker as Ray Data builds it: errors that it raises on purpose travel back as rows."""
 
     def __init__(
-        self, settings: WorkerSettings, task: ClipTask, monitor: Any, max_starts: int
+        self,
+        settings: WorkerSettings,
+        read: Callable[[], ShardSource],
+        task: ClipTask,
+        monitor: Any,
+        max_starts: int,
     ) -> None:
         self._settings, self._task, self._monitor = settings, task, monitor
+        self._read = read
         self._max_starts = max_starts
         self._worker: ShardWorker | None = None
         self._loading = threading.Lock()
         self._reported_s: dict[int, float] = {}
 
     @errors_as_rows
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def __call__(self, shards: pa.Table) -> pa.Table:
         # the model is loaded by the first call, because an error in a constructor has no row
         with self._loading:
             self._worker = self._worker or self._load()
         try:
-            result = self._worker.run(block)
+            (shard,) = shards["shard"].to_pylist()
+            result = self._worker.run(self._source.block(shard))
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more; the ledger finds the clip
         row = {field.name: getattr(result, field.name) for field in fields(result)}
@@ -355,6 +316,7 @@ class _ShardActor:
             raise RaysersError(
                 "workers die while they load the model: give fewer --workers or more memory"
             )
+        self._source = self._read()
         worker = ShardWorker(self._settings, self._task, self._report)
         self._monitor.loaded.remote()
         return worker
@@ -367,26 +329,29 @@ class _ShardActor:
 
 
 def run_shards(
-    blocks: Sequence[pa.Table],
+    shards: Sequence[int],
+    read: Callable[[], ShardSource],
     settings: WorkerSettings,
     task: ClipTask,
     placement: Placement,
     monitor: Any,
 ) -> Iterator[ShardResult]:
-    """Score every block; results come as shards finish, in any order.
+    """Score shards, whose clips workers `read`; results come as they finish, in any order.
 
     Raises:
         RaysersError: what a worker raised on purpose (credentials, storage, writing).
         ray.exceptions.RayError: a bug in a worker.
     """
-    results = from_blocks(list(blocks)).map_batches(
+    numbers = [pa.table({"shard": [shard]}) for shard in shards]
+    most_starts = _FAILED_STARTS * placement.workers
+    results = from_blocks(numbers).map_batches(
         _ShardActor,
-        fn_constructor_args=(settings, task, monitor, _FAILED_STARTS * placement.workers),
+        fn_constructor_args=(settings, read, task, monitor, most_starts),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(
-            size=min(placement.workers, len(blocks)),
+            size=min(placement.workers, len(numbers)),
             max_tasks_in_flight_per_actor=SHARDS_AT_A_TIME,
             max_concurrent_calls_per_actor=SHARDS_AT_A_TIME,
             enable_true_multi_threading=True,

@@ -48,13 +48,13 @@ class Estimate:
 
 def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float) -> Estimate:
     """Measure one worker on clips spread evenly over the plan's lengths."""
-    good = plan.manifest.filter(pc.equal(plan.manifest["status"], str(Status.OK)))
-    by_length = pc.sort_indices(good["duration_s"]).to_numpy()
-    picks = np.unique(np.linspace(0, max(good.num_rows - 1, 0), _SAMPLE_CLIPS).astype(int))
+    parts = (part.filter(pc.equal(part["status"], str(Status.OK))) for part in plan.clips.parts())
+    samples = [_over_lengths(part) for part in parts]
+    sample = _over_lengths(pa.concat_tables(samples, promote_options="default"))
     # short and long ones in turn, so that stopping early still measures all lengths
-    picks = np.concatenate([picks[i::_LENGTHS_IN_TURN] for i in range(_LENGTHS_IN_TURN)])
-    sample = good.take(by_length[picks]) if good.num_rows else good
-    measure = (sample, task, max_clip_s, io_threads(plan.manifest, placement))
+    turns = [np.arange(i, len(sample), _LENGTHS_IN_TURN) for i in range(_LENGTHS_IN_TURN)]
+    sample = sample.take(np.concatenate(turns))
+    measure = (sample, task, max_clip_s, io_threads(plan.clips.last_part, placement))
     if placement.local:
         with ThreadPoolExecutor(1) as model_thread:
             speed, start_s = model_thread.submit(_measure, *measure).result()
@@ -64,6 +64,13 @@ def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float
         speed, start_s = cluster.call_on_worker(placement, _measure, *measure)
     audio_s = plan.todo_s() * len(task.variant_names)
     return Estimate(audio_s=audio_s, speed=speed, start_s=start_s, workers=placement.workers)
+
+
+def _over_lengths(clips: pa.Table) -> pa.Table:
+    """At most `_SAMPLE_CLIPS` of the clips, evenly over their lengths, shortest first."""
+    picks = np.unique(np.linspace(0, max(len(clips) - 1, 0), _SAMPLE_CLIPS).astype(int))
+    by_length = pc.sort_indices(clips["duration_s"]).to_numpy()
+    return clips.take(by_length[picks[: len(clips)]])
 
 
 def _measure(
@@ -114,11 +121,10 @@ def rows(
 ) -> Mapping[str, Any]:
     """The estimate as lines for people."""
     device = "GPU" if placement.device == "cuda" else "CPU"
-    num_bytes = pc.sum(plan.manifest["num_bytes"]).as_py() or 0
     lines = {
-        "clips": f"{plan.manifest.num_rows:,}",
+        "clips": f"{plan.clips.num_rows:,}",
         "audio": hours(float(np.sum(plan.shards.seconds))),
-        "bytes": f"{num_bytes / 1e9:.3f} GB",
+        "bytes": f"{plan.clips.num_bytes / 1e9:.3f} GB",
         "shards": f"{len(plan.shards)} ({len(plan.todo)} to do)",
         "workers": f"{placement.workers} x {placement.num_gpus or placement.num_cpus:g} {device}",
         "measured speed": f"{guess.speed:.1f} x real time per worker",

@@ -10,7 +10,6 @@ Small archives are scored in this process; otherwise Ray workers run the same co
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 import time
 from collections import Counter
@@ -20,16 +19,17 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.audio.level import FAULTS
 from raysers.cli import ClipJobFlags, as_plain
-from raysers.data.manifest import fingerprint, write_manifest
+from raysers.data.manifest import Manifest
+from raysers.data.shards import ShardSource
 from raysers.data.sources import list_inputs
 from raysers.engine import estimate, ledger, output, plan, progress, retry
-from raysers.engine.plan import Placement, Plan
+from raysers.engine.placement import Placement, here, io_threads
+from raysers.engine.plan import Plan
 from raysers.engine.progress import Shards
 from raysers.engine.worker import (
     SHARDS_AT_A_TIME,
@@ -45,13 +45,6 @@ from raysers.types import Status
 
 #: Up to so much audio, every variant counted, `--workers 0` without a cluster starts no Ray.
 LOCAL_MAX_S = 3600.0
-#: More compute threads than this wait for each other within one small forward pass.
-_MAX_THREADS = 8
-#: Columns of the manifest that a worker needs, where they are there.
-_TRAVELLING = (
-    "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",
-    "byte_offset", "byte_size", "status", "error", "transcript",
-)  # fmt: skip
 
 
 class ClipJob:
@@ -117,28 +110,29 @@ class ClipJob:
         if self._connected is None:  # the model may be needed in this process
             preload.start()
         decisive: dict[str, Any] = {"rows_version": plan.ROWS_VERSION}
-        if manifest is None:
+        clips = None if manifest is None else Manifest.of(manifest)
+        if clips is None:
             decisive = plan.listing_settings(flags)
         decisive |= {"shard_s": flags.shard_s, "max_clip_s": flags.max_clip_s, **(settings or {})}
         if run.earlier is not None:
             before = run.earlier.settings
-            listed = before.get("manifest") if manifest is None else fingerprint(manifest)
+            listed = before.get("manifest") if clips is None else clips.fingerprint
             known = {**decisive, **task.settings, "manifest": listed}
             # a precision of `auto` means what it meant when the output was begun
             run.refuse_other_settings(
                 {k: before.get(k) if v == "auto" else v for k, v in known.items()}
             )
-        if manifest is None and run.earlier is not None:
-            manifest = plan.stored_manifest(run)
-        elif manifest is None:
-            manifest = plan.list_clips(flags, local=True if flags.workers == "local" else None)
+        if clips is None and run.earlier is not None:
+            clips = plan.stored_manifest(run)
+        elif clips is None:
+            clips = plan.list_clips(flags, local=True if flags.workers == "local" else None)
         if preload.ident is not None:  # a package that another thread still imports lacks names
             preload.join()
-        audio_s = float(np.nansum(manifest["duration_s"].to_numpy())) * len(task.variant_names)
+        audio_s = clips.audio_s * len(task.variant_names)
         self.placement = placement or self._place(audio_s, gpus=task.uses_gpus)
         self.task = task.placed(self.placement, run.earlier)
-        decisive |= {**self.task.settings, "manifest": fingerprint(manifest)}
-        self.plan = plan.make_plan(flags, run, self.task.table, manifest, decisive)
+        decisive |= {**self.task.settings, "manifest": clips.fingerprint}
+        self.plan = plan.make_plan(flags, run, self.task.table, clips, decisive)
         if flags.retry and run.earlier is not None:
             self.plan = retry.with_failed(self.plan, flags, run.output, self.task.table)
         self._print_plan()
@@ -167,7 +161,7 @@ class ClipJob:
             stamp=self.plan.stamp,
             retry=frozenset(str(s) for s in self.flags.retry),
             max_clip_s=self.flags.max_clip_s,
-            io_threads=plan.io_threads(self.plan.manifest, self.placement),
+            io_threads=io_threads(self.plan.clips.last_part, self.placement),
         )
         reports: Shards = {}
         worker = None
@@ -178,17 +172,22 @@ class ClipJob:
         self._begin(as_plain(self.flags) if config is None else config)
         if not self.plan.todo:
             return self._conclude([])
-        blocks = shard_blocks(self.plan.manifest, self.plan.shards, self.plan.todo)
+        planned = self.plan
         refresh: Callable[[], Shards | None] = reports.copy
         if worker is not None:
-            results = _scored_here(worker, blocks)
+            source = ShardSource(planned.clips, planned.shards, planned.changed)
+            results = _scored_here(worker, source, planned.todo)
         else:
             from raysers.engine import cluster
 
             monitor = cluster.new_monitor()
-            results = cluster.run_shards(blocks, settings, self.task, self.placement, monitor)
+            place = storage.join(self.run.output, "manifest")
+            read = partial(ShardSource.stored, place, planned.shards, planned.changed)
+            results = cluster.run_shards(
+                planned.todo, read, settings, self.task, self.placement, monitor
+            )
             refresh = partial(cluster.snapshot, monitor)
-        clips = sum(block.num_rows for block in blocks)
+        clips = int(planned.shards.clips[planned.todo].sum())
         return self._conclude(self._watch(results, refresh, clips))
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
@@ -215,14 +214,17 @@ class ClipJob:
     def _print_plan(self) -> None:
         planned, earlier = self.plan, self.run.earlier
         shards = len(planned.shards)
-        line = f"{self.run.job}: {progress.clips_and_audio(planned.manifest)}, {shards} shards"
+        known = progress.clips_and_audio(planned.clips.num_rows, planned.clips.audio_s)
+        line = f"{self.run.job}: {known}, {shards} shards"
         if earlier is not None:
             line += (
                 f"; resuming the run of {earlier.started_at} with its list of clips, "
                 f"{len(planned.todo)} shards left"
             )
         progress.print_line(line)
-        too_long = pc.sum(pc.greater(planned.manifest["duration_s"], self.flags.max_clip_s)).as_py()
+        lengths = (part["duration_s"] for part in planned.clips.parts(["duration_s"]))
+        most_s = self.flags.max_clip_s
+        too_long = sum(pc.sum(pc.greater(one, most_s)).as_py() or 0 for one in lengths)
         if too_long:
             progress.print_warning(
                 f"{too_long:,} clips are longer than --max-clip-s {self.flags.max_clip_s:g} and "
@@ -233,10 +235,10 @@ class ClipJob:
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         """Write what comes before any row: manifest, `db.yaml` and, last, the record."""
-        where, manifest = self.run.output, self.plan.manifest
+        where, clips = self.run.output, self.plan.clips
         if self.run.earlier is None:
-            write_manifest(storage.join(where, "manifest"), manifest)
-        schemas = {"manifest": manifest.schema, self.task.table: self.task.schema}
+            clips.write(storage.join(where, "manifest"))
+        schemas = {"manifest": clips.part(0).schema, self.task.table: self.task.schema}
         inputs = ", ".join(self.flags.input)
         output.write_header(where, schemas, description=f"{self.run.job} of {inputs}")
         self.run.begin(config, self.plan.settings)
@@ -270,12 +272,10 @@ class ClipJob:
         """Check the rows, write how the run ended, print it."""
         where, table, planned = self.run.output, self.task.table, self.plan
         names = self.task.variant_names
-        own = ["clip_id", "status"] + ([output.VARIANT] if names != ("",) else [])
-        rows = self.rows(own)
-        clip_ids = planned.manifest["clip_id"]
-        output.check_rows(where, table, len(planned.shards), clip_ids, rows, names)
-        statuses = Counter(progress.count_statuses(rows))
-        failed = 1 - statuses[Status.OK] / rows.num_rows
+        statuses = output.check_rows(
+            where, table, planned.clips, planned.shards, names, stamp=planned.stamp
+        )
+        failed = 1 - statuses[Status.OK] / statuses.total()
         now_s = time.time()
         first_s = min((result.began_at for result in done), default=now_s)
         total: dict[str, float] = {
@@ -288,8 +288,8 @@ class ClipJob:
             faults[name] += clips
             examples[name] = file
         outcome = {
-            "clips": planned.manifest.num_rows,
-            "rows": rows.num_rows,
+            "clips": planned.clips.num_rows,
+            "rows": statuses.total(),
             "statuses": dict(statuses),
             "failed_share": round(failed, 6),
             "audio_s": round(total["scored_s"], 3),
@@ -324,28 +324,6 @@ class ClipJob:
         return Exit.DONE if good else Exit.TOO_MANY_FAILED
 
 
-def here(*, gpus: bool = True, threads: int | None = None) -> Placement:
-    """One worker in this process, with its GPU if there is one, else with its CPUs."""
-    cpus = threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
-    if gpus:
-        import torch
-
-        gpus = torch.cuda.is_available()
-    return Placement(workers=1, num_cpus=cpus, num_gpus=1 if gpus else 0, local=True)
-
-
-def shard_blocks(manifest: pa.Table, shards: Any, numbers: Sequence[int]) -> list[pa.Table]:
-    """One block of clip references per shard number; the blocks are views of one table."""
-    rows = [shards.rows(shard) for shard in numbers]
-    sizes = np.array([len(r) for r in rows])
-    present = [name for name in _TRAVELLING if name in manifest.column_names]
-    references = manifest.select(present).combine_chunks()
-    references = references.take(np.concatenate(rows)).combine_chunks()
-    references = references.append_column("shard", pa.array(np.repeat(numbers, sizes)))
-    starts = np.cumsum(sizes) - sizes
-    return [references.slice(s, n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
-
-
 def _preload(names: Sequence[str]) -> None:
     """Import packages; errors are raised where the package is used, not while the job ends."""
     with suppress(Exception):
@@ -371,11 +349,13 @@ def _connecting() -> Future[None]:
     return connected
 
 
-def _scored_here(worker: ShardWorker, blocks: Sequence[pa.Table]) -> Iterator[ShardResult]:
-    """Score every block in this process; shards in work end early when the caller stops."""
+def _scored_here(
+    worker: ShardWorker, source: ShardSource, shards: Sequence[int]
+) -> Iterator[ShardResult]:
+    """Score shards in this process; those in work end early when the caller stops."""
     pool = ThreadPoolExecutor(SHARDS_AT_A_TIME, thread_name_prefix="shard")
     try:
-        yield from pool.map(worker.run, blocks)
+        yield from pool.map(lambda shard: worker.run(source.block(shard)), shards)
     except BaseException:
         worker.stop()
         raise

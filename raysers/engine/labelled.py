@@ -41,4 +41,5 @@ def index_labelled(
     refuse_cutting(inputs, segmenting)
     found = read_labelled(inputs, corpus=corpus, emotion_map=emotion_map, speakers=speakers)
     finished, listed = found.table.slice(0, found.finished), found.table.slice(found.finished)
-    return to_manifest([finished], listed, segmenting, limit=limit), list(found.notes)
+    clips = to_manifest([finished], [listed], segmenting, limit=limit)
+    return clips.table(), list(found.notes)

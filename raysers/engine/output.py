@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ import pyarrow.parquet as pq
 import yaml
 
 import raysers
-from raysers.data.manifest import shard_name
+from raysers.data.manifest import Manifest
+from raysers.data.shards import ShardPlan, shard_name
 from raysers.errors import ObjectMissing, RaysersError
 from raysers.io import storage
 
@@ -129,18 +132,20 @@ def _stamp_of_part(uri: str, stamp: str) -> str:
 
 
 def read_parts(
-    output: str, table: str, shards: int, columns: Sequence[str], *, stamp: str = ""
-) -> dict[int, pa.Table]:
-    """Columns of all parts that are there, by shard, read in parallel."""
+    output: str, table: str, shards: Sequence[int], columns: Sequence[str], *, stamp: str = ""
+) -> Iterator[tuple[int, pa.Table]]:
+    """Columns of the parts of `shards` that are there, with their shards, read in parallel."""
     there = parts_there(output, table)
-    numbers = [shard for shard in range(shards) if shard_name(shard) in there]
+    numbers = iter([shard for shard in shards if shard_name(shard) in there])
 
-    def read(shard: int) -> pa.Table | None:
-        return read_part(part_uri(output, table, shard), columns, stamp=stamp)
+    def read(shard: int) -> tuple[int, pa.Table | None]:
+        return shard, read_part(part_uri(output, table, shard), columns, stamp=stamp)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        found = zip(numbers, pool.map(read, numbers), strict=True)
-        return {shard: part for shard, part in found if part is not None}
+        while some := list(islice(numbers, 4 * _READERS)):
+            for shard, part in pool.map(read, some):
+                if part is not None:
+                    yield shard, part
 
 
 def read_all(
@@ -151,10 +156,10 @@ def read_all(
     Raises:
         RaysersError: none is there.
     """
-    found = read_parts(output, table, shards, columns, stamp=stamp)
+    found = [part for _, part in read_parts(output, table, range(shards), columns, stamp=stamp)]
     if not found:
         raise RaysersError(f"no part of {table} is in {output}: was it removed?")
-    return pa.concat_tables(found.values())
+    return pa.concat_tables(found)
 
 
 def parts_there(output: str, table: str) -> set[str]:
@@ -165,34 +170,49 @@ def parts_there(output: str, table: str) -> set[str]:
 
 def shards_done(output: str, table: str, shards: int, stamp: str) -> set[int]:
     """Shards with a finished part of the run that `stamp` identifies."""
-    return set(read_parts(output, table, shards, [], stamp=stamp))
+    return {shard for shard, _ in read_parts(output, table, range(shards), [], stamp=stamp)}
 
 
 def check_rows(
     output: str,
     table: str,
-    shards: int,
-    clip_ids: pa.ChunkedArray,
-    rows: pa.Table,
+    clips: Manifest,
+    plan: ShardPlan,
     names: Sequence[str],
-) -> None:
-    """Raises RaysersError unless every clip is exactly one row under each variant's name.
+    *,
+    stamp: str,
+) -> Counter[str]:
+    """Rows by status; every clip has to be exactly one row under each variant's name.
 
-    Parts that the plan does not name are refused as well.
+    The manifest and the rows of its shards are compared part by part.
+
+    Raises:
+        RaysersError: rows are missing or too many, or a part is there that the plan does not name.
     """
-    for name in names:
-        found = rows.filter(pc.equal(rows[VARIANT], name)) if name else rows
-        check_complete(clip_ids, found["clip_id"], output)
+    columns = ["clip_id", "status"] + ([VARIANT] if tuple(names) != ("",) else [])
+    statuses: Counter[str] = Counter()
     where = storage.join(output, table)
-    if rows.num_rows != len(clip_ids) * len(names):
-        raise RaysersError(
-            f"{where} holds rows that its run did not ask for: delete it and run the same command"
-        )
-    if foreign := sorted(parts_there(output, table) - set(map(shard_name, range(shards)))):
+    for number, part in enumerate(clips.parts(["clip_id"])):
+        shards = range(plan.firsts[number], plan.firsts[number + 1])
+        found = [rows for _, rows in read_parts(output, table, shards, columns, stamp=stamp)]
+        empty = pa.table({name: pa.array([], pa.string()) for name in columns})
+        rows = pa.concat_tables([empty, *found])
+        for name in names:
+            mine = rows.filter(pc.equal(rows[VARIANT], name)) if name else rows
+            check_complete(part["clip_id"], mine["clip_id"], output)
+        if len(rows) != len(part) * len(names):
+            raise RaysersError(
+                f"{where} holds rows that its run did not ask for: delete it and run the same "
+                "command"
+            )
+        statuses.update(rows["status"].to_pylist())
+    planned = set(map(shard_name, range(len(plan))))
+    if foreign := sorted(parts_there(output, table) - planned):
         raise RaysersError(
             f"{where} holds {foreign[0]}, which this run did not write: remove it and run the same "
             "command"
         )
+    return statuses
 
 
 def check_complete(expected: pa.ChunkedArray, found: pa.ChunkedArray, output: str) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,21 +22,18 @@ import pyarrow.compute as pc
 
 from raysers.cli import ClipJobFlags, ListingFlags
 from raysers.data.inputs import absolute_input
-from raysers.data.manifest import (
-    ShardPlan,
-    fingerprint,
-    is_manifest,
-    plan_shards,
-    read_manifest,
-    sort_manifest,
-)
+from raysers.data.manifest import Manifest, collect, is_manifest, read_part, whole_parts
 from raysers.data.segments import Segmenting, probe_batch
-from raysers.data.sources import list_inputs
+from raysers.data.shards import ShardPlan, plan_shards
+from raysers.data.sources import LISTING, list_inputs
 from raysers.engine import output
+from raysers.engine.placement import Placement as Placement
+from raysers.engine.placement import io_threads as io_threads
 from raysers.engine.progress import LINE_EVERY_S
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
 from raysers.run import Run, absolute_output
+from raysers.schemas import MANIFEST
 from raysers.types import Status
 
 #: Version of what the rows mean; another one is never mixed into an output folder.
@@ -45,49 +43,39 @@ ROWS_VERSION = 1
 _OBJECTS_PER_TASK = 2000
 _OBJECTS_PER_VAD_TASK = 1
 
+#: Blocks that the cluster gets at a time.
+_BLOCKS_AT_A_TIME = 1000
+
 #: Up to so much 16-bit audio, finding speech is not worth starting a cluster.
 _LOCAL_VAD_BYTES = 120 << 20
 
 FlagsT = TypeVar("FlagsT", bound=ListingFlags)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """How many workers, and what each reserves; `local` is one worker in the driver's process."""
-
-    workers: int
-    num_cpus: float
-    num_gpus: float
-    local: bool = False
-
-    @property
-    def device(self) -> str:
-        """`cuda` or `cpu`."""
-        return "cuda" if self.num_gpus else "cpu"
-
-    @property
-    def threads(self) -> int:
-        """Compute threads of one worker."""
-        return max(1, int(self.num_cpus))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a run has to do.
 
     Attributes:
-        manifest: every clip of the output.
-        shards: how the manifest is cut.
+        clips: the manifest, every clip of the output.
+        shards: how its parts are cut.
         todo: numbers of the shards without a finished part.
         settings: everything that decides the rows.
         stamp: what parts of this run carry.
+        changed: rows of clips whose files are otherwise by now, found by `--retry`.
     """
 
-    manifest: pa.Table
+    clips: Manifest
     shards: ShardPlan
     todo: list[int]
     settings: Mapping[str, Any]
     stamp: str
+    changed: pa.Table | None = None
+
+    @cached_property
+    def manifest(self) -> pa.Table:
+        """All clips in memory, for jobs whose results are small tables as well."""
+        return self.clips.table()
 
     def todo_s(self) -> float:
         """Audio seconds of the shards that are left."""
@@ -123,7 +111,7 @@ def listing_settings(flags: ListingFlags) -> dict[str, Any]:
     return settings
 
 
-def list_clips(flags: ListingFlags, *, local: bool | None = None) -> pa.Table:
+def list_clips(flags: ListingFlags, *, local: bool | None = None) -> Manifest:
     """The manifest of the input; see `index`."""
     manifest = index(flags.input, segmenting(flags), limit=flags.limit, local=local)
     refuse_unseen_input(manifest, local)
@@ -143,8 +131,8 @@ def index(
     *,
     limit: int = 0,
     local: bool | None = None,
-) -> pa.Table:
-    """The manifest of everything under `inputs`, sorted; only the first `limit` clips if above 0.
+) -> Manifest:
+    """The manifest of everything under `inputs`; only the first `limit` clips if above 0.
 
     Finished manifests among the inputs are taken as they are; nothing of them is inspected again.
     With `local`, headers are read in this process; None does so when there are few.
@@ -155,49 +143,59 @@ def index(
     """
     refuse_cutting(inputs, segmenting)
     finished = [uri for uri in inputs if is_manifest(uri)]
-    tables = [read_manifest(uri) for uri in finished]
-    listed = None
-    if others := [uri for uri in inputs if uri not in finished]:
-        notes: list[str] = []
-        batches = [pa.Table.from_batches([batch]) for batch in list_inputs(others, notes=notes)]
-        listed = pa.concat_tables(batches, promote_options="default")  # only tables have labels
-        for warning in notes:
-            _warn(warning)
+    tables = (read_part(place) for uri in finished for place in whole_parts(uri))
+    others = [uri for uri in inputs if uri not in finished]
+    listed = _listed(others) if others else ()
     return to_manifest(tables, listed, segmenting, limit=limit, local=local)
 
 
+def _listed(inputs: Sequence[str]) -> Iterator[pa.Table]:
+    notes: list[str] = []
+    for batch in list_inputs(inputs, notes=notes):
+        yield pa.Table.from_batches([batch])
+    for warning in notes:
+        _warn(warning)
+
+
 def to_manifest(
-    finished: Sequence[pa.Table],
-    listed: pa.Table | None,
+    finished: Iterable[pa.Table],
+    listed: Iterable[pa.Table],
     segmenting: Segmenting,
     *,
     limit: int = 0,
     local: bool | None = None,
-) -> pa.Table:
-    """Finished manifests and the clips of `listed` objects, sorted; see `index`.
+) -> Manifest:
+    """The manifest of finished manifests and of the clips of `listed` objects; see `index`.
 
     Headers are read in this process or by Ray tasks. Clips that several rows name are one row, and
     a warning counts them.
     """
-    tables = list(finished)
-    if listed is not None and len(listed):
-        if limit:  # every object is at least one clip
-            listed = listed.sort_by([("file", "ascending"), ("start", "ascending")])
-            listed = listed.slice(0, limit)
-        tables += inspected(listed, segmenting, local=local)
-    together = pa.concat_tables(tables, promote_options="default")
-    manifest = sort_manifest(together)
-    if repeated := len(together) - len(manifest):
+    if limit:  # every object is at least one clip
+        listed = _first(listed, limit)
+    empty = MANIFEST.empty_table()
+    tables = chain([empty], finished, inspected(listed, segmenting, local=local))
+    manifest, repeated = collect(tables, limit=limit)
+    if repeated:
         _warn(
             f"{repeated:,} rows name the same stretch of a file as another row, or do so once they "
             "end where the file ends: each is one clip"
         )
-    return manifest.slice(0, limit) if limit else manifest
+    return manifest
+
+
+def _first(tables: Iterable[pa.Table], limit: int) -> Iterator[pa.Table]:
+    """The first `limit` rows by file and start of tables in any order."""
+    held, order = LISTING.empty_table(), [("file", "ascending"), ("start", "ascending")]
+    for table in tables:
+        held = pa.concat_tables([held, table], promote_options="default")
+        if len(held) > 2 * limit + _OBJECTS_PER_TASK:
+            held = held.sort_by(order).slice(0, limit)
+    yield held.sort_by(order).slice(0, limit)
 
 
 def map_blocks(
     work: Callable[[pa.Table], pa.Table],
-    blocks: Sequence[pa.Table],
+    blocks: Iterable[pa.Table],
     *,
     local: bool,
     threads: int = 4,
@@ -207,21 +205,25 @@ def map_blocks(
     Raises:
         RaysersError: what `work` raised.
     """
+    blocks = iter(blocks)
     if local:
         with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(work, blocks)
+            while some := list(islice(blocks, 16 * threads)):
+                yield from pool.map(work, some)
         return
     from raysers.engine import cluster
 
     cluster.connect()
-    yield from cluster.map_blocks(work, blocks)
+    # what is listed goes to the workers while the next is listed
+    while some := list(islice(blocks, _BLOCKS_AT_A_TIME)):
+        yield from cluster.map_blocks(work, some)
 
 
 def make_plan(
     flags: ClipJobFlags,
     run: Run,
     table: str,
-    manifest: pa.Table,
+    manifest: Manifest,
     settings: Mapping[str, Any],
 ) -> Plan:
     """Cut the manifest into shards and see which are left.
@@ -235,34 +237,23 @@ def make_plan(
     resumed = run.earlier is not None
     done = output.shards_done(run.output, table, len(shards), stamp) if resumed else set()
     todo = set(range(len(shards))) - done
-    return Plan(manifest=manifest, shards=shards, todo=sorted(todo), settings=settings, stamp=stamp)
+    return Plan(clips=manifest, shards=shards, todo=sorted(todo), settings=settings, stamp=stamp)
 
 
-def stored_manifest(run: Run) -> pa.Table:
+def stored_manifest(run: Run) -> Manifest:
     """The manifest of the run that is resumed.
 
     Raises:
         RaysersError: it is not the one that the run's record names.
     """
     assert run.earlier is not None, "nothing is resumed"
-    manifest = read_manifest(storage.join(run.output, "manifest"))
-    if fingerprint(manifest) != run.earlier.settings.get("manifest"):
+    manifest = Manifest.stored(storage.join(run.output, "manifest"))
+    if manifest.fingerprint != run.earlier.settings.get("manifest"):
         raise RaysersError(
             f"the manifest in {run.output} is not the one its run.json names: it was changed from "
             "outside; start again in another folder"
         )
     return manifest
-
-
-def io_threads(manifest: pa.Table, placement: Placement) -> int:
-    """Threads of a worker that fetch and decode.
-
-    Local disks need few; object stores answer slowly, but to many at once.
-    """
-    remote = pc.any(pc.starts_with(manifest["file"], "s3://")).as_py()
-    if placement.device == "cuda":
-        return 32 if remote else 8
-    return 16 if remote else max(2, placement.threads)
 
 
 def refuse_cutting(inputs: Sequence[str], segmenting: Segmenting) -> None:
@@ -275,13 +266,16 @@ def refuse_cutting(inputs: Sequence[str], segmenting: Segmenting) -> None:
             )
 
 
-def refuse_unseen_input(manifest: pa.Table, local: bool | None = None) -> None:
+def refuse_unseen_input(manifest: Manifest, local: bool | None = None) -> None:
     """Raises ConfigError where no clip is named, or no node but this one sees the files."""
     if not manifest.num_rows:
         raise ConfigError("--input: its tables name no clip: give tables with rows, or audio")
-    first = manifest["file"][0].as_py()
-    nothing = pc.all(pc.equal(manifest["status"], str(Status.MISSING))).as_py()
-    if local or not nothing or not has_cluster() or not os.path.exists(first):
+    if local or not has_cluster():
+        return
+    first = manifest.part(0, ["file"])["file"][0].as_py()
+    statuses = (part["status"] for part in manifest.parts(["status"]))
+    nothing = all(pc.all(pc.equal(one, str(Status.MISSING))).as_py() for one in statuses)
+    if not nothing or not os.path.exists(first):
         return
     from raysers.engine import cluster
 
@@ -292,28 +286,61 @@ def refuse_unseen_input(manifest: pa.Table, local: bool | None = None) -> None:
 
 
 def inspected(
-    listed: pa.Table, segmenting: Segmenting, *, local: bool | None = None
+    listed: Iterable[pa.Table], segmenting: Segmenting, *, local: bool | None = None
 ) -> Iterator[pa.Table]:
     """The manifest rows of listed objects, in any order.
 
     Headers are read in this process (`local`; None: when there are few) or by Ray tasks.
     """
     vad = segmenting.kind == "vad"
-    size = _OBJECTS_PER_VAD_TASK if vad else _OBJECTS_PER_TASK
-    blocks = [listed.slice(start, size) for start in range(0, listed.num_rows, size)]
-    if local is None and not has_cluster() and vad:
-        local = (pc.sum(listed["num_bytes"]).as_py() or 0) <= _LOCAL_VAD_BYTES
-    here = bool(local) or (len(blocks) <= 1 and not vad)
+    objects = 0
+
+    def counted() -> Iterator[pa.Table]:
+        nonlocal objects
+        for table in listed:
+            objects += len(table)
+            yield table
+
+    blocks = _blocks(counted(), _OBJECTS_PER_VAD_TASK if vad else _OBJECTS_PER_TASK)
+    first = list(_few(blocks, vad))
+    rest = next(blocks, None)
+    here = bool(local) or (rest is None and not (vad and has_cluster()))
+    if rest is not None:
+        first.append(rest)
     # one thread loads and calls the speech detector
     inspect = partial(_inspect, segmenting=segmenting)
-    found = map_blocks(inspect, blocks, local=here, threads=1 if vad else 4)
+    found = map_blocks(inspect, chain(first, blocks), local=here, threads=1 if vad else 4)
     clips, last_s = 0, time.monotonic()
     for table in found:
         clips += table.num_rows
         if time.monotonic() - last_s >= LINE_EVERY_S:
             last_s = time.monotonic()
-            print(f"reading headers: {clips:,} clips of {len(listed):,} files", file=sys.stderr)
+            print(f"reading headers: {clips:,} clips of {objects:,} files", file=sys.stderr)
         yield table
+
+
+def _blocks(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `size`; only tables of clips have labels."""
+    held: list[pa.Table] = []
+    rows = 0
+    for table in chain(tables, [None]):
+        if table is not None:
+            held.append(table)
+            rows += len(table)
+        if rows and (table is None or rows >= size):
+            together = pa.concat_tables(held, promote_options="default")
+            yield from (together.slice(at, size) for at in range(0, rows, size))
+            held, rows = [], 0
+
+
+def _few(blocks: Iterator[pa.Table], vad: bool) -> Iterator[pa.Table]:
+    """The first blocks, up to what is too little to start a cluster for."""
+    num_bytes = 0
+    for block in blocks:
+        yield block
+        num_bytes += pc.sum(block["num_bytes"]).as_py() or 0
+        if not vad or num_bytes > _LOCAL_VAD_BYTES:
+            return
 
 
 def _inspect(block: pa.Table, segmenting: Segmenting) -> pa.Table:

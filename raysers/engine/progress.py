@@ -178,9 +178,9 @@ def print_outcome(outcome: Mapping[str, Any], where: str) -> None:
     print_line(f"{speed_line(outcome)}\nrows: {where}")
 
 
-def print_manifest(manifest: pa.Table, where: str) -> None:
+def print_manifest(clips: int, audio_s: float, where: str) -> None:
     """What a manifest holds and where it is."""
-    print_line(f"{clips_and_audio(manifest)}\nmanifest: {where}")
+    print_line(f"{clips_and_audio(clips, audio_s)}\nmanifest: {where}")
 
 
 def count_statuses(table: pa.Table) -> dict[str, int]:
@@ -204,10 +204,9 @@ def speed_line(outcome: Mapping[str, Any]) -> str:
     )
 
 
-def clips_and_audio(manifest: pa.Table) -> str:
+def clips_and_audio(clips: int, audio_s: float) -> str:
     """`535 clips, 24.8 min of audio`."""
-    audio_s = pc.sum(manifest["duration_s"]).as_py() or 0.0
-    return f"{manifest.num_rows:,} clips, {hours(audio_s)} of audio"
+    return f"{clips:,} clips, {hours(audio_s)} of audio"
 
 
 def _console() -> Console:

@@ -11,12 +11,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.cli import ClipJobFlags
-from raysers.data.manifest import is_manifest, plain_rows, read_manifest
+from raysers.data.manifest import Manifest, is_manifest, plain_rows
 from raysers.data.segments import CARRIED, CLAMPED_NS
 from raysers.data.sources import listed_segments
 from raysers.engine import output
@@ -46,35 +45,33 @@ def with_failed(plan: Plan, flags: ClipJobFlags, output_uri: str, table: str) ->
     Raises:
         ConfigError: a table of the input cannot be read any more.
     """
-    parts = output.read_parts(
-        output_uri, table, len(plan.shards), ["clip_id", "status"], stamp=plan.stamp
-    )
     statuses = pa.array(map(str, flags.retry))
-    failed = {
-        shard: part.filter(pc.is_in(part["status"], statuses))["clip_id"].to_pylist()
-        for shard, part in parts.items()
-    }
-    todo = {*plan.todo, *(shard for shard, clips in failed.items() if clips)}
-    manifest = _inspected_again(plan.manifest, set().union(*failed.values()), flags)
-    return replace(plan, manifest=manifest, todo=sorted(todo))
+    todo, failed = set(plan.todo), set()
+    for shard, part in output.read_parts(
+        output_uri, table, range(len(plan.shards)), ["clip_id", "status"], stamp=plan.stamp
+    ):
+        if ids := part.filter(pc.is_in(part["status"], statuses))["clip_id"].to_pylist():
+            todo.add(shard)
+            failed.update(ids)
+    changed = _inspected_again(plan.clips, failed, flags) if failed else None
+    return replace(plan, changed=changed, todo=sorted(todo))
 
 
-def _inspected_again(manifest: pa.Table, ids: Collection[str], flags: ClipJobFlags) -> pa.Table:
-    rows = plain_rows(_where(manifest, "clip_id", ids))
-    if not rows:
-        return manifest
+def _inspected_again(clips: Manifest, ids: Collection[str], flags: ClipJobFlags) -> pa.Table:
+    """The clips of these ids, as their files are now."""
+    rows = plain_rows(_where(clips, "clip_id", ids))
     listed = _listed(rows, flags.input)
     again = pa.Table.from_pylist(
         list({row[CARRIED.name]: row for row in listed}.values()), pa.schema([*OBJECTS, CARRIED])
     )
     local = True if flags.workers == "local" else None
     found: dict[str, list[Row]] = defaultdict(list)
-    for table in inspected(again, segmenting(flags), local=local):
+    for table in inspected([again], segmenting(flags), local=local):
         for clip in plain_rows(table):
             found[clip[CARRIED.name]].append(clip)
     spans = defaultdict(set)
     if flags.segment != "whole":
-        for row in plain_rows(_where(manifest, "file", {row["file"] for row in rows})):
+        for row in plain_rows(_where(clips, "file", {row["file"] for row in rows})):
             spans[row["file"]].add((row["start"], row["end"]))
     new = []
     for row, key in zip(rows, (one[CARRIED.name] for one in listed), strict=True):
@@ -83,18 +80,19 @@ def _inspected_again(manifest: pa.Table, ids: Collection[str], flags: ClipJobFla
         if now["end"] is None:  # nothing is known of the file
             now = row | {name: now[name] for name in ("status", "error")}
         new.append(now | {"clip_id": row["clip_id"]})
-    return _replaced(manifest, pa.Table.from_pylist(new, MANIFEST))
+    return pa.Table.from_pylist(new, MANIFEST)
 
 
 def _listed(rows: list[Row], inputs: Sequence[str]) -> list[Row]:
     """How the input lists what each clip is of: a file, or a part of it, which carries the id."""
     finished = [uri for uri in inputs if is_manifest(uri)]
     ids = {row["clip_id"] for row in rows}
-    decided = (_where(read_manifest(uri, ["clip_id"]), "clip_id", ids) for uri in finished)
+    decided = (_where(Manifest.stored(uri), "clip_id", ids) for uri in finished)
     pinned = {clip for table in decided for clip in table["clip_id"].to_pylist()}
     segments = listed_segments([uri for uri in inputs if uri not in finished])
     ends = defaultdict(set)
-    for given in plain_rows(_where(segments, "file", {row["file"] for row in rows})):
+    files = pa.array({row["file"] for row in rows}, pa.string())
+    for given in plain_rows(segments.filter(pc.is_in(segments["file"], files))):
         ends[given["file"], given["start"] or 0].add(given["end"])
     listed = []
     for row in rows:
@@ -111,8 +109,10 @@ def _listed(rows: list[Row], inputs: Sequence[str]) -> list[Row]:
     return listed
 
 
-def _where(table: pa.Table, name: str, values: Collection[str]) -> pa.Table:
-    return table.filter(pc.is_in(table[name], pa.array(values, pa.string())))
+def _where(clips: Manifest, name: str, values: Collection[str]) -> pa.Table:
+    known = pa.array(values, pa.string())
+    found = [part.filter(pc.is_in(part[name], known)) for part in clips.parts()]
+    return pa.concat_tables(found, promote_options="default")
 
 
 def _given_end(end: int | None, ends: Collection[int | None]) -> int | None:
@@ -135,16 +135,3 @@ def _cut(row: Row, now: list[Row], spans: Collection[tuple[int, int | None]]) ->
     if all(r["status"] != Status.OK for r in now):
         return row | {name: now[0][name] for name in ("status", "error")}
     return row | {"status": str(Status.UNREADABLE), "error": _CUT_OTHERWISE}
-
-
-def _replaced(manifest: pa.Table, new: pa.Table) -> pa.Table:
-    """`manifest` with the columns of `new` in the rows of the same id."""
-    take = np.arange(len(manifest))
-    take[pc.index_in(new["clip_id"], manifest["clip_id"].combine_chunks())] = len(manifest) + (
-        np.arange(len(new))
-    )
-    for place, field in enumerate(manifest.schema):
-        if field.name in new.column_names:
-            both = pa.chunked_array([*manifest[place].chunks, *new[field.name].chunks], field.type)
-            manifest = manifest.set_column(place, field, both.take(pa.array(take)))
-    return manifest

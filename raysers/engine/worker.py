@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raysers.data.manifest import clips_of, shard_name
+from raysers.data.manifest import clips_of
+from raysers.data.shards import shard_name
 from raysers.engine import ledger, output
 from raysers.engine.feed import AHEAD_S, Decoded, decode_ahead, micro_batches
 from raysers.engine.plan import Placement

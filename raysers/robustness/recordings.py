@@ -114,7 +114,7 @@ def listed(flag: str, folder: str) -> tuple[dict[str, tuple[Recording, ...]], st
         return {}, ""
     folder = storage.absolute(folder).rstrip("/")
     try:
-        manifest = index([folder], Segmenting())
+        manifest = index([folder], Segmenting()).table()
     except ConfigError as error:
         raise ConfigError(str(error).replace("--input", flag)) from error
     rows = [r for r in _rows(manifest, folder) if r[0]]

@@ -19,10 +19,10 @@ import yaml
 from raysers.data.manifest import (
     is_manifest,
     read_manifest,
-    sort_manifest,
     write_manifest,
 )
 from raysers.data.segments import Segmenting, probe_batch
+from raysers.data.sorting import sort_manifest
 from raysers.data.sources import list_inputs
 from raysers.engine.cluster import get_with_notice
 from raysers.io import storage

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from raysers.annotation import AnnotateTask
 from raysers.cli import ClipJobFlags, as_plain
 from raysers.data.manifest import read_manifest
-from raysers.engine.job import ClipJob, here
+from raysers.engine.job import ClipJob
+from raysers.engine.placement import here
 from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
 from raysers.evaluation import runs

@@ -33,7 +33,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from raysers.data.manifest import write_manifest
 from raysers.engine import cluster
-from raysers.engine.job import here
+from raysers.engine.placement import here
 from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
 from raysers.io import storage

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import ray
 
-from raysers.engine.cluster import choose_placement, place
+from raysers.engine.cluster import place
+from raysers.engine.placement import choose_placement
 from raysers.engine.plan import Placement
 from raysers.errors import ConfigError
 from raysers.training.trainer import LocalResources
@@ -20,7 +21,7 @@ from raysers.tuning.trials import Share
 #: More trials than this on one machine without GPUs take its memory from each other.
 _MAX_ON_A_NODE = 8
 
-#: Workers that may share a CPU, as `cluster.choose_placement` has it.
+#: Workers that may share a CPU, as `placement.choose_placement` has it.
 _SHARING = 4
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.data import splits
-from raysers.data.manifest import sort_manifest
+from raysers.data.sorting import sort_manifest
 from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation.join import dimensions_of, labelled_only

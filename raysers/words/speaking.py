@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import soundfile
 
-from raysers.data.manifest import shard_name
 from raysers.data.segments import Segmenting, probe_batch
+from raysers.data.shards import shard_name
 from raysers.engine import ledger
 from raysers.engine import output as parts
 from raysers.errors import ClipError, errors_as_rows

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.manifest import sort_manifest
+from raysers.data.sorting import sort_manifest
 from raysers.engine import ledger, progress
 from raysers.engine import output as parts
 from raysers.errors import RaysersError
@@ -104,7 +104,7 @@ def _finish(run: Run, manifest: pa.Table, *, wall_s: float, max_failed: float) -
     good = failed <= max_failed
     run.finish("done" if good else "done_with_failures", outcome)
     progress.print_statuses(statuses)
-    progress.print_manifest(manifest, run.output)
+    progress.print_manifest(len(manifest), outcome["audio_s"], run.output)
     if not good:
         progress.print_warning(
             f"{failed:.1%} of the texts were not spoken, more than --max-failed {max_failed:g} "

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from raysers.data.manifest import shard_name
+from raysers.data.shards import shard_name
 from raysers.engine import cluster
 from raysers.engine import output as parts
 from raysers.engine.progress import LINE_EVERY_S, duration, failures_text, hours
@@ -119,9 +119,9 @@ def shards_left(output: str, blocks: Sequence[pa.Table], redo: frozenset[str]) -
     done = parts.parts_there(output, TABLE)
     left = {i for i in range(len(blocks)) if shard_name(i) not in done}
     if redo and done:
-        found = parts.read_parts(output, TABLE, len(blocks), ["status"])
+        found = parts.read_parts(output, TABLE, range(len(blocks)), ["status"])
         again = pa.array(sorted(redo))
-        left |= {i for i, part in found.items() if pc.any(pc.is_in(part["status"], again)).as_py()}
+        left |= {i for i, part in found if pc.any(pc.is_in(part["status"], again)).as_py()}
     return [blocks[i] for i in sorted(left)]
 
 

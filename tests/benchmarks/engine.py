@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from raysers.cli import ClipJobFlags
-from raysers.data.manifest import plan_shards
+from raysers.data.manifest import Manifest
+from raysers.data.shards import ShardSource, plan_shards
 from raysers.engine.feed import Decoded
-from raysers.engine.job import ClipJob, here, shard_blocks
-from raysers.engine.plan import Placement
+from raysers.engine.job import ClipJob
+from raysers.engine.placement import Placement, here
 from raysers.engine.worker import (
     SHARDS_AT_A_TIME,
     ClipModel,
@@ -222,5 +223,7 @@ class WarmWorker:
 
 def blocks_of(manifest: pa.Table) -> list[pa.Table]:
     """The shards of a job over the manifest."""
-    shards = plan_shards(manifest, shard_s=1800.0)
-    return shard_blocks(manifest, shards, range(len(shards)))
+    clips = Manifest.of(manifest)
+    plan = plan_shards(clips, shard_s=1800.0)
+    source = ShardSource(clips, plan)
+    return [source.block(shard) for shard in range(len(plan))]

@@ -1,7 +1,7 @@
 """Which CPU layout is fastest: one worker with all threads or many with one, and which budget.
 
-The defaults `raysers.engine.cluster.choose_placement` and `raysers.models.scorer.auto_padded_s` are
-to be chosen from this table. Workers are the engine's, but without Ray: they stay alive over all
+The defaults of `engine.placement.choose_placement` and `models.scorer.auto_padded_s` are to be
+chosen from this table. Workers are the engine's, but without Ray: they stay alive over all
 budgets, so that only the scoring is compared.
 """
 

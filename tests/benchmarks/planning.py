@@ -1,8 +1,7 @@
-"""A million rows on the driver: listing them, and all that lies between a manifest and its shards.
+"""Millions of rows on the driver: listing them, and all that lies between rows and shards.
 
-Memory is growth of the process's resident set above what imports take, so it includes the manifest
-itself and the blocks that lie in Ray's object store; the steps run in a fresh process in the order
-of a job.
+Memory is growth of the process's resident set above what imports take; the steps run in a fresh
+process in the order of a job.
 """
 
 from __future__ import annotations
@@ -51,51 +50,42 @@ def _lines(name: str, found: Line, about: Line) -> Iterator[Line]:
 
 
 def _plan(folder: str) -> Line:
-    import ray
-
-    from raysers.data.manifest import (
-        fingerprint,
-        plan_shards,
-        read_manifest,
-        sort_manifest,
-        write_manifest,
-    )
+    from raysers.data.manifest import Manifest, collect
+    from raysers.data.shards import ShardSource, plan_shards
     from raysers.engine import output
-    from raysers.engine.job import shard_blocks
-    from tests.benchmarks.engine import start_ray
 
-    ray_s = start_ray()
     steps, before_bytes = _Steps(), rss_bytes()
-    with steps("load"):
-        table = pa.ipc.open_file(f"{folder}/rows.arrow").read_all()
+
+    def listed() -> Iterator[pa.Table]:
+        with pa.OSFile(f"{folder}/rows.arrow") as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                yield pa.Table.from_batches([reader.get_batch(number)])
+
     with steps("sort"):
-        table = sort_manifest(table)
+        clips, _ = collect(listed())
     with steps("write"):
-        write_manifest(f"{folder}/manifest", table)
-    with steps("read"):
-        del table
-        table = read_manifest(f"{folder}/manifest")
+        clips.write(f"{folder}/manifest")
     with steps("fingerprint"):
-        fingerprint(table)
+        _ = clips.fingerprint
     with steps("shards"):
-        shards = plan_shards(table, shard_s=1800.0)
-    with steps("blocks"):
-        blocks = shard_blocks(table, shards, range(len(shards)))
-    with steps("dataset"):
-        dataset = ray.data.from_arrow(blocks)
-    own_bytes, shared_bytes = rss_bytes("RssAnon"), rss_bytes("RssShmem")
-    del dataset, blocks  # the run is over when its rows are checked
+        plan = plan_shards(clips, shard_s=1800.0)
+    planned_bytes = rss_bytes("VmHWM") - before_bytes
+    with steps("resume"):
+        stored = Manifest.stored(f"{folder}/manifest")
+        _ = stored.fingerprint
+    with steps("first_shard"):
+        ShardSource(stored, plan).block(0)
     with steps("check"):
-        output.check_complete(table["clip_id"], table["clip_id"], folder)
+        for part in stored.parts(["clip_id"]):
+            output.check_complete(part["clip_id"], part["clip_id"], folder)
+    started = ("sort", "write", "fingerprint", "shards", "first_shard")
     return {
-        "shards": len(shards),
-        "own_bytes": own_bytes,
-        "object_store_bytes": shared_bytes,
+        "shards": len(plan),
+        "planned_bytes": planned_bytes,
         "growth_bytes": rss_bytes("VmHWM") - before_bytes,
-        "manifest_bytes": table.nbytes,
-        "ray_start_s": ray_s,
         **steps.seconds,
-        "total_s": sum(steps.seconds.values()),
+        "total_s": sum(steps.seconds[f"{name}_s"] for name in started),
     }
 
 
@@ -113,12 +103,22 @@ class _Steps:
 
 
 def _make_rows(path: str, rows: int) -> None:
-    """A manifest as S3 would give it, in random order."""
-    rng = np.random.default_rng(0)
-    order = rng.permutation(rows)
+    """Manifest rows in random order, written a million at a time."""
+    schema = MANIFEST
+    with pa.ipc.new_file(path, schema) as sink:
+        for start in range(0, rows, 1_000_000):
+            some = _some_rows(start, min(rows, start + 1_000_000))
+            sink.write_table(some, max_chunksize=2000)
+
+
+def _some_rows(start: int, end: int) -> pa.Table:
+    rng = np.random.default_rng(start)
+    rows = end - start
+    # a bijection, so that neighbours lie far apart in the sorted manifest
+    order = (np.arange(start, end) * 2_654_435_761) % 4_294_967_296
     files = [
         f"s3://voice-archive-eu-central-1/calls/2026/{i % 12 + 1:02d}/{i % 28 + 1:02d}/"
-        f"agent-{i % 700:04d}/{i * 2654435761 % 2**64:016x}.flac"
+        f"agent-{i % 700:04d}/{i * 11400714819323198485 % 2**64:016x}.flac"
         for i in order.tolist()
     ]
     lengths_s = np.clip(rng.lognormal(1.4, 0.8, rows), 0.3, 600.0)
@@ -139,9 +139,7 @@ def _make_rows(path: str, rows: int) -> None:
         "byte_offset": pa.nulls(rows, pa.int64()),
         "byte_size": pa.nulls(rows, pa.int64()),
     }
-    table = pa.table(columns).select(MANIFEST.names).cast(MANIFEST)
-    with pa.ipc.new_file(path, table.schema) as sink:
-        sink.write_table(table, max_chunksize=2000)
+    return pa.table(columns).select(MANIFEST.names).cast(MANIFEST)
 
 
 def _make_objects(folder: str, objects: int) -> None:

@@ -300,7 +300,7 @@ def test_same_input_same_manifest_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_parts_round_trip_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest_module, "_ROWS_PER_PART", 100)
+    monkeypatch.setattr(manifest_module, "PART_ROWS", 100)
     table = many(250)
     shuffled = table.take(np.random.default_rng(0).permutation(250))
     write_manifest(str(tmp_path / "m"), shuffled)
@@ -317,7 +317,7 @@ def test_parts_round_trip_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_half_written_manifest_is_not_mistaken_for_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest_module, "_ROWS_PER_PART", 100)
+    monkeypatch.setattr(manifest_module, "PART_ROWS", 100)
     write_manifest(str(tmp_path), many(250))
     written: list[str] = []
     real = storage.write_atomic

@@ -20,8 +20,8 @@ import soundfile
 
 from raysers.audio.decode import decode
 from raysers.data import readers
-from raysers.data.manifest import plan_shards
 from raysers.data.segments import Segmenting, probe_batch
+from raysers.data.shards import plan_part
 from raysers.data.sources import list_inputs
 from raysers.errors import ConfigError, ObjectChanged, ObjectMissing
 from raysers.io import storage
@@ -244,7 +244,7 @@ def test_audio_inside_parquet_is_in_shards_by_row() -> None:
             "status": ["ok"] * 200,
         }
     )
-    shards = plan_shards(manifest, shard_s=300)
+    shards = plan_part(manifest, shard_s=300)
     assert np.array_equal(np.concatenate([shards.rows(i) for i in range(len(shards))]), range(200))
 
 

@@ -8,17 +8,23 @@ import tracemalloc
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysers.data.manifest import (
+from raysers.data import manifest as manifest_module
+from raysers.data.manifest import Manifest, clips_of
+from raysers.data.shards import (
     MAX_CLIPS,
-    ShardPlan,
+    PartPlan,
+    ShardSource,
+    plan_part,
     plan_shards,
     shard_name,
 )
 from raysers.errors import ConfigError
+from raysers.schemas import MANIFEST
 from tests.benchmarks.padding import padding_waste
 
 NS = 10**9
@@ -40,7 +46,16 @@ def manifest(
     )
 
 
-def shards_of(plan: ShardPlan) -> list[list[int]]:
+def one_part(table: pa.Table, *, shard_s: float) -> PartPlan:
+    """The plan of a manifest of one part."""
+    whole = plan_shards(Manifest([table], [len(table)]), shard_s=shard_s)
+    plan = plan_part(table, shard_s=whole.shard_s)
+    assert np.array_equal(whole.seconds, plan.seconds)
+    assert np.array_equal(whole.clips, np.diff(plan.starts))
+    return plan
+
+
+def shards_of(plan: PartPlan) -> list[list[int]]:
     return [plan.rows(i).tolist() for i in range(len(plan))]
 
 
@@ -57,7 +72,7 @@ def test_every_row_is_in_one_shard_and_shards_keep_the_budget(
 ) -> None:
     durations = [duration for duration, _ in clips]
     status = [state for _, state in clips]
-    plan = plan_shards(manifest(durations, status=status), shard_s=shard_s)
+    plan = one_part(manifest(durations, status=status), shard_s=shard_s)
     shards = shards_of(plan)
     assert sorted(row for rows in shards for row in rows) == list(range(len(clips)))
     assert all(shards)
@@ -79,7 +94,7 @@ def test_every_row_is_in_one_shard_and_shards_keep_the_budget(
 def test_shards_hold_similar_lengths_and_keep_recordings_together() -> None:
     rng = np.random.default_rng(0)
     durations = np.exp(rng.normal(1.2, 0.6, 20_000)).clip(0.3, 30).tolist()
-    plan = plan_shards(manifest(durations), shard_s=1800)
+    plan = one_part(manifest(durations), shard_s=1800)
     in_order = []
     for rows in shards_of(plan):
         # a stream cannot sort: clips as they come, cut where the budget is full
@@ -89,47 +104,93 @@ def test_shards_hold_similar_lengths_and_keep_recordings_together() -> None:
     assert padding_waste(unsorted, durations) > 0.3
     # windows of equal length: a recording's windows are consecutive
     windows = manifest([10.0] * 1000, files=[f"rec{i % 10}.wav" for i in range(1000)])
-    order = plan_shards(windows, shard_s=1800).order
+    windows = windows.sort_by("file")
+    order = one_part(windows, shard_s=1800).order
     recordings = windows["file"].take(pa.array(order)).to_pylist()
     assert recordings == sorted(recordings)
 
 
 def test_a_small_archive_still_spreads_and_a_tiny_one_does_not() -> None:
-    assert len(plan_shards(manifest([3.0] * 3200), shard_s=1800)) == 32
-    assert len(plan_shards(manifest([3.0] * 10), shard_s=1800)) == 1
-    assert len(plan_shards(manifest([1800.0] * 100), shard_s=1800)) == 100
+    assert len(one_part(manifest([3.0] * 3200), shard_s=1800)) == 32
+    assert len(one_part(manifest([3.0] * 10), shard_s=1800)) == 1
+    assert len(one_part(manifest([1800.0] * 100), shard_s=1800)) == 100
 
 
-def test_a_plan_depends_on_the_clips_and_not_on_the_order_or_chunks_of_rows() -> None:
+def rows_like(table: pa.Table) -> pa.Table:
+    """A whole manifest with the clips of `table`."""
+    n = len(table)
+    empty = {field.name: pa.nulls(n, field.type) for field in MANIFEST}
+    ids = pa.array([f"{file}-{i}" for i, file in enumerate(table["file"].to_pylist())])
+    columns = {**empty, **{name: table[name] for name in table.column_names}, "clip_id": ids}
+    return pa.table(
+        [columns[name].cast(t) for name, t in zip(MANIFEST.names, MANIFEST.types, strict=True)],
+        schema=MANIFEST,
+    )
+
+
+def test_a_plan_depends_on_the_clips_and_not_on_the_order_or_chunks_of_rows(monkeypatch) -> None:
+    monkeypatch.setattr(manifest_module, "PART_ROWS", 120)
     rng = random.Random(1)
     durations: list[float | None] = [rng.uniform(0.5, 20) for _ in range(500)]
-    table = manifest(durations)
-    plan = plan_shards(table, shard_s=100)
+    table = rows_like(manifest(durations))
     mixed = list(range(500))
     rng.shuffle(mixed)
     shuffled = pa.concat_tables([table.take(mixed[:123]), table.take(mixed[123:])])
-    again = plan_shards(shuffled, shard_s=100)
-    names = [[table["file"][r].as_py() for r in rows] for rows in shards_of(plan)]
-    assert names == [[shuffled["file"][r].as_py() for r in rows] for rows in shards_of(again)]
+    names = []
+    for rows in (table, shuffled):
+        clips = Manifest.of(rows)
+        plan = plan_shards(clips, shard_s=100)
+        source = ShardSource(clips, plan)
+        names.append([source.block(n)["file"].to_pylist() for n in range(len(plan))])
+    assert names[0] == names[1]
+
+
+def test_workers_read_in_the_store_what_the_driver_planned(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(manifest_module, "PART_ROWS", 100)
+    rng = random.Random(2)
+    status = ["ok", "ok", "ok", "missing"] * 90
+    table = rows_like(manifest([rng.uniform(0.5, 20) for _ in status], status=status))
+    clips = Manifest.of(table)
+    clips.write(str(tmp_path / "manifest"))
+    plan = plan_shards(clips, shard_s=100)
+    assert len(clips) == 4
+    assert plan.clips.sum() == len(table)
+    here = ShardSource(clips, plan)
+    gone = table.slice(7, 1).set_column(
+        table.schema.get_field_index("status"), "status", pa.array(["empty"])
+    )
+    there = ShardSource.stored(str(tmp_path / "manifest"), plan, gone.select(["clip_id", "status"]))
+    found = []
+    for shard in reversed(range(len(plan))):
+        block = here.block(shard)
+        assert block["shard"].to_pylist() == [shard] * int(plan.clips[shard])
+        known = pa.compute.filter(block["duration_s"], pa.compute.equal(block["status"], "ok"))
+        assert np.nansum(known.to_numpy()) == pytest.approx(plan.seconds[shard])
+        again = {clip.clip_id: clip for clip in clips_of(there.block(shard))}
+        for clip in clips_of(block):
+            found.append(clip.clip_id)
+            expected = "empty" if clip.clip_id == gone["clip_id"][0].as_py() else clip.status
+            assert again[clip.clip_id].status == expected
+    assert sorted(found) == sorted(table["clip_id"].to_pylist())
 
 
 def test_clip_count_is_bounded_for_very_short_clips() -> None:
-    plan = plan_shards(manifest([0.001] * (2 * MAX_CLIPS + 1)), shard_s=1e9)
+    plan = one_part(manifest([0.001] * (2 * MAX_CLIPS + 1)), shard_s=1e9)
     assert max(len(rows) for rows in shards_of(plan)) <= MAX_CLIPS
-    failed = plan_shards(
+    failed = one_part(
         manifest([None] * (MAX_CLIPS + 1), status=["missing"] * (MAX_CLIPS + 1)), shard_s=60
     )
     assert [len(rows) for rows in shards_of(failed)] == [MAX_CLIPS, 1]
 
 
 def test_empty_and_wrong() -> None:
-    plan = plan_shards(manifest([]), shard_s=60)
+    plan = one_part(manifest([]), shard_s=60)
     assert len(plan) == 0
     with pytest.raises(IndexError):
         plan.rows(0)
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ConfigError, match="--shard-s"):
-            plan_shards(manifest([1.0]), shard_s=bad)
+            one_part(manifest([1.0]), shard_s=bad)
     assert shard_name(7) == "part-000007.parquet"
 
 
@@ -147,7 +208,7 @@ def test_planning_200_000_rows_takes_little_memory() -> None:
     )
     tracemalloc.start()
     before = pa.total_allocated_bytes()
-    plan = plan_shards(table, shard_s=1800)
+    plan = plan_part(table, shard_s=1800)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sorted(plan.order.tolist()) == list(range(n))

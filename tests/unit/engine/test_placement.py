@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raysers.engine.cluster import choose_placement
+from raysers.engine.placement import choose_placement
 from raysers.errors import ConfigError
 
 LAPTOP = [{"CPU": 2.0}]

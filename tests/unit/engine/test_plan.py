@@ -14,7 +14,6 @@ import soundfile as sf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raysers.data.manifest import write_manifest
 from raysers.data.segments import Segmenting
 from raysers.engine.plan import index
 
@@ -30,13 +29,13 @@ def inputs(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "labels.csv").write_text("file,speaker,arousal\na.wav,ann,0.5\n")
     table = {"file": ["b.wav"], "valence": [0.25]}
     pq.write_table(pa.table(table), tmp_path / "more.parquet")
-    write_manifest(str(tmp_path / "finished"), index([str(tmp_path / "other")], Segmenting()))
+    index([str(tmp_path / "other")], Segmenting()).write(str(tmp_path / "finished"))
     return {kind: str(tmp_path / kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kinds", permutations(KINDS), ids="-".join)
 def test_any_mix_of_inputs_is_one_manifest_with_the_labels_of_each(inputs, kinds):
-    rows = index([inputs[kind] for kind in kinds], Segmenting(), local=True).to_pylist()
+    rows = index([inputs[kind] for kind in kinds], Segmenting(), local=True).table().to_pylist()
     found = [(Path(r["file"]).stem, r["speaker"], r["arousal"], r["valence"]) for r in rows]
     assert sorted(found, key=str) == [
         ("a", "ann", 0.5, None),
@@ -59,7 +58,7 @@ def test_every_row_of_a_table_is_a_clip_or_counted_in_a_warning(inputs, capsys, 
     rows = "".join(f"a.wav,{start},{'' if end is None else end}\n" for start, end in spans)
     (folder / "t.csv").write_text(f"file,start,end\n{rows}")
     capsys.readouterr()
-    clips = index([str(folder / "t.csv")], Segmenting(), local=True)
+    clips = index([str(folder / "t.csv")], Segmenting(), local=True).table()
     merged = re.search(r"warning: (\d+) rows? name", capsys.readouterr().err)
     assert len(clips) + int(merged[1] if merged else 0) == len(spans)
     # all that end from the file's end to 100 ms behind it end with it, but for rounding of 1 ms

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from raysers.engine.job import here
+from raysers.engine.placement import here
 from raysers.errors import ConfigError
 from raysers.run import Run
 from raysers.training import plan
