@@ -23,11 +23,12 @@ from raysers.commands.probe import probe
 from raysers.engine import cluster
 from raysers.errors import RaysersError
 from raysers.evaluation.tables import print_notes
+from raysers.io import storage
 from raysers.run import Exit, Run
-from raysers.studies import cost, plan, runs, tables, units
+from raysers.studies import plan, runner, work
 from raysers.studies.experiments import Experiment
 from raysers.studies.plan import StudyFlags
-from raysers.studies.table import print_cells
+from raysers.studies.tables import print_cells
 from raysers.words.fuse import train
 
 
@@ -38,14 +39,13 @@ def study(flags: StudyFlags) -> int:
         planned = plan.make_plan(flags, run)
         cluster.connect()
         if flags.dry_run:
-            cost.print_cost(planned, cost.corpus_hours(planned))
+            plan.print_estimate(planned)
             return Exit.DONE
-        corpora = plan.load_corpora(planned)
-        runs.begin(planned, run, corpora, config)
-        runs.run_all(planned, corpora, run.run_id, _analyse)
-        place = plan.place_of(planned, corpora.in_domain)
-        written = tables.write_tables(planned.grid, place)
-        outcome = runs.outcome_of(planned, corpora)
+        corpora = plan.load_corpora(planned, storage.join(flags.output, "corpora"))
+        plan.print_plan(planned, corpora)
+        runner.begin(planned, run, corpora, config)
+        written = runner.run_all(planned, corpora, run.run_id, _analyse)
+        outcome = runner.outcome_of(planned, corpora)
         failed = outcome["cells"] - outcome["done"]
         good = failed <= flags.max_failed_cells * outcome["cells"]
         run.finish("done" if good else "done_with_failures", outcome)
@@ -57,14 +57,14 @@ def study(flags: StudyFlags) -> int:
 
 
 #: Jobs that take the whole cluster: flags of a run, and the job itself.
-_ANALYSES: Mapping[str, tuple[Callable[[Experiment, units.Place], Any], Callable[[Any], int]]] = {
-    "evaluate": (units.evaluate_flags, evaluate),
-    "fuse": (units.fuse_flags, train),
-    "probe": (units.probe_flags, probe),
+_ANALYSES: Mapping[str, tuple[Callable[[Experiment, work.Place], Any], Callable[[Any], int]]] = {
+    "evaluate": (work.evaluate_flags, evaluate),
+    "fuse": (work.fuse_flags, train),
+    "probe": (work.probe_flags, probe),
 }
 
 
-def _analyse(run: Experiment, place: units.Place) -> Mapping[str, Any]:
+def _analyse(run: Experiment, place: work.Place) -> Mapping[str, Any]:
     flags_of, job = _ANALYSES[run.job]
     code = job(flags_of(run, place))
     if code != Exit.DONE:

@@ -21,10 +21,10 @@ from raysers.engine import cluster
 from raysers.run import Exit, Run
 from raysers.training import plan as training_plan
 from raysers.training.dataset import TooManyFailed
-from raysers.tuning import plan, results, tuner
-from raysers.tuning.estimate import print_estimate, print_plan
-from raysers.tuning.flags import TuningFlags
+from raysers.tuning import plan, results
+from raysers.tuning.plan import TuningFlags
 from raysers.tuning.resources import find_resources
+from raysers.tuning.tuner import run_sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,24 +36,23 @@ def tune(flags: TuneFlags) -> int:
     """Check, plan, run the trials that are left, conclude; returns the exit code."""
     config, flags = as_plain(flags), training_plan.with_absolute_paths(flags)
     with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
-        plan.refuse_unknown_trials(run)
-        planned = plan.draft(flags)
+        sweep = plan.make_sweep(flags)
         cluster.connect()
-        sweep, clips = plan.make_sweep(planned, run)
+        sweep, clips = plan.with_data(sweep, run)
         resources = find_resources(sweep.trials, flags.workers_per_trial, flags.max_concurrent)
-        print_plan(sweep, resources)
+        plan.print_plan(sweep, resources)
         if flags.dry_run:
-            print_estimate(sweep, resources, clips)
+            plan.print_estimate(sweep, resources, clips)
             return Exit.DONE
-        if tuner.is_finished(sweep):
-            trials = tuner.ended_trials(sweep)
-            results.print_outcome(sweep, trials, sweep.earlier_outcome)
-            return results.exit_code(trials, flags.max_failed_trials)
-        plan.begin(sweep, run, clips, config)
-        trials = tuner.run_trials(sweep, resources)
-        outcome = results.conclude(sweep, trials)
+        outcome = (run.earlier.outcome if run.earlier else None) or {}
+        finished = "statuses" in outcome and not plan.left(sweep)
+        if not finished:
+            plan.begin(sweep, run, clips, config)
+        trials = run_sweep(sweep, resources, lambda known: results.write_trials(known, sweep))
         code = results.exit_code(trials, flags.max_failed_trials)
-        run.finish(results.STATUSES[code], outcome)
+        if not finished:
+            outcome = results.conclude(sweep, trials)
+            run.finish(results.STATUSES[code], outcome)
         results.print_outcome(sweep, trials, outcome)
         return code
 

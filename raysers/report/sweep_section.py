@@ -1,6 +1,6 @@
 """Sweeps in the report: their own pictures, with the table of trials behind them.
 
-The pictures are those of `sweep_figure`. The best of many trials is flattered by its score, and
+The best of many trials is flattered by its score, and
 the page says so.
 """
 
@@ -10,16 +10,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from raysers.plotting import model_names
 from raysers.report.evidence import ReportData
-from raysers.report.parts import Cell, Chart, Exhibit, Grid, shown, with_bounds
-from raysers.tuning.figure import importance_bars, learning_curves, parallel_coordinates
-from raysers.tuning.importance import Axis, Importance, Share, Tried
+from raysers.report.parts import Cell, Chart, Exhibit, Grid, shown
+from raysers.tuning.figures import PARAMETER, pictures
 
 _MOST_ROWS = 200
-_PARAMETER = "param_"
-#: A flag that spans at least this factor is shown on a logarithmic scale.
-_LOG_SPAN = 30.0
 
 
 def sweep_exhibits(found: ReportData) -> list[Exhibit]:
@@ -46,85 +44,41 @@ def _sweep(
     curves: Sequence[Mapping[str, Any]],
     outcome: Mapping[str, Any],
 ) -> Exhibit:
-    tried = tried_of(rows, curves)
-    charts = _charts(key, tried, axes_of(rows), _grid(rows), importance_of(outcome))
+    found = outcome.get("importance")
+    found = found if isinstance(found, Mapping) else {}
+    charts = _charts(key, rows, curves, found)
     return Exhibit(
         key=key,
         name="",
         title=f"Search of {name}: {len(rows)} trials",
         lead="The dev CCC of the best of many trials is too good by as much as luck gave it: "
         "measure it on clips no trial has seen.",
-        charts=[chart for chart in charts if chart is not None],
+        charts=list(charts),
     )
 
 
 def _charts(
-    key: str, tried: Sequence[Tried], axes: Sequence[Axis], trials: Grid, found: Importance
-) -> Iterator[Chart | None]:
-    scores = [t.score for t in tried if t.score is not None]
-    best = f"{len(tried)} trials; the best dev CCC is {shown(max(scores), 2)}." if scores else ""
-    for name, title, picture, grid in (
-        ("trials", "trials through their values", parallel_coordinates(tried, axes), trials),
-        ("importance", "what mattered", importance_bars(found), _importance_grid(found)),
-        ("curves", "CCC on dev by epoch", learning_curves(tried), trials),
+    key: str,
+    rows: Sequence[Mapping[str, Any]],
+    curves: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any],
+) -> Iterator[Chart]:
+    scores = [row["dev_ccc_mean"] for row in rows if row["dev_ccc_mean"] is not None]
+    best = f"{len(rows)} trials; the best dev CCC is {shown(max(scores), 2)}." if scores else ""
+    columns = ["cell", "epoch", "dimension", "ccc"]
+    drawn = pictures(pd.DataFrame(rows), pd.DataFrame(curves, columns=columns), found)
+    for name, title, grid in (
+        ("parallel_coordinates", "trials through their values", _grid(rows)),
+        ("importance", "what mattered", _importance_grid(found)),
+        ("learning_curves", "CCC on dev by epoch", _grid(rows)),
     ):
-        if picture:
+        if name in drawn:
             alt = f"{title.capitalize()}. {best}"
-            yield Chart(key=f"{key}-{name}", title=title, alt=alt, picture=picture, grid=grid)
-
-
-def tried_of(
-    rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]] = ()
-) -> list[Tried]:
-    """Trials from a sweep's tables."""
-    by_cell: dict[str, list[tuple[int, float | None]]] = {}
-    for row in curves:
-        if row["dimension"] == "mean":
-            by_cell.setdefault(row["cell"], []).append((row["epoch"], row["ccc"]))
-    return [
-        Tried(
-            number=row["number"],
-            status=row["status"],
-            score=row["dev_ccc_mean"],
-            values={k.removeprefix(_PARAMETER): v for k, v in row.items() if _searched(k)},
-            curve=sorted(by_cell.get(row["trial"], ())),
-        )
-        for row in rows
-    ]
-
-
-def axes_of(rows: Sequence[Mapping[str, Any]]) -> list[Axis]:
-    """The searched flags that vary, by name; those not searched in every trial are left out."""
-    axes = []
-    for column in sorted(filter(_searched, rows[0])):
-        values = [row[column] for row in rows]
-        if None in values or len(set(map(str, values))) < 2:
-            continue
-        numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        log = numeric and min(values) > 0 and max(values) / min(values) >= _LOG_SPAN
-        axes.append(Axis(name=column.removeprefix(_PARAMETER), numeric=numeric, log=log))
-    return axes
-
-
-def importance_of(outcome: Mapping[str, Any]) -> Importance:
-    """What the sweep itself found to matter; nothing when its record does not say."""
-    found = outcome.get("importance")
-    known = found if isinstance(found, Mapping) else {}
-    shares = [
-        Share(
-            name=str(row["name"]),
-            value=float(row["value"]),
-            ci_low=float(row.get("ci_low", math.nan)),
-            ci_high=float(row.get("ci_high", math.nan)),
-        )
-        for row in known.get("shares", ())
-    ]
-    method, note = str(known.get("method", "")), str(known.get("note", ""))
-    return Importance(method=method, shares=shares, note=note)
+            yield Chart(key=f"{key}-{name}", title=title, alt=alt, picture=drawn[name], grid=grid)
 
 
 def _searched(column: str) -> bool:
-    return column.startswith(_PARAMETER)
+    return column.startswith(PARAMETER)
 
 
 def _grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
@@ -139,7 +93,7 @@ def _grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
         ]
         for row in sorted(rows, key=_rank)
     ]
-    names = [name.removeprefix(_PARAMETER) for name in searched]
+    names = [name.removeprefix(PARAMETER) for name in searched]
     return Grid(
         caption="Trials, the best first",
         columns=["trial", "status", "dev CCC, mean", *names, "error"],
@@ -158,7 +112,9 @@ def _parameter(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _importance_grid(found: Importance) -> Grid:
-    rows = [(s.name, with_bounds(s.value, s.ci_low, s.ci_high, 2)) for s in found.shares]
-    caption = f"Share of the difference between trials, by {found.method}: {found.note}"
-    return Grid(caption=caption, columns=["flag", "importance [95 %]"], rows=rows)
+def _importance_grid(found: Mapping[str, Any]) -> Grid:
+    rows = [(str(s["name"]), shown(float(s["value"]), 2)) for s in found.get("shares", ())]
+    caption = (
+        f"Share of the difference between trials, by {found.get('method')}: {found.get('note')}"
+    )
+    return Grid(caption=caption, columns=["flag", "importance"], rows=rows)

@@ -17,10 +17,10 @@ from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.words.fusion_scores import FUSED, OTHERS
 
 NAN = math.nan
-#: The studies the paper's figures are of, and the trainings they begin from; others are the user's.
+#: The studies the paper's figures are of; others are the user's.
 PAPER_STUDIES = (
-    "beginnings", "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness",
-    "fairness", "speakers", "embeddings", "fusion", "probe",
+    "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness",
+    "fairness", "speakers", "embeddings", "fusion", "probe", "respoken",
 )  # fmt: skip
 #: What a study varies when it trains the same several times.
 SEED = "seed"

@@ -1,7 +1,7 @@
-"""From studies to cells, and from cells to runs: what is the same in several cells is run once.
+"""From studies to cells, and from cells to experiments: what several cells share is run once.
 
-The name of a run follows from its settings alone, so any study that needs the same run finds it. A
-cell is a line of a study's table; many cells may point to one run.
+The name of an experiment follows from its settings alone, so any study that needs the same one
+finds it. A cell is a line of a study's table; many cells may point to one experiment.
 """
 
 from __future__ import annotations
@@ -11,24 +11,15 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from raysers.errors import ConfigError
-from raysers.io import storage
 from raysers.models.backbones import CNN14, parse_model_name
-from raysers.studies import networks
-from raysers.studies.study import Study
-
-#: Kind of the runs that stand for pre-training in small; a job to itself.
-PRETRAIN = "begin"
-#: Name of the study their cells are listed under.
-PRETRAININGS = "beginnings"
+from raysers.studies import synthetic
+from raysers.studies.study import Model, Study
 
 _RANDOM = "random:"
-#: How names of local folders and files begin.
-_LOCAL = ("/", "./", "../", "~")
-_SMALL_LABEL = "{}-tiny"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +28,9 @@ class Experiment:
 
     Attributes:
         name: unique; its folder is `runs/NAME`.
-        job: `begin`, `train`, or the job that looks at models.
+        job: `train`, or the job that analyses models.
         settings: everything that decides its result, beside the data; JSON-ready.
-        needs: names of the runs it starts from.
+        needs: names of the experiments whose models it analyses.
     """
 
     name: str
@@ -58,8 +49,8 @@ class Experiment:
 class Cell:
     """A line of a study's table; see `schemas.CELLS`.
 
-    `variant` tells a training from others of the same model in its study; `labels` is, by run that
-    the cell looks at (or is), what the reader calls that model.
+    `variant` tells a training from others of the same model in its study; `labels` is, by
+    experiment that the cell analyses (or is), what the reader calls that model.
     """
 
     study: str
@@ -76,163 +67,88 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """All cells, in the order of the studies, and all runs, what is needed first."""
+    """All cells, in the order of the studies, and all experiments, trainings first."""
 
     cells: Sequence[Cell]
     runs: Mapping[str, Experiment]
 
 
 def make_grid(studies: Iterable[Study], scale: str) -> Grid:
-    """The cells of all studies and the runs they share.
+    """The cells of all studies and the experiments they share.
 
     Raises:
         ConfigError: a backbone there is not; the line names study and key.
     """
     runs: dict[str, Experiment] = {}
-    cells = [cell for study in studies for cell in _cells(study, scale, runs)]
-    begun = [
-        Cell(
-            study=PRETRAININGS,
-            cell=str(run.settings["backbone"]),
-            job=run.job,
-            model=_SMALL_LABEL.format(run.settings["backbone"]),
-            factor="",
-            factor_value="",
-            seed=int(run.settings["train"]["seed"]),
-            run=run.name,
-            labels={run.name: _SMALL_LABEL.format(run.settings["backbone"])},
-        )
-        for run in runs.values()
-        if run.job == PRETRAIN
-    ]
-    order = {PRETRAIN: 0, "train": 1}
-    ordered = sorted(runs.values(), key=lambda run: order.get(run.job, 2))
-    return Grid(cells=[*begun, *cells], runs={run.name: run for run in ordered})
-
-
-def _cells(study: Study, scale: str, runs: dict[str, Experiment]) -> list[Cell]:
-    trained = list(_trainings(study, scale, runs))
-    if study.job == "train":
-        return trained
-    if study.together or study.best:
-        return [_analysis(study, trained, runs)]
-    return [_analysis(study, [one], runs) for one in trained]
+    cells: list[Cell] = []
+    for study in studies:
+        trained = list(_trainings(study, scale, runs))
+        if study.job == "train":
+            cells += trained
+        elif study.together or study.best:
+            cells.append(_analysis(study, trained, runs))
+        else:
+            cells += [_analysis(study, [one], runs) for one in trained]
+    ordered = sorted(runs.values(), key=lambda run: run.job != "train")
+    return Grid(cells=cells, runs={run.name: run for run in ordered})
 
 
 def _trainings(study: Study, scale: str, runs: dict[str, Experiment]) -> Iterator[Cell]:
-    for label, backbone in study.models.items():
+    for label, model in study.models.items():
+        small = scale == "small" and synthetic.has_small(_bare(model.backbone))
+        shown = f"{label}-tiny" if small else label
         for value, changes in study.values.items():
+            if model.only and value not in model.only:
+                continue
             for seed in study.seeds:
-                run = _training(study, scale, backbone, {**study.train, **changes}, seed, runs)
-                shown = label
-                if scale == "small" and networks.has_small(_bare(backbone)):
-                    shown = _SMALL_LABEL.format(label)
+                flags = {**study.train, **changes, **model.train, "seed": seed}
+                run = _training(study, model, flags, small=small, tiny=scale == "small")
+                run = runs.setdefault(run.name, run)
+                words = [value] if len(study.values) > 1 else []
+                words += [f"seed {seed}"] if len(study.seeds) > 1 else []
                 factor_value = value or (str(seed) if study.factor == "seed" else label)
                 yield Cell(
                     study=study.name,
-                    cell=_cell_name(study, label, value, seed),
+                    cell="-".join(map(_slug, [label, *words])),
                     job="train",
                     model=shown,
                     factor=study.factor,
                     factor_value=factor_value if study.factor else "",
                     seed=seed,
                     run=run.name,
-                    variant=" ".join(_variant(study, value, seed)),
+                    variant=" ".join(words),
                     labels={run.name: shown},
                 )
 
 
-def _cell_name(study: Study, label: str, value: str, seed: int) -> str:
-    return "-".join(map(_slug, [label, *_variant(study, value, seed)]))
-
-
-def _variant(study: Study, value: str, seed: int) -> list[str]:
-    words = [value] if len(study.values) > 1 else []
-    return [*words, f"seed {seed}"] if len(study.seeds) > 1 else words
-
-
 def _training(
-    study: Study,
-    scale: str,
-    backbone: str,
-    train: Mapping[str, Any],
-    seed: int,
-    runs: dict[str, Experiment],
+    study: Study, model: Model, flags: dict[str, Any], *, small: bool, tiny: bool
 ) -> Experiment:
-    flags = dict(train)
-    name = _place(study, _bare(backbone))
-    is_random = backbone.startswith(_RANDOM) or flags.pop("weights", "") == "random"
-    small = scale == "small" and networks.has_small(name)
-    needs: tuple[str, ...] = ()
-    if small:
-        flags = {**networks.TRAIN, **flags}
-    if name == CNN14:
-        is_random = True
-    if small and not is_random:
-        begin = _beginning(name)
-        runs.setdefault(begin.name, begin)
-        needs = (begin.name,)
-    elif small and name != CNN14:
-        flags = {"front": "mel", "front_steps": networks.PRETRAIN["front_steps"], **flags}
-    _check_backbone(study, backbone, name, is_random)
-    settings = {
-        "backbone": name,
-        "random": is_random,
-        "small": small,
-        "train": {**flags, "seed": seed},
-    }
-    return _added(runs, "train", ("random-" if is_random and name != CNN14 else "") + name,
-                  settings, needs)  # fmt: skip
-
-
-def with_absolute_backbones(study: Study) -> Study:
-    """The study with names of local backbones that mean the same in every folder."""
-    models = dict(study.models)
-    for label, backbone in study.models.items():
-        name = _bare(backbone)
-        if name.startswith(_LOCAL):
-            models[label] = backbone.removesuffix(name) + storage.absolute(name)
-    return replace(study, models=models)
-
-
-def _place(study: Study, name: str) -> str:
-    """A local folder or file by a name that means the same in every process."""
-    if not name.startswith(_LOCAL):
-        return name
-    place = storage.absolute(name)
-    if not os.path.exists(place):
-        raise ConfigError(f"--study {study.name}: key 'models': {name} does not exist")
-    return place
-
-
-def _check_backbone(study: Study, backbone: str, name: str, is_random: bool) -> None:
+    name = _bare(model.backbone)
+    is_random = model.backbone != name or name == CNN14 or small
+    is_random = flags.pop("weights", "") == "random" or is_random
+    if tiny:
+        front = synthetic.FRONT if small and name != CNN14 else {}
+        flags = {**synthetic.TRAIN, **front, **flags}
     try:
+        if name.startswith("/") and not os.path.exists(name):
+            raise ConfigError("it does not exist")
         parse_model_name((_RANDOM if is_random else "") + name)
     except ConfigError as error:
-        text = str(error)
-        raise ConfigError(f"--study {study.name}: key 'models': {backbone!r}: {text}") from error
-
-
-def _beginning(alias: str) -> Experiment:
-    begin = networks.PRETRAININGS[alias]
-    seed = list(networks.PRETRAININGS).index(alias)
-    settings = {
-        "backbone": alias,
-        "random": True,
-        "small": True,
-        "speech": begin.speech,
-        "train": {**networks.PRETRAIN, **begin.train, "seed": seed},
-    }
-    return _added({}, PRETRAIN, f"begin-{alias}", settings, ())
+        raise ConfigError(
+            f"--study {study.name}: key 'models': {model.backbone!r}: {error}"
+        ) from error
+    settings = {"backbone": name, "random": is_random, "small": small, "train": flags}
+    words = ("random-" if is_random and not small and name != CNN14 else "") + name
+    return _experiment("train", words, settings, ())
 
 
 def _analysis(study: Study, trained: Sequence[Cell], runs: dict[str, Experiment]) -> Cell:
-    settings = {"flags": dict(study.flags), "best": study.best}
     needs = tuple(dict.fromkeys(cell.run for cell in trained))
-    alone = len(trained) == 1
-    words = f"{study.job}-{trained[0].model}" if alone else f"{study.job}-{study.name}"
-    run = _added(runs, study.job, words, settings, needs)
-    one = trained[0]
+    one, alone = trained[0], len(trained) == 1
+    words = f"{study.job}-{one.model if alone else study.name}"
+    run = _experiment(study.job, words, {"flags": dict(study.flags), "best": study.best}, needs)
+    names = [cell.model for cell in trained]
     return Cell(
         study=study.name,
         cell=one.cell if alone else "all" if study.together else "best",
@@ -241,34 +157,21 @@ def _analysis(study: Study, trained: Sequence[Cell], runs: dict[str, Experiment]
         factor=study.factor,
         factor_value=one.factor_value if alone else "",
         seed=one.seed if alone else None,
-        run=run.name,
-        labels=_labels(trained),
+        run=runs.setdefault(run.name, run).name,
+        labels={  # with what tells them apart where they are repeated
+            cell.run: cell.model if names.count(cell.model) == 1 else f"{cell.model} {cell.variant}"
+            for cell in trained
+        },
     )
 
 
-def _labels(trained: Sequence[Cell]) -> dict[str, str]:
-    """What to call the models of a look; with what tells them apart where they are repeated."""
-    names = [cell.model for cell in trained]
-    return {
-        cell.run: cell.model if names.count(cell.model) == 1 else f"{cell.model} {cell.variant}"
-        for cell in trained
-    }
-
-
-def _added(
-    runs: dict[str, Experiment],
-    job: str,
-    words: str,
-    settings: Mapping[str, Any],
-    needs: tuple[str, ...],
+def _experiment(
+    job: str, words: str, settings: Mapping[str, Any], needs: tuple[str, ...]
 ) -> Experiment:
-    """The run with these settings, made if it is not there."""
-    key = {"job": job, **settings, "needs": list(needs)}
-    text = json.dumps(key, sort_keys=True, default=list)
+    text = json.dumps({"job": job, **settings, "needs": list(needs)}, sort_keys=True, default=list)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     plain = json.loads(json.dumps(settings, default=list))
-    run = Experiment(name=f"{_slug(words)}-{digest}", job=job, settings=plain, needs=needs)
-    return runs.setdefault(run.name, run)
+    return Experiment(name=f"{_slug(words)}-{digest}", job=job, settings=plain, needs=needs)
 
 
 def _bare(backbone: str) -> str:

@@ -1,4 +1,4 @@
-"""What a study has to do, checked before anything is written: studies, corpora, folder, cells.
+"""What a study has to do, checked before anything is written, and what it would cost.
 
 One output may take more studies later: their files are kept in OUTPUT/studies, and what they have
 in common with earlier ones is not run again. The corpora stay those of the first command.
@@ -6,27 +6,47 @@ in common with earlier ones is not run again. The corpora stay those of the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
+import pyarrow.compute as pc
 import tyro
 
 from raysers.cli import Output, Uris
 from raysers.data.manifest import is_manifest, read_manifest
+from raysers.engine.progress import duration, hours, print_pairs, print_warning
 from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedError
 from raysers.io import storage
+from raysers.models.backbones import parse_model_name
+from raysers.robustness.suites import SUITES
 from raysers.run import Run, RunRecord, absolute_output
 from raysers.studies import corpora as study_corpora
-from raysers.studies import speech as study_speech
+from raysers.studies import synthetic
 from raysers.studies.corpora import Corpora
-from raysers.studies.experiments import PRETRAIN, Grid, make_grid, with_absolute_backbones
-from raysers.studies.study import Study, in_order, read_studies, read_study
-from raysers.studies.units import Place, training_flags
+from raysers.studies.experiments import Experiment, Grid, make_grid
+from raysers.studies.study import (
+    Study,
+    in_order,
+    read_studies,
+    read_study,
+    with_absolute_backbones,
+)
+from raysers.studies.work import IN_TRIALS, Place, training_flags
+from raysers.training import plan as training_plan
+from raysers.tuning.resources import find_resources, measure_speed
+from raysers.tuning.trials import stored
 
 JOB = "study"
-#: Version of what a study does with its settings; another one never goes on with its cells.
-STUDY_VERSION = 1
+#: Version of what a study does with its settings; another one never resumes its cells.
+STUDY_VERSION = 2
+#: Forward passes that take as long as a training step on the same audio.
+_FORWARDS = 3
+#: Packages without which a job cannot do all of its work.
+_PACKAGES = {"probe": ("espeakng_loader", "wordcloud"), "annotate": ("sklearn",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +93,6 @@ class StudyFlags:
                 raise ConfigError(f"{flag} is {value or 'empty'}: give {wanted}")
 
 
-FlagsT = TypeVar("FlagsT", bound=StudyFlags)
-
-
 def _rules(flags: StudyFlags) -> Iterator[tuple[bool, str, str]]:
     yield bool(flags.study), "--study", "a study, or paper for all of them"
     yield bool(flags.output), "--output", "a folder or an s3:// prefix"
@@ -92,14 +109,14 @@ def _rules(flags: StudyFlags) -> Iterator[tuple[bool, str, str]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyPlan:
-    """A study that can begin or go on.
+    """A study that can begin or resume.
 
     Attributes:
         flags: with absolute paths.
         wanted: names of the studies of this command.
         studies: those, and the ones the output holds from before.
-        grid: cells and runs of all of them.
-        settings: everything that decides the runs.
+        grid: cells and experiments of all of them.
+        settings: everything that decides the experiments.
         earlier: the record of the run that is resumed, if any.
     """
 
@@ -110,17 +127,25 @@ class StudyPlan:
     settings: dict[str, Any]
     earlier: RunRecord | None
 
-    @property
-    def speech(self) -> list[study_speech.MadeUp]:
-        """Corpora that have to be made up."""
-        corpora = list(made_up_corpora(self.flags))
-        for run in self.grid.runs.values():
-            if run.job == PRETRAIN:
-                corpora += study_speech.PRETRAININGS[run.settings["speech"]]
-        return list({corpus.name: corpus for corpus in corpora}.values())
+    def place(self, corpora: Corpora | None = None) -> Place:
+        """Where the experiments are, before the cluster is known."""
+        return Place(
+            output=self.flags.output,
+            in_domain=corpora.in_domain if corpora else "",
+            workers=self.flags.workers_per_trial,
+        )
+
+    def left(self) -> list[Experiment]:
+        """The experiments that are not over."""
+        records = {name: stored(self.place().uri(name)) for name in self.grid.runs}
+        return [
+            run
+            for run in self.grid.runs.values()
+            if (known := records[run.name]) is None or not known.is_final(self.flags.retries)
+        ]
 
 
-def with_absolute_paths(flags: FlagsT) -> FlagsT:
+def with_absolute_paths(flags: StudyFlags) -> StudyFlags:
     """The flags, checked, with places that mean the same in every process of the cluster.
 
     Raises:
@@ -146,104 +171,44 @@ def make_plan(flags: StudyFlags, run: Run) -> StudyPlan:
         ConfigError: a study file, with its key.
         RefusedError: the output holds these studies with other values.
     """
+    names = ("scale", "data", "in_domain", "emotion_map", "speakers", "limit")
+    values = {name: getattr(flags, name) for name in names}
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    settings["study_version"] = STUDY_VERSION
     wanted = [with_absolute_backbones(study) for study in read_studies(flags.study, flags.scale)]
     kept: list[Study] = []
     if run.earlier is not None:
-        known = {"corpora": run.earlier.settings.get("corpora")}
-        run.refuse_other_settings(_settings(flags) | known)
-        kept = _kept(flags.output)
-        for study in wanted:
-            _refuse_other_study(flags.output, study, kept)
-    names = [study.name for study in wanted]
-    studies = in_order([*wanted, *(one for one in kept if one.name not in names)])
+        run.refuse_other_settings(settings | {"corpora": run.earlier.settings.get("corpora")})
+        with contextlib.suppress(ObjectMissing):
+            folder = storage.join(flags.output, "studies")
+            found = storage.list_objects(folder, suffixes={".yaml"})
+            kept = [with_absolute_backbones(read_study(one.uri, "full")) for one in found]
+        _refuse_other_studies(flags.output, wanted, kept)
+    new = [study.name for study in wanted]
+    studies = in_order([*wanted, *(one for one in kept if one.name not in new)])
     plan = StudyPlan(
         flags=flags,
-        wanted=names,
+        wanted=new,
         studies=studies,
         grid=make_grid(studies, flags.scale),
-        settings=_settings(flags),
+        settings=settings,
         earlier=run.earlier,
     )
-    _check_trainings(plan)
+    for cell in plan.grid.cells:  # values that do not go together, before any is trained
+        if cell.job == "train":
+            try:
+                training_flags(plan.grid.runs[cell.run], plan.place())
+            except ConfigError as error:
+                raise ConfigError(f"--study {cell.study}: cell {cell.cell}: {error}") from error
     return plan
 
 
-def load_corpora(plan: StudyPlan, *, speak: bool = True) -> Corpora:
-    """The corpora on the connected cluster: as they were, or read now, made up where needed.
-
-    Args:
-        plan: of the study.
-        speak: make speech below OUTPUT; without, synthetic corpora are left out.
-
-    Raises:
-        ConfigError: data that cannot be used.
-    """
-    flags = plan.flags
-    if plan.earlier is not None:
-        return _stored(plan)
-    tables, firsts, notes = study_corpora.read_corpora(
-        flags.data, emotion_map=flags.emotion_map, speakers=flags.speakers
-    )
-    made_up = made_up_corpora(flags) if speak else []
-    if made_up:
-        tables |= study_speech.make_speech(made_up, storage.join(flags.output, "corpora"))
-        notes.append(
-            f"{', '.join(one.name for one in made_up)}: spoken by espeak-ng with invented "
-            "emotions; figures prove that the way works, nothing about emotion in voices"
-        )
-    home = list(flags.in_domain) or firsts or [made_up[0].name]
-    for name in home:
-        if name not in tables:
-            raise ConfigError(f"--in-domain {name}: the corpora are {', '.join(tables)}")
-    return study_corpora.arrange(tables, home, notes, flags.limit)
-
-
-def made_up_corpora(flags: StudyFlags) -> list[study_speech.MadeUp]:
-    """What is made up because too little was given: small studies have two corpora at least."""
-    if flags.scale != "small" or len(flags.data) > 1:
-        return []
-    return [study_speech.HOME] if flags.data else [study_speech.HOME, study_speech.CROSS_CORPUS]
-
-
-def place_of(plan: StudyPlan, in_domain: str) -> Place:
-    """Where the runs are, before the cluster is known."""
-    return Place(
-        output=plan.flags.output,
-        in_domain=in_domain,
-        workers=plan.flags.workers_per_trial,
-        retries=plan.flags.retries,
-    )
-
-
-def study_uri(output: str, name: str) -> str:
-    """Where an output keeps a study's file."""
-    return storage.join(output, "studies", f"{name}.yaml")
-
-
-def _settings(flags: StudyFlags) -> dict[str, Any]:
-    names = ("scale", "data", "in_domain", "emotion_map", "speakers", "limit")
-    values = {name: getattr(flags, name) for name in names}
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-    return {**plain, "study_version": STUDY_VERSION}
-
-
-def _kept(output: str) -> list[Study]:
-    try:
-        found = list(storage.list_objects(storage.join(output, "studies"), suffixes={".yaml"}))
-    except ObjectMissing:
-        return []
-    return [with_absolute_backbones(read_study(one.uri, "full")) for one in found]
-
-
-def _refuse_other_study(output: str, study: Study, kept: Sequence[Study]) -> None:
-    for earlier in kept:
-        if earlier.name != study.name:
-            continue
-        differing = [
-            name
-            for name in Study.__slots__
-            if name != "about" and getattr(study, name) != getattr(earlier, name)
-        ]
+def _refuse_other_studies(output: str, wanted: Sequence[Study], kept: Sequence[Study]) -> None:
+    known = {study.name: study for study in kept}
+    for study in wanted:
+        earlier = known.get(study.name, study)
+        names = [name for name in Study.__slots__ if name != "about"]
+        differing = [name for name in names if getattr(study, name) != getattr(earlier, name)]
         if differing:
             raise RefusedError(
                 f"--output {output} holds the study {study.name} with other "
@@ -251,28 +216,45 @@ def _refuse_other_study(output: str, study: Study, kept: Sequence[Study]) -> Non
             )
 
 
-def _check_trainings(plan: StudyPlan) -> None:
-    """Refuse values that do not go together, before any is trained."""
-    place = place_of(plan, "")
-    for cell in plan.grid.cells:
-        run = plan.grid.runs[cell.run]
-        if run.job in (PRETRAIN, "train"):
-            try:
-                training_flags(run, place)
-            except ConfigError as error:
-                raise ConfigError(f"--study {cell.study}: cell {cell.cell}: {error}") from error
+def load_corpora(plan: StudyPlan, folder: str) -> Corpora:
+    """The corpora on the connected cluster: as they were, or read now.
+
+    Args:
+        plan: of the study.
+        folder: for synthetic speech where a small study needs it.
+
+    Raises:
+        ConfigError: data that cannot be used.
+    """
+    flags = plan.flags
+    if plan.earlier is not None:
+        return _stored_corpora(flags.output, plan.earlier.settings["corpora"])
+    found, firsts, notes = study_corpora.read_corpora(
+        flags.data, emotion_map=flags.emotion_map, speakers=flags.speakers
+    )
+    if flags.scale == "small" and len(flags.data) < 2:  # at least two corpora
+        made = [synthetic.HOME] if flags.data else [synthetic.HOME, synthetic.CROSS_CORPUS]
+        found |= synthetic.make_speech(made, folder)
+        firsts = firsts or [synthetic.HOME.name]
+        notes.append(
+            f"{', '.join(one.name for one in made)}: spoken by espeak-ng with invented emotions; "
+            "figures prove that the way works, nothing about emotion in voices"
+        )
+    home = list(flags.in_domain) or firsts
+    for name in home:
+        if name not in found:
+            raise ConfigError(f"--in-domain {name}: the corpora are {', '.join(found)}")
+    return study_corpora.arrange(found, home, notes, flags.limit)
 
 
-def _stored(plan: StudyPlan) -> Corpora:
+def _stored_corpora(output: str, known: Mapping[str, Any]) -> Corpora:
     """The corpora as the first command left them."""
-    output, known = plan.flags.output, plan.earlier.settings["corpora"] if plan.earlier else {}
-    if not all(
-        map(is_manifest, (study_corpora.training_uri(output), study_corpora.evaluation_uri(output)))
-    ):
+    uris = study_corpora.training_uri(output), study_corpora.evaluation_uri(output)
+    if not all(map(is_manifest, uris)):
         raise RaysersError(f"{output} has lost its corpora: start again in another folder")
     corpora = Corpora(
-        training=read_manifest(study_corpora.training_uri(output)),
-        judged=read_manifest(study_corpora.evaluation_uri(output)),
+        training=read_manifest(uris[0]),
+        judged=read_manifest(uris[1]),
         home=tuple(known["home"]),
         others=tuple(known["others"]),
         notes=tuple(known["notes"]),
@@ -283,3 +265,130 @@ def _stored(plan: StudyPlan) -> Corpora:
             "outside; start again in another folder"
         )
     return corpora
+
+
+def missing(plan: StudyPlan, corpora: Corpora) -> dict[str, str]:
+    """What the studies of this command need and this machine does not have, by study."""
+    spoken = pc.any(pc.is_valid(corpora.training["transcript"])).as_py()
+    found: dict[str, str] = {}
+    checked: dict[str, str] = {}
+    for study in plan.studies:
+        lacks = [
+            f"package {name}"
+            for name in _PACKAGES.get(study.job, ())
+            if importlib.util.find_spec(name) is None
+        ]
+        needs_text = study.job == "probe" or study.flags.get("asr") == "manifest"
+        if needs_text and not spoken:
+            lacks.append(f"transcripts of {', '.join(corpora.home)}")
+        names = [str(study.flags[key]) for key in ("text_model", "asr") if key in study.flags]
+        if plan.flags.scale == "full":
+            names += [model.backbone for model in study.models.values()]
+        for name in dict.fromkeys(names):
+            if name not in checked:
+                checked[name] = _hub_error(name)
+            lacks += [checked[name]] if checked[name] else []
+        if lacks and study.name in plan.wanted:
+            found[study.name] = "; ".join(lacks)
+    return found
+
+
+def _hub_error(name: str) -> str:
+    """Why a model of the hub cannot be had; empty where it can, or is none of the hub."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        model = parse_model_name(name)
+    except ConfigError:  # another name of a text model or recogniser
+        hub_id, random = (name, False) if name.count("/") == 1 or "bert" in name else ("", True)
+    else:
+        hub_id, random = model.hub_id or "", model.random
+    if not hub_id or random:
+        return ""
+    try:
+        hf_hub_download(hub_id, "config.json", revision=None)
+    except Exception as error:  # the library raises errors of its own and of its HTTP client
+        return f"hub model {hub_id} ({type(error).__name__})"
+    return ""
+
+
+def print_plan(plan: StudyPlan, corpora: Corpora) -> None:
+    """Cells, corpora and what is missing, before the study starts."""
+    left = plan.left()
+    pairs = {
+        "studies": ", ".join(plan.wanted),
+        "cells": f"{len(plan.grid.cells)}, {len(plan.grid.runs)} runs, {len(left)} of them left",
+        "corpora": f"trained on {', '.join(corpora.home)}; also evaluated on "
+        + (", ".join(corpora.others) or "no other"),
+    }
+    print_pairs("study", pairs)
+    for name, lacks in missing(plan, corpora).items():
+        print_warning(f"study {name} lacks {lacks}: its cells will fail or be incomplete")
+
+
+def print_estimate(plan: StudyPlan) -> None:
+    """A line for every experiment that is left, and their sum, measured on a few batches.
+
+    One training of each backbone is measured; scoring is counted at three times its speed, and
+    evaluation, fusion and probe are not counted.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        corpora = load_corpora(plan, folder)
+        print_plan(plan, corpora)
+        left = plan.left()
+        resources = find_resources(
+            max(1, len(left)), plan.flags.workers_per_trial, plan.flags.max_concurrent
+        )
+        synthetic.write_networks(folder, small_networks(plan))
+        place = replace(plan.place(), output=folder)
+        speeds: dict[str, float | str] = {}
+        total_s = 0.0
+        lines: dict[str, str] = {}
+        for run in left:
+            if run.job not in IN_TRIALS:
+                lines[run.name] = f"{run.job}, not estimated"
+                continue
+            training = plan.grid.runs[run.needs[0]] if run.needs else run
+            backbone = str(training.settings["backbone"])
+            flags = training_flags(training, place)
+            if backbone not in speeds:
+                try:
+                    settled, _ = training_plan.inspect(flags)
+                    speeds[backbone] = measure_speed(settled, corpora.training, resources)
+                except RaysersError as error:
+                    speeds[backbone] = str(error)
+            speed = speeds[backbone]
+            if isinstance(speed, str):
+                lines[run.name] = f"cannot be measured: {speed}"
+                continue
+            audio_s = _audio_s(run, training_plan.inspect(flags)[0].epochs, corpora)
+            total_s += audio_s / speed
+            lines[run.name] = f"{hours(audio_s)} of audio, {duration(audio_s / speed)}"
+        print_pairs("estimate (nothing was written)", lines)
+        usd = plan.flags.usd_per_hour * total_s / 3600
+        print_pairs(
+            "all",
+            {
+                "places": resources.words,
+                "of one place": duration(total_s) + (f", {usd:,.2f} USD" if usd else ""),
+                "in all": f"about {duration(total_s / resources.at_once)}",
+            },
+        )
+
+
+def _audio_s(run: Experiment, epochs: int, corpora: Corpora) -> float:
+    """Audio of a run in seconds of training."""
+    scored_s = float(pc.sum(corpora.judged["duration_s"]).as_py() or 0.0) / _FORWARDS
+    if run.job == "train":
+        train = corpora.training.filter(pc.equal(corpora.training["split"], "train"))
+        share = float(run.settings["train"].get("train_fraction", 1.0))
+        return epochs * share * float(pc.sum(train["duration_s"]).as_py() or 0.0) + scored_s
+    flags = run.settings["flags"]
+    names = flags.get("perturbations") or SUITES[flags.get("suite", "paper")]
+    return scored_s * (1 + len(names) if run.job == "robustness" else 1)
+
+
+def small_networks(plan: StudyPlan) -> set[str]:
+    """Aliases of the small networks that are trained."""
+    runs = plan.grid.runs.values()
+    return {str(run.settings["backbone"]) for run in runs if run.settings.get("small")}

@@ -1,35 +1,81 @@
-"""Study files: plain YAML that says which models to train, what to vary, and which job looks on.
+"""Study files: plain YAML that says which models to train, what to vary, and how to analyse them.
 
-A study is data, never code. An error in a file is one line with its key, before
-anything is written.
+A study is data, never code. An error in a file is one line with its key, before anything is
+written.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
 from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
+from raysers.evaluation.flags import EvaluateFlags
 from raysers.io import storage
-from raysers.studies.flags import analysis_flags, train_flags
+from raysers.robustness.flags import RobustnessFlags
+from raysers.robustness.suites import chosen
+from raysers.tuning.space import SEARCHABLE, coerce
+from raysers.words.fusion_flags import FuseTrainFlags
+from raysers.words.probe import ProbeFlags
 
 #: Stands for every built-in study.
 PAPER = "paper"
-#: What `job` may be: training itself, or a job that looks at what was trained.
-JOBS = ("train", "robustness", "evaluate", "fuse", "probe", "annotate")
-
+#: The paper's order; what trains comes before its analyses.
+_ORDER = (
+    "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness", "fairness",
+    "speakers", "embeddings", "fusion", "probe", "respoken",
+)  # fmt: skip
+#: By job that analyses models, the class of its flags and those that a study can set.
+_ANALYSES: Mapping[str, tuple[Any, tuple[str, ...]]] = {
+    "robustness": (
+        RobustnessFlags,
+        ("suite", "perturbations", "tone_snr", "seed", "repeats", "threshold", "round_scores"),
+    ),
+    "evaluate": (EvaluateFlags, ("by", "bootstrap", "speaker_samples", "seed")),
+    "fuse": (
+        FuseTrainFlags,
+        ("recipe", "text_model", "text_pooling", "asr", "recognise_all", "epochs", "batch_size",
+         "lr", "schedule", "weight_decay", "dropout", "patience", "seed", "bootstrap"),
+    ),
+    "probe": (
+        ProbeFlags,
+        ("templates", "texts", "tts", "tts_command", "voice", "split", "seed", "bootstrap",
+         "least_occurrences", "limit"),
+    ),
+    "annotate": (None, ("embeddings",)),
+}  # fmt: skip
+JOBS = ("train", *_ANALYSES)
+#: Flags of training that a study sets by other keys.
+_OWN = {"backbone": "write it into 'models'", "seed": "write it into 'seeds'"}
 _KEYS = (
     "about", "job", "models", "factor", "values", "seeds", "train", "flags", "together", "best",
     "small",
 )  # fmt: skip
-_MOST_CELLS = 1000
+_MAX_CELLS = 1000
 _MAX_BYTES = 1 << 20
+
+Flags = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model of a study.
+
+    Attributes:
+        backbone: as `raysers train` takes it.
+        only: the values of the study's factor that it is trained with; empty: all.
+        train: flags of its trainings, over those of the study and of the value.
+    """
+
+    backbone: str
+    only: tuple[str, ...] = ()
+    train: Flags = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,53 +86,58 @@ class Study:
         name: of the file.
         about: the question it asks.
         job: of `JOBS`.
-        models: backbone by the name the reader knows it by.
+        models: by the name the reader knows them by.
         factor: what it varies.
         values: by value of the factor, the flags of training it changes; `weights: random` starts
             from random weights.
         seeds: of training.
         train: flags of all its trainings.
-        flags: of the job that looks on.
-        together: one look at all the models side by side, instead of one at each.
-        best: look only at the model with the best dev CCC.
+        flags: of the job that analyses the models.
+        together: one analysis of all the models side by side, instead of one of each.
+        best: only of the model with the best dev CCC.
     """
 
     name: str
     about: str
     job: str
-    models: Mapping[str, str]
+    models: Mapping[str, Model]
     factor: str
-    values: Mapping[str, Mapping[str, Any]]
+    values: Mapping[str, Flags]
     seeds: Sequence[int]
-    train: Mapping[str, Any] = field(default_factory=dict)
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    together: bool = False
-    best: bool = False
+    train: Flags
+    flags: Flags
+    together: bool
+    best: bool
 
     def written(self) -> str:
         """The study as YAML, as it was used."""
-        values = asdict(self)
-        del values["name"]  # it is the file's
-        return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
+        document = {k: v for k, v in asdict(self).items() if k != "name"}
+        document["models"] = {
+            label: {"backbone": model.backbone, "only": model.only, **model.train}
+            for label, model in self.models.items()
+        }
+        return yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def study_names() -> list[str]:
     """The built-in studies, in the order of the paper's figures."""
     there = {p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml")}
-    return [name for name in _ORDER if name in there] + sorted(there - set(_ORDER))
+    return sorted(there, key=_place)
 
 
-#: The paper's order; what trains comes before what only looks at it.
-_ORDER = (
-    "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness", "fairness",
-    "speakers", "embeddings", "fusion", "probe",
-)  # fmt: skip
+def in_order(studies: Iterable[Study]) -> list[Study]:
+    """What trains before its analyses; the built-in ones as the paper has them."""
+    return sorted(studies, key=lambda study: _place(study.name))
 
 
-def in_order(studies: Sequence[Study]) -> list[Study]:
-    """What trains before what looks, the built-in ones as the paper has them."""
-    known = {name: place for place, name in enumerate(_ORDER)}
-    return sorted(studies, key=lambda study: (known.get(study.name, len(known)), study.name))
+def _place(name: str) -> tuple[int, str]:
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER), name
 
 
 def read_studies(names: Sequence[str], scale: str) -> list[Study]:
@@ -95,9 +146,7 @@ def read_studies(names: Sequence[str], scale: str) -> list[Study]:
     Raises:
         ConfigError: no such study, or a file with something wrong; the line names the key.
     """
-    wanted: list[str] = []
-    for name in names:
-        wanted += study_names() if name == PAPER else [name]
+    wanted = [one for name in names for one in (study_names() if name == PAPER else [name])]
     studies = [read_study(name, scale) for name in dict.fromkeys(wanted)]
     for study in studies:
         if [other.name for other in studies].count(study.name) > 1:
@@ -112,71 +161,172 @@ def read_study(name: str, scale: str) -> Study:
         ConfigError: as `read_studies`.
     """
     title, text = _text(name)
+    where = f"--study {name}"
     try:
-        document = parse_yaml(text)
+        document = _Values(where, parse_yaml(text))
     except ConfigError as error:
-        raise ConfigError(f"--study {name} is no YAML: {error}") from error
-    document = _mapping(f"--study {name}", document)
-    for key in document:
-        _require_known(f"--study {name}: key", key, _KEYS)
-    small = _mapping(f"--study {name}: key 'small'", document.pop("small", None) or {})
-    for key in small:
-        _require_known(f"--study {name}: key 'small':", key, _KEYS[1:-1])
+        raise ConfigError(
+            str(error) if where in str(error) else f"{where} is no YAML: {error}"
+        ) from error
+    document.require(_KEYS)
+    small = document.mapping("small")
+    _Values(f"{where}: key 'small'", small).require(_KEYS[1:-1])
     if scale == "small":
-        document = _laid_over(name, document, small)
-    return _study(f"--study {name}", title, document)
+        for key, value in small.items():
+            merged = key in ("train", "flags") and isinstance(value, dict)
+            document.known[key] = document.mapping(key) | value if merged else value
+    return _study(title, document)
 
 
-def _study(where: str, title: str, document: Mapping[str, Any]) -> Study:
-    job = document.get("job", "train")
+def _study(title: str, document: _Values) -> Study:
+    where, job = document.where, document.known.get("job", "train")
     if job not in JOBS:
         raise ConfigError(f"{where}: key 'job' is {job!r}: choose {', '.join(JOBS)}")
-    own = f"{where}: key 'train':"
-    values = _values(where, document.get("values") or {"": {}})
+    values = {
+        str(name): _train_flags(f"{where}: key 'values': {str(name)!r}:", changes or {})
+        for name, changes in (document.mapping("values") or {"": {}}).items()
+    }
+    seeds = document.known.get("seeds", [0])
+    good = isinstance(seeds, list) and seeds and all(type(v) is int and v >= 0 for v in seeds)
+    if not good or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{where}: key 'seeds' is {seeds!r}: write whole numbers, as in [0, 1]")
     study = Study(
         name=title,
-        about=_word(where, "about", document.get("about", "")),
+        about=document.of("about", str, ""),
         job=job,
-        models=_models(where, document.get("models")),
-        factor=_word(where, "factor", document.get("factor", "")),
+        models=_models(where, document.known.get("models"), values),
+        factor=document.of("factor", str, ""),
         values=values,
-        seeds=_seeds(where, document.get("seeds", [0])),
-        train=train_flags(own, _mapping(own, document.get("train") or {})),
-        flags=analysis_flags(
-            where, job, _mapping(f"{where}: key 'flags'", document.get("flags") or {})
-        ),
-        together=_switch(where, "together", document.get("together", False)),
-        best=_switch(where, "best", document.get("best", False)),
+        seeds=tuple(seeds),
+        train=_train_flags(f"{where}: key 'train':", document.mapping("train")),
+        flags=_analysis_flags(f"{where}: key 'flags':", job, document.mapping("flags")),
+        together=document.of("together", bool, False),
+        best=document.of("best", bool, False),
     )
-    _check_whole(where, study)
+    for bad, words in (
+        (job == "train" and (study.together or study.best),
+         f"key {'together' if study.together else 'best'!r} is for jobs that analyse models"),
+        (study.together and study.best, "key 'best' leaves one model: leave out 'together'"),
+        (study.together and job not in ("evaluate", "probe"),
+         "key 'together' is for evaluate and probe"),
+        (len(values) > 1 and not study.factor,
+         "key 'values' needs 'factor': write what they are values of"),
+        (len(study.models) * len(values) * len(seeds) > _MAX_CELLS,
+         f"it has more trainings than a study can have: at most {_MAX_CELLS:,}"),
+    ):  # fmt: skip
+        if bad:
+            raise ConfigError(f"{where}: {words}")
     return study
 
 
-def _check_whole(where: str, study: Study) -> None:
-    if study.job == "train" and (study.together or study.best):
-        key = "together" if study.together else "best"
-        raise ConfigError(f"{where}: key {key!r} is for jobs that look at models: leave it out")
-    if study.job == "train" and study.flags:
-        raise ConfigError(f"{where}: key 'flags' is for jobs that look at models: write 'train'")
-    if study.together and study.best:
-        raise ConfigError(f"{where}: key 'best' leaves one model: leave out 'together'")
-    if study.together and study.job not in ("evaluate", "probe"):
-        raise ConfigError(f"{where}: key 'together' is for evaluate and probe")
-    if len(study.values) > 1 and not study.factor:
-        raise ConfigError(f"{where}: key 'values' needs 'factor': write what they are values of")
-    cells = len(study.models) * len(study.values) * len(study.seeds)
-    if cells > _MOST_CELLS:
-        raise ConfigError(f"{where} has {cells:,} trainings: a study has at most {_MOST_CELLS:,}")
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """A mapping of a file, and where it stands."""
+
+    where: str
+    known: Any
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.known, dict):
+            raise ConfigError(f"{self.where} must be names with values, not {self.known!r}")
+
+    def require(self, keys: Iterable[str]) -> None:
+        """Raises ConfigError naming a key that is none of `keys`."""
+        keys = list(keys)
+        for key in map(str, self.known):
+            if key not in keys:
+                raise ConfigError(f"{self.where}: {key!r} is unknown: {_meant(key, keys)}")
+
+    def mapping(self, key: str) -> dict[Any, Any]:
+        """The mapping under a key; empty without one."""
+        found = _Values(f"{self.where}: key {key!r}", self.known.get(key) or {})
+        return dict(found.known)
+
+    def of(self, key: str, kind: Any, default: Any) -> Any:
+        """The value under a key, of a type."""
+        return coerce(f"{self.where}: key {key!r}", kind, self.known.get(key, default))
 
 
-def _laid_over(name: str, document: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
-    """`train` and `flags` are merged key by key, all else is replaced."""
-    merged = {**document, **small}
-    for key in ("train", "flags"):
-        both = (document.get(key) or {}, small.get(key) or {})
-        if all(isinstance(one, dict) for one in both):
-            merged[key] = both[0] | both[1]
-    return merged
+def _meant(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+def _models(where: str, value: Any, values: Mapping[str, Flags]) -> dict[str, Model]:
+    where = f"{where}: key 'models'"
+    if isinstance(value, list):
+        labels = [str(name).rstrip("/").rpartition("/")[2] for name in value]
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"{where} has two of one name: write name: backbone")
+        value = dict(zip(labels, value, strict=True))
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(f"{where} is {value!r}: write a list of backbones")
+    found = {}
+    for label, model in value.items():
+        flags = dict(model) if isinstance(model, dict) else {"backbone": model}
+        backbone, only = flags.pop("backbone", ""), flags.pop("only", [])
+        if not isinstance(backbone, str) or not backbone:
+            raise ConfigError(f"{where}: {model!r} is no backbone: quote it")
+        if not isinstance(only, list) or not set(map(str, only)) <= set(values):
+            raise ConfigError(f"{where}: {label!r}: 'only' is {only!r}: list some of 'values'")
+        own = _train_flags(f"{where}: {str(label)!r}:", flags)
+        found[str(label)] = Model(backbone=backbone, only=tuple(map(str, only)), train=own)
+    return found
+
+
+def _train_flags(where: str, values: Any) -> dict[str, Any]:
+    """Flags of training, checked one by one; `weights` besides."""
+    found = {}
+    for key, value in _Values(where, values).known.items():
+        name = _underscored(key)
+        if name in _OWN:
+            raise ConfigError(f"{where} {key!r}: {_OWN[name]}")
+        if name == "weights" and value not in ("pretrained", "random"):
+            raise ConfigError(f"{where} 'weights' is {value!r}: write pretrained or random")
+        if name not in SEARCHABLE and name != "weights":
+            near = _meant(name, [one for one in SEARCHABLE if one not in _OWN])
+            raise ConfigError(f"{where} {key!r} is no flag of train that a study can set: {near}")
+        hint = str if name == "weights" else SEARCHABLE[name]
+        found[name] = coerce(f"{where} {key!r}", hint, value)
+    return found
+
+
+def _analysis_flags(where: str, job: str, values: dict[Any, Any]) -> dict[str, Any]:
+    if job == "train":
+        if values:
+            raise ConfigError(f"{where} it is for jobs that analyse models: write 'train'")
+        return {}
+    kind, names = _ANALYSES[job]
+    hints = get_type_hints(kind) if kind else dict.fromkeys(names, bool)
+    known = [name for name in names if name in hints]
+    found = {}
+    for key, value in values.items():
+        name = _underscored(key)
+        if name not in known:
+            near = _meant(name, known)
+            raise ConfigError(f"{where} {key!r} is no flag of {job} that a study can set: {near}")
+        found[name] = coerce(f"{where} {key!r}", hints[name], value)
+    if job == "robustness":
+        try:
+            chosen(found.get("perturbations", ()), found.get("suite", "paper"), ())
+        except ConfigError as error:
+            raise ConfigError(f"{where} {error}") from error
+    return found
+
+
+def _underscored(key: object) -> str:
+    return str(key).removeprefix("--").replace("-", "_")
+
+
+def with_absolute_backbones(study: Study) -> Study:
+    """The study with names of local backbones that mean the same in every folder."""
+    models = dict(study.models)
+    for label, model in study.models.items():
+        name = model.backbone.removeprefix("random:")
+        if name.startswith(("/", "./", "../", "~")):
+            prefix = model.backbone.removesuffix(name)
+            models[label] = replace(model, backbone=prefix + storage.absolute(name))
+    return replace(study, models=models)
 
 
 def _text(name: str) -> tuple[str, str]:
@@ -184,12 +334,8 @@ def _text(name: str) -> tuple[str, str]:
     if name in study_names():
         return name, _folder().joinpath(f"{name}.yaml").read_text("utf-8")
     if not name.endswith((".yaml", ".yml")):
-        near = difflib.get_close_matches(name, [*study_names(), PAPER], 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(
-            f"--study {name}: {hint}the studies are {', '.join(study_names())}, {PAPER} for all "
-            "of them, or a YAML file"
-        )
+        hint = _meant(name, [*study_names(), PAPER])
+        raise ConfigError(f"--study {name}: {hint}; or give a YAML file, or {PAPER} for all")
     try:
         text = storage.read_bytes(name, max_bytes=_MAX_BYTES).decode("utf-8")
     except (StorageError, UnicodeDecodeError) as error:
@@ -202,67 +348,3 @@ def _text(name: str) -> tuple[str, str]:
 
 def _folder() -> Any:
     return resources.files("raysers").joinpath("assets", "studies")
-
-
-def _models(where: str, value: Any) -> dict[str, str]:
-    if isinstance(value, dict):
-        found = {str(label): backbone for label, backbone in value.items()}
-    elif isinstance(value, list):
-        found = {str(name).rstrip("/").rpartition("/")[2]: name for name in value}
-        if len(found) < len(value):
-            raise ConfigError(f"{where}: key 'models' has two of one name: write name: backbone")
-    else:
-        raise ConfigError(f"{where}: key 'models' is {value!r}: write a list of backbones")
-    if not found:
-        raise ConfigError(f"{where}: key 'models' is empty: write at least one backbone")
-    for backbone in found.values():
-        if not isinstance(backbone, str) or not backbone:
-            raise ConfigError(f"{where}: key 'models': {backbone!r} is no backbone: quote it")
-    return found
-
-
-def _values(where: str, value: Any) -> dict[str, dict[str, Any]]:
-    own = f"{where}: key 'values'"
-    found = {}
-    for name, changes in _mapping(own, value).items():
-        inside = f"{own}: {str(name)!r}:"
-        found[str(name)] = train_flags(inside, _mapping(inside, changes or {}))
-    return found
-
-
-def _seeds(where: str, value: Any) -> tuple[int, ...]:
-    good = isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value)
-    if not good or len(set(value)) < len(value):
-        raise ConfigError(f"{where}: key 'seeds' is {value!r}: write whole numbers, as in [0, 1]")
-    return tuple(value)
-
-
-def _word(where: str, key: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"{where}: key {key!r} is {value!r}: write words")
-    return value
-
-
-def _switch(where: str, key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{where}: key {key!r} is {value!r}: write true or false")
-    return value
-
-
-def _mapping(where: str, value: Any) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} must be names with values, not {value!r}")
-    return dict(value)
-
-
-def _require_known(where: str, key: Any, known: Sequence[str]) -> None:
-    if key not in known:
-        near = difflib.get_close_matches(str(key), known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        raise ConfigError(f"{where} {key!r} is unknown: {hint}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,7 @@
-"""The tables of a study from what its runs have left: cells, metrics, learning curves.
+"""The tables of a study from what its experiments have left, and their print.
 
-A value stands in the table of every cell that shares its run. What the random model scores is said
-once a study.
+A value stands in the table of every cell that shares its experiment. The scores of the random model
+are listed once a study.
 """
 
 from __future__ import annotations
@@ -10,37 +10,43 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+from rich.console import Console
 
 from raysers.engine import output
 from raysers.errors import ObjectMissing
 from raysers.evaluation.baseline import NAME as RANDOM
+from raysers.evaluation.tables import number, report_console
 from raysers.io import storage
 from raysers.schemas import CELLS, CURVES, METRICS, STUDY_METRICS
-from raysers.studies.experiments import PRETRAIN, Cell, Grid
-from raysers.studies.units import MEASURED, Place
+from raysers.studies.experiments import Cell, Grid
+from raysers.studies.work import MEASURED, Place
+from raysers.text import one_line
 from raysers.tuning.trials import TrialRecord, stored
 from raysers.types import DIMENSIONS
 
-Rows = list[dict[str, Any]]
+_NAME_WIDTH, _DATASET_WIDTH, _MAX_ERROR = 44, 24, 300
 
-TABLES = {"cells": CELLS, "metrics": STUDY_METRICS, "curves": CURVES}
+Rows = Iterator[dict[str, Any]]
+Records = Mapping[str, TrialRecord | None]
 
 
 def write_tables(grid: Grid, place: Place) -> dict[str, pa.Table]:
-    """Write all three; returns them.
+    """Write `cells`, `metrics` and `curves`; returns them.
 
     Raises:
         WriteError: the output cannot be written.
     """
     records = {name: stored(place.uri(name)) for name in grid.runs}
-    rows: dict[str, Rows] = {
-        "cells": [_cell_row(cell, records[cell.run]) for cell in grid.cells],
-        "metrics": list(_metric_rows(grid, place, records)),
-        "curves": list(_curve_rows(grid, place, records)),
+    done = [cell for cell in grid.cells if status_of(records[cell.run]) == "done"]
+    rows: dict[str, tuple[list[dict[str, Any]], pa.Schema]] = {
+        "cells": ([_cell_row(cell, records[cell.run]) for cell in grid.cells], CELLS),
+        "metrics": (list(_metric_rows(done, place)), STUDY_METRICS),
+        "curves": ([row for cell in done for row in _curve_rows(cell, place)], CURVES),
     }
     tables = {
-        name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in TABLES.items()
+        name: pa.Table.from_pylist(found, schema=schema) for name, (found, schema) in rows.items()
     }
     for name, table in tables.items():
         output.write_part(storage.join(place.output, name, "part-00000.parquet"), table)
@@ -49,8 +55,13 @@ def write_tables(grid: Grid, place: Place) -> dict[str, pa.Table]:
 
 def status_of(record: TrialRecord | None) -> str:
     """done, failed, or waiting for the same command to be given again."""
-    known = {"done": "done", "failed": "failed"}
-    return known.get(record.status, "waiting") if record else "waiting"
+    status = record.status if record else ""
+    return status if status in ("done", "failed") else "waiting"
+
+
+def _key(cell: Cell) -> dict[str, Any]:
+    names = ("study", "cell", "factor", "factor_value", "seed")
+    return {name: getattr(cell, name) for name in names}
 
 
 def _cell_row(cell: Cell, record: TrialRecord | None) -> dict[str, Any]:
@@ -58,7 +69,7 @@ def _cell_row(cell: Cell, record: TrialRecord | None) -> dict[str, Any]:
     status = status_of(record)
     return {
         **_key(cell),
-        "kind": "train" if cell.job == PRETRAIN else cell.job,
+        "kind": cell.job,
         "model": cell.model,
         "status": status,
         "error": record.error if record and status == "failed" else "",
@@ -71,84 +82,93 @@ def _cell_row(cell: Cell, record: TrialRecord | None) -> dict[str, Any]:
     }
 
 
-def _metric_rows(
-    grid: Grid, place: Place, records: Mapping[str, TrialRecord | None]
-) -> Iterator[dict[str, Any]]:
-    with_random: set[tuple[str, ...]] = set()
-    for cell in grid.cells:
-        if status_of(records[cell.run]) != "done" or cell.job == PRETRAIN:
-            continue
-        said = set()
+def _metric_rows(done: list[Cell], place: Place) -> Rows:
+    listed: dict[tuple[str, ...], str] = {}
+    for cell in done:
         for row in _own_metrics(cell, place):
-            named = {**_key(cell), **_with_labels(row, cell, place)}
             if row["model"] == RANDOM:
-                value = tuple(str(row[n]) for n in METRICS.names[1:7])
-                key = (cell.study, *value)
-                said.add(key)
-                if key in with_random:
+                key = (cell.study, *(str(row[n]) for n in METRICS.names[1:7]))
+                if listed.setdefault(key, cell.cell) != cell.cell:
                     continue
-            yield named
-        with_random |= said
+            yield {**_key(cell), **_with_labels(row, cell, place)}
 
 
-def _own_metrics(cell: Cell, place: Place) -> Iterator[dict[str, Any]]:
+def _own_metrics(cell: Cell, place: Place) -> Rows:
     """Rows of the metrics tables that belong to a cell."""
     folder = place.uri(cell.run)
     if cell.job == "train":
         yield from _rows(storage.join(folder, MEASURED, "metrics"))
-        # of the training itself: what chose the epoch
-        for row in _rows(storage.join(folder, "metrics")):
-            if row["split"] == "dev" and not row["group"]:
-                yield row
-        return
     for row in _rows(storage.join(folder, "metrics")):
-        if row["group"] != "epoch":
+        # of the training itself: what chose the epoch
+        own = row["split"] == "dev" and not row["group"]
+        if own if cell.job == "train" else row["group"] != "epoch":
             yield row
 
 
 def _with_labels(row: dict[str, Any], cell: Cell, place: Place) -> dict[str, Any]:
-    """The row, calling models as the reader knows them; a fusion's contestants stay."""
-    called = {place.uri(run): label for run, label in cell.labels.items()}
+    """The row, naming models as the reader knows them; the parts of a fusion keep their names."""
+    labels = {place.uri(run): label for run, label in cell.labels.items()}
     if cell.job == "train" and row["model"] != RANDOM:
-        called[row["model"]] = cell.labels[cell.run]
-    changed = {"model": called.get(row["model"], row["model"])}
+        labels[row["model"]] = cell.labels[cell.run]
+    changed = {"model": labels.get(row["model"], row["model"])}
     if row["group"] == "model":
-        changed["group_value"] = called.get(row["group_value"], row["group_value"])
+        changed["group_value"] = labels.get(row["group_value"], row["group_value"])
     return {**row, **changed}
 
 
-def _curve_rows(
-    grid: Grid, place: Place, records: Mapping[str, TrialRecord | None]
-) -> Iterator[dict[str, Any]]:
-    for cell in grid.cells:
-        if cell.job != "train" or status_of(records[cell.run]) != "done":
-            continue
-        for epoch in _history(place.uri(cell.run)):
-            values = {**(epoch["dev_ccc"] or {}), "mean": epoch["dev_ccc_mean"]}
-            for dimension in (*DIMENSIONS, "mean"):
-                yield {
-                    **_key(cell),
-                    "model": cell.model,
-                    "epoch": epoch["epoch"],
-                    "dimension": dimension,
-                    "ccc": values.get(dimension),
-                }
+def _curve_rows(cell: Cell, place: Place) -> Rows:
+    if cell.job != "train":
+        return
+    uri = storage.join(place.uri(cell.run), "training.json")
+    document = json.loads(storage.read_bytes(uri))
+    for epoch in document.get("evaluations") or document["history"]:
+        values = {**(epoch["dev_ccc"] or {}), "mean": epoch["dev_ccc_mean"]}
+        for dimension in (*DIMENSIONS, "mean"):
+            yield {
+                **_key(cell),
+                "model": cell.model,
+                "epoch": epoch["epoch"],
+                "dimension": dimension,
+                "ccc": values.get(dimension),
+            }
 
 
-def _key(cell: Cell) -> dict[str, Any]:
-    names = ("study", "cell", "factor", "factor_value", "seed")
-    return {name: getattr(cell, name) for name in names}
-
-
-def _history(folder: str) -> list[Mapping[str, Any]]:
-    document = json.loads(storage.read_bytes(storage.join(folder, "training.json")))
-    history: list[Mapping[str, Any]] = document["history"]
-    return history
-
-
-def _rows(folder: str) -> Rows:
+def _rows(folder: str) -> list[dict[str, Any]]:
     try:
         table = output.read_part(storage.join(folder, "part-00000.parquet"))
     except ObjectMissing:
         return []
     return [] if table is None else table.to_pylist()
+
+
+def print_cells(cells: pa.Table, metrics: pa.Table, console: Console | None = None) -> None:
+    """A line for every cell of `schemas.CELLS` and dataset, with CCC of `schemas.STUDY_METRICS`."""
+    console = console or report_console()
+    ccc = metrics.to_pandas()
+    ccc = ccc[(ccc["metric"] == "ccc") & (ccc["group"] == "") & (ccc["model"] != RANDOM)]
+    heads = "".join(f"{name:>11}" for name in DIMENSIONS)
+    head = f"{'study, cell':{_NAME_WIDTH}} {'CCC on':{_DATASET_WIDTH}}{heads}"
+    console.print(head, soft_wrap=True)
+    for row in cells.to_pylist():
+        own = ccc[(ccc["study"] == row["study"]) & (ccc["cell"] == row["cell"])]
+        for line in _lines(row, own):
+            console.print(line, soft_wrap=True)
+
+
+def _lines(row: Mapping[str, Any], ccc: pd.DataFrame) -> Iterator[str]:
+    name = one_line(f"{row['study']}, {row['cell']}")
+    if row["status"] != "done":
+        error = one_line(row["error"])[:_MAX_ERROR]
+        yield f"{name:{_NAME_WIDTH}} {row['status']}" + (f": {error}" if error else "")
+    elif row["kind"] != "train" or ccc.empty:
+        wall = "" if row["wall_s"] is None else f" in {row['wall_s']:.0f} s"
+        yield f"{name:{_NAME_WIDTH}} {row['kind']} done{wall}"
+    else:
+        measured = ccc[ccc["split"] != "dev"]
+        for (dataset, split), own in (measured if len(measured) else ccc).groupby(
+            ["dataset", "split"], sort=False
+        ):
+            values = dict(zip(own["dimension"], own["value"], strict=True))
+            shown = "".join(f"{number(values[d]) if d in values else '':>11}" for d in DIMENSIONS)
+            yield f"{name:{_NAME_WIDTH}} {one_line(f'{dataset} {split}'):{_DATASET_WIDTH}}{shown}"
+            name = ""

@@ -1,4 +1,4 @@
-"""How many trials of a sweep run at once, and on what, so that none waits for ever.
+"""How many trials run at once, on what, and how fast one of them trains there.
 
 Ray Tune does not reserve what Ray Train's workers need, so with several workers a trial the number
 of trials at a time is what keeps them from taking each other's places.
@@ -6,23 +6,32 @@ of trials at a time is what keeps them from taking each other's places.
 
 from __future__ import annotations
 
+import io
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
-from raysers.engine.cluster import place
+from raysers.data.manifest import write_manifest
+from raysers.engine.cluster import get_with_notice, place
 from raysers.engine.placement import choose_placement
 from raysers.engine.plan import Placement
 from raysers.errors import ConfigError
-from raysers.training.trainer import LocalResources
-from raysers.tuning.trials import Share
+from raysers.io import storage
+from raysers.training.config import TrainingFlags
+from raysers.training.dataset import Indexed
+from raysers.training.trainer import LocalResources, run_training
 
 #: More trials than this on one machine without GPUs take its memory from each other.
 _MAX_ON_A_NODE = 8
-
 #: Workers that may share a CPU, as `placement.choose_placement` has it.
 _SHARING = 4
+#: Batches and dev clips of a measurement.
+_BATCHES, _DEV_CLIPS = 3, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,25 +39,27 @@ class TrialResources:
     """Places for trials.
 
     Attributes:
-        share: what Tune reserves.
-        local: of a trial with one worker, which trains in its own process; None with more.
+        at_once: trials at a time.
+        cpus_each: CPUs of a trial's process.
+        gpus_each: its GPUs.
+        local: of a trial with one worker, which trains in its own process.
         placement: of the workers of a trial with more than one; None with one.
     """
 
-    share: Share
-    local: LocalResources | None = None
+    at_once: int
+    cpus_each: float
+    gpus_each: float = 0.0
+    local: LocalResources = field(default_factory=LocalResources)
     placement: Placement | None = None
 
     @property
     def words(self) -> str:
         """For the user."""
+        threads = self.local.threads
+        each = "a GPU" if self.gpus_each else f"{threads} CPU thread{'s' * (threads > 1)}"
         if self.placement is not None:
             each = f"{self.placement.workers} workers on {self.placement.device}"
-        else:
-            threads = self.local.threads if self.local else 1
-            cpus = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
-            each = "a GPU" if self.share.gpus_each else cpus
-        return f"{self.share.at_once} at once, each on {each}"
+        return f"{self.at_once} at once, each on {each}"
 
 
 def find_resources(trials: int, workers_per_trial: int, max_concurrent: int) -> TrialResources:
@@ -79,7 +90,7 @@ def choose_resources(
     gpus = sum(min(int(n.get("GPU", 0)), int(n.get("CPU", 0))) for n in nodes)
     cpus = [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1]
     each = max(1, workers_per_trial)
-    # without GPUs, a wish for more trials than CPUs can be granted by sharing them
+    # without GPUs, more trials than CPUs share them if asked for
     most = (gpus if gpus else sum(cpus) * _SHARING) // each
     if most < 1:
         raise ConfigError(
@@ -93,16 +104,15 @@ def choose_resources(
     fitting = most if gpus else sum(min(c, _MAX_ON_A_NODE) for c in cpus) // each
     at_once = max(1, min(max_concurrent or fitting, trials))
     spot = choose_placement(at_once * each, nodes)
-    if each > 1:
+    if each > 1:  # its workers hold the CPUs
         placement = Placement(workers=each, num_cpus=spot.num_cpus, num_gpus=spot.num_gpus)
-        # the workers hold the CPUs; a process is not reused, so that stopping it frees them
-        return TrialResources(
-            share=Share(at_once=at_once, cpus_each=0, reuse=False), placement=placement
-        )
-    share = Share(at_once=at_once, cpus_each=spot.num_cpus, gpus_each=spot.num_gpus)
+        return TrialResources(at_once=at_once, cpus_each=0, placement=placement)
     here = min(at_once, max(_held(node, spot) for node in nodes))
     return TrialResources(
-        share=share, local=LocalResources(threads=spot.threads, processes_here=here)
+        at_once=at_once,
+        cpus_each=spot.num_cpus,
+        gpus_each=spot.num_gpus,
+        local=LocalResources(threads=spot.threads, processes_here=here),
     )
 
 
@@ -112,3 +122,57 @@ def _held(node: dict[str, float], spot: Placement) -> int:
     if spot.num_gpus:
         held = min(held, node.get("GPU", 0) / spot.num_gpus)
     return int(held)
+
+
+def measure_speed(flags: TrainingFlags, table: pa.Table, resources: TrialResources) -> float:
+    """Audio seconds that one trial trains on per second, over a few batches of real clips.
+
+    Measured where trials train, which may be other machines than this one, with one worker;
+    several workers divide each batch among them, so the speed is multiplied by their number.
+
+    Args:
+        flags: of the training, the recipe filled in.
+        table: clips with splits train and dev.
+        resources: of a trial.
+    """
+    some = pa.concat_tables(
+        [
+            _spread(table.filter(pc.equal(table["split"], split)), most)
+            for split, most in (("train", _BATCHES * flags.batch_size), ("dev", _DEV_CLIPS))
+        ]
+    )
+    workers = resources.placement
+    cpus, gpus = resources.cpus_each, resources.gpus_each
+    local = resources.local
+    if workers is not None:
+        cpus, gpus = workers.num_cpus, workers.num_gpus
+        local = LocalResources(threads=workers.threads)
+    measure = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_speed_here)
+    speed = float(get_with_notice(measure.remote(flags, some, local), "the place of a trial"))
+    return speed * (workers.workers if workers else 1)
+
+
+def _speed_here(flags: TrainingFlags, some: pa.Table, local: LocalResources) -> float:
+    """Of one epoch in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_manifest(storage.join(folder, "manifest"), some)
+        small = replace(
+            flags, output=storage.join(folder, "out"), epochs=1, front_steps=0, folds=0,
+            train_fraction=1.0, allow_leakage=True,
+        )  # fmt: skip
+        with redirect_stdout(io.StringIO()):
+            outcome = run_training(
+                small,
+                {},
+                in_process=True,
+                local=local,
+                indexed=Indexed(manifest=storage.join(folder, "manifest")),
+            )
+        epoch = outcome.history[0]
+        return float(epoch["audio_s"] / max(epoch["wall_s"], 1e-9))
+
+
+def _spread(table: pa.Table, most: int) -> pa.Table:
+    """At most so many rows, spread evenly."""
+    step = max(1, len(table) // max(most, 1))
+    return table.take(list(range(0, len(table), step))[:most])

@@ -1,47 +1,130 @@
 """What a sweep leaves: tables, pictures, the best model as a folder, and what run.json says.
 
-The best trial was chosen by its dev score, so that score flatters it; the card says so.
+The score of a trial is that of its best epoch. The best trial was chosen by it, so it flatters that
+trial; the card says so.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Any, get_origin
+
+import pyarrow as pa
 
 from raysers.engine import output as parts
 from raysers.engine.progress import print_pairs, print_warning
 from raysers.io import claim, storage
 from raysers.run import Exit
-from raysers.training.config import TrainingFlags, with_recipe
-from raysers.tuning import figure
-from raysers.tuning.importance import Axis, Importance, Tried, importance
-from raysers.tuning.points import Range
-from raysers.tuning.table import (
-    CURVES_PART,
-    best_epoch,
-    best_trial,
-    curves_table,
-    history_of,
-    number_of,
-    point_of,
-    score_of,
-    write_trials,
-)
+from raysers.schemas import CURVES
+from raysers.tuning.figures import PARAMETER, pictures
+from raysers.tuning.plan import Sweep, point_of
+from raysers.tuning.space import SEARCHABLE, Parameter, Range, Space
 from raysers.tuning.trials import TrialRecord
-from raysers.tuning.tuner import Sweep, describe
+from raysers.tuning.tuner import best_epoch, describe
+from raysers.types import DIMENSIONS
 
-#: What of a trial's folder is not part of its model folder.
+TRIALS_PART, CURVES_PART = "trials/part-00000.parquet", "curves/part-00000.parquet"
+#: Files of a trial's folder that are not part of its model folder.
 _NOT_PUBLISHED = ("state/", "tensorboard/", "trial.json", claim.NAME)
-
 #: What run.json says for each way to end.
 STATUSES = {
     Exit.DONE: "done",
     Exit.TOO_MANY_FAILED: "done_with_failures",
     Exit.FAILED: "failed",
 }
+#: Fewer trials than this say nothing about several flags.
+_MIN_TRIALS = 6
+_FEW_TRIALS = 20
+
+_MEANINGS = (
+    ("trial", pa.string(), "name of the trial"),
+    ("number", pa.int64(), "of the trial, from 0; with the seed it decides a random point"),
+    ("status", pa.string(), "done, stopped (early, by ASHA) or failed"),
+    ("error", pa.string(), "why it failed; empty when it did not"),
+    ("epochs", pa.int64(), "epochs trained"),
+    ("best_epoch", pa.int64(), "epoch with the best mean CCC on dev, whose model was kept"),
+    ("dev_ccc_mean", pa.float64(), "mean CCC on dev of that epoch; null: none"),
+    *((f"dev_ccc_{name}", pa.float64(), f"its CCC of {name}") for name in DIMENSIONS),
+    ("wall_s", pa.float64(), "seconds the trial ran, over attempts that came to an end"),
+    ("attempts", pa.int64(), "how often it was started"),
+    ("path", pa.string(), "its folder, relative to the output"),
+)
+_ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def trials_table(trials: Sequence[TrialRecord], space: Space) -> pa.Table:
+    """A row per trial by number, with a column `param_<flag>` per flag of the space."""
+    schema = [pa.field(n, kind, metadata={"meaning": m}) for n, kind, m in _MEANINGS]
+    for name in space.names:
+        meaning = {"meaning": f"--{name.replace('_', '-')} of the trial; null: not searched in it"}
+        kind = _ARROW.get(SEARCHABLE[name], pa.string())
+        schema.append(pa.field(PARAMETER + name, kind, metadata=meaning))
+    return parts.to_table([_row(trial) for trial in trials], pa.schema(schema))
+
+
+def _row(trial: TrialRecord) -> dict[str, Any]:
+    best = best_epoch(trial) or {}
+    return {
+        "trial": trial.name,
+        "number": trial.notes["number"],
+        "status": trial.status,
+        "error": trial.error,
+        "epochs": len(trial.history),
+        "best_epoch": best.get("epoch"),
+        "dev_ccc_mean": best.get("dev_ccc_mean"),
+        **{f"dev_ccc_{name}": (best.get("dev_ccc") or {}).get(name) for name in DIMENSIONS},
+        "wall_s": trial.wall_s,
+        "attempts": trial.attempts,
+        "path": f"runs/{trial.name}",
+        **{PARAMETER + name: _cell(name, v) for name, v in trial.notes["point"].items()},
+    }
+
+
+def _cell(name: str, value: Any) -> Any:
+    """Lists and other values without a column type as text."""
+    kind = SEARCHABLE[name]
+    if kind in _ARROW or value is None:
+        return value
+    return value if isinstance(value, str) and get_origin(kind) is not tuple else json.dumps(value)
+
+
+def curves_table(sweep: Sweep, trials: Sequence[TrialRecord]) -> pa.Table:
+    """CCC on dev by trial, epoch and dimension, as studies have it."""
+    rows = []
+    for trial in trials:
+        point = trial.notes["point"]
+        for epoch in trial.history:
+            values = {**(epoch["dev_ccc"] or {}), "mean": epoch["dev_ccc_mean"]}
+            rows += [
+                {
+                    "study": sweep.flags.output.rstrip("/").rpartition("/")[2],
+                    "cell": trial.name,
+                    "model": point.get("backbone", sweep.base.backbone),
+                    "factor": "trial",
+                    "factor_value": str(trial.notes["number"]),
+                    "seed": point.get("seed", sweep.base.seed),
+                    "epoch": epoch["epoch"],
+                    "dimension": name,
+                    "ccc": value,
+                }
+                for name, value in values.items()
+            ]
+    return parts.to_table(rows, CURVES)
+
+
+def write_trials(trials: Sequence[TrialRecord], sweep: Sweep) -> pa.Table:
+    """Replace the table of trials; returns it.
+
+    Raises:
+        WriteError: the output cannot be written.
+    """
+    table = trials_table(trials, sweep.space)
+    parts.write_part(storage.join(sweep.flags.output, TRIALS_PART), table)
+    return table
 
 
 def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
@@ -50,33 +133,57 @@ def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
     Raises:
         WriteError: the output cannot be written.
     """
-    output, base = sweep.output, sweep.base
-    write_trials(trials, sweep.space, output)
-    name = output.rstrip("/").rpartition("/")[2]
-    curves = curves_table(trials, model=base.backbone, seed=base.seed, study=name)
-    parts.write_part(storage.join(output, CURVES_PART), curves)
-    tried, axes = [_tried(sweep, trial) for trial in trials], _axes(sweep)
-    found = importance(tried, axes, seed=base.seed)
-    _write_pictures(output, tried, axes, found)
-    best = best_trial(trials)
-    if best is not None:
-        publish(best, storage.join(output, "best"), _selection(sweep, trials, best))
-    return _outcome(trials, best, found)
+    table, curves = write_trials(trials, sweep), curves_table(sweep, trials)
+    parts.write_part(storage.join(sweep.flags.output, CURVES_PART), curves)
+    found = importance(trials, sweep.space, sweep.flags.seed)
+    for name, picture in pictures(table.to_pandas(), curves.to_pandas(), found).items():
+        for kind, content in picture.items():
+            storage.write_atomic(storage.join(sweep.flags.output, f"{name}.{kind}"), content)
+    ranked = _ranked(trials)
+    chosen = None
+    if ranked:
+        best, point = ranked[0], ranked[0].notes["point"]
+        chosen = {"trial": best.name, "dev_ccc_mean": _score(best), "point": point}
+        values = ", ".join(f"{name} {point[name]}" for name in sorted(point))
+        _publish(
+            best,
+            storage.join(sweep.flags.output, "best"),
+            f"\n## Selection\n\nThis is {best.name}, the best of the {len(trials)} trials of a "
+            f"{sweep.flags.search} search ({values}). It was chosen by its dev score, which is "
+            "therefore too high by some chance: only clips that took no part in the choice, as a "
+            "test split, say how good it is.\n",
+        )
+    epochs = [epoch for trial in trials for epoch in trial.history]
+    return {
+        "trials": len(trials),
+        "statuses": dict(Counter(trial.status for trial in trials).most_common()),
+        "best": chosen,
+        "importance": found,
+        "epochs": len(epochs),
+        "audio_hours": round(sum(epoch["audio_s"] for epoch in epochs) / 3600, 4),
+        "trial_s": round(sum(trial.wall_s for trial in trials), 1),
+    }
 
 
-def publish(best: TrialRecord, target: str, note: str) -> None:
-    """Copy the model folder of a trial, with `note` at the end of its card.
+def _score(trial: TrialRecord) -> float:
+    best = best_epoch(trial)
+    return float(best["dev_ccc_mean"]) if best else float("nan")
 
-    Raises:
-        WriteError: the output cannot be written.
-    """
+
+def _ranked(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Those that are done, the best first; the earlier of equals."""
+    done = [trial for trial in trials if trial.status == "done" and best_epoch(trial)]
+    return sorted(done, key=_score, reverse=True)
+
+
+def _publish(best: TrialRecord, target: str, note: str) -> None:
+    """Copy the model folder of a trial, with `note` at the end of its card."""
     names = [found.uri.removeprefix(best.path + "/") for found in storage.list_objects(best.path)]
     # the description last, so that the folder never promises weights that are not there yet
     for name in sorted(names, key=lambda name: name == "config.json"):
         if not name.startswith(_NOT_PUBLISHED):
             content = storage.read_bytes(storage.join(best.path, name))
-            if name == "README.md":
-                content += note.encode()
+            content += note.encode() if name == "README.md" else b""
             storage.write_atomic(storage.join(target, name), content)
 
 
@@ -90,102 +197,65 @@ def exit_code(trials: Sequence[TrialRecord], max_failed: float) -> Exit:
 
 def print_outcome(sweep: Sweep, trials: Sequence[TrialRecord], outcome: Mapping[str, Any]) -> None:
     """The best trials, what mattered, and where everything is."""
-    ranked = [trial for trial in trials if trial.status == "done" and best_epoch(trial)]
-    ranked.sort(key=score_of, reverse=True)
+    ranked, shares = _ranked(trials), outcome["importance"]["shares"]
     counts = ", ".join(f"{n} {status}" for status, n in outcome["statuses"].items())
     pairs = {"trials": counts} | {trial.name: describe(trial) for trial in ranked[:3]}
-    if outcome["importance"]["shares"]:
-        shares = outcome["importance"]["shares"]
+    if shares:
         words = ", ".join(f"{row['name'].replace('_', '-')} {row['value']:.2f}" for row in shares)
         pairs["importance"] = f"{words} ({outcome['importance']['method']})"
     if ranked:
-        pairs["best"] = storage.join(sweep.output, "best")
-    pairs["table"] = storage.join(sweep.output, "trials")
+        pairs["best"] = storage.join(sweep.flags.output, "best")
+    pairs["table"] = storage.join(sweep.flags.output, "trials")
     print_pairs("sweep", pairs)
-    failed = outcome["statuses"].get("failed", 0)
+    failed = [trial for trial in trials if trial.status == "failed"]
     if failed:
-        first = next(trial for trial in trials if trial.status == "failed")
-        print_warning(f"{failed} trials failed; the first is {first.name}: {first.error}")
+        first = failed[0]
+        print_warning(f"{len(failed)} trials failed; the first is {first.name}: {first.error}")
 
 
-def _tried(sweep: Sweep, trial: TrialRecord) -> Tried:
-    """A trial with the values it really had, those that were not searched in it too."""
-    point, base = point_of(trial), _settled_base(sweep)
-    values = {n: _plain(point.get(n, getattr(base, n))) for n in sweep.space.names}
-    best = best_epoch(trial)
-    return Tried(
-        number=number_of(trial),
-        status=trial.status,
-        score=best["dev_ccc_mean"] if best else None,
-        values=values,
-        curve=[(epoch["epoch"], epoch["dev_ccc_mean"]) for epoch in history_of(trial)],
-    )
+def importance(trials: Sequence[TrialRecord], space: Space, seed: int) -> dict[str, Any]:
+    """Share of the differences between trials by flag: functional ANOVA (Hutter et al. 2014).
+
+    Stopped trials count with what they had reached; flags that not every trial has are left out.
+
+    Returns:
+        `method`; `shares`, a list of `name` and `value` (0..1), the largest first; `note`.
+    """
+    found: dict[str, Any] = {"method": "fANOVA", "shares": [], "note": ""}
+    used = [trial for trial in trials if trial.status != "failed" and best_epoch(trial)]
+    if len(used) < _MIN_TRIALS or len({_score(trial) for trial in used}) == 1:
+        return found | {"note": f"{len(used)} trials with a score: too few to say what mattered"}
+    if not all(map(importlib.util.find_spec, ("optuna", "sklearn"))):
+        return found | {
+            "note": "needs the packages optuna and scikit-learn: raysers[search,report]"
+        }
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    kinds = {flag.name: _distribution(flag) for flag in space.flags}
+    for trial in used:
+        params = space.for_optuna(point_of(trial))
+        own = {name: kinds[name] for name in params}
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=own, value=_score(trial))
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
+    stopped = sum(trial.status == "stopped" for trial in used)
+    note = f"{len(used)} trials" + (f", {stopped} of them stopped early" if stopped else "")
+    note += "; few, so take it as a hint" if len(used) < _FEW_TRIALS else ""
+    return found | {"shares": [{"name": k, "value": v} for k, v in shares.items()], "note": note}
 
 
-def _settled_base(sweep: Sweep) -> TrainingFlags:
-    """What flags are in trials in which they are not searched."""
-    return with_recipe(sweep.base, next(iter(sweep.starts.values())).kind)
+def _distribution(flag: Parameter) -> Any:
+    from optuna import distributions as kinds
 
-
-def _axes(sweep: Sweep) -> list[Axis]:
-    axes, base = [], _settled_base(sweep)
-    for flag in sorted(sweep.space.flags, key=lambda flag: flag.name):
-        if flag.varies:
-            values = flag.values
-            numeric = isinstance(values, Range) or all(map(_is_number, values))
-            if flag.when:  # then the command line's value is one of them
-                numeric = numeric and _is_number(getattr(base, flag.name))
-            log = isinstance(values, Range) and values.log
-            axes.append(Axis(name=flag.name, numeric=numeric, log=log))
-    return axes
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _plain(value: Any) -> Any:
-    """As records have it, whether it comes from one or not."""
-    return json.dumps(value) if isinstance(value, list | tuple) else value
-
-
-def _write_pictures(
-    output: str, tried: Sequence[Tried], axes: Sequence[Axis], found: Importance
-) -> None:
-    pictures = {
-        "parallel_coordinates": figure.parallel_coordinates(tried, axes),
-        "importance": figure.importance_bars(found),
-        "learning_curves": figure.learning_curves(tried),
-    }
-    for name, picture in pictures.items():
-        for kind, content in picture.items():
-            storage.write_atomic(storage.join(output, f"{name}.{kind}"), content)
-
-
-def _selection(sweep: Sweep, trials: Sequence[TrialRecord], best: TrialRecord) -> str:
-    changed = [name for name in sweep.space.names if name in point_of(best)]
-    values = ", ".join(f"{name} {point_of(best)[name]}" for name in sorted(changed))
-    return (
-        f"\n## Selection\n\nThis is {best.name}, the best of the {len(trials)} trials of a "
-        f"{sweep.flags.search} search ({values}). It was chosen by its dev score, which is "
-        "therefore too high by some chance: only clips that took no part in the choice, as a test "
-        "split, say how good it is.\n"
-    )
-
-
-def _outcome(
-    trials: Sequence[TrialRecord], best: TrialRecord | None, found: Importance
-) -> dict[str, Any]:
-    epochs = [epoch for trial in trials for epoch in history_of(trial)]
-    chosen = None
-    if best is not None:
-        chosen = {"trial": best.name, "dev_ccc_mean": score_of(best), "point": point_of(best)}
-    return {
-        "trials": len(trials),
-        "statuses": dict(Counter(trial.status for trial in trials).most_common()),
-        "best": chosen,
-        "importance": asdict(found),
-        "epochs": len(epochs),
-        "audio_hours": round(sum(epoch["audio_s"] for epoch in epochs) / 3600, 4),
-        "trial_s": round(sum(trial.wall_s for trial in trials), 1),
-    }
+    if not isinstance(flag.values, Range):
+        return kinds.CategoricalDistribution(tuple(range(len(flag.values))))
+    low, high, log = flag.values.low, flag.values.high, flag.values.log
+    if flag.values.whole:
+        return kinds.IntDistribution(int(low), int(high), log=log)
+    return kinds.FloatDistribution(low, high, log=log)

@@ -1,275 +1,182 @@
-"""A sweep from its flags to its trials: what there is to try, where, and how it goes on.
+"""A sweep on Ray Tune: one training a trial, early stopping by ASHA, points from optuna.
 
-Every trial has its folder `OUTPUT/runs/<trial>` with its record; the sweep is what these records
-say, so it goes on after any death without a trial lost or run twice.
+Every trial has its folder `OUTPUT/runs/<trial>`; the sweep is what their records say, so it resumes
+after any crash, takes more trials later, and can be moved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
-
-from raysers.io import storage
-from raysers.run import RunRecord
+from raysers.cli import as_plain
 from raysers.training import checkpoint
-from raysers.training.config import TrainingFlags, with_recipe
-from raysers.training.dataset import Indexed
-from raysers.tuning.flags import DEFAULT_TRIALS, TuningFlags
-from raysers.tuning.points import Space, applied
+from raysers.training.config import TrainingFlags
+from raysers.training.loop import TrainingStopped
+from raysers.training.progress import Epoch
+from raysers.training.trainer import run_training
+from raysers.tuning.plan import Sweep, left, make_scheduler, recorded, told, trial_path
 from raysers.tuning.resources import TrialResources
-from raysers.tuning.search import (
-    GridSearch,
-    Observation,
-    OptunaSearch,
-    RandomSearch,
-    Search,
-    grid_search,
-)
-from raysers.tuning.table import best_epoch, history_of, number_of, write_trials
-from raysers.tuning.trial import TrainTrial
-from raysers.tuning.trials import Piece, Progress, TrialRecord, run_pieces, stored
-from raysers.tuning.values import coerce
+from raysers.tuning.space import Point
+from raysers.tuning.trials import WORST, Report, Trial, TrialRecord, run_trials
 
-#: Random trials before optuna judges: a quarter of all, within these bounds.
-_START = (4, 10)
+#: What of an epoch's record is kept in the trial's.
+_KEPT = ("epoch", "train_loss", "dev_ccc", "dev_ccc_mean", "audio_s", "wall_s")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """A backbone: its name with a place that every process finds, and the recipe for its kind."""
+def make_search(sweep: Sweep, known: int) -> Any:
+    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) after the known points.
 
-    backbone: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
-    """A sweep that can begin or go on.
-
-    Attributes:
-        flags: with absolute paths.
-        base: those of training, which trials start from.
-        space: what is searched.
-        search: decides the points.
-        trials: how many there are to be.
-        starts: by backbone as it is given, where it is and how it is trained.
-        indexed: the data.
-        settings: everything that decides the trials.
-        earlier: the record of the run that is resumed, if any.
+    Args:
+        sweep: whose points are tried first.
+        known: of them, how many have been tried before; decides what is drawn next.
     """
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
 
-    flags: TuningFlags
-    base: TrainingFlags
-    space: Space
-    search: Search
-    trials: int
-    starts: Mapping[str, Start]
-    indexed: Indexed
-    settings: Mapping[str, Any]
-    earlier: RunRecord | None
+    def space(trial: Any) -> dict[str, Any]:
+        return {"number": trial.number, "point": sweep.space.suggested(trial)}
 
-    @property
-    def output(self) -> str:
-        """The sweep's folder."""
-        return self.flags.output
-
-    def flags_of(self, number: int, point: Mapping[str, Any]) -> TrainingFlags:
-        """Of the training of trial `number`.
-
-        Raises:
-            ConfigError: the values do not go together.
-        """
-        flags = applied(self.base, {**point, "output": trial_path(self.output, number)})
-        start = self.starts[flags.backbone]
-        return with_recipe(replace(flags, backbone=start.backbone), start.kind)
-
-    @property
-    def earlier_outcome(self) -> Mapping[str, Any]:
-        """What run.json says of a sweep that was finished before."""
-        return (self.earlier.outcome if self.earlier else None) or {}
-
-    @property
-    def most_epochs(self) -> int:
-        """Epochs of the longest trial."""
-        epochs = []
-        for start in self.starts.values():
-            for value in self.space.highest("epochs", self.base.epochs):
-                epochs.append(with_recipe(replace(self.base, epochs=value), start.kind).epochs)
-        return max(epochs)
-
-
-def make_search(flags: TuningFlags, base: TrainingFlags, space: Space) -> tuple[Search, int]:
-    """The search, and how many trials it is to make.
-
-    Raises:
-        ConfigError: the space is not for it, or a package is missing.
-    """
-    if flags.search == "grid":
-        grid: GridSearch = grid_search(space, flags.seed)
-        return grid, min(flags.trials or len(grid.points), len(grid.points))
-    trials = flags.trials or DEFAULT_TRIALS
-    if flags.search == "random":
-        return RandomSearch(space=space, seed=flags.seed), trials
-    start = min(max(trials // 4, _START[0]), _START[1])
-    check = partial(applied, base)
-    return OptunaSearch(space=space, seed=flags.seed, start=start, check=check), trials
-
-
-def trial_name(number: int) -> str:
-    """Its name, and that of its folder."""
-    return f"trial-{number:04d}"
-
-
-def trial_path(output: str, number: int) -> str:
-    """Its folder."""
-    return storage.join(output, "runs", trial_name(number))
-
-
-def recorded_trials(output: str, trials: int) -> list[TrialRecord | None]:
-    """What earlier runs have left of every trial, by number; of more than `trials`, if they had."""
-    found = [stored(trial_path(output, number)) for number in range(trials)]
-    while (more := stored(trial_path(output, len(found)))) is not None:
-        found.append(more)
-    return found
-
-
-def is_left(sweep: Sweep) -> bool:
-    """Whether there is anything to do for any trial."""
-    known = recorded_trials(sweep.output, sweep.trials)
-    return any(one is None or not one.is_final(sweep.flags.retries) for one in known)
-
-
-def is_finished(sweep: Sweep) -> bool:
-    """Whether an earlier run has done all of it, the tables and the best model too."""
-    concluded = sweep.earlier is not None and "statuses" in (sweep.earlier.outcome or {})
-    return concluded and not is_left(sweep)
-
-
-def ended_trials(sweep: Sweep) -> list[TrialRecord]:
-    """The trials that have a record, by number."""
-    known = recorded_trials(sweep.output, sweep.trials)
-    return [trial for trial in known if trial is not None]
-
-
-def run_trials(sweep: Sweep, resources: TrialResources) -> list[TrialRecord]:
-    """Run what is left on the connected cluster; the table is kept up to date.
-
-    Raises:
-        WriteError: the output cannot be written.
-    """
-    course = _SweepState(sweep, resources, recorded_trials(sweep.output, sweep.trials))
-    progress = Progress(total=sweep.trials, at_once=resources.share.at_once, describe=describe)
-    return run_pieces(
-        course.pieces(),
-        resources.share,
-        total=sweep.trials,
-        retries=sweep.flags.retries,
-        scheduler=make_scheduler(sweep),
-        progress=progress,
-        on_ended=course.over,
+    sampler = optuna.samplers.TPESampler(
+        seed=sweep.flags.seed + 1000 * known,
+        n_startup_trials=0,
+        multivariate=True,  # flags are not independent of each other
+        group=True,  # conditions make spaces of different shape
+        constant_liar=True,  # trials at work are not tried again next door
+        warn_independent_sampling=False,
     )
-
-
-def make_scheduler(sweep: Sweep) -> TrialScheduler | None:
-    """ASHA (Li et al. 2020) on the best mean dev CCC so far; None when it is off or has no room.
-
-    At `grace`, `grace * reduction`, ... epochs a trial goes on only if it is among the best
-    1/reduction of the trials that have come that far.
-    """
-    flags, last = sweep.flags, sweep.most_epochs - 1
-    grace = flags.asha_grace or max(1, sweep.most_epochs // 10)
-    if flags.asha == "off" or grace > last:
-        return None
-    return AsyncHyperBandScheduler(
-        time_attr="epoch",
+    return OptunaSearch(
+        space=space,
         metric="score",
         mode="max",
-        max_t=last,
-        grace_period=grace,
-        reduction_factor=flags.asha_reduction,
-        stop_last_trials=False,  # a trial that reaches the end has its model scored and stored
+        sampler=sampler,
+        points_to_evaluate=[sweep.space.for_optuna(point) for point in sweep.points],
     )
 
 
-@dataclass(slots=True)
-class _SweepState:
-    """Draws the trials one after another, and keeps what they have shown."""
+def run_sweep(
+    sweep: Sweep, resources: TrialResources, on_ended: Callable[[list[TrialRecord]], None]
+) -> list[TrialRecord]:
+    """Run what is left on the connected cluster.
+
+    Args:
+        sweep: of the trials.
+        resources: for them.
+        on_ended: called with all records so far when a trial has ended.
+
+    Returns:
+        How every trial ended, by number.
+    """
+    records = recorded(sweep.flags.output, sweep.trials)
+    known = {trial_path(sweep.flags.output, n): r for n, r in enumerate(records) if r is not None}
+
+    def ended(record: TrialRecord) -> None:
+        known[record.path] = record
+        on_ended([known[path] for path in sorted(known)])
+
+    def make(config: Mapping[str, Any]) -> Trial:
+        number = config["number"]
+        point = config["point"] if "point" in config else sweep.points[number]
+        flags = replace(sweep.base, **point, output=trial_path(sweep.flags.output, number))
+        call = TrainTrial(sweep=sweep, number=number, point=point, resources=resources)
+        notes = {"number": number, "point": point}
+        return Trial(name=f"trial-{number:04d}", path=flags.output, call=call, notes=notes)
+
+    numbers, scheduler = left(sweep), make_scheduler(sweep)
+    if numbers:
+        is_optuna = sweep.flags.search == "optuna"
+        run_trials(
+            make,
+            # ASHA compares the epochs of trials that ended before too
+            list(range(sweep.trials)) if scheduler else numbers,
+            resources,
+            total=sweep.trials,
+            retries=sweep.flags.retries,
+            search=make_search(sweep, len(known)) if is_optuna else None,
+            scheduler=scheduler,
+            describe=describe,
+            on_ended=ended,
+        )
+    return [one for one in recorded(sweep.flags.output, sweep.trials) if one is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainTrial:
+    """The call of a trial: a training that reports its epochs."""
 
     sweep: Sweep
+    number: int
+    point: Point
     resources: TrialResources
-    known: Sequence[TrialRecord | None]
-    points: dict[int, dict[str, Any]] = field(default_factory=dict)
-    ended: dict[int, TrialRecord] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Begin with what earlier runs have left."""
-        retries = self.sweep.flags.retries
-        known = [one for one in self.known if one is not None and one.is_final(retries)]
-        self.ended = {number_of(trial): trial for trial in known}
+    def __call__(self, report: Report) -> dict[str, Any]:
+        """Train, or read what was trained.
 
-    def pieces(self) -> Iterator[Piece]:
-        """A piece for every trial, in the order of their numbers."""
-        for number, record in enumerate(self.known):
-            if record is None:
-                point = self.sweep.search.point(number, self._shown())
-            else:
-                point = _as_flags(record.notes["point"])
-            self.points[number] = point
-            flags = self.sweep.flags_of(number, point)
-            yield Piece(
-                name=trial_name(number),
-                path=flags.output,
-                call=TrainTrial(flags=flags, indexed=self.sweep.indexed, resources=self.resources),
-                notes={"number": number, "point": point},
+        Raises:
+            TrainingStopped: the scheduler did; nothing will resume, so the state is removed.
+        """
+        flags, best = self.sweep.flags_of(self.number, self.point), WORST
+        last: dict[str, Any] = {}
+
+        def on_epoch(record: Epoch) -> None:
+            nonlocal best, last
+            mean = record["dev_ccc_mean"]
+            best = max(best, WORST if mean is None else mean)
+            last = {"score": best, **{name: record[name] for name in _KEPT}}
+            if record["epoch"] < flags.epochs:  # after the last one the model is written first
+                report(last)
+                last = {}
+
+        try:
+            outcome = run_training(
+                flags,
+                as_plain(flags),
+                on_epoch=on_epoch,
+                in_process=self.resources.placement is None,
+                local=self.resources.local,
+                placement=self.resources.placement,
+                indexed=self.sweep.indexed,
+                command=command_of(flags),
             )
-
-    def over(self, trial: TrialRecord) -> None:
-        """A trial has ended, now or in an earlier run."""
-        self.ended[number_of(trial)] = trial
-        if trial.status == "stopped":  # nothing will go on from its state
-            checkpoint.clear(trial.path)
-        if self.known[number_of(trial)] != trial:
-            write_trials(list(self.ended.values()), self.sweep.space, self.sweep.output)
-
-    def _shown(self) -> list[Observation]:
-        return [_shown(point, self.ended.get(n)) for n, point in sorted(self.points.items())]
+        except TrainingStopped:
+            checkpoint.clear(flags.output)
+            raise
+        if not outcome.trained:  # its process died between the model and the record
+            for record in outcome.history:
+                on_epoch(record)
+        if last:
+            report(last)
+        return {}
 
 
-def _shown(point: Mapping[str, Any], trial: TrialRecord | None) -> Observation:
-    if trial is None:
-        return Observation(point=point, scores={}, state="running")
-    scores: dict[int, float] = {}
-    for epoch in history_of(trial):
-        mean = epoch["dev_ccc_mean"]
-        if mean is not None:
-            scores[epoch["epoch"]] = max([mean, *scores.values()])
-    # a failed one is the worst there is, so that its neighbours are not tried
-    failed = trial.status == "failed"
-    return Observation(
-        point=point,
-        scores={} if failed else scores,
-        state="pruned" if trial.status == "stopped" and scores else "complete",
-    )
+def command_of(flags: TrainingFlags) -> list[str]:
+    """The command of the train job that gives the same model.
+
+    >>> command_of(TrainingFlags(output="/out", data=("/corpus",), lr=0.001))
+    ['raysers', 'train', '--data', '/corpus', '--lr', '0.001', '--output', '/out']
+    """
+    words = ["raysers", "train"]
+    for flag in fields(TrainingFlags):
+        value = getattr(flags, flag.name)
+        if value == flag.default:
+            continue
+        words.append("--" + flag.name.replace("_", "-"))
+        if not isinstance(value, bool):
+            words += map(str, value if isinstance(value, tuple) else (value,))
+    return words
 
 
-def _as_flags(point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point as its record has it, turned into what the flags hold."""
-    return {name: coerce("the trial's record", name, value) for name, value in point.items()}
+def best_epoch(trial: TrialRecord) -> Epoch | None:
+    """The epoch a trial is judged by: the first one with its highest mean dev CCC."""
+    known = [epoch for epoch in trial.history if epoch["dev_ccc_mean"] is not None]
+    return max(known, key=lambda epoch: epoch["dev_ccc_mean"], default=None)
 
 
 def describe(trial: TrialRecord) -> str:
     """`dev CCC 0.512 at epoch 4 of 5, lr 0.00031, freeze cnn`."""
-    best = best_epoch(trial)
-    words = [f"{name.replace('_', '-')} {_short(v)}" for name, v in trial.notes["point"].items()]
-    if best:
-        epochs = len(history_of(trial))
-        words.insert(0, f"dev CCC {best['dev_ccc_mean']:.3f} at epoch {best['epoch']} of {epochs}")
-    return ", ".join(words)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    words = told(trial.notes["point"])
+    if best := best_epoch(trial):
+        where = f"at epoch {best['epoch']} of {len(trial.history)}"
+        words = f"dev CCC {best['dev_ccc_mean']:.3f} {where}, {words}"
+    return words

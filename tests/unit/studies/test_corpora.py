@@ -9,8 +9,6 @@ from raysers.data.labelled import SCHEMA
 from raysers.data.splits import leaks
 from raysers.errors import ConfigError
 from raysers.studies.corpora import arrange
-from raysers.studies.speech import CROSS_CORPUS, HOME, PRETRAININGS, utterances, voices
-from raysers.types import DIMENSIONS
 
 
 def _corpus(name: str, speakers: dict[str, str], clips_each: int = 3, splits=None) -> pa.Table:
@@ -76,28 +74,3 @@ def test_a_limit_is_spread_over_the_speakers():
 def test_half_a_split_is_refused():
     with pytest.raises(ConfigError, match="no clips for dev"):
         arrange({"a": _corpus("a", TEN, splits={"f0": "train", "m0": "test"})}, ["a"], [], 0)
-
-
-def test_made_up_corpora_have_speakers_of_both_sexes_and_all_emotions():
-    for corpus in (HOME, CROSS_CORPUS, *PRETRAININGS["all-languages"]):
-        lines = list(utterances(corpus))
-        assert len(lines) == corpus.clips
-        assert len({one.clip for one in lines}) == corpus.clips
-        assert len({one.emotion for one in lines}) == 7
-        people = voices(corpus)
-        assert len({voice.name for voice in people}) == len(people) >= 6
-        assert [v.sex for v in people].count("female") == len(people) / 2
-    assert len(voices(HOME)) >= 8
-    assert len(voices(CROSS_CORPUS)) >= 8
-
-
-def test_made_up_labels_are_varied_and_words_follow_the_valence():
-    lines = list(utterances(HOME))
-    for place, _ in enumerate(DIMENSIONS):
-        values = [one.labels[place] for one in lines]
-        assert min(values) < 0.25
-        assert max(values) > 0.75
-    happy = [one for one in lines if one.labels[2] > 0.7]
-    sad = [one for one in lines if one.labels[2] < 0.3]
-    assert sum("terrible" in one.text for one in sad) > 5
-    assert not any("terrible" in one.text for one in happy)
