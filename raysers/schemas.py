@@ -216,6 +216,7 @@ CURVES = pa.schema(
     [
         *_named("study cell model factor factor_value seed", CELLS),
         _field("epoch", pa.int64(), "passes over the training clips so far"),
+        _field("step", pa.int64(), "steps so far; null: not recorded"),
         _field("dimension", pa.string(), "arousal, dominance, valence; mean: over several"),
         _field("ccc", pa.float64(), "CCC over the whole dev set"),
     ]

@@ -45,6 +45,8 @@ JOB = "study"
 STUDY_VERSION = 2
 #: Forward passes that take as long as a training step on the same audio.
 _FORWARDS = 3
+#: Text models and recognisers that come with packages, and `manifest` for none.
+_OFFLINE = ("minilm", "moonshine", "manifest")
 #: Packages without which a job cannot do all of its work.
 _PACKAGES = {"probe": ("espeakng_loader", "wordcloud"), "annotate": ("sklearn",)}
 
@@ -273,41 +275,37 @@ def missing(plan: StudyPlan, corpora: Corpora) -> dict[str, str]:
     found: dict[str, str] = {}
     checked: dict[str, str] = {}
     for study in plan.studies:
-        lacks = [
-            f"package {name}"
-            for name in _PACKAGES.get(study.job, ())
-            if importlib.util.find_spec(name) is None
-        ]
-        needs_text = study.job == "probe" or study.flags.get("asr") == "manifest"
-        if needs_text and not spoken:
+        if study.name not in plan.wanted:
+            continue
+        packages = _PACKAGES.get(study.job, ())
+        lacks = [f"package {name}" for name in packages if not importlib.util.find_spec(name)]
+        if not spoken and (study.job == "probe" or study.flags.get("asr") == "manifest"):
             lacks.append(f"transcripts of {', '.join(corpora.home)}")
-        names = [str(study.flags[key]) for key in ("text_model", "asr") if key in study.flags]
-        if plan.flags.scale == "full":
-            names += [model.backbone for model in study.models.values()]
-        for name in dict.fromkeys(names):
-            if name not in checked:
-                checked[name] = _hub_error(name)
-            lacks += [checked[name]] if checked[name] else []
-        if lacks and study.name in plan.wanted:
+        for hub_id in _hub_ids(study, plan.flags.scale):
+            if hub_id not in checked:
+                checked[hub_id] = _hub_error(hub_id)
+            lacks += [checked[hub_id]] if checked[hub_id] else []
+        if lacks:
             found[study.name] = "; ".join(lacks)
     return found
 
 
-def _hub_error(name: str) -> str:
-    """Why a model of the hub cannot be had; empty where it can, or is none of the hub."""
+def _hub_ids(study: Study, scale: str) -> list[str]:
+    """Models of the hub that a study loads."""
+    texts = [str(study.flags[key]) for key in ("text_model", "asr") if key in study.flags]
+    found = [name for name in texts if name not in _OFFLINE and not name.startswith(("/", "s3:"))]
+    if scale == "full":
+        models = [parse_model_name(model.backbone) for model in study.models.values()]
+        found += [model.hub_id for model in models if model.hub_id and not model.random]
+    return list(dict.fromkeys(found))
+
+
+def _hub_error(hub_id: str) -> str:
     from huggingface_hub import hf_hub_download
 
     try:
-        model = parse_model_name(name)
-    except ConfigError:  # another name of a text model or recogniser
-        hub_id, random = (name, False) if name.count("/") == 1 or "bert" in name else ("", True)
-    else:
-        hub_id, random = model.hub_id or "", model.random
-    if not hub_id or random:
-        return ""
-    try:
-        hf_hub_download(hub_id, "config.json", revision=None)
-    except Exception as error:  # the library raises errors of its own and of its HTTP client
+        hf_hub_download(hub_id, "config.json")
+    except Exception as error:  # the library's own errors, and those of its HTTP client
         return f"hub model {hub_id} ({type(error).__name__})"
     return ""
 
@@ -341,7 +339,7 @@ def print_estimate(plan: StudyPlan) -> None:
         )
         synthetic.write_networks(folder, small_networks(plan))
         place = replace(plan.place(), output=folder)
-        speeds: dict[str, float | str] = {}
+        speeds: dict[str, float] = {}
         total_s = 0.0
         lines: dict[str, str] = {}
         for run in left:
@@ -350,20 +348,17 @@ def print_estimate(plan: StudyPlan) -> None:
                 continue
             training = plan.grid.runs[run.needs[0]] if run.needs else run
             backbone = str(training.settings["backbone"])
-            flags = training_flags(training, place)
-            if backbone not in speeds:
-                try:
-                    settled, _ = training_plan.inspect(flags)
-                    speeds[backbone] = measure_speed(settled, corpora.training, resources)
-                except RaysersError as error:
-                    speeds[backbone] = str(error)
-            speed = speeds[backbone]
-            if isinstance(speed, str):
-                lines[run.name] = f"cannot be measured: {speed}"
+            try:
+                flags, _ = training_plan.inspect(training_flags(training, place))
+                if backbone not in speeds:
+                    speeds[backbone] = measure_speed(flags, corpora.training, resources)
+            except RaysersError as error:
+                lines[run.name] = f"cannot be measured: {error}"
                 continue
-            audio_s = _audio_s(run, training_plan.inspect(flags)[0].epochs, corpora)
-            total_s += audio_s / speed
-            lines[run.name] = f"{hours(audio_s)} of audio, {duration(audio_s / speed)}"
+            audio_s = _audio_s(run, flags.epochs, corpora)
+            seconds = audio_s / speeds[backbone]
+            total_s += seconds
+            lines[run.name] = f"{hours(audio_s)} of audio, {duration(seconds)}"
         print_pairs("estimate (nothing was written)", lines)
         usd = plan.flags.usd_per_hour * total_s / 3600
         print_pairs(

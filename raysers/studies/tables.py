@@ -121,13 +121,15 @@ def _curve_rows(cell: Cell, place: Place) -> Rows:
         return
     uri = storage.join(place.uri(cell.run), "training.json")
     document = json.loads(storage.read_bytes(uri))
-    for epoch in document.get("evaluations") or document["history"]:
+    by_step = {one["step"]: one for one in (*document.get("evaluations", ()), *document["history"])}
+    for _, epoch in sorted(by_step.items()):
         values = {**(epoch["dev_ccc"] or {}), "mean": epoch["dev_ccc_mean"]}
         for dimension in (*DIMENSIONS, "mean"):
             yield {
                 **_key(cell),
                 "model": cell.model,
                 "epoch": epoch["epoch"],
+                "step": epoch["step"],
                 "dimension": dimension,
                 "ccc": values.get(dimension),
             }

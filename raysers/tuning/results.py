@@ -22,7 +22,7 @@ from raysers.run import Exit
 from raysers.schemas import CURVES
 from raysers.tuning.figures import PARAMETER, pictures
 from raysers.tuning.plan import Sweep, point_of
-from raysers.tuning.space import SEARCHABLE, Parameter, Range, Space
+from raysers.tuning.space import SEARCHABLE, Space
 from raysers.tuning.trials import TrialRecord
 from raysers.tuning.tuner import best_epoch, describe
 from raysers.types import DIMENSIONS
@@ -108,6 +108,7 @@ def curves_table(sweep: Sweep, trials: Sequence[TrialRecord]) -> pa.Table:
                     "factor_value": str(trial.notes["number"]),
                     "seed": point.get("seed", sweep.base.seed),
                     "epoch": epoch["epoch"],
+                    "step": epoch.get("step"),
                     "dimension": name,
                     "ccc": value,
                 }
@@ -234,13 +235,11 @@ def importance(trials: Sequence[TrialRecord], space: Space, seed: int) -> dict[s
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
-    kinds = {flag.name: _distribution(flag) for flag in space.flags}
     for trial in used:
-        params = space.for_optuna(point_of(trial))
-        own = {name: kinds[name] for name in params}
-        study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=own, value=_score(trial))
-        )
+        study.enqueue_trial(space.for_optuna(point_of(trial)))
+        asked = study.ask()
+        space.suggested(asked)
+        study.tell(asked, _score(trial))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
@@ -248,14 +247,3 @@ def importance(trials: Sequence[TrialRecord], space: Space, seed: int) -> dict[s
     note = f"{len(used)} trials" + (f", {stopped} of them stopped early" if stopped else "")
     note += "; few, so take it as a hint" if len(used) < _FEW_TRIALS else ""
     return found | {"shares": [{"name": k, "value": v} for k, v in shares.items()], "note": note}
-
-
-def _distribution(flag: Parameter) -> Any:
-    from optuna import distributions as kinds
-
-    if not isinstance(flag.values, Range):
-        return kinds.CategoricalDistribution(tuple(range(len(flag.values))))
-    low, high, log = flag.values.low, flag.values.high, flag.values.log
-    if flag.values.whole:
-        return kinds.IntDistribution(int(low), int(high), log=log)
-    return kinds.FloatDistribution(low, high, log=log)

@@ -395,6 +395,6 @@ def _told(kind: Any) -> str:
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         count = "a list of" if kinds[-1] is Ellipsis else f"a list of {len(kinds)}"
-        return f"{count} {'words' if kinds[0] is str else 'numbers'}"
+        return f"{count} {'numbers' if kinds[0] in (int, float) else 'words'}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
     return names.get(kind, "null")

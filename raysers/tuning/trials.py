@@ -48,13 +48,12 @@ _ENVIRONMENT = {
 }
 #: How long a worker process waits for a stopped trial to leave before it is replaced.
 _LEAVE_S = "60"
-#: A CCC below every other: the score of a trial without one.
+#: Score of a trial without one: a CCC below every other.
 WORST = -1.0
 _DIED = "its worker process died (killed, or out of memory)"
 _MAX_ERROR = 2000
-#: Errors that an immediate retry would only repeat.
+#: Errors that an immediate retry would repeat, and those that may be gone by the next command.
 _REPEATED = (ConfigError, TooManyFailed, TrainingDiverged)
-#: Errors that may be gone by the next command: of a hub, a package, access, a disk.
 _OUTSIDE = (ConfigError, DeviceLost, OSError, StorageError, WriteError)
 
 #: Reports an epoch; raises TrainingStopped when the scheduler stops the trial.
@@ -146,10 +145,10 @@ def attempt(trial: Trial, retries: int, report: Report) -> TrialRecord:
     """Call a trial in this process until it is done or has failed as often as it may.
 
     Returns:
-        The record, as stored; a failed trial raises nothing.
+        The record; a failed trial raises nothing.
 
     Raises:
-        TrainingStopped: `report` did; the record says so.
+        TrainingStopped: `report` did.
         WriteError: the record cannot be written.
     """
     record = stored(trial.path) or TrialRecord(name=trial.name, path=trial.path)
@@ -178,7 +177,7 @@ def attempt(trial: Trial, retries: int, report: Report) -> TrialRecord:
             ended = replace(ended, result=dict(trial.call(keep)))
         except TrainingStopped as error:
             stopped, ended = error, replace(ended, status="stopped")
-        except Exception as error:  # the trial's boundary: whatever it fails of is its record
+        except Exception as error:  # whatever a trial fails of is its record
             ended = _failed(record, error)
         wall_s = round(record.wall_s + time.monotonic() - began_s, 3)
         record = replace(ended, history=tuple(history), wall_s=wall_s)
@@ -218,7 +217,7 @@ def run_trials(
     """Run trials on the connected cluster; how each ended is in its record.
 
     Args:
-        make: the trial of one of Tune's configurations, which has its `number`.
+        make: the trial of a configuration of Tune, which has its `number`.
         numbers: of the trials to run, without a search.
         resources: how many at once, and what each reserves.
         total: how many there are, those that have ended before too.
@@ -354,7 +353,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]
     def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
         if self._running and time.monotonic() - self._printed_s >= LINE_EVERY_S:
             self._printed_s = time.monotonic()
-            print_line(self.line())
+            print_line(self._line())
 
     def _over(self, trial: Any, unfinished: Literal["failed", "stopped"]) -> None:
         made = self._make(trial.config)
@@ -375,11 +374,11 @@ class _Progress(tune.Callback):  # type: ignore[misc]
             raise
         print_ended(record, self._ended.total(), self._total, self._describe(record))
 
-    def line(self) -> str:
+    def _line(self) -> str:
         """`3 of 20 ended (1 before) | at work: a (epoch 2), b | about 12:30 left`."""
         other = ", ".join(f"{n} {s}" for s, n in sorted(self._ended.items()) if s != "done")
         text = f"{self._ended.total()} of {self._total} ended" + (f" ({other})" if other else "")
-        names = [f"{name} (epoch {n})" if n else name for name, n in self._running.items()]
+        names = (f"{name} (epoch {n})" if n else name for name, n in self._running.items())
         text += f" | at work: {', '.join(names)}"
         if self._walls_s:
             left = (self._total - self._ended.total()) / max(1, self._at_once)
@@ -397,5 +396,5 @@ def print_ended(record: TrialRecord, number: int, total: int, words: str) -> Non
 
 
 def print_line(text: str) -> None:
-    """Print to stderr, on one line."""
+    """Print one line to stderr."""
     print(" ".join(text.splitlines()), file=sys.stderr, flush=True)

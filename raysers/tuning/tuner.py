@@ -22,7 +22,7 @@ from raysers.tuning.space import Point
 from raysers.tuning.trials import WORST, Report, Trial, TrialRecord, run_trials
 
 #: What of an epoch's record is kept in the trial's.
-_KEPT = ("epoch", "train_loss", "dev_ccc", "dev_ccc_mean", "audio_s", "wall_s")
+_KEPT = ("epoch", "step", "train_loss", "dev_ccc", "dev_ccc_mean", "audio_s", "wall_s")
 
 
 def make_search(sweep: Sweep, known: int) -> Any:

@@ -8,7 +8,9 @@ import pytest
 from raysers.data.labelled import SCHEMA
 from raysers.data.splits import leaks
 from raysers.errors import ConfigError
+from raysers.run import Run
 from raysers.studies.corpora import arrange
+from raysers.studies.plan import StudyFlags, make_plan, missing
 
 
 def _corpus(name: str, speakers: dict[str, str], clips_each: int = 3, splits=None) -> pa.Table:
@@ -74,3 +76,18 @@ def test_a_limit_is_spread_over_the_speakers():
 def test_half_a_split_is_refused():
     with pytest.raises(ConfigError, match="no clips for dev"):
         arrange({"a": _corpus("a", TEN, splits={"f0": "train", "m0": "test"})}, ["a"], [], 0)
+
+
+def test_a_plan_says_which_packages_models_and_transcripts_are_missing(tmp_path, monkeypatch):
+    def refuse(hub_id: str, name: str) -> str:
+        raise OSError("offline")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    flags = StudyFlags(study=("probe", "fusion", "fairness"), data=("/a",), output=str(tmp_path))
+    plan = make_plan(flags, Run.open("study", flags.output, dry_run=True))
+    found = missing(plan, arrange({"a": _corpus("a", TEN)}, ["a"], [], 0))
+    for words in ("package wordcloud", "transcripts of a", "model facebook/wav2vec2-large-robust"):
+        assert words in found["probe"]
+    assert "hub model bert-base-uncased (OSError)" in found["fusion"]
+    assert "package" not in found["fairness"]
