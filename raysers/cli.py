@@ -1,22 +1,24 @@
-"""Configuration of the jobs: frozen dataclasses parsed by tyro, plus `--config FILE`.
+"""Configuration of the jobs: frozen dataclasses, one flag a field, plus `--config FILE`.
 
-A config file is turned into arguments in front of the command line's own, so both go through the
-same parser and the command line wins.
+A config file gives the same words as a command line, so both go through the same parser; the
+command line wins.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import textwrap
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, fields
+import socket
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-import tyro
-
+from raysers.arguments import Arg, Flag, build, flags_of, help_text, split
 from raysers.data.files import load_yaml
 from raysers.errors import ConfigError
 from raysers.io import storage
@@ -28,19 +30,31 @@ T = TypeVar("T")
 DEFAULT_MODEL = "raysers-base"
 #: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
 CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
-_SHARED_FLAGS = (
-    "--config FILE reads flags from YAML or a run.json. --requester-pays agrees to pay for reading "
-    "requester-pays buckets."
-)
-Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI [URI ...]")]
-Output = Annotated[str, tyro.conf.arg(aliases=("-o",), metavar="URI")]
-#: What the terminal shows of a description is at most this wide.
-_HELP_COLUMNS = 80
+Uris = Annotated[tuple[str, ...], Arg("URI")]
+Models = Annotated[tuple[str, ...], Arg("MODEL")]
+Output = Annotated[str, Arg("URI", short="-o")]
+#: A field that the job sets itself.
+Hidden = Annotated[str, Arg(hidden=True)]
+Retry = Annotated[
+    tuple[Status, ...],
+    Arg("STATUS", choices=tuple(str(status) for status in Status if status is not Status.OK)),
+]
+
+#: Flags on the first screen of `--help`, of commands that have more than these.
+_FIRST = (
+    "input", "data", "labels", "predictions", "runs", "study", "space", "texts", "templates",
+    "output", "model", "asr", "text_model", "fusion", "corpus", "segment", "window_s", "suite",
+    "perturbations", "trials", "search", "backbone", "scale", "by", "tts", "voice", "workers",
+    "dtype", "dry_run", "retry", "embeddings",
+)  # fmt: skip
+_MOST_FIRST = 12
+_ANSWER_S = 5.0
+_SHARED = "Flags of every command"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListingFlags:
-    """Which audio a job is about, and how it becomes clips."""
+    """Which audio is processed, and how it becomes clips."""
 
     input: Uris
     """Folders or s3:// prefixes of audio, tar shards, or a manifest (Parquet or CSV)."""
@@ -79,7 +93,7 @@ class ListingFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipJobFlags(ListingFlags):
-    """Flags every job over clips shares."""
+    """How clips are scored, and what happens to those that cannot be."""
 
     model: str = DEFAULT_MODEL
     """Alias, hub id, folder or s3:// prefix of a model, with an optional @revision."""
@@ -93,7 +107,7 @@ class ClipJobFlags(ListingFlags):
     """Padded audio seconds per forward pass; 0 chooses for the device."""
     shard_s: float = 1800.0
     """Audio seconds per output file at most; small archives get shorter ones."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: bool = False
     """Benchmark the cluster, estimate time and cost, write nothing."""
     usd_per_hour: float = 0.0
     """Price of one worker per hour (its machine's, divided by the workers on it)."""
@@ -101,7 +115,7 @@ class ClipJobFlags(ListingFlags):
     """Longer clips are `too_long` instead of scored; cut recordings with --segment window."""
     max_failed: float = 0.05
     """Highest share of rows that are not ok before the job ends with exit code 3."""
-    retry: tuple[Status, ...] = ()
+    retry: Retry = ()
     """When resuming, also score clips with these statuses again."""
 
     def check(self) -> None:
@@ -151,23 +165,52 @@ def command(
     def main(
         argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = ""
     ) -> int:
-        quiet_environment()
-        return run_main(
-            lambda: job(
-                parse(
-                    config_class,
-                    argv,
-                    description=description,
-                    positional=positional,
-                    prog=prog,
-                    output=output,
-                    recipes=recipes,
-                    shown=shown,
-                )
+        def body() -> int:
+            flags = parse(
+                config_class,
+                argv,
+                description=description,
+                positional=positional,
+                prog=prog,
+                output=output,
+                recipes=recipes,
+                shown=shown,
             )
-        )
+            if '"s3://' in json.dumps(as_plain(flags)):
+                for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+                    require_answer(name, os.environ.get(name, ""))
+            return job(flags)
+
+        quiet_environment()
+        return run_main(body)
 
     return main
+
+
+def require_answer(variable: str, address: str) -> None:
+    """Check in seconds that something listens where a variable of the environment says.
+
+    Addresses without a port that can be asked directly are left to whoever uses them.
+
+    Raises:
+        ConfigError: nothing listens there.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    if not parts.hostname or port is None or (parts.scheme != "ray" and getproxies()):
+        return
+    for last in (False, True):
+        try:
+            socket.create_connection((parts.hostname, port), timeout=_ANSWER_S).close()
+            return
+        except OSError as error:
+            if last:
+                why = error.strerror or str(error)
+                raise ConfigError(
+                    f"{variable}={address} does not answer ({why}): correct or unset {variable}, "
+                    "or start what it names"
+                ) from error
+            time.sleep(1)
 
 
 def parse(
@@ -183,9 +226,9 @@ def parse(
 ) -> T:
     """Parse `argv` (default: the process arguments) into `config_class`.
 
-    All jobs take two more flags: `--config FILE` (YAML, or the `run.json` of an earlier run) gives
-    defaults that the other arguments override; `--requester-pays` sets the environment of this
-    process and, through `cluster.connect`, of its workers.
+    All jobs take more flags than their own: `--config FILE` (YAML, or the `run.json` of an earlier
+    run) gives defaults that the other arguments override; `--requester-pays` sets the environment
+    of this process and, through `cluster.connect`, of its workers.
 
     Args:
         config_class: a dataclass, one flag a field.
@@ -196,65 +239,56 @@ def parse(
         output: of the field `output` when nothing is given; announced when it is used.
         recipes: folder of the recipes that `--recipe NAME` knows; `--recipe FILE` takes others.
             A recipe is a config file that `--config` and the flags override. None: no such flag.
-        shown: fields in `--help`; `--help-all` lists all. Empty: all.
+        shown: fields in `--help`; `--help-all` lists all. Empty: those that most commands have.
 
     Raises:
-        ConfigError: the config file or recipe cannot be used.
-        SystemExit: with code 2 and a message, for arguments the parser refuses.
+        ConfigError: an argument, config file or recipe that cannot be used.
+        SystemExit: with code 0, after printing help.
     """
-    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    shared.add_argument("--config")
-    shared.add_argument("--requester-pays", action="store_true")
-    if recipes is not None:
-        shared.add_argument("--recipe")
-    try:
-        given, rest = shared.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        if "--recipe" in str(error):
-            raise ConfigError("--recipe needs a name or a YAML file") from error
-        raise ConfigError("--config needs a file: a YAML file or the run.json of a run") from error
-    if given.requester_pays:
+    own = flags_of(config_class)
+    flags = {**own, **_shared_flags(recipes)}
+    prog = prog or os.path.basename(sys.argv[0])
+    given = split(sys.argv[1:] if argv is None else argv, flags, positional)
+    if "help" in given or "help_all" in given:
+        many = sum(not flag.hidden for flag in own.values()) > _MOST_FIRST
+        first = (shown or (_FIRST if many else own)) if "help" in given else ()
+        print(help_text(prog, flags.values(), description, positional=positional, shown=first))
+        raise SystemExit(0)
+    if "requester_pays" in given:
         os.environ[storage.REQUESTER_PAYS] = "1"
-    from_file: list[str] = []
-    if recipes is not None and given.recipe:
-        from_file += _file_arguments(_recipe(given.recipe, recipes), config_class, "--recipe")
-    if given.config:
-        from_file += _file_arguments(given.config, config_class, "--config")
-    if positional:
-        rest = _with_positional(config_class, rest, positional)
-    if {"-h", "--help", "--help-all"} & set(rest):
-        texts = [description.strip(), _SHARED_FLAGS]
-        if recipes is not None:
-            texts.append(f"--recipe FILE|NAME reads flags first; {_names(recipes)} come along.")
-        if shown:
-            texts.append(f"--help shows {len(shown)} flags, --help-all all of them.")
-        print(_wrapped("\n\n".join(texts)), end="\n\n")
-    short = bool(shown) and bool({"-h", "--help"} & set(rest))
-    if shown:
-        rest = ["--help" if arg == "--help-all" else arg for arg in rest]
-    parsed: T = tyro.cli(
-        _without_help(config_class, shown) if short else config_class,
-        prog=prog,
-        args=[*(["--output", output] if output else []), *from_file, *rest],
-        description="",
-        config=(tyro.conf.EnumChoicesFromValues,),
-    )
+    words: dict[str, Sequence[str]] = {"output": [output]} if output else {}
+    for source, wanted in (("recipe", "a name or a YAML file"), ("config", _CONFIG_FILES)):
+        if source not in given:
+            continue
+        if len(given[source]) != 1:
+            raise ConfigError(f"--{source} needs {wanted}")
+        (place,) = given[source]
+        uri = _recipe(place, recipes) if source == "recipe" and recipes else place
+        words |= _file_words(uri, own, f"--{source}")
+    words |= {name: found for name, found in given.items() if name in own}
+    parsed = build(config_class, words, prog)
     if output and getattr(parsed, "output", None) == output:
         print(f"output: ./{output} (-o names another place)", flush=True)
     return parsed
 
 
-def _without_help(config_class: type[T], shown: Collection[str]) -> type[T]:
-    """The class with the fields that are not `shown` left out of `--help`; all are parsed."""
-    hidden = {
-        name: tyro.conf.Suppress[hint]  # type: ignore[misc, valid-type]
-        for name, hint in get_type_hints(config_class, include_extras=True).items()
-        if name not in shown
+_CONFIG_FILES = "a file: a YAML file or the run.json of a run"
+
+
+def _shared_flags(recipes: Path | None) -> dict[str, Flag]:
+    rows = [
+        ("config", 1, "FILE", "", "Read flags from a YAML file or the run.json of an earlier run."),
+        ("requester_pays", 0, "", "", "Agree to pay for reading requester-pays buckets."),
+        ("help", 0, "", "-h", "Show what most need."),
+        ("help_all", 0, "", "", "Show all flags."),
+    ]
+    if recipes is not None:
+        about = f"Read flags from a YAML file, or one of {_names(recipes)}."
+        rows.insert(0, ("recipe", 1, "NAME|FILE", "", about))
+    return {
+        name: Flag(name=name, words=words, metavar=value, short=short, about=about, group=_SHARED)
+        for name, words, value, short, about in rows
     }
-    defaults = {field.name: field.default for field in fields(config_class)}  # type: ignore[arg-type]
-    body = {name: defaults[name] for name in hidden} | {"__annotations__": hidden}
-    short = type(config_class.__name__, (config_class,), body)
-    return dataclass(frozen=True, kw_only=True)(short)
 
 
 def _names(recipes: Path) -> str:
@@ -275,67 +309,29 @@ def _recipe(name: str, recipes: Path) -> str:
     raise ConfigError(f"--recipe {name}: give one of {_names(recipes)}, or a YAML file")
 
 
-def _with_positional(config_class: type, args: Sequence[str], name: str) -> list[str]:
-    """`args` with the words that no flag takes given to the flag of the field `name`.
-
-    Raises:
-        ConfigError: that flag is there as well.
-    """
-    flag, words, others = "--" + name.replace("_", "-"), list[str](), list[str]()
-    most = {"-h": 0, "--help": 0, "-o": 1}
-    for field, hint in get_type_hints(config_class).items():
-        tuples = [h for h in (hint, *get_args(hint)) if get_origin(h) is tuple]  # or one with None
-        kinds = get_args(tuples[0]) if tuples else None
-        number = int(hint is not bool) if kinds is None else len(kinds)
-        most["--" + field.replace("_", "-")] = len(args) if kinds and ... in kinds else number
-    left = 0
-    for arg in args:
-        if arg.startswith("-") and len(arg) > 1 and not arg[1:2].isdigit():
-            bare, _, value = arg.partition("=")
-            left = 0 if value else most.get(bare.replace("--no-", "--", 1), len(args))
-            others.append(arg)
-        elif left:
-            left -= 1
-            others.append(arg)
-        else:
-            words.append(arg)
-    if words and flag in others:
-        raise ConfigError(f"{' '.join(words)}: give it with {flag}, or all without")
-    return [*([flag, *words] if words else []), *others]
-
-
-def _wrapped(text: str) -> str:
-    """Paragraphs no wider than a small terminal; indented lines as they are."""
-    return "\n\n".join(
-        part if part.startswith("    ") else textwrap.fill(part, _HELP_COLUMNS)
-        for part in text.split("\n\n")
-    )
-
-
-def _file_arguments(uri: str, config_class: type, flag: str) -> list[str]:
+def _file_words(uri: str, flags: Mapping[str, Flag], source: str) -> dict[str, list[str]]:
+    """The words that a command line with the values of a YAML file would have."""
     try:
         document = load_yaml(uri)  # YAML is a superset of JSON, so run.json needs no other parser
     except ConfigError as error:
-        raise ConfigError(f"{flag} {error}") from error
+        raise ConfigError(f"{source} {error}") from error
     if isinstance(document, dict) and "run_id" in document:
         document = document.get("config")
     if not isinstance(document, dict):
-        raise ConfigError(f"{flag} {uri} holds no mapping of flags to values")
-    names = {f.name for f in fields(config_class)}
-    args: list[str] = []
+        raise ConfigError(f"{source} {uri} holds no mapping of flags to values")
+    words: dict[str, list[str]] = {}
     for key, value in document.items():
         name = str(key).replace("-", "_")
-        if name not in names:
-            known = ", ".join(sorted(names))
-            raise ConfigError(f"{flag} {uri}: unknown key {key!r}; known keys: {known}")
-        given = "--" + name.replace("_", "-")
+        if name not in flags:
+            known = ", ".join(sorted(flags))
+            raise ConfigError(f"{source} {uri}: unknown key {key!r}; known keys: {known}")
         if isinstance(value, bool):
-            args += [given] * value
+            words |= {name: []} if value else {}
         elif isinstance(value, list | tuple):
-            args += [given, *map(str, value)] if value else []
+            words |= {name: [*map(str, value)]} if value else {}
         elif value is not None:
-            args += [given, str(value)]
-    return args
+            words[name] = [str(value)]
+    return words
 
 
 def as_plain(config: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from raysers.errors import (
 )
 from raysers.io import storage
 from raysers.io.claim import Claim
-from raysers.text import one_line
+from raysers.text import one_line, with_packages
 
 _VERSIONED = (
     "ray", "torch", "transformers", "onnxruntime", "soundfile", "soxr", "pyarrow", "numpy",
@@ -381,7 +381,7 @@ def _stopped(how: str, code: Exit) -> int:
 
 def _report(error: BaseException, code: Exit) -> int:
     # file names in it may hold what a terminal would obey
-    print(f"error: {one_line(error) or type(error).__name__}", file=sys.stderr)
+    print(f"error: {with_packages(one_line(error)) or type(error).__name__}", file=sys.stderr)
     return int(code)
 
 

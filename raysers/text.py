@@ -7,8 +7,11 @@ byte, and must read as text in every viewer.
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
 
 #: What begins a construct somewhere in a line, bare addresses and mentions included.
 _SPECIAL = re.compile(r"[\\`*_\[\]<>&|~$@#]|:(?=//)|(?<=www)\.", re.IGNORECASE)
@@ -73,3 +76,25 @@ def some(names: Iterable[str]) -> str:
     found = sorted(names)
     more = ", ..." if len(found) > _NAMED else ""
     return f"{len(found):,} ({', '.join(found[:_NAMED])}{more})"
+
+
+_EXTRA = re.compile(r"pip install '?raysers\[(\w+)\]'?")
+
+
+def with_packages(message: str) -> str:
+    """The message with `pip install 'raysers[EXTRA]'` as pip can do it.
+
+    In a clone that is the clone's path; elsewhere the packages of the extra themselves.
+    """
+
+    def install(advice: re.Match[str]) -> str:
+        clone = Path(__file__).parents[1]
+        if (clone / "pyproject.toml").is_file():
+            return f"pip install {shlex.quote(f'{clone}[{advice[1]}]')}"
+        mark = re.compile(rf"\s*;\s*extra == ['\"]{advice[1]}['\"]$")
+        lines = metadata.requires("raysers") or []
+        return (
+            f"pip install {shlex.join(mark.sub('', line) for line in lines if mark.search(line))}"
+        )
+
+    return _EXTRA.sub(install, message)

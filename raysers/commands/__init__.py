@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from raysers import __version__
 
@@ -29,28 +31,63 @@ COMMANDS = {
 }
 _EXAMPLE = "raysers annotate recordings/ -o emotions/"
 _BAD_CONFIG = 2
+_LEAST_PYTHON = (3, 11)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the subcommand that `argv` (default: the command line) names; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     name = args[0] if args else ""
-    if name in ("-h", "--help", "help", ""):
+    if name in ("-h", "--help", "--help-all", "help", ""):
         print(_help(), file=sys.stdout if name else sys.stderr)
         return 0 if name else _BAD_CONFIG
     if name in ("-V", "--version"):
         print(f"raysers {__version__}")
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(COMMANDS)}"
-        print(f"error: {name!r} is no command of raysers: {hint}", file=sys.stderr)
-        return _BAD_CONFIG
+        return _refuse(f"{name!r} is no command of raysers: {_nearest(name)}")
     if argv is None:
         sys.argv[0] = "raysers"  # run.json says how to repeat the run
-    module = importlib.import_module(f"raysers.commands.{name}")
-    code: int = module.main(args[1:], prog=f"raysers {name}", output=COMMANDS[name][0])
+    return _run(name, args[1:], prog=f"raysers {name}", output=COMMANDS[name][0])
+
+
+def script(file: str) -> int:
+    """Run the subcommand that a script of `jobs/` is named after; its output has no default."""
+    return _run(Path(file).stem, sys.argv[1:], prog=os.path.basename(file), output="")
+
+
+def _run(name: str, args: Sequence[str], *, prog: str, output: str) -> int:
+    if sys.version_info[:2] < _LEAST_PYTHON:
+        version = ".".join(map(str, sys.version_info[:2]))
+        return _refuse(
+            f"raysers needs Python 3.11 or newer, and {sys.executable} is {version}: "
+            "install a newer one and raysers with it, in a clone by make setup PYTHON=python3.12"
+        )
+    try:
+        module = importlib.import_module(f"raysers.commands.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("raysers"):
+            raise
+        return _refuse(
+            f"{sys.executable} has no package {error.name}: take the Python that raysers is "
+            "installed in, after make setup .venv/bin/python, or install it with this one"
+        )
+    code: int = module.main(args, prog=prog, output=output)
     return code
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return _BAD_CONFIG
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if os.path.exists(name) or "://" in name:
+        return f"did you mean raysers annotate {name}?"
+    return f"give one of {', '.join(COMMANDS)}"
 
 
 def _help() -> str:

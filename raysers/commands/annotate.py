@@ -11,9 +11,6 @@ Result: OUTPUT/annotations/part-*.parquet, one row per clip, whatever happened t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
-
-import tyro
 
 from raysers.annotation import AnnotateTask
 from raysers.cli import ClipJobFlags, command
@@ -28,7 +25,7 @@ JOB = "annotate"
 class AnnotateFlags(ClipJobFlags):
     """Flags of this job."""
 
-    embeddings: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    embeddings: bool = False
     """Also write the masked mean of the model's last layer."""
     check_dtype: int = 0
     """Score N clips in --dtype and by torch in fp32, print how far the scores part (and CCC where

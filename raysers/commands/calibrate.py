@@ -1,7 +1,7 @@
 """Column `ood` for any model: how far a clip lies from a sample of your own speech.
 
     raysers annotate sample/ -o sample-scores --model msp-dim --embeddings
-    raysers calibrate --model msp-dim --sample sample-scores --output msp-dim-ood
+    raysers calibrate msp-dim --sample sample-scores -o msp-dim-ood
 
 The sample is ordinary speech of the archive, a few hundred clips of many speakers. Result: OUTPUT,
 a model folder with the same scores; `annotate --model OUTPUT` also writes `ood`, 0..1, where .5 is

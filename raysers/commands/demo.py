@@ -1,8 +1,7 @@
 """The whole pipeline on synthetic speech, offline.
 
-    make demo                      about 60 spoken clips and six broken files; under 2 minutes
-    make demo AUDIO=folder         your own recordings instead
-    raysers demo --help
+    raysers demo               about 60 clips and six broken files; under 2 minutes
+    raysers demo recordings/   your own recordings instead
 
 Clips are made once and kept, so running the demo again shows how a finished folder resumes.
 """

@@ -1,7 +1,7 @@
 """Do models react to words? Ratings of words, sentences of known sentiment, a re-spoken test set.
 
     raysers probe msp-dim -o probed
-    raysers probe trained trained-frozen --data s3://bucket/msp-podcast -o probed
+    raysers probe trained trained-frozen --data s3://bucket/podcast -o probed
 
 Without --data only the sentences are spoken and scored. With it also the words of the transcripts
 are rated, by the labels and by every model, and all of its test clips are spoken again by a

@@ -12,11 +12,8 @@ Result: OUTPUT/transcripts/part-*.parquet, one row per clip; clips without speec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
-from raysers.cli import ClipJobFlags, as_plain, command
+from raysers.cli import ClipJobFlags, Hidden, as_plain, command
 from raysers.engine.job import ClipJob
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.tables import print_notes
@@ -33,7 +30,7 @@ JOB = "transcribe"
 class TranscribeFlags(ClipJobFlags):
     """Flags of this job."""
 
-    model: Annotated[str, tyro.conf.Suppress] = ""
+    model: Hidden = ""
     asr: str = DEFAULT_ASR
     """moonshine (offline), or a hub id, folder or s3:// prefix of a Whisper model, or of a CTC
     model of wav2vec2, HuBERT, WavLM or data2vec-audio."""

@@ -27,6 +27,7 @@ import pyarrow as pa
 import ray
 from ray.data.read_api import from_blocks
 
+from raysers.cli import require_answer
 from raysers.data.shards import ShardSource
 from raysers.engine.placement import Placement, choose_placement
 from raysers.engine.progress import Monitor, Shards
@@ -62,13 +63,12 @@ def connect() -> None:
         # Ray warns about its own coming defaults; users can do nothing about them here
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         if address := os.environ.get("RAY_ADDRESS"):
+            require_answer("RAY_ADDRESS", address)  # Ray itself takes a minute to give up
             try:
                 ray.init(logging_level=logging.ERROR, runtime_env=_workers_environment())
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(
-                    f"RAY_ADDRESS={address} does not answer: start the cluster, or unset it to "
-                    "run here"
-                ) from error
+                fix = "start the cluster, or unset it to run here"
+                raise ConfigError(f"RAY_ADDRESS={address} does not answer: {fix}") from error
         else:
             _start_here()
         end_on_sigterm()

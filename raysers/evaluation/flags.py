@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
-from raysers.cli import Output, Uris, as_plain
+from raysers.cli import Models, Output, Uris, as_plain
 from raysers.errors import ConfigError
 from raysers.evaluation.evaluate import Options
 from raysers.io import storage
@@ -27,11 +25,11 @@ class EvaluateFlags:
     """Folder or s3:// prefix for the metrics."""
     predictions: Uris = ()
     """Output folders of annotate or train; each is one model's."""
-    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL ...]")] = ()
+    model: Models = ()
     """Models to predict with first, into OUTPUT/predictions."""
     input: Uris = ()
     """What --model predicts: audio or manifests; default: the labelled data."""
-    pool: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    pool: bool = False
     """The predictions are one model's: the folds of a cross-validation, each clip once."""
     by: tuple[Literal["sex", "speaker", "language", "emotion", "split", "session"], ...] = ()
     """Also measure every value of these columns by itself."""

@@ -70,7 +70,8 @@ class MoonshineRecogniser:
             raise ConfigError("--asr moonshine needs a package: pip install 'raysers[asr]'")
         folder = Path(spec.origin).parent / "assets" / "tiny-en"
         if missing := [name for name in _FILES if not (folder / name).is_file()]:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: reinstall raysers[asr]")
+            lost = f"{folder} lacks {', '.join(missing)}"
+            raise CheckpointError(f"{lost}: pip install 'raysers[asr]' again")
         from moonshine_voice.errors import MoonshineError
 
         self._failure = MoonshineError

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from raysers.cli import ClipJobFlags
 from raysers.errors import ConfigError
@@ -33,7 +31,7 @@ class RobustnessFlags(ClipJobFlags):
     """Draws per clip and perturbation."""
     threshold: float = 0.05
     """A score that changed by less counts as unchanged."""
-    round_scores: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    round_scores: bool = False
     """Round scores to 2 decimals before comparing them, as ser-tests does."""
     noise_folder: str = ""
     """Recordings in subfolders speech, noise, music, coughing, sneezing, for --suite full."""

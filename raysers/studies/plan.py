@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import pyarrow.compute as pc
-import tyro
 
+from raysers.arguments import Arg
 from raysers.cli import Output, Uris
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.engine.progress import duration, hours, print_pairs, print_warning
@@ -55,7 +55,7 @@ _PACKAGES = {"probe": ("espeakng_loader", "wordcloud"), "annotate": ("sklearn",)
 class StudyFlags:
     """All flags of the study job."""
 
-    study: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME_OR_FILE [NAME_OR_FILE ...]")]
+    study: Annotated[tuple[str, ...], Arg("NAME_OR_FILE")]
     """Built-in studies, `paper` for all of them, or YAML files like theirs."""
     output: Output
     """Folder or s3:// prefix for all runs and tables; rerun the command to resume there."""
@@ -84,7 +84,7 @@ class StudyFlags:
     """Highest share of failed cells before the job ends with exit code 3."""
     usd_per_hour: float = 0.0
     """With --dry-run: price of one cell's place (CPUs or GPUs) per hour."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: bool = False
     """Print the cells with an estimate of time and cost, and write nothing."""
 
     def check(self) -> None:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, TypeVar
-
-import tyro
+from typing import Any, Literal, TypeVar
 
 from raysers.cli import Output, Uris
 from raysers.errors import ConfigError
 
-Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 FlagsT = TypeVar("FlagsT", bound="TrainingFlags")
 
 #: What each kind of network is trained with: the paper's section 3.1, and CNN14's own.
@@ -57,11 +54,11 @@ class LabelledFlags:
     """Split by speaker into N folds instead of by the data's own splits."""
     fold: int = 0
     """Which of the --folds is kept apart as dev, from 0."""
-    allow_leakage: Switch = False
+    allow_leakage: bool = False
     """Train although speakers or sessions are in several splits; the results are marked."""
     train_fraction: float = 1.0
     """Share of the training clips; a smaller share is part of every larger one."""
-    shuffle_labels: Switch = False
+    shuffle_labels: bool = False
     """Control: give every clip the labels of another one; a sound setup then learns nothing."""
     limit: int = 0
     """Only the first N clips of the data; 0 takes all."""
@@ -118,14 +115,14 @@ class LearningFlags:
     """1 - CCC over the whole global batch, or the mean squared error."""
     target_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Weights of arousal, dominance and valence in the loss."""
-    categories: Switch = False
+    categories: bool = False
     """Also train a head for the emotion categories of the data, or it alone where nothing else is
     labelled; the same as --category-weight 1."""
     category_weight: float = 0.0
     """Weight of the categories' cross-entropy in the loss; 0: none, and 1 with --categories."""
     accumulate: int = 1
     """Handle each worker's part of a batch in N pieces, to need less memory; same result."""
-    gradient_checkpointing: Switch = False
+    gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them, to need less memory; same result."""
     ema: float = 0.0
     """Decay of a running average of the parameters that is scored and kept; 0: none."""
@@ -145,7 +142,7 @@ class LearningFlags:
     """Precision of the forward pass; auto is bf16 on GPUs that have it, else fp32."""
     gradient_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision in which workers exchange gradients; bf16 halves the traffic, with rounding."""
-    compile: Switch = False
+    compile: bool = False
     """Compile the network with torch.compile: slow first steps, then faster ones on GPUs."""
 
 

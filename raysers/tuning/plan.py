@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-import tyro
 from ray.tune.schedulers import ASHAScheduler
 
 from raysers.data.manifest import fingerprint, read_manifest, write_manifest
@@ -62,7 +61,7 @@ class TuningFlags(TrainingFlags):
     """Highest share of failed trials before the job ends with exit code 3."""
     usd_per_hour: float = 0.0
     """With --dry-run: price of one trial's place (CPUs or GPUs) per hour."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: bool = False
     """Print the trials with a measured estimate of time and cost, and write nothing."""
     seed: int = 0
     """Decides the points, and as in training all else that is random in each trial."""

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
-from raysers.cli import DEFAULT_MODEL, ClipJobFlags, Output, Uris
+from raysers.cli import DEFAULT_MODEL, ClipJobFlags, Hidden, Output, Retry, Uris
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.models.asr import DEFAULT_ASR, is_moonshine, parse_asr_name
 from raysers.models.fusion import HeadSettings
 from raysers.models.text import TextPooling
 from raysers.run import absolute_output
-from raysers.types import Status
 from raysers.words.fusion_parts import MANIFEST
-
-Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FuseTrainFlags:
-    """Flags of `fuse.py train`."""
+    """Flags of `raysers fuse train`."""
 
     data: Uris
     """Labelled data with a `split` (train, dev, and best test): manifests, tables, corpora."""
@@ -37,7 +32,7 @@ class FuseTrainFlags:
     """How the tokens' vectors become one: their mean, or the first one."""
     asr: str = DEFAULT_ASR
     """Who recognises clips the data has no transcript of; `manifest`: every clip has one."""
-    recognise_all: Switch = False
+    recognise_all: bool = False
     """Recognise clips that have a transcript, too, as an archive's clips will be."""
     features: str = ""
     """Where the encoders' vectors are kept; default OUTPUT/features. Name an earlier training's
@@ -52,7 +47,7 @@ class FuseTrainFlags:
     """Split by speaker into N folds instead of by the data's own splits."""
     fold: int = 0
     """Which of the --folds is kept apart as dev, from 0."""
-    allow_leakage: Switch = False
+    allow_leakage: bool = False
     """Train although speakers or sessions are in several splits; the results are marked."""
     limit: int = 0
     """Only the first N clips of the data; 0 takes all."""
@@ -83,9 +78,9 @@ class FuseTrainFlags:
     """Longer clips are left out."""
     max_failed: float = 0.05
     """Highest share of clips that cannot be used before the job ends with exit code 3."""
-    retry: tuple[Status, ...] = ()
+    retry: Retry = ()
     """When resuming, also process clips with these statuses again, such as unreadable."""
-    dry_run: Switch = False
+    dry_run: bool = False
     """Print what the encoders have to do, with a measured estimate, and write nothing."""
 
     def check(self) -> None:
@@ -126,14 +121,14 @@ class FuseTrainFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class FusePredictFlags(ClipJobFlags):
-    """Flags of `fuse.py predict`."""
+    """Flags of `raysers fuse predict`."""
 
-    model: Annotated[str, tyro.conf.Suppress] = ""
+    model: Hidden = ""
     fusion: str
-    """Output of `fuse.py train`: a folder or s3:// prefix."""
+    """Output of `raysers fuse train`: a folder or s3:// prefix."""
     asr: str = ""
     """Who recognises clips the input has no transcript of; default: as in training."""
-    recognise_all: Switch = False
+    recognise_all: bool = False
     """Recognise clips that have a transcript, too."""
 
     def check(self) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import tyro
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import Output, Uris, as_plain
+from raysers.cli import Models, Output, Uris, as_plain
 from raysers.data.manifest import is_whole, manifest_parts, read_manifest
 from raysers.engine import output as parts
 from raysers.engine.labelled import index_labelled
@@ -53,7 +52,7 @@ _NOT_DECIDING = ("output", "workers", "max_failed", "dry_run")
 class ProbeFlags:
     """Flags of this job."""
 
-    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL [MODEL ...]")]
+    model: Models
     """Models to compare, such as one that was fine-tuned and one that was not."""
     output: Output
     """Folder or s3:// prefix for speech, scores, tables and pictures."""
@@ -84,7 +83,7 @@ class ProbeFlags:
     """Only the first N sentences and the first N clips; 0 takes all."""
     workers: int = 0
     """Model workers; 0 uses every GPU, or every CPU when there is none."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: bool = False
     """Print how much there is to speak and to score, and write nothing."""
     max_failed: float = 0.05
     """Highest share of failed rows of any step before the job ends with exit code 3."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
-import tyro
 
-from raysers.cli import Output
+from raysers.cli import Output, Retry
 from raysers.engine import cluster
 from raysers.errors import ConfigError
 from raysers.models.tts import DEFAULT_PITCH, DEFAULT_RATE_WPM, NEUTRAL, Engine
@@ -56,11 +55,11 @@ class SynthesizeFlags:
     """Only the first N texts; 0 takes all."""
     workers: int = 0
     """Texts spoken at a time; 0 uses every CPU."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: bool = False
     """Print how much there is to speak and write nothing."""
     max_failed: float = 0.05
     """Highest share of texts that are not spoken before the job ends with exit code 3."""
-    retry: tuple[Status, ...] = ()
+    retry: Retry = ()
     """When resuming, also speak texts with these statuses again."""
 
     def check(self) -> None:

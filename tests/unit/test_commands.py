@@ -50,12 +50,33 @@ def test_unknown_commands_exit_2_with_the_nearest_name(argv, said, capsys):
     assert said in line
 
 
-def test_help_of_a_job_fits_80_columns_and_keeps_its_examples():
-    done = python("-m", "raysers", "annotate", "--help")
-    assert done.returncode == 0, done.stderr
-    assert "usage: raysers annotate " in done.stdout
-    assert "\n    raysers annotate recordings/ -o emotions/\n" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+JOBS = [[name] for name in commands.COMMANDS if name != "fuse"]
+
+
+@pytest.mark.parametrize("job", [*JOBS, ["fuse", "train"], ["fuse", "predict"]], ids=" ".join)
+def test_help_fits_80_columns_and_first_one_screen(job, capsys):
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        assert commands.main([*job, flag]) == 0
+        shown[flag] = capsys.readouterr().out
+        assert shown[flag].startswith(f"usage: raysers {' '.join(job)} ")
+        assert max(map(len, shown[flag].splitlines())) <= 80
+        assert f"    raysers {job[0]}" in shown[flag]
+    assert len(shown["--help"].splitlines()) <= 45
+
+
+def test_help_of_a_job_is_quick_and_small():
+    code = (
+        "import sys, time; begun = time.process_time()\n"
+        "from raysers.commands import main; main(['annotate', '--help'])\n"
+        "print(time.process_time() - begun, file=sys.stderr)\n"
+        "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
+        "print(status['VmHWM'].split()[0], file=sys.stderr)"
+    )
+    done = python("-c", code)
+    cpu_s, peak_kb = map(float, done.stderr.split())
+    assert cpu_s < 3  # about .6 on a quiet machine
+    assert peak_kb < 120_000
 
 
 @pytest.mark.parametrize(
@@ -79,10 +100,25 @@ def test_input_with_and_without_its_flag_is_refused():
         parse(ClipJobFlags, ["a", "--input", "b"], description="", positional="input")
 
 
-def test_a_command_line_without_output_is_refused_by_the_scripts(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_a_command_line_without_output_is_refused_by_the_scripts():
+    with pytest.raises(ConfigError, match="needs --output URI"):
         parse(ClipJobFlags, ["--input", "a"], description="", positional="input")
-    assert ended.value.code == 2
+
+
+def test_a_python_without_the_dependencies_says_so_in_one_line():
+    done = python("-S", "jobs/annotate.py", "recordings")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith(f"error: {sys.executable} has no package ")
+    assert ".venv/bin/python" in line
+
+
+def test_an_old_python_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(commands.sys, "version_info", (3, 9, 2))
+    assert commands.main(["annotate", "recordings"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Python 3.11 or newer" in line
+    assert " is 3.9: " in line
 
 
 def test_the_output_of_a_config_file_wins_over_the_default(tmp_path):

@@ -1,0 +1,321 @@
+"""Command lines of dataclasses: one flag a field, `--help` from the docstrings of the fields.
+
+Words without a flag belong to one field, the positional one, wherever they stand. A flag that is
+given twice keeps its last value.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from raysers.errors import ConfigError
+
+T = TypeVar("T")
+
+#: Width of help, and where its second column begins.
+_COLUMNS, _INDENT = 80, 24
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """How a field looks on the command line, as `Annotated[str, Arg("URI")]`.
+
+    Attributes:
+        metavar: what help calls a value.
+        short: a second spelling, as `-o`.
+        choices: the values that are offered, where they are not all of the type.
+        hidden: help does not show the flag.
+    """
+
+    metavar: str = ""
+    short: str = ""
+    choices: tuple[str, ...] = ()
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One flag: its spelling, how its words become a value, and its line of help.
+
+    `words` is how many words follow it; -1: any number, which become a tuple.
+    """
+
+    name: str
+    about: str
+    group: str = ""
+    words: int = 1
+    is_tuple: bool = False
+    read: Callable[[str], Any] = str
+    metavar: str = ""
+    short: str = ""
+    hidden: bool = False
+    default: Any = ""
+    required: bool = False
+
+    @property
+    def spelled(self) -> str:
+        """The name as it is typed: `--max-failed`."""
+        return "--" + self.name.replace("_", "-")
+
+    def value(self, words: Sequence[str]) -> Any:
+        """What the words after the flag mean.
+
+        Raises:
+            ConfigError: too few or too many of them, or one that cannot be read.
+        """
+        if self.words == 0:
+            return True
+        if self.words > 0 and len(words) != self.words:
+            number = "a value" if self.words == 1 else f"{self.words} values"
+            given = " ".join(words) or "none"
+            raise ConfigError(f"{self.spelled} takes {number} ({self.metavar}), not {given}")
+        try:
+            values = tuple(map(self.read, words))
+        except ValueError as error:
+            raise ConfigError(f"{self.spelled} {' '.join(words)}: {error}") from None
+        return values if self.is_tuple else values[0]
+
+
+def flags_of(config_class: type) -> dict[str, Flag]:
+    """The flags of a dataclass by the names of their fields, in the order of the fields.
+
+    They are grouped by the class that declares them; its docstring is the heading.
+    """
+    about, groups = dict[str, str](), dict[str, str]()
+    for one in reversed(config_class.__mro__):
+        if "__annotations__" in vars(one):
+            about |= _field_docs(one)
+            title = (one.__doc__ or "").partition("\n")[0].rstrip(".")
+            groups |= dict.fromkeys(one.__annotations__, title)
+    hints = get_type_hints(config_class, include_extras=True)
+    found = {}
+    for field in fields(config_class):
+        hint, arg = hints[field.name], Arg()
+        if get_origin(hint) is Annotated:
+            hint, *marks = get_args(hint)
+            arg = next((mark for mark in marks if isinstance(mark, Arg)), arg)
+        read, words, metavar = _reader(hint, arg.choices)
+        if arg.metavar:
+            metavar = f"{arg.metavar} ..." if words < 0 else arg.metavar
+        found[field.name] = Flag(
+            name=field.name,
+            about=about.get(field.name, ""),
+            group=groups[field.name],
+            words=words,
+            is_tuple=words < 0 or words > 1,
+            read=read,
+            metavar=metavar,
+            short=arg.short,
+            hidden=arg.hidden,
+            default="" if field.default is MISSING else field.default,
+            required=field.default is MISSING,
+        )
+    return found
+
+
+def _field_docs(one: type) -> dict[str, str]:
+    """The strings that follow the fields of a class in its source, on one line each."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(one)))
+    except OSError:  # made at run time, or installed without sources
+        return {}
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def _reader(hint: Any, choices: tuple[str, ...] = ()) -> tuple[Callable[[str], Any], int, str]:
+    """How a word becomes a value of the type, how many words there are, and their name."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        kinds = [_reader(kind, choices) for kind in args if kind is not NoneType]
+        readers, names = [kind[0] for kind in kinds], " or ".join(kind[2] for kind in kinds)
+        return (lambda text: _first(readers, text, names)), kinds[0][1], names
+    if origin is tuple:
+        read, _, metavar = _reader(args[0], choices)
+        if args[-1] is Ellipsis:
+            return read, -1, f"{metavar} ..."
+        return read, len(args), " ".join([metavar] * len(args))
+    if origin is Literal:
+        offered = choices or tuple(map(str, args))
+        return _choice({str(one): one for one in args if str(one) in offered}), 1, "|".join(offered)
+    if issubclass(hint, Enum):
+        offered = choices or tuple(str(one.value) for one in hint)
+        return _choice({one: hint(one) for one in offered}), 1, "|".join(offered)
+    if hint is bool:
+        return bool, 0, ""
+    read, metavar = _PLAIN[hint]
+    return read, 1, metavar
+
+
+def _first(readers: Sequence[Callable[[str], Any]], text: str, names: str) -> Any:
+    if len(readers) == 1:
+        return readers[0](text)
+    for read in readers:
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    raise ValueError(f"give {names}")
+
+
+def _choice(offered: Mapping[str, Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if text in offered:
+            return offered[text]
+        raise ValueError(
+            nearest(text, offered) or f"give one of {', '.join(filter(None, offered))}"
+        )
+
+    return read
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("give a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("give a number") from None
+
+
+_PLAIN: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (_whole, "N"),
+    float: (_number, "X"),
+    str: (str, "TEXT"),
+}
+
+
+def nearest(text: str, known: Collection[str]) -> str:
+    """`did you mean 'annotate'?`, or empty when nothing known is like the text."""
+    near = difflib.get_close_matches(text.lower(), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def split(args: Sequence[str], flags: Mapping[str, Flag], positional: str) -> dict[str, list[str]]:
+    """The words of every flag that is given; those without a flag are the `positional` one's.
+
+    Raises:
+        ConfigError: an unknown flag, or words that no flag takes.
+    """
+    spelled = {flag.spelled: flag for flag in flags.values()}
+    spelled |= {flag.short: flag for flag in flags.values() if flag.short}
+    found: dict[str, list[str]] = {}
+    words, open_to, left = list[str](), "", 0
+    for arg in args:
+        bare, is_given, value = arg.partition("=")
+        bare = bare[:2] + bare[2:].replace("_", "-")
+        if bare in spelled:
+            flag = spelled[bare]
+            found[flag.name] = [value] if is_given else []
+            open_to, left = flag.name, 0 if is_given else flag.words
+        elif left > 0 or (left < 0 and not _is_flag(arg)):
+            found[open_to].append(arg)
+            left -= 1
+        elif _is_flag(arg):
+            long = "-" + bare if not bare.startswith("--") else bare
+            hint = nearest(long, [one for one in spelled if one.startswith("--")])
+            raise ConfigError(f"{bare} is no flag here: {hint or '--help-all lists them'}")
+        else:
+            words.append(arg)
+    if words and not positional:
+        raise ConfigError(f"{' '.join(words)} belongs to no flag: --help lists them")
+    if words and positional in found:
+        raise ConfigError(
+            f"{' '.join(words)}: give it with {flags[positional].spelled}, or all without"
+        )
+    return found | ({positional: words} if words else {})
+
+
+def _is_flag(arg: str) -> bool:
+    return arg.startswith("-") and len(arg) > 1 and not (arg[1].isdigit() or arg[1] == ".")
+
+
+def build(config_class: type[T], given: Mapping[str, Sequence[str]], prog: str) -> T:
+    """The dataclass of the words that are given.
+
+    Raises:
+        ConfigError: a value that cannot be read, or a required flag that is missing.
+    """
+    flags = flags_of(config_class)
+    for name, flag in flags.items():
+        if flag.required and name not in given:
+            about = flag.about.partition(". ")[0].rstrip(".")
+            raise ConfigError(f"{prog} needs {flag.spelled} {flag.metavar}: {about}")
+    return config_class(**{name: flags[name].value(words) for name, words in given.items()})
+
+
+def help_text(
+    prog: str,
+    flags: Collection[Flag],
+    description: str,
+    *,
+    positional: str = "",
+    shown: Collection[str] = (),
+) -> str:
+    """Usage, description and flags, at most 80 columns wide.
+
+    Args:
+        prog: name of the command.
+        flags: all of them.
+        description: paragraphs; indented lines stay as they are.
+        positional: the field that words without a flag belong to.
+        shown: only these flags, with the first sentence of what they do; empty: all, in full.
+    """
+    place = next((f"[{f.metavar or f.name}] " for f in flags if f.name == positional), "")
+    lines = [f"usage: {prog} {place}[flags]", ""]
+    for part in description.strip().split("\n\n"):
+        lines += part.splitlines() if part.startswith("    ") else textwrap.wrap(part, _COLUMNS)
+        lines.append("")
+    group = ""
+    for flag in flags:
+        if flag.hidden or (shown and flag.name not in shown):
+            continue
+        if not shown and flag.group != group:
+            group = flag.group
+            lines += ([""] if lines[-1] else []) + textwrap.wrap(f"{group}:", _COLUMNS)
+        lines += _flag_lines(flag, short=bool(shown))
+    number = sum(not flag.hidden for flag in flags)
+    lines += ["", f"{prog} --help-all shows all {number} flags."] if shown else []
+    return "\n".join(lines)
+
+
+def _flag_lines(flag: Flag, *, short: bool) -> list[str]:
+    about, default = flag.about, flag.default
+    if short:
+        about = about.partition(". ")[0].partition("; ")[0].rstrip(".")
+    told = default or (default == 0 and not short and "0" not in about)
+    if flag.words and told:
+        values = default if isinstance(default, tuple) else (default,)
+        words = (f"{one:g}" if isinstance(one, float) else str(one) for one in values)
+        about += f" (default: {' '.join(words)})"
+    head = f"  {flag.short}, {flag.spelled}" if flag.short else f"  {flag.spelled}"
+    metavar = flag.metavar
+    if len(head) + len(metavar) > _COLUMNS - 2:  # a long list of choices belongs to the text
+        about, metavar = f"{about} One of: {metavar.replace('|', ', ')}", ""
+    head = f"{head} {metavar}".rstrip()
+    lines = textwrap.wrap(about, _COLUMNS - _INDENT) or [""]
+    if len(head) < _INDENT - 1:
+        head, lines = f"{head:<{_INDENT}}{lines[0]}", lines[1:]
+    return [head, *(" " * _INDENT + line for line in lines)]
