@@ -16,7 +16,7 @@ setup: $(STAMP)  ## make .venv with the command raysers; nothing to do when it i
 dev: $(DEV_STAMP)  ## the same, with the tools of make test, lint and bench
 
 $(STAMP): EXTRAS := all
-$(DEV_STAMP): EXTRAS := all,dev
+$(DEV_STAMP): EXTRAS := all,docs,dev
 $(STAMP) $(DEV_STAMP): pyproject.toml constraints.txt
 	@python="$(PYTHON)"; \
 	"$${python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -54,6 +54,10 @@ lint: dev  ## style, types and import rules
 	@$(BIN)/mypy --strict --no-error-summary --explicit-package-bases raysers jobs
 	@echo "lint: import rules"
 	@log=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$log"; exit 1; }
+
+docs: dev  ## the pages of docs/ as a site, in site/
+	@$(BIN)/python docs/generate.py
+	@$(BIN)/mkdocs build -q --strict
 
 bench: dev  ## speed, padding and memory, as JSON lines
 	@$(BIN)/python -m tests.benchmarks

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md and docs/schema.md from the code: `python docs/generate.py`, part of `make docs`."""
+"""Writes the pages of flags and columns from the code: `python docs/generate.py`, as `make docs` does."""
 
 from __future__ import annotations
 

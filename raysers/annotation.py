@@ -54,6 +54,7 @@ class AnnotateTask(ClipTask):
     device: str = "cpu"
     threads: int = 1
     outputs: Outputs = PLAIN
+    licence: str = ""
 
     @classmethod
     def load(
@@ -79,6 +80,7 @@ class AnnotateTask(ClipTask):
             max_padded_s=max_padded_s,
             embeddings=embeddings,
             outputs=found.outputs,
+            licence=found.licence,
         )
 
     @property

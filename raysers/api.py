@@ -32,7 +32,7 @@ from raysers.annotation import AnnotateTask
 from raysers.audio import sound
 from raysers.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, AudioReader
 from raysers.cli import DEFAULT_MODEL
-from raysers.engine import output as parts
+from raysers.commands.read import read_rows
 from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches
 from raysers.engine.placement import here
 from raysers.engine.worker import score_clips
@@ -43,11 +43,6 @@ from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Clip, Status
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-#: Tables of outputs; of those in a folder, the first is what its job is about.
-TABLES = (
-    "annotations", "transcripts", "robustness", "predictions", "metrics", "trials", "cells",
-    "manifest",
-)  # fmt: skip
 _LONGEST_S = 600.0
 _READERS = 8
 
@@ -192,6 +187,8 @@ def annotate(
 def read(output: str | os.PathLike[str], table: str = "") -> pd.DataFrame:
     """All rows of a table in the output folder of a job, local or s3://.
 
+    Beside `start` and `end` the frame has `start_s` and `end_s`, in seconds.
+
     Args:
         output: the folder, or a folder of `part-*.parquet` itself.
         table: its sub-folder; default: the main table of the job.
@@ -199,17 +196,7 @@ def read(output: str | os.PathLike[str], table: str = "") -> pd.DataFrame:
     Raises:
         ConfigError: no such table is there.
     """
-    place = storage.absolute(os.fspath(output))
-    names = (table,) if table else (*TABLES, "")
-    folders = (storage.join(place, name) if name else place for name in names)
-    found = next(filter(None, map(storage.list_parts, folders)), [])
-    if not found:
-        expected = table or " or ".join(TABLES)
-        raise ConfigError(f"{output} has no {expected} (part-*.parquet): give a job's output")
-    with ThreadPoolExecutor(_READERS) as pool:
-        tables = [part for part in pool.map(lambda one: parts.read_part(one.uri), found) if part]
-    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
-    return frame
+    return read_rows(output, table)
 
 
 def evaluate(

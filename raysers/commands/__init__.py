@@ -14,6 +14,7 @@ from raysers import __version__
 #: By subcommand: where its output goes unless -o names another folder, and what it does.
 COMMANDS = {
     "annotate": ("emotions", "emotion scores for every clip of an archive"),
+    "read": ("", "the rows of an output, on the screen or as CSV or Excel"),
     "transcribe": ("transcripts", "what is said in every clip"),
     "index": ("manifest", "a manifest of clips from folders, tar shards, tables or corpora"),
     "train": ("model", "fine-tune a speech backbone on labelled clips"),

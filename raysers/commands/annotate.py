@@ -10,6 +10,7 @@ Result: OUTPUT/annotations/part-*.parquet, one row per clip, whatever happened t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from raysers.annotation import AnnotateTask
@@ -27,6 +28,9 @@ class AnnotateFlags(ClipJobFlags):
 
     embeddings: bool = False
     """Also write the masked mean of the model's last layer."""
+    sample: str = "100%"
+    """Score this random share of what is left, such as 1%, and print what the rest will take; the
+    same command without it goes on."""
     check_dtype: int = 0
     """Score N clips in --dtype and by torch in fp32, print how far the scores part (and CCC where
     there are labels), write nothing."""
@@ -34,8 +38,19 @@ class AnnotateFlags(ClipJobFlags):
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
         super().check()
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"--sample is {self.sample}: give a share such as 1%")
         if self.check_dtype < 0:
             raise ConfigError(f"--check-dtype is {self.check_dtype}: give a number of clips")
+
+    @property
+    def share(self) -> float:
+        """`sample` as a number; nan when it is none."""
+        text = self.sample.strip()
+        try:
+            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            return math.nan
 
 
 def annotate(flags: AnnotateFlags) -> int:
@@ -52,7 +67,7 @@ def annotate(flags: AnnotateFlags) -> int:
         )
         if flags.check_dtype:
             return check_dtype(job, flags.check_dtype)
-        return job.estimate() if flags.dry_run else job.execute()
+        return job.estimate() if flags.dry_run else job.execute(share=flags.share)
 
 
 main = command(AnnotateFlags, annotate, __doc__ or "", positional="input")

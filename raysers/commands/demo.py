@@ -1,6 +1,6 @@
 """The whole pipeline on synthetic speech, offline.
 
-    raysers demo               about 60 clips and six broken files; under 2 minutes
+    raysers demo               about 60 clips and six broken files; 2 minutes
     raysers demo recordings/   your own recordings instead
 
 Clips are made once and kept, so running the demo again shows how a finished folder resumes.

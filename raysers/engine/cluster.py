@@ -26,6 +26,7 @@ import psutil
 import pyarrow as pa
 import ray
 from ray.data.read_api import from_blocks
+from ray.util import metrics
 
 from raysers.cli import require_answer
 from raysers.data.shards import ShardSource
@@ -187,6 +188,7 @@ def map_blocks(
     results = from_blocks(list(blocks)).map_batches(
         errors_as_rows(work), batch_size=None, batch_format="pyarrow"
     )
+    results.set_name("raysers-headers")  # as the dashboard shows it
     for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield raise_from_rows(table)
 
@@ -273,7 +275,7 @@ def snapshot(monitor: Any) -> Shards | None:
         return None
 
 
-class _ShardActor:
+class _ScoreShards:
     """The worker as Ray Data builds it: errors that it raises on purpose travel back as rows."""
 
     def __init__(
@@ -288,6 +290,7 @@ class _ShardActor:
         self._read = read
         self._max_starts = max_starts
         self._worker: ShardWorker | None = None
+        self._metrics: dict[str, metrics.Counter] | None = None
         self._loading = threading.Lock()
         self._reported_s: dict[int, float] = {}
 
@@ -301,8 +304,26 @@ class _ShardActor:
             result = self._worker.run(self._source.block(shard))
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more; the ledger finds the clip
+        self._count(result)
         row = {field.name: getattr(result, field.name) for field in fields(result)}
         return pa.table({"result": [json.dumps(row)]})
+
+    def _count(self, result: ShardResult) -> None:
+        """Tell Prometheus, through Ray's own exporter."""
+        with self._loading:
+            if self._metrics is None:
+                names = {"clips": ("status",), "audio_hours": (), "model_wait_s": ()}
+                self._metrics = {
+                    name: metrics.Counter(f"raysers_{name}", tag_keys=("table", *keys))
+                    for name, keys in names.items()
+                }
+        table = {"table": self._task.table}
+        for status, number in result.statuses.items():
+            self._metrics["clips"].inc(number, {**table, "status": str(status)})
+        spent = {"audio_hours": result.scored_s / 3600, "model_wait_s": result.wait_s}
+        for name, value in spent.items():
+            if value > 0:
+                self._metrics[name].inc(value, table)
 
     def _load(self) -> ShardWorker:
         """The worker with its model loaded, unless loading it keeps killing workers."""
@@ -345,7 +366,7 @@ def run_shards(
     numbers = [pa.table({"shard": [shard]}) for shard in shards]
     most_starts = _FAILED_STARTS * placement.workers
     results = from_blocks(numbers).map_batches(
-        _ShardActor,
+        _ScoreShards,
         fn_constructor_args=(settings, read, task, monitor, most_starts),
         batch_size=None,
         batch_format="pyarrow",
@@ -359,6 +380,7 @@ def run_shards(
         num_cpus=placement.num_cpus,
         num_gpus=placement.num_gpus or None,
     )
+    results.set_name(f"raysers-{task.table}")
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for text in raise_from_rows(batch)["result"].to_pylist():
             result = json.loads(text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from raysers.data.manifest import clips_of
 from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches
 from raysers.engine.plan import Placement, Plan, io_threads
 from raysers.engine.progress import duration, hours
-from raysers.engine.worker import ClipModel, ClipTask, ahead_s, score_clips
+from raysers.engine.worker import ClipModel, ClipTask, ShardResult, ahead_s, score_clips
 from raysers.types import Clip, Status
 
 #: Clips measured, and the wall seconds after which measuring stops.
@@ -134,3 +135,30 @@ def rows(
     if usd_per_hour:
         lines["cost"] = f"${guess.worker_hours * usd_per_hour:.2f}"
     return lines
+
+
+def sampled(plan: Plan, share: float) -> Plan:
+    """The plan with a random share of its shards to do, at least one; the same ones every time."""
+    number = max(1, round(share * len(plan.todo)))
+    return replace(plan, todo=sorted(random.Random(plan.stamp).sample(plan.todo, number)))
+
+
+def rest(
+    plan: Plan, done: Sequence[ShardResult], placement: Placement, usd_per_hour: float
+) -> dict[str, str]:
+    """What scoring the rest of the plan takes at the speed of the shards that are done."""
+    left_s = float(np.sum(plan.shards.seconds[list({*plan.todo} - {one.shard for one in done})]))
+    wall_s = max(time.time() - min(one.began_at for one in done), 1e-3)
+    audio_s = sum(one.audio_s for one in done)
+    at_work = min(placement.workers, len(done))  # a small sample keeps few workers busy
+    speed = audio_s / wall_s * placement.workers / at_work
+    rest_s = left_s / speed if speed else 0.0
+    found = {
+        "sample": f"{len(done)} of {len(plan.todo)} shards, {hours(audio_s)} of audio",
+        "speed": f"{speed:.1f} x real time with all workers",
+        "rest": f"{hours(left_s)} of audio",
+        "time": duration(rest_s),
+    }
+    if usd_per_hour:
+        found["cost"] = f"{rest_s * placement.workers / 3600 * usd_per_hour:.2f} USD"
+    return found

@@ -144,11 +144,12 @@ class ClipJob:
         progress.print_pairs("estimate (nothing was written)", lines)
         return Exit.DONE
 
-    def execute(self, config: Mapping[str, Any] | None = None) -> Exit:
+    def execute(self, config: Mapping[str, Any] | None = None, *, share: float = 1.0) -> Exit:
         """Score what is left, check that every clip is exactly one row, write the record.
 
         Args:
             config: the job's flags for the record; default: all of them.
+            share: score so much of what is left, drawn at random, and say what the rest takes.
 
         Raises:
             RaysersError: the job failed; the same command resumes.
@@ -172,7 +173,8 @@ class ClipJob:
         self._begin(as_plain(self.flags) if config is None else config)
         if not self.plan.todo:
             return self._conclude([])
-        planned = self.plan
+        whole = self.plan
+        self.plan = planned = estimate.sampled(whole, share)
         refresh: Callable[[], Shards | None] = reports.copy
         if worker is not None:
             source = ShardSource(planned.clips, planned.shards, planned.changed)
@@ -188,7 +190,15 @@ class ClipJob:
             )
             refresh = partial(cluster.snapshot, monitor)
         clips = int(planned.shards.clips[planned.todo].sum())
-        return self._conclude(self._watch(results, refresh, clips))
+        done = self._watch(results, refresh, clips)
+        if len(planned.todo) == len(whole.todo):
+            return self._conclude(done)
+        price = self.flags.usd_per_hour
+        lines = estimate.rest(whole, done, self.placement, price)
+        progress.print_pairs("what the rest takes, by this sample", lines)
+        progress.print_line("the same command without --sample scores it")
+        self.run.finish("stopped", {"clips": whole.clips.num_rows, "sampled": clips})
+        return Exit.DONE
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
         """Columns of all rows of the output, shard by shard."""
@@ -239,8 +249,8 @@ class ClipJob:
         if self.run.earlier is None:
             clips.write(storage.join(where, "manifest"))
         schemas = {"manifest": clips.part(0).schema, self.task.table: self.task.schema}
-        inputs = ", ".join(self.flags.input)
-        output.write_header(where, schemas, description=f"{self.run.job} of {inputs}")
+        about = f"{self.run.job} of {', '.join(self.flags.input)}"
+        output.write_header(where, schemas, description=about, licence=self.task.licence)
         self.run.begin(config, self.plan.settings)
 
     def _watch(

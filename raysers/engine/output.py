@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,11 @@ from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardPlan, shard_name
 from raysers.errors import ObjectMissing, RaysersError
 from raysers.io import storage
+from raysers.text import plain
 
 _READERS = 16
+#: Licences of models whose output is for research only.
+_NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research")
 _STAMP = b"raysers"
 
 #: Column that tells several rows of a clip apart, in the tables that have them.
@@ -231,8 +235,13 @@ def check_complete(expected: pa.ChunkedArray, found: pa.ChunkedArray, output: st
     )
 
 
-def write_header(output: str, tables: dict[str, pa.Schema], *, description: str) -> None:
-    """Write `db.yaml` and, on a local disk, the links from audformat's table names.
+def write_header(
+    output: str, tables: dict[str, pa.Schema], *, description: str, licence: str = ""
+) -> None:
+    """Write `db.yaml`, `README.md` and, on a local disk, the links from audformat's table names.
+
+    The README tells Hugging Face `datasets` where each table is. `licence` is the model's: it
+    limits the usage that audformat is told, and what the recordings allow is not known here.
 
     audformat looks for `db.<table>.parquet`; a relative link of that name to the table's folder
     lets it read all parts at once, without a second copy of the rows.
@@ -247,7 +256,7 @@ def write_header(output: str, tables: dict[str, pa.Schema], *, description: str)
     header: dict[str, Any] = {
         "name": "raysers",
         "source": f"raysers {raysers.__version__}",
-        "usage": "unrestricted",
+        "usage": "research" if _NON_COMMERCIAL.search(licence.lower()) else "other",
         "languages": [],
         "description": description,
         "schemes": {k: v for own in columns.values() for k, v in own.items() if v},
@@ -261,6 +270,8 @@ def write_header(output: str, tables: dict[str, pa.Schema], *, description: str)
     }
     text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     storage.write_atomic(storage.join(output, "db.yaml"), text.encode())
+    card = _card(tables, description, licence)
+    storage.write_atomic(storage.join(output, "README.md"), card.encode())
     if not storage.is_remote(output):
         for name in tables:
             _link(Path(output) / f"db.{name}.parquet", name)
@@ -268,12 +279,35 @@ def write_header(output: str, tables: dict[str, pa.Schema], *, description: str)
 
 def remove_header(output: str, tables: Sequence[str]) -> None:
     """Remove what `write_header` wrote."""
-    with suppress(RaysersError):
-        storage.delete(storage.join(output, "db.yaml"))
+    for name in ("db.yaml", "README.md"):
+        with suppress(RaysersError):
+            storage.delete(storage.join(output, name))
     if not storage.is_remote(output):
         for name in tables:
             with suppress(OSError):
                 (Path(output) / f"db.{name}.parquet").unlink(missing_ok=True)
+
+
+def _card(tables: Mapping[str, pa.Schema], description: str, licence: str) -> str:
+    """A dataset card: front matter that `datasets.load_dataset` reads, and what lies where."""
+    names = sorted(tables, key=lambda name: name == "manifest")  # the job's own table first
+    configs = [
+        {"config_name": name, "data_files": f"{name}/part-*.parquet"}
+        | ({"default": True} if name == names[0] else {})
+        for name in names
+    ]
+    front = yaml.safe_dump({"configs": configs}, sort_keys=False)
+    lines = [
+        f"---\n{front}---\n",
+        "# Output of raysers\n",
+        f"{plain(description)}.\n",
+        *(f"- `{name}`: {len(tables[name])} columns" for name in names),
+        "\n`run.json` has the command, its settings and how it ended.\n",
+        f"The model's licence is {plain(licence)}; the recordings have their own terms."
+        if licence
+        else "The terms of the model and of the recordings apply to these tables.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _scheme(field: pa.Field) -> dict[str, str]:

@@ -73,6 +73,8 @@ class ClipTask(ABC):
     table: ClassVar[str] = "annotations"
     #: Modules that `open` needs, imported while the clips are listed.
     preloads: ClassVar[Sequence[str]] = ()
+    #: Of the model whose output the rows are; empty: unknown.
+    licence: str = ""
 
     @property
     @abstractmethod

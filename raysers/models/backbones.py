@@ -297,3 +297,21 @@ def _unknown(text: str, name: str) -> str:
         " N layers, random: in front for random weights); or give owner/name, a folder"
         " (./folder) or s3://bucket/prefix"
     )
+
+
+#: A model card's header is short; its licence line is near the top.
+_CARD_BYTES = 16 << 10
+_LICENCE = re.compile(
+    r"\A\ufeff?---\n(?:(?!---).*\n)*?license:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*\n"
+)
+
+
+def licence_of(folder: Path) -> str | None:
+    """What the header of a folder's model card says; None where it says nothing."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    with card.open("rb") as file:
+        text = file.read(_CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
+    match = _LICENCE.match(text)
+    return match[1] if match else None

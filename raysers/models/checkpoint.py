@@ -28,6 +28,7 @@ from raysers.models.backbones import (
     WHISPER,
     ModelName,
     keep_layers,
+    licence_of,
 )
 from raysers.models.outputs import PLAIN, Outputs, category_labels
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
@@ -107,30 +108,31 @@ class Identity:
     revision: str
     embedding_size: int
     outputs: Outputs = PLAIN
+    licence: str = ""
 
 
 def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
     """Check configuration and files of a model; its weights are checked when they are loaded.
 
     Raises:
-        ConfigError: no such name, or no way to fetch it.
-        CheckpointError: the folder is not a model whose scores can be trusted.
+        ConfigError: no such name, or no way to fetch it; CheckpointError: no trustworthy model.
     """
     if name.random:
         config = random_config(name)
-        revision, outputs = random_revision(config, RANDOM_SEED), PLAIN
+        revision, outputs, licence = random_revision(config, RANDOM_SEED), PLAIN, ""
     else:
         folder = open_folder(name, cache_dir)
         config = keep_layers(folder.config, name.layers, name.text)
         label_order(config, folder.path)
         revision, outputs = folder.revision, Outputs.from_config(config, folder.path)
+        licence = licence_of(folder.path) or ""
     kind = config["model_type"]
     try:
         size = int(config["widths"][-1] if kind == CNN14 else config[FAMILIES[kind].size_key])
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{CONFIG_FILE} does not say the size of the network") from error
     size *= 1 if config.get("pooling_mode") in (None, "mean") else 2
-    return Identity(revision=revision, embedding_size=size, outputs=outputs)
+    return Identity(revision=revision, embedding_size=size, outputs=outputs, licence=licence)
 
 
 def open_folder(

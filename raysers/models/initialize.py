@@ -7,7 +7,6 @@ every worker, whatever torch's generator gave before.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,14 @@ import torch
 
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models import checkpoint, loading
-from raysers.models.backbones import CNN14, UNNORMALISED, ModelName, keep_layers, parse_model_name
+from raysers.models.backbones import (
+    CNN14,
+    UNNORMALISED,
+    ModelName,
+    keep_layers,
+    licence_of,
+    parse_model_name,
+)
 from raysers.models.checkpoint import PREPROCESSOR_FILE, ModelFolder
 from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.heads import MeanPooling
@@ -29,12 +35,6 @@ _SIDE_HEADS = ("categories.", "uncertainty.", "ood.")
 Freeze = Literal["auto", "cnn", "backbone", "none"]
 Pooling = Literal["masked", "unmasked", "statistics", "attentive"]
 Front = Literal["plain", "mel"]
-
-#: A model card's header is short; its licence line is near the top.
-_CARD_BYTES = 16 << 10
-_LICENCE = re.compile(
-    r"\A\ufeff?---\n(?:(?!---).*\n)*?license:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*\n"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ def start_model(
         revision=revision,
         freeze=freeze,
         head_kept=head_kept,
-        licence=None if folder is None else _licence(folder.path),
+        licence=None if folder is None else licence_of(folder.path),
     )
 
 
@@ -192,13 +192,3 @@ def _trained(
 def is_head(key: str) -> bool:
     """Whether a weight belongs to what sits on the backbone: pooling, head, or another head."""
     return key.startswith(("pooling.", "classifier.", "projector.", "layer_weights"))
-
-
-def _licence(folder: Path) -> str | None:
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    with card.open("rb") as file:
-        text = file.read(_CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
-    match = _LICENCE.match(text)
-    return match[1] if match else None

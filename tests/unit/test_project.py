@@ -19,14 +19,18 @@ from raysers.commands import COMMANDS
 from tests.places import REPO
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(REPO / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((REPO / "docs").glob("*.md")),
+]
 COMMANDS_IN = [
     *DOCUMENTS, REPO / "docs/rayjob.yaml", REPO / "cluster.yaml", REPO / "Makefile",
     *sorted((REPO / "raysers/commands").glob("[a-z]*.py")),
 ]  # fmt: skip
 TOP_LEVEL = {
-    "LICENSE", "Makefile", "README.md", "cluster.yaml", "constraints.txt", "docs", "jobs",
-    "pyproject.toml", "raysers", "tests",
+    "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "Dockerfile", "LICENSE", "Makefile",
+    "README.md", "cluster.yaml", "constraints.txt", "docs", "jobs", "mkdocs.yml", "pyproject.toml",
+    "raysers", "tests",
 }  # fmt: skip
 
 
@@ -52,10 +56,8 @@ def flags_of(job: str) -> set[str]:
     ]
     names = {field.name for config in configs for field in dataclasses.fields(config)}
     return {
-        "--help",
-        "--config",
-        "--requester-pays",
-        *(("--recipe", "--help-all") if job == "train" else ()),
+        *("--help", "--help-all", "--version", "--config", "--requester-pays"),
+        *(("--recipe",) if job == "train" else ()),
         *("--" + name.replace("_", "-") for name in names),
     }
 
@@ -107,7 +109,7 @@ def test_every_direct_dependency_is_pinned_within_its_range():
 def test_the_extra_all_is_every_extra_without_the_tools_of_developers():
     extras = PROJECT["optional-dependencies"]
     (everything,) = map(Requirement, extras["all"])
-    assert everything.extras == set(extras) - {"all", "dev"}
+    assert everything.extras == set(extras) - {"all", "dev", "docs"}
 
 
 def test_importing_the_package_loads_neither_torch_nor_ray():
@@ -220,3 +222,64 @@ def test_no_unfinished_work_is_left_in_the_code():
         for mark in marks.finditer(path.read_text())
     ]
     assert left == []
+
+
+def test_files_for_clusters_install_what_every_job_needs():
+    extras = PROJECT["optional-dependencies"]
+    sources = "\n".join(path.read_text() for path in (REPO / "raysers").rglob("*.py"))
+    needed = set(re.findall(r"raysers\[([a-z]+)\]", sources))
+    (everything,) = map(Requirement, extras["all"])
+    assert needed
+    assert needed <= everything.extras
+    setup = yaml.safe_load((REPO / "cluster.yaml").read_text())["setup_commands"]
+    image = (REPO / "Dockerfile").read_text()
+    for commands_ in ("\n".join(setup), image):
+        assert re.findall(r"-e [\"']\S*\[([\w,]+)\]", commands_) == ["all"]
+    job = yaml.safe_load((REPO / "docs/rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    (container,) = job["headGroupSpec"]["template"]["spec"]["containers"]
+    # the page on clusters says how to build the image that the job names
+    assert f"docker build -t {container['image']} " in (REPO / "docs/clusters.md").read_text()
+    assert "/opt/raysers/jobs/annotate.py" in (REPO / "docs/rayjob.yaml").read_text()
+    assert "WORKDIR /opt/raysers" in image
+
+
+def test_dockerfile_copies_and_installs_what_is_there():
+    text = re.sub(r"\\\n\s*", " ", (REPO / "Dockerfile").read_text())
+    steps = [line.split(maxsplit=1) for line in text.splitlines() if line and line[0] != "#"]
+    kinds = [kind for kind, _ in steps]
+    assert kinds[0] == "FROM"
+    assert set(kinds) <= {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "ENV", "ENTRYPOINT", "CMD"}
+    copied = [shlex.split(rest)[:-1] for kind, rest in steps if kind == "COPY"]
+    assert [name for names in copied for name in names if not (REPO / name).exists()] == []
+    wheel = {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], "raysers"}
+    assert wheel <= {name for names in copied for name in names}
+    for run in (rest for kind, rest in steps if kind == "RUN"):
+        subprocess.run(["sh", "-n", "-c", run], check=True)
+    assert "torch==" in (REPO / "constraints.txt").read_text()
+
+
+def test_readme_is_short_and_documents_are_complete():
+    assert (REPO / "README.md").stat().st_size <= 9_000
+    pages = {path.name for path in (REPO / "docs").glob("*.md")}
+    wanted = (
+        "install annotate schema cli api train evaluate robustness words tune reproduce report "
+        "models guarantees architecture benchmarks clusters faq"
+    )
+    assert {f"{name}.md" for name in wanted.split()} <= pages
+    listed = set(re.findall(r": ([a-z]+\.md)$", (REPO / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert listed == pages
+
+
+def test_guarantees_name_tests_that_exist():
+    named = re.findall(r"`(test_\w+)`", (REPO / "docs/guarantees.md").read_text())
+    sources = "\n".join(path.read_text() for path in (REPO / "tests").rglob("test_*.py"))
+    assert len(named) > 50
+    assert [name for name in named if f"def {name}(" not in sources] == []
+
+
+def test_the_citation_can_be_read():
+    cited = yaml.safe_load((REPO / "CITATION.cff").read_text())
+    assert cited["cff-version"] == "1.2.0"
+    assert cited["version"] == PROJECT["version"]
+    assert cited["license"] == PROJECT["license"]
+    assert {"title", "message", "authors", "preferred-citation"} <= set(cited)

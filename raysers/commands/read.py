@@ -1,0 +1,131 @@
+"""The rows of an output: the first ones on the screen, or all of them as CSV or Excel.
+
+    raysers read emotions/
+    raysers read s3://bucket/emotions --csv emotions.csv
+    raysers read evaluated/ --table metrics --xlsx metrics.xlsx
+
+In other programs: pandas.read_parquet("emotions/annotations"), polars.read_parquet, in DuckDB
+SELECT * FROM 'emotions/annotations/*.parquet', datasets.load_dataset("emotions/").
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import pyarrow as pa
+
+from raysers.arguments import Arg
+from raysers.cli import command
+from raysers.engine import output as parts
+from raysers.errors import ConfigError
+from raysers.io import storage
+from raysers.run import Exit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Tables of outputs; of those in a folder, the first is what its job is about.
+TABLES = (
+    "annotations", "transcripts", "robustness", "predictions", "metrics", "trials", "cells",
+    "manifest",
+)  # fmt: skip
+_READERS = 8
+#: Rows that a sheet of Excel holds, its heading included.
+_SHEET_ROWS = 1_048_576
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadFlags:
+    """What is read, and where it goes."""
+
+    source: Annotated[str, Arg("OUTPUT")]
+    """Output of a job, local or s3://."""
+    table: str = ""
+    """Table to read, a sub-folder; default: the main one of the job."""
+    csv: Annotated[str, Arg("FILE")] = ""
+    """Write all rows to this file, as CSV."""
+    xlsx: Annotated[str, Arg("FILE")] = ""
+    """Write all rows to this file, as an Excel sheet."""
+    rows: int = 10
+    """Rows on the screen."""
+
+
+def read_rows(output: str | os.PathLike[str], table: str = "") -> pd.DataFrame:
+    """All rows of a table in the output folder of a job, local or s3://.
+
+    Beside `start` and `end` the frame has `start_s` and `end_s`, in seconds.
+
+    Args:
+        output: the folder, or a folder of `part-*.parquet` itself.
+        table: its sub-folder; default: the main table of the job.
+
+    Raises:
+        ConfigError: no such table is there.
+    """
+    place = storage.absolute(os.fspath(output))
+    names = (table,) if table else (*TABLES, "")
+    folders = (storage.join(place, name) if name else place for name in names)
+    found = next(filter(None, map(storage.list_parts, folders)), [])
+    if not found:
+        expected = table or " or ".join(TABLES)
+        raise ConfigError(f"{output} has no {expected} (part-*.parquet): give a job's output")
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = [part for part in pool.map(lambda one: parts.read_part(one.uri), found) if part]
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
+    for after, name in (("end", "end"), ("end", "start")):
+        if name in frame and f"{name}_s" not in frame:
+            seconds = frame[name].dt.total_seconds()
+            frame.insert(frame.columns.get_loc(after) + 1, f"{name}_s", seconds)
+    return frame
+
+
+def read(flags: ReadFlags) -> int:
+    """Read, print or write; returns the exit code."""
+    if flags.rows < 0:
+        raise ConfigError(f"--rows is {flags.rows}: give 0 or more")
+    frame = read_rows(flags.source, flags.table)
+    # durations mean nothing to spreadsheets, and their times have no zones
+    plain = frame.drop(columns=[name for name in ("start", "end") if name in frame])
+    for name in plain.select_dtypes("datetimetz"):
+        plain[name] = plain[name].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        if flags.csv:
+            plain.to_csv(flags.csv, index=False)
+        if flags.xlsx:
+            _write_sheet(plain, flags.xlsx)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or flags.csv or flags.xlsx}: {error.strerror}"
+        ) from error
+    if not (flags.csv or flags.xlsx):
+        shown = [name for name in plain if plain[name].notna().any() and name not in _LONG]
+        print(plain[shown].head(flags.rows).round(3).to_string(index=False))
+    print(f"{len(plain):,} rows, {len(plain.columns)} columns{_written(flags)}")
+    return Exit.DONE
+
+
+#: Columns that say little on a screen.
+_LONG = ("clip_id", "model_revision", "run_id", "created_at", "embedding", "etag")
+
+
+def _written(flags: ReadFlags) -> str:
+    places = " and ".join(filter(None, (flags.csv, flags.xlsx)))
+    return f" in {places}" if places else ""
+
+
+def _write_sheet(frame: pd.DataFrame, file: str) -> None:
+    if len(frame) >= _SHEET_ROWS:
+        raise ConfigError(f"--xlsx: {len(frame):,} rows are more than a sheet holds: give --csv")
+    try:
+        import openpyxl  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--xlsx needs openpyxl: pip install 'raysers[tables]'") from error
+    # text that a spreadsheet would take for a formula stays text
+    safe = frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] == "=" else cell)
+    safe.to_excel(file, index=False)
+
+
+main = command(ReadFlags, read, __doc__ or "", positional="source")
