@@ -2,12 +2,12 @@
 
 The same figure gives the same bytes: no dates, no random ids, and the font that comes with
 matplotlib, whatever the reader's settings are. Text is drawn as outlines, so no reader needs a
-font, and a dollar in a file name is a dollar. Colours are those of a light page; see `dark`.
+font, and a dollar in a file name is a dollar. Colours are those of a light
+page; a dark one inverts the picture.
 """
 
 from __future__ import annotations
 
-import colorsys
 import io
 import math
 import textwrap
@@ -47,7 +47,6 @@ _FORMATS: Mapping[str, Mapping[str, Any]] = {
     "png": {"dpi": _DPI, "metadata": {"Software": None}},
     "svg": {"metadata": {"Date": None, "Creator": None}},
 }
-_GREY_SATURATION = 0.2
 #: Letters of an axis' name in a line.
 _LETTERS_WIDE, _LETTERS_NARROW = 84, 38
 #: Of marks and lines.
@@ -85,21 +84,6 @@ def series_colour(index: int) -> str:
     return SERIES[min(index, len(SERIES) - 1)]
 
 
-def dark(colour: str) -> str:
-    """The `#rrggbb` to use on a dark page: greys are inverted, colours are lighter.
-
-    >>> dark("#FFFFFF"), dark("#000000")
-    ('#171717', '#E3E3E3')
-    """
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    is_grey = saturation < _GREY_SATURATION
-    turned = 0.89 - 0.8 * lightness if is_grey else 0.4 + 0.6 * lightness
-    return "#" + "".join(
-        f"{round(255 * part):02X}" for part in colorsys.hls_to_rgb(hue, turned, 0.9 * saturation)
-    )
-
-
 def blend(colour: str, share: float) -> tuple[float, ...]:
     """`colour` with so much of it left (0..1) towards a light grey; red, green, blue in 0..1."""
     from matplotlib.colors import to_rgb
@@ -108,7 +92,7 @@ def blend(colour: str, share: float) -> tuple[float, ...]:
     return tuple(share * strong + (1 - share) * weak for strong, weak in pairs)
 
 
-def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -> Picture:
+def picture(draw: Callable[[], Any]) -> Picture:
     """The `matplotlib.figure.Figure` that `draw` makes, as `png` and `svg` on white.
 
     `draw` is called under this module's settings and does not use pyplot's global state.
@@ -125,7 +109,7 @@ def picture(draw: Callable[[], Any], formats: Sequence[str] = tuple(_FORMATS)) -
         FigureCanvasAgg(figure)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, not again for every format
-        return {kind: _bytes_of(figure, format=kind, **_FORMATS[kind]) for kind in formats}
+        return {kind: _bytes_of(figure, format=kind, **_FORMATS[kind]) for kind in _FORMATS}
 
 
 def _make_printable(figure: Any) -> None:
@@ -144,11 +128,6 @@ def _bytes_of(figure: Any, **how: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, facecolor=PAPER, **how)
     return file.getvalue()
-
-
-def formats(*, narrow: bool) -> Sequence[str]:
-    """Narrow pictures are shown in pages only, and not saved beside them."""
-    return ("svg",) if narrow else tuple(_FORMATS)
 
 
 def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Any:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,8 @@ class Browser:
 
     def size(self, width: int, height: int, *, phone: bool = False) -> None:
         """Set the window's size in CSS pixels."""
-        self.do(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=phone,
-        )
+        how = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
+        self.do("Emulation.setDeviceMetricsOverride", **how)
 
     def prefer(self, theme: str, media: str = "screen") -> None:
         """What the system asks for: `light` or `dark`, `screen` or `print`."""
@@ -95,17 +91,18 @@ class Browser:
         self.do("Emulation.setEmulatedMedia", media=media, features=features)
 
     def says(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
-        found = self.do("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression, evaluated as after a click."""
+        how = {"returnByValue": True, "userGesture": True}
+        found = self.do("Runtime.evaluate", expression=expression, **how)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def press(self, key: str, code: int) -> None:
-        """A key down and up."""
-        typed = {"text": key} if len(key) == 1 else {}
-        for kind, more in (("keyDown", typed), ("keyUp", {})):
-            known = {"key": key, "windowsVirtualKeyCode": code}
-            self.do("Input.dispatchKeyEvent", type=kind, **known, **more)
+    def waits_for(self, expression: str, timeout_s: float = 10.0) -> bool:
+        """Whether the expression becomes true in time."""
+        end = time.monotonic() + timeout_s
+        while not (found := bool(self.says(expression))) and time.monotonic() < end:
+            time.sleep(0.05)
+        return found
 
     def picture(self, path: Path, *, whole: bool = True) -> None:
         """A screenshot of the page."""

@@ -1,171 +1,240 @@
-"""From numbers to charts: the picture in both widths, what it says in words, the table behind it.
+"""Dot and line charts of frames, each with the table of its numbers.
 
-A table holds every number, the picture at most so many rows; where it shows a selection, its
-table's caption says so.
+A dot chart has a panel per dataset (`block`) and dimension (`column`), in it a line per model,
+perturbation or speaker (`row`) with one mark per `series`; a line chart a panel per dimension. A
+table has every number, a picture at most so many rows; the caption says what was left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from raysers.evaluation.baseline import NAME as RANDOM
-from raysers.report.dots import DotStyle, dot_chart
-from raysers.report.lines import LineStyle, line_chart
-from raysers.report.numbers import Dot, Point, blocks
-from raysers.report.parts import Cell, Chart, Grid, shown, with_bounds
+import pandas as pd
 
-#: Rows of a panel, and of a table of a page.
-MOST_ROWS, MOST_CELLS = 24, 400
-#: Marks in a row of a picture.
-MOST_SERIES = 4
+from raysers import plotting
+from raysers.plotting import COLOURS, INK, SOFT, series_colour, word_colour
+from raysers.report.evidence import RANDOM
+from raysers.report.page import Cell, Chart, shown, table, with_bounds
+
+MOST_ROWS, MOST_SERIES, _MOST_MARKS = 24, 4, 30
+_EDGES_IN, _BLOCK_IN, _KEY_IN, _ROW_IN, _SERIES_IN, _LINES_IN = 0.6, 0.28, 0.4, 0.235, 0.115, 2.9
+_DOTS = ["block", "column", "row", "series", "value", "low", "high", "paper", "n"]
 
 
-def dots_chart(
-    key: str, title: str, dots: Sequence[Dot], how: DotStyle, *, row: str, series: str = ""
-) -> Chart | None:
-    """A dot chart with its table; None without a value.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dots:
+    """A dot chart: what is drawn of the metrics, and how.
 
-    Args:
-        key: of the chart.
-        title: above it.
-        dots: all of them.
-        how: drawn.
-        row: what a row is, in the table's head.
-        series: what a series is.
+    Attributes:
+        key: name of its files.
+        rows: metrics -> a frame of `dots`.
+        axis: what the values are.
+        row, series: what these are, in the table's head.
+        limits: the axis covers at least these.
+        at: a reference value, drawn as a dotted line.
     """
-    drawn, selection = selected(dots)
-    picture = dot_chart(drawn, how)
-    if not picture:
+
+    key: str
+    title: str = ""
+    rows: Callable[[pd.DataFrame], pd.DataFrame]
+    axis: str
+    row: str = "model"
+    series: str = ""
+    limits: tuple[float, float] = (0.0, 1.0)
+    at: float = math.nan
+    digits: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lines:
+    """A line chart: values over numbers, from a frame `column, series, x, value, low, high`."""
+
+    key: str
+    title: str = ""
+    rows: Callable[[pd.DataFrame], pd.DataFrame]
+    axis: str
+    values: str = "CCC"
+    bounds: str = "95 %"
+    tick: Callable[[float], str] = "{:g}".format
+    log: bool = False
+
+
+def dots(metrics: pd.DataFrame, row: pd.Series, series: pd.Series | str = "") -> pd.DataFrame:
+    """Rows of metrics as marks of a dot chart, the random model's last."""
+    found = metrics.rename(columns={"dimension": "column", "ci_low": "low", "ci_high": "high"})
+    block = (metrics.dataset + " " + metrics.split).str.strip()
+    found = found.assign(block=block, row=row, series=series)[_DOTS]
+    found = found.drop_duplicates(["block", "row", "series", "column"], keep="last")
+    return found.sort_values("row", key=lambda names: names == RANDOM, kind="stable")
+
+
+def dots_chart(spec: Dots, metrics: pd.DataFrame) -> Chart | None:
+    """The chart with its table; None without a value."""
+    found = spec.rows(metrics)
+    there = found[found.value.notna()]
+    if there.empty:
         return None
+    drawn, left_out = _selected(there)
+    several = found.series.nunique() > 1 or found.series.iloc[0] != ""
+    columns = list(found.column.unique())
+    has_paper = bool(found.paper.notna().any())
+    rows: list[list[Cell]] = []
+    for (block, name, series), own in found.groupby(["block", "row", "series"], sort=False):
+        by_column = {one["column"]: one for one in own.to_dict("records")}
+        bounds = [_bounded(by_column.get(c)) for c in columns]
+        papers = [shown(by_column[c]["paper"]) if c in by_column else "–" for c in columns]
+        paper = "–" if set(papers) == {"–"} else " / ".join(papers)
+        cells = [name, *([series] if several else []), block, *bounds]
+        rows.append([*cells, *([paper] if has_paper else []), int(own.n.max())])
+    head = [spec.row, *([spec.series or "of"] if several else []), "data"]
+    head += [*(f"{c} [95 %]" for c in columns), *(["the paper"] if has_paper else []), "n"]
+    pictures = {spec.key: plotting.picture(lambda: _draw_dots(drawn, spec))}
+    numbers = table(spec.axis + left_out, head, rows)
     return Chart(
-        key=key,
-        title=title,
-        alt=_dots_in_words(drawn, how.axis),
-        picture=picture,
-        grid=dots_grid(f"{how.axis}{selection}", dots, row=row, series=series),
-        narrow=dot_chart(drawn, how, narrow=True),
+        spec.title, f"Dot chart of {spec.axis}: the table has all values.", pictures, numbers
     )
 
 
-def selected(dots: Sequence[Dot]) -> tuple[list[Dot], str]:
+def _bounded(one: Mapping[str, Any] | None) -> Cell:
+    return "–" if one is None else with_bounds(one["value"], one["low"], one["high"])
+
+
+def _selected(there: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """What fits into a picture: the first and last rows of a block, the first few series."""
-    kept: list[Dot] = []
-    series = list(dict.fromkeys(d.series for d in dots))
-    left_out = series[MOST_SERIES:]
-    cut = False
-    for _, mine in blocks(dots):
-        rows = list(dict.fromkeys(d.row for d in mine))
-        half = MOST_ROWS // 2
-        few = set(rows if len(rows) <= MOST_ROWS else rows[:half] + rows[-half:])
-        cut = cut or len(few) < len(rows)
-        kept += [d for d in mine if d.row in few and d.series not in left_out]
-    said = []
-    if cut:
-        said.append(f"the picture shows the first and last {MOST_ROWS // 2} rows")
-    if left_out:
+    series, half, said = list(there.series.unique()), MOST_ROWS // 2, []
+    place = there.groupby("block", sort=False).row.transform(lambda names: pd.factorize(names)[0])
+    count = place.groupby(there.block).transform("max") + 1
+    few = (count <= MOST_ROWS) | (place < half) | (place >= count - half)
+    if not few.all():
+        said.append(f"the picture shows the first and last {half} rows")
+    if len(series) > MOST_SERIES:
         said.append(f"the picture shows the first {MOST_SERIES} of {len(series)}")
+    kept = there[few & there.series.isin(series[:MOST_SERIES])]
     return kept, f" ({'; '.join(said)})" if said else ""
 
 
-def dots_grid(caption: str, dots: Sequence[Dot], *, row: str, series: str = "") -> Grid:
-    """One line per block, row and series; a column per dimension, with intervals."""
-    columns = list(dict.fromkeys(d.column for d in dots))
-    papers = any(not math.isnan(d.paper) for d in dots)
-    several = any(d.series for d in dots)
-    lines: dict[tuple[str, str, str], dict[str, Dot]] = {}
-    for d in dots:
-        lines.setdefault((d.block, d.row, d.series), {})[d.column] = d
-    rows: list[list[Cell]] = []
-    for (block, name, own), found in lines.items():
-        cells: list[Cell] = [name, *([own] if several else []), block]
-        cells += [_bounded(found.get(c)) for c in columns]
-        cells += [_papers(found, columns)] if papers else []
-        rows.append([*cells, max(d.n for d in found.values())])
-    head = [row, *([series or "of"] if several else []), "data", *(f"{c} [95 %]" for c in columns)]
-    head += ["the paper"] if papers else []
-    return _grid(caption, [*head, "n"], rows)
+def _draw_dots(drawn: pd.DataFrame, spec: Dots) -> Any:
+    columns, series = list(drawn.column.unique()), list(drawn.series.unique())
+    blocks = [(name, own) for name, own in drawn.groupby("block", sort=False)]
+    ends = drawn[["value", "low", "high", "paper"]]
+    low, high = min(spec.limits[0], ends.min().min()), max(spec.limits[1], ends.max().max())
+    room = (high - low) * 0.02
+    row_in = max(_ROW_IN, _SERIES_IN * len(series) + 0.1)
+    heights = [own.row.nunique() * row_in for _, own in blocks]
+    has_key = len(series) > 1 or bool(drawn.paper.notna().any())
+    edges_in = (_EDGES_IN + _BLOCK_IN * (len(blocks) > 1)) * len(blocks)
+    figure = plotting.new_figure(sum(heights) + edges_in + _KEY_IN * has_key + 0.2)
+    axes = figure.subplots(len(blocks), len(columns), squeeze=False, height_ratios=heights)
+    for (block, own), places in zip(blocks, axes, strict=True):
+        rows, mine = list(own.row.unique()), [c for c in columns if c in set(own.column)]
+        for axis, column in zip(places, [*mine, *[""] * (len(columns) - len(mine))], strict=True):
+            if not column:
+                axis.set_axis_off()
+                continue
+            plotting.name_rows(axis, [plotting.short(name, 24) for name in rows])
+            axis.tick_params(labelleft=column == mine[0])
+            axis.set_xlim(low - room, high + room)
+            plotting.value_grid(axis, "x", most=4)
+            colour = COLOURS.get(column, INK) if len(series) == 1 else INK
+            title = column if len(columns) > 1 or column in COLOURS else ""
+            plotting.panel_title(axis, title, colour=word_colour(colour), pad_pt=6)
+            if not math.isnan(spec.at):
+                plotting.guide(axis, spec.at)
+            for one in own[own.column == column].itertuples():
+                _mark(axis, one, rows, series, colour, spec.digits)
+        if len(blocks) > 1:
+            places[0].annotate(
+                plotting.short(str(block), 40), (0, 1), xytext=(0, 24), xycoords="axes fraction",
+                textcoords="offset points", fontsize=plotting.TITLE_PT, fontweight="bold",
+                annotation_clip=False,
+            )  # fmt: skip
+        plotting.axis_name(places[len(mine) - 1], spec.axis)
+    if has_key:
+        marks = [(s, series_colour(i), "o") for i, s in enumerate(series)] * (len(series) > 1)
+        _key(figure, [*marks, *[("the paper", INK, "D")] * bool(drawn.paper.notna().any())])
+    return figure
 
 
-def points_chart(
-    key: str, title: str, points: Sequence[Point], how: LineStyle, *, bounds: str
-) -> Chart | None:
-    """A line chart with its table; None without a value.
+def _mark(
+    axis: Any, one: Any, rows: list[str], series: list[str], colour: str, digits: int
+) -> None:
+    place, count = series.index(one.series), len(series)
+    height = rows.index(one.row) + (place - (count - 1) / 2) * 0.72 / count
+    colour = SOFT if one.row == RANDOM else series_colour(place) if count > 1 else colour
+    plotting.interval(axis, one.value, (one.low, one.high), height, colour)
+    plotting.published(axis, one.paper, height)
+    if count == 1:
+        plotting.end_label(axis, height, shown(one.value, digits), colour)
 
-    Args:
-        key: of the chart.
-        title: above it.
-        points: all of them.
-        how: drawn.
-        bounds: what the interval of a point is, `95 %`.
-    """
-    picture = line_chart(points, how)
-    if not picture:
+
+def _key(figure: Any, marks: Sequence[tuple[str, str, str]]) -> None:
+    """The names of the marks, each in its colour, over the panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color=colour, label=plotting.short(name, 22),
+               mfc="none" if marker == "D" else colour, ms=plotting.DOT_PT)
+        for name, colour, marker in marks
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=min(4, len(handles)), frameon=False,
+        handlelength=1.0, handletextpad=0.3, columnspacing=1.4,
+        labelcolor=[word_colour(colour) for _, colour, _ in marks],
+    )  # fmt: skip
+
+
+def lines_chart(spec: Lines, frame: pd.DataFrame) -> Chart | None:
+    """The chart with its table; None where no line has two points."""
+    found = spec.rows(frame)
+    found = found[found.value.notna()] if len(found) else found
+    if found.empty or found.groupby(["column", "series"]).size().max() < 2:
         return None
-    lines: dict[tuple[str, float], dict[str, Point]] = {}
-    for p in points:
-        lines.setdefault((p.series, p.x), {})[p.column] = p
-    columns = list(dict.fromkeys(p.column for p in points))
-    rows: list[list[Cell]] = [
-        [series, how.tick(x), *(_point(found.get(c)) for c in columns)]
-        for (series, x), found in lines.items()
-    ]
-    head = ["of", how.axis, *(f"{c} [{bounds}]" for c in columns)]
+    columns = [c for c in (*COLOURS, "mean") if c in set(found.column)]
+    rows: list[list[Cell]] = []
+    for (series, x), own in found.groupby(["series", "x"], sort=False):
+        by_column = {one["column"]: one for one in own.to_dict("records")}
+        rows.append([series, spec.tick(x), *(_bounded(by_column.get(c)) for c in columns)])
+    head = ["of", spec.axis, *(f"{c} [{spec.bounds}]" for c in columns)]
+    pictures = {spec.key: plotting.picture(lambda: _draw_lines(found, columns, spec))}
+    numbers = table(f"{spec.values} over {spec.axis}", head, rows)
     return Chart(
-        key=key,
-        title=title,
-        alt=_points_in_words(points, how),
-        picture=picture,
-        grid=_grid(f"{how.values} over {how.axis}", head, rows),
-        narrow=line_chart(points, how, narrow=True),
+        spec.title, f"Line chart of {numbers.caption}: the table has all values.", pictures, numbers
     )
 
 
-def _grid(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Grid:
-    left = max(0, len(rows) - MOST_CELLS)
-    return Grid(caption=caption, columns=columns, rows=rows[:MOST_CELLS], left_out=left)
-
-
-def _bounded(d: Dot | None) -> Cell:
-    return "–" if d is None else with_bounds(d.value, d.low, d.high)
-
-
-def _point(p: Point | None) -> Cell:
-    return "–" if p is None else with_bounds(p.value, p.low, p.high)
-
-
-def _papers(found: dict[str, Dot], columns: Sequence[str]) -> Cell:
-    there = [shown(found[c].paper) if c in found else "–" for c in columns]
-    return "–" if set(there) == {"–"} else " / ".join(there)
-
-
-def _dots_in_words(dots: Sequence[Dot], axis: str) -> str:
-    """Per panel, the rows with the highest and the lowest value."""
-    said = [f"Dot chart of {axis}."]
-    for block, mine in blocks(d for d in dots if d.row != RANDOM and not math.isnan(d.value)):
-        for column in dict.fromkeys(d.column for d in mine):
-            own = [d for d in mine if d.column == column]
-            best, worst = max(own, key=lambda d: d.value), min(own, key=lambda d: d.value)
-            place = f"{block}, {column}: " if block else f"{column}: "
-            said.append(f"{place}highest {_of(best)}, lowest {_of(worst)}.")
-    return " ".join([*said, "All values are in the table below."])
-
-
-def _of(d: Dot) -> str:
-    return f"{' '.join(filter(None, (d.row, d.series)))} with {shown(d.value, 2)}"
-
-
-def _points_in_words(points: Sequence[Point], how: LineStyle) -> str:
-    said = [f"Line chart of {how.values} over {how.axis}."]
-    for column in dict.fromkeys(p.column for p in points):
-        for series in dict.fromkeys(p.series for p in points):
-            own = sorted(
-                (p for p in points if (p.column, p.series) == (column, series)), key=lambda p: p.x
-            )
-            if own:
-                first, last = own[0], own[-1]
-                said.append(
-                    f"{column}, {series}: {shown(first.value, 2)} at {how.tick(first.x)}, "
-                    f"{shown(last.value, 2)} at {how.tick(last.x)}."
-                )
-    return " ".join([*said, "All values are in the table below."])
+def _draw_lines(found: pd.DataFrame, columns: Sequence[str], spec: Lines) -> Any:
+    series = list(found.series.unique())
+    ends = found[["value", "low", "high"]]
+    low, high = min(0.0, ends.min().min()), ends.max().max()
+    figure = plotting.new_figure(_LINES_IN)
+    axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+    for axis, column in zip(axes, columns, strict=True):
+        if spec.log:
+            axis.set_xscale("log")
+            axis.minorticks_off()
+        axis.set_ylim(low - (low < 0) * 0.03, min(1.02, high + 0.06) if high <= 1 else high)
+        places = sorted(found.x.unique())
+        ticks = places if len(places) <= 5 else places[:: math.ceil(len(places) / 5)]
+        axis.set_xticks(ticks, [spec.tick(x) for x in ticks])
+        plotting.value_grid(axis, "y", most=6)
+        labels = {}
+        for index, name in enumerate(series):
+            own = found[(found.column == column) & (found.series == name)].sort_values("x")
+            if own.empty:
+                continue
+            colour = series_colour(index) if len(series) > 1 else COLOURS.get(column, INK)
+            known = own.dropna(subset=["low", "high"])
+            plotting.band(axis, known.x, known.low, known.high, colour)
+            plotting.line(axis, own.x, own.value, colour)
+            for one in own.itertuples() if len(own) <= _MOST_MARKS else ():
+                plotting.dot(axis, one.value, one.x, colour, along="y")
+            labels[plotting.short(name, 20)] = (own.value.iloc[-1], colour)
+        if len(series) > 1 and column == columns[-1]:
+            plotting.end_labels(axis, labels, gap=0.075)
+        plotting.panel_title(axis, column, pad_pt=8)
+    plotting.axis_name(axes[-1], spec.axis)
+    plotting.above(axes[0], (0.0, 1.0), "axes fraction", -7, spec.values, ha="right")
+    return figure

@@ -1,31 +1,59 @@
-"""All that the given runs have to say, read once, in the shapes the figures ask for.
+"""The outputs of other jobs as frames.
 
-Nothing here is as large as an archive: clips are counted, embeddings are a sample.
+A run is known by the job in its `run.json`. A dataset is shown by one split only, its (first) test
+split where there is one; the dev split of a training stands in for it where nothing else was
+measured. Trainings that differ in their seed only are one value: their mean, from their lowest to
+their highest bound, because the interval of one training says what other speakers would change, not
+what another seed would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from raysers.evaluation.rows import Row
-from raysers.report.archive import Archive, Timeline
-from raysers.report.map_figure import Embedded
-from raysers.report.values import Value
+from raysers.engine.output import read_part
+from raysers.errors import ConfigError, ObjectMissing
+from raysers.io import storage
+from raysers.plotting import Picture, model_names
+from raysers.report.page import last_part
+from raysers.run import load_record
+
+#: The random baseline, and the parts of a fusion: models of the tables that are no networks.
+RANDOM, PARTS = "random-gaussian", ("fused", "acoustic model", "audio head", "text head")
+#: The studies the paper's figures are of; others are the user's.
+PAPER_STUDIES = (
+    "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness",
+    "fairness", "speakers", "embeddings", "fusion", "probe", "respoken",
+)  # fmt: skip
+#: What a study varies when it trains the same several times.
+SEED = "seed"
+_MAIN_SPLITS = ("test1", "test", "all", "dev")
+_AHEAD = 8
+_TEXTS = [
+    "study", "cell", "backbone", "factor", "factor_value", "model", "dataset", "split", "group",
+    "group_value", "dimension", "metric",
+]  # fmt: skip
+_NUMBERS = ["seed", "seeds", "value", "ci_low", "ci_high", "n", "paper"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunFacts:
+class ReportRun:
     """A run's record, and what beside it tells about its work.
 
     Attributes:
         folder: as it was given, or found in a study.
         record: `run.json`.
-        training: `training.json`; empty when the run is no training.
-        network: the trained model's `config.json`.
+        training, network: `training.json` and the trained model's `config.json`, if any.
         model: what its study calls the model; empty outside of studies.
     """
 
@@ -41,59 +69,295 @@ class RunFacts:
         return str(self.record.get("job", ""))
 
     @property
+    def name(self) -> str:
+        """The last part of its folder."""
+        return last_part(self.folder)
+
+    @property
     def outcome(self) -> Mapping[str, Any]:
         """The figures of the run's end; empty when it has not ended."""
-        found = self.record.get("outcome")
-        return found if isinstance(found, Mapping) else {}
+        return mapping(self.record.get("outcome"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArchiveFacts:
-    """A clip job's rows, counted, and the timelines of its longest recordings."""
-
-    folder: str
-    job: str
-    model: str
-    archive: Archive
-    timelines: Sequence[Timeline] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportData:
+class Evidence:
     """What the figures are made from.
 
     Attributes:
         runs: the given runs.
         cell_runs: what the cells of the given studies left.
-        values: all metrics tables.
-        curves: rows of `schemas.CURVES` of studies.
-        cells: rows of `schemas.CELLS`.
-        words: ratings of words of the probes.
-        sentences: scores of the probes' sentences.
-        respoken: scores of re-spoken clips beside those of the originals.
-        maps: a sample of embeddings by the folder they are in.
-        archives: annotated archives.
-        trials: rows of sweeps, by folder.
-        trial_curves: rows of `schemas.CURVES` of sweeps, by folder.
-        spoken: some transcripts, by folder: file and text.
+        metrics: all metrics tables, with the cell of a study (`STUDY_METRICS`).
+        curves: of `schemas.CURVES`, of studies.
+        cells: of `schemas.CELLS`.
         notes: what the runs want their readers to know.
     """
 
-    runs: Sequence[RunFacts] = ()
-    cell_runs: Sequence[RunFacts] = ()
-    values: Sequence[Value] = ()
-    curves: Sequence[Mapping[str, Any]] = ()
-    cells: Sequence[Mapping[str, Any]] = ()
-    words: Sequence[pa.Table] = ()
-    sentences: Sequence[pa.Table] = ()
-    respoken: Sequence[pa.Table] = ()
-    maps: Mapping[str, Embedded] = field(default_factory=dict)
-    archives: Sequence[ArchiveFacts] = ()
-    trials: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    trial_curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    spoken: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    runs: Sequence[ReportRun] = ()
+    cell_runs: Sequence[ReportRun] = ()
+    metrics: pd.DataFrame = field(default_factory=lambda: metrics_frame(None))
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+    cells: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: Sequence[str] = ()
 
-    def rows(self) -> list[Row]:
-        """The values as rows of a metrics table."""
-        return [Row(**{name: getattr(v, name) for name in Row.__slots__}) for v in self.values]
+    def of_job(self, *jobs: str) -> Iterator[ReportRun]:
+        """Runs of these jobs, those in studies too."""
+        return (run for run in (*self.runs, *self.cell_runs) if run.job in jobs)
+
+
+def read_evidence(uris: Sequence[str]) -> Evidence:
+    """Runs, metrics, curves and cells; tables of clips are read where they are shown.
+
+    Raises:
+        ConfigError: a folder holds no run.
+        StorageError, RaysersError: a table cannot be read.
+    """
+    runs = [_run(uri) for uri in dict.fromkeys(uris)]
+    cell_runs: list[ReportRun] = []
+    metrics, curves, cells = [], [], []
+    notes: list[str] = []
+    for run in runs:
+        notes += _notes(run)
+        table = metrics_frame(table_of(run.folder, "metrics"))
+        if run.job == "study":
+            own = frame_of(run.folder, "cells")
+            metrics.append(_with_names(table, own))
+            curves.append(frame_of(run.folder, "curves"))
+            cells.append(own)
+            cell_runs += _runs_of(run, own)
+            notes += _progress(own)
+        elif run.job == "train":  # calls its model by its folder's name, other jobs by the folder
+            metrics.append(
+                table.assign(model=table.model.where(table.model != run.name, run.folder))
+            )
+        elif run.job == "fuse-train":
+            metrics.append(table.assign(backbone=run.name))
+        else:
+            metrics.append(table)
+    values = pd.concat(metrics, ignore_index=True)
+    values = values.drop_duplicates([*_TEXTS, SEED], keep="last", ignore_index=True)
+    compared = values.group == "model"
+    names = model_names([*dict.fromkeys([*values.model, *values.group_value[compared]])])
+    values["model"] = values.model.map(names)
+    values["group_value"] = values.group_value.where(~compared, values.group_value.map(names))
+    notes = [_named(note, names) for note in notes]
+    return Evidence(
+        runs=runs,
+        cell_runs=cell_runs,
+        metrics=values,
+        curves=_together(curves),
+        cells=_together(cells),
+        notes=list(dict.fromkeys(notes)),
+    )
+
+
+def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    there = [frame for frame in frames if len(frame)]
+    return pd.concat(there, ignore_index=True) if there else pd.DataFrame()
+
+
+def _run(uri: str, model: str = "") -> ReportRun:
+    record = load_record(uri)
+    if record is None:
+        raise ConfigError(f"--runs {uri} has no run.json: give the --output folders of other jobs")
+    run = ReportRun(folder=uri, record=asdict(record), model=model)
+    if record.job != "train":
+        return run
+    return replace(run, training=_json(uri, "training.json"), network=_json(uri, "config.json"))
+
+
+def _json(uri: str, name: str) -> Mapping[str, Any]:
+    try:
+        return mapping(json.loads(storage.read_bytes(storage.join(uri, name))))
+    except (ObjectMissing, ValueError):
+        return {}
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else none."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _runs_of(run: ReportRun, cells: pd.DataFrame) -> Iterator[ReportRun]:
+    for row in cells.to_dict("records"):
+        folder = storage.join(run.folder, str(row["path"] or ""))
+        if row["status"] == "done" and row["path"] and load_record(folder) is not None:
+            yield _run(folder, str(row["model"] or ""))
+
+
+def _notes(run: ReportRun) -> Iterator[str]:
+    status = str(run.record.get("status", ""))
+    if not status.startswith("done"):
+        yield f"{run.folder}: this run is {status}, its results are incomplete"
+    notes = run.outcome.get("notes")
+    yield from map(str, notes) if isinstance(notes, list) else ()
+
+
+def _progress(cells: pd.DataFrame) -> Iterator[str]:
+    for study, own in cells.groupby("study", sort=False) if len(cells) else ():
+        if (done := int((own.status == "done").sum())) < len(own):
+            yield f"The study {study} is unfinished: {done} of {len(own)} runs are done"
+        for row in own[own.status == "failed"].to_dict("records"):
+            yield f"{study} {row['cell']} failed: {row['error']}"
+
+
+def _named(note: str, names: Mapping[str, str]) -> str:
+    """The note, with the short name of the model it begins with."""
+    model = next((m for m in names if m and note.startswith(f"{m} ")), "")
+    return names[model] + note[len(model) :] if model else note
+
+
+def stream(folder: str, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The parts of a table in the order of their names, with those of `columns` that are there.
+
+    Raises:
+        RaysersError: a part is damaged.
+    """
+    known = columns_of(folder, name)
+    wanted = None if columns is None else [c for c in columns if c in known]
+    waiting: deque[Future[pa.Table | None]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for part in storage.list_parts(storage.join(folder, name)):
+            waiting.append(pool.submit(read_part, part.uri, wanted))
+            if len(waiting) == _AHEAD and (table := waiting.popleft().result()) is not None:
+                yield table
+        yield from (table for one in waiting if (table := one.result()) is not None)
+
+
+def columns_of(folder: str, name: str) -> list[str]:
+    """Names of the columns of a table; none when the run has no such table."""
+    parts = storage.list_parts(storage.join(folder, name))
+    if not parts:
+        return []
+    with pq.ParquetFile(storage.open_source(parts[0].uri)) as file:
+        return list(file.schema_arrow.names)
+
+
+def table_of(folder: str, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """A table whole, or None when the run has none."""
+    found = list(stream(folder, name, columns))
+    return pa.concat_tables(found, promote_options="default") if found else None
+
+
+def frame_of(folder: str, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A table as a frame; empty when the run has none."""
+    found = table_of(folder, name, columns)
+    return pd.DataFrame() if found is None else found.to_pandas()
+
+
+def pictures_of(folder: str) -> dict[str, Picture]:
+    """Pictures a job left beside its tables, by name, as `svg` and `png`."""
+    found: dict[str, Picture] = {}
+    for one in sorted(storage.list_objects(folder, suffixes={".svg", ".png"}), key=lambda o: o.uri):
+        place, _, file = one.uri.rpartition("/")
+        if place == folder.rstrip("/"):
+            name, _, kind = file.rpartition(".")
+            found.setdefault(name, {})[kind.lower()] = storage.read_bytes(one.uri)
+    return found
+
+
+def metrics_frame(table: pa.Table | None) -> pd.DataFrame:
+    """A metrics table, or that of a study, with all columns of both; NaN: undefined."""
+    frame = pd.DataFrame() if table is None else table.to_pandas()
+    frame = frame.reindex(columns=[*_TEXTS, *_NUMBERS])
+    frame[_TEXTS] = frame[_TEXTS].astype(object).fillna("").astype(str)
+    frame[_NUMBERS] = frame[_NUMBERS].astype(float)
+    return frame.fillna({SEED: 0.0, "seeds": 1.0, "n": 0.0})
+
+
+def _with_names(metrics: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """A study's metrics with the models called as its cells do.
+
+    Cells that compare several models, each with its own name, keep these.
+    """
+    if not len(cells) or not len(metrics):
+        return metrics
+    keys = ["study", "cell"]
+    called = cells.set_index(keys).model.fillna("")
+    several = metrics[is_network(metrics)].groupby(keys).model.nunique() > 1
+    place = pd.MultiIndex.from_frame(metrics[keys])
+    name = called.reindex(place).fillna("").mask(several.reindex(place, fill_value=False), "")
+    named = pd.Series(name.to_numpy(), metrics.index)
+    ours = is_network(metrics) & (named != "")
+    return metrics.assign(backbone=named, model=metrics.model.mask(ours, named))
+
+
+def is_network(metrics: pd.DataFrame) -> pd.Series:
+    """Which rows are of a model itself, neither random nor a part of a fusion."""
+    return ~metrics.model.isin([RANDOM, *PARTS])
+
+
+def of_studies(metrics: pd.DataFrame, *studies: str) -> pd.DataFrame:
+    """The rows of these studies and of no study: others train the same models in other ways."""
+    return metrics[metrics.study.isin(["", *studies])]
+
+
+def own_studies(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of every study that is none of the paper's, by study."""
+    own = metrics[~metrics.study.isin(["", *PAPER_STUDIES])]
+    return {str(name): rows for name, rows in own.groupby("study", sort=False)}
+
+
+def main_splits(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Of every model and dataset only the main split, so that no dataset is shown twice."""
+    order = {split: place for place, split in enumerate(_MAIN_SPLITS)}
+    rank = metrics.split.map(order).fillna(len(order))
+    best = metrics.assign(rank=rank).sort_values(["rank", "split"], kind="stable")
+    first = best.groupby(["model", "dataset"]).split.transform("first").reindex(metrics.index)
+    return metrics[metrics.split == first]
+
+
+def over_seeds(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row for the seeds of an experiment; the name of the model says how many there are."""
+    if metrics.empty:
+        return metrics
+    keys = [name for name in _TEXTS if name not in ("cell", "factor")]
+    rows = metrics.assign(factor_value=metrics.factor_value.mask(metrics.factor == SEED, ""))
+    rows = rows.drop_duplicates([*keys, SEED], keep="last")
+    found = rows.groupby(keys, sort=False, as_index=False).agg(
+        factor=("factor", "last"),
+        value=("value", "mean"),
+        ci_low=("ci_low", "min"),
+        ci_high=("ci_high", "max"),
+        paper=("paper", "last"),
+        n=("n", "last"),
+        seeds=("value", "count"),
+    )
+    found["seeds"] = found.seeds.clip(lower=1)
+    panels = found.groupby(["study", "model", "dataset", "split"], sort=False).seeds
+    least, most = panels.transform("min"), panels.transform("max")
+    said = least.astype(str).mask(least < most, least.astype(str) + " to " + most.astype(str))
+    plain = (most == 1) | (found.model == RANDOM)
+    return found.assign(model=found.model.where(plain, found.model + ", " + said + " seeds"))
+
+
+def factor_values(metrics: pd.DataFrame) -> list[str]:
+    """Values of what a study varies within a model; none where it only compares models or seeds."""
+    varied = metrics[(metrics.factor_value != "") & (metrics.factor != SEED) & is_network(metrics)]
+    several = varied.groupby("model").factor_value.nunique() > 1
+    return list(varied.factor_value.unique()) if several.any() else []
+
+
+def by_themselves(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one study as if of none, each model called by what tells it from the others."""
+    ours = is_network(metrics)
+    name = metrics.model
+    if factor_values(metrics):
+        apart = metrics.factor_value
+        if metrics.model[ours].nunique() > 1:
+            apart = metrics.model + ", " + metrics.factor_value
+        name = metrics.model.mask(ours & (metrics.factor_value != ""), apart)
+    return metrics.assign(study="", factor_value="", model=name)
+
+
+def number_in(text: str) -> float:
+    """The number a factor's value stands for; NaN when it is none.
+
+    >>> number_in("12"), number_in("25 %"), number_in("all")
+    (12.0, 0.25, nan)
+    """
+    share = text.strip().endswith("%")
+    try:
+        number = float(text.strip().rstrip("% "))
+    except ValueError:
+        return math.nan
+    return number / 100 if share else number

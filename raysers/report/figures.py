@@ -1,128 +1,159 @@
 """The paper's figures from the runs: one row per figure, what it shows and what makes its data.
 
-A figure without data is not left out: it becomes a line of what is missing, with the command.
+Studies that are none of the paper's are shown by themselves with the same charts, never mixed with
+others: their models may be trained in other ways under the same names. A comparison is drawn only
+of models of which at least two variants have been measured.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
-from raysers.report import numbers
-from raysers.report.charts import dots_chart, points_chart
-from raysers.report.dots import DotStyle
-from raysers.report.evidence import ReportData
-from raysers.report.lines import LineStyle
-from raysers.report.map_section import map_charts
-from raysers.report.parts import Chart, Exhibit, Fact, Missing
-from raysers.report.probe_section import respoken_charts, sentence_charts, word_charts
-from raysers.report.values import Value, by_study, by_themselves
+import numpy as np
+import pandas as pd
+
+from raysers.report.charts import MOST_SERIES, Dots, Lines, dots, dots_chart, lines_chart
+from raysers.report.embeddings import map_charts
+from raysers.report.evidence import (
+    PAPER_STUDIES,
+    PARTS,
+    RANDOM,
+    Evidence,
+    by_themselves,
+    factor_values,
+    frame_of,
+    is_network,
+    main_splits,
+    number_in,
+    of_studies,
+    over_seeds,
+    own_studies,
+    pictures_of,
+)
+from raysers.report.page import Chart, Exhibit, Missing, Table, frame_table, table
+from raysers.text import printable
+from raysers.types import DIMENSIONS
 
 _INTERVAL = "with its 95 % interval"
-CCC = DotStyle(axis=f"CCC {_INTERVAL}")
+_FACTS = "The paper, for orientation: its own models, data and splits"
+_UNMEASURED = "None of its runs has been measured."
+_COMMAND = "raysers study --study FILE.yaml --data CORPUS --output STUDY"
+#: Jobs whose cells leave values of a study; what the others leave is in figures of any study.
+_MEASURING = ("train", "evaluate", "robustness")
+_ALL = "all"  # the dataset of means over datasets
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """A figure of the paper.
-
-    Attributes:
-        number: in the paper.
-        title: what it is about.
-        lead: how to read it.
-        charts: from what the runs say; none: the data are missing.
-        needs: what is missing then.
-        command: that makes it.
-        measured: what would be its dots; not given where it is of one study only.
-    """
-
-    number: int
-    title: str
-    lead: str
-    charts: Callable[[ReportData], Iterator[Chart | None]]
-    needs: str
-    command: str
-    measured: Callable[[Sequence[Value]], Sequence[object]] = lambda _: ()
+def correctness(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Figure 2: CCC by dataset, dimension and model."""
+    found = of_studies(metrics, "backbones")
+    found = over_seeds(_ccc(found[~found.model.isin(PARTS)]))
+    return dots(found, found.model)
 
 
-@cache
-def paper_document() -> dict[str, Any]:
-    """Related work and the paper's statements, as they come with the package."""
-    text = resources.files("raysers").joinpath("assets/report/paper_report.json").read_text("utf-8")
-    document: dict[str, Any] = json.loads(text)
-    return document
+def _ccc(metrics: pd.DataFrame) -> pd.DataFrame:
+    """CCC of whole datasets, each by its main split."""
+    whole = (metrics.metric == "ccc") & (metrics.group == "") & (metrics.dataset != _ALL)
+    return main_splits(metrics[whole])
 
 
-def paper_facts(key: str) -> list[Fact]:
-    """What the paper says in numbers about one of its figures."""
-    return [Fact(**row) for row in paper_document()["facts"].get(key, ())]
+def _robustness(metrics: pd.DataFrame) -> pd.DataFrame:
+    found = of_studies(metrics, "robustness")
+    found = found[(found.group == "") & found.dimension.isin(DIMENSIONS)]
+    return found[found.metric.str.startswith("robustness")]
 
 
-def _correctness(found: ReportData) -> Iterator[Chart | None]:
-    yield dots_chart("figure-2", "", numbers.correctness(found.values), CCC, row="model")
+def robustness_by_model(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Figure 3: mean share of unchanged scores over the small perturbations, by model."""
+    found = _robustness(metrics)
+    found = over_seeds(found[found.metric == "robustness"])
+    return dots(found, found.model)
 
 
-def _robustness(found: ReportData) -> Iterator[Chart | None]:
-    share = f"share of scores unchanged {_INTERVAL}"
-    how = DotStyle(axis=share)
-    models = numbers.robustness_by_model(found.values)
-    yield dots_chart("figure-3-models", "mean over perturbations", models, how, row="model")
-    changes = numbers.robustness_by_change(found.values)
-    yield dots_chart(
-        "figure-3", "by perturbation", changes, how, row="perturbation", series="model"
-    )
+def robustness_by_change(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Figure 3: share of unchanged scores by perturbation; each model is a series."""
+    found = _robustness(metrics)
+    found = over_seeds(found[(found.metric != "robustness") & (found.model != RANDOM)])
+    change = found.metric.str.removeprefix("robustness_").str.replace("_", " ")
+    return dots(found, change, found.model)
 
 
-def _fairness(found: ReportData) -> Iterator[Chart | None]:
-    for metric, title, axis in (
-        ("sex_fairness_score", "score", "CCC of women minus CCC of men"),
-        ("sex_fairness_bias", "bias", "shift of women's values minus that of men's"),
-    ):
-        how = DotStyle(axis=f"{axis}, {_INTERVAL}", limits=(-0.1, 0.1), at=0.0, digits=3)
-        dots = numbers.fairness(found.values, metric)
-        yield dots_chart(f"figure-4-{title}", title, dots, how, row="model")
+def fairness(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Figure 4: CCC of women minus that of men, or the shift of their values, by model."""
+    found = of_studies(metrics, "backbones", "fairness")
+    found = found[(found.metric == metric) & found.dimension.isin(DIMENSIONS)]
+    found = over_seeds(main_splits(found[found.model != RANDOM]))
+    return dots(found, found.model)
 
 
-def _speakers(found: ReportData) -> Iterator[Chart | None]:
-    axis = "CCC, mean over draws, with their middle 95 %"
-    how = DotStyle(axis=axis)
-    dots = numbers.speakers(found.values)
-    yield dots_chart("figure-5", "by speaker", dots, how, row="speaker", series="model")
-    ranks = DotStyle(axis="rank correlation of speakers (Spearman)", limits=(-1.0, 1.0), at=0.0)
-    pairs = numbers.speaker_ranks(found.values)
-    yield dots_chart("figure-5-ranks", "do two models agree?", pairs, ranks, row="models")
+def speakers(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Figure 5: CCC of every speaker, those with the lowest mean first; models are series."""
+    found = of_studies(metrics, "backbones", "speakers")
+    found = over_seeds(main_splits(found[found.metric == "speaker_ccc"]))
+    if found.empty:
+        return dots(found, found.model)
+    model = pd.factorize(found.model)[0]
+    mean = found.groupby(["dataset", "split", "group_value"]).value.transform("mean")
+    found = found.assign(mean=mean, place=model)
+    found = found.sort_values(["dataset", "split", "mean", "group_value", "place"], kind="stable")
+    return dots(found, found.group_value, found.model)
 
 
-def _by_factor(study: str, key: str) -> Callable[[ReportData], Iterator[Chart | None]]:
-    def charts(found: ReportData) -> Iterator[Chart | None]:
-        dots = numbers.by_factor(found.values, study)
-        yield dots_chart(key, "", dots, CCC, row="model", series="variant")
-
-    return charts
-
-
-def _fusion(found: ReportData) -> Iterator[Chart | None]:
-    axis = "CCC of fused scores minus CCC of the other, with its paired 95 % interval"
-    how = DotStyle(axis=axis, limits=(-0.1, 0.1), at=0.0, digits=3)
-    dots = numbers.fusion(found.values)
-    yield dots_chart("figure-6", "", dots, how, row="against")
+def speaker_ranks(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Figure 5: rank correlation of the speakers between two models."""
+    found = of_studies(metrics, "backbones", "speakers")
+    found = over_seeds(found[found.metric == "speaker_spearman"])
+    return dots(found, found.model + " and " + found.group_value)
 
 
-def _curves(found: ReportData) -> Iterator[Chart | None]:
-    how = LineStyle(axis="epoch", values="CCC")
-    yield points_chart("figure-12", "", numbers.learning(found.curves), how, bounds="± 1 sd")
+def fusion(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Figure 6: CCC of fused scores minus that of the acoustic model, and of either head."""
+    of_fused = (metrics.metric == "ccc_difference") & (metrics.model == PARTS[0])
+    found = over_seeds(main_splits(metrics[of_fused]))
+    return dots(found, (found.group_value + ", " + found.backbone).str.removesuffix(", "))
 
 
-def _over(study: str, key: str, how: LineStyle) -> Callable[[ReportData], Iterator[Chart | None]]:
-    def charts(found: ReportData) -> Iterator[Chart | None]:
-        points = numbers.over_numbers(found.values, study)
-        yield points_chart(key, "", points, how, bounds="95 %")
+def by_factor(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
+    """Figures 7 and 9: CCC by model, once for each value of what the study varies."""
+    found = metrics[(metrics.study == study) & (metrics.model != RANDOM)]
+    found = over_seeds(_ccc(found))
+    found = dots(found, found.model, found.factor_value)
+    arms = found[found.value.notna()].groupby(["block", "row"]).series.nunique()
+    place = pd.MultiIndex.from_frame(found[["block", "row"]])
+    return found[arms.reindex(place, fill_value=0).to_numpy() > 1]
 
-    return charts
+
+def over_numbers(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
+    """Figures 13 and 14: CCC over layers or share of data; lines are models and datasets."""
+    found = metrics[(metrics.study == study) & (metrics.model != RANDOM)]
+    found = _ccc(found)
+    several = [name for name in ("model", "dataset") if found[name].nunique() > 1] or ["dataset"]
+    found = over_seeds(found.assign(factor=""))
+    model = found.model.str.replace(r", [\d to]+ seeds$", "", regex=True)
+    parts = [model if name == "model" else found[name] for name in several]
+    series = parts[0] if len(parts) == 1 else parts[0] + ", " + parts[1]
+    points = pd.DataFrame(
+        {"column": found.dimension, "series": series, "x": found.factor_value.map(number_in),
+         "value": found.value, "low": found.ci_low, "high": found.ci_high, "n": found.seeds}
+    )  # fmt: skip
+    points = points.dropna(subset="x")
+    return points.sort_values(["column", "series", "x"], ignore_index=True)
+
+
+def learning(curves: pd.DataFrame, study: str = "seeds") -> pd.DataFrame:
+    """Figure 12: mean dev CCC over the seeds by epoch, with one standard deviation to each side."""
+    if curves.empty:
+        return pd.DataFrame(columns=["column", "series", "x", "value", "low", "high", "n"])
+    found = curves[(curves.study == study) & curves.dimension.isin(DIMENSIONS)].dropna(subset="ccc")
+    keys = ["dimension", "model", "epoch"]
+    found = found.drop_duplicates([*keys, "seed"], keep="last")
+    found = found.groupby(keys).ccc.agg(value="mean", sd="std", n="size").reset_index()
+    found = found.assign(low=found.value - found.sd, high=found.value + found.sd)
+    return found.rename(columns={"dimension": "column", "model": "series", "epoch": "x"})
 
 
 def percent(share: float) -> str:
@@ -130,164 +161,209 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-_STUDY = "raysers study --study {} --data CORPUS --output STUDY"
+def _probed(found: Evidence, kinds: Sequence[str], number: int) -> Iterator[Chart]:
+    """Pictures of the word probes as their jobs drew them, with their numbers."""
+    for place, run in enumerate(found.of_job("probe")):
+        pictures = pictures_of(run.folder)
+        for kind in kinds:
+            own = {n: one for n, one in pictures.items() if n.startswith(kind)}
+            files = {f"figure-{number}-{place}-{name}": one for name, one in own.items()}
+            alt = f"Pictures of the word probe ({', '.join(own)}); the numbers are in the table."
+            numbers = _words(run.folder) if kind == "word" else _group(found.metrics, kind)
+            if own:
+                yield Chart(f"{kind}, {run.name}", alt, files, numbers)
 
-FIGURES = (
-    Figure(
-        number=2,
-        title="How well the models predict, on their own corpus and on others",
-        lead="Concordance (CCC) with the labels: 1 is agreement in order, mean and spread, 0 is "
-        "chance. Grey is the random model.",
-        charts=_correctness,
-        measured=numbers.correctness,
-        needs="No evaluation is among the runs.",
-        command="raysers evaluate --labels CORPUS --predictions ANNOTATED --output EVALUATED",
-    ),
-    Figure(
-        number=3,
-        title="What small changes of the sound do to the scores",
-        lead="Share of scores that move by less than .05 when the clip is changed in a way that "
-        "should not matter. It says nothing about being right.",
-        charts=_robustness,
-        measured=numbers.robustness_by_model,
-        needs="No robustness run is among the runs.",
-        command="raysers robustness --input CORPUS --model MODEL --output ROBUSTNESS",
-    ),
-    Figure(
-        number=4,
-        title="Whether women and men are treated alike",
-        lead="0 is fair. The score compares how well the two are predicted, the bias how far "
-        "their values are shifted.",
-        charts=_fairness,
-        measured=lambda values: numbers.fairness(values, "sex_fairness_score"),
-        needs="No evaluation knows clips of both sexes.",
-        command="raysers evaluate --labels CORPUS --speakers SEXES.csv "
-        "--predictions ANNOTATED --output EVALUATED",
-    ),
-    Figure(
-        number=5,
-        title="Which speakers are hard, and whether models agree on them",
-        lead="The same number of clips is drawn from every speaker, again and again. Speakers "
-        "are sorted by their mean.",
-        charts=_speakers,
-        measured=numbers.speakers,
-        needs="No evaluated speaker has more clips than are drawn (200, as in the paper).",
-        command="raysers evaluate --labels CORPUS --predictions ANNOTATED "
-        "--speaker-samples 30 --output EVALUATED",
-    ),
-    Figure(
-        number=6,
-        title="Whether the words help beside the sound",
-        lead="To the right of 0 the fused scores agree better with the labels than those they are "
-        "compared with, on the same clips.",
-        charts=_fusion,
-        needs="No trained fusion is among the runs.",
-        command="raysers fuse train --data CORPUS --model MODEL --output FUSION",
-    ),
-    Figure(
-        number=7,
-        title="What pre-training is worth",
-        lead="The same network from pre-trained and from random weights.",
-        charts=_by_factor("pretraining", "figure-7"),
-        needs="No cell of the study pretraining is among the runs.",
-        command=_STUDY.format("pretraining"),
-    ),
-    Figure(
-        number=8,
-        title="Where the embeddings lie",
-        lead="Each dot is a clip, near its like (t-SNE). Colours tell what the clips have in "
-        "common; distances between groups mean nothing.",
-        charts=map_charts,
-        needs="No annotation has embeddings of at least 20 clips, or scikit-learn is not there "
-        "(pip install 'raysers[report]').",
-        command="raysers annotate --input CORPUS --embeddings --output ANNOTATED",
-    ),
-    Figure(
-        number=9,
-        title="What fine-tuning the whole network adds to its frozen embeddings",
-        lead="The same pre-trained network with only the head trained, and fine-tuned.",
-        charts=_by_factor("frozen", "figure-9"),
-        needs="No cell of the study frozen is among the runs.",
-        command=_STUDY.format("frozen"),
-    ),
-    Figure(
-        number=10,
-        title="Which words go with low and high valence, and how models score them",
-        lead="Words by the mean valence of the clips they are said in, and the scores of spoken "
-        "sentences whose words, not whose voice, are positive or negative.",
-        charts=lambda found: iter([*word_charts(found), *sentence_charts(found)]),
-        needs="No probe is among the runs.",
-        command="raysers probe --model MODEL --data CORPUS --output PROBE",
-    ),
-    Figure(
-        number=11,
-        title="What is left when a neutral voice says the same words",
-        lead="The test clips re-spoken from their transcripts: only the words can tell.",
-        charts=respoken_charts,
-        needs="No probe with re-spoken clips is among the runs.",
-        command="raysers probe --model MODEL --data CORPUS --output PROBE",
-    ),
-    Figure(
-        number=12,
-        title="How steady training is",
-        lead="Mean CCC on the dev set over the seeds, with one standard deviation to each side.",
-        charts=_curves,
-        needs="No learning curves of the study seeds are among the runs.",
-        command=_STUDY.format("seeds"),
-    ),
-    Figure(
-        number=13,
-        title="How many layers are needed",
-        lead="The network cut above its lowest layers before it is fine-tuned.",
-        charts=_over("layers", "figure-13", LineStyle(axis="layers")),
-        needs="No cell of the study layers is among the runs.",
-        command=_STUDY.format("layers"),
-    ),
-    Figure(
-        number=14,
-        title="How much labelled data is needed",
-        lead="Fine-tuned on nested parts of the training clips.",
-        charts=_over(
-            "fraction",
-            "figure-14",
-            LineStyle(axis="share of the training clips", tick=percent, log=True),
+
+def _words(folder: str) -> Table:
+    words = frame_of(folder, "words")
+    words = words[words.side.fillna("") != ""].sort_values("valence") if len(words) else words
+    columns = [
+        c
+        for c in ("word", "source", "side", "valence", "ci_low", "ci_high", "occurrences")
+        if c in words
+    ]
+    return frame_table("Words by the mean valence of the clips they are said in", words[columns])
+
+
+def _group(metrics: pd.DataFrame, kind: str) -> Table:
+    own = metrics[metrics.group == {"sentiment": "sentiment", "respoken": "speech"}[kind]]
+    columns = ["group_value", "metric", "model", "dataset", "split", "dimension"]
+    return frame_table(
+        "Values with their 95 % intervals", own[[*columns, "value", "ci_low", "ci_high"]]
+    )
+
+
+_CCC = partial(Dots, axis=f"CCC {_INTERVAL}")
+_DIFFERENCE = partial(Dots, limits=(-0.1, 0.1), at=0.0, digits=3)
+_UNCHANGED = partial(Dots, axis=f"share of scores unchanged {_INTERVAL}")
+#: By number of the figure, its dot and line charts, or what makes its charts of all the evidence.
+CHARTS: Mapping[int, Sequence[Dots | Lines] | Callable[[Evidence], Iterator[Chart]]] = {
+    2: [_CCC(key="figure-2", rows=correctness)],
+    3: [
+        _UNCHANGED(
+            key="figure-3-models", title="mean over perturbations", rows=robustness_by_model
         ),
-        needs="No cell of the study fraction is among the runs.",
-        command=_STUDY.format("fraction"),
-    ),
-)
+        _UNCHANGED(
+            key="figure-3",
+            title="by perturbation",
+            rows=robustness_by_change,
+            row="perturbation",
+            series="model",
+        ),
+    ],
+    4: [
+        _DIFFERENCE(
+            key=f"figure-4-{name}",
+            title=name,
+            rows=partial(fairness, metric=f"sex_fairness_{name}"),
+            axis=f"{axis}, {_INTERVAL}",
+        )
+        for name, axis in (
+            ("score", "CCC of women minus CCC of men"),
+            ("bias", "shift of women's values minus that of men's"),
+        )
+    ],
+    5: [
+        Dots(
+            key="figure-5",
+            title="by speaker",
+            rows=speakers,
+            axis="CCC, mean over draws, with their middle 95 %",
+            row="speaker",
+            series="model",
+        ),
+        Dots(
+            key="figure-5-ranks",
+            title="agreement of two models",
+            rows=speaker_ranks,
+            axis="rank correlation of speakers (Spearman)",
+            row="models",
+            limits=(-1.0, 1.0),
+            at=0.0,
+        ),
+    ],
+    6: [
+        _DIFFERENCE(
+            key="figure-6",
+            rows=fusion,
+            row="against",
+            axis="CCC of fused scores minus CCC of the other, with its paired 95 % interval",
+        )
+    ],
+    7: [_CCC(key="figure-7", rows=partial(by_factor, study="pretraining"), series="variant")],
+    8: map_charts,
+    9: [_CCC(key="figure-9", rows=partial(by_factor, study="frozen"), series="variant")],
+    10: partial(_probed, kinds=("word", "sentiment"), number=10),
+    11: partial(_probed, kinds=("respoken",), number=11),
+    12: [Lines(key="figure-12", rows=learning, axis="epoch", bounds="± 1 sd")],
+    13: [Lines(key="figure-13", rows=partial(over_numbers, study="layers"), axis="layers")],
+    14: [
+        Lines(
+            key="figure-14",
+            rows=partial(over_numbers, study="fraction"),
+            axis="share of the training clips",
+            tick=percent,
+            log=True,
+        )
+    ],
+}
 
 
-def paper_figures(found: ReportData) -> tuple[list[Exhibit], list[Missing]]:
+def charts_of(number: int, found: Evidence, prefix: str = "") -> list[Chart]:
+    """The charts of a figure that the evidence has data for; `prefix` goes before file names."""
+    charts = CHARTS[number]
+    if callable(charts):
+        return list(charts(found))
+    made = (_chart(replace(one, key=prefix + one.key), found) for one in charts)
+    return [chart for chart in made if chart is not None]
+
+
+def _chart(spec: Dots | Lines, found: Evidence) -> Chart | None:
+    if isinstance(spec, Dots):
+        return dots_chart(spec, found.metrics)
+    return lines_chart(spec, found.curves if spec.axis == "epoch" else found.metrics)
+
+
+#: Figures whose charts also show a study that is none of the paper's.
+_OF_ANY_STUDY = (3, 4, 5)
+
+
+@cache
+def paper_document() -> dict[str, Any]:
+    """Texts of the figures, related work and the paper's statements, as they come with raysers."""
+    text = resources.files("raysers").joinpath("assets/report/paper_report.json").read_text("utf-8")
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def paper_figures(found: Evidence) -> tuple[list[Exhibit], list[Missing]]:
     """The figures there are data for, and the others."""
-    exhibits: list[Exhibit] = []
-    missing: list[Missing] = []
-    for figure in FIGURES:
-        charts = [chart for chart in figure.charts(found) if chart is not None]
+    exhibits, missing = [], []
+    for row in paper_document()["figures"]:
+        name, key = f"Figure {row['number']}", f"figure-{row['number']}"
+        charts = charts_of(row["number"], found)
+        facts = [tuple(fact.values()) for fact in paper_document()["facts"].get(key, ())]
+        paper = table(_FACTS, ("claim", "value", "section"), facts) if facts else None
         if charts:
-            exhibits.append(_exhibit(figure, charts))
+            made = Exhibit(key, row["title"], row["lead"], name, charts=charts, facts=paper)
+            exhibits.append(made)
         else:
-            name, why = f"Figure {figure.number}", _why(figure, found)
-            missing.append(Missing(name=name, title=figure.title, why=why, command=figure.command))
+            missing.append(Missing(name, row["title"], row["needs"], row["command"]))
     return exhibits, missing
 
 
-def _why(figure: Figure, found: ReportData) -> str:
-    """Why there is none: nothing was measured, or only in studies that are shown by themselves."""
-    studies = by_study(found.values)
-    others = [name for name, own in studies.items() if figure.measured(by_themselves(own))]
-    if not others:
-        return figure.needs
-    return f"What the runs measured of it is of other studies: {', '.join(others)}."
+def study_exhibits(found: Evidence) -> tuple[list[Exhibit], list[Missing]]:
+    """An exhibit for every study that is none of the paper's, and those without any value."""
+    exhibits, own = [], own_studies(found.metrics)
+    for number, (study, metrics) in enumerate(own.items(), 1):
+        charts = list(_study_charts(f"study-{number}-", study, metrics, found))
+        if charts:
+            lead = f"Concordance (CCC) with the labels by {_compared(metrics)}."
+            exhibits.append(Exhibit(f"study-{number}", f"Study {study}", lead, charts=charts))
+    measuring = found.cells[found.cells.kind.isin(_MEASURING)].study if len(found.cells) else ()
+    missing = [
+        Missing(f"Study {printable(study)}", "A study of your own", _UNMEASURED, _COMMAND)
+        for study in dict.fromkeys(measuring)
+        if study not in own and study not in PAPER_STUDIES
+    ]
+    return exhibits, missing
 
 
-def _exhibit(figure: Figure, charts: Sequence[Chart]) -> Exhibit:
-    key = f"figure-{figure.number}"
-    return Exhibit(
-        key=key,
-        name=f"Figure {figure.number}",
-        title=figure.title,
-        lead=figure.lead,
-        charts=charts,
-        facts=paper_facts(key),
-    )
+def _compared(metrics: pd.DataFrame) -> str:
+    if not factor_values(metrics):
+        return "model"
+    factor = str(metrics.factor[metrics.factor_value != ""].iloc[0])
+    return f"model and {factor}" if metrics.model[is_network(metrics)].nunique() > 1 else factor
+
+
+def _study_charts(key: str, study: str, metrics: pd.DataFrame, found: Evidence) -> Iterator[Chart]:
+    varied, alone = factor_values(metrics), by_themselves(metrics)
+    compared = _compared(metrics)
+    factor = compared.removeprefix("model and ")
+    specs: list[Dots | Lines] = []
+    if len(varied) > 1 and not any(np.isnan(number_in(one)) for one in varied):
+        tick = percent if any("%" in one for one in varied) else "{:g}".format
+        rows = partial(over_numbers, study=study)
+        specs.append(Lines(key=f"{key}ccc", rows=rows, axis=factor, tick=tick))
+    elif 1 < len(varied) <= MOST_SERIES and compared != factor:
+        rows = partial(by_factor, study=study)
+        specs.append(_CCC(key=f"{key}ccc", rows=rows, series=factor))
+    else:
+        specs.append(_CCC(key=f"{key}ccc", rows=lambda _: correctness(alone), row=compared))
+    curves = learning(found.curves, study)
+    if not varied and len(curves) and curves.n.max() > 1:
+        specs.append(
+            Lines(
+                key=f"{key}curves",
+                title="learning curves, mean of the seeds",
+                rows=lambda _: curves,
+                axis="epoch",
+                values="CCC on dev",
+                bounds="± 1 sd",
+            )
+        )
+    yield from (chart for spec in specs if (chart := _chart(spec, found)) is not None)
+    for row in paper_document()["figures"]:
+        if row["number"] in _OF_ANY_STUDY:
+            for chart in charts_of(row["number"], replace(found, metrics=alone), key):
+                yield replace(chart, title=f"{row['title']}: {chart.title}")

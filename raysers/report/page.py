@@ -1,182 +1,205 @@
-"""The report as one page: works from a disk, without a network, on paper, in light and dark.
+"""The page: exhibits as data, and one template that escapes whatever it shows.
 
-The page forbids itself everything but its own style sheet and script, which it names by their
-hashes; so even markup that slipped through could load and run nothing.
+The page works from a disk, without a network, on paper, in light and dark. It allows itself only
+its own style sheet and script, named by their hashes, and pictures and audio beside it: markup that
+slipped through could load and run nothing.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from typing import Any
 
-from raysers.report.blocks import section_block
-from raysers.report.html import Html, element, joined, raw
-from raysers.report.parts import Exhibit, Missing, Section, Tile
-from raysers.report.svg import Styles
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-_DARK_PAGE = (
-    "--page:#15181d;--ink:#eceef1;--soft:#a3a9b3;--rule:#343a44;--tint:#1f242b;--link:#7cc0f5;"
-    "--mark:#ff9c5c;--focus:#7cc0f5;"
+from raysers.plotting import Picture
+from raysers.text import printable
+
+#: A cell of a table: text from the data, or a number.
+Cell = str | int | float | None
+MOST_ROWS = 400
+#: A cell that is a number, with its unit, bounds, or several of them.
+_NUMBER = re.compile(
+    r"[\N{MINUS SIGN}-]?\d[\d.,:]*( ?%| (h|s|min|M|dB))?( \[.*\])?( / .*)?|\N{EN DASH}"
 )
-_LIGHT_PAGE = (
-    "--page:#fff;--ink:#1d2026;--soft:#5b616b;--rule:#e1e4e8;--tint:#f5f6f8;--link:#005a91;"
-    "--mark:#b34e00;--focus:#0072b2;"
-)
 
 
-def page(
-    title: str,
-    lead: str,
-    tiles: Sequence[Tile],
-    sections: Sequence[Section],
-    missing: Sequence[Missing],
-    closing: str,
-) -> str:
-    """The whole document.
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the page; the first cell of a row names it, `left_out` counts rows not shown."""
 
-    Args:
-        title: of the report.
-        lead: under it.
-        tiles: what to see first.
-        sections: chapters; those without exhibits are left out.
-        missing: what the runs have no data for.
-        closing: at the end: what made the page, from what.
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    left_out: int = 0
+
+    def is_number(self, place: int) -> bool:
+        """Whether all cells of a column but the first are numbers."""
+        cells = [row[place] for row in self.rows]
+        numbers = (not isinstance(c, str) or _NUMBER.fullmatch(c) for c in cells)
+        return place > 0 and bool(cells) and all(numbers)
+
+
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    """A table of at most `MOST_ROWS` rows."""
+    return Table(caption, columns, rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS))
+
+
+def frame_table(caption: str, frame: pd.DataFrame, digits: int = 3) -> Table:
+    """A frame as a table: numbers with so many digits, a dash for what is missing."""
+    rows: list[list[Cell]] = [
+        [_plain(value, digits) for value in row] for row in frame.itertuples(index=False, name=None)
+    ]
+    return table(caption, [*map(str, frame.columns)], rows)
+
+
+def _plain(value: Any, digits: int) -> Cell:
+    if value is None or value != value:
+        return "\N{EN DASH}"
+    if isinstance(value, float):
+        return shown(value, digits)
+    return value if isinstance(value, str) else int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Pictures by file name, what they show in words, and the numbers behind them."""
+
+    title: str
+    alt: str
+    pictures: Mapping[str, Picture]
+    numbers: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """A figure or table of the paper (`name`), or one of ours.
+
+    Attributes:
+        key: its anchor, `figure-2`.
+        lead: how to read it.
+        notes: what a reader must know, from the runs.
+        clips: rows of a table of clips to listen to, see `listen`.
     """
-    styles = Styles()
-    there = [section for section in sections if section.exhibits]
-    body = joined(
-        element("a", "Skip to the results", class_="skip", href="#main"),
-        element(
-            "div",
-            _header(title, lead),
-            _tiles(tiles),
-            _contents(there, missing),
-            element(
-                "main",
-                [section_block(section, styles) for section in there],
-                _missing(missing),
-                id="main",
-                tabindex="-1",
-            ),
-            element("footer", element("p", closing)),
-            class_="frame",
-        ),
-    )
-    return "<!doctype html>\n" + element("html", _head(title, styles), _body(body), lang="en")
+
+    key: str
+    title: str
+    lead: str = ""
+    name: str = ""
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+    notes: Sequence[str] = ()
+    facts: Table | None = None
+    clips: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _body(body: Html) -> Html:
-    return element("body", body, element("script", raw(_asset("page.js"))))
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A chapter of the page."""
+
+    key: str
+    title: str
+    exhibits: Sequence[Exhibit]
+    lead: str = ""
 
 
-def _head(title: str, styles: Styles) -> Html:
-    sheet = _sheet(styles)
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A figure that the runs have no data for, and the command that makes them."""
+
+    name: str
+    title: str
+    why: str
+    command: str
+
+
+def page(**content: Any) -> str:
+    """The document; see `report.html.j2` for the content.
+
+    Text from the data is escaped, and a character that is no text gets a visible mark.
+    """
+    sheet, script = _asset("page.css"), _asset("page.js")
     policy = (
-        f"default-src 'none'; style-src '{_hash(sheet)}'; script-src '{_hash(_asset('page.js'))}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src '{_hash(sheet)}'; script-src '{_hash(script)}'; "
+        "img-src data:; media-src 'self' file:; base-uri 'none'; form-action 'none'"
     )
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("link", rel="icon", href="data:,"),
-        element("title", title),
-        element("style", raw(sheet)),
-    )
-
-
-def _sheet(styles: Styles) -> str:
-    light = _LIGHT_PAGE + styles.variables(on_dark=False)
-    dark = _DARK_PAGE + styles.variables(on_dark=True)
-    return (
-        f":root{{{light}}}{_asset('page.css')}{styles.rules()}"
-        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
-        f":root[data-theme=dark]{{color-scheme:dark;{dark}}}"
-        ":root[data-theme=light]{color-scheme:light}"
-        f"@media print{{:root,:root[data-theme],:root:not([data-theme=light])"
-        f"{{color-scheme:light;{light}}}}}"
-    )
-
-
-def _hash(content: str) -> str:
-    digest = hashlib.sha256(content.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
+    made = {"policy": policy, "sheet": Markup(sheet), "script": Markup(script)}
+    return _environment().get_template("report.html.j2").render(made | content)
 
 
 @cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("raysers", "assets/report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_safe,
+    )
+    environment.filters |= {"cell": _cell, "data_uri": _data_uri}
+    return environment
+
+
+def _safe(value: object) -> object:
+    return value if isinstance(value, Markup) else printable(str(value))
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else f"{value:,.3g}"
+
+
+def _data_uri(picture: Picture) -> str:
+    """Shown as an image, where an SVG can neither run nor load anything."""
+    kind = "svg" if "svg" in picture else "png"
+    mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
+    return f"data:{mime};base64,{base64.b64encode(picture[kind]).decode()}"
+
+
 def _asset(name: str) -> str:
     return resources.files("raysers").joinpath(f"assets/report/{name}").read_text("utf-8")
 
 
-def _header(title: str, lead: str) -> Html:
-    toggle = element("button", "Dark theme", id="theme", type="button", hidden=True)
-    return element("header", element("div", element("h1", title), element("p", lead)), toggle)
+def _hash(content: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _tiles(tiles: Sequence[Tile]) -> Html | None:
-    if not tiles:
-        return None
-    cells = [
-        element(
-            "div",
-            element("dt", tile.label),
-            element("dd", tile.value, class_="value"),
-            element("dd", tile.note, class_="note") if tile.note else None,
-        )
-        for tile in tiles
-    ]
-    return element("div", element("dl", cells, class_="tiles"), class_="tiles-row")
+def shown(value: float | None, digits: int = 3) -> str:
+    """A number for a table; a dash where undefined.
 
-
-def _contents(sections: Sequence[Section], missing: Sequence[Missing]) -> Html:
-    items = [
-        element(
-            "li",
-            element("a", section.title, href=f"#{section.key}"),
-            element("ul", [_entry(e) for e in section.exhibits]),
-        )
-        for section in sections
-    ]
-    if missing:
-        items.append(element("li", element("a", "What is missing", href="#missing")))
-    heading = element("h2", "Contents", id="contents")
-    return element("nav", heading, element("ul", items), aria_labelledby="contents")
-
-
-def _entry(exhibit: Exhibit) -> Html:
-    words = f"{exhibit.name}: {exhibit.title}" if exhibit.name else exhibit.title
-    return element("li", element("a", words, href=f"#{exhibit.key}"))
-
-
-def _missing(missing: Sequence[Missing]) -> Html | None:
-    if not missing:
-        return None
-    items = [
-        element(
-            "li",
-            element("span", one.name, class_="no"),
-            element("strong", one.title),
-            element("p", one.why),
-            element("pre", element("code", one.command)),
-        )
-        for one in missing
-    ]
-    return element(
-        "section",
-        element("h2", "What is missing", id="missing-title"),
-        element(
-            "p",
-            "The given runs have no data for these. Each command makes what is needed; then add "
-            "its output to --runs.",
-            class_="lead",
-        ),
-        element("ul", items, class_="missing"),
-        id="missing",
-        aria_labelledby="missing-title",
+    >>> shown(0.12345), shown(-0.0001), shown(float("nan"))
+    ('0.123', '0.000', '–')
+    """
+    if value is None or math.isnan(value):
+        return "\N{EN DASH}"
+    text = f"{value:,.{digits}f}"
+    return (
+        text.removeprefix("-")
+        if not float(text.replace(",", ""))
+        else text.replace("-", "\N{MINUS SIGN}")
     )
+
+
+def with_bounds(value: float, low: float, high: float, digits: int = 3) -> str:
+    """`0.635 [0.601, 0.668]`, without bounds where there are none."""
+    if math.isnan(value) or math.isnan(low) or math.isnan(high):
+        return shown(value, digits)
+    return f"{shown(value, digits)} [{shown(low, digits)}, {shown(high, digits)}]"
+
+
+def last_part(path: str) -> str:
+    """The last name of a path or URI."""
+    return path.rstrip("/").rpartition("/")[2] or path

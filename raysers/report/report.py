@@ -5,31 +5,51 @@ The same runs give the same bytes; when and by whom the page was made stands in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
 
 import raysers
-from raysers.evaluation.baseline import NAME as RANDOM
-from raysers.evaluation.paper import with_paper
 from raysers.io import storage
-from raysers.report.cost import cost_exhibit, speed
-from raysers.report.data import archive_exhibits
-from raysers.report.evidence import ReportData
-from raysers.report.figures import FIGURES, paper_figures
-from raysers.report.numbers import correctness
-from raysers.report.own import comparability, spoken_exhibits, together, training_exhibits
-from raysers.report.page import page
-from raysers.report.parts import Chart, Missing, Section, Tile, shown
-from raysers.report.studies_section import study_exhibits, study_gaps
-from raysers.report.sweep_section import sweep_exhibits
-from raysers.report.tables import paper_tables
-from raysers.report.values import CONTESTANTS
+from raysers.models.backbones import FAMILIES
+from raysers.report import archive, listen
+from raysers.report.archive import Archive
+from raysers.report.evidence import (
+    RANDOM,
+    Evidence,
+    ReportRun,
+    by_themselves,
+    frame_of,
+    mapping,
+    own_studies,
+    pictures_of,
+)
+from raysers.report.figures import correctness, paper_document, paper_figures, study_exhibits
+from raysers.report.page import (
+    Cell,
+    Chart,
+    Exhibit,
+    Missing,
+    Section,
+    frame_table,
+    last_part,
+    page,
+    shown,
+    table,
+    with_bounds,
+)
+from raysers.types import DIMENSIONS, Status
 
 PAGE, FIGURES_FOLDER = "index.html", "figures"
-_TITLE = "Speech emotion recognition: report of the runs"
+_COST = ("status", "wall", "workers", "device", "audio, h", "audio h per device h")
 
 
-def write_report(found: ReportData, output: str) -> tuple[list[str], list[Missing]]:
-    """Write the page and its figures.
+def write_report(
+    found: Evidence, output: str, audio: listen.AudioMode
+) -> tuple[list[str], list[Missing]]:
+    """Write the page, its figures, and of archives excerpts of audio and tables to rate.
 
     Returns:
         Names of the figures' files, and what is missing.
@@ -37,103 +57,246 @@ def write_report(found: ReportData, output: str) -> tuple[list[str], list[Missin
     Raises:
         WriteError: the output cannot be written.
     """
+    archives = archive.read_archives(found)
+    sections, excerpts = [], []
+    for number, one in enumerate(archives, 1):
+        key = f"archive-{number}"
+        exhibits = list(archive.archive_exhibits(one, key))
+        if heard := listen.listen_exhibit(one, number, output, audio):
+            exhibits.append(heard)
+            excerpts += [row["audio"].rpartition("/")[2] for row in heard.clips["rows"]]
+        hours = [archive.duration(archive.covered_s(rows)) for rows in (one.clips, one.ok)]
+        lead = f"{len(one.clips):,} clips, {hours[0]}; {hours[1]} scored by {one.model}."
+        sections.append(Section(key, one.name, exhibits, lead))
+    is_evaluated = bool(len(found.metrics))
     figures, missing = paper_figures(found)
-    missing += study_gaps(found)
-    sections = [
-        Section(
-            key="paper-figures",
-            title="The figures of the paper",
-            lead="From these runs, not the paper's: read the note on what can be compared.",
-            exhibits=[comparability(_notes(found)), *figures],
-        ),
-        Section(
-            key="studies",
-            title="Other studies",
-            lead="Studies that are none of the paper's, each by itself.",
-            exhibits=study_exhibits(found),
-        ),
-        Section(key="paper-tables", title="The tables of the paper", exhibits=paper_tables(found)),
-        Section(key="archives", title="Annotated archives", exhibits=archive_exhibits(found)),
-        Section(
-            key="trainings",
-            title="Trainings and searches",
-            exhibits=[*training_exhibits(found), *sweep_exhibits(found)],
-        ),
-        Section(key="words", title="Words", exhibits=spoken_exhibits(found)),
-        Section(key="costs", title="Cost", exhibits=[cost_exhibit(found)]),
-    ]
-    runs = f"{len(found.runs)} run{'s' if len(found.runs) > 1 else ''}"
-    lead = (
-        f"{runs}, {len(figures)} of the paper's {len(FIGURES)} figures. Every value has "
-        "its 95 % interval where one can be had."
+    studies, gaps = study_exhibits(found)
+    missing += gaps
+    notes = [*(paper_document()["comparable"] if is_evaluated else []), *found.notes]
+    title = "What can be compared with the paper, and what cannot" if is_evaluated else "Notes"
+    noted = [Exhibit("comparable", title, notes=notes)] if notes else []
+    for key, title, exhibits in (
+        ("paper-figures", "The figures of the paper", [*noted * is_evaluated, *figures]),
+        ("studies", "Other studies", studies),
+        ("paper-tables", "The tables of the paper", [*_paper_tables(found)] * is_evaluated),
+        ("trainings", "Trainings and searches", [*_trainings(found)]),
+        ("words", "Transcripts", [*_transcripts(found)]),
+        ("costs", "Runs", [*noted * (not is_evaluated), _cost(found)]),
+    ):
+        if exhibits:
+            sections.append(Section(key, title, exhibits))
+    ids = ", ".join(str(run.record.get("run_id", "")) for run in found.runs)
+    text = page(
+        **_heading(found, archives),
+        tiles=list(_tiles(archives)),
+        sections=sections,
+        missing=missing,
+        gap="Not in these runs: " + ", ".join(one.name for one in missing),
+        closing=f"Made by raysers {raysers.__version__} from the runs {ids}. The figures are "
+        "beside this page as SVG and PNG. The paper is Wagner et al., Dawn of the transformer era "
+        "in speech emotion recognition: closing the valence gap, arXiv 2203.07378.",
     )
-    text = page(_TITLE, lead, _tiles(found), sections, missing, _closing(found))
-    names = list(_write_figures([e.charts for s in sections for e in s.exhibits], output))
-    _remove_stale(output, names)
+    names = []
+    for chart in (c for section in sections for e in section.exhibits for c in e.charts):
+        for key, picture in chart.pictures.items():
+            for kind, data in picture.items():
+                names.append(f"{key}.{kind}")
+                storage.write_atomic(storage.join(output, FIGURES_FOLDER, names[-1]), data)
+    _remove_stale(storage.join(output, FIGURES_FOLDER), {".svg", ".png"}, names)
+    _remove_stale(storage.join(output, listen.FOLDER), {".flac"}, excerpts)
     storage.write_atomic(storage.join(output, PAGE), text.encode("utf-8", "replace"))
     return names, missing
 
 
-def _write_figures(charts: Sequence[Sequence[Chart]], output: str) -> Iterator[str]:
-    for chart in (c for several in charts for c in several):
-        for suffix, data in chart.picture.items():
-            name = f"{chart.key}.{suffix}"
-            storage.write_atomic(storage.join(output, FIGURES_FOLDER, name), data)
-            yield name
+def _remove_stale(folder: str, suffixes: set[str], kept: Collection[str]) -> None:
+    """Files of an earlier report that this one does not have."""
+    if storage.is_folder(folder):
+        for one in list(storage.list_objects(folder, suffixes=suffixes)):
+            if one.uri.rpartition("/")[2] not in kept:
+                storage.delete(one.uri)
 
 
-def _remove_stale(output: str, names: Sequence[str]) -> None:
-    """Figures of an earlier report that this one does not have."""
-    folder = storage.join(output, FIGURES_FOLDER)
-    if not storage.is_folder(folder):
-        return
-    for found in list(storage.list_objects(folder, suffixes={".svg", ".png"})):
-        if found.uri.rpartition("/")[2] not in names:
-            storage.delete(found.uri)
-
-
-def _notes(found: ReportData) -> list[str]:
-    rows = [row for row in found.rows() if row.metric == "ccc" and row.model not in CONTESTANTS]
-    _, notes = with_paper(rows)
-    return together(list(dict.fromkeys([*notes, *found.notes])))
-
-
-def _tiles(found: ReportData) -> list[Tile]:
-    return [*_archive_tiles(found), *_best(found), *_speed(found)]
-
-
-def _archive_tiles(found: ReportData) -> Iterator[Tile]:
-    if found.archives:
-        clips = sum(a.archive.clips for a in found.archives)
-        failed = sum(a.archive.failed for a in found.archives)
-        hours = sum(a.archive.hours for a in found.archives)
-        yield Tile(label="Audio annotated", value=f"{hours:,.1f} h", note=f"{clips:,} clips")
-        share = f"{failed / clips:.1%}" if clips else "–"
-        yield Tile(
-            label="Without scores", value=share, note=f"{failed:,} clips, each with a reason"
+def _heading(found: Evidence, archives: Sequence[Archive]) -> Mapping[str, str]:
+    if archives and not len(found.metrics):
+        names = ", ".join(dict.fromkeys(one.name for one in archives))
+        scale = (
+            "Scores are about 0 to 1: arousal from calm to excited, dominance from weak to strong, "
+            "valence from negative to positive."
         )
+        return {"title": f"Speech emotion in {names}", "lead": scale}
+    runs = f"{len(found.runs)} run{'s' * (len(found.runs) > 1)}"
+    lead = f"{runs}. Values are shown with 95 % confidence intervals where available."
+    return {"title": "Speech emotion recognition: report of the runs", "lead": lead}
 
 
-def _best(found: ReportData) -> Iterator[Tile]:
-    dots = [d for d in correctness(found.values) if d.row != RANDOM and d.value == d.value]
-    if dots:
-        best = max(dots, key=lambda d: d.value)
-        note = f"{best.row}, {best.column}, {best.block}"
-        yield Tile(label="Highest CCC", value=shown(best.value, 2), note=note)
+def _tiles(archives: Sequence[Archive]) -> Iterator[tuple[str, str, str]]:
+    """Label, value and note of the figures to see first."""
+    if not archives:
+        return
+    clips = pd.concat([one.clips for one in archives], ignore_index=True)
+    ok = clips[clips.status == str(Status.OK)]
+    statuses = clips.status[clips.status != str(Status.OK)].value_counts()
+    failed = ", ".join(f"{count:,} {status}" for status, count in statuses.head(2).items())
+    yield "Recorded", archive.duration(archive.covered_s(clips)), f"{clips.file.nunique():,} files"
+    scored = archive.duration(archive.covered_s(ok))
+    yield "Scored", scored, f"{len(ok):,} of {len(clips):,} clips"
+    yield "Failed clips", f"{1 - len(ok) / len(clips):.1%}", failed or "none"
+    for name in ("valence", "arousal"):
+        low, middle, high = ok[name].quantile([0.1, 0.5, 0.9])
+        if middle == middle:
+            yield f"Median {name}", shown(middle, 2), f"8 of 10 clips {low:.2f} to {high:.2f}"
 
 
-def _speed(found: ReportData) -> Iterator[Tile]:
-    speeds = {r.folder: s for r in found.runs if (s := speed(r)) == s and r.job == "annotate"}
-    if speeds:
-        folder, fastest = max(speeds.items(), key=lambda kv: kv[1])
-        note = f"in {folder.rstrip('/').rpartition('/')[2]}"
-        yield Tile(label="Audio hours per device hour", value=shown(fastest, 1), note=note)
+def _paper_tables(found: Evidence) -> Iterator[Exhibit]:
+    """Tables 1 to 3 as printed in the paper, with our rows where data and measure are the same."""
+    models = {tuple(row[:4]): row for row in map(_model_row, found.of_job("train"))}
+    ours: Sequence[Sequence[Sequence[Cell]]] = ([], [*_msp_rows(found)], [*models.values()])
+    for number, (one, rows) in enumerate(zip(paper_document()["tables"], ours, strict=True), 1):
+        lead = one["lead"]
+        if number == 2 and not rows:
+            lead += " No run here was evaluated on MSP-Podcast, so no row is ours."
+        made = table(one["caption"], one["columns"], [*one["rows"], *rows])
+        yield Exhibit(f"table-{number}", one["title"], lead, f"Table {number}", [made])
 
 
-def _closing(found: ReportData) -> str:
-    ids = ", ".join(str(run.record.get("run_id", "")) for run in found.runs)
-    return (
-        f"Made by raysers {raysers.__version__} from the runs {ids}. The figures are beside this "
-        "page as SVG and PNG. The paper is Wagner et al., Dawn of the transformer era in speech "
-        "emotion recognition: closing the valence gap, arXiv 2203.07378."
+def _msp_rows(found: Evidence) -> Iterator[list[Cell]]:
+    own = {name: by_themselves(rows) for name, rows in own_studies(found.metrics).items()}
+    for study, metrics in {"": found.metrics, **own}.items():
+        dots = correctness(metrics)
+        dots = dots[dots.block.str.startswith("msp-podcast") & (dots.row != RANDOM)]
+        for (model, data), rows in dots.groupby(["row", "block"], sort=False):
+            by = {r.column: with_bounds(r.value, r.low, r.high) for r in rows.itertuples()}
+            name = f"{model} ({study})" if study else model
+            yield ["here", name, data, *(by.get(d, "–") for d in DIMENSIONS)]
+
+
+def _model_row(run: ReportRun) -> list[Cell]:
+    config, network = mapping(run.training.get("config")), mapping(run.training.get("network"))
+    backbone = str(config.get("backbone") or run.folder)
+    family = FAMILIES.get(str(run.network.get("model_type")), FAMILIES["wav2vec2"])
+    sizes = (run.network.get(key) for key in (family.layers_key, family.size_key))
+    millions = (network.get("parameters") or 0) / 1e6
+    return [
+        f"{run.model or last_part(backbone)} (here)",
+        *(f"{size:,}" if isinstance(size, int) else "–" for size in sizes),
+        f"{millions:,.0f} M" if millions >= 10 else f"{millions:.2g} M" if millions else "–",
+        "none" if backbone.startswith("random:") else "–",
+        "–",
+    ]
+
+
+def _trainings(found: Evidence) -> Iterator[Exhibit]:
+    """Learning curves and searches as their jobs drew them, with their numbers."""
+    for number, run in enumerate(found.runs, 1):
+        config = mapping(run.training.get("config"))
+        if run.job == "train" and run.training.get("history"):
+            epochs = pd.json_normalize(run.training["history"])
+            epochs = epochs.rename(columns=lambda name: name.removeprefix("dev_ccc."))
+            known = [c for c in ("epoch", "train_loss", *DIMENSIONS) if c in epochs]
+            numbers = frame_table("Epochs", epochs[known])
+            title = f"Training of {run.name}"
+            lead = (
+                f"{config.get('backbone', 'The network')}, {len(epochs)} epochs, seed "
+                f"{config.get('seed', '–')}. One training: its curve has no interval."
+            )
+        elif run.job == "tune" and len(trials := frame_of(run.folder, "trials")):
+            trials = trials.sort_values("dev_ccc_mean", ascending=False, kind="stable")
+            searched = [name for name in trials if name.startswith("param_")]
+            trials = trials[["trial", "status", "dev_ccc_mean", *searched, "error"]]
+            numbers = frame_table("Trials, the best first", trials)
+            title = f"Search of {run.name}: {len(trials)} trials"
+            lead = (
+                "The dev CCC of the best of many trials is too good by chance: evaluate it on "
+                "clips that no trial has seen."
+            )
+        else:
+            continue
+        key = f"{run.job}-{number}"
+        pictures = {f"{key}-{name}": one for name, one in pictures_of(run.folder).items()}
+        alt = f"{title}: the numbers are in the table."
+        yield Exhibit(key, title, lead, charts=[Chart("", alt, pictures, numbers)])
+
+
+def _transcripts(found: Evidence) -> Iterator[Exhibit]:
+    """Some of what was recognised, by run."""
+    for number, run in enumerate(found.runs, 1):
+        said = frame_of(run.folder, "transcripts", ("file", "status", "text"))
+        if run.job == "transcribe" and len(said):
+            said = said[said.status == str(Status.OK)].sort_values("file").head(12)
+            files = said.file.map(last_part)
+            said = pd.DataFrame({"file": files, "text": said.text.replace("", "(no speech)")})
+            made = frame_table("Recognised words, the first clips by name", said)
+            yield Exhibit(f"transcripts-{number}", f"Transcripts of {run.name}", tables=[made])
+
+
+def _cost(found: Evidence) -> Exhibit:
+    """Wall time, workers, devices, and audio hours per device hour of runs and cells.
+
+    A device hour is an hour in which a model had a device, added up over the workers; waiting for
+    audio and starting up are in the wall time only.
+    """
+    rows = [[run.name, run.job, *_cost_of_run(run)] for run in found.runs]
+    tables = [table("Runs, in the order they were given", ["run", "job", *_COST], rows)]
+    cells: list[list[Cell]] = []
+    for one in found.cells.to_dict("records"):
+        wall, workers = _number(one["wall_s"]), int(_number(one["workers"]))
+        status = str(one["status"]) + (f": {one['error']}" if one["error"] else "")
+        device_s, audio_s = wall * (workers or 1), _number(one["audio_s"])
+        cost = _cost_cells(status, wall, workers, one["device"], audio_s, device_s)
+        cells.append([one["cell"], one["study"], *cost])
+    if cells:
+        tables.append(table("Runs of the studies", ["run", "study", *_COST], cells))
+    lead = (
+        "Audio hours per device hour predict the cost of a longer run; wall time includes start-up."
     )
+    return Exhibit("cost", "Cost", lead, tables=tables)
+
+
+def _cost_of_run(run: ReportRun) -> list[Cell]:
+    # a training says it in its own record, a job over clips in its outcome
+    outcome = run.outcome
+    placement = mapping(run.training.get("placement")) or outcome
+    workers = placement.get("workers") or mapping(run.record.get("config")).get("workers")
+    audio_s = _number(outcome.get("audio_s")) or _number(outcome.get("audio_hours")) * 3600
+    training_s = _number(outcome.get("training_s")) * (_number(placement.get("workers")) or 1)
+    device_s = _number(outcome.get("model_s")) or training_s
+    status = str(run.record.get("status", "")).replace("_", " ")
+    return _cost_cells(status, wall_s(run), workers, placement.get("device"), audio_s, device_s)
+
+
+def _cost_cells(
+    status: str, wall: float, workers: Any, device: Any, audio_s: float, device_s: float
+) -> list[Cell]:
+    rate = audio_s / device_s if audio_s and device_s else None
+    hours = audio_s / 3600 or None
+    said = [str(value) if value else "–" for value in (workers, device)]
+    return [status, clock(wall), *said, shown(hours, 2), shown(rate, 1)]
+
+
+def wall_s(run: ReportRun) -> float:
+    """From start to end, with the earlier parts of a run that was resumed; 0: not ended."""
+    total = 0.0
+    for part in (run.record, *run.record.get("history", ())):
+        times = [str(part.get(name)) for name in ("started_at", "finished_at")]
+        try:
+            started, ended = map(datetime.fromisoformat, times)
+        except ValueError:
+            continue
+        total += max((ended - started).total_seconds(), 0.0)
+    return total
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> clock(3725.2), clock(42.4), clock(0)
+    ('1:02:05 h', '42 s', '–')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s" if rest else "–"
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and value == value else 0.0

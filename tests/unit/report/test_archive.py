@@ -1,100 +1,80 @@
-"""An archive counted part by part: the same as all at once, whatever its size or order."""
+"""An archive in numbers: hours, parts and failures against small tables worked by hand."""
 
 from __future__ import annotations
 
+import csv
+import io
+
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
-from raysers.report.archive import (
-    BINS,
-    Archive,
-    add,
-    hours_by_status,
-    longest_files,
-    timelines,
-)
-from raysers.schemas import ANNOTATIONS
-from raysers.types import DIMENSIONS, NS_PER_S
-from tests.made_runs import shaped
-
-RNG = np.random.default_rng(4)
+from raysers.report.archive import archive_exhibits, covered_s, folders, read_archive
+from raysers.report.evidence import read_evidence
+from raysers.report.listen import chosen, ratings_csv
+from raysers.types import DIMENSIONS
+from tests.made_runs import annotated
 
 
-def rows_of_files(files: int, windows: int, window_s: float = 2.0) -> list[dict]:
-    rows = []
-    for f in range(files):
-        for w in range(windows + f):
-            bad = (f + w) % 5 == 3
-            row = {
-                "file": f"f{f}",
-                "start": int(w * window_s * NS_PER_S),
-                "clip_id": f"{f}-{w}",
-                "status": "empty" if bad else "ok",
-                "error": f"error {w % 4}" if bad else "",
-                "duration_s": window_s,
-                "rms_db": None if bad else -20.0,
-                "clipped_ratio": None if bad else float(w % 2),
-            }
-            scores = dict(zip(DIMENSIONS, RNG.random(3).tolist(), strict=True))
-            rows.append(row if bad else row | scores)
-    return rows
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    folder = annotated(tmp_path_factory.mktemp("runs") / "calls", embeddings=False)
+    found = read_archive(read_evidence([str(folder)]).runs[0])
+    assert found is not None
+    return found
 
 
-ROWS = rows_of_files(5, 8)
+def test_overlapping_clips_count_once_in_hours():
+    rng = np.random.default_rng(3)
+    start = rng.integers(0, 500, 300)
+    end = start + rng.integers(1, 40, 300)
+    file = rng.integers(0, 4, 300)
+    clips = pd.DataFrame(
+        {"file": file.astype(str), "start_ns": start * 10**9, "end_ns": end * 10**9}
+    )
+    seconds = {(f, s) for f, a, b in zip(file, start, end, strict=True) for s in range(a, b)}
+    assert covered_s(clips) == pytest.approx(len(seconds))
 
 
-def counted(rows, size):
-    archive = Archive()
-    for first in range(0, len(rows), size):
-        add(archive, shaped(rows[first : first + size], ANNOTATIONS))
-    return archive
+def test_the_parts_of_an_archive_are_its_first_folders_and_tars():
+    files = ["/d/x/a/1.wav", "/d/x/b/c/2.wav", "/d/x/3.wav", "/d/x/s.tar#k/4.wav", "/d/x/a#b.wav"]
+    assert folders(pa.chunked_array([files])).tolist() == ["a", "b", "", "s.tar", ""]
+    assert folders(pa.chunked_array([["/d/xa/1.wav", "/d/xb/2.wav"]])).tolist() == ["xa", "xb"]
 
 
-def test_counts_hours_and_moments_are_those_of_the_rows():
-    archive = counted(ROWS, 7)
-    good = [r for r in ROWS if r["status"] == "ok"]
-    assert archive.rows == {"ok": len(good), "empty": len(ROWS) - len(good)}
-    assert archive.hours == pytest.approx(2.0 * len(ROWS) / 3600)
-    assert list(hours_by_status(archive)) == ["ok", "empty"]
-    for k, dimension in enumerate(DIMENSIONS):
-        values = np.float32([r[dimension] for r in good])
-        assert archive.mean_and_sd(k) == pytest.approx((values.mean(), values.std()), rel=1e-5)
-        expected, _ = np.histogram(values, bins=BINS, range=(0, 1))
-        assert archive.scores[k].tolist() == expected.tolist()
-    assert archive.clipped == sum(r["clipped_ratio"] > 0 for r in good)
+def test_an_archive_s_tables_say_what_its_rows_say(archive):
+    # 45 windows of 4 s every 2 s are 92 s; 45 files of 4 s
+    assert covered_s(archive.clips) == pytest.approx(92 + 45 * 4)
+    tables = {t.columns[0]: t for e in archive_exhibits(archive, "a") for t in e.tables}
+    ok, failed = tables["status"].rows
+    assert (ok[:3], failed[:3]) == (["ok", 80, "88.9%"], ["unreadable", 10, "11.1%"])
+    assert str(failed[4]).count("broken: ") == 3
+    women = next(row for row in tables["sex"].rows if row[0] == "female")
+    own = archive.clips[archive.clips.sex == "female"]
+    assert women[1:3] == [45, int((own.status != "ok").sum())]
+    assert women[4:] == [f"{own[d].mean():.2f}" for d in DIMENSIONS]
+    assert [row[1] for row in tables["folder"].rows] == [45, 45]
+    assert len(tables["most probable"].rows) == 2
 
 
-def test_parts_of_any_size_give_the_same_figures():
-    whole, pieces = counted(ROWS, len(ROWS)), counted(ROWS, 3)
-    assert (whole.rows, whole.windows) == (pieces.rows, pieces.windows)
-    assert np.array_equal(whole.scores, pieces.scores)
-    assert {status: len(found) for status, found in pieces.examples.items()} == {"empty": 3}
-
-
-def test_the_longest_recordings_are_found_and_read_along_their_time():
-    archive = counted(ROWS, 6)
-    assert longest_files(archive, 2) == ["f4", "f3"]
-    shuffled = [ROWS[i] for i in RNG.permutation(len(ROWS))]
-    parts = (shaped(shuffled[i : i + 9], ANNOTATIONS) for i in range(0, len(shuffled), 9))
-    first, second = timelines(parts, ["f4", "f3"])
-    own = [r for r in ROWS if r["file"] == "f4"]
-    assert first.start_s.tolist() == [r["start"] / NS_PER_S for r in own]
-    expected = np.float32([r.get("valence", np.nan) for r in own])
-    assert np.allclose(first.scores[:, 2], expected, equal_nan=True)
-    assert len(second.start_s) == 11
-
-
-def test_memory_is_bounded_by_files_kept_and_a_long_recording_is_not_lost():
-    archive = Archive()
-    long = rows_of_files(1, 60)
-    for part in range(25):
-        starts = np.full(1000, NS_PER_S)
-        names = [f"{part}-{i}" for i in range(1000)]
-        table = shaped(long[part * 2 : part * 2 + 2], ANNOTATIONS)
-        many = pa.table(
-            {"file": names, "start": pa.array(starts, pa.duration("ns")), "status": ["ok"] * 1000}
-        )
-        add(archive, pa.concat_tables([table, many], promote_options="default"))
-        assert len(archive.windows) <= 8192
-    assert longest_files(archive, 1) == ["f0"]
+def test_clips_to_listen_to_are_the_ends_the_failed_and_a_sample_of_all(archive):
+    clips = chosen(archive)
+    assert clips.clip_id.is_unique
+    by_reason = clips.explode("why").groupby("why").clip_id.apply(set)
+    ok = archive.clips[archive.clips.status == "ok"]
+    assert ok.clip_id[ok.valence.idxmax()] in by_reason["highest valence"]
+    assert ok.clip_id[ok.arousal.idxmin()] in by_reason["lowest arousal"]
+    assert by_reason["failed: unreadable"] <= set(
+        archive.clips.clip_id[archive.clips.status != "ok"]
+    )
+    assert len(by_reason["random sample"]) == 12
+    assert (clips.ood[clips.clip_id.isin(by_reason["out of domain"])] > 0.5).all()
+    table = list(csv.DictReader(io.StringIO(ratings_csv(clips).decode())))
+    assert [row["file"] for row in table] == clips.file.tolist()
+    shuffled = archive.clips.sample(frac=1, random_state=0).reset_index(drop=True)
+    again = chosen(type(archive)(run=archive.run, clips=shuffled, numbers=archive.numbers))
+    assert (
+        set(again.clip_id[again.why.map(lambda w: "random sample" in w)])
+        == by_reason["random sample"]
+    )

@@ -1,169 +1,256 @@
-"""Pictures of the figures: they say what their numbers say, and nothing covers anything else."""
+"""The numbers of each figure against small tables worked by hand, and how runs are read."""
 
 from __future__ import annotations
 
-import html
-import re
-from itertools import combinations
+import json
+import math
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from raysers.report.charts import dots_chart, points_chart, selected
-from raysers.report.dots import DotStyle, dot_chart, dot_figure
-from raysers.report.evidence import ReportData
-from raysers.report.lines import LineStyle, line_chart
-from raysers.report.map_figure import Embedded, map_chart, places
-from raysers.report.numbers import Dot, Point
-from raysers.report.sweep_section import sweep_exhibits
-from raysers.types import DIMENSIONS
+from raysers.errors import ConfigError
+from raysers.report import figures
+from raysers.report.charts import Dots, dots_chart
+from raysers.report.embeddings import neighbours, places, read_map
+from raysers.report.evidence import (
+    PAPER_STUDIES,
+    Evidence,
+    main_splits,
+    metrics_frame,
+    number_in,
+    read_evidence,
+)
+from raysers.report.figures import paper_figures, study_exhibits
+from raysers.studies.study import study_names
+from tests.made_runs import EVIL, MODELS, annotated, evaluated, metric, studied, trained
 
-HOW = DotStyle(axis="CCC with its 95 % interval")
+RANDOM = "random-gaussian"
 
 
-def words(svg: bytes) -> list[str]:
-    """The texts of a picture: matplotlib names every drawn text in a comment."""
-    return [html.unescape(found) for found in re.findall(r"<!-- (.*?) -->", svg.decode())]
+def value(number: float = 0.5, model: str = "m", **other: Any) -> dict[str, Any]:
+    return metric(model, number) | {"ci_low": None, "ci_high": None, "n": 9} | other
 
 
-def dots(rows=("one", "two"), series=("",), blocks=("a test",)):
-    return [
-        Dot(
-            block=b, column=c, row=r, series=s, n=7,
-            value=0.1 + 0.05 * i + 0.2 * k, low=0.05 + 0.05 * i, high=0.3 + 0.05 * i + 0.2 * k,
+def frame(*rows: dict[str, Any]) -> pd.DataFrame:
+    import pyarrow as pa
+
+    columns = {name for row in rows for name in row}
+    return metrics_frame(pa.table({n: [row.get(n) for row in rows] for n in columns}))
+
+
+def brief(dots: pd.DataFrame) -> list[tuple[Any, ...]]:
+    return list(
+        dots[["block", "column", "row", "series", "value"]].itertuples(index=False, name=None)
+    )
+
+
+def test_several_seeds_of_a_study_are_one_mark():
+    study = {"study": "backbones"}
+    seeds = [
+        value(0.1 * n, seed=n, ci_low=0.1 * n - 0.05, ci_high=0.1 * n + 0.2, **study)
+        for n in (1, 2, 3)
+    ]
+    again = value(0.3, seed=3, ci_low=0.25, ci_high=0.5, **study)
+    (dot,) = figures.correctness(frame(*seeds, again)).itertuples()
+    assert dot.row == "m, 3 seeds"
+    assert (dot.value, dot.low, dot.high) == pytest.approx((0.2, 0.05, 0.5))
+    random = [value(0.0, RANDOM, seed=n, study="backbones") for n in (1, 2)]
+    assert list(figures.correctness(frame(*random)).row) == [RANDOM]
+
+
+def test_a_dataset_is_shown_by_one_split_of_a_model():
+    rows = [
+        value(model=m, dataset=d, split=s)
+        for m, d, splits in (
+            ("m", "a", "dev test1 test"),
+            ("m", "b", "train dev"),
+            ("n", "a", "all x"),
         )
-        for b in blocks
-        for i, r in enumerate(rows)
-        for k, s in enumerate(series)
-        for c in DIMENSIONS
+        for s in splits.split()
+    ]
+    kept = main_splits(frame(*rows))
+    assert list(zip(kept.model, kept.dataset, kept.split, strict=True)) == [
+        ("m", "a", "test1"), ("m", "b", "dev"), ("n", "a", "all"),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_a_dot_chart_names_its_rows_and_writes_every_value(narrow):
-    said = words(dot_chart(dots(), HOW, narrow=narrow)["svg"])
-    assert {"one", "two", *DIMENSIONS} <= set(said)
-    assert said.count("0.10") == 3
-    assert said.count("0.15") == 3
+def test_figure_2_is_ccc_of_whole_splits_of_the_backbones_with_the_random_model_last():
+    found = figures.correctness(
+        frame(
+            value(0.1, RANDOM),
+            value(0.6, paper=0.7, ci_low=0.5, ci_high=0.65),
+            value(0.9, group="sex", group_value="female"),
+            value(0.8, metric="pearson"),
+            value(0.2, study="frozen", factor_value="frozen"),
+            value(0.4, "w2v2-b", study="backbones"),
+            value(0.3, dataset="all", split=""),
+            value(0.35, "fused"),
+        )
+    )
+    assert brief(found) == [
+        ("emodb test", "arousal", "m", "", 0.6),
+        ("emodb test", "arousal", "w2v2-b", "", 0.4),
+        ("emodb test", "arousal", RANDOM, "", 0.1),
+    ]
+    first = found.iloc[0]
+    assert (first.paper, first.low, first.high, first.n) == (0.7, 0.5, 0.65, 9)
 
 
-@pytest.mark.parametrize("narrow", [False, True])
+def test_figure_3_tells_the_mean_from_each_perturbation():
+    rows = frame(
+        value(0.9, metric="robustness"),
+        value(0.8, metric="robustness_white_noise"),
+        value(0.7, metric="robustness_white_noise", dimension="mean"),
+        value(0.6, metric="robustness_gain", group="sex", group_value="male"),
+        value(0.2, RANDOM, metric="robustness"),
+        value(0.2, RANDOM, metric="robustness_white_noise"),
+    )
+    by_model = figures.robustness_by_model(rows)
+    assert list(zip(by_model.row, by_model.value, strict=True)) == [("m", 0.9), (RANDOM, 0.2)]
+    assert brief(figures.robustness_by_change(rows)) == [
+        ("emodb test", "arousal", "white noise", "m", 0.8)
+    ]
+
+
+def test_figure_5_begins_with_the_hardest_speaker_by_the_mean_over_models_and_dimensions():
+    rows = [
+        value(v, m, metric="speaker_ccc", group="speaker", group_value=s)
+        for s, m, v in (("a", "m", 0.9), ("a", "n", 0.1), ("b", "m", 0.3), ("b", "n", 0.5))
+    ]
+    found = figures.speakers(frame(*rows))
+    assert [d[2:4] for d in brief(found)] == [("b", "m"), ("b", "n"), ("a", "m"), ("a", "n")]
+
+
+def test_figures_7_and_9_compare_only_models_with_two_variants():
+    rows = [
+        value(v, m, study="frozen", factor="frozen", factor_value=f)
+        for m, f, v in (("m", "frozen", 0.1), ("m", "tuned", 0.3), ("n", "tuned", 0.4))
+    ]
+    found = figures.by_factor(frame(*rows), "frozen")
+    assert [d[2:] for d in brief(found)] == [("m", "frozen", 0.1), ("m", "tuned", 0.3)]
+
+
+def test_figure_12_is_the_mean_over_seeds_with_a_sample_standard_deviation():
+    one = {"study": "seeds", "model": "m", "dimension": "valence", "epoch": 1}
+    rows = [one | {"ccc": ccc, "seed": s} for s, ccc in enumerate((0.2, 0.4, 0.9))]
+    rows.append(rows[0] | {"epoch": 2, "ccc": 0.7})
+    rows += [rows[0] | {"study": "other"}, rows[0] | {"dimension": "mean"}, rows[0] | {"ccc": None}]
+    rows.append(dict(rows[0]))  # a seed that is there twice is one seed
+    first, second = figures.learning(pd.DataFrame(rows)).itertuples()
+    # deviations of -.3, -.1, .4 from .5: sqrt(.26 / 2)
+    assert (first.value, first.n) == (pytest.approx(0.5), 3)
+    assert (first.low, first.high) == pytest.approx((0.5 - 0.13**0.5, 0.5 + 0.13**0.5))
+    assert (second.x, second.value) == (2, 0.7)
+    assert math.isnan(second.low)
+
+
+def test_figure_14_orders_shares_as_numbers_and_pools_seeds():
+    rows = [
+        value(v, study="fraction", factor_value=f, seed=s, ci_low=v - 0.1, ci_high=v + 0.2)
+        for f, s, v in (("100 %", 0, 0.6), ("12.5 %", 0, 0.2), ("12.5 %", 1, 0.4), ("all", 0, 0.9))
+    ]
+    first, second = figures.over_numbers(frame(*rows), "fraction").itertuples()
+    assert (first.series, first.x, first.value, first.n) == ("emodb", 0.125, pytest.approx(0.3), 2)
+    assert (first.low, first.high) == pytest.approx((0.1, 0.6))
+    assert (second.x, second.value) == (1.0, 0.6)
+
+
 @pytest.mark.parametrize(
-    "shown",
-    [
-        dots(rows=[f"a model with a rather long name {i}" for i in range(9)]),
-        dots(rows=list("abcdefgh"), series=("one", "two", "three"), blocks=("x", "y")),
-        [*dots(rows=["one"]), Dot(block="b", column="valence", row="one", value=0.2)],
-    ],
-    ids=["long names", "series and blocks", "a block of one dimension"],
+    ("text", "number"), [("12", 12.0), ("7.5 %", 0.075), ("25%", 0.25), ("", math.nan)]
 )
-def test_no_text_of_a_dot_chart_covers_another(shown, narrow):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def test_a_factor_s_value_as_a_number(text, number):
+    assert number_in(text) == pytest.approx(number, nan_ok=True)
 
-    figure = dot_figure(shown, HOW, narrow=narrow)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    boxes = [
-        (one.get_text(), one.get_window_extent(canvas.get_renderer()).shrunk(0.9, 0.8))
-        for one in drawn_texts(figure)
-        if one.get_text().strip()
+
+def test_a_table_has_all_rows_of_a_chart_with_bounds_counts_and_the_paper():
+    many = [value(0.1 + i / 100, f"model {i:02d}") for i in range(40)]
+    rows = frame(*many, value(0.635, "a", ci_low=0.6, ci_high=0.66, paper=0.64))
+    chart = dots_chart(Dots(key="k", rows=figures.correctness, axis="CCC"), rows)
+    assert chart is not None
+    assert chart.numbers.columns == ["model", "data", "arousal [95 %]", "the paper", "n"]
+    assert chart.numbers.rows[-1] == ["a", "emodb test", "0.635 [0.600, 0.660]", "0.640", 9]
+    assert len(chart.numbers.rows) == 41
+    assert "first and last 12 rows" in chart.numbers.caption
+    said = chart.pictures["k"]["svg"].decode()
+    assert "<!-- model 11 -->" in said
+    assert "<!-- model 12 -->" not in said
+
+
+def cell(model: str, number: float, factor: str = "", factor_value: str = "", **other: Any):
+    bounds = {"ci_low": number - 0.1, "ci_high": number + 0.1, "study": "mine"}
+    return value(number, model, factor=factor, factor_value=factor_value, **(bounds | other))
+
+
+def ccc(*rows: dict[str, Any]) -> list[list[Any]]:
+    """The table under the first chart of the only study."""
+    (exhibit,), _ = study_exhibits(Evidence(metrics=frame(*rows)))
+    return [list(row[:3]) for row in exhibit.charts[0].numbers.rows]
+
+
+def test_own_studies_are_shown_by_themselves_and_never_in_the_paper_s_figures():
+    assert set(study_names()) == set(PAPER_STUDIES)
+    rows = [cell("a", 0.5, "backbone", "a"), cell("b", 0.6, "backbone", "b")]
+    assert ccc(*rows) == [
+        ["a", "emodb test", "0.500 [0.400, 0.600]"],
+        ["b", "emodb test", "0.600 [0.500, 0.700]"],
     ]
-    overlaps = [(a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.overlaps(other)]
-    assert not overlaps
-    width, height = canvas.get_width_height()
-    for name, box in boxes:
-        assert -2 < box.x0 < box.x1 < width + 2, name
-        assert -2 < box.y0 < box.y1 < height + 2, name
+    steps = [cell("a", v, "share", s) for s, v in (("50 %", 0.5), ("100 %", 0.7))]
+    assert [row[1] for row in ccc(*steps)] == ["50 %", "100 %"]
+    seeds = [cell("a", v, "seed", str(i), seed=i) for i, v in enumerate((0.2, 0.4, 0.6))]
+    assert ccc(*seeds) == [["a, 3 seeds", "emodb test", "0.400 [0.100, 0.700]"]]
+    more = [cell("a", 0.9, metric="robustness"), cell("b", 0.1, study="yours")]
+    cells = pd.DataFrame({"study": ["mine", "gone"], "kind": "train"})
+    found = Evidence(metrics=frame(cell("a", 0.5), *more), cells=cells)
+    exhibits, missing = study_exhibits(found)
+    assert [len(one.charts) for one in exhibits] == [2, 1]
+    assert [one.name for one in missing] == ["Study gone"]
+    assert paper_figures(found)[0] == []
 
 
-def drawn_texts(figure):
-    """Every text that ends up in the picture, and no others."""
-    for legend in figure.legends:
-        yield from legend.get_texts()
-    for axes in (a for a in figure.axes if a.axison):
-        yield from (*axes.texts, axes._left_title, axes.xaxis.label)
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = [t for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
-            yield from (t.label1 for t in ticks if t.label1.get_visible())
+def test_runs_and_studies_are_read_with_the_names_readers_know(tmp_path):
+    run = trained(tmp_path / "tiny")
+    scored = evaluated(tmp_path / "scored", models=[str(run)])
+    found = read_evidence([str(run), str(scored), str(studied(tmp_path / "study"))])
+    assert {"tiny", *MODELS[:2]} <= set(found.metrics.model)
+    assert not [name for name in found.metrics.model if "/" in name]
+    rows = figures.by_factor(found.metrics, "frozen")
+    assert {*zip(rows.row, rows.series, strict=True)} == {
+        (m, s) for m in MODELS[:2] for s in ("fine-tuned", "frozen")
+    }
+    assert set(figures.learning(found.curves).n) == {3}
+    assert any("failed" in note and EVIL[1] in note for note in found.notes)
 
 
-def test_a_picture_of_many_rows_shows_both_ends_and_its_table_all_of_them():
-    many = dots(rows=[f"speaker {i:03d}" for i in range(40)])
-    kept, said = selected(many)
-    rows = list(dict.fromkeys(d.row for d in kept))
-    assert (len(rows), rows[0], rows[-1]) == (24, "speaker 000", "speaker 039")
-    chart = dots_chart("k", "", many, HOW, row="speaker")
-    assert chart is not None
-    assert len(chart.grid.rows) == 40
-    assert said in chart.grid.caption
+def test_a_folder_without_a_run_is_refused_and_an_unfinished_run_is_noted(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no run\.json: give the --output"):
+        read_evidence([str(tmp_path)])
+    folder = evaluated(tmp_path / "run")
+    document = json.loads((folder / "run.json").read_text()) | {"status": "running"}
+    (folder / "run.json").write_text(json.dumps(document))
+    assert any("incomplete" in note for note in read_evidence([str(folder)]).notes)
 
 
-def test_the_table_of_a_chart_holds_values_bounds_counts_and_the_paper():
-    one = Dot(
-        block="d", column="valence", row="m", value=0.635, low=0.6, high=0.66, paper=0.64, n=9
-    )
-    chart = dots_chart("k", "", [one], HOW, row="model")
-    assert chart is not None
-    assert chart.grid.columns == ["model", "data", "valence [95 %]", "the paper", "n"]
-    assert chart.grid.rows == [["m", "d", "0.635 [0.600, 0.660]", "0.640", 9]]
-    assert "highest m with 0.64" in chart.alt
+def test_embeddings_are_a_sample_that_no_cut_into_parts_changes(tmp_path):
+    found = [read_evidence([str(annotated(tmp_path / str(n), part=n))]) for n in (7, 1000)]
+    one, other = (read_map(e.runs[0], [e.runs[0].folder], most=25) for e in found)
+    assert len(one) == 25
+    assert one.drop(columns="embedding").equals(other.drop(columns="embedding"))
+    assert set(one.sex) == {"female", "male"}
+    assert one.is_label.all()
 
 
-def test_lines_are_named_at_their_ends_and_places_are_told():
-    points = [
-        Point(column=c, series=s, x=x, value=0.3 + x / 4 + k / 10, low=0.2, high=0.7)
-        for c in DIMENSIONS
-        for k, s in enumerate(("emodb", "iemocap"))
-        for x in (0.05, 0.25, 1.0)
-    ]
-    how = LineStyle(axis="share", tick=lambda x: f"{100 * x:g} %", log=True)
-    said = words(line_chart(points, how)["svg"])
-    assert (said.count("emodb"), said.count("iemocap"), said.count("100 %")) == (1, 1, 3)
-    assert words(line_chart(points, how, narrow=True)["svg"]).count("emodb") == 3
-    chart = points_chart("k", "", points, how, bounds="95 %")
-    assert chart is not None
-    assert chart.grid.rows[0][:3] == ["emodb", "5 %", "0.312 [0.200, 0.700]"]
-
-
-def clusters(n: int = 60) -> Embedded:
+def test_a_map_keeps_clusters_apart_and_their_neighbourhoods_are_their_own():
     rng = np.random.default_rng(0)
-    group = np.arange(n) % 3
-    return Embedded(
-        clip_id=[str(i) for i in range(n)],
-        embedding=rng.normal(0, 0.2, (n, 12)) + 4 * np.eye(12)[group],
-        known={"corpus": [f"corpus {g}" for g in group], "sex": [""] * n},
-        valence=rng.random(n),
-        labelled=True,
-    )
-
-
-def test_a_map_keeps_clusters_apart_and_is_the_same_every_time():
-    clips = clusters()
-    plane = places(clips.embedding)
-    assert np.array_equal(plane, places(clips.embedding))
-    assert np.abs(plane).max() <= 1
     group = np.arange(60) % 3
+    embedding = rng.normal(0, 0.2, (60, 12)) + 4 * np.eye(12)[group]
+    plane = places(embedding)
+    assert np.array_equal(plane, places(embedding))
     middles = np.array([plane[group == g].mean(axis=0) for g in range(3)])
     nearest = np.linalg.norm(plane[:, None] - middles, axis=2).argmin(axis=1)
     assert np.array_equal(nearest, group)
-    said = words(map_chart(clips, plane)["svg"])
-    assert {"corpus", "corpus 0", "corpus 2", "valence, labels"} <= set(said)
-    assert "sex" not in said
-
-
-def sweep(folder: str, score: float, **other):
-    row = {"trial": "t0", "number": 0, "status": "done", "error": "", "dev_ccc_mean": score}
-    curve = {"study": "sweep", "cell": "t0", "dimension": "mean", "epoch": 1, "ccc": score}
-    return {folder: [row | {"param_lr": 0.1} | other]}, {folder: [curve]}
-
-
-def test_sweeps_in_folders_of_the_same_name_are_told_apart():
-    one, other = sweep("/runs/lr/sweep", 0.1), sweep("/runs/layers/sweep", 0.9)
-    found = ReportData(trials=one[0] | other[0], trial_curves=one[1] | other[1])
-    exhibits = sweep_exhibits(found)
-    assert len({exhibit.title for exhibit in exhibits}) == 2
-    # alone, each has the same curve
-    for exhibit, (rows, curves) in zip(exhibits, (one, other), strict=True):
-        (alone,) = sweep_exhibits(ReportData(trials=rows, trial_curves=curves))
-        assert exhibit.charts[-1].picture == alone.charts[-1].picture
+    clips = pd.DataFrame({"corpus": [f"c{g}" for g in group]})
+    assert [row[2:] for row in neighbours(clips, embedding, ["corpus"])] == [
+        [20, "1.00", "0.33"]
+    ] * 3
