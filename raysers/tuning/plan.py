@@ -239,7 +239,9 @@ def with_data(sweep: Sweep, run: Run) -> tuple[Sweep, pa.Table]:
                 f"the manifest in {output} is not the one its run.json names: it was changed from "
                 "outside; start again in another folder"
             )
-        records = recorded(output, 0)
+        records = recorded(output, trials)
+        while records and records[-1] is None:
+            records.pop()
         trials = max(trials, len(records))
         # those of a longer sweep too, and those that optuna chose
         more = range(len(points), len(records))
