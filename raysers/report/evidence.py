@@ -33,7 +33,7 @@ RANDOM, PARTS = "random-gaussian", ("fused", "acoustic model", "audio head", "te
 #: The studies the paper's figures are of; others are the user's.
 PAPER_STUDIES = (
     "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness",
-    "fairness", "speakers", "embeddings", "fusion", "probe", "respoken",
+    "fairness", "speakers", "effects", "embeddings", "fusion", "probe", "respoken",
 )  # fmt: skip
 #: What a study varies when it trains the same several times.
 SEED = "seed"

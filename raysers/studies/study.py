@@ -29,7 +29,7 @@ PAPER = "paper"
 #: The paper's order; what trains comes before its analyses.
 _ORDER = (
     "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness", "fairness",
-    "speakers", "embeddings", "fusion", "probe", "respoken",
+    "speakers", "effects", "embeddings", "fusion", "probe", "respoken",
 )  # fmt: skip
 #: By job that analyses models, the class of its flags and those that a study can set.
 _ANALYSES: Mapping[str, tuple[Any, tuple[str, ...]]] = {
