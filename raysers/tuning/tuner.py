@@ -6,8 +6,10 @@ after any crash, takes more trials later, and can be moved.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from raysers.cli import as_plain
@@ -18,7 +20,7 @@ from raysers.training.progress import Epoch
 from raysers.training.trainer import run_training
 from raysers.tuning.plan import Sweep, left, make_scheduler, recorded, told, trial_path
 from raysers.tuning.resources import TrialResources
-from raysers.tuning.space import Point
+from raysers.tuning.space import Point, Space
 from raysers.tuning.trials import WORST, Report, Trial, TrialRecord, run_trials
 
 #: What of an epoch's record is kept in the trial's.
@@ -35,24 +37,27 @@ def make_search(sweep: Sweep, known: int) -> Any:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
-    def space(trial: Any) -> dict[str, Any]:
-        return {"number": trial.number, "point": sweep.space.suggested(trial)}
-
-    sampler = optuna.samplers.TPESampler(
-        seed=sweep.flags.seed + 1000 * known,
-        n_startup_trials=0,
-        multivariate=True,  # flags are not independent of each other
-        group=True,  # conditions make spaces of different shape
-        constant_liar=True,  # trials at work are not tried again next door
-        warn_independent_sampling=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=sweep.flags.seed + 1000 * known,
+            n_startup_trials=0,
+            multivariate=True,  # flags are not independent of each other
+            group=True,  # conditions make spaces of different shape
+            constant_liar=True,  # trials at work are not tried again next door
+            warn_independent_sampling=False,
+        )
     return OptunaSearch(
-        space=space,
+        space=partial(_suggested, sweep.space),  # which Tune pickles
         metric="score",
         mode="max",
         sampler=sampler,
         points_to_evaluate=[sweep.space.for_optuna(point) for point in sweep.points],
     )
+
+
+def _suggested(space: Space, trial: Any) -> dict[str, Any]:
+    return {"number": trial.number, "point": space.suggested(trial)}
 
 
 def run_sweep(

@@ -148,7 +148,7 @@ def score(point) -> float:
     return 0.7 - 0.15 * abs(math.log10(point["lr"]) + 3) + 0.2 * (point["freeze"] == "cnn")
 
 
-def test_optuna_begins_with_the_known_points_and_finds_better_ones():
+def test_optuna_begins_with_the_known_points_and_finds_better_ones(tmp_path):
     pytest.importorskip("optuna")
     points = [SPACE.random(0, number) for number in range(6)]
     flags = TuningFlags(output="/nowhere", data=("/data",), space="space.yaml")
@@ -163,3 +163,4 @@ def test_optuna_begins_with_the_known_points_and_finds_better_ones():
         search.on_trial_complete(str(number), {"score": scores[-1]})
     assert max(scores) > max(scores[: len(points)])
     assert sum(scores[6:]) / 14 > sum(scores[:6]) / 6
+    search.save(str(tmp_path / "search"))  # as Tune does in every run
