@@ -123,6 +123,8 @@ def by_factor(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
     found = over_seeds(_ccc(found))
     found = dots(found, found.model, found.factor_value)
     arms = found[found.value.notna()].groupby(["block", "row"]).series.nunique()
+    if not (arms > 1).any():  # models that differ in it, instead of models with and without
+        return found
     place = pd.MultiIndex.from_frame(found[["block", "row"]])
     return found[arms.reindex(place, fill_value=0).to_numpy() > 1]
 
@@ -145,15 +147,22 @@ def over_numbers(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
 
 
 def learning(curves: pd.DataFrame, study: str = "seeds") -> pd.DataFrame:
-    """Figure 12: mean dev CCC over the seeds by epoch, with one standard deviation to each side."""
+    """Figure 12: mean dev CCC over the seeds by epoch, with one standard deviation to each side.
+
+    Evaluations between epochs lie at their share of the steps.
+    """
     if curves.empty:
         return pd.DataFrame(columns=["column", "series", "x", "value", "low", "high", "n"])
     found = curves[(curves.study == study) & curves.dimension.isin(DIMENSIONS)].dropna(subset="ccc")
-    keys = ["dimension", "model", "epoch"]
+    if "step" not in found:  # an output of an earlier version
+        found = found.assign(step=float("nan"))
+    last = found.groupby("model")[["epoch", "step"]].transform("max")
+    found = found.assign(x=(found.step * last.epoch / last.step).fillna(found.epoch))
+    keys = ["dimension", "model", "x"]
     found = found.drop_duplicates([*keys, "seed"], keep="last")
     found = found.groupby(keys).ccc.agg(value="mean", sd="std", n="size").reset_index()
     found = found.assign(low=found.value - found.sd, high=found.value + found.sd)
-    return found.rename(columns={"dimension": "column", "model": "series", "epoch": "x"})
+    return found.rename(columns={"dimension": "column", "model": "series"})
 
 
 def percent(share: float) -> str:
