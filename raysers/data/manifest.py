@@ -13,13 +13,13 @@ import shutil
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,9 @@ from raysers.io import storage
 from raysers.io.uris import suffix_of
 from raysers.schemas import MANIFEST
 from raysers.types import Clip, Status
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 #: Rows of a part: what is sorted, planned and read at a time.
 PART_ROWS = 100_000
@@ -110,14 +113,7 @@ class Manifest:
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """All parts in their order; see `part`."""
-        with ThreadPoolExecutor(_PARTS_AHEAD) as pool:
-            ahead: deque[Future[pa.Table]] = deque()
-            for number in range(len(self)):
-                ahead.append(pool.submit(self.part, number, columns))
-                if len(ahead) > _PARTS_AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+        return _ahead(partial(self.part, columns=columns), range(len(self)))
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows in memory."""
@@ -183,23 +179,43 @@ def collect(tables: Iterable[pa.Table], *, limit: int = 0) -> tuple[Manifest, in
         places: list[str] = []
         rows: list[int] = []
         given = kept = 0
+
+        def write(part: tuple[str, pa.Table]) -> None:
+            Path(part[0]).write_bytes(_to_parquet(part[1]))
+
+        def wanted() -> Iterator[tuple[str, pa.Table]]:
+            nonlocal kept
+            for full in in_parts(merged(files), PART_ROWS):
+                kept += len(full)
+                part = full.slice(0, max(0, limit - sum(rows)) if limit else None)
+                if len(part):
+                    places.append(f"{folder}/part-{len(places):05d}.parquet")
+                    rows.append(len(part))
+                    yield places[-1], part
+
         files: list[str] = []
         for run in chain([first, second], runs):
             given += len(run)
             files.append(write_run(f"{folder}/run-{len(files)}.arrow", run))
-        for full in in_parts(merged(files), PART_ROWS):
-            kept += len(full)
-            part = full.slice(0, max(0, limit - sum(rows)) if limit else None)
-            if len(part):
-                places.append(f"{folder}/part-{len(places):05d}.parquet")
-                Path(places[-1]).write_bytes(_to_parquet(part))
-                rows.append(len(part))
+        deque(_ahead(write, wanted()), maxlen=0)
         for file in files:
             Path(file).unlink()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return Manifest(places, rows, folder), given - kept
+
+
+def _ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`work` on each item, in threads that are a few items ahead of the caller."""
+    with ThreadPoolExecutor(_PARTS_AHEAD) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > _PARTS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _count_rows(uri: str) -> int:

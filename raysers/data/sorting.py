@@ -74,7 +74,7 @@ def in_parts(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 def write_run(path: str, table: pa.Table) -> str:
     """Sort a table into a file for `merged`; returns its path."""
-    table = sort_manifest(table).combine_chunks()
+    table = sort_manifest(table.combine_chunks()).combine_chunks()
     with pa.ipc.new_file(path, table.schema) as file:
         file.write_table(table, max_chunksize=BATCH_ROWS)
     return path
@@ -90,7 +90,8 @@ def merged(paths: Sequence[str]) -> Iterator[pa.Table]:
     # each table has one to two batches of every run
     for border in [*dict.fromkeys(borders[:: len(runs)]), None]:
         pieces = [piece for run in runs for piece in run.take_before(border)]
-        yield sort_manifest(pa.concat_tables(pieces, promote_options="default"))
+        together = pa.concat_tables(pieces, promote_options="default")
+        yield sort_manifest(together.combine_chunks())
 
 
 class _Run:
