@@ -103,6 +103,8 @@ class Faults:
     #: The server behind decides and writes in two steps; real stores do both in one.
     one_at_a_time: bool = False
     turn: threading.Lock = field(default_factory=threading.Lock)
+    #: When each request but for deletes came and was answered, on the monotonic clock.
+    spans_s: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, pattern: str, kind: str | int, **options: Any) -> Fault:
         fault = Fault(pattern=pattern, kind=str(kind), **options)
@@ -121,8 +123,17 @@ class Faults:
             self.rules.clear()
             self.seen.clear()
             self.headers.clear()
+            self.spans_s.clear()
             self.one_at_a_time = False
             self.bad_one_in = 0
+
+    def in_sequence(self) -> int:
+        """The most requests, deletes left out, that each came when the one before was answered."""
+        count, free_s = 0, 0.0
+        for came_s, answered_s in sorted(self.spans_s, key=lambda span: span[1]):
+            if came_s >= free_s:
+                count, free_s = count + 1, answered_s
+        return count
 
     def take(self, method: str, target: str, headers: dict[str, str]) -> Fault | None:
         with self.lock:
@@ -188,6 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
     rules: Faults
 
     def handle_any(self) -> None:
+        came_s = time.monotonic()
+        self.handle_one()
+        if self.command != "DELETE":  # nothing waits for these
+            self.rules.spans_s.append((came_s, time.monotonic()))
+
+    def handle_one(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         fault = self.rules.take(self.command, unquote(self.path), headers)

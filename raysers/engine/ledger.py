@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from raysers.errors import ObjectMissing, WriteError
+from raysers.errors import ConditionsUnsupported, ObjectMissing, WriteError
 from raysers.io import storage
 
 #: A clip whose process died this often while it alone was being worked on is given up.
@@ -64,9 +65,20 @@ class Attempt:
             discard(self.uri)
 
     def _write(self) -> None:
+        storage.write_atomic(self.uri, self._record())
+
+    def _create(self) -> bool:
+        """Write the mark of a first attempt; False where there is a mark already."""
+        try:
+            return storage.put_if(self.uri, self._record()) is not None
+        except ConditionsUnsupported:
+            return False
+
+    def _record(self) -> bytes:
         names = ("run_id", "deaths", "suspects", "alone", "deaths_alone")
         record = {name: getattr(self, name) for name in names}
-        storage.write_atomic(self.uri, json.dumps(record).encode())
+        # no other process writes the same bytes, which `put_if` would take for its own
+        return json.dumps(record | {"written_by": uuid.uuid4().hex}).encode()
 
     def _after_death(self, run_id: str) -> None:
         """Draw the conclusions from a mark that was left behind."""
@@ -87,8 +99,11 @@ def begin(output: str, part: str, run_id: str) -> Attempt:
         WriteError: the mark cannot be written.
     """
     attempt = Attempt(mark_uri(output, part), run_id)
+    if attempt._create():  # one round trip to the store instead of two
+        return attempt
     with suppress(ObjectMissing):
         left_behind = json.loads(storage.read_bytes(attempt.uri))
+        del left_behind["written_by"]
         attempt = Attempt(attempt.uri, **left_behind)
         attempt._after_death(run_id)
     attempt._write()

@@ -178,6 +178,7 @@ class ShardWorker:
         self._report = report
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._io = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="decode")
+        self._store = ThreadPoolExecutor(2 * SHARDS_AT_A_TIME, thread_name_prefix="store")
         self._slots = threading.Semaphore(SHARDS_AT_A_TIME)
         self._turn = threading.Lock()
         self._stopped = threading.Event()
@@ -190,6 +191,7 @@ class ShardWorker:
     def close(self) -> None:
         """End the threads; nothing is in work any more."""
         self._io.shutdown(wait=False, cancel_futures=True)
+        self._store.shutdown()
         self._model_thread.shutdown(wait=False, cancel_futures=True)
 
     def run(self, block: pa.Table) -> ShardResult:
@@ -198,14 +200,20 @@ class ShardWorker:
         settings = self._settings
         result = ShardResult(shard=shard)
         uri = output.part_uri(settings.output, self._task.table, shard)
-        earlier = output.read_part(uri, stamp=settings.stamp)
+        # both answers of the store at once: a shard of short clips would wait longer than it works
+        begun = self._store.submit(
+            ledger.begin, settings.output, shard_name(shard), settings.run_id
+        )
+        try:
+            earlier = output.read_part(uri, stamp=settings.stamp)
+        finally:
+            attempt = begun.result()
         clips = clips_of(block)
         if earlier is not None:
             clips = _to_retry(clips, earlier, settings)
             if not clips:  # nothing to retry, or a finished shard whose result was lost
-                ledger.discard(ledger.mark_uri(settings.output, shard_name(shard)))
+                attempt.close()
                 return result.about(earlier)
-        attempt = ledger.begin(settings.output, shard_name(shard), settings.run_id)
         try:
             rows = self._rows_of(clips, attempt, result)
         except BaseException as error:
@@ -218,7 +226,7 @@ class ShardWorker:
         if earlier is not None:
             part = output.replace_rows(earlier, part)
         output.write_part(uri, part, stamp=settings.stamp)
-        attempt.close()
+        self._store.submit(attempt.close)  # a mark that stays does no harm: its part is there
         return result.about(part)
 
     def _rows_of(

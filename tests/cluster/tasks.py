@@ -72,7 +72,7 @@ class LevelModel:
         return [{"arousal": v, "dominance": v / 2, "valence": len(signals)} for v in levels]
 
 
-def worker_settings(output: Path) -> WorkerSettings:
+def worker_settings(output: Path | str) -> WorkerSettings:
     """What a worker that is called directly needs to know."""
     return WorkerSettings(
         output=str(output),

@@ -1,0 +1,37 @@
+"""What one worker asks of the store for a shard."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import soundfile as sf
+
+from raysers.engine.worker import ShardWorker
+from tests.cluster.tasks import LevelTask, worker_settings
+from tests.s3 import Bucket, Faults
+
+
+def shard(folder: Path, number: int) -> pa.Table:
+    """Three clips on the local disk."""
+    files = [str(folder / f"{number}-{i}.wav") for i in range(3)]
+    for file in files:
+        sf.write(file, np.full(1600, 0.1), 16_000)
+    ids = [os.path.basename(file) for file in files]
+    return pa.table({"clip_id": ids, "file": files, "shard": [number] * 3})
+
+
+def test_a_shard_waits_for_the_store_twice(tmp_path: Path, s3: Bucket, s3_faults: Faults) -> None:
+    settings = worker_settings(f"{s3.uri}/out")
+    for number in (0, 1):  # connections are open for the second
+        s3_faults.clear()
+        s3_faults.add("out/", "delay", delay_s=0.3 * number)
+        worker = ShardWorker(settings, LevelTask(diary=str(tmp_path)), lambda *_: None)
+        worker.run(shard(tmp_path, number))
+        asked = s3_faults.in_sequence()
+        worker.close()
+    assert asked == 2  # is it there, and a mark; then its part
+    assert s3_faults.count("_attempts", "DELETE") == 1
+    assert s3.keys() == [f"out/annotations/part-00000{number}.parquet" for number in (0, 1)]
