@@ -68,6 +68,9 @@ class ListingFlags:
     """Seconds from one window's start to the next."""
     min_s: float = 0.5
     """Shortest last window, or stretch of speech, in seconds."""
+    channel: Literal["mean", "left", "right", "each"] | int = "mean"
+    """Channels of a recording: their mean, one of them (a number counts from 1), or each as clips
+    of its own, with a column `channel`."""
     limit: int = 0
     """Only the first N clips; 0 takes all."""
 
@@ -88,6 +91,8 @@ class ListingFlags:
             _require(used, flag, value, "also --segment window (or vad): whole files are not cut")
         least = f"above 0 and at most --window-s ({self.window_s:g})"
         _require(0 < self.min_s <= self.window_s, "--min-s", self.min_s, least)
+        number = not isinstance(self.channel, int) or self.channel >= 1
+        _require(number, "--channel", self.channel, "mean, left, right, each or a number from 1")
         _require(self.limit >= 0, "--limit", self.limit, "0 (all) or more")
 
 

@@ -38,13 +38,14 @@ class Status(StrEnum):
     MODEL_ERROR = "model_error"
 
 
-def clip_id(file: str, start_ns: int, end_ns: int | None) -> str:
-    """Stable identity of a clip: 32 hex digits of BLAKE2b over file, start and end.
+def clip_id(file: str, start_ns: int, end_ns: int | None, channel: int | None = None) -> str:
+    """Stable identity of a clip: 32 hex digits of BLAKE2b over file, start, end and channel if any.
 
     >>> clip_id("a.wav", 0, None)
     '78e408b6163072e6d083036945670312'
     """
     end = "" if end_ns is None else str(end_ns)
+    end += "" if channel is None else f"\0{channel}"
     # surrogateescape: a local file name need not be valid UTF-8
     key = f"{file}\0{start_ns}\0{end}".encode("utf-8", "surrogateescape")
     return hashlib.blake2b(key, digest_size=16).hexdigest()
@@ -58,7 +59,8 @@ class Clip:
     `byte_offset` and `byte_size` (its data inside the tar object). `end_ns` None means the end of
     the file. `duration_s` is NaN when the header could not be read. `etag` is the version the clip
     was listed with (of the tar, for a member); empty when unknown. `transcript` is what the
-    manifest says was spoken; None when it does not say.
+    manifest says was spoken; None when it does not say. `channel` counts from 1; None is the mean
+    of all.
     """
 
     clip_id: str
@@ -73,3 +75,4 @@ class Clip:
     status: Status = Status.OK
     error: str = ""
     transcript: str | None = None
+    channel: int | None = None

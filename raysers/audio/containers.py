@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from raysers.audio.libav import DEMUXERS
 from raysers.audio.source import Bytes, Lengths, SplicedBytes, printable
 from raysers.audio.streams import id3_bytes, ogg_lengths
 from raysers.errors import ClipError
@@ -28,60 +29,45 @@ _SLACK_BYTES = 64
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 
 
+_INSTALL = "pip install 'raysers[av]' to decode it"
 _CONVERT = "convert it first, for example to FLAC or WAV with ffmpeg"
 
-#: (offset, bytes, what it is) of media libsndfile does not decode; the first match names it.
-_UNDECODABLE: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"ftypM4A", "MP4/AAC audio (m4a)"),
-    (4, b"ftypM4B", "MP4/AAC audio (m4b)"),
-    (4, b"ftypqt", "QuickTime video"),
-    (4, b"ftyp3g", "3GPP audio or video"),
-    (4, b"ftyp", "MP4"),
-    (0, b"\x1a\x45\xdf\xa3", "Matroska/WebM"),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media (wma, wmv, asf)"),
-    (0, b"#!AMR", "AMR"),
-    (0, b"#!SILK", "SILK"),
-    (1, b"#!SILK", "SILK"),
-    (0, b"ADIF", "AAC (ADIF)"),
-    (0, b"\xff\xf1", "AAC (ADTS)"),
-    (0, b"\xff\xf9", "AAC (ADTS)"),
-    (0, b"MAC ", "Monkey's Audio (ape)"),
-    (0, b"wvpk", "WavPack"),
-    (0, b"TTA1", "True Audio (tta)"),
-    (0, b"MPCK", "Musepack"),
-    (0, b"MP+", "Musepack"),
-    (0, b"DSD ", "DSD (dsf)"),
-    (0, b"FRM8", "DSD (dff)"),
-    (0, b".RMF", "RealMedia"),
-    (0, b".ra\xfd", "RealAudio"),
-    (0, b"BW64", "Broadcast Wave 64 (bw64)"),
-    (0, b"FLV\x01", "Flash video"),
-    (0, b"\x00\x00\x01\xba", "MPEG video"),
-    (0, b"\x00\x00\x01\xb3", "MPEG video"),
-    (8, b"AVI ", "AVI video"),
-    (8, b"8SVX", "IFF 8SVX audio"),
-    (28, b"Speex   ", "Ogg/Speex"),
-    (28, b"\x7fFLAC", "Ogg/FLAC"),
-    (28, b"\x80theora", "Ogg/Theora video"),
-)
-
-#: The same for other data.
-_NO_AUDIO: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"ftypavif", "an AVIF image"),
-    (4, b"ftyphei", "a HEIF image"),
-    (8, b"WEBP", "a WebP image"),
-    (8, b"ILBM", "an IFF image (ILBM)"),
-    (0, b"MThd", "a MIDI file"),
-    (0, b"\x89PNG", "a PNG image"),
-    (0, b"\xff\xd8\xff", "a JPEG image"),
-    (0, b"GIF8", "a GIF image"),
-    (0, b"BM", "a BMP image"),
-    (0, b"%PDF-", "a PDF document"),
-    (0, b"PK\x03\x04", "a ZIP archive"),
-    (0, b"\x1f\x8b", "gzip data"),
-    (0, b"\x28\xb5\x2f\xfd", "Zstandard data"),
-    (0, b"PAR1", "a Parquet table"),
-    (257, b"ustar", "a tar archive"),
+_NO = "not audio"
+#: (offset, bytes, what it is, its name in `libav.DEMUXERS` or what to do) of files that libsndfile
+#: does not decode; the first match names it.
+_OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
+    (4, b"ftypavif", "an AVIF image", _NO),
+    (8, b"WEBP", "a WebP image", _NO),
+    (0, b"\x89PNG", "a PNG image", _NO),
+    (0, b"\xff\xd8\xff", "a JPEG image", _NO),
+    (0, b"%PDF-", "a PDF document", _NO),
+    (0, b"PK\x03\x04", "a ZIP archive", _NO),
+    (0, b"\x1f\x8b", "gzip data", _NO),
+    (0, b"\x28\xb5\x2f\xfd", "Zstandard data", _NO),
+    (0, b"PAR1", "a Parquet table", _NO),
+    (257, b"ustar", "a tar archive", _NO),
+    (4, b"ftypM4A", "MP4/AAC audio (m4a)", "MP4"),
+    (4, b"ftypM4B", "MP4/AAC audio (m4b)", "MP4"),
+    (4, b"ftyp3g", "3GPP audio or video", "MP4"),
+    (4, b"ftyp", "MP4", "MP4"),
+    (4, b"moov", "QuickTime video", "MP4"),
+    (4, b"mdat", "QuickTime video", "MP4"),
+    (4, b"wide", "QuickTime video", "MP4"),
+    (0, b"\x1a\x45\xdf\xa3", "Matroska/WebM", "Matroska"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf", "Windows Media (wma, wmv, asf)", "Windows Media"),
+    (0, b"#!AMR", "AMR", "AMR"),
+    (0, b"\xff\xf1", "AAC (ADTS)", "AAC"),
+    (0, b"\xff\xf9", "AAC (ADTS)", "AAC"),
+    (0, b"\x0b\x77", "Dolby Digital (ac3)", "AC-3"),
+    (0, b"MAC ", "Monkey's Audio (ape)", "Monkey's Audio"),
+    (0, b"wvpk", "WavPack", "WavPack"),
+    (0, b"TTA1", "True Audio (tta)", "True Audio"),
+    (0, b"BW64", "Broadcast Wave 64 (bw64)", _CONVERT),
+    (0, b"FLV\x01", "Flash video", "Flash video"),
+    (0, b"\x00\x00\x01\xba", "MPEG video", _CONVERT),
+    (8, b"AVI ", "AVI video", "AVI"),
+    (28, b"Speex   ", "Ogg/Speex", "Ogg"),
+    (28, b"\x7fFLAC", "Ogg/FLAC", "Ogg"),
 )
 
 #: Extensions of audio without a header: neither rate nor sample format is in the file.
@@ -117,7 +103,6 @@ class Layout:
 
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _RIFF = Layout(size="<I")
-_SVX = Layout(data=b"BODY")
 _W64 = Layout(
     first=40, id_bytes=16, size="<q", outer=16, counts_header=True, align=8, data=_W64_DATA
 )
@@ -150,7 +135,7 @@ def untagged(source: Bytes) -> Bytes:
 def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
     """Frames that the header promises, where libsndfile finds `frames`.
 
-    Covers WAV (RIFF, RIFX, RF64), Wave64, AIFF, 8SVX, CAF, AU and Ogg. FLAC needs nothing:
+    Covers WAV (RIFF, RIFX, RF64), Wave64, AIFF, CAF, AU and Ogg. FLAC needs nothing:
     libsndfile reports its header's count. For MP3 see `streams`.
 
     Args:
@@ -174,7 +159,7 @@ def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
         if size in (0, 0xFFFF_FFFF) or size - held <= _SLACK_BYTES:
             return Lengths(frames, frames, source)
         return Lengths(frames, max(frames * size // max(held, 1), frames + 1), source)
-    layout = _SVX if head[8:12] in (b"8SVX", b"16SV") else _LAYOUTS.get(head[:4])
+    layout = _LAYOUTS.get(head[:4])
     return Lengths(frames, frames, source) if layout is None else _sized(source, frames, layout)
 
 
@@ -356,21 +341,36 @@ def refusal(source: Bytes, name: str) -> ClipError:
 
 def named(source: Bytes) -> ClipError | None:
     """The error for a file of a kind that is known and not decoded."""
+    if (found := _other(source)) is None:
+        return None
+    advice = _INSTALL if found[1] in DEMUXERS else found[1]
+    return ClipError(Status.UNSUPPORTED, f"this is {found[0]}: {advice}")
+
+
+def av_label(source: Bytes) -> str:
+    """Name in `libav.DEMUXERS` of what libsndfile would not open; empty for what PyAV cannot."""
+    if source.at(0, 4) == b"fLaC":
+        return "" if _flac_bits(source) in (8, 16, 24) else "FLAC"
+    found = _other(source)
+    return found[1] if found is not None and found[1] in DEMUXERS else ""
+
+
+def _other(source: Bytes) -> tuple[str, str] | None:
     head = source.at(id3_bytes(source), 512)
-    for table, advice in ((_NO_AUDIO, "not audio"), (_UNDECODABLE, _CONVERT)):
-        for offset, magic, what in table:
-            if head.startswith(magic, offset):
-                return ClipError(Status.UNSUPPORTED, f"this is {what}: {advice}")
-    return None
+    found = (row[2:] for row in _OTHERS if head.startswith(row[1], row[0]))
+    return next(found, None)
+
+
+def _flac_bits(source: Bytes) -> int:
+    """Bits a sample of a FLAC file."""
+    bits = source.at(20, 2).ljust(2, b"\0")
+    return ((bits[0] & 1) << 4 | bits[1] >> 4) + 1
 
 
 def _refuse_known(source: Bytes, known: str) -> ClipError:
     """The error for a container libsndfile knows but would not open."""
-    if known == "FLAC" and (bits := source.at(20, 2)) and source.size > 42:
-        bits_per_sample = ((bits[0] & 1) << 4 | bits[1] >> 4) + 1
-        if bits_per_sample not in (8, 16, 24):
-            message = f"FLAC with {bits_per_sample} bits a sample: {_CONVERT}"
-            return ClipError(Status.UNSUPPORTED, message)
+    if known == "FLAC" and source.size > 42 and (bits := _flac_bits(source)) not in (8, 16, 24):
+        return ClipError(Status.UNSUPPORTED, f"FLAC with {bits} bits a sample: {_INSTALL}")
     fault = header_fault(source)
     if lengths(source, 0).promised_frames > 0 and fault in (None, UNKNOWN_HEADER):
         message = f"{known} file cut after {source.size} bytes: copy or download it again"

@@ -1,11 +1,12 @@
-"""Decode any span of any file libsndfile reads to what every model here takes: mono at 16 kHz.
+"""Decode any span of any file that libsndfile or PyAV reads to what models take: mono at 16 kHz.
 
 A span is judged on its own: a cut or NaN elsewhere in the file does not spoil it. It is a slice of
 the converted whole file, not a conversion of a slice, so cutting a recording leaves no click at the
 borders. Memory is the 16 kHz output and about one block, whatever the file's length, rate or number
 of channels.
 
-The mean of all channels is converted by soxr (HQ); audio at 16 kHz passes bit for bit.
+The mean of all channels, or one of them, is converted by soxr (HQ); audio at 16 kHz passes bit for
+bit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy.typing as npt
 
 from raysers.audio import containers, sound, streams
 from raysers.audio.level import channel_fault
-from raysers.audio.sound import AudioInfo, cut_message, open_sound
+from raysers.audio.libav import DEMUXERS
+from raysers.audio.sound import AudioInfo, Sound, cut_message, open_sound
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
@@ -33,20 +35,10 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
 #: Samples of all channels read at once (1 MiB).
 _BLOCK_SAMPLES = 1 << 18
 
-#: Frames decoded and dropped before a span, which depends on them. Vorbis is decoded from the
-#: start: after about one seek in a hundred libsndfile is off by a block.
-_PREROLL = {"MPEG": streams.PREROLL_FRAMES, "VORBIS": 1 << 62}
-
-#: libsndfile's count for streams whose header does not tell their length.
-_UNKNOWN_FRAMES = 1 << 60
-
 #: More frames a byte than any encoder makes of silence: FLAC packs 65,535 into 11 bytes, Opus and
 #: Vorbis about 2,000 into one, but leave gaps out; of all others MPEG layer II does best, with 48.
-_MOST_FRAMES_PER_BYTE = {"FLAC": 8192, "OGG": 8192}
+_MOST_FRAMES_PER_BYTE = {"FLAC": 8192, "OGG": 8192, **dict.fromkeys(DEMUXERS, 8192)}
 _MOST_OF_OTHERS = 64
-
-#: libsndfile reads so much at once: this close to the end, a decoder has seen all data.
-_READ_AHEAD_BYTES = 1 << 14
 
 #: Thirty years; twenty times as much would be too many nanoseconds for 64 bits.
 _LONGEST_S = 1_000_000_000
@@ -114,9 +106,10 @@ class AudioReader:
         self._bytes = opened = open_bytes(source)
         self._is_estimate = False  # `info.promised_frames` is no count
         self._energies, self._mix_energy, self._start = np.zeros(0), 0.0, 0
+        self._channel: int | None = None
         self._end = 0  # frame after the last one read
         self._position: int | None = 0  # None: unknown, after a failed read
-        self._preroll, self._is_lenient = 0, True
+        self._is_lenient = True
         try:
             self._sound, self._bytes = open_sound(containers.untagged(opened), name)
             self.info = self._survey()
@@ -124,7 +117,6 @@ class AudioReader:
             opened.close()
             raise
         subtype = self._sound.kind[1]
-        self._preroll = next((n for key, n in _PREROLL.items() if subtype.startswith(key)), 0)
         self._may_be_unusable = not subtype.startswith("PCM")
         # of codecs in blocks libsndfile makes frames from data that are not there
         self._is_lenient = not subtype.startswith(("PCM", "FLOAT", "DOUBLE"))
@@ -140,13 +132,21 @@ class AudioReader:
         self._sound.close()
         self._bytes.close()
 
-    def read(self, start_ns: int = 0, end_ns: int | None = None, *, max_s: float) -> Floats:
+    def read(
+        self,
+        start_ns: int = 0,
+        end_ns: int | None = None,
+        *,
+        max_s: float,
+        channel: int | None = None,
+    ) -> Floats:
         """Decode `[start_ns, end_ns)`: that slice of the whole at 16 kHz, in any order of spans.
 
         Args:
             start_ns: start of the span.
             end_ns: end of the span; None or beyond the file's end: the end of the file.
             max_s: longest span accepted, seconds at 16 kHz.
+            channel: from 1; None: the mean of all.
 
         Returns:
             float32 samples, shape (n,), n >= 1.
@@ -154,8 +154,10 @@ class AudioReader:
         Raises:
             ClipError: `empty` (no samples in the span), `too_long`, `truncated` (the header
                 promises audio of the span that the file does not hold), `not_finite`,
-                `unreadable` (the decoder gave up), `out_of_memory`.
+                `unreadable` (the decoder gave up), `unsupported` (no such channel),
+                `out_of_memory`.
         """
+        self._choose(channel)
         info, slack = self.info, self.info.slack_frames
         total = sound.converted_length(info.promised_frames, info.sample_rate_hz)
         first = sound.to_sample(start_ns)
@@ -188,12 +190,19 @@ class AudioReader:
             return signal
         raise _no_samples(start_ns, end_ns, info)
 
-    def blocks(self, block_s: float = 30.0, *, zero_nonfinite: bool = False) -> Iterator[Floats]:
+    def blocks(
+        self,
+        block_s: float = 30.0,
+        *,
+        zero_nonfinite: bool = False,
+        channel: int | None = None,
+    ) -> Iterator[Floats]:
         """The whole file as consecutive pieces of one continuous 16 kHz signal.
 
         Args:
             block_s: length of every block but the last, seconds.
             zero_nonfinite: NaN and infinity become zeros in place of an error.
+            channel: as of `read`.
 
         Yields:
             float32 samples, shape (n,), n >= 1.
@@ -202,6 +211,7 @@ class AudioReader:
             ClipError: as `read` does, after the part that is there (of FLAC up to a block of
                 the codec less).
         """
+        self._choose(channel)
         info, size = self.info, max(1, round(block_s * SAMPLE_RATE_HZ))
         if info.promised_frames == 0:
             raise ClipError(Status.EMPTY, "a header without any audio")
@@ -229,6 +239,12 @@ class AudioReader:
         """What is wrong between the channels of the last span, see `level.channel_fault`."""
         frames = max(1, self._end - self._start)
         return channel_fault((self._energies / frames).tolist(), self._mix_energy / frames)
+
+    def _choose(self, channel: int | None) -> None:
+        if channel is not None and not 1 <= channel <= self.info.channels:
+            held = f"{self.info.channels} channel{'s' * (self.info.channels > 1)}"
+            raise ClipError(Status.UNSUPPORTED, f"no channel {channel}: the file has {held}")
+        self._channel = channel
 
     def _samples(self, first: int, last: int) -> Floats:
         """The 16 kHz samples `[first, last)`, or as many of them as the file holds."""
@@ -263,8 +279,8 @@ class AudioReader:
             got = self._fill(block, start)
             if got:
                 block = self._usable(block[:got], start, span)
-                mix = sound.mono(block)
-                if channels > 1:
+                mix = sound.mono(block, self._channel)
+                if channels > 1 and self._channel is None:
                     self._energies += np.einsum("fc,fc->c", block, block)
                     self._mix_energy += float(np.einsum("f,f->", mix, mix))
                 yield mix
@@ -281,7 +297,7 @@ class AudioReader:
                 and streams.counted_frames(source) - self._end <= info.slack_frames
             ):
                 return
-            if info.note or source.tell() >= source.size - _READ_AHEAD_BYTES:
+            if info.note or self._sound.has_read_all(source):
                 raise _cut(info, held=self._end)
             held_s, reason = self._end / info.sample_rate_hz, self._sound.failure
             raise ClipError(
@@ -289,9 +305,8 @@ class AudioReader:
                 f"the audio data are damaged: decoding stopped at {held_s:.3f} s of "
                 f"{info.length_s:.3f} s{reason and f' ({reason})'}",
             )
-        container = self._sound.kind[0]
         at_end = needed == info.promised_frames and self._position == info.frames
-        if at_end and streams.goes_on(source, container, info.frames):
+        if at_end and self._sound.goes_on(source, info.frames):
             raise ClipError(
                 Status.TRUNCATED,
                 f"more audio follows the {info.duration_s:.3f} s that the file counts, and cannot "
@@ -307,31 +322,21 @@ class AudioReader:
 
     def _survey(self) -> AudioInfo:
         opened = self._sound
-        rate_hz, channels, frames = opened.sample_rate_hz, opened.channels, opened.frames
+        rate_hz, channels = opened.sample_rate_hz, opened.channels
         if rate_hz <= 0:
             raise ClipError(Status.UNREADABLE, "the header declares a sample rate of 0 Hz")
         if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
-            raise ClipError(
-                Status.UNSUPPORTED,
-                f"the header declares {rate_hz} Hz; supported are {LOWEST_RATE_HZ} to "
-                f"{HIGHEST_RATE_HZ} Hz, so the file is probably damaged",
-            )
+            limits = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
+            message = f"the header declares {rate_hz} Hz, outside {limits}: probably damaged"
+            raise ClipError(Status.UNSUPPORTED, message)
         container, subtype = opened.kind
-        if not 0 <= frames < _UNKNOWN_FRAMES:
-            # the header does not tell
-            frames, block = 0, np.empty((_BLOCK_SAMPLES // 64, channels), np.float32)
-            while got := self._fill(block, frames):
-                frames += got
-            self._reopen(self._bytes)
-        if container == "MP3":
-            found = streams.mpeg_lengths(self._bytes, frames)
-        else:
-            found = containers.lengths(self._bytes, frames, rate_hz)
-        frames, promised, source, self._is_estimate, note = found
+        frames, promised, source, self._is_estimate, note = opened.lengths(self._bytes)
         if source is not self._bytes:
             self._reopen(source)
-            if container != "MP3":
+            if container != "MP3" and isinstance(self._sound, Sound):
                 frames = promised = self._sound.frames
+        elif isinstance(opened, Sound) and opened.has_moved:
+            self._reopen(source)
         most = self._bytes.size * _MOST_FRAMES_PER_BYTE.get(container, _MOST_OF_OTHERS)
         if frames > min(most, _LONGEST_S * rate_hz):
             raise ClipError(
@@ -347,6 +352,7 @@ class AudioReader:
             # a header may promise more than there are numbers for
             promised_frames=min(max(promised, frames), _LONGEST_S * rate_hz),
             duration_s=frames / rate_hz,
+            slack_frames=opened.slack_frames,
             note=note,
         )
 
@@ -368,7 +374,7 @@ class AudioReader:
         return got
 
     def _seek(self, frame: int) -> None:
-        target = max(0, frame - self._preroll)
+        target = max(0, frame - self._sound.preroll)
         # on the way already, when the next span begins just behind the last one
         if self._position is None or not target <= self._position < frame:
             if not target or not self._sound.seek(target):

@@ -19,10 +19,10 @@ Floats = npt.NDArray[np.float32]
 
 #: Faults of a recording that is scored all the same, and what to do about each.
 FAULTS = {
-    "opposite_phase": "the channels have opposite phase and cancel in the mix: invert one of them, "
-    "for example with ffmpeg -af 'pan=mono|c0=0.5*c0-0.5*c1'",
-    "silent_channel": "a silent channel lowers the level of the mix: keep the others alone, "
-    "for example the first with ffmpeg -af 'pan=mono|c0=c0'",
+    "opposite_phase": "the channels have opposite phase and cancel in the mix: score one "
+    "of them, with --channel left",
+    "silent_channel": "a silent channel lowers the level of the mix: score "
+    "another alone, with --channel left, right or its number",
     "hum": "mains hum of 50 or 60 Hz is louder than all else: remove it, "
     "for example with ffmpeg -af highpass=f=120",
 }

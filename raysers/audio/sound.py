@@ -20,9 +20,10 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from raysers.audio import containers, libav, streams
 from raysers.audio.containers import KNOWN, named, refusal
-from raysers.audio.source import Bytes, SplicedBytes
-from raysers.audio.streams import MPEG_SLACK_FRAMES, audio_start
+from raysers.audio.libav import AvSound
+from raysers.audio.source import Bytes, Lengths, SplicedBytes
 from raysers.errors import ClipError
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
 
@@ -33,6 +34,19 @@ _CONTEXT = 512
 
 #: Largest sample accepted, 1 being full scale: beyond, integers were stored as floating point.
 _LARGEST = 8.0
+
+#: Frames decoded and dropped before a span, which depends on them. Vorbis is decoded from the
+#: start: after about one seek in a hundred libsndfile is off by a block.
+_PREROLL = {"MPEG": streams.PREROLL_FRAMES, "VORBIS": 1 << 62}
+
+#: libsndfile's count for streams whose header does not tell their length.
+_UNKNOWN_FRAMES = 1 << 60
+
+#: libsndfile reads so much at once: this close to the end, a decoder has seen all data.
+_READ_AHEAD_BYTES = 1 << 14
+
+#: Frames of the blocks in which a stream of unknown length is counted.
+_COUNTED_FRAMES = 1 << 12
 
 _snd, _ffi = soundfile._snd, soundfile._ffi
 
@@ -48,6 +62,8 @@ class Sound:
     Attributes:
         sample_rate_hz, channels, frames: by the header.
         kind: container and encoding as libsndfile names them.
+        preroll: frames to decode and drop before a span.
+        slack_frames: frames a healthy file of this codec may be short of its promise.
     """
 
     def __init__(self, source: Bytes) -> None:
@@ -68,6 +84,10 @@ class Sound:
             container, subtype = (soundfile._format_str(info.format & mask) for mask in masks)
             _KINDS[info.format] = container, subtype
         self.kind = _KINDS[info.format]
+        self.has_moved = False  # by `lengths`
+        subtype = self.kind[1]
+        self.preroll = next((n for key, n in _PREROLL.items() if subtype.startswith(key)), 0)
+        self.slack_frames = streams.MPEG_SLACK_FRAMES if subtype.startswith("MPEG") else 0
 
     def close(self) -> None:
         """Close the file, not the bytes it is read from."""
@@ -85,6 +105,29 @@ class Sound:
         reason = soundfile.LibsndfileError(code).error_string if code else ""
         return str(reason).removeprefix("Error : ").strip().rstrip(".")
 
+    def has_read_all(self, source: Bytes) -> bool:
+        """Whether a read that ended early ended with the data of the file."""
+        return source.tell() >= source.size - _READ_AHEAD_BYTES
+
+    def goes_on(self, source: Bytes, frames: int) -> bool:
+        """Whether audio follows the `frames` that the file counts, once all were decoded."""
+        return streams.goes_on(source, self.kind[0], frames)
+
+    def lengths(self, source: Bytes) -> Lengths:
+        """Frames that can be read and that the header promises, judged by the file's bytes.
+
+        Moves the position where the header does not tell the length.
+        """
+        if not 0 <= self.frames < _UNKNOWN_FRAMES:
+            self.has_moved = True
+            self.frames, block = 0, np.empty((_COUNTED_FRAMES, self.channels), np.float32)
+            while got := self.read_into(block):
+                self.frames += got
+            source.check()
+        if self.kind[0] == "MP3":
+            return streams.mpeg_lengths(source, self.frames)
+        return containers.lengths(source, self.frames, self.sample_rate_hz)
+
     def seek(self, frame: int) -> bool:
         """Go to a frame; False when libsndfile cannot."""
         return bool(_snd.sf_seek(self._file, frame, os.SEEK_SET) == frame)
@@ -96,8 +139,10 @@ class Sound:
             return int(_snd.sf_readf_float(self._file, data, len(block)))
 
 
-def open_sound(source: Bytes, name: str) -> tuple[Sound, Bytes]:
+def open_sound(source: Bytes, name: str) -> tuple[Sound | AvSound, Bytes]:
     """Open `source` at its start, or at the first frame of an MP3 behind something else.
+
+    What libsndfile cannot read is opened with PyAV where that is installed.
 
     Returns:
         The open file, and the bytes it reads.
@@ -111,8 +156,10 @@ def open_sound(source: Bytes, name: str) -> tuple[Sound, Bytes]:
             return Sound(source), source
     except soundfile.SoundFileError as error:
         source.check()
+        if (label := containers.av_label(source)) and (av := libav.library()):
+            return AvSound(av, source, label), source
         is_other = head in KNOWN or named(source) is not None
-        start = 0 if is_other else audio_start(source)
+        start = 0 if is_other else streams.audio_start(source)
         if not start:
             raise refusal(source, name) from error
     return open_sound(SplicedBytes(b"", source, start), name)
@@ -167,6 +214,7 @@ class AudioInfo:
         frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
         promised_frames: frames the header promises; more than `frames` when the file is cut.
         duration_s: length of `frames`, seconds.
+        slack_frames: frames a healthy file of this codec may be short of its promise.
         note: why the frames beyond `frames` cannot be read, when they are not just missing.
     """
 
@@ -176,17 +224,13 @@ class AudioInfo:
     frames: int
     promised_frames: int
     duration_s: float
+    slack_frames: int = 0
     note: str = ""
 
     @property
     def length_s(self) -> float:
         """Length of `promised_frames`, seconds."""
         return self.promised_frames / self.sample_rate_hz
-
-    @property
-    def slack_frames(self) -> int:
-        """Frames a healthy file of this codec may be short of its promise."""
-        return MPEG_SLACK_FRAMES if "/MPEG" in self.codec else 0
 
     @property
     def is_cut(self) -> bool:
@@ -207,9 +251,11 @@ def cut_message(info: AudioInfo, held: int | None = None) -> str:
     )
 
 
-def mono(block: Floats) -> Floats:
-    """Mean over channels, (frames, channels) -> (frames,)."""
+def mono(block: Floats, channel: int | None = None) -> Floats:
+    """A channel (from 1), or the mean over all, (frames, channels) -> (frames,)."""
     channels = block.shape[1]
+    if channel is not None:
+        return np.ascontiguousarray(block[:, channel - 1])
     if channels == 1:
         return block[:, 0]
     mono: Floats = block[:, 0] + block[:, 1] if channels == 2 else np.einsum("fc->f", block)

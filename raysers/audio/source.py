@@ -97,7 +97,7 @@ class Bytes:
     """Random access to `size` bytes; `handle` is what libsndfile opens."""
 
     size: int
-    handle: int | _Cursor
+    handle: int | Cursor
     #: What a read from inside libsndfile failed with.
     failure: BaseException | None = None
 
@@ -112,11 +112,11 @@ class Bytes:
 
     def tell(self) -> int:
         """Where libsndfile has read to."""
-        return self.handle.tell() if isinstance(self.handle, _Cursor) else 0
+        return self.handle.tell() if isinstance(self.handle, Cursor) else 0
 
     def rewind(self) -> None:
         """Back to the start, to open the file once more."""
-        if isinstance(self.handle, _Cursor):
+        if isinstance(self.handle, Cursor):
             self.handle.seek(0)
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class _ObjectBytes(Bytes):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.size = file.seek(0, os.SEEK_END)
-        self.handle = _Cursor(self)
+        self.handle = Cursor(self)
 
     def at(self, offset: int, count: int) -> bytes:
         offset = max(offset, 0)
@@ -196,7 +196,7 @@ class SplicedBytes(Bytes):
     def __init__(self, prefix: bytes, inner: Bytes, skip: int) -> None:
         self._prefix, self._inner, self._skip = prefix, inner, skip
         self.size = len(prefix) + inner.size - skip
-        self.handle = _Cursor(self)
+        self.handle = Cursor(self)
 
     def at(self, offset: int, count: int) -> bytes:
         """See `Bytes`."""
@@ -232,7 +232,7 @@ class PatchedBytes(SplicedBytes):
         return data[: first - offset] + new + data[last - offset :]
 
 
-class _Cursor:
+class Cursor:
     """A reading position on `Bytes` whose methods never raise."""
 
     def __init__(self, source: Bytes) -> None:
@@ -240,14 +240,17 @@ class _Cursor:
         self._position = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Goes to a position; see `io.IOBase.seek`."""
         base = (0, self._position, self._source.size)[whence]
         self._position = max(base + offset, 0)
         return self._position
 
     def tell(self) -> int:
+        """The position."""
         return self._position
 
     def read(self, count: int) -> bytes:
+        """Up to `count` bytes; none once a read has failed."""
         if self._source.failure is not None:
             return b""
         try:

@@ -32,7 +32,7 @@ from raysers.data.readers import format_of
 from raysers.data.sources import list_inputs
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.schemas import LABEL_FIELDS, MANIFEST
+from raysers.schemas import CHANNEL, LABEL_FIELDS, MANIFEST
 from raysers.text import some
 from raysers.types import DIMENSIONS, clip_id
 
@@ -118,7 +118,7 @@ def read_labelled(
     tables += [_normalised(uri, _listed(uri, corpus, notes), notes) for uri in others]
     if not tables:
         raise ConfigError("--input names nothing: give corpora, tables or manifests")
-    table = pa.concat_tables(tables).combine_chunks()
+    table = pa.concat_tables(tables, promote_options="default").combine_chunks()
     if about_speakers is not None:
         table = about_speakers.applied(table, notes)
     notes += _of_two_sexes(table)
@@ -174,14 +174,17 @@ def _normalised(uri: str, table: pa.Table, notes: list[str]) -> pa.Table:
         if name in columns:
             columns[name] = _label(uri, name, columns[name])
     if "clip_id" not in columns:
-        spans = (table[n].cast(pa.int64()).to_pylist() for n in ("start", "end"))
+        names = [n for n in ("start", "end", CHANNEL.name) if n in columns]
+        spans = (table[n].cast(pa.int64()).to_pylist() for n in names)
         clips = zip(table["file"].to_pylist(), *spans, strict=True)
-        columns["clip_id"] = pa.array([clip_id(file, s or 0, end) for file, s, end in clips])
+        columns["clip_id"] = pa.array([clip_id(file, s or 0, *end) for file, s, *end in clips])
     filled = [
         columns[field.name] if field.name in columns else pa.nulls(len(table), field.type)
         for field in SCHEMA
     ]
-    return pa.table(filled, names=SCHEMA.names).cast(SCHEMA)
+    found = pa.table(filled, names=SCHEMA.names).cast(SCHEMA)
+    given = CHANNEL.name in columns
+    return found.append_column(CHANNEL, columns[CHANNEL.name]) if given else found
 
 
 def _label(uri: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -26,7 +26,7 @@ from raysers.data.manifest import plain_rows
 from raysers.errors import ClipError, ConfigError, StorageError, status_of
 from raysers.io import storage
 from raysers.io.ranged import RangedFile
-from raysers.schemas import LABEL_FIELDS, MANIFEST, OBJECTS
+from raysers.schemas import CHANNEL, LABEL_FIELDS, MANIFEST, OBJECTS
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status, clip_id
 
 #: Speech in consecutive blocks of 16 kHz audio, as (start_ns, end_ns) in order.
@@ -52,12 +52,14 @@ class Segmenting:
         window_s: length of a window, seconds.
         hop_s: from one window's start to the next one's, seconds.
         min_s: a last window shorter than this is dropped, seconds.
+        channel: the mean of all channels, one (from 1), or each as clips of its own.
     """
 
     kind: Literal["whole", "window", "vad"] = "whole"
     window_s: float = 10.0
     hop_s: float = 10.0
     min_s: float = 0.5
+    channel: Literal["mean", "each"] | int = "mean"
 
     def __post_init__(self) -> None:
         if self.kind not in ("whole", "window", "vad"):
@@ -92,7 +94,7 @@ class _File(NamedTuple):
     info: AudioInfo | None
     num_bytes: int | None
     etag: str
-    speech: _Speech | None = None
+    speech: Mapping[int | None, _Speech] | None = None
     failure: ClipError | None = None
 
 
@@ -121,35 +123,57 @@ def probe_batch(
     """
     if segmenting.kind == "vad" and find_speech is None:
         raise ValueError("segmenting by voice activity needs find_speech")
-    names = [*OBJECTS.names, "status", "error"]
+    names = [*OBJECTS.names, "status", "error", CHANNEL.name]
     given = batch.select([name for name in names if name in batch.schema.names])
     listed = [dict.fromkeys(names) | row for row in plain_rows(given)]
     keys = [(row["file"], row["byte_offset"]) for row in listed]
-    cut = {key for key, row in zip(keys, listed, strict=True) if not (row["start"] or row["end"])}
-    firsts = dict(zip(reversed(keys), reversed(listed), strict=True))
+    rows_of: dict[tuple[str, int | None], list[Mapping[str, Any]]] = {key: [] for key in keys}
+    for key, row in zip(keys, listed, strict=True):
+        rows_of[key].append(row)
     speech = find_speech if segmenting.kind == "vad" else None
 
     def inspect(key: tuple[str, int | None]) -> _File:
-        return _inspect(firsts[key], speech if key in cut else None)
+        return _inspect(rows_of[key], segmenting, speech)
 
-    distinct = list(dict.fromkeys(keys))
     with ThreadPoolExecutor(1 if speech else threads) as pool:
-        files = dict(zip(distinct, pool.map(inspect, distinct), strict=True))
+        files = dict(zip(rows_of, pool.map(inspect, rows_of), strict=True))
     clips = [
-        (index, files[key], clip)
+        (index, files[key], clip, channel)
         for index, (key, row) in enumerate(zip(keys, listed, strict=True))
-        for clip in _clips(row, files[key], segmenting)
+        for channel in _channels(row, files[key].info, segmenting)
+        for clip in _clips(row, files[key], segmenting, channel)
     ]
-    table = pa.Table.from_pylist([_row(listed[i], file, clip) for i, file, clip in clips], MANIFEST)
-    taken = pa.array([index for index, _, _ in clips], pa.int64())
+    schema = MANIFEST
+    if segmenting.channel != "mean" or CHANNEL.name in batch.schema.names:
+        schema = schema.append(CHANNEL)
+    rows = [_row(listed[i], file, clip, channel) for i, file, clip, channel in clips]
+    table = pa.Table.from_pylist(rows, schema)
+    taken = pa.array([index for index, *_ in clips], pa.int64())
     for field in (*LABEL_FIELDS, CARRIED):
         if field.name in batch.schema.names:
             table = table.append_column(field, batch.column(field.name).take(taken))
     return table
 
 
-def _inspect(row: Mapping[str, Any], find_speech: FindSpeech | None) -> _File:
-    """Reads one file's header; the row boundary, where the errors of a file become data."""
+def _channels(
+    row: Mapping[str, Any], info: AudioInfo | None, segmenting: Segmenting
+) -> Sequence[int | None]:
+    """The channels of a file whose clips are wanted; None: the mean of all."""
+    if row[CHANNEL.name] is not None:
+        return [row[CHANNEL.name]]
+    if segmenting.channel == "each":
+        return [None] if info is None else range(1, info.channels + 1)
+    return [None if segmenting.channel == "mean" else segmenting.channel]
+
+
+def _inspect(
+    rows: Sequence[Mapping[str, Any]], segmenting: Segmenting, find_speech: FindSpeech | None
+) -> _File:
+    """Reads the header of the file of `rows`, and its speech where it is to be cut.
+
+    The row boundary, where the errors of a file become data.
+    """
+    row, cut = rows[0], [row for row in rows if not (row["start"] or row["end"])]
     num_bytes, etag = row["num_bytes"], row["etag"] or ""
     if row["status"] and row["status"] != Status.OK:
         failure = ClipError(Status(row["status"]), row["error"] or "")
@@ -162,10 +186,12 @@ def _inspect(row: Mapping[str, Any], find_speech: FindSpeech | None) -> _File:
             byte_offset=row["byte_offset"],
             byte_size=row["byte_size"],
             etag=etag,
-            headers_only=find_speech is None,
+            headers_only=not (find_speech and cut),
         )
         info = decode.probe(source, name=row["file"])
-        speech = None if find_speech is None else _speech(source, row["file"], find_speech)
+        if find_speech is not None and cut:
+            channels = {channel for one in cut for channel in _channels(one, info, segmenting)}
+            speech = {c: _speech(source, row["file"], find_speech, c) for c in channels}
         _BREAKER.succeeded(row["file"])
     except Exception as error:  # one unforeseen file must not stop a million others
         if (failed := status_of(error)) is None:
@@ -185,13 +211,15 @@ def _inspect(row: Mapping[str, Any], find_speech: FindSpeech | None) -> _File:
     return _File(info=info, num_bytes=num_bytes, etag=etag, speech=speech, failure=failed)
 
 
-def _speech(source: AudioSource, name: str, find_speech: FindSpeech) -> _Speech:
+def _speech(
+    source: AudioSource, name: str, find_speech: FindSpeech, channel: int | None
+) -> _Speech:
     samples, failure = 0, None
 
     def blocks(reader: AudioReader) -> Iterator[NDArray[np.float32]]:
         nonlocal samples, failure
         try:
-            for block in reader.blocks(zero_nonfinite=True):
+            for block in reader.blocks(zero_nonfinite=True, channel=channel):
                 samples += len(block)
                 yield block
         except ClipError as error:
@@ -202,7 +230,9 @@ def _speech(source: AudioSource, name: str, find_speech: FindSpeech) -> _Speech:
     return _Speech(spans=spans, heard_ns=samples * NS_PER_S // SAMPLE_RATE_HZ, failure=failure)
 
 
-def _clips(row: Mapping[str, Any], file: _File, segmenting: Segmenting) -> list[_Segment]:
+def _clips(
+    row: Mapping[str, Any], file: _File, segmenting: Segmenting, channel: int | None
+) -> list[_Segment]:
     """The clips of one listed row; at least one."""
     start_ns, given = row["start"] or 0, bool(row["start"] or row["end"])
     if file.failure is not None:
@@ -219,15 +249,18 @@ def _clips(row: Mapping[str, Any], file: _File, segmenting: Segmenting) -> list[
     assert file.info is not None
     if given:
         return [_given(start_ns, row["end"], file.info)]
-    return _of_recording(file.info, segmenting, file.speech)
+    return _of_recording(file.info, segmenting, file.speech.get(channel) if file.speech else None)
 
 
-def _row(row: Mapping[str, Any], file: _File, clip: _Segment) -> dict[str, Any]:
+def _row(
+    row: Mapping[str, Any], file: _File, clip: _Segment, channel: int | None
+) -> dict[str, Any]:
     return {
         "file": row["file"],
         "start": clip.start_ns,
         "end": clip.end_ns,
-        "clip_id": clip_id(row["file"], clip.start_ns, clip.end_ns),
+        "channel": channel,
+        "clip_id": clip_id(row["file"], clip.start_ns, clip.end_ns, channel),
         "duration_s": clip.duration_s,
         "sample_rate_hz": file.info and file.info.sample_rate_hz,
         "channels": file.info and file.info.channels,

@@ -44,7 +44,7 @@ _PARTS_KEPT = 2
 #: Columns of the manifest that a worker needs, where they are there.
 _TRAVELLING = (
     "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",
-    "byte_offset", "byte_size", "status", "error", "transcript",
+    "byte_offset", "byte_size", "status", "error", "transcript", "channel",
 )  # fmt: skip
 
 

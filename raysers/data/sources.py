@@ -38,7 +38,7 @@ from raysers.errors import (
 )
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, suffix_of
-from raysers.schemas import MANIFEST, OBJECTS
+from raysers.schemas import CHANNEL, MANIFEST, OBJECTS
 from raysers.types import Status
 
 #: Schema of every listed batch, before the label columns of tables; status null: not known yet.
@@ -291,8 +291,9 @@ class _Seen:
         """Rows not listed before; a table's rows count as clips, everything else as files."""
         files = table["file"].to_pylist()
         if is_table:
-            spans = (table[n].cast(pa.int64()).to_pylist() for n in ("start", "end"))
-            keys = [hash((f, s or 0, e)) for f, s, e in zip(files, *spans, strict=True)]
+            names = [n for n in ("start", "end", CHANNEL.name) if n in table.column_names]
+            spans = (table[n].cast(pa.int64()).to_pylist() for n in names)
+            keys = [hash((f, s or 0, *rest)) for f, s, *rest in zip(files, *spans, strict=True)]
             fresh = [key not in self._clips for key in keys]
             self._clips.update(keys)
         else:

@@ -324,15 +324,20 @@ def _check_order(uri: str, clips: pa.Table) -> None:
 
 def _check_unique(uri: str, clips: pa.Table) -> None:
     """Names all rows that repeat a clip; `start` 0 and no start are the same."""
+    given = CHANNEL.name in clips.column_names
+    channel = clips[CHANNEL.name] if given else pa.nulls(len(clips), CHANNEL.type)
     keys = pa.table(
         {
             "file": clips["file"],
             "start": pc.fill_null(clips["start"].cast(pa.int64()), 0),
             "end": clips["end"].cast(pa.int64()),
+            "channel": channel,
             "row": pa.array(np.arange(1, len(clips) + 1)),
         }
     )
-    grouped = keys.group_by(["file", "start", "end"]).aggregate([("row", "list"), ("row", "min")])
+    grouped = keys.group_by(["file", "start", "end", "channel"]).aggregate(
+        [("row", "list"), ("row", "min")]
+    )
     if len(grouped) == len(clips):
         return
     repeated = grouped.filter(pc.greater(pc.list_value_length(grouped["row_list"]), 1))

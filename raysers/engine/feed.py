@@ -190,7 +190,7 @@ def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
 
 def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
     try:
-        signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s)
+        signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s, channel=clip.channel)
     except Exception as error:
         return Decoded(clip=clip, error=_failure(clip, error))
     _BREAKER.succeeded(clip.file)

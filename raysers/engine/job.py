@@ -248,7 +248,9 @@ class ClipJob:
         where, clips = self.run.output, self.plan.clips
         if self.run.earlier is None:
             clips.write(storage.join(where, "manifest"))
-        schemas = {"manifest": clips.part(0).schema, self.task.table: self.task.schema}
+        listed = clips.part(0).schema
+        rows = output.row_schema(self.task.schema, listed.names)
+        schemas = {"manifest": listed, self.task.table: rows}
         about = f"{self.run.job} of {', '.join(self.flags.input)}"
         output.write_header(where, schemas, description=about, licence=self.task.licence)
         self.run.begin(config, self.plan.settings)

@@ -29,6 +29,7 @@ from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardPlan, shard_name
 from raysers.errors import ObjectMissing, RaysersError
 from raysers.io import storage
+from raysers.schemas import CHANNEL, CLIP_FIELDS
 from raysers.text import plain
 
 _READERS = 16
@@ -64,6 +65,11 @@ def stamp_of(job: str, settings: Mapping[str, Any]) -> str:
     """
     text = json.dumps([job, settings], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def row_schema(schema: pa.Schema, manifest: Sequence[str]) -> pa.Schema:
+    """`schema` of a job's rows, with the channel where the columns of the manifest have it."""
+    return schema.insert(len(CLIP_FIELDS), CHANNEL) if CHANNEL.name in manifest else schema
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -104,6 +104,8 @@ def listing_settings(flags: ListingFlags) -> dict[str, Any]:
         "limit": flags.limit,
         "rows_version": ROWS_VERSION,
     }
+    if flags.channel != "mean":
+        settings["channel"] = flags.channel
     if flags.segment == "window":
         settings["hop_s"] = flags.hop_s
     if flags.segment != "whole":
@@ -120,8 +122,13 @@ def list_clips(flags: ListingFlags, *, local: bool | None = None) -> Manifest:
 
 def segmenting(flags: ListingFlags) -> Segmenting:
     """How the flags cut recordings into clips."""
+    channel = {"left": 1, "right": 2}.get(str(flags.channel), flags.channel)
     return Segmenting(
-        kind=flags.segment, window_s=flags.window_s, hop_s=flags.hop_s, min_s=flags.min_s
+        kind=flags.segment,
+        window_s=flags.window_s,
+        hop_s=flags.hop_s,
+        min_s=flags.min_s,
+        channel=channel,  # type: ignore[arg-type]
     )
 
 
@@ -258,11 +265,13 @@ def stored_manifest(run: Run) -> Manifest:
 
 def refuse_cutting(inputs: Sequence[str], segmenting: Segmenting) -> None:
     """Raises ConfigError where a finished manifest among the inputs would have to be cut."""
-    for uri in inputs if segmenting.kind != "whole" else ():
+    flag = f"--segment {segmenting.kind}" if segmenting.kind != "whole" else ""
+    flag = flag or (f"--channel {segmenting.channel}" if segmenting.channel != "mean" else "")
+    for uri in inputs if flag else ():
         if is_manifest(uri):
             raise ConfigError(
-                f"--segment {segmenting.kind}: {uri} is a manifest whose clips are decided "
-                "already; leave --segment out, or index the audio again"
+                f"{flag}: {uri} is a manifest whose clips are decided already; leave "
+                f"{flag.split()[0]} out, or index the audio again"
             )
 
 

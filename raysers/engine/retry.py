@@ -20,7 +20,7 @@ from raysers.data.segments import CARRIED, CLAMPED_NS
 from raysers.data.sources import listed_segments
 from raysers.engine import output
 from raysers.engine.plan import Plan, inspected, segmenting
-from raysers.schemas import MANIFEST, OBJECTS
+from raysers.schemas import CHANNEL, MANIFEST, OBJECTS
 from raysers.types import Status
 
 _CUT_OTHERWISE = (
@@ -62,21 +62,24 @@ def _inspected_again(clips: Manifest, ids: Collection[str], flags: ClipJobFlags)
     rows = plain_rows(_where(clips, "clip_id", ids))
     listed = _listed(rows, flags.input)
     again = pa.Table.from_pylist(
-        list({row[CARRIED.name]: row for row in listed}.values()), pa.schema([*OBJECTS, CARRIED])
+        list({row[CARRIED.name]: row for row in listed}.values()),
+        pa.schema([*OBJECTS, CARRIED, CHANNEL]),
     )
     local = True if flags.workers == "local" else None
     found: dict[str, list[Row]] = defaultdict(list)
-    for table in inspected([again], segmenting(flags), local=local):
+    # the channels are decided as well
+    for table in inspected([again], replace(segmenting(flags), channel="mean"), local=local):
         for clip in plain_rows(table):
             found[clip[CARRIED.name]].append(clip)
     spans = defaultdict(set)
     if flags.segment != "whole":
         for row in plain_rows(_where(clips, "file", {row["file"] for row in rows})):
-            spans[row["file"]].add((row["start"], row["end"]))
+            spans[row["file"], row.get(CHANNEL.name)].add((row["start"], row["end"]))
     new = []
     for row, key in zip(rows, (one[CARRIED.name] for one in listed), strict=True):
         is_cut = flags.segment != "whole" and key != row["clip_id"]
-        now = _cut(row, found[key], spans[row["file"]]) if is_cut else found[key][0]
+        known = spans[row["file"], row.get(CHANNEL.name)]
+        now = _cut(row, found[key], known) if is_cut else found[key][0]
         if now["end"] is None:  # nothing is known of the file
             now = row | {name: now[name] for name in ("status", "error")}
         new.append(now | {"clip_id": row["clip_id"]})
@@ -96,12 +99,13 @@ def _listed(rows: list[Row], inputs: Sequence[str]) -> list[Row]:
         ends[given["file"], given["start"] or 0].add(given["end"])
     listed = []
     for row in rows:
-        key = f"{row['file']}\0{row['byte_offset']}"
-        one = {"file": row["file"]}
+        channel = row.get(CHANNEL.name)
+        key = f"{row['file']}\0{row['byte_offset']}\0{channel}"
+        one = {"file": row["file"], CHANNEL.name: channel}
         if row["byte_offset"] is not None:
             one |= {name: row[name] for name in ("num_bytes", "etag", "byte_offset", "byte_size")}
         if row["clip_id"] in pinned and row["end"] is not None:
-            key, one = row["clip_id"], {name: row[name] for name in OBJECTS.names}
+            key, one = row["clip_id"], one | {name: row[name] for name in OBJECTS.names}
         elif (end := _given_end(row["end"], ends[row["file"], row["start"]])) != _NOT_GIVEN:
             key = row["clip_id"]
             one |= {"start": row["start"], "end": end}

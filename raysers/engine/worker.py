@@ -222,7 +222,8 @@ class ShardWorker:
             raise
         names = self._task.variant_names
         ordered = [rows[clip.clip_id, name] for clip in clips for name in names]
-        part = output.to_table(ordered, self._task.schema)
+        schema = output.row_schema(self._task.schema, block.column_names)
+        part = output.to_table(ordered, schema)
         if earlier is not None:
             part = output.replace_rows(earlier, part)
         output.write_part(uri, part, stamp=settings.stamp)
@@ -311,6 +312,7 @@ class ShardWorker:
                 "start": clip.start_ns,
                 "end": clip.end_ns,
                 "clip_id": clip.clip_id,
+                "channel": clip.channel,
                 "status": status,
                 "error": failure.message if failure else "",
                 "duration_s": one.duration_s if has_signal else None,

@@ -85,6 +85,24 @@ def test_scores_equal_the_single_file_forward_however_the_work_is_cut(
     assert np.std([r["arousal"] for r in rows]) > 1e-3  # the model tells clips apart
 
 
+def test_each_channel_is_scored_as_a_file_of_its_own(archive, checkpoint, expected, tmp_path):
+    one, two = sorted(archive.rglob("*.wav"), key=lambda p: sf.info(p).frames)[:2]
+    pair = [sf.read(p, dtype="int16")[0] for p in (one, two)]
+    both = np.zeros((len(pair[1]), 2), np.int16)
+    for channel, signal in enumerate(pair):
+        both[: len(signal), channel] = signal
+    (tmp_path / "in").mkdir()
+    sf.write(tmp_path / "in/call.wav", both, 16_000)
+    out, model = tmp_path / "out", ("--model", checkpoint[0], "--dtype", "fp32")
+    assert run("--input", tmp_path / "in", *model, "--channel", "each", "-o", out, *HERE) == 0
+    rows = sorted(rows_of(out), key=lambda row: row["channel"])
+    assert [row["channel"] for row in rows] == [1, 2]
+    np.testing.assert_allclose(
+        [rows[1][d] for d in DIMENSIONS], expected[two.name][:3], atol=1e-5, rtol=0
+    )
+    assert run("--input", tmp_path / "in", *model, "-o", out, *HERE) == 2
+
+
 def test_the_output_opens_as_an_audformat_database(calm):
     table = audformat.Database.load(str(calm), load_data=True)["annotations"].get()
     assert table.index.names == ["file", "start", "end"]

@@ -159,7 +159,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("start", "expected"), OTHERS.items())
-def test_other_files_are_named(start, expected):
+def test_other_files_are_named(start, expected, monkeypatch):
+    """Without the extra `av`, which would find more of them damaged."""
+    monkeypatch.setattr("raysers.audio.libav.library", lambda: None)
     padded = start if len(start) < 5 or start.isascii() else start + bytes(range(1, 200))
     with pytest.raises(ClipError) as caught:
         decode(io.BytesIO(padded), name="speech.wav")

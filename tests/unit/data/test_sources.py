@@ -244,7 +244,7 @@ def test_files_that_are_not_listed_are_counted(tmp_path: Path) -> None:
 
 
 #: Formats under the suffix by which the sound library itself knows them.
-SUFFIX_OF = {"VOC": "voc", "AVR": "avr", "PAF": "paf", "PVF": "pvf", "SVX": "svx", "WVE": "wve"}
+SUFFIX_OF = {"VOC": "voc", "AVR": "avr", "PAF": "paf", "PVF": "pvf", "WVE": "wve"}
 SUFFIX_OF |= {"SDS": "sds", "HTK": "htk", "IRCAM": "sf", "NIST": "sph"}
 
 
@@ -255,14 +255,6 @@ def test_rare_formats_are_found_and_read(tmp_path: Path, fmt: str, suffix: str) 
     (batch,) = list_inputs([str(tmp_path)])
     (row,) = probe_batch(batch, Segmenting()).to_pylist()
     assert (row["status"], round(row["duration_s"], 2)) == ("ok", 1.0)
-
-
-def test_a_cut_svx_is_truncated(tmp_path: Path) -> None:
-    path = tmp_path / "x.svx"
-    soundfile.write(path, np.full(8000, 0.1), 8000, subtype="PCM_16", format="SVX")
-    path.write_bytes(path.read_bytes()[:9000])
-    (batch,) = list_inputs([str(tmp_path)])
-    assert probe_batch(batch, Segmenting())["status"].to_pylist() == ["truncated"]
 
 
 def test_links_in_linked_folders_are_not_entered(tmp_path: Path) -> None:
