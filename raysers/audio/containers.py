@@ -43,7 +43,7 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"%PDF-", "a PDF document", _NO),
     (0, b"PK\x03\x04", "a ZIP archive", _NO),
     (0, b"\x1f\x8b", "gzip data", _NO),
-    (0, b"\x28\xb5\x2f\xfd", "Zstandard data", _NO),
+    (8, b"ILBM", "an IFF image (ILBM)", _NO),
     (0, b"PAR1", "a Parquet table", _NO),
     (257, b"ustar", "a tar archive", _NO),
     (4, b"ftypM4A", "MP4/AAC audio (m4a)", "MP4"),

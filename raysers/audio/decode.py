@@ -51,8 +51,7 @@ def probe(source: AudioSource, *, name: str) -> AudioInfo:
         source: local path or seekable binary file object.
         name: file name for messages; its extension only identifies headerless audio.
 
-    Returns:
-        What the file holds. A cut file is returned as well, with `is_cut`.
+    Returns what the file holds; a cut file as well, with `is_cut`.
 
     Raises:
         ClipError: `missing`, `forbidden`, `unreadable`, `unsupported`, `empty`, or `truncated`
@@ -93,9 +92,6 @@ class AudioReader:
     Args:
         source: local path or seekable binary file object, which stays open.
         name: file name for messages.
-
-    Attributes:
-        info: what the header says.
 
     Raises:
         ClipError: the file cannot be opened (see `probe`).
@@ -299,12 +295,12 @@ class AudioReader:
                 return
             if info.note or self._sound.has_read_all(source):
                 raise _cut(info, held=self._end)
-            held_s, reason = self._end / info.sample_rate_hz, self._sound.failure
-            raise ClipError(
-                Status.UNREADABLE,
-                f"the audio data are damaged: decoding stopped at {held_s:.3f} s of "
-                f"{info.length_s:.3f} s{reason and f' ({reason})'}",
+            message = (
+                f"the audio data are damaged: decoding stopped at "
+                f"{self._end / info.sample_rate_hz:.3f} s of {info.length_s:.3f} s"
             )
+            reason = self._sound.failure
+            raise ClipError(Status.UNREADABLE, f"{message} ({reason})" if reason else message)
         at_end = needed == info.promised_frames and self._position == info.frames
         if at_end and self._sound.goes_on(source, info.frames):
             raise ClipError(

@@ -36,7 +36,7 @@ DEMUXERS = {
     "Ogg": "ogg",
     "FLAC": "flac",
 }
-#: Containers whose index says where each stretch of the audio lies, and whose header how long it is.
+#: Containers with an index of where each stretch of audio lies, and those that count its frames.
 _INDEXED = ("mov", "matroska")
 _COUNTED = ("mov", "wv", "tta", "ape")
 #: Codecs of frames of equal length that need no more than a second before them.

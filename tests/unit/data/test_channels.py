@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 def listed(place: Path, **flags: Any) -> pa.Table:
     given = ClipJobFlags(input=(str(place),), output="x", workers="local", **flags)
     given.check()
-    return index(given.input, segmenting(given), local=True)
+    return index(given.input, segmenting(given), local=True).table()
 
 
 def channels(manifest: pa.Table) -> list[tuple[str, int | None, str]]:
