@@ -2,6 +2,7 @@
 
 import csv
 
+import av
 import numpy as np
 import pytest
 import soundfile as sf
@@ -37,10 +38,10 @@ FATES = {
     "ps_evil.wav": Status.UNREADABLE,
     "ps_goforward.raw": Status.UNSUPPORTED,
     "ps_null.wav": Status.EMPTY,
-    "pydub_bach.ogg": Status.OK,
+    "pydub_bach.ogg": Status.UNSUPPORTED,
     "pydub_test1_empty.wav": Status.EMPTY,
-    "pydub_test5.webm": Status.OK,
-    "pydub_wrong_extension.aac": Status.OK,
+    "pydub_test5.webm": Status.UNSUPPORTED,
+    "pydub_wrong_extension.aac": Status.UNSUPPORTED,
     "sb_example1.wav": Status.UNREADABLE,
     "scipy_test-44100Hz-be-1ch-4bytes.wav": Status.OK,
     "scipy_test-44100Hz-le-1ch-4bytes-early-eof-no-data.wav": Status.UNREADABLE,
@@ -107,7 +108,8 @@ def test_every_odd_file_is_listed():
 
 
 @pytest.mark.parametrize("start", sorted(FATES))
-def test_path_and_file_object_share_the_decided_fate(start):
+def test_path_and_file_object_share_the_decided_fate(start, monkeypatch):
+    monkeypatch.setattr("raysers.audio.libav.library", lambda: None)
     path = path_of(start)
     fate, message = fate_of(path, start)
     assert fate == FATES[start], message
@@ -130,6 +132,22 @@ def test_good_ones_decode_as_by_hand(start):
         n = min(signal.size, expected.size)
         scale = max(1.0, float(np.abs(expected).max()))
         np.testing.assert_allclose(signal[:n], expected[:n], atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize(
+    "start", ["pydub_bach.ogg", "pydub_test5.webm", "pydub_wrong_extension.aac"]
+)
+def test_what_pyav_reads_is_decoded_as_by_hand(start):
+    resampler = av.AudioResampler(format="fltp")
+    with av.open(path_of(start)) as file:
+        frames = [part for frame in file.decode(audio=0) for part in resampler.resample(frame)]
+    native = np.concatenate([frame.to_ndarray() for frame in frames], axis=1).mean(axis=0)
+    expected = soxr.resample(native, frames[0].sample_rate, 16000)
+    signal = decode(path_of(start), name=start)
+    assert abs(signal.size - expected.size) <= 400
+    # behind the packet that the WebM lacks at 1.328 s, its times count and not its samples
+    n = 21_000 if start.endswith("webm") else min(signal.size, expected.size) - 400
+    np.testing.assert_allclose(signal[:n], expected[:n], atol=1e-5)
 
 
 def test_16_khz_speech_passes_bit_for_bit():
