@@ -200,8 +200,8 @@ def _front_matter(facts: CardFacts) -> str:
         license=UNKNOWN,
         language=sorted({c for c in facts.languages if re.fullmatch("[a-z]{2,3}", c)}) or None,
         base_model=facts.base_hub_id,
-        library_name="transformers",
-        pipeline_tag="audio-classification",
+        # not transformers and no pipeline tag: its stock classes would put a random head on it
+        library_name="raysers",
         tags=["speech", "audio", "emotion-recognition", *facts.trained, facts.model_type],
         metrics=["ccc"] * bool(facts.trained) + ["recall"] * bool(facts.categories),
         model_name=one_line(facts.name) or "model",

@@ -1,0 +1,112 @@
+"""Outputs open in other programs: rows as CSV, Excel and frames, the dataset card, the usage."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pytest
+import yaml
+
+import raysers
+from raysers import commands
+from raysers.engine import output
+from raysers.schemas import ANNOTATIONS, MANIFEST
+
+ROWS = [
+    {
+        "file": file, "start": start_s * 10**9, "end": end_s, "clip_id": file, "status": status,
+        "error": error, "arousal": arousal, "model": "m",
+        "created_at": datetime(2026, 1, 31, 12, tzinfo=UTC),
+    }
+    for file, start_s, end_s, status, error, arousal in (
+        ("a.wav", 1, 3_500_000_000, "ok", "", 0.5),
+        ("=cmd().wav", 0, None, "missing", 'no "such", file', None),
+    )
+]  # fmt: skip
+
+
+@pytest.fixture
+def made(tmp_path) -> str:
+    """An output of two parts with a header."""
+    place = str(tmp_path / "out")
+    for shard, row in enumerate(ROWS):
+        part = output.to_table([row], ANNOTATIONS)
+        output.write_part(output.part_uri(place, "annotations", shard), part, stamp="x")
+    tables = {"manifest": MANIFEST, "annotations": ANNOTATIONS}
+    output.write_header(place, tables, description="annotate of *calls*", licence="cc-by-nc-sa-4.0")
+    return place
+
+
+def run(*args: str) -> None:
+    assert commands.main(["read", *args]) == 0
+
+
+def test_seconds_stand_beside_durations(made):
+    frame = raysers.read(made)
+    assert list(frame.columns[:5]) == ["file", "start", "end", "start_s", "end_s"]
+    assert frame["start_s"].tolist() == [1.0, 0.0]
+    assert frame["end_s"].isna().tolist() == [False, True]
+    assert frame["end_s"][0] == 3.5
+
+
+def test_csv_holds_every_row_and_value(made, tmp_path, capsys):
+    run(made, "--csv", str(tmp_path / "rows.csv"))
+    assert "2 rows" in capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "rows.csv", keep_default_na=False)
+    assert found["file"].tolist() == ["a.wav", "=cmd().wav"]
+    assert found["error"].tolist() == ["", 'no "such", file']
+    assert found["end_s"].tolist() == ["3.5", ""]
+    assert found["created_at"][0] == "2026-01-31T12:00:00Z"
+
+
+def test_excel_holds_every_row_and_no_formula(made, tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    run(made, "--xlsx", str(tmp_path / "rows.xlsx"))
+    head, *rows = openpyxl.load_workbook(tmp_path / "rows.xlsx").active.iter_rows()
+    column = [cell.value for cell in head].index("file")
+    assert [row[column].value for row in rows] == ["a.wav", "'=cmd().wav"]
+    assert {cell.data_type for row in rows for cell in row} <= {"s", "n", "inlineStr"}
+
+
+def test_first_rows_are_printed(made, capsys):
+    run(made, "--rows", "1")
+    text = capsys.readouterr().out
+    assert "a.wav" in text
+    assert "=cmd" not in text
+    assert "clip_id" not in text
+
+
+def test_duckdb_reads_the_parts(made):
+    found = duckdb.sql(f"SELECT file, arousal FROM '{made}/annotations/*.parquet' ORDER BY file")
+    assert found.fetchall() == [("=cmd().wav", None), ("a.wav", 0.5)]
+
+
+def test_the_card_names_every_table_for_load_dataset(made, tmp_path):
+    _, front, text = (tmp_path / "out" / "README.md").read_text().split("---\n")
+    configs = yaml.safe_load(front)["configs"]
+    assert [(one["config_name"], one.get("default", False)) for one in configs] == [
+        ("annotations", True),
+        ("manifest", False),
+    ]
+    found = list((tmp_path / "out").glob(configs[0]["data_files"]))
+    assert sum(pa.parquet.read_table(path).num_rows for path in found) == len(ROWS)
+    assert r"\*calls\*" in text  # a name is text, not Markdown
+    assert "cc-by-nc-sa-4.0" in text
+
+
+@pytest.mark.parametrize(
+    ("licence", "usage"),
+    [
+        ("cc-by-nc-sa-4.0", "research"),
+        ("CC BY-NC-SA 4.0", "research"),
+        ("apache-2.0", "other"),
+        ("", "other"),
+    ],
+)
+def test_usage_follows_from_the_models_licence(licence, usage, tmp_path):
+    tables = {"annotations": ANNOTATIONS}
+    output.write_header(str(tmp_path), tables, description="x", licence=licence)
+    assert yaml.safe_load((tmp_path / "db.yaml").read_text())["usage"] == usage
