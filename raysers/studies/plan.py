@@ -304,7 +304,7 @@ def _hub_error(hub_id: str) -> str:
     from huggingface_hub import hf_hub_download
 
     try:
-        hf_hub_download(hub_id, "config.json")
+        hf_hub_download(hub_id, "config.json", etag_timeout=5)
     except Exception as error:  # the library's own errors, and those of its HTTP client
         return f"hub model {hub_id} ({type(error).__name__})"
     return ""

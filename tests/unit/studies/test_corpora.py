@@ -79,7 +79,7 @@ def test_half_a_split_is_refused():
 
 
 def test_a_plan_says_which_packages_models_and_transcripts_are_missing(tmp_path, monkeypatch):
-    def refuse(hub_id: str, name: str) -> str:
+    def refuse(hub_id: str, name: str, etag_timeout: float) -> str:
         raise OSError("offline")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
