@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from raysers.annotation import AnnotateTask
 from raysers.cli import ClipJobFlags, command
 from raysers.engine.job import ClipJob
+from raysers.engine.turns import write_turns
 from raysers.errors import ConfigError
 from raysers.evaluation.dtype_check import check_dtype
 
@@ -67,7 +68,11 @@ def annotate(flags: AnnotateFlags) -> int:
         )
         if flags.check_dtype:
             return check_dtype(job, flags.check_dtype)
-        return job.estimate() if flags.dry_run else job.execute(share=flags.share)
+        if flags.dry_run:
+            return job.estimate()
+        code = job.execute(share=flags.share)
+        write_turns(job.run.output, job.plan.clips, job.rows)
+        return code
 
 
 main = command(AnnotateFlags, annotate, __doc__ or "", positional="input")

@@ -134,8 +134,15 @@ class Manifest:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of the clips' files, those of a file once for each of its clips."""
-        return sum(pc.sum(part["num_bytes"]).as_py() or 0 for part in self.parts(["num_bytes"]))
+        """Bytes of the clips' files, each file once."""
+        total, last = 0, None
+        for part in self.parts(["file", "num_bytes"]):
+            sizes = part.group_by("file", use_threads=False).aggregate([("num_bytes", "max")])
+            total += pc.sum(sizes["num_bytes_max"]).as_py() or 0
+            if len(part) and part["file"][0].as_py() == last:  # it began in the part before
+                total -= sizes["num_bytes_max"][0].as_py() or 0
+            last = part["file"][-1].as_py() if len(part) else last
+        return total
 
     @property
     def last_part(self) -> pa.Table:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from raysers.data.corpora import audformat
 from raysers.data.files import AUDIO_SUFFIXES, Row, of_file, rows_to_table
 from raysers.data.inputs import Input, Kind, classified, kinds_of
+from raysers.data.readers import STDIN
 from raysers.data.tables import read_clip_table
 from raysers.data.tar import (
     TarMember,
@@ -76,8 +77,8 @@ def list_inputs(
         uris: folders, prefixes, tars, audio files, tables, audformat databases, patterns with `*`,
             `?` or `**`, and `-` for a list on standard input; `~` is expanded.
         notes: warnings are added to it.
-        files: whether a table of which no file is there is refused.
         databases: whether an audformat database gives the clips of its tables, not its files.
+        files: whether a table of which no file is there is refused.
 
     Raises:
         ConfigError: an input that is missing, may not be read, holds no audio, or a bad table.
@@ -96,7 +97,8 @@ def listed_segments(uris: Sequence[str]) -> pa.Table:
     Raises:
         ConfigError: as `list_inputs`.
     """
-    others = [uri for uri in uris if suffix_of(uri) not in {".tar", *AUDIO_SUFFIXES}]
+    whole = {".tar", *AUDIO_SUFFIXES}
+    others = [uri for uri in uris if suffix_of(uri) not in whole and uri != STDIN]
     tables = [one for one in classified(others, databases=True, files=False) if one.kind == "table"]
     rows = [LISTING.empty_table(), *_tables(tables, [])]
     clips = pa.concat_tables([table.select(OBJECTS.names[:3]) for table in rows])

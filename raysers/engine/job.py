@@ -124,6 +124,8 @@ class ClipJob:
             )
         if clips is None and run.earlier is not None:
             clips = plan.stored_manifest(run)
+            if not flags.limit:
+                plan.warn_of_new_files(flags.input, clips)
         elif clips is None:
             clips = plan.list_clips(flags, local=True if flags.workers == "local" else None)
         if preload.ident is not None:  # a package that another thread still imports lacks names

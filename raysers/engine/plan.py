@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -23,18 +24,19 @@ import pyarrow.compute as pc
 from raysers.cli import ClipJobFlags, ListingFlags
 from raysers.data.inputs import absolute_input
 from raysers.data.manifest import Manifest, collect, is_manifest, read_part, whole_parts
+from raysers.data.readers import STDIN
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.shards import ShardPlan, plan_shards
 from raysers.data.sources import LISTING, list_inputs
 from raysers.engine import output
 from raysers.engine.placement import Placement as Placement
 from raysers.engine.placement import io_threads as io_threads
-from raysers.engine.progress import LINE_EVERY_S
+from raysers.engine.progress import LINE_EVERY_S, hours
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
 from raysers.run import Run, absolute_output
 from raysers.schemas import MANIFEST
-from raysers.types import Status
+from raysers.types import NS_PER_S, Status
 
 #: Version of what the rows mean; another one is never mixed into an output folder.
 ROWS_VERSION = 1
@@ -247,6 +249,25 @@ def make_plan(
     return Plan(clips=manifest, shards=shards, todo=sorted(todo), settings=settings, stamp=stamp)
 
 
+def warn_of_new_files(inputs: Sequence[str], clips: Manifest) -> None:
+    """Name files that the inputs have got since the list of clips was made."""
+    others = [uri for uri in inputs if uri != STDIN and not is_manifest(uri)]
+    known: set[int] = set()
+    for part in clips.parts(["file"]) if others else ():
+        known.update(map(hash, pc.unique(part["file"]).to_pylist()))
+    added, first = 0, ""
+    with suppress(RaysersError):  # the run goes on with what it has listed
+        for batch in list_inputs(others) if others else ():
+            new = {file for file in batch["file"].to_pylist() if hash(file) not in known}
+            known.update(map(hash, new))
+            added, first = added + len(new), min({*new, *([first] if first else [])}, default="")
+    if added:
+        _warn(
+            f"{added:,} files were added since the clips were listed and are not scored (the "
+            f"first: {first}): give another --output to score them"
+        )
+
+
 def stored_manifest(run: Run) -> Manifest:
     """The manifest of the run that is resumed.
 
@@ -319,12 +340,20 @@ def inspected(
     # one thread loads and calls the speech detector
     inspect = partial(_inspect, segmenting=segmenting)
     found = map_blocks(inspect, chain(first, blocks), local=here, threads=1 if vad else 4)
-    clips, last_s = 0, time.monotonic()
+    clips, speech_s, read_s, last_s = 0, 0.0, 0.0, time.monotonic()
     for table in found:
         clips += table.num_rows
+        if vad:
+            speech = table.filter(pc.equal(table["status"], str(Status.OK)))
+            speech_s += pc.sum(speech["duration_s"]).as_py() or 0.0
+            ends = table.group_by("file").aggregate([("end", "max")])["end_max"]
+            read_s += (pc.sum(ends.cast(pa.int64())).as_py() or 0) / NS_PER_S
         if time.monotonic() - last_s >= LINE_EVERY_S:
             last_s = time.monotonic()
-            print(f"reading headers: {clips:,} clips of {objects:,} files", file=sys.stderr)
+            line = f"reading headers: {clips:,} clips of {objects:,} files"
+            if vad:
+                line = f"finding speech: {hours(speech_s)} in {hours(read_s)} of audio"
+            print(line, file=sys.stderr)
         yield table
 
 

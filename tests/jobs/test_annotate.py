@@ -103,6 +103,49 @@ def test_each_channel_is_scored_as_a_file_of_its_own(archive, checkpoint, expect
     assert run("--input", tmp_path / "in", *model, "-o", out, *HERE) == 2
 
 
+def test_turns_have_timelines_and_means_by_speaker(archive, checkpoint, tmp_path):
+    (tmp_path / "in").mkdir()
+    long = sorted(archive.rglob("*.wav"), key=lambda p: sf.info(p).frames)[-2:]
+    turns = {"m1": [(0.0, 1.0, "a"), (1.0, 0.5, "b"), (1.5, 1.5, "a")], "m2": [(0.0, 1.0, "a")]}
+    lines = []
+    for (name, spans), path in zip(turns.items(), long, strict=True):
+        shutil.copy(path, tmp_path / f"in/{name}.wav")
+        for start, length, who in spans:
+            lines.append(f"SPEAKER {name} 1 {start} {length} <NA> <NA> {who} <NA> <NA>\n")
+    (tmp_path / "in/turns.rttm").write_text("".join(lines))
+    out = tmp_path / "out"
+    model = ("--model", checkpoint[0], "--dtype", "fp32")
+    assert run("--input", tmp_path / "in/turns.rttm", *model, "-o", out, *HERE) == 0
+    timeline = rows_of(out, "timelines")
+    got = [(Path(r["file"]).stem, r["start"].total_seconds(), r["speaker"]) for r in timeline]
+    assert got == [("m1", 0, "a"), ("m1", 1.5, "a"), ("m1", 1, "b"), ("m2", 0, "a")]
+    by_id = {row["clip_id"]: row for row in rows_of(out)}
+    assert all(by_id[row["clip_id"]]["valence"] == row["valence"] for row in timeline)
+    speakers = rows_of(out, "speakers")
+    assert [(r["speaker"], r["turns"], r["speech_s"]) for r in speakers] == [
+        ("a", 2, 2.5), ("b", 1, 0.5), ("a", 1, 1.0),
+    ]  # fmt: skip
+    first, second = (row["arousal"] for row in timeline[:2])
+    assert speakers[0]["arousal"] == pytest.approx((first * 1.0 + second * 1.5) / 2.5, abs=1e-6)
+
+
+def test_files_that_were_added_are_named_at_every_resume(
+    checkpoint, clips_folder, tmp_path, capsys
+):
+    command = ("--input", clips_folder, "--model", checkpoint[0], "-o", tmp_path / "out", *HERE)
+    assert run(*command) == 0
+    assert run(*command) == 0
+    assert "were added" not in capsys.readouterr().err
+    (first, *_) = clips_folder.rglob("*.wav")
+    for name in ("0new.wav", "new2.wav"):
+        (clips_folder / name).symlink_to(first.resolve())
+    for _ in range(2):
+        assert run(*command) == 0
+        told = capsys.readouterr().err
+        assert "2 files were added since the clips were listed" in told
+        assert f"{clips_folder}/0new.wav" in told
+
+
 def test_the_output_opens_as_an_audformat_database(calm):
     table = audformat.Database.load(str(calm), load_data=True)["annotations"].get()
     assert table.index.names == ["file", "start", "end"]
