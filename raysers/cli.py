@@ -284,7 +284,7 @@ def _shared_flags(recipes: Path | None) -> dict[str, Flag]:
     rows = [
         ("config", 1, "FILE", "", "Read flags from a YAML file or the run.json of an earlier run."),
         ("requester_pays", 0, "", "", "Agree to pay for reading requester-pays buckets."),
-        ("help", 0, "", "-h", "Show what most need."),
+        ("help", 0, "", "-h", "Show the common flags."),
         ("help_all", 0, "", "", "Show all flags."),
     ]
     if recipes is not None:

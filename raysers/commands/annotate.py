@@ -31,7 +31,7 @@ class AnnotateFlags(ClipJobFlags):
     """Also write the masked mean of the model's last layer."""
     sample: str = "100%"
     """Score this random share of what is left, such as 1%, and print what the rest will take; the
-    same command without it goes on."""
+    same command without it continues."""
     check_dtype: int = 0
     """Score N clips in --dtype and by torch in fp32, print how far the scores part (and CCC where
     there are labels), write nothing."""

@@ -1,4 +1,4 @@
-r"""What was said in every clip of an audio archive.
+r"""Transcripts of all clips of an audio archive.
 
     raysers transcribe s3://bucket/calls -o s3://bucket/calls-text \
         --asr facebook/wav2vec2-base-960h

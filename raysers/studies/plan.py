@@ -61,7 +61,7 @@ class StudyFlags:
     """Folder or s3:// prefix for all runs and tables; rerun the command to resume there."""
     data: Uris = ()
     """Labelled corpora: the first is trained on, the others are for cross-corpus figures. With
-    --scale small and none, corpora are made up."""
+    --scale small and none, synthetic corpora are used."""
     scale: Literal["full", "small"] = "full"
     """small: narrow networks in place of the paper's, for one small machine (local --output)."""
     in_domain: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class StudyFlags:
     max_concurrent: int = 0
     """Cells at once; 0: as many as the cluster has room for."""
     retries: int = 1
-    """How often a cell may fail before it is recorded as failed and the others go on. The same
+    """How often a cell may fail before it is recorded as failed and the others continue. The same
     command again tries those whose process died, or that had no hub, package or disk."""
     max_failed_cells: float = 0.0
     """Highest share of failed cells before the job ends with exit code 3."""

@@ -41,7 +41,7 @@ class TuningFlags(TrainingFlags):
     space: str
     """YAML file, local or s3://, with the flags to search: `lr: loguniform(1e-5, 1e-3)`."""
     trials: int = 0
-    """Trainings to make; 0: 20, and every point of a grid. More of them later go on from here."""
+    """Trainings to make; 0: 20, and every point of a grid. A larger number later continues here."""
     search: Literal["random", "grid", "optuna"] = "random"
     """Where to look: anywhere, at every point, or where good ones were (raysers[search])."""
     asha: Literal["on", "off"] = "on"
@@ -55,7 +55,7 @@ class TuningFlags(TrainingFlags):
     max_concurrent: int = 0
     """Trials at once; 0: as many as the cluster has room for."""
     retries: int = 1
-    """How often a trial may fail before it is recorded as failed and the others go on. The same
+    """How often a trial may fail before it is recorded as failed and the others continue. The same
     command again tries those whose process died, or that had no hub, package or disk."""
     max_failed_trials: float = 0.25
     """Highest share of failed trials before the job ends with exit code 3."""

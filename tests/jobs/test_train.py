@@ -358,8 +358,7 @@ def test_bad_commands_end_with_exit_2_and_one_clear_line_and_write_nothing(
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
-    if "--train-fracton" not in given:  # the argument parser draws a box of its own
-        assert len(error.strip().splitlines()) == 1
+    assert len(error.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
