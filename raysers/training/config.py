@@ -81,6 +81,8 @@ class NetworkFlags:
     """Keep the bottom N transformer layers; 0 keeps all."""
     freeze: Literal["auto", "cnn", "backbone", "none"] = "auto"
     """Parameters that stay as they are; auto is cnn, and none for random weights and cnn14."""
+    lora: int = 0
+    """Rank of low-rank adapters that are trained in place of the backbone; 0: none."""
     pooling: Literal["masked", "unmasked", "statistics", "attentive"] = "masked"
     """How frames become one vector per clip."""
     head_dropout: float | None = None
@@ -169,7 +171,7 @@ class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags):
     output: Output
     """Folder or s3:// prefix for the model; rerun the command to resume there."""
     workers: int = 0
-    """Training workers; 0 uses every GPU, or every CPU when there is none. One to four
+    """Training workers; 0 uses every GPU, or the CPUs when there is none. One to four
     give the same model; more draw dropout differently."""
     max_padded_s: float = 0.0
     """Padded audio seconds per forward pass; 0 chooses for the device."""
@@ -224,6 +226,8 @@ def _rules(flags: TrainingFlags) -> Iterator[tuple[bool, str, str]]:
     yield 0 <= dropout < 1, "--head-dropout", "a share from 0 to below 1"
     mel_only = flags.front == "mel" or flags.front_steps == 0
     yield mel_only, "--front-steps", "also --front mel"
+    adapted = not flags.lora or flags.freeze in ("auto", "backbone")
+    yield adapted, "--freeze", "auto with --lora, which keeps the backbone"
     yield 0 <= flags.warmup < 1, "--warmup", "a share of the steps from 0 to below 1"
     weights = flags.target_weights
     usable = min(weights) >= 0 and sum(weights) > 0
@@ -245,9 +249,9 @@ def _rules(flags: TrainingFlags) -> Iterator[tuple[bool, str, str]]:
 
 
 _AT_LEAST_0 = (
-    "limit", "min_clip_s", "layers", "front_steps", "epochs", "batch_size", "lr", "weight_decay",
-    "clip_norm", "category_weight", "patience", "eval_steps", "equaliser_db", "seed", "workers",
-    "max_padded_s", "checkpoint_steps", "max_restarts",
+    "limit", "min_clip_s", "layers", "lora", "front_steps", "epochs", "batch_size", "lr",
+    "weight_decay", "clip_norm", "category_weight", "patience", "eval_steps", "equaliser_db",
+    "seed", "workers", "max_padded_s", "checkpoint_steps", "max_restarts",
 )  # fmt: skip
 
 #: Flags that `--help` shows; recipes and config files hold the others.

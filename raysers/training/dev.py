@@ -23,6 +23,7 @@ from raysers.evaluation.metrics import ccc, per_dimension
 from raysers.io import storage
 from raysers.models.emotion import EmotionNetwork
 from raysers.models.loading import load_emotion_model, save_emotion_model
+from raysers.models.lora import merged
 from raysers.models.losses import NO_CATEGORY
 from raysers.models.outputs import Outputs
 from raysers.models.scorer import Scorer
@@ -112,6 +113,7 @@ def store_model(job: TrainingJob, model: EmotionNetwork, *, do_normalize: bool) 
         WriteError: disk full, no permission.
     """
     model.outputs = replace(model.outputs, trained=tuple(job.trained))
+    model = merged(model)
     dtype = torch.float16 if job.flags.save_dtype == "fp16" else torch.float32
     with tempfile.TemporaryDirectory() as place:
         save_emotion_model(model, place, do_normalize=do_normalize, dtype=dtype)

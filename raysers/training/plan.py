@@ -18,6 +18,7 @@ from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.io import storage
 from raysers.models.backbones import CNN14, parse_model_name
 from raysers.models.initialize import InitialModel, start_model
+from raysers.models.lora import ADAPTERS, add_adapters
 from raysers.models.outputs import Outputs
 from raysers.run import Run, RunRecord, absolute_output
 from raysers.training import checkpoint, dataset
@@ -33,7 +34,7 @@ TRAINING_VERSION = 2
 #: of 24 GB. The same on every machine, because the micro-batches decide the dropout.
 _PADDED_S = {"cpu": 16.0, "cuda": 60.0}
 #: Least micro-batches of a batch, so that one, two and four workers cut it alike.
-_LEAST_PIECES = 4
+LEAST_PIECES = 4
 #: With fewer there is nothing to tell apart.
 _LEAST_CATEGORIES = 2
 
@@ -94,7 +95,7 @@ class TrainingPlan:
             trained=self.data.trained,
             threads=self.placement.threads,
             io_threads=io_threads(self.data.table, self.placement),
-            pieces=self.settings.get("pieces", _LEAST_PIECES),
+            pieces=self.settings.get("pieces", LEAST_PIECES),
         )
 
 
@@ -133,7 +134,7 @@ def start_network(flags: TrainingFlags, backbone: str) -> InitialModel:
     Raises:
         ConfigError, CheckpointError: it cannot be built or trained like that.
     """
-    return start_model(
+    start = start_model(
         storage.fetch_folder(backbone, "--backbone"),
         seed=flags.seed,
         layers=flags.layers or None,
@@ -142,6 +143,10 @@ def start_network(flags: TrainingFlags, backbone: str) -> InitialModel:
         head_dropout=flags.head_dropout,
         front=flags.front,
     )
+    if flags.lora:
+        add_adapters(start.model, flags.lora, flags.seed)
+        start = replace(start, freeze="backbone")
+    return start
 
 
 def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
@@ -162,7 +167,7 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
         flags = replace(flags, max_clip_s=min(flags.max_clip_s, longest_s))
     pinned = name.hub_id is not None and not name.random
     unversioned = flags.backbone.partition("@")[0]
-    parameters = list(start.model.parameters())
+    parameters = dict(start.model.named_parameters())
     model_type = start.model.config.model_type
     network = Network(
         kind="cnn14" if model_type == CNN14 else "transformer",
@@ -171,8 +176,8 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
         revision=start.revision,
         min_samples=start.min_samples,
         embedding_size=start.embedding_size,
-        parameters=sum(p.numel() for p in parameters),
-        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        parameters=sum(p.numel() for n, p in parameters.items() if not n.endswith(ADAPTERS)),
+        trained=sum(p.numel() for p in parameters.values() if p.requires_grad),
         freeze=start.freeze,
         head_kept=start.head_kept,
         hub_id=name.hub_id if pinned else None,
@@ -240,7 +245,7 @@ def make_plan(
     if flags.category_weight:
         _check_categories(data.categories, "categories" if flags.categories else "category-weight")
     settings = _settings(flags, network, run.earlier) | {"data_fingerprint": data.fingerprint}
-    if run.earlier is None and placement.workers > _LEAST_PIECES:
+    if run.earlier is None and placement.workers > LEAST_PIECES:
         settings["pieces"] = placement.workers
     run.refuse_other_settings(settings)
     saved = checkpoint.latest(flags.output) if run.earlier else None

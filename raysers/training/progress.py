@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import ray
@@ -130,15 +130,25 @@ class ProgressPoller:
     def __init__(self, job: TrainingJob, done: int, on_epoch: Callable[[Epoch], None]) -> None:
         self._job, self._done, self._on_epoch = job, done, on_epoch
         self._starts, self._warnings, self._line = 1, 0, ""
-        self._news_s, self._polled_s = time.monotonic(), 0.0
+        self._news_s = time.monotonic()
 
     def follow(self, is_over: Callable[[float], bool]) -> None:
-        """Show progress until `is_over(seconds to wait)`."""
-        with _shown(Console(stderr=True)) as show:
+        """Show progress until `is_over(seconds to wait)`: a live line on a terminal, else lines."""
+        console = Console(stderr=True)
+        printed_s = polled_s = time.monotonic()
+        with (
+            Live(console=console, transient=True) if console.is_terminal else nullcontext() as view
+        ):
             while not is_over(_EVERY_S):
-                if time.monotonic() - self._polled_s >= _every_s(self._job.output):
-                    show(self._poll())
-                    self._polled_s = time.monotonic()
+                if time.monotonic() - polled_s < _every_s(self._job.output):
+                    continue
+                polled_s, line = time.monotonic(), self._poll()
+                if view is not None:
+                    view.update(Text(line))
+                elif line and time.monotonic() - printed_s >= LINE_EVERY_S:
+                    printed_s = time.monotonic()
+                    print(line, file=sys.stderr, flush=True)
+        self._poll()
 
     def pass_on(self, history: list[dict[str, Any]]) -> None:
         """Hand over the records that are new."""
@@ -175,23 +185,6 @@ def _free_resources() -> str:
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
         return f" (free now: {free})"
     return ""
-
-
-@contextmanager
-def _shown(console: Console) -> Iterator[Callable[[str], None]]:
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=4, transient=True) as view:
-            yield lambda line: view.update(Text(line))
-        return
-    last_s = time.monotonic()
-
-    def now_and_then(line: str) -> None:
-        nonlocal last_s
-        if line and time.monotonic() - last_s >= LINE_EVERY_S:
-            last_s = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
-
-    yield now_and_then
 
 
 def live_line(figures: Mapping[str, Any], epochs: int) -> str:

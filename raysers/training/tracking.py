@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,32 +22,23 @@ from raysers.training.config import TrainingFlags
 from raysers.types import DIMENSIONS
 
 Epoch = Mapping[str, Any]
+Track = Callable[[Epoch], None]
 
 #: Experiment in MLflow, and the tag by which a run of ours is found again.
 _EXPERIMENT, _TAG = "raysers", "raysers.run"
 
 
-def check_tracking(track: str) -> None:
-    """Raises ConfigError when `--track` cannot work here."""
-    if track == "mlflow":
-        _mlflow()
-
-
 @contextmanager
 def tracked(
     flags: TrainingFlags, record: RunRecord, history: Sequence[Epoch]
-) -> Iterator[_TensorBoard | _MLflow]:
-    """Where to pass the record of every further epoch; `history` is behind the run."""
-    board = _TensorBoard(flags.output, history)
-    try:
+) -> Iterator[Sequence[Track]]:
+    """What to call with the record of every further epoch; `history` is behind the run."""
+    with _tensorboard(flags.output, history) as tensorboard:
         if flags.track == "none":
-            yield board
+            yield [tensorboard]
         else:
-            server = _MLflow(flags.output, record, history, board)
-            with server.run():
-                yield server
-    finally:
-        board.close()
+            with _mlflow_run(flags.output, record, history) as server:
+                yield [tensorboard, server]
 
 
 def _figures(record: Epoch) -> dict[str, float]:
@@ -64,98 +55,81 @@ def _figures(record: Epoch) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-class _TensorBoard:
+@contextmanager
+def _tensorboard(output: str, history: Sequence[Epoch]) -> Iterator[Track]:
     """Writes `OUTPUT/tensorboard`; on S3 the file is sent again after every epoch."""
+    from tensorboardX import SummaryWriter
 
-    def __init__(self, output: str, history: Sequence[Epoch]) -> None:
-        from tensorboardX import SummaryWriter
+    target = storage.join(output, "tensorboard")
+    is_remote = storage.is_remote(output)
+    folder = tempfile.mkdtemp() if is_remote else target
+    if not is_remote:
+        shutil.rmtree(folder, ignore_errors=True)
+    writer = SummaryWriter(folder, write_to_disk=True)
 
-        self._target = storage.join(output, "tensorboard")
-        self._is_remote = storage.is_remote(output)
-        self._folder = tempfile.mkdtemp() if self._is_remote else self._target
-        if not self._is_remote:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._writer = SummaryWriter(self._folder, write_to_disk=True)
-        for record in history:
-            self.epoch(record)
-
-    def epoch(self, record: Epoch) -> None:
-        """Add an epoch's scalars."""
+    def track(record: Epoch) -> None:
         for name, value in _figures(record).items():
-            self._writer.add_scalar(name, value, record["epoch"])
-        self._writer.flush()
-        if self._is_remote:
+            writer.add_scalar(name, value, record["epoch"])
+        writer.flush()
+        for file in Path(folder).iterdir() if is_remote else ():
             # one name for all attempts, so that an earlier one's file is replaced
-            for file in Path(self._folder).iterdir():
-                name = "events.out.tfevents.0.raysers"
-                storage.write_atomic(storage.join(self._target, name), file.read_bytes())
+            name = "events.out.tfevents.0.raysers"
+            storage.write_atomic(storage.join(target, name), file.read_bytes())
 
-    def close(self) -> None:
-        """End the file."""
-        self._writer.close()
-        if self._is_remote:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    try:
+        for record in history:
+            track(record)
+        yield track
+    finally:
+        writer.close()
+        if is_remote:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-class _MLflow:
-    """Logs to the server or folder of `MLFLOW_TRACKING_URI` as well, in this run's entry there."""
+@contextmanager
+def _mlflow_run(output: str, record: RunRecord, history: Sequence[Epoch]) -> Iterator[Track]:
+    """Logs to `MLFLOW_TRACKING_URI`; the model follows at the end, unless an error ends it."""
+    mlflow = check_tracking("mlflow")
+    tag = record.history[0]["run_id"] if record.history else record.run_id
+    experiment = mlflow.set_experiment(_EXPERIMENT).experiment_id
+    query = f"tags.`{_TAG}` = '{tag}'"
+    earlier = mlflow.search_runs([experiment], query, output_format="list")
+    done = earlier[0].data.metrics.get("train/epoch", 0) if earlier else 0
 
-    def __init__(
-        self, output: str, record: RunRecord, history: Sequence[Epoch], board: _TensorBoard
-    ) -> None:
-        self._output, self._board, self._mlflow = output, board, _mlflow()
-        self._params = {key: str(value)[:500] for key, value in record.settings.items()}
-        self._tag = record.history[0]["run_id"] if record.history else record.run_id
-        self._pending = [*history]
-
-    @contextmanager
-    def run(self) -> Iterator[None]:
-        """Within, epochs are logged; the model follows at the end, unless an error ends it."""
-        mlflow = self._mlflow
-        experiment = mlflow.set_experiment(_EXPERIMENT).experiment_id
-        earlier = mlflow.search_runs(
-            [experiment], f"tags.`{_TAG}` = '{self._tag}'", output_format="list"
-        )
-        name = self._output.rstrip("/").rpartition("/")[2]
-        run_id = earlier[0].info.run_id if earlier else None
-        with mlflow.start_run(run_id=run_id, run_name=name, tags={_TAG: self._tag}) as run:
-            done = earlier[0].data.metrics.get("train/epoch", 0) if earlier else 0
-            self._pending = [record for record in self._pending if record["epoch"] > done]
-            if not earlier:
-                mlflow.log_params(self._params)
-            self._log_pending()
-            yield
-            with _local_files(self._output) as folder:
-                mlflow.log_artifacts(folder, "model", run_id=run.info.run_id)
-
-    def epoch(self, record: Epoch) -> None:
-        """Log an epoch's metrics; should the server be away, with a later epoch's."""
-        self._board.epoch(record)
-        self._pending.append(record)
-        self._log_pending()
-
-    def _log_pending(self) -> None:
-        from mlflow.exceptions import MlflowException
-
+    def track(record: Epoch) -> None:
         try:
-            while self._pending:
-                epoch = self._pending[0]["epoch"]
-                figures = _figures(self._pending[0]) | {"train/epoch": epoch}
-                self._mlflow.log_metrics(figures, step=epoch)
-                del self._pending[0]
-        except MlflowException as error:
+            figures = _figures(record) | {"train/epoch": record["epoch"]}
+            mlflow.log_metrics(figures, step=record["epoch"])
+        except mlflow.exceptions.MlflowException as error:  # the training is worth more
             print(f"warning: MLflow: {str(error).splitlines()[0]}", file=sys.stderr)
 
+    name = output.rstrip("/").rpartition("/")[2]
+    run_id = earlier[0].info.run_id if earlier else None
+    with mlflow.start_run(run_id=run_id, run_name=name, tags={_TAG: tag}):
+        if not earlier:
+            mlflow.log_params({key: str(value)[:500] for key, value in record.settings.items()})
+        for epoch in history:
+            if epoch["epoch"] > done:
+                track(epoch)
+        yield track
+        with tempfile.TemporaryDirectory() as folder:
+            for found in storage.list_objects(output):
+                file = found.uri.removeprefix(output + "/")
+                if "/" not in file and file != claim.NAME:
+                    Path(folder, file).write_bytes(storage.read_bytes(found.uri))
+            mlflow.log_artifacts(folder, "model")
 
-def _mlflow() -> Any:
-    """The package, once it is known to work.
+
+def check_tracking(track: str) -> Any:
+    """The package `mlflow` where `--track` asks for it.
 
     Raises:
         ConfigError: it is not installed, or no server answers.
     """
+    if track == "none":
+        return None
     try:
         import mlflow
-        from mlflow.exceptions import MlflowException
     except ImportError as error:
         raise ConfigError(
             "--track mlflow needs the package mlflow-skinny: pip install 'raysers[track]'"
@@ -166,20 +140,9 @@ def _mlflow() -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
         mlflow.get_experiment_by_name(_EXPERIMENT)
-    except (MlflowException, ImportError, OSError) as error:
-        first_line = str(error).splitlines()[0]
+    except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"--track mlflow: MLFLOW_TRACKING_URI does not answer ({first_line})"
+            f"--track mlflow: MLFLOW_TRACKING_URI does not answer ({reason})"
         ) from error
     return mlflow
-
-
-@contextmanager
-def _local_files(output: str) -> Iterator[str]:
-    """A folder with copies of the files directly in a model folder."""
-    with tempfile.TemporaryDirectory() as place:
-        for found in storage.list_objects(output):
-            name = found.uri.removeprefix(output + "/")
-            if "/" not in name and name != claim.NAME:
-                Path(place, name).write_bytes(storage.read_bytes(found.uri))
-        yield place

@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ from raysers.training.checkpoint import TrainProgress
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed, TrainingJob
 from raysers.training.loop import AGREED, Callback, TrainingStopped, train_loop
-from raysers.training.plan import TrainingPlan
+from raysers.training.plan import LEAST_PIECES, Network
 from raysers.training.progress import Epoch, ProgressFile, ProgressPoller, request_stop
 from raysers.training.results import write_results
 from raysers.training.tracking import check_tracking, tracked
@@ -63,6 +64,8 @@ _ENVIRONMENT = {
 #: Failures of Ray Train itself, as of placing workers, after which it gives up. Its own default
 #: is to try for ever.
 _CONTROLLER_FAILURES = 5
+#: Networks up to this size train faster in several processes than with several threads.
+_SMALL_PARAMETERS = 20_000_000
 #: How long workers get to save their state after a signal to the driver.
 _GRACE_S = 20.0
 #: Shortest time between two reports of epochs to Ray Train.
@@ -90,12 +93,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalResources:
-    """What a training in the calling process may use.
-
-    Attributes:
-        threads: compute threads.
-        processes_here: training processes that share this machine's memory.
-    """
+    """Compute threads of a training in the calling process, and how many share the memory."""
 
     threads: int = 1
     processes_here: int = 1
@@ -146,56 +144,60 @@ def run_training(
             return Outcome(
                 output=run.output, figures=document["outcome"], history=history, trained=False
             )
-        local = (local or LocalResources()) if in_process else None
-        if local is not None:
+        local = local or LocalResources()
+        if in_process:
             placement = here(threads=local.threads)
         else:
             cluster.connect()
-            placement = placement or cluster.place(flags.workers)
+            placement = placement or cluster.place(flags.workers or _small_workers(network))
         plan = training_plan.make_plan(settled, network, run, placement, indexed=indexed)
         progress.print_plan(plan)
         if run.earlier is None:
             write_manifest(storage.join(run.output, "manifest"), plan.data.table)
-        run.begin(config, plan.settings, command)
-        return _train(plan, run, on_epoch, local)
+        record = run.begin(config, plan.settings, command)
+        listeners: list[OnEpoch] = [] if on_epoch is None else [on_epoch]
+        try:
+            for epoch in plan.progress.history:
+                for listen in listeners:
+                    listen(epoch)
+            with tracked(plan.flags, record, plan.progress.history) as trackers:
+
+                def end_epoch(epoch: Epoch) -> None:
+                    run.verify()
+                    print(progress.epoch_line(epoch, plan.flags.epochs), flush=True)
+                    for listen in (*trackers, *listeners):
+                        listen(epoch)
+
+                job = plan.job(record.run_id)
+                if in_process:
+                    _train_here(job, end_epoch, local.processes_here)
+                else:
+                    done = len(plan.progress.history)
+                    _train_on_ray(job, placement, done, end_epoch)
+                saved = checkpoint.latest(run.output)
+                if saved is None or not saved.progress.finished:
+                    raise RaysersError(f"the state in {run.output} was changed from outside")
+                figures = write_results(plan, record, saved.progress)
+        except TrainingStopped as stopped:
+            run.finish("stopped", {"reason": str(stopped)})
+            raise
+        run.finish("done", figures)
+        checkpoint.clear(run.output)  # not before: a failure until here must find it
+        progress.print_outcome(run.output, figures)
+        history = saved.progress.history
+        return Outcome(output=run.output, figures=figures, history=history, trained=True)
 
 
-def _train(
-    plan: TrainingPlan, run: Run, on_epoch: OnEpoch | None, local: LocalResources | None
-) -> Outcome:
-    record = run.record
-    assert record is not None, "the run has not begun"
-    done = plan.progress.history
-    try:
-        with tracked(plan.flags, record, done) as tracker:
+def _small_workers(network: Network) -> int:
+    """Workers for a small network on CPUs alone; 0 lets the cluster choose.
 
-            def end_epoch(epoch: Epoch) -> None:
-                run.verify()
-                print(progress.epoch_line(epoch, plan.flags.epochs), flush=True)
-                tracker.epoch(epoch)
-                if on_epoch is not None:
-                    on_epoch(epoch)
-
-            if on_epoch is not None:
-                for epoch in done:
-                    on_epoch(epoch)
-            job = plan.job(record.run_id)
-            if local is not None:
-                _train_here(job, end_epoch, local.processes_here)
-            else:
-                _train_on_ray(job, plan.placement, len(done), end_epoch)
-            saved = checkpoint.latest(run.output)
-            if saved is None or not saved.progress.finished:
-                raise RaysersError(f"the training's state in {run.output} was changed from outside")
-            figures = write_results(plan, record, saved.progress)
-    except TrainingStopped as stopped:
-        run.finish("stopped", {"reason": str(stopped)})
-        raise
-    run.finish("done", figures)
-    checkpoint.clear(run.output)  # not before: a failure until here must find it
-    progress.print_outcome(run.output, figures)
-    history = saved.progress.history
-    return Outcome(output=run.output, figures=figures, history=history, trained=True)
+    Threads of one process wait for each other after every operation, which costs small networks
+    half of their speed; processes do so once a step.
+    """
+    resources = ray.cluster_resources()
+    if network.parameters > _SMALL_PARAMETERS or resources.get("GPU", 0):
+        return 0
+    return min(int(resources.get("CPU", 0)), LEAST_PIECES)
 
 
 class _InProcess(Callback):
@@ -341,43 +343,30 @@ def _train_on_ray(job: TrainingJob, placement: Placement, done: int, on_epoch: O
             ),
         ),
     )
-    fitting = _Fitting(trainer)
+    fitted: Future[Exception | None] = Future()
+
+    def fit() -> None:
+        try:
+            fitted.set_result(trainer.fit().return_value)
+        except BaseException as error:  # raised again in the main thread
+            fitted.set_exception(error)
+
+    # off the main thread, which stays free to show progress and to be interrupted
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
     poller = ProgressPoller(job, done, on_epoch)
     try:
-        fitting.start()
-        try:
-            poller.follow(fitting.is_over)
-        except (TrainingStopped, SystemExit, KeyboardInterrupt):
-            request_stop(job.output)
-            fitting.is_over(_GRACE_S)
-            raise
+        poller.follow(lambda wait_s: bool(wait([fitted], wait_s).done))
+    except (TrainingStopped, SystemExit, KeyboardInterrupt):
+        request_stop(job.output)
+        wait([fitted], _GRACE_S)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     saved = checkpoint.latest(job.output)
     poller.pass_on(saved.progress.history if saved else [])
-    if fitting.error is not None:
-        _raise(fitting.error, job.flags.max_restarts)
-
-
-class _Fitting(threading.Thread):
-    """`fit()` off the main thread, which stays free to show progress and to be interrupted."""
-
-    def __init__(self, trainer: TorchTrainer) -> None:
-        super().__init__(name="ray-train", daemon=True)
-        self._trainer = trainer
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        """Train."""
-        try:
-            self.error = self._trainer.fit().return_value
-        except BaseException as error:  # raised again in the main thread
-            self.error = error
-
-    def is_over(self, wait_s: float) -> bool:
-        """Whether training ended, after waiting that long for it."""
-        self.join(wait_s)
-        return not self.is_alive()
+    error = fitted.exception() or fitted.result()
+    if error is not None:
+        _raise(error, job.flags.max_restarts)
 
 
 def _raise(error: BaseException, max_restarts: int) -> NoReturn:

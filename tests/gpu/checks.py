@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import soundfile as sf
 import torch
 
 from raysers.commands import annotate
+from raysers.models import checkpoint
+from raysers.models.backbones import keep_layers, parse_model_name
 from raysers.models.initialize import start_model
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.scorer import Scorer
@@ -27,7 +29,7 @@ from raysers.training.batch import Batch, MicroBatch, micro_batches
 from raysers.training.learner import Learner
 from tests.benchmarks.loops import batch_scorer
 from tests.unit.models.networks import speechlike
-from tests.unit.models.train_runs import learning
+from tests.unit.models.train_runs import NO_DROPOUT, learning
 
 RATE_HZ = 16_000
 
@@ -57,7 +59,7 @@ class Size:
 
 FULL = Size(
     model="w2v2-L-robust-12",
-    exact_model="random:w2v2-b",
+    exact_model="w2v2-b",
     clips=4_000,
     clip_s=(1.0, 6.0),
     batch_clips=32,
@@ -65,8 +67,8 @@ FULL = Size(
     steps=20,
 )
 TINY = Size(
-    model="w2v2-b@1",
-    exact_model="random:tiny",
+    model="w2v2-b",
+    exact_model="tiny",
     clips=12,
     clip_s=(0.3, 0.8),
     batch_clips=8,
@@ -87,7 +89,7 @@ def scores_equal_the_cpu(size: Size, device: str) -> Iterator[Row]:
     """Scores of one network on both devices, in fp32 and bf16."""
     signals = speech(8, size.clip_s)
     with tempfile.TemporaryDirectory() as folder:
-        save_emotion_model(start_model(size.exact_model, seed=0).model, folder)
+        save_emotion_model(start_model(f"random:{size.exact_model}", seed=0).model, folder)
         loaded = load_emotion_model(folder)
         cpu = Scorer(loaded, dtype="fp32", device="cpu").score(signals).scores
         for dtype, most in (("fp32", 1e-4), ("bf16", 0.02)):
@@ -98,11 +100,13 @@ def scores_equal_the_cpu(size: Size, device: str) -> Iterator[Row]:
 
 
 def new_learner(model: str, device: str, *, graph_bytes: float = 1e12, **changes: Any) -> Learner:
-    """Of all parameters, without dropout where the model's configuration has none."""
-    start = start_model(model, seed=0, freeze="none")
-    for module in start.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    """Of all parameters, with random weights; without dropout, which devices draw differently."""
+    parsed = parse_model_name(f"random:{model}")
+    config = checkpoint.random_config(parsed) | NO_DROPOUT
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(keep_layers(config, parsed.layers, model)))
+        start = start_model(f"random:{path}", seed=0, freeze="none")
     return Learner(start, (), learning(**changes), 1_000, device, graph_bytes=graph_bytes)
 
 
@@ -138,6 +142,8 @@ def training_equals_the_cpu(size: Size, device: str) -> Iterator[Row]:
 def out_of_memory_falls_back(size: Size, device: str) -> Iterator[Row]:
     """A step for which the GPU lacks memory is made again with less, and gives the same loss."""
     batch = batch_of(speech(size.batch_clips, size.clip_s), 1e6, pinned=False)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     roomy = new_learner(size.exact_model, device)
     expected = roomy.step(batch).loss
     del roomy
@@ -224,8 +230,7 @@ def training_speed(size: Size, device: str) -> Iterator[Row]:
     ):
         if changes and not is_cuda:
             continue  # compiling for CPUs takes minutes
-        learner = new_learner(f"random:{size.model}", device, graph_bytes=room, **changes)
-        learner.flags = replace(learner.flags, dtype=dtype)
+        learner = new_learner(size.model, device, graph_bytes=room, dtype=dtype, **changes)
         losses_of(learner, batch)  # warm-up
         if is_cuda:
             torch.cuda.reset_peak_memory_stats()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -21,6 +23,7 @@ from safetensors.numpy import load_file
 from raysers.cli import as_plain, parse
 from raysers.commands import annotate, train
 from raysers.evaluation.metrics import ccc
+from raysers.training.loop import TrainingStopped
 from raysers.training.trainer import LocalResources, run_training
 from raysers.types import DIMENSIONS
 from tests.jobs import processes
@@ -147,6 +150,49 @@ def test_kill_9_of_a_worker_in_mid_run_gives_the_same_model(place, command, two,
     assert "workers died and were started again after step" in capsys.readouterr().err
     assert _same_bytes(out, two)
     assert _lasting(_document(out)) == _lasting(_document(two))
+
+
+@pytest.mark.slow
+def test_sigterm_of_the_driver_saves_the_step_under_way_and_the_same_command_resumes(
+    place, command, two
+):
+    out = place / "terminated"
+
+    def terminate() -> None:
+        while not _saved_steps(out):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate, daemon=True)
+    thread.start()
+    args = [*command, "--output", str(out), "--workers", "2"]
+    assert train.main([*args]) == 143
+    thread.join(timeout=10)
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    (step,) = _saved_steps(out)
+    assert STEPS <= step <= EPOCHS * STEPS
+    assert train.main(args) == 0
+    assert _same_bytes(out, two)
+
+
+@pytest.mark.slow
+def test_a_training_on_ray_that_a_callback_stops_resumes(place, command, two):
+    out = place / "stopped"
+    flags = parse(
+        train.TrainFlags, [*command, "--output", str(out), "--workers", "2"], description=""
+    )
+
+    def stop(record) -> None:
+        raise TrainingStopped(f"enough of {record['epoch']}")
+
+    with pytest.raises(TrainingStopped, match="enough of 1"):
+        run_training(flags, as_plain(flags), on_epoch=stop)
+    assert json.loads((out / "run.json").read_text())["status"] == "stopped"
+    (step,) = _saved_steps(out)
+    assert STEPS <= step <= EPOCHS * STEPS
+    outcome = run_training(flags, as_plain(flags))
+    assert [record["epoch"] for record in outcome.history] == [*range(1, EPOCHS + 1)]
+    assert _same_bytes(out, two)
 
 
 def _saved_steps(out: Path) -> list[int]:

@@ -35,7 +35,7 @@ CATEGORIES = ("anger", "neutral", "sadness")
 #: Imported once, before the processes fork off.
 _PRELOAD = ["raysers.training.learner", "transformers.models.wav2vec2.modeling_wav2vec2"]
 
-_NO_DROPOUT = {
+NO_DROPOUT = {
     "hidden_dropout": 0.0,
     "attention_dropout": 0.0,
     "activation_dropout": 0.0,
@@ -83,7 +83,7 @@ def config_of(run: Run) -> dict[str, Any]:
     config = small_config(run.kind) | {"hidden_size": 32, "conv_dim": [16] * 7}
     # frequent enough to happen within a few steps of a few frames
     busy = {"mask_time_prob": 0.3, "mask_time_length": 3, "layerdrop": 0.3, "final_dropout": 0.2}
-    return config | (busy if run.dropout else _NO_DROPOUT)
+    return config | (busy if run.dropout else NO_DROPOUT)
 
 
 @functools.cache
