@@ -6,28 +6,28 @@ r"""Emotion from audio and text: heads on a speech model and a text model, both 
         -o s3://bucket/calls-fused
 
 Each clip is decoded once; the encoders' vectors are kept in OUTPUT/features, and heads train on
-them in seconds. Transcripts of the data are used where it has them. Rerunning the command resumes.
+them in seconds. Transcripts of the data are used where it has them. `--recipe paper` trains the
+heads as the paper does. Rerunning the command resumes.
 
-Result: train leaves a fusion with card, figures and predictions; predict leaves
-OUTPUT/annotations/part-*.parquet with the words and the scores of all three heads.
+Result: train leaves a fusion with card, figures and predictions, and ends with a line on whether
+text helps; predict leaves OUTPUT/annotations/part-*.parquet with texts and scores of all heads.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from raysers.cli import as_plain, command
 from raysers.engine.job import ClipJob
 from raysers.engine.progress import print_warning
 from raysers.errors import ConfigError
+from raysers.models.backbones import ASSETS
 from raysers.run import Exit, run_main
-from raysers.words.fuse import prediction_task, train
-from raysers.words.fusion_data import require_words
-from raysers.words.fusion_flags import FusePredictFlags, FuseTrainFlags
-from raysers.words.fusion_parts import cut_note
-from raysers.words.fusion_task import FusionTask
+from raysers.words.fuse_train import FuseTrainFlags, train
+from raysers.words.fusion import FusePredictFlags, FusionTask, prediction_task, require_words
 
 PREDICT_JOB = "fuse-predict"
 
@@ -43,15 +43,15 @@ def predict(flags: FusePredictFlags) -> int:
             return job.estimate()
         code = job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
         texts = job.rows(["text"])["text"].drop_null().to_pylist()
-        if note := cut_note(task.words, texts):
+        if note := task.words.cut_note(texts):
             print_warning(note)
         return code
 
 
-#: By command: its flags, the job, what words without a flag are, where the results go.
-_COMMANDS: Mapping[str, tuple[type[Any], Callable[[Any], int], str, str]] = {
-    "train": (FuseTrainFlags, train, "data", "fusion"),
-    "predict": (FusePredictFlags, predict, "input", "emotions"),
+#: By command: its flags, the job, the field of words without a flag, folders of results, recipes.
+_COMMANDS: Mapping[str, tuple[type[Any], Callable[[Any], int], str, str, Path | None]] = {
+    "train": (FuseTrainFlags, train, "data", "fusion", ASSETS / "recipes" / "fusion"),
+    "predict": (FusePredictFlags, predict, "input", "emotions", None),
 }
 
 
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None, output: 
     """Run the command that `argv` names first; see `cli.Main`."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name in _COMMANDS:
-        flags, job, positional, place = _COMMANDS[name]
-        run = command(flags, job, __doc__ or "", positional=positional)
+        flags, job, positional, place, recipes = _COMMANDS[name]
+        run = command(flags, job, __doc__ or "", positional=positional, recipes=recipes)
         return run(rest, prog=prog and f"{prog} {name}", output=output and place)
     return run_main(lambda: _no_command(name))
 

@@ -29,7 +29,7 @@ from raysers.studies import plan, runner, work
 from raysers.studies.experiments import Experiment
 from raysers.studies.plan import StudyFlags
 from raysers.studies.tables import print_cells
-from raysers.words.fuse import train
+from raysers.words.fuse_train import train
 
 
 def study(flags: StudyFlags) -> int:

@@ -2,7 +2,7 @@ r"""Speech from texts, as clips with a manifest that every other job takes.
 
     raysers synthesize --templates this-is -o spoken
     raysers synthesize sentences.csv --voice random -o s3://bucket/spoken
-    raysers synthesize sentences.csv -o spoken --tts command --tts-command \
+    raysers synthesize sentences.csv -o spoken --tts-command \
         'piper --model en.onnx --input-file {text_file} --output-file {output}'
 
 A short sentence takes espeak-ng about 8 ms of CPU. Rerunning the command resumes.
@@ -19,10 +19,10 @@ from dataclasses import replace
 from raysers.cli import as_plain, command
 from raysers.engine import progress
 from raysers.run import Exit, Run, absolute_output
-from raysers.words import synthesis_output
+from raysers.words import speaking
 from raysers.words import synthesize as synthesis
 from raysers.words.speaking import TABLE, Speaking
-from raysers.words.synthesis_flags import JOB, SynthesizeFlags, check
+from raysers.words.synthesize import JOB, SynthesizeFlags, check
 
 
 def synthesize(flags: SynthesizeFlags) -> int:
@@ -31,7 +31,7 @@ def synthesize(flags: SynthesizeFlags) -> int:
     flags = replace(flags, output=absolute_output(flags.output))
     with Run.open(JOB, flags.output, table=TABLE, dry_run=flags.dry_run) as run:
         read, engine = check(flags, run), flags.engine
-        pool = synthesis.worker_pool(flags.workers)
+        pool = speaking.worker_pool(flags.workers)
         plan = synthesis.utterances(
             read.table, flags.variants, engine, run.output, f".{flags.audio_format}"
         )
@@ -40,16 +40,17 @@ def synthesize(flags: SynthesizeFlags) -> int:
         left = synthesis.shards_left(run.output, blocks, again)
         for note in read.notes:
             progress.print_warning(note)
-        line = synthesis_output.notes(len(read.table), plan, len(blocks), left)
-        print(f"{JOB}: {line}", flush=True)
+        line = f"{JOB}: {len(read.table):,} texts, {len(plan):,} sound files, {len(blocks)} shards"
+        todo = sum(map(len, left))
+        print(line if todo == len(plan) else f"{line}; {todo:,} left", flush=True)
         if flags.dry_run:
-            estimate = synthesis.estimate(left, engine, pool)
+            estimate = speaking.estimate(left, engine, pool)
             progress.print_pairs("estimate (nothing was written)", estimate)
             return Exit.DONE
         started_s = time.perf_counter()
-        synthesis_output.write_header(run.output, plan, flags.texts or ", ".join(flags.templates))
+        synthesis.write_header(run.output, plan, flags.texts or ", ".join(flags.templates))
         run.begin(as_plain(flags), flags.settings(read.table))
-        speaking = Speaking(
+        settings = Speaking(
             engine=engine,
             output=run.output,
             run_id=run.run_id,
@@ -57,9 +58,9 @@ def synthesize(flags: SynthesizeFlags) -> int:
             redo=again,
             resumed=run.earlier is not None,
         )
-        synthesis.run_shards(left, speaking, pool)
+        speaking.run_shards(left, settings, pool)
         wall_s = time.perf_counter() - started_s
-        return synthesis_output.conclude(
+        return synthesis.conclude(
             run, plan, len(blocks), wall_s=wall_s, max_failed=flags.max_failed
         )
 

@@ -19,9 +19,7 @@ from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.tables import print_notes
 from raysers.io import storage
 from raysers.models.asr import DEFAULT_ASR
-from raysers.words import transcript_scores
-from raysers.words.transcribe import TranscribeTask
-from raysers.words.transcript_scores import print_word_errors
+from raysers.words.transcribe import TranscribeTask, print_word_errors, score_words
 
 JOB = "transcribe"
 
@@ -32,23 +30,35 @@ class TranscribeFlags(ClipJobFlags):
 
     model: Hidden = ""
     asr: str = DEFAULT_ASR
-    """moonshine (offline), or a hub id, folder or s3:// prefix of a Whisper model, or of a CTC
-    model of wav2vec2, HuBERT, WavLM or data2vec-audio."""
+    """moonshine (offline), or a hub id, folder or s3:// prefix of any CTC or speech-to-text model
+    that transformers loads."""
+    language: str = ""
+    """Language of all clips (en, de, ...) for a multilingual Whisper, or auto for that of each
+    clip; it becomes a column."""
+    timestamps: bool = False
+    """Also write every word with its start and end (CTC models, Whisper with alignment heads)."""
 
 
 def transcribe(flags: TranscribeFlags) -> int:
     """Check, plan, recognise what is left, conclude; returns the exit code."""
     with ClipJob.open(flags, JOB, table=TranscribeTask.table) as job:
         job.prepare(
-            TranscribeTask.load(flags.asr, dtype=flags.dtype, max_padded_s=flags.max_padded_s)
+            TranscribeTask.load(
+                flags.asr,
+                dtype=flags.dtype,
+                max_padded_s=flags.max_padded_s,
+                language=flags.language,
+                timestamps=flags.timestamps,
+            )
         )
         if flags.dry_run:
             return job.estimate()
         code = job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
-        errors = transcript_scores.score(job, Bootstrap())
+        errors = score_words(job, Bootstrap())
         if errors is not None:
-            print_word_errors(errors.rows)
-            print_notes(errors.notes)
+            rows, notes = errors
+            print_word_errors(rows)
+            print_notes(notes)
             print(f"metrics: {storage.join(job.run.output, 'metrics')}")
         return code
 

@@ -8,21 +8,22 @@ text, not an error.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from raysers.audio.level import is_silent, quiet_pieces
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint
+from raysers.models.asr_networks import NO_TOKEN, CtcNetwork, StockNetwork
 from raysers.models.backbones import FAMILIES, WHISPER, ModelName, parse_model_name
-from raysers.models.emotion import EmotionModel, EmotionNetwork
+from raysers.models.emotion import EmotionNetwork
 from raysers.models.loading import LoadedModel
 from raysers.models.moonshine import MOONSHINE, MoonshineRecogniser
 from raysers.models.pretrained import load_pretrained, open_folder, read_auto, reading
@@ -45,13 +46,6 @@ _WINDOW_S, _SEARCH_S, _ANY_S = 30.0, 8.0, 1e6
 #: Whisper's windows per forward pass; more only wait for the longest text among them.
 _CPU_WINDOWS, _GPU_WINDOWS = 4, 32
 
-#: Samples of the shortest clip: one frame of Whisper's spectrogram. A tenth of a second, which is
-#: shorter than any word, where the receptive field is not known.
-_WHISPER_MIN_SAMPLES, _MIN_SAMPLES = 400, 1_600
-
-#: What stands behind a shorter clip's tokens in a batch.
-_NO_TOKEN = -1.0
-
 #: Tokens of a piece where the folder does not say: six a second.
 _MOST_TOKENS = 200
 #: What of `generation_config.json` says which texts are possible; how to search for them does not
@@ -60,12 +54,18 @@ _RULES = (
     "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "prev_sot_token_id",
     "no_timestamps_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids",
     "forced_bos_token_id", "max_length", "is_multilingual", "lang_to_id", "task_to_id", "language",
-    "task", "no_repeat_ngram_size", "repetition_penalty",
+    "task", "no_repeat_ngram_size", "repetition_penalty", "alignment_heads",
 )  # fmt: skip
 
 
 def load_asr(
-    name: str, *, device: str = "cpu", dtype: str = "auto", threads: int | None = None
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    threads: int | None = None,
+    language: str = "",
+    timestamps: bool = False,
 ) -> Recogniser:
     """Load a recogniser.
 
@@ -74,14 +74,30 @@ def load_asr(
         device: `cpu` or `cuda`; moonshine always computes on the CPU.
         dtype: auto, fp32, bf16 or fp16 of all but moonshine.
         threads: compute threads of this process on CPUs; None leaves the libraries' setting.
+        language: of a multilingual Whisper model, such as `de`, or `auto` for that of each clip;
+            empty leaves it to the model's own rules.
+        timestamps: also the times of the words, which CTC models have.
 
     Raises:
-        ConfigError: no such name, no way to fetch it, or a format it does not compute in.
+        ConfigError: no such name, no way to fetch it, or a format, a language or times that it
+            does not have.
         CheckpointError: the folder is no model whose texts can be trusted.
     """
     if is_moonshine(name):
+        if language not in ("", "en") or timestamps:
+            raise ConfigError(
+                "--asr moonshine is English and has no times of words: leave --language and "
+                "--timestamps out, or give another --asr"
+            )
         return MoonshineRecogniser(dtype=dtype, threads=threads)
-    return StockRecogniser(name, device=device, dtype=dtype, threads=threads)
+    return StockRecogniser(
+        name,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        language=language,
+        timestamps=timestamps,
+    )
 
 
 def is_moonshine(name: str) -> bool:
@@ -116,7 +132,16 @@ class StockRecogniser:
         max_padded_s: padded seconds of a batch that it is fastest with.
     """
 
-    def __init__(self, name: str, *, device: str, dtype: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str,
+        dtype: str,
+        threads: int | None,
+        language: str,
+        timestamps: bool,
+    ) -> None:
         parsed = parse_asr_name(name)
         folder, revision = open_folder(parsed.path, parsed.hub_id, parsed.revision, "--asr")
         self.name, self.revision, self.device = name, revision, device
@@ -127,7 +152,8 @@ class StockRecogniser:
         whisper = config.model_type == WHISPER
         extractor = _extractor(folder, config)
         self._tokenizer = _tokenizer(folder, stock, spells_all=is_ctc)
-        self._skip_special = not is_ctc
+        self._is_ctc, self._times, self._language = is_ctc, timestamps, language
+        self._frame_samples = getattr(config, "inputs_to_logits_ratio", 0)
         changed = ("add_adapter", "conv_pos_batch_norm")  # not in the emotion models' pass
         exact = is_ctc and config.model_type in FAMILIES
         exact = exact and not any(getattr(config, key, False) for key in changed)
@@ -137,7 +163,19 @@ class StockRecogniser:
                 network = CtcNetwork(config)
             network.load_state_dict(stock.state_dict(), assign=True)
         else:
-            network = StockNetwork(stock, extractor, None if is_ctc else _rules(folder, config))
+            rules = None if is_ctc else _rules(folder, config, language)
+            detects = language == "auto"
+            network = StockNetwork(stock, extractor, rules, detects=detects, times=timestamps)
+        languages = getattr(getattr(network, "rules", None), "lang_to_id", None) or {}
+        self._languages = {number: token.strip("<|>") for token, number in languages.items()}
+        aligned = bool(getattr(getattr(network, "rules", None), "alignment_heads", None))
+        if timestamps and not (aligned or hasattr(self._tokenizer, "word_delimiter_token")):
+            raise ConfigError(
+                f"--timestamps: this {config.model_type} has no times of words; CTC models and "
+                "Whisper with alignment heads have"
+            )
+        if language and not languages:
+            raise ConfigError(f"--language {language}: give a multilingual Whisper model as --asr")
         self._longest_s = _ANY_S if exact else _WINDOW_S
         loaded = LoadedModel(
             model=network.eval(),
@@ -150,135 +188,88 @@ class StockRecogniser:
         self.max_padded_s = windows * _WINDOW_S if whisper else auto_padded_s(self._scorer)
         self._least_padded_s = _WINDOW_S if whisper else 1 / SAMPLE_RATE_HZ
 
-    def transcribe(self, signals: Sequence[Floats]) -> list[str | ClipError]:
-        """Text of each 16 kHz mono signal in [-1, 1], or why it has none; never raises for one.
+    def transcribe(self, signals: Sequence[Floats]) -> list[dict[str, Any] | ClipError]:
+        """`text` of each 16 kHz mono signal in [-1, 1], or why it has none; never raises for one.
+
+        Where asked for also `language`, and `words` with their times in the signal.
 
         Raises:
             DeviceLost: the accelerator is broken for good.
         """
         cut = [self._pieces(signal) for signal in signals]
-        pieces = [piece for parts in cut for piece in parts]
+        pieces = [piece for parts in cut for _, piece in parts]
         longest_s = max((len(piece) / SAMPLE_RATE_HZ for piece in pieces), default=0.0)
         at_once = max(1, int(self.max_padded_s / max(longest_s, self._least_padded_s)))
         batches = (pieces[start : start + at_once] for start in range(0, len(pieces), at_once))
         rows = iter([row for batch in batches for row in score_rows(self._scorer, batch)])
-        return [self._text([next(rows) for _ in parts]) for parts in cut]
+        return [self._row([(*part, next(rows)) for part in parts]) for parts in cut]
 
-    def _pieces(self, signal: Floats) -> list[Floats]:
+    def _pieces(self, signal: Floats) -> list[tuple[int, Floats]]:
+        """First sample and samples of every piece with sound: networks invent words in silence."""
         pieces = quiet_pieces(signal, longest_s=self._longest_s, search_s=_SEARCH_S)
-        # networks invent words in silence
-        return [p for p in pieces if len(p) < self._scorer.min_samples or not is_silent(p)]
+        starts = accumulate(map(len, pieces), initial=0)
+        return [
+            (start, piece)
+            for start, piece in zip(starts, pieces, strict=False)
+            if len(piece) < self._scorer.min_samples or not is_silent(piece)
+        ]
 
-    def _text(self, rows: Sequence[Row | ClipError]) -> str | ClipError:
-        """The text of a clip from the tokens of its pieces; one piece's failure is the clip's."""
-        words: list[str] = []
-        for row in rows:
+    def _row(
+        self, parts: Sequence[tuple[int, Floats, Row | ClipError]]
+    ) -> dict[str, Any] | ClipError:
+        """Columns of a clip from the tokens of its pieces; one piece's failure is the clip's."""
+        texts: list[str] = []
+        words: list[dict[str, Any]] = []
+        heard: Counter[int] = Counter()
+        for start, piece, row in parts:
             if isinstance(row, ClipError):
                 return row
-            tokens = row.scores[row.scores != _NO_TOKEN].astype(np.int64).tolist()
+            tokens = row.scores[row.scores != NO_TOKEN].astype(np.int64).tolist()
+            times = {"output_word_offsets": True} if self._times and self._is_ctc else {}
             # the tokenizer joins what CTC repeats and drops its blanks
-            text = self._tokenizer.decode(
-                tokens, skip_special_tokens=self._skip_special, clean_up_tokenization_spaces=False
+            found = self._tokenizer.decode(
+                tokens,
+                skip_special_tokens=not self._is_ctc,
+                clean_up_tokenization_spaces=False,
+                **times,
             )
-            words += str(text).split()
-        return " ".join(words)
+            heard[int(row.embedding[0])] += len(piece)
+            texts += str(found.text if times else found).split()
+            if self._times:
+                frame_s = (self._frame_samples or len(piece) / len(tokens)) / SAMPLE_RATE_HZ
+                spans = (
+                    [(w["word"], w["start_offset"] * frame_s, w["end_offset"] * frame_s)
+                     for w in found.word_offsets]
+                    if times
+                    else self._spoken(tokens, row.embedding[1:].tolist())
+                )  # fmt: skip
+                at_s = start / SAMPLE_RATE_HZ
+                words += [{"word": w, "start_s": at_s + a, "end_s": at_s + b} for w, a, b in spans]
+        columns: dict[str, Any] = {"text": " ".join(texts)}
+        if self._language:
+            most = self._languages.get(heard.most_common(1)[0][0]) if heard else None
+            columns["language"] = most if self._language == "auto" else self._language
+        return columns | ({"words": words} if self._times else {})
+
+    def _spoken(
+        self, tokens: Sequence[int], ends_s: Sequence[float]
+    ) -> list[tuple[str, float, float]]:
+        """Words of Whisper with start and end: runs of tokens up to the next space."""
+        spans: list[tuple[list[int], float, float]] = []
+        special = set(self._tokenizer.all_special_ids)
+        for place, (token, end_s) in enumerate(zip(tokens, ends_s, strict=False)):
+            if token in special:
+                continue
+            if not spans or self._tokenizer.decode([token]).startswith(" "):
+                spans.append(([token], ends_s[place - 1] if place else 0.0, end_s))
+            else:
+                ids, start_s, _ = spans.pop()
+                spans.append(([*ids, token], start_s, end_s))
+        named = ((self._tokenizer.decode(ids).strip(), a, b) for ids, a, b in spans)
+        return [(word, a, b) for word, a, b in named if word]
 
 
 Recogniser = StockRecogniser | MoonshineRecogniser
-
-
-class CtcNetwork(EmotionModel):
-    """A backbone of the emotion models and one linear layer to the alphabet.
-
-    Padding reaches no statistic of it, group norm included; the stock forward pass of the base
-    models gives other letters in a batch than alone.
-    """
-
-    def init_head(self) -> None:
-        """The layer to the alphabet, as new."""
-        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size)
-
-    @property
-    def embedding_size(self) -> int:
-        """Numbers of a frame."""
-        return cast(int, self.config.hidden_size)
-
-    def logits(self, padded: Tensor, lengths: Tensor) -> Tensor:
-        """float32 [clips, frames, tokens]; behind a clip's own frames they mean nothing."""
-        hidden, _ = self._hidden(padded, lengths)
-        return cast(Tensor, self.lm_head(hidden.float()))
-
-    def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """See `StockNetwork.forward`."""
-        frames = self.geometry.frames(lengths).tolist()
-        tokens = _likeliest(self.logits(padded, lengths))
-        return _padded([row[:count] for row, count in zip(tokens, frames, strict=True)])
-
-
-class StockNetwork(EmotionNetwork):
-    """A stock network, its feature extractor, and rules of its search (None: CTC)."""
-
-    def __init__(self, stock: Any, extractor: Any, rules: Any) -> None:
-        super().__init__()
-        self.stock, self.config = stock, stock.config
-        self._extractor, self._rules = extractor, rules
-        self._whisper = self.config.model_type == WHISPER
-
-    @property
-    def embedding_size(self) -> int:
-        """Of the count beside the tokens."""
-        return 1
-
-    @property
-    def min_samples(self) -> int:
-        """Samples of the shortest clip."""
-        return _WHISPER_MIN_SAMPLES if self._whisper else _MIN_SAMPLES
-
-    def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of every clip, float32 [clips, tokens], and how many they are, [clips, 1].
-
-        Whole numbers, exact in float32; -1 behind a shorter text, NaN where a logit is not finite.
-
-        Args:
-            padded: float32 [clips, samples], 16 kHz, zero behind each clip.
-            lengths: int64 [clips], samples of each clip.
-        """
-        signals = [row[:n] for row, n in zip(padded.cpu().numpy(), lengths.tolist(), strict=True)]
-        # all of Whisper's windows are of one length, so they share a pass without padding
-        at_once = len(signals) if self._whisper else 1
-        starts = range(0, len(signals), at_once)
-        return _padded([row for at in starts for row in self._tokens(signals[at : at + at_once])])
-
-    def _tokens(self, signals: Sequence[Floats]) -> Tensor:
-        features = self._extractor(signals, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
-        if self._whisper:
-            features["attention_mask"] = torch.ones_like(features.input_features[:, 0]).long()
-        features = features.to(self.stock.device, self.stock.dtype)
-        if self._rules is None:
-            return _likeliest(self.stock(**features).logits.float())
-        return cast(Tensor, self.stock.generate(**features, generation_config=self._rules)).float()
-
-    def cast(self, dtype: torch.dtype) -> None:
-        """Let the network compute in `dtype`."""
-        self.stock.to(dtype)
-
-    def freeze(self, part: str) -> None:
-        """Raises ConfigError: recognisers are not trained."""
-        raise ConfigError(f"--freeze {part}: a recogniser is not trained here")
-
-    def gradient_checkpointing(self, on: bool) -> None:
-        """Nothing to do: recognisers are not trained."""
-
-
-def _likeliest(logits: Tensor) -> Tensor:
-    """Tokens [..., frames] of logits [..., frames, tokens]; NaN where the best is not finite."""
-    best = logits.max(dim=-1)
-    return best.indices.float().masked_fill(~best.values.isfinite(), torch.nan)
-
-
-def _padded(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
-    counts = torch.tensor([[float(len(row))] for row in tokens])
-    return pad_sequence(tokens, batch_first=True, padding_value=_NO_TOKEN), counts
 
 
 def _extractor(folder: Path, config: Any) -> Any:
@@ -316,16 +307,26 @@ def _tokenizer(folder: Path, stock: Any, *, spells_all: bool) -> Any:
     return tokenizer
 
 
-def _rules(folder: Path, config: Any) -> Any:
-    """The folder's rules for a greedy search; never a translation, whatever the folder says."""
+def _rules(folder: Path, config: Any, language: str) -> Any:
+    """The folder's rules for a greedy search; never a translation, whatever the folder says.
+
+    Raises:
+        ConfigError: a language that the model does not have.
+    """
     import transformers
 
     rules = checkpoint.read_json(folder / "generation_config.json")
     if rules.get("task_to_id"):
         rules["task"] = "transcribe"
-    known = {"max_length": _MOST_TOKENS}
-    known |= {key: value for key, value in rules.items() if key in _RULES}
+    if language:
+        known = sorted(token.strip("<|>") for token in rules.get("lang_to_id", {}))
+        if known and language not in ("auto", *known):
+            names = ", ".join(known)
+            raise ConfigError(f"--language {language}: give auto, or one of {names}")
+        rules["language"] = None if language == "auto" else language
+    given = {"max_length": _MOST_TOKENS}
+    given |= {key: value for key, value in rules.items() if key in _RULES}
     with reading(folder, "its generation_config.json cannot be read"):
         return transformers.GenerationConfig(
-            **known, do_sample=False, num_beams=1, return_timestamps=False
+            **given, do_sample=False, num_beams=1, return_timestamps=False
         )

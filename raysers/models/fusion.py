@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from raysers.seeding import seed_of
 from raysers.types import DIMENSIONS
 
 Floats = npt.NDArray[np.float32]
+#: Of the learning rate: a straight line to 0 over the epochs, or constant.
+Schedule = Literal["linear", "constant"]
 
 MODEL_TYPE = "raysers-fusion"
 
@@ -213,13 +215,13 @@ def load_fusion(folder: str | Path) -> Fusion:
 class HeadSettings:
     """How a head is trained; the flags of `fuse train` say what each of them does.
 
-    The learning rate falls to 0 in a straight line over the epochs, without which a head with words
-    that say nothing ends .01 below one without words.
+    With a constant learning rate a head with text that says nothing ends .01 below one without.
     """
 
     epochs: int = 100
     batch_size: int = 0
     lr: float = 1e-3
+    schedule: Schedule = "linear"
     weight_decay: float = 0.0
     dropout: float = 0.3
     patience: int = 0
@@ -281,8 +283,9 @@ def train_head(
         kept: dict[str, Tensor] = {}
         for epoch in range(1, settings.epochs + 1):
             torch.manual_seed(seed_of(name, settings.seed, epoch, size_bytes=_SEED_BYTES))
-            for group in optimiser.param_groups:
-                group["lr"] = settings.lr * (1 - (epoch - 1) / settings.epochs)
+            if settings.schedule == "linear":
+                for group in optimiser.param_groups:
+                    group["lr"] = settings.lr * (1 - (epoch - 1) / settings.epochs)
             losses = []
             head.train()
             for part in torch.randperm(len(values)).tensor_split(steps):

@@ -84,11 +84,13 @@ class MoonshineRecogniser:
             pass  # now, so that a damaged installation is found before anything is written
         self._pool = ThreadPoolExecutor(threads or 1, thread_name_prefix="moonshine")
 
-    def transcribe(self, signals: Sequence[npt.NDArray[np.float32]]) -> list[str | ClipError]:
-        """Text of each 16 kHz mono signal, or why it has none. Safe from several threads."""
+    def transcribe(
+        self, signals: Sequence[npt.NDArray[np.float32]]
+    ) -> list[dict[str, Any] | ClipError]:
+        """`text` of each 16 kHz mono signal, or why it has none. Safe from several threads."""
         return list(self._pool.map(self._one, signals))
 
-    def _one(self, signal: npt.NDArray[np.float32]) -> str | ClipError:
+    def _one(self, signal: npt.NDArray[np.float32]) -> dict[str, Any] | ClipError:
         if len(signal) < _MIN_SAMPLES:
             return ClipError(
                 Status.TOO_SHORT,
@@ -100,7 +102,7 @@ class MoonshineRecogniser:
         except self._failure as error:
             reason = " ".join(str(error).split())[:300]
             return ClipError(Status.MODEL_ERROR, f"moonshine: {reason}")
-        return " ".join(" ".join(texts).split())
+        return {"text": " ".join(" ".join(texts).split())}
 
     def _text(self, piece: npt.NDArray[np.float32]) -> str:
         lead, tail = round(_LEAD_S * SAMPLE_RATE_HZ), round(_TAIL_S * SAMPLE_RATE_HZ)

@@ -21,7 +21,7 @@ from raysers.io import storage
 from raysers.robustness.flags import RobustnessFlags
 from raysers.robustness.suites import chosen
 from raysers.tuning.space import SEARCHABLE, coerce
-from raysers.words.fusion_flags import FuseTrainFlags
+from raysers.words.fuse_train import FuseTrainFlags
 from raysers.words.probe import ProbeFlags
 
 #: Stands for every built-in study.

@@ -38,7 +38,7 @@ from raysers.tuning.resources import TrialResources
 from raysers.tuning.space import SEARCHABLE, coerce
 from raysers.tuning.trials import Report
 from raysers.tuning.tuner import command_of
-from raysers.words.fusion_flags import FuseTrainFlags
+from raysers.words.fuse_train import FuseTrainFlags
 from raysers.words.probe import ProbeFlags
 
 #: Folders of a trained model with its scores of the evaluation clips, and what they are worth.

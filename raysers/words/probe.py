@@ -39,7 +39,8 @@ from raysers.words.ratings import LEAST, MOST, WORDS, transcribed_row, word_rati
 from raysers.words.respoken import RESPOKEN, respoken_rows, respoken_table
 from raysers.words.sentiment import SENTENCES, check_sentiments, sentiment_rows
 from raysers.words.speaking import TABLE
-from raysers.words.synthesis_flags import JOB, SynthesizeFlags, check
+from raysers.words.synthesize import JOB, SynthesizeFlags, check
+from raysers.words.texts import recognised_texts, with_recognised
 
 #: Sub-folders of the output.
 CORPUS, CLIPS = "corpus", "clips"
@@ -65,8 +66,8 @@ class ProbeFlags:
     """Sentences of known sentiment, as `raysers synthesize` takes them."""
     texts: str = ""
     """In place of --templates: a table with the columns text and sentiment."""
-    tts: Literal["espeak", "command"] = "espeak"
-    """Speech synthesizer: espeak-ng, or the program of --tts-command."""
+    tts: Literal["espeak", "gtts", "command"] = "espeak"
+    """Speech synthesizer, as `raysers synthesize` takes it."""
     tts_command: str = ""
     """Program and arguments, as `raysers synthesize` takes them."""
     voice: tuple[str, ...] = (NEUTRAL,)
@@ -224,6 +225,8 @@ def chosen_clips(
         ConfigError: the corpus cannot be read, has no such split, or no transcripts.
     """
     clips, notes = index_labelled(data)
+    for uri in data:
+        clips = with_recognised(clips, recognised_texts(uri), "transcript")
     known = sorted(set(clips["split"].to_pylist()) - {None})
     chosen = list(split) or [name for name in known if name.startswith("test")]
     if unknown := [name for name in chosen if name not in known]:

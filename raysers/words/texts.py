@@ -1,4 +1,4 @@
-"""Texts to be spoken: a file with one a line, or a table with a column `text` or `transcript`.
+"""Texts to speak: one a line, a table, a manifest, an output of `transcribe`, or a built-in set.
 
 A text is kept as it is written, and so is every other column, for later analyses of the speech.
 Only columns that would be mistaken for those of the spoken clip are renamed or left out.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,36 +25,54 @@ from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
 from raysers.io.uris import suffix_of
 from raysers.schemas import LABEL_FIELDS, MANIFEST
+from raysers.types import Status
 
-#: What holds the words, the first that a table has.
+#: Columns with the text; the first that a table has is used.
 TEXT_COLUMNS = ("text", "transcript")
-#: Columns about the clip a text was taken from, by what they are called beside the spoken one.
+#: Columns about the clip a text was taken from, by their names beside the spoken one.
 RENAMED = {"clip_id": "source_clip_id", "file": "source_file"}
 #: Columns the spoken clips have themselves.
 OWN = frozenset({*MANIFEST.names, "voice", "rate_wpm", "pitch", "tts", "run_id", "created_at"})
 
+_TRANSCRIPTS = "transcripts"
 _LABELS = {field.name: field for field in LABEL_FIELDS if field.name != "transcript"}
 _NO_VALUE = ("", "nan", "NaN", "None", "null", "<NA>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
-    """What to say.
-
-    Attributes:
-        table: `text` and what else is known of each, one text a row.
-        notes: what the user should hear, a line each.
-    """
+    """Texts with what else is known of each (`text` and other columns), and notes, a line each."""
 
     table: pa.Table
     notes: tuple[str, ...] = ()
 
 
-def read_texts(uri: str) -> Texts:
-    """The texts of a file, table, manifest or output folder with one.
+def template_names() -> list[str]:
+    """The built-in sets of sentences, sorted."""
+    return sorted(path.name.removesuffix(".csv") for path in _templates().iterdir())
 
-    Lines that are empty, and rows without a text, are left out; so are rows that repeat another
-    one in every column.
+
+def template_texts(name: str) -> pa.Table:
+    """The sentences of a built-in set.
+
+    Columns: `text`, `sentiment`, and where known `template`, `word`, `slot`, `language`.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name not in template_names():
+        raise ConfigError(
+            f"--templates {name}: choose {', '.join(template_names())}, or give a table of your "
+            "own with --texts"
+        )
+    return _parse_csv(name, _templates().joinpath(f"{name}.csv").read_text("utf-8"))
+
+
+def read_texts(uri: str) -> Texts:
+    """The texts of a file, table, manifest or output folder.
+
+    Blank lines and rows without a text are left out, and so are rows that repeat another one in
+    every column. Of an output of `transcribe` the recognised texts are read.
 
     Raises:
         ConfigError: nothing there, no column with texts, text that is not UTF-8, bad labels.
@@ -61,16 +81,42 @@ def read_texts(uri: str) -> Texts:
     uri = storage.absolute(uri)
     try:
         found = [_read(part) for part in _parts(uri)]
+        table = pa.concat_tables(found, promote_options="default")
+        recognised = recognised_texts(uri) if found[0].num_rows else {}
     except (ObjectMissing, ObjectForbidden) as error:
         raise ConfigError(f"--texts {uri}: {error}") from error
     except READ_FAILURES as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"--texts {uri} cannot be read: {reason}") from error
-    try:
-        table = pa.concat_tables(found, promote_options="default")
-    except pa.ArrowException as error:
-        raise ConfigError(f"--texts {uri}: its parts do not fit together: {error}") from error
-    return _tidied(uri, table)
+    return _tidied(uri, with_recognised(table, recognised, "transcript"))
+
+
+def recognised_texts(uri: str) -> dict[str, str]:
+    """Recognised text by clip id of an output of `transcribe`, without clips of no speech.
+
+    Empty for anything else.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    if suffix_of(uri) or not storage.is_folder(uri):
+        return {}
+    parts = storage.list_parts(storage.join(uri, _TRANSCRIPTS))
+    columns = ["clip_id", "status", "text"]
+    rows = [row for part in parts for row in _read(part.uri).select(columns).to_pylist()]
+    ok = str(Status.OK)
+    return {r["clip_id"]: r["text"] for r in rows if r["status"] == ok and r["text"].strip()}
+
+
+def with_recognised(table: pa.Table, texts: dict[str, str], column: str) -> pa.Table:
+    """The table with recognised texts where `column` has none; they are looked up by `clip_id`."""
+    if not texts:
+        return table
+    known = table[column].to_pylist() if column in table.column_names else [None] * len(table)
+    ids = table["clip_id"].to_pylist()
+    filled = [texts.get(i) if text is None else text for i, text in zip(ids, known, strict=True)]
+    kept = table.drop_columns([column] if column in table.column_names else [])
+    return kept.append_column(column, pa.array(filled, pa.string()))
 
 
 def fingerprint(table: pa.Table) -> str:
@@ -94,6 +140,10 @@ def without_repeats(table: pa.Table) -> pa.Table:
     return table if len(seen) == len(table) else table.take(pa.array(seen.values(), pa.int64()))
 
 
+def _templates() -> Any:
+    return resources.files("raysers").joinpath("assets", "templates")
+
+
 def _parts(uri: str) -> list[str]:
     if not storage.is_folder(uri):
         storage.stat(uri)
@@ -108,27 +158,22 @@ def _parts(uri: str) -> list[str]:
 
 def _read(uri: str) -> pa.Table:
     suffix = suffix_of(uri)
-    read = _READERS.get(suffix, _read_parquet if suffix in PARQUET_SUFFIXES else _read_lines)
-    return read(uri)
-
-
-def _read_lines(uri: str) -> pa.Table:
-    lines = _utf8(uri).split("\n")
-    texts = [line.removesuffix("\r") for line in lines]
-    return pa.table({"text": pa.array([t for t in texts if t.strip()], pa.string())})
-
-
-def _utf8(uri: str) -> str:
+    if suffix in PARQUET_SUFFIXES:
+        with pq.ParquetFile(storage.open_file(uri)) as file:
+            return file.read()
     try:
-        return storage.read_bytes(uri).decode("utf-8-sig")
+        text = storage.read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"--texts {uri} is not UTF-8 ({error}): save it as UTF-8") from error
+    if suffix in (".csv", ".tsv"):
+        return _parse_csv(uri, text)
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return pa.table({"text": pa.array([line for line in lines if line.strip()], pa.string())})
 
 
-def _read_csv(uri: str, delimiters: str = ",;\t") -> pa.Table:
-    text = _utf8(uri)
+def _parse_csv(uri: str, text: str) -> pa.Table:
     header = text.partition("\n")[0]
-    delimiter = max(delimiters, key=header.count)
+    delimiter = "\t" if suffix_of(uri) == ".tsv" else max(",;\t", key=header.count)
     names = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
     _check_names(uri, names)
     return pacsv.read_csv(
@@ -144,22 +189,14 @@ def _read_csv(uri: str, delimiters: str = ",;\t") -> pa.Table:
     )
 
 
-def _read_parquet(uri: str) -> pa.Table:
-    with pq.ParquetFile(storage.open_file(uri)) as file:
-        return file.read()
-
-
-_READERS: Mapping[str, Callable[[str], pa.Table]] = {
-    ".csv": _read_csv,
-    ".tsv": lambda uri: _read_csv(uri, "\t"),
-}
-
-
 def _tidied(uri: str, table: pa.Table) -> Texts:
     names = table.column_names
     _check_names(uri, names)
     words = next(name for name in TEXT_COLUMNS if name in names)
-    columns = {"text": _as_text(uri, table[words], words)}
+    try:
+        columns = {"text": table[words].cast(pa.string())}
+    except pa.ArrowException as error:
+        raise ConfigError(f"--texts {uri}: column {words!r} is not text: {error}") from error
     dropped = []
     for name in names:
         kept = RENAMED.get(name, name)
@@ -176,45 +213,44 @@ def _tidied(uri: str, table: pa.Table) -> Texts:
     fresh = without_repeats(said)
     if not len(fresh):
         raise ConfigError(f"--texts {uri}: none of its {len(read):,} rows has a text")
-    return Texts(table=fresh, notes=tuple(_notes(uri, dropped, read, said, fresh)))
+    missing, repeated = len(read) - len(said), len(said) - len(fresh)
+    notes = [
+        note
+        for count, note in (
+            (len(dropped), f"columns not used: {', '.join(dropped)}"),
+            (missing, f"{missing:,} rows without a text are left out"),
+            (repeated, f"{repeated:,} rows that repeat another one are left out"),
+        )
+        if count
+    ]
+    return Texts(table=fresh, notes=tuple(f"{uri}: {note}" for note in notes))
 
 
 def _check_names(uri: str, names: Sequence[str]) -> None:
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise ConfigError(f"--texts {uri}: it has the column {twice[0]!r} more than once")
     if not set(TEXT_COLUMNS) & set(names):
-        has = ", ".join(map(repr, names)) or "no columns"
-        raise ConfigError(f"--texts {uri} has no column 'text', only {has}: rename one of them")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"--texts {uri} has the column {twice[0]!r} more than once")
-
-
-def _as_text(uri: str, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    try:
-        return column.cast(pa.string())
-    except pa.ArrowException as error:
-        raise ConfigError(f"--texts {uri}: column {name!r} is not text: {error}") from error
+        found = ", ".join(map(repr, names[:8])) or "no columns"
+        raise ConfigError(f"--texts {uri} has no column 'text', only {found}")
 
 
 def _carried(uri: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """The column in a type every reader of manifests knows; None when there is no such type."""
-    kind = column.type
     if field := _LABELS.get(name):
         return _label(uri, field, column)
+    kind = column.type
     if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = column.type
-    for known, ours in _CARRIED:
+        kind = kind.value_type
+    for known, ours in (
+        (pa.types.is_string, pa.string()),
+        (pa.types.is_large_string, pa.string()),
+        (pa.types.is_boolean, pa.string()),
+        (pa.types.is_integer, pa.int64()),
+        (pa.types.is_floating, pa.float64()),
+    ):
         if known(kind):
-            return column.cast(ours)
+            return column.cast(kind).cast(ours)
     return None
-
-
-_CARRIED: Sequence[tuple[Callable[[pa.DataType], bool], pa.DataType]] = (
-    (pa.types.is_string, pa.string()),
-    (pa.types.is_large_string, pa.string()),
-    (pa.types.is_boolean, pa.string()),
-    (pa.types.is_integer, pa.int64()),
-    (pa.types.is_floating, pa.float64()),
-)
 
 
 def _label(uri: str, field: pa.Field, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -226,15 +262,3 @@ def _label(uri: str, field: pa.Field, column: pa.ChunkedArray) -> pa.ChunkedArra
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--texts {uri}: column {field.name!r}: {reason}") from error
     return pc.if_else(pc.is_nan(column), None, column) if field.type == pa.float32() else column
-
-
-def _notes(
-    uri: str, dropped: Sequence[str], read: pa.Table, said: pa.Table, fresh: pa.Table
-) -> list[str]:
-    missing, repeated = len(read) - len(said), len(said) - len(fresh)
-    found = (
-        (bool(dropped), f"columns not used: {', '.join(dropped)}"),
-        (bool(missing), f"{missing:,} rows without a text are left out"),
-        (bool(repeated), f"{repeated:,} rows that repeat another one are left out"),
-    )
-    return [f"{uri}: {text}" for is_so, text in found if is_so]

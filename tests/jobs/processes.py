@@ -102,3 +102,12 @@ def kill_driver_when(process: subprocess.Popen[str], ready: Callable[[], bool]) 
 def parts_in(out: Path) -> int:
     """Finished parts of a local output."""
     return len(list((out / "annotations").glob("part-*.parquet")))
+
+
+def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """SIGKILL a job that works without Ray as soon as `ready()`."""
+    deadline = time.monotonic() + 120
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    kill_tree(process.pid)
+    process.communicate()

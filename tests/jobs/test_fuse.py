@@ -14,6 +14,7 @@ import soundfile as sf
 
 from raysers.commands.fuse import main
 from raysers.evaluation.predictions import read_predictions
+from tests.jobs import processes
 from tests.jobs.conftest import comparable, record_of, rows_of
 from tests.unit.models.text_folders import write_encoder
 
@@ -161,6 +162,18 @@ def test_an_interrupted_training_ends_with_the_same_heads(copy, trained, command
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
+def test_kill_9_while_the_clips_are_encoded_changes_no_weight(trained, command, tmp_path):
+    out = tmp_path / "out"
+    job = processes.start("jobs/fuse.py", *command, "--output", out)
+    processes.kill_when(job, lambda: any((out / "features/features").glob("part-*")))
+    assert record_of(out)["status"] == record_of(out / "features")["status"] == "running"
+    assert run(*command, "--output", out) == 0
+    assert (out / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    ours, theirs = (comparable(rows_of(f / "features", "features")) for f in (out, trained))
+    assert ours == theirs
+
+
 def test_other_heads_use_the_same_vectors(trained, command, tmp_path):
     before = (trained / "features/run.json").read_bytes()
     other = (*command, "--features", trained, "--output", tmp_path / "other", "--seed", 5)
@@ -201,6 +214,29 @@ def test_a_clip_without_words_and_without_recogniser_is_refused(speech, command,
     assert run(*command, "--output", tmp_path / "out", "--data", table) == 2
     assert "03.wav" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_failed_clips_are_left_out_and_too_many_end_with_exit_3(speech, command, tmp_path, capsys):
+    """The heads are trained on the other clips, here by the paper's recipe."""
+    with speech.open(newline="") as file:
+        rows = list(csv.DictReader(file))[:40]
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    for number, row in enumerate(rows):
+        row["file"] = str(speech.parent / row["file"] if number > 2 else tmp_path / "broken.wav")
+        row["start"], row["end"] = ("0", "0.2") if number > 2 else (str(number), str(number + 1))
+    table = write_rows(tmp_path / "labels.csv", rows)
+    out, own = tmp_path / "out", command[: command.index("--epochs")]
+    again = (*own, *HERE, "--recipe", "paper", "--epochs", 2, "--data", table, "--output", out)
+    assert (
+        run(*again, "--text-pooling", "mean", "--text-model", command[4], "--asr", "manifest") == 3
+    )
+    record = record_of(out)
+    assert record["status"] == record_of(out / "features")["status"] == "done_with_failures"
+    assert record["outcome"]["clips"] == 37
+    settings = record["settings"]
+    assert [settings[k] for k in ("batch_size", "lr", "schedule")] == [32, 1e-4, "constant"]
+    assert len(rows_of(out, "predictions")) == 16
+    assert "text does not help: " in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("args", [(), ("fit",), ("predict", "--fusion", "nowhere")])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import audformat
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +11,10 @@ import pytest
 import soundfile as sf
 
 from raysers.commands.transcribe import main
+from tests.jobs import processes
 from tests.jobs.conftest import comparable, record_of, rows_of
 from tests.places import SHARED_DATA, needs_shared
-from tests.unit.models.asr_folders import plain_texts, write_ctc
+from tests.unit.models.asr_folders import plain_texts, write_ctc, write_whisper
 
 pytestmark = needs_shared
 
@@ -88,14 +88,6 @@ def test_every_clip_is_a_row_with_the_text_of_the_single_file(finished, asr):
         assert row["model_revision"] == record["settings"]["asr_revision"]
         assert row["run_id"] == record["run_id"]
         assert bool(row["error"]) == (row["status"] != "ok")
-
-
-def test_the_output_is_an_audformat_database(finished):
-    table = audformat.Database.load(str(finished[0]), load_data=True)["transcripts"].get()
-    assert table.index.names == ["file", "start", "end"]
-    texts = {r["file"]: r["text"] for r in rows_of(finished[0], "transcripts")}
-    found = table["text"].dropna().droplevel(["start", "end"])
-    assert found.to_dict() == {file: text for file, text in texts.items() if text is not None}
 
 
 def test_wild_transcripts_survive_and_are_scored(finished, manifest):
@@ -188,9 +180,33 @@ def test_real_english_through_moonshine_is_scored(tmp_path, capsys):
     assert "0.0%" in capsys.readouterr().out
 
 
-def test_dry_run_of_a_run_json_measures_and_writes_nothing(finished, tmp_path, capsys):
-    out = tmp_path / "out"
-    again = ("--config", finished[0] / "run.json", "--output", out, "--workers", "local")
-    assert run(*again, "--dry-run") == 0
-    assert "x real time per worker" in capsys.readouterr().out
-    assert not out.exists()
+def test_languages_and_times_are_columns_where_they_are_asked_for(asr, emodb_files, tmp_path):
+    table = pa.table({"file": emodb_files[:2]})
+    pq.write_table(table, tmp_path / "clips.parquet")
+    write_whisper(tmp_path / "whisper", multilingual=True)
+    here = ("--input", tmp_path / "clips.parquet", "--dtype", "fp32", "--workers", "local")
+    assert run(*here, "--asr", asr, "--timestamps", "--output", tmp_path / "a") == 0
+    for row in rows_of(tmp_path / "a", "transcripts"):
+        assert " ".join(word["word"] for word in row["words"]) == row["text"]
+        assert all(0 <= w["start_s"] < w["end_s"] <= row["duration_s"] for w in row["words"])
+        assert "language" not in row
+    whisper = ("--asr", tmp_path / "whisper", "--language", "auto")
+    assert run(*here, *whisper, "--output", tmp_path / "b") == 0
+    assert {row["language"] for row in rows_of(tmp_path / "b", "transcripts")} <= {"de", "en"}
+    assert run(*here, "--asr", asr, "--language", "auto", "--output", tmp_path / "c") == 2
+
+
+@pytest.mark.slow
+def test_kill_9_changes_no_row(asr, emodb_files, tmp_path):
+    table = pa.table({"file": emodb_files})
+    pq.write_table(table, tmp_path / "clips.parquet")
+    args = ("--input", tmp_path / "clips.parquet", "--asr", asr, "--dtype", "fp32",
+            "--shard-s", 4, "--workers", "local")  # fmt: skip
+    killed, calm = tmp_path / "killed", tmp_path / "calm"
+    job = processes.start("jobs/transcribe.py", *args, "--output", killed)
+    processes.kill_when(job, lambda: any((killed / "transcripts").glob("part-*")))
+    assert record_of(killed)["status"] == "running"
+    for out in (killed, calm):
+        assert run(*args, "--output", out) == 0
+    ours, theirs = (comparable(rows_of(out, "transcripts")) for out in (killed, calm))
+    assert ours == theirs

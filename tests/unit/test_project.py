@@ -57,7 +57,7 @@ def flags_of(job: str) -> set[str]:
     names = {field.name for config in configs for field in dataclasses.fields(config)}
     return {
         *("--help", "--help-all", "--version", "--config", "--requester-pays"),
-        *(("--recipe",) if job == "train" else ()),
+        *(("--recipe",) if job in ("train", "fuse") else ()),
         *("--" + name.replace("_", "-") for name in names),
     }
 

@@ -46,26 +46,30 @@ def _read(path: Path) -> np.ndarray:
 SOURCES = {"sense": 0.05, "libri": 0.03, "LJ": 0.15, "spk1": 0.07, "fsdd": 0.26}
 
 
+def heard(recogniser, signals: list[np.ndarray]) -> list[str]:
+    return [row["text"] for row in recogniser.transcribe(signals)]
+
+
 @needs_shared
 def test_real_speech_gives_the_words_that_were_said(recogniser, english):
-    texts = recogniser.transcribe([signal for signal, _ in english.values()])
+    texts = heard(recogniser, [signal for signal, _ in english.values()])
     plain = jiwer.Compose([jiwer.ToLowerCase(), jiwer.SubstituteRegexes({r"[^\w\s']": " "})])
-    said, heard = defaultdict(list), defaultdict(list)
+    said, recognised = defaultdict(list), defaultdict(list)
     for (name, (_, truth)), text in zip(english.items(), texts, strict=True):
         source = next(s for s in SOURCES if name.startswith(s))
         said[source].append(plain(truth))
-        heard[source].append(plain(text))
-    errors = {source: jiwer.wer(said[source], heard[source]) for source in SOURCES}
+        recognised[source].append(plain(text))
+    errors = {source: jiwer.wer(said[source], recognised[source]) for source in SOURCES}
     assert {s for s, rate in errors.items() if rate > SOURCES[s]} == set(), errors
 
 
 @needs_shared
 def test_a_text_depends_on_its_clip_alone(recogniser, english):
     some = [signal for name, (signal, _) in english.items() if name.startswith(("LJ", "spk1"))]
-    first = recogniser.transcribe(some)
+    first = heard(recogniser, some)
     assert len(set(first)) == len(some)
-    assert recogniser.transcribe(some[::-1]) == first[::-1]
-    assert load_asr("moonshine", threads=1).transcribe([some[1], some[0] * 0, some[1]]) == [
+    assert heard(recogniser, some[::-1]) == first[::-1]
+    assert heard(load_asr("moonshine", threads=1), [some[1], some[0] * 0, some[1]]) == [
         first[1],
         "",
         first[1],
@@ -87,7 +91,7 @@ def test_what_is_no_speech_has_empty_text_and_no_error(recogniser):
         "hum": 0.01 * np.sin(2 * np.pi * 50 * times),
         "click": click,
     }
-    texts = recogniser.transcribe([s.astype(np.float32) for s in no_speech.values()])
+    texts = heard(recogniser, [s.astype(np.float32) for s in no_speech.values()])
     assert dict(zip(no_speech, texts, strict=True)) == dict.fromkeys(no_speech, "")
 
 

@@ -76,15 +76,6 @@ def test_it_learns_what_the_vectors_say_and_keeps_the_best_dev_epoch(train, dev)
     assert len(history) == QUICK.epochs
 
 
-def test_missing_labels_are_left_out_one_by_one(train, dev):
-    labels = train.labels.copy()
-    labels[::2, 2] = np.nan
-    some, history = train_head("fused", Vectors(values=train.values, labels=labels), dev, QUICK)
-    ccc = audmetric.concordance_cc(dev.labels[:, 2], some.score(dev.values)[:, 2])
-    assert ccc > 0.6
-    assert all(np.isfinite(one.train_loss) for one in history)
-
-
 def test_a_dimension_nobody_labelled_scores_the_middle_of_the_scale(train, dev):
     labels = train.labels.copy()
     labels[:, 1] = np.nan

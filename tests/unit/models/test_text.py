@@ -7,8 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, T5Config, T5Model
 
 from raysers.errors import CheckpointError, ConfigError
@@ -76,27 +74,6 @@ def test_an_encoder_inside_a_larger_network_is_found(task, tmp_path):
     )
 
 
-def test_old_names_of_layer_norms_and_buffers_are_understood(bert, tmp_path):
-    folder = shutil.copytree(bert[0], tmp_path / "old")
-    tensors = load_file(folder / "model.safetensors")
-    old = {
-        k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        for k in tensors
-    }
-    assert sum(k.endswith(".gamma") for k in old) == 5
-    renamed = {
-        f"bert.{k}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-            "LayerNorm.bias", "LayerNorm.beta"
-        ): v
-        for k, v in tensors.items()
-    }
-    renamed["bert.embeddings.position_ids"] = torch.arange(POSITIONS)[None]
-    save_file(renamed, folder / "model.safetensors")
-    np.testing.assert_array_equal(
-        TextEncoder(str(folder)).encode(TEXTS), TextEncoder(str(bert[0])).encode(TEXTS)
-    )
-
-
 def test_a_folder_with_a_bare_vocabulary_makes_the_family_s_tokens(bert, tmp_path):
     folder = shutil.copytree(bert[0], tmp_path / "vocab")
     (folder / "tokenizer.json").unlink()
@@ -134,17 +111,14 @@ def test_an_empty_text_is_the_vector_of_the_special_tokens(bert):
     np.testing.assert_allclose(vectors, [expected, expected], atol=1e-5)
 
 
-def test_the_first_token_of_a_causal_network_is_no_text_vector(tmp_path):
-    write_encoder(tmp_path, "gpt2")
+def test_networks_that_are_no_plain_encoders_are_refused(tmp_path):
+    write_encoder(tmp_path / "gpt2", "gpt2")
     with pytest.raises(CheckpointError, match="give --text-pooling mean"):
-        TextEncoder(str(tmp_path), "cls")
-
-
-def test_an_encoder_decoder_is_refused(tmp_path):
+        TextEncoder(str(tmp_path / "gpt2"), "cls")
     settings = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    T5Model(T5Config(vocab_size=32, **settings)).save_pretrained(tmp_path)
+    T5Model(T5Config(vocab_size=32, **settings)).save_pretrained(tmp_path / "t5")
     with pytest.raises(CheckpointError, match="t5 is not a plain text encoder"):
-        TextEncoder(str(tmp_path))
+        TextEncoder(str(tmp_path / "t5"))
 
 
 @pytest.mark.parametrize(
@@ -164,15 +138,8 @@ def test_text_behind_the_last_position_is_not_read_and_said_so(kind, most, tmp_p
     ("changes", "words"),
     [
         ({"model_type": "unheard"}, "model_type is 'unheard'"),
-        ({"model_type": "wav2vec2"}, "missing|no network"),
         ({"is_decoder": True}, "is_decoder"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
-        ({"vocab_size": -1}, "no network can be built"),
-        ({"hidden_size": 15}, "hidden_size|multiple|shapes|built"),
-        ({"vocab_size": 900_000, "hidden_size": 16_384, "num_attention_heads": 2}, "parameters"),
-        ({"num_hidden_layers": 3}, "missing"),
-        ({"num_hidden_layers": 1}, "no place for"),
     ],
 )
 def test_a_configuration_of_another_network_is_refused(changes, words, bert, tmp_path):
@@ -180,32 +147,6 @@ def test_a_configuration_of_another_network_is_refused(changes, words, bert, tmp
     change_config(folder, **changes)
     with pytest.raises(CheckpointError, match=words):
         TextEncoder(str(folder))
-
-
-def test_code_and_pickles_of_a_folder_are_never_run(bert, tmp_path):
-    folder = shutil.copytree(bert[0], tmp_path / "hostile")
-    trap = tmp_path / "sprung"
-    (folder / "modeling_trap.py").write_text(f"open({str(trap)!r}, 'w')")
-    change_config(folder, auto_map={"AutoModel": "modeling_trap.Trap"})
-    (folder / "tokenizer_config.json").write_text(
-        '{"auto_map": {"AutoTokenizer": ["modeling_trap.T", null]}, "tokenizer_class": "T"}'
-    )
-    assert TextEncoder(str(folder)).hidden_size == 16
-    (folder / "model.safetensors").unlink()
-    torch.save({"embeddings": Trap(str(trap))}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="pickle"):
-        TextEncoder(str(folder))
-    assert not trap.exists()
-
-
-class Trap:
-    """Opens a file when it is unpickled."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, "w")
 
 
 @pytest.mark.parametrize(
@@ -258,21 +199,3 @@ def test_real_sentences_of_like_meaning_are_close(minilm):
     vectors = minilm.encode(["I am very happy", "I feel great joy", "The train leaves at nine"])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     assert unit[0] @ unit[1] > 0.6 > 0.2 > unit[0] @ unit[2]
-
-
-def test_the_cut_stored_with_the_real_tokenizer_is_not_used(minilm):
-    text = " ".join(["day"] * 300)
-    assert minilm.max_tokens == 512
-    assert minilm.truncated([text, text * 2]) == [False, True]
-    assert abs(minilm.encode([text])[0] - minilm.encode([" ".join(["day"] * 126)])[0]).max() > 1e-3
-
-
-def test_weights_that_a_small_file_repeats_without_end_are_refused(bert, tmp_path):
-    folder = shutil.copytree(bert[0], tmp_path / "wide")
-    (folder / "model.safetensors").unlink()
-    change_config(folder, vocab_size=60_000)
-    wide = {key: torch.zeros(1).expand(value.shape) for key, value in bert[1].state_dict().items()}
-    wide["embeddings.word_embeddings.weight"] = torch.zeros(1).expand(60_000, 16)
-    torch.save(wide, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="more elements than are stored"):
-        TextEncoder(str(folder))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from raysers.data.manifest import write_manifest
+from raysers.data.manifest import read_manifest, write_manifest
 from raysers.errors import ConfigError
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import clip_id
@@ -62,6 +63,19 @@ def test_only_clips_whose_words_are_known_are_transcribed(corpus):
     clips, _ = chosen_clips([corpus(["test"] * 5, ["a", None, "", " \n", "שלום"])], [])
     assert len(clips) == 5
     assert transcribed(clips)["transcript"].to_pylist() == ["a", "שלום"]
+
+
+def test_recognised_texts_stand_in_for_transcripts(corpus, tmp_path):
+    """`corpus` as an output of transcribe: known words stay, clips without speech have none."""
+    place = corpus(["test"] * 4, ["known", None, None, None])
+    ids = read_manifest(place, ["clip_id"])["clip_id"]
+    texts, statuses = ["other", "heard", "", None], ["ok", "ok", "ok", "truncated"]
+    (tmp_path / "transcripts").mkdir()
+    rows = pa.table({"clip_id": ids, "status": statuses, "text": texts})
+    pq.write_table(rows, tmp_path / "transcripts" / "part-000000.parquet")
+    clips, _ = chosen_clips([place], [])
+    assert clips["transcript"].to_pylist() == ["known", "heard", None, None]
+    assert len(transcribed(clips)) == 2
 
 
 @pytest.mark.parametrize(

@@ -95,18 +95,6 @@ def test_sides_do_not_overlap_and_the_middle_word_goes_where_it_lies():
     assert words["a"]["corpus_valence"] == pytest.approx(np.mean(list(values.values())))
 
 
-def test_other_dimensions_are_means_over_their_own_labels():
-    table = corpus(
-        [("go", 0.2), ("go", 0.4)],
-        arousal=pa.array([0.9, None], pa.float32()),
-        dominance=pa.array([None, None], pa.float32()),
-    )
-    go = rated(table)["go"]
-    assert go["arousal"] == pytest.approx(0.9)
-    assert go["dominance"] is None
-    assert go["valence"] == pytest.approx(0.3)
-
-
 def test_clips_without_words_valence_or_ok_do_not_count():
     table = corpus(
         [("go", 0.2), ("go", math.nan), ("", 0.9), ("go", 0.8)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
-from raysers.words.texts import read_texts
+from raysers.models.espeak import espeak_voices
+from raysers.words.texts import read_texts, template_names, template_texts
 
 ODD = [
     'He said "no", then left',
@@ -124,7 +126,6 @@ def test_what_has_no_text_or_repeats_another_row_is_left_out_and_said(tmp_path):
         (b"text\n\xff\xfe\xfa\n", "not UTF-8"),
         (b"text,topic\n,a\n", "none of its 1 rows has a text"),
         (b"text,topic\na,b,c\n", "cannot be read"),
-        (b"", "no column 'text', only no columns"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_named(tmp_path, content, message):
@@ -136,8 +137,44 @@ def test_a_table_that_cannot_be_used_is_named(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"--texts .*none\.csv"):
-        read_texts(str(tmp_path / "none.csv"))
-    with pytest.raises(ConfigError, match="folder without a manifest"):
-        read_texts(str(tmp_path))
+def test_recognised_texts_of_a_transcription_are_spoken(tmp_path):
+    names = ("clip_id", "status", "text")
+    rows = [("a", "ok", "hello there"), ("b", "ok", ""), ("c", "truncated", None)]
+    for folder, table in (
+        ("transcripts", pa.table(list(map(pa.array, zip(*rows, strict=True))), names=names)),
+        ("manifest", pa.table({"clip_id": list("abc"), "speaker": ["s1", "s2", "s3"]})),
+    ):
+        (tmp_path / folder).mkdir()
+        pq.write_table(table, tmp_path / folder / "part-000000.parquet")
+    read = read_texts(str(tmp_path))
+    assert read.table.to_pylist() == [
+        {"text": "hello there", "source_clip_id": "a", "speaker": "s1"}
+    ]
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_every_built_in_set_is_balanced_and_without_contradictions(name):
+    rows = template_texts(name).to_pylist()
+    by_sentiment = defaultdict(set)
+    for row in rows:
+        by_sentiment[row["sentiment"]].add(row["text"])
+        assert row["text"] == row["text"].strip()
+        if "template" in row:
+            assert row["text"].lower() == row["template"].lower().replace(
+                "{word}", row["word"].lower()
+            ).replace("{thing}", row.get("slot") or "")
+    assert set(by_sentiment) <= {"negative", "neutral", "positive"}
+    assert len(by_sentiment["positive"]) == len(by_sentiment["negative"]) >= 1
+    assert sum(map(len, by_sentiment.values())) == len({row["text"] for row in rows}) == len(rows)
+    assert {row["language"] for row in rows} <= set(espeak_voices())
+
+
+def test_negation_turns_the_sentiment_round():
+    plain = {r["word"]: r["sentiment"] for r in template_texts("context").to_pylist()}
+    for row in template_texts("negation").to_pylist():
+        assert {plain[row["word"]], row["sentiment"]} == {"positive", "negative"}
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"this-is.*--texts"):
+        template_texts("thisis")

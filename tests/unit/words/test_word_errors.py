@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.rows import to_table
-from raysers.words.word_errors import (
-    Transcribed,
+from raysers.words.transcribe import (
     count_errors,
     overall,
     plain_words,
+    print_word_errors,
     word_error_rows,
 )
 
@@ -70,33 +70,24 @@ _TEXTS = st.lists(st.sampled_from(["a", "b", "dd", "ee", "don't", "é", "3"]), m
 @given(st.lists(st.tuples(_TEXTS, _TEXTS), min_size=1, max_size=8))
 def test_rates_are_those_of_jiwer_over_the_whole_list(pairs):
     said, recognised = ([" ".join(p[i]) for p in pairs] for i in (0, 1))
-    found = Transcribed(
-        clip_id=[str(i) for i in range(len(pairs))], said=said, recognised=recognised
-    )
-    values = {r.metric: r.value for r in word_error_rows("m", found, Bootstrap(draws=0))}
+    ids = [str(i) for i in range(len(pairs))]
+    rows = word_error_rows("m", ids, said, recognised, {}, Bootstrap(draws=0))
+    values = {r.metric: r.value for r in rows}
     assert values["wer"] == pytest.approx(jiwer.wer(said, recognised))
     assert values["cer"] == pytest.approx(jiwer.cer(said, recognised))
     parts = values["substitutions"] + values["deletions"] + values["insertions"]
     assert parts == pytest.approx(values["wer"])
 
 
-def world() -> Transcribed:
+def test_every_dataset_language_and_all_together_have_their_rates():
     said = ["one two", "three four", "eins zwei", "", "five six"]
     recognised = ["one two", "three for", "ein zwei drei", "you", None]
-    return Transcribed(
-        clip_id=list("abcde"),
-        said=said,
-        recognised=recognised,
-        columns={
-            "corpus": ["x", "x", "y", "y", "y"],
-            "language": ["en", "en", "de", "en", "en"],
-            "speaker": ["s", "t", "u", "u", "t"],
-        },
-    )
-
-
-def test_every_dataset_language_and_all_together_have_their_rates():
-    rows = word_error_rows("asr", world(), Bootstrap(draws=200))
+    columns = {
+        "corpus": ["x", "x", "y", "y", "y"],
+        "language": ["en", "en", "de", "en", "en"],
+        "speaker": ["s", "t", "u", "u", "t"],
+    }
+    rows = word_error_rows("asr", list("abcde"), said, recognised, columns, Bootstrap(draws=200))
     wer = {(r.dataset, r.group_value): (r.value, r.n) for r in rows if r.metric == "wer"}
     assert wer == {
         ("x", ""): (0.25, 2),  # "for"
@@ -118,23 +109,32 @@ def test_every_dataset_language_and_all_together_have_their_rates():
 def test_intervals_draw_speakers_and_do_not_depend_on_the_order_of_clips():
     rng = np.random.default_rng(0)
     wrong = rng.random(300) < 0.3
-    found = Transcribed(
-        clip_id=[f"{i:03}" for i in range(300)],
-        said=["a b c"] * 300,
-        recognised=["a b x" if w else "a b c" for w in wrong],
-        columns={"speaker": [f"s{i % 30}" for i in range(300)]},
-    )
     order = rng.permutation(300)
-    shuffled = Transcribed(
-        clip_id=[found.clip_id[i] for i in order],
-        said=[found.said[i] for i in order],
-        recognised=[found.recognised[i] for i in order],
-        columns={"speaker": [found.columns["speaker"][i] for i in order]},
-    )
-    (row,) = (r for r in word_error_rows("m", found, Bootstrap(draws=500)) if r.metric == "wer")
-    (same,) = (r for r in word_error_rows("m", shuffled, Bootstrap(draws=500)) if r.metric == "wer")
+
+    def wer(chosen):
+        ids = [f"{i:03}" for i in chosen]
+        recognised = ["a b x" if wrong[i] else "a b c" for i in chosen]
+        speakers = {"speaker": [f"s{i % 30}" for i in chosen]}
+        how = Bootstrap(draws=500)
+        rows = word_error_rows("m", ids, ["a b c"] * 300, recognised, speakers, how)
+        return next(row for row in rows if row.metric == "wer")
+
+    row, same = wer(range(300)), wer(order.tolist())
     assert row == same
     # binomial: a third of the share of wrong clips, about 0.1 +- 1.96 x 0.009
     assert row.value == pytest.approx(wrong.mean() / 3)
     assert row.ci_low < row.value < row.ci_high
     assert row.ci_high - row.ci_low == pytest.approx(2 * 1.96 * math.sqrt(0.21 / 300) / 3, rel=0.4)
+
+
+def test_printed_rates_are_percentages_and_names_cannot_steer_the_terminal(capsys):
+    evil = "a\x1b[31m\x07\u202ered\nnew [bold]line\x9b2J"
+    said, recognised = ["one two three four"] * 2, ["one two three", "one two three four five"]
+    columns = {"corpus": [evil, evil], "split": ["dev", "dev"]}
+    print_word_errors(word_error_rows("m", ["a", "b"], said, recognised, columns, Bootstrap()))
+    text = capsys.readouterr().out
+    assert "[bold]line" in text.replace("\n", "").replace(" ", "")
+    assert not set(text) & {"\x1b", "\x07", "\u202e", "\x9b", "\r"}
+    figures = text.split()
+    assert "25.0%" in figures  # WER: one of eight deleted, one inserted
+    assert figures.count("12.5%") == 2
