@@ -19,12 +19,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import psutil
 import pyarrow as pa
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.data.read_api import from_blocks
 from ray.util import metrics
 
@@ -43,12 +44,13 @@ from raysers.errors import ConfigError, DeviceLost, RaysersError, errors_as_rows
 from raysers.io import storage
 from raysers.run import Exit, end_on_sigterm, is_terminated, load_record
 
-#: How long nodes of a cluster that is still starting are waited for, and how often they are asked.
+#: How long the nodes of a starting cluster are waited for.
 _NODES_WAIT_S = 900.0
-_ASK_AGAIN_S = 10.0
-_SAY_EVERY_S = 30.0
+_ASK_AGAIN_S, _SAY_EVERY_S = 10.0, 30.0
 #: Starts per worker that may die while loading before the job gives up.
 _FAILED_STARTS = 3
+#: Workers of an elastic cluster that may load the model at the same time.
+_JOINING = 100
 
 
 def connect() -> None:
@@ -170,6 +172,8 @@ def configure_ray_data() -> None:
     context.print_on_execution_start = False
     # slow progress is not an error; a hang shows as a progress line that stops changing
     context.execution_no_progress_timeout_s = 24 * 3600.0
+    # with two shards each, all workers are busy: nodes that join get one
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     # an error in a worker stops the job; rows are never dropped to go on
     context.max_errored_blocks = 0
     # its errors are raised as well, and the command's last line says how to resume
@@ -213,22 +217,28 @@ def is_one_machine() -> bool:
 def place(workers: int, *, gpus: bool = True) -> Placement:
     """Choose the workers' resources on the connected cluster; `workers` 0 means as many as fit.
 
-    With `gpus`, a worker takes a GPU where the cluster has them. Nodes of a cluster that was just
-    started are waited for, with a notice.
+    With `gpus`, a worker takes a GPU where the cluster has them. A cluster without nodes is asked for
+    one and waited for, with a notice. With 0 on a cluster, workers start and end with its nodes.
 
     Raises:
         ConfigError: the cluster cannot hold that many workers.
     """
-    deadline = time.monotonic() + (_NODES_WAIT_S if os.environ.get("RAY_ADDRESS") else 0.0)
+    on_cluster, asked = bool(os.environ.get("RAY_ADDRESS")), False
+    deadline = time.monotonic() + _NODES_WAIT_S * on_cluster
     while True:
         try:
             nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
             if not gpus:
                 nodes = [{"CPU": resources.get("CPU", 0)} for resources in nodes]
-            return choose_placement(workers, nodes)
+            placement = choose_placement(workers, nodes)
+            if asked:
+                request_resources(bundles=[])
+            return replace(placement, elastic=on_cluster and not workers)
         except ConfigError as error:
             if time.monotonic() >= deadline:
                 raise
+            request_resources(bundles=[{"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}, {"CPU": 1}])
+            asked = True
             print(f"waiting for nodes: {error}", file=sys.stderr, flush=True)
             time.sleep(_ASK_AGAIN_S)
 
@@ -363,16 +373,19 @@ def run_shards(
         RaysersError: what a worker raised on purpose (credentials, storage, writing).
         ray.exceptions.RayError: a bug in a worker.
     """
-    numbers = [pa.table({"shard": [shard]}) for shard in shards]
-    most_starts = _FAILED_STARTS * placement.workers
-    results = from_blocks(numbers).map_batches(
+    blocks = [pa.table({"shard": [shard]}) for shard in shards]
+    size = min(placement.workers, len(blocks))
+    most_starts = _FAILED_STARTS * max(placement.workers, _JOINING * placement.elastic)
+    results = from_blocks(blocks).map_batches(
         _ScoreShards,
         fn_constructor_args=(settings, read, task, monitor, most_starts),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(
-            size=min(placement.workers, len(numbers)),
+            min_size=1 if placement.elastic else size,
+            max_size=len(blocks) if placement.elastic else size,
+            initial_size=size,
             max_tasks_in_flight_per_actor=SHARDS_AT_A_TIME,
             max_concurrent_calls_per_actor=SHARDS_AT_A_TIME,
             enable_true_multi_threading=True,

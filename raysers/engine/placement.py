@@ -19,12 +19,17 @@ _MAX_THREADS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """How many workers, and what each reserves; `local` is one worker in the driver's process."""
+    """How many workers, and what each reserves.
+
+    `local` is one worker in the driver's process; `elastic` workers come and go with the nodes of
+    the cluster, `workers` is their number at the start.
+    """
 
     workers: int
     num_cpus: float
     num_gpus: float
     local: bool = False
+    elastic: bool = False
 
     @property
     def device(self) -> str:
