@@ -85,7 +85,7 @@ def schema_page() -> str:
     lines = [
         "# Columns of the tables",
         "",
-        "All tables are Parquet, in parts named `part-00000.parquet` and so on, below the folder of the output that "
+        "All tables are Parquet, in parts named `part-000000.parquet` and so on, below the folder of the output that "
         "has the table's name. Type, unit and meaning are also in the metadata of the Parquet fields.",
         "",
         "Arousal, dominance and valence are about 0 to 1, with .5 near neutral; a model may go slightly "

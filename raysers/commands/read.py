@@ -49,6 +49,8 @@ class ReadFlags:
     """Write all rows to this file, as CSV."""
     xlsx: Annotated[str, Arg("FILE")] = ""
     """Write all rows to this file, as an Excel sheet."""
+    push_to_hub: Annotated[str, Arg("OWNER/NAME")] = ""
+    """Upload card and tables, with names of files, as a private dataset of the Hugging Face hub."""
     rows: int = 10
     """Rows on the screen."""
 
@@ -86,6 +88,8 @@ def read(flags: ReadFlags) -> int:
     """Read, print or write; returns the exit code."""
     if flags.rows < 0:
         raise ConfigError(f"--rows is {flags.rows}: give 0 or more")
+    if flags.push_to_hub:
+        return _push(flags.source, flags.push_to_hub)
     frame = read_rows(flags.source, flags.table)
     # durations mean nothing to spreadsheets, and their times have no zones
     plain = frame.drop(columns=[name for name in ("start", "end") if name in frame])
@@ -126,6 +130,29 @@ def _write_sheet(frame: pd.DataFrame, file: str) -> None:
     # text that a spreadsheet would take for a formula stays text
     safe = frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] == "=" else cell)
     safe.to_excel(file, index=False)
+
+
+def _push(source: str, name: str) -> int:
+    """Upload an output on this machine; runs, claims and audio stay here."""
+    from huggingface_hub import HfApi, errors
+
+    place = storage.absolute(source)
+    if storage.is_remote(place) or not os.path.isfile(os.path.join(place, "README.md")):
+        raise ConfigError(f"{source} has no README.md here: give an output on this machine")
+    api = HfApi()
+    try:
+        api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
+        where = api.upload_folder(
+            repo_id=name,
+            folder_path=place,
+            repo_type="dataset",
+            allow_patterns=["README.md", "*/part-*.parquet"],
+            ignore_patterns=["db.*"],
+        )
+    except (errors.HTTPError, OSError, ValueError) as error:  # type: ignore[attr-defined]
+        raise ConfigError(f"--push-to-hub {name}: {error}; log in with: hf auth login") from error
+    print(f"uploaded: {where.repo_url}")
+    return Exit.DONE
 
 
 main = command(ReadFlags, read, __doc__ or "", positional="source")

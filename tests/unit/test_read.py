@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import duckdb
+import huggingface_hub
 import pandas as pd
 import pyarrow as pa
 import pytest
 import yaml
+from huggingface_hub.utils import filter_repo_objects
 
 import raysers
 from raysers import commands
@@ -110,3 +115,34 @@ def test_usage_follows_from_the_models_licence(licence, usage, tmp_path):
     tables = {"annotations": ANNOTATIONS}
     output.write_header(str(tmp_path), tables, description="x", licence=licence)
     assert yaml.safe_load((tmp_path / "db.yaml").read_text())["usage"] == usage
+
+
+def test_card_and_tables_alone_go_to_a_private_dataset(made, tmp_path, monkeypatch, capsys):
+    sent: dict[str, Any] = {}
+
+    class Hub:
+        def create_repo(self, name: str, **how: Any) -> None:
+            sent.update(name=name, **how)
+
+        def upload_folder(self, *, folder_path: str, **how: Any) -> Any:
+            chosen = filter_repo_objects(
+                [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*")],
+                allow_patterns=how["allow_patterns"],
+                ignore_patterns=how["ignore_patterns"],
+            )
+            sent["files"] = sorted(chosen)
+            return SimpleNamespace(repo_url="https://hub/x")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    (tmp_path / "out" / "run.json").write_text("{}")
+    run(made, "--push-to-hub", "me/calls")
+    assert "uploaded: https://hub/x" in capsys.readouterr().out
+    assert (sent["name"], sent["repo_type"], sent["private"]) == ("me/calls", "dataset", True)
+    parts = sorted((tmp_path / "out/annotations").iterdir())
+    names = [f"annotations/{part.name}" for part in parts]
+    assert sent["files"] == ["README.md", *names]
+
+
+def test_what_has_no_card_is_not_uploaded(tmp_path, capsys):
+    assert commands.main(["read", str(tmp_path), "--push-to-hub", "me/calls"]) == 2
+    assert "no README.md" in capsys.readouterr().err
