@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -71,6 +72,12 @@ def dimension_rows(
                 n=int(n[d]),
                 speakers=int(known[d]),
             )
+
+
+def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows as a data frame with the columns of the metrics table; NaN: undefined."""
+    names = [field.name for field in fields(Row)]
+    return pd.DataFrame({name: [getattr(row, name) for row in rows] for name in names})
 
 
 def to_table(rows: Sequence[Row], run_id: str) -> pa.Table:

@@ -7,7 +7,7 @@ them. A dataset with several splits also has the cell "all".
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -75,6 +75,11 @@ class Scores:
     def clip_number(self) -> NDArray[np.int64]:
         """Place of the clip among the sorted ids, [n]."""
         return ordinals(self.clip_id)
+
+    def against(self, model: str) -> Scores:
+        """A model's predictions in the place of the labels, so that unlabelled clips count too."""
+        truth = np.asarray(self.predictions[model], np.float64)
+        return replace(self, truth=truth)
 
     def column(self, name: str) -> list[str]:
         """Values of a column, [n]; empty strings where they are unknown."""

@@ -1,20 +1,25 @@
-"""Harder changes of a clip, as in ser-tests: noise behind the speech, spectral tilt, rooms.
+"""Harder changes of a clip, as in ser-tests: background noise, spectral tilt, rooms, a phone.
 
 Levels follow ser-tests: the result has the RMS of the clip, and is scaled down if a sample would
 exceed full scale. Its tilt filters are its recordings; ours are generated, so figures of
-the two tilts are comparable in kind only.
+the two tilts are comparable in kind only. The phone's AMR codec is optional, because no codec comes
+with the package: a run uses it on all its workers or on none, and says so in every row.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Protocol
+import importlib
+import importlib.util
+import math
+from functools import cache, lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.signal
+import soxr
 from numpy.typing import ArrayLike, NDArray
 
-from raysers.robustness.perturbation import Perturbation, Signal
+from raysers.robustness.perturbations import Perturbation, Signal, highpass
 from raysers.types import SAMPLE_RATE_HZ
 
 _EPS = float(np.finfo(np.float32).eps)
@@ -23,6 +28,12 @@ _LEAST = float(np.finfo(np.float32).tiny)
 
 #: Taps of a tilt filter, and where its slope begins.
 _TILT_TAPS, _TILT_FROM_HZ = 1025, 125.0
+#: The telephone line.
+_PHONE_HZ = 8000
+_ATTACK_S, _RELEASE_S = 0.01, 0.02
+_THRESHOLD_DB, _KNEE_DB, _SLOPE = -20.0, 4.0, 0.8
+_PINK_DB, _PINK_FROM_HZ = -25.0, 3000.0
+_FRAME, _ENCODER, _DECODER = 160, "libopencore_amrnb", "amrnb"
 
 
 class Recordings(Protocol):
@@ -141,6 +152,125 @@ def _tilt_filter(db_per_octave: float) -> NDArray[np.float64]:
     return np.asarray(taps, np.float64)
 
 
+def phone(signal: ArrayLike, noise: ArrayLike, *, amr: bool = False) -> Signal:
+    """The clip at 8 kHz, compressed, and back at 16 kHz with high-passed pink noise.
+
+    Args:
+        signal: the clip, shape (samples,).
+        noise: standard normal samples, one more than the clip has.
+        amr: also through the AMR codec at 7,400 bit/s.
+
+    Returns:
+        As many samples, with the RMS of the clip unless a sample would exceed full scale.
+
+    Raises:
+        ModuleNotFoundError: `amr` without the package `av`.
+    """
+    x = np.asarray(signal, np.float32)
+    narrow = soxr.resample(x, SAMPLE_RATE_HZ, _PHONE_HZ, quality="HQ") if x.size else x
+    peak = float(np.abs(narrow).max(initial=0.0))
+    if peak < _LEAST:
+        return x.copy()
+    sent = compressed(narrow / np.float32(peak), _PHONE_HZ)
+    wide = np.zeros(x.size)
+    back = soxr.resample(
+        through_amr(sent) if amr else sent, _PHONE_HZ, SAMPLE_RATE_HZ, quality="HQ"
+    )
+    kept = min(x.size, back.size)
+    wide[:kept] = back[:kept]
+    wide /= max(float(wide.max()), 0.0) + _EPS
+    pink = pink_noise(noise)
+    pink *= 10 ** (_PINK_DB / 20) / (float(np.abs(pink).max()) + _EPS)
+    received = (wide + highpass(pink, _PINK_FROM_HZ, order=2)) / 2
+    received *= math.sqrt(float(np.mean(np.square(x, dtype=np.float64)) / np.mean(received**2)))
+    most = float(received.max())
+    return (received / (most + _EPS) if most > 1 else received).astype(np.float32)
+
+
+def compressed(signal: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
+    """Less dynamic range: above -20 dB a dB in is .8 dB out, below it everything is 4 dB louder.
+
+    As `sox compand .01,.02 4:-20,-16` describes it: the level follows the magnitude within 10 ms
+    upwards and 20 ms downwards and starts at full scale; the corner is rounded over +-4 dB.
+    """
+    level = _followed(np.abs(signal).tolist(), rate_hz)
+    level_db = 20 * np.log10(np.maximum(level, 1e-9))
+    over_db = level_db - _THRESHOLD_DB
+    bend = np.clip((over_db + _KNEE_DB) / (2 * _KNEE_DB), 0.0, 1.0)
+    rounded_db = np.where(over_db > _KNEE_DB, over_db, _KNEE_DB * bend**2)
+    gain_db = (_SLOPE - 1) * (_THRESHOLD_DB + rounded_db)
+    return (signal * 10 ** (gain_db / 20)).clip(-1, 1).astype(np.float32)
+
+
+def pink_noise(noise: ArrayLike) -> NDArray[np.float64]:
+    """White noise shaped to a power that falls with frequency; one sample shorter."""
+    white = np.asarray(noise, np.float64)
+    spectrum = np.fft.rfft(white)
+    spectrum[0] = 0.0
+    spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
+    return np.fft.irfft(spectrum, white.size)[: white.size - 1]
+
+
+def _followed(magnitudes: list[float], rate_hz: int) -> NDArray[np.float64]:
+    rise = 1 - math.exp(-1 / (rate_hz * _ATTACK_S))
+    fall = 1 - math.exp(-1 / (rate_hz * _RELEASE_S))
+    level, levels = 1.0, []
+    for magnitude in magnitudes:
+        step = magnitude - level
+        level += step * (rise if step > 0 else fall)
+        levels.append(level)
+    return np.array(levels)
+
+
+def _drawn(signal: Signal, rng: np.random.Generator, amr: bool) -> Signal:
+    return phone(signal, rng.standard_normal(len(signal) + 1), amr=amr)
+
+
+@cache
+def has_amr() -> bool:
+    """Whether this process can encode and decode AMR."""
+    if importlib.util.find_spec("av") is None:
+        return False
+    return {_ENCODER, _DECODER} <= set(_av().codecs_available)
+
+
+def through_amr(signal: NDArray[np.float32], bit_rate: int = 7400) -> NDArray[np.float32]:
+    """Through the AMR codec of mobile telephony, encoded and decoded.
+
+    Args:
+        signal: mono at 8 kHz, shape (samples,); beyond full scale it is clipped.
+        bit_rate: bits per second, one of the codec's eight.
+
+    Returns:
+        As many samples, float32.
+
+    Raises:
+        ModuleNotFoundError: `av` is not installed.
+    """
+    av = _av()
+    encoder = av.CodecContext.create(_ENCODER, "w")
+    encoder.sample_rate, encoder.layout, encoder.format = _PHONE_HZ, "mono", "s16"
+    encoder.bit_rate = bit_rate
+    padded = np.zeros(-(-signal.size // _FRAME) * _FRAME + 2 * _FRAME, np.int16)
+    padded[: signal.size] = np.rint(signal.clip(-1, 1) * 32767)
+    packets = [p for frame in padded.reshape(-1, 1, _FRAME) for p in _encoded(av, encoder, frame)]
+    packets += encoder.encode(None)
+    decoder = av.CodecContext.create(_DECODER, "r")
+    decoded = [frame.to_ndarray().ravel() for p in packets for frame in decoder.decode(p)]
+    received = np.concatenate([*decoded, np.zeros(signal.size, np.float32)])[: signal.size]
+    return np.asarray(received, np.float32)
+
+
+def _encoded(av: Any, encoder: Any, samples: NDArray[np.int16]) -> list[Any]:
+    frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+    frame.sample_rate = _PHONE_HZ
+    return list(encoder.encode(frame))
+
+
+def _av() -> Any:
+    return importlib.import_module("av")
+
+
 _NOISE = "ser-tests, robustness to background noise"
 _TILT = "ser-tests, robustness to spectral tilt; filters of our own"
 _ROOMS = "ser-tests, robustness to simulated recording conditions"
@@ -195,4 +325,12 @@ ROOMS = tuple(
         ("room_reference", "clean"),
         ("room", "room_reference"),
     )
+)
+
+PHONE = Perturbation(
+    name="phone",
+    function=_drawn,
+    choices={"amr": (False,)},
+    source="ser-tests, robustness to a low quality phone",
+    drawn=True,
 )

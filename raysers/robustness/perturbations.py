@@ -5,25 +5,101 @@ ser-tests. The paper's additive tone has its SNR against the peak of the clip, s
 its RMS, which is 12 to 18 dB less noise for speech; the paper's "1 %" of clipping is .1 %.
 
 Every function takes and returns mono float32 at 16 kHz of shape (samples,), changes nothing in
-place, and lets a signal exceed full scale rather than clip it.
+place, and lets a signal exceed full scale rather than clip it. Drawing and changing are apart, so
+that what was drawn is known even where it cannot be applied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.signal
 from numpy.typing import ArrayLike, NDArray
 
+from raysers import seeding
 from raysers.audio.level import rms_db
-from raysers.robustness.perturbation import Perturbation, Signal, TooShort
 from raysers.types import SAMPLE_RATE_HZ
 
+Signal = NDArray[np.float32]
 Reference = Literal["peak", "rms"]
 #: A turn per sample at 1 Hz, and the samples up to which a float32 phase keeps a tone a tone.
 _TURN, _MOST_COARSE = 2 * np.pi / SAMPLE_RATE_HZ, 40 * SAMPLE_RATE_HZ
+
+
+class TooShort(ValueError):
+    """A perturbation cannot be applied to a clip, being too short for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perturbation:
+    """One row of the table.
+
+    Attributes:
+        name: as in flags and result tables.
+        function: `function(signal, **parameters)`; with `drawn` also `rng`, a random generator,
+            with `needs` also `material`.
+        choices: values of every parameter, each as likely as the others.
+        source: where it is defined.
+        drawn: the function itself draws noise or positions.
+        needs: kind of recording it mixes in, a folder's name; empty: none.
+        against: what its scores are compared with: the clip itself, or another perturbation.
+    """
+
+    name: str
+    function: Callable[..., Signal]
+    choices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    source: str
+    drawn: bool = False
+    needs: str = ""
+    against: str = "clean"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether another draw gives another signal."""
+        return self.drawn or any(len(values) > 1 for values in self.choices.values())
+
+    def apply(
+        self, signal: Signal, rng: np.random.Generator, material: Any = None
+    ) -> tuple[Signal, dict[str, Any]]:
+        """The changed clip and the parameters that were drawn for it.
+
+        Raises:
+            TooShort: it cannot be applied to this clip.
+        """
+        parameters = self.draw(rng)
+        return self.change(signal, parameters, rng, material), parameters
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        """A value for every parameter."""
+        return {
+            name: values[int(rng.integers(len(values)))] for name, values in self.choices.items()
+        }
+
+    def change(
+        self,
+        signal: Signal,
+        parameters: Mapping[str, Any],
+        rng: np.random.Generator,
+        material: Any = None,
+    ) -> Signal:
+        """The changed clip for drawn parameters, with the generator they were drawn from.
+
+        Raises:
+            TooShort: as `apply`.
+        """
+        own: dict[str, Any] = {"rng": rng} if self.drawn else {}
+        if self.needs:
+            own["material"] = material
+        return self.function(signal, **parameters, **own)
+
+
+def generator(seed: int, clip_id: str, perturbation: str, repeat: int = 0) -> np.random.Generator:
+    """Where a clip's draws come from: these four alone, never order, worker or time."""
+    return seeding.generator(seed, clip_id, perturbation, repeat, byteorder="little")
 
 
 def additive_tone(

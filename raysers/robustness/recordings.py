@@ -23,7 +23,7 @@ from raysers.engine.plan import has_cluster, index, map_blocks
 from raysers.engine.progress import print_warning
 from raysers.errors import ClipError, ConfigError, RaysersError, status_of
 from raysers.io import storage
-from raysers.robustness.perturbation import Signal
+from raysers.robustness.perturbations import Signal
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
 
 _NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ

@@ -12,10 +12,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from raysers.errors import ConfigError
-from raysers.robustness.environments import BACKGROUND, ROOMS, TILTS
-from raysers.robustness.perturbation import Perturbation
-from raysers.robustness.perturbations import PERTURBATIONS, Reference
-from raysers.robustness.telephone import PHONE
+from raysers.robustness.environments import BACKGROUND, PHONE, ROOMS, TILTS
+from raysers.robustness.perturbations import PERTURBATIONS, Perturbation, Reference
 
 #: Name of a clip to which nothing was done.
 CLEAN = "clean"

@@ -1,7 +1,8 @@
 """What a robustness run says at its end: metrics table, picture, tables in the terminal, audio.
 
 All of it follows from the rows, so the same command on a finished output makes it again, with
-another threshold if asked for.
+another threshold if asked for. What is printed and drawn is a selection of the metrics table; the
+picture is in the manner of the paper's Figure 3.
 """
 
 from __future__ import annotations
@@ -9,53 +10,286 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile as sf
+from rich.console import Console
+from rich.table import Table
 
+from raysers import plotting
 from raysers.data.manifest import clips_of
 from raysers.engine import output as parts
 from raysers.engine.feed import Decoded, decode_run
 from raysers.engine.job import ClipJob
 from raysers.engine.plan import Plan
+from raysers.evaluation.baseline import NAME as RANDOM
+from raysers.evaluation.bootstrap import interval_notes
 from raysers.evaluation.join import dimensions_of
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.rows import Row, to_table
-from raysers.evaluation.scores import Scores
-from raysers.evaluation.tables import print_notes
+from raysers.evaluation.rows import Row, to_frame, to_table
+from raysers.evaluation.scores import Scores, base_subsets
+from raysers.evaluation.tables import number, print_notes, report_console
 from raysers.io import storage
-from raysers.robustness.changes import Change, Comparison
-from raysers.robustness.figure import robustness_figure
-from raysers.robustness.measures import robustness_rows
+from raysers.plotting import COLOURS, INK, SOFT
+from raysers.robustness.measures import (
+    MEAN,
+    OVERALL,
+    TONE,
+    Change,
+    Comparison,
+    of_ser_tests,
+    robustness_rows,
+    ser_tests,
+    ser_tests_share,
+)
 from raysers.robustness.suites import CLEAN, HARD
-from raysers.robustness.table import print_robustness, reading_notes
 from raysers.robustness.task import Perturbed, RobustnessTask
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
 
 METRICS_PART = "metrics/part-00000.parquet"
 _COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split")
+_MOST_GROUPS, _MOST_WITH_BOUNDS = 8, 3
+#: Datasets and splits in one picture.
+_MOST_PANELS = 6
+_SHARE, _SIZE, _P95, _CCC = f"{OVERALL}_", "mean_change_", "p95_change_", "ccc_change_"
+_LINE_IN, _EDGES_IN = 0.36, 1.5
+_OFFSETS = dict(zip(DIMENSIONS, (-0.22, 0.0, 0.22), strict=True))
 
 
-def report(job: ClipJob, task: RobustnessTask, comparison: Comparison) -> list[Row]:
+def report(job: ClipJob, task: RobustnessTask, how: Comparison) -> list[Row]:
     """Compare the rows of the output, write metrics and picture, print the tables.
 
     Raises:
         WriteError: the output cannot be written.
     """
-    output = job.run.output
+    output, model = job.run.output, task.scoring.model
     scores = read_scores(output, job.plan, task.variant_names)
-    rows = robustness_rows(task.scoring.model, scores, changes_of(task.perturbed), comparison)
+    rows = robustness_rows(model, scores, changes_of(task.perturbed), how)
     parts.write_part(storage.join(output, METRICS_PART), to_table(rows, job.run.run_id))
-    for suffix, data in robustness_figure(rows, task.scoring.model, comparison).items():
+    frame = to_frame(rows)
+    for suffix, data in robustness_figure(frame, model, how).items():
         storage.write_atomic(storage.join(output, f"robustness.{suffix}"), data)
-    print_robustness(rows, task.scoring.model, comparison)
+    print_robustness(frame, model, how)
     names = [row.name for row in task.perturbed.rows]
-    print_notes(list(reading_notes(rows, names, comparison, amr=task.needs_codec)))
+    notes = [*reading_notes(frame, names, how, amr=task.needs_codec)]
+    print_notes([*notes, *interval_notes(scores, base_subsets(scores.against(CLEAN)))])
     print(f"metrics: {storage.join(output, 'metrics')}")
     return rows
+
+
+def print_robustness(
+    rows: pd.DataFrame, model: str, how: Comparison, console: Console | None = None
+) -> None:
+    """The share of unchanged scores per dataset, then the change of CCC, then groups."""
+    console = console or report_console()
+    for (dataset, split), mine in rows.groupby(["dataset", "split"], sort=False):
+        whole = mine[mine["group"] == ""]
+        title = f"{dataset} {split}: share of scores that {how.text}"
+        _print(console, title, _share_table(whole, model, how))
+        _print(console, "absolute change: mean / 95th percentile", _size_table(whole))
+        _print(console, "change of CCC", _ccc_table(whole, model, how))
+        for group, parts_ in mine[mine["group"] != ""].groupby("group", sort=False):
+            _print(console, f"share unchanged (mean) by {group}", _group_table(parts_))
+
+
+def _share_table(rows: pd.DataFrame, model: str, how: Comparison) -> Table:
+    table = _table("", *DIMENSIONS, "mean [95 %]", "paper", "ser-tests", "random")
+    shares = _of_metric(rows, OVERALL)
+    own, random = (_by_dimension(shares[mask]) for mask in _parted(shares))
+    small = [n for n in map(_name, own) if n in of_ser_tests()]
+    for metric, of in own.items():
+        beside = ser_tests_share(small if metric == OVERALL else [_name(metric)], model, how)
+        chance = random[metric][MEAN].value if metric in random else np.nan
+        cells = [number(of[d].value) for d in DIMENSIONS]
+        published = map(number, (of[MEAN].paper, beside, chance))
+        name = "all small changes" if metric == OVERALL else _name(metric)
+        style = "bold" if metric == OVERALL else None
+        table.add_row(name, *cells, _with_bounds(of[MEAN]), *published, style=style)
+    return table
+
+
+def _size_table(rows: pd.DataFrame) -> Table:
+    table = _table("", *DIMENSIONS)
+    p95 = _by_dimension(_of_metric(rows, _P95))
+    for metric, of in _by_dimension(_of_metric(rows, _SIZE)).items():
+        name = metric.removeprefix(_SIZE)
+        largest = p95[_P95 + name]
+        pairs = (f"{number(of[d].value)} / {number(largest[d].value)}" for d in DIMENSIONS)
+        table.add_row(name, *pairs)
+    return table
+
+
+def _ccc_table(rows: pd.DataFrame, model: str, how: Comparison) -> Table:
+    table = _table("", *DIMENSIONS, "ser-tests, mean")
+    for metric, of in _by_dimension(_of_metric(rows, _CCC)).items():
+        name = metric.removeprefix(_CCC)
+        other_tone = name == TONE and how.tone_snr != "rms"
+        beside = np.nan if other_tone else ser_tests("ccc_change", name, MEAN, model)
+        cells = (_with_bounds(of[d]) if d in of else "-" for d in DIMENSIONS)
+        table.add_row(name, *cells, number(beside))
+    return table
+
+
+def _group_table(rows: pd.DataFrame) -> Table:
+    shares = _of_metric(rows, OVERALL)
+    shares = shares[(shares["dimension"] == MEAN) & (shares["model"] != RANDOM)]
+    values = list(shares["group_value"].unique()[:_MOST_GROUPS])
+    table = _table("", *values)
+    for metric, of in shares.groupby("metric", sort=False) if len(values) > 1 else ():
+        rows_of = {row.group_value: row for row in of.itertuples()}
+        text = _with_bounds if len(values) <= _MOST_WITH_BOUNDS else lambda row: number(row.value)
+        cells = (text(rows_of[value]) if value in rows_of else "-" for value in values)
+        table.add_row("all small changes" if metric == OVERALL else _name(metric), *cells)
+    return table
+
+
+def _of_metric(rows: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    return rows[rows["metric"].str.startswith(prefix)]
+
+
+def _parted(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    random = rows["model"] == RANDOM
+    return ~random, random
+
+
+def _by_dimension(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """By metric, then by dimension, the row."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows.itertuples():
+        found.setdefault(row.metric, {})[row.dimension] = row
+    return found
+
+
+def _name(metric: str) -> str:
+    return metric.removeprefix(_SHARE)
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    if table.row_count:
+        console.print(title, style="italic")
+        console.print(table)
+        console.print()
+
+
+def _with_bounds(row: Any) -> str:
+    bounds = f" [{number(row.ci_low)}, {number(row.ci_high)}]" if row.ci_low == row.ci_low else ""
+    return number(row.value) + bounds
+
+
+def reading_notes(
+    rows: pd.DataFrame, names: Sequence[str], how: Comparison, *, amr: bool
+) -> Iterator[str]:
+    """What a reader should know of the figures, and of those beside ours.
+
+    Args:
+        rows: of the metrics table.
+        names: the perturbations of the run.
+        how: as they were compared.
+        amr: whether the phone has its codec.
+    """
+    compared = set(rows["metric"])
+    lost = [name for name in names if _SHARE + name not in compared]
+    if lost:
+        yield f"no clip could be compared: {', '.join(lost)}"
+    panels = len(_panels(rows))
+    if panels > _MOST_PANELS:
+        yield f"the picture shows the first {_MOST_PANELS} of {panels} datasets and splits"
+    yield f"unchanged: {how.text}; published shares stand beside a threshold of .05 only"
+    if TONE in names:
+        whose = "paper's" if how.tone_snr == "peak" else "ser-tests'"
+        yield f"{TONE}: SNR of the clip's {how.tone_snr}, so beside it are the {whose} figures only"
+    yield "paper: means over its models, corpora and dimensions (section 4.5)"
+    yield "ser-tests: mean over its corpora for this model, or for the paper's eight models"
+    if "phone" in names and not amr:
+        yield "phone: without the AMR codec, which needs the package av"
+    if any(name.startswith("tilt") for name in names):
+        yield "tilt: filters of our own, 3 dB per octave, not ser-tests' recordings"
+
+
+def _panels(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Shares of all clips by dataset and split."""
+    shares = rows[rows["metric"].str.startswith(_SHARE) & (rows["group"] == "")]
+    return [panel for _, panel in shares.groupby(["dataset", "split"], sort=False)]
+
+
+def robustness_figure(rows: pd.DataFrame, model: str, how: Comparison) -> dict[str, bytes]:
+    """Share of unchanged scores by perturbation and dimension, with the published ones.
+
+    Args:
+        rows: of the metrics table; groups are left out, datasets and splits have a panel each.
+        model: named in the title.
+        how: as scores were compared.
+
+    Returns:
+        The picture as `png` and `svg`; nothing without a perturbation to show.
+    """
+    panels = _panels(rows)[:_MOST_PANELS]
+    return plotting.picture(lambda: _draw(panels, model, how)) if panels else {}
+
+
+def _draw(panels: Sequence[pd.DataFrame], model: str, how: Comparison) -> Any:
+    lines = [panel["metric"].nunique() for panel in panels]
+    figure = plotting.new_figure(sum(_EDGES_IN + _LINE_IN * count for count in lines))
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=lines)[:, 0]
+    for axis, rows in zip(axes, panels, strict=True):
+        own, random = (rows[mask] for mask in _parted(rows))
+        _draw_panel(axis, _by_dimension(own), how)
+        if len(random):
+            plotting.guide(axis, float(random["value"].mean()))
+        first, short = own.iloc[0], model.rstrip("/").rpartition("/")[2]
+        title = f"Robustness of {short}: {first.dataset} {first.split}, {first.n:,} clips"
+        title += f", {first.speakers:,} speakers" if first.speakers else ""
+        plotting.panel_title(axis, title)
+        axis.set_xlabel(f"share of scores that {how.text}", loc="right")
+    _legend(figure)
+    return figure
+
+
+def _draw_panel(axis: Any, lines: Mapping[str, Mapping[str, Any]], how: Comparison) -> None:
+    for y, (metric, of) in enumerate(lines.items()):
+        for dimension in DIMENSIONS:
+            row, height = of[dimension], y + _OFFSETS[dimension]
+            bounds = row.ci_low, row.ci_high
+            plotting.interval(axis, row.value, bounds, height, COLOURS[dimension])
+        beside = ser_tests_share([_name(metric)], "", how)
+        for value, marker in ((of[MEAN].paper, "D"), (beside, "|")):
+            plotting.published(axis, value, y, marker=marker)
+    plotting.name_rows(axis, [_name(metric).replace("_", " ") for metric in lines])
+    axis.set_xlim(-0.01, 1.02)
+    axis.grid(axis="x")
+
+
+def _legend(figure: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    hollow: dict[str, Any] = {"linestyle": "", "color": INK, "mfc": "none"}
+    marks = [
+        *(Line2D([], [], marker="o", linestyle="", color=COLOURS[d], label=d) for d in DIMENSIONS),
+        Line2D([], [], marker="D", label="paper, mean", **hollow),
+        Line2D([], [], marker="|", label="ser-tests, mean", **hollow),
+        Line2D([], [], color=SOFT, lw=0.8, linestyle=(0, (2, 3)), label="random"),
+    ]
+    figure.legend(
+        handles=marks,
+        loc="outside lower left",
+        ncols=len(marks),
+        frameon=False,
+        columnspacing=1.2,
+        handlelength=1.2,
+        handletextpad=0.5,
+    )
 
 
 def changes_of(perturbed: Perturbed) -> list[Change]:
@@ -85,8 +319,8 @@ def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
     values = dimensions_of(table)
     version = pc.index_in(table[parts.VARIANT], value_set=pa.array(names)).to_numpy()
     predictions: dict[str, Floats] = {}
-    for number, name in enumerate(names):
-        mine = version == number
+    for nth, name in enumerate(names):
+        mine = version == nth
         predictions[name] = np.full((len(ids), 3), np.nan)
         predictions[name][place[mine]] = values[mine]
     return Scores(

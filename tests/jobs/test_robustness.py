@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from raysers.commands.robustness import main
 from raysers.robustness import perturbations
-from raysers.robustness.perturbation import generator
+from raysers.robustness.perturbations import generator
 from raysers.robustness.suites import SUITES
 from tests.jobs.conftest import record_of, rows_of
 from tests.places import needs_shared

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from raysers.robustness import perturbation
+from raysers.robustness import perturbations as perturbation
 from raysers.seeding import generator, seed_of
 
 

@@ -11,8 +11,7 @@ from scipy import integrate, stats
 
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.scores import Scores
-from raysers.robustness.changes import Change, Comparison
-from raysers.robustness.measures import robustness_rows
+from raysers.robustness.measures import Change, Comparison, robustness_rows
 
 GAIN = Change(name="gain", versions=("gain",), against="clean")
 NO_DRAWS = Comparison(draws=0)

@@ -10,11 +10,20 @@ import pytest
 import soundfile as sf
 
 from raysers.errors import ConfigError
-from raysers.robustness.amr import amr, is_installed
-from raysers.robustness.environments import BACKGROUND, ROOMS, TILTS, mix, tilt
-from raysers.robustness.perturbation import generator
+from raysers.robustness.environments import (
+    BACKGROUND,
+    PHONE,
+    ROOMS,
+    TILTS,
+    compressed,
+    has_amr,
+    mix,
+    phone,
+    through_amr,
+    tilt,
+)
+from raysers.robustness.perturbations import generator
 from raysers.robustness.suites import ALL, SUITES, chosen, with_options
-from raysers.robustness.telephone import PHONE, compressed, phone
 from tests.places import SHARED_DATA, needs_shared
 
 HARD = (*BACKGROUND, PHONE, *TILTS, *ROOMS)
@@ -131,11 +140,11 @@ def test_the_compressor_follows_its_curve_once_settled():
 
 
 @needs_shared
-def test_amr_keeps_speech_recognisable_where_it_is_installed():
-    if not is_installed():
+def test_amr_keeps_speech_recognisable_where_it_has_amr():
+    if not has_amr():
         pytest.skip("the optional package av is not installed")
     x = sf.read(SHARED_DATA / "emodb" / "wav" / "03a01Fa.wav", dtype="float32")[0][::2].copy()
-    got = amr(x)
+    got = through_amr(x)
     assert got.shape == x.shape
     lag = np.correlate(got, x, "full").argmax() - (len(x) - 1)
     assert 0 <= lag <= 80  # the codec's look-ahead, at most 10 ms
