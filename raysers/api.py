@@ -222,9 +222,9 @@ def evaluate(
         TypeError: an unknown flag.
     """
     from raysers.evaluation import runs
-    from raysers.evaluation.flags import EvaluateFlags
     from raysers.evaluation.predictions import predictions_of
     from raysers.evaluation.rows import to_table
+    from raysers.evaluation.runs import EvaluateFlags
 
     found = []
     if isinstance(predictions, Mapping):

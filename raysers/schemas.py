@@ -133,7 +133,29 @@ METRICS = pa.schema(
         _field("ci_high", pa.float64(), "upper end of the 95 % interval; null: none"),
         _field("n", pa.int64(), "clips (for rank correlations: speakers) the value is from"),
         _field("speakers", pa.int64(), "known speakers of these clips; 0: none is known"),
+        _field("trained_on", pa.int64(), "those of these clips that the model was trained on"),
         _field("paper", pa.float64(), "the value in Wagner et al. 2022; null: none there"),
+        _field("run_id", pa.string(), "run that wrote the row"),
+    ]
+)
+
+
+#: Tests of ser-tests on a model's predictions, one score a row.
+TESTS = pa.schema(
+    [
+        _field("model", pa.string(), "model the test is of"),
+        _field("dataset", pa.string(), "corpus of the clips"),
+        _field("split", pa.string(), "split of the corpus; all: the whole corpus"),
+        _field("dimension", pa.string(), "arousal, dominance, valence; emotion: the categories"),
+        _field("test", pa.string(), "name of the test in ser-tests"),
+        _field("metric", pa.string(), "what is scored"),
+        _field("subject", pa.string(), "group, bin, emotion or perturbation; empty: all clips"),
+        _field("value", pa.float64(), "score, rounded as ser-tests does"),
+        _field("rule", pa.string(), "how it is compared: >, < or abs <"),
+        _field("threshold", pa.float64(), "what with"),
+        _field("passed", pa.bool_(), "whether the score is beyond the threshold"),
+        _field("n", pa.int64(), "clips (by speaker: speakers) behind the score"),
+        _field("published", pa.float64(), "ser-tests' result of the same model on the same data"),
         _field("run_id", pa.string(), "run that wrote the row"),
     ]
 )

@@ -5,7 +5,8 @@
 Instead of finished predictions, `--model M --input AUDIO` predicts first. The evaluation
 of 15,000 predicted clips takes seconds.
 
-Result: EVALUATED/metrics/part-00000.parquet, one value a row with its 95 % interval; printed too.
+Result: EVALUATED/metrics/part-00000.parquet, one value a row with its 95 % interval, and
+EVALUATED/tests, the pass-or-fail tests of ser-tests with their thresholds; printed too.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 from raysers.annotation import AnnotateTask
 from raysers.cli import as_plain, command
 from raysers.commands.annotate import AnnotateFlags, annotate
-from raysers.evaluation import runs, tables
-from raysers.evaluation.flags import EvaluateFlags
+from raysers.evaluation import runs, suite, tables
 from raysers.evaluation.predictions import read_predictions
+from raysers.evaluation.runs import EvaluateFlags
 from raysers.io import storage
 from raysers.run import Exit, Run
 
@@ -41,6 +42,7 @@ def evaluate(flags: EvaluateFlags) -> int:
         runs.write(report, run, good=good)
     tables.print_coverage(report.coverage)
     tables.print_metrics(report.rows)
+    suite.print_tests(report.tests)
     tables.print_notes(report.notes)
     print(f"metrics: {storage.join(flags.output, 'metrics')}")
     return Exit.DONE if good else Exit.TOO_MANY_FAILED

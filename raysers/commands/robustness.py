@@ -16,8 +16,8 @@ from __future__ import annotations
 from raysers.cli import command
 from raysers.engine.job import ClipJob
 from raysers.engine.progress import print_line
-from raysers.robustness.summary import report, save_audio
-from raysers.robustness.task import RobustnessFlags, RobustnessTask
+from raysers.robustness.summary import report
+from raysers.robustness.task import RobustnessFlags, RobustnessTask, save_audio
 
 JOB = "robustness"
 

@@ -2,7 +2,8 @@
 
 The random-gaussian model of the paper authors' test suite (ser-tests): every score from a normal
 distribution with mean 1/2 and standard deviation 1/6, truncated to 0..1. A clip's scores follow
-from its id and the seed, so they are the same in every evaluation.
+from its identity and the seed, so they are the same in every evaluation and wherever a copy of the
+corpus lies.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ MEAN, SD = 1 / 2, 1 / 6
 _DIMENSIONS = 3
 
 
-def random_scores(clip_ids: Sequence[str], seed: int = 0) -> Floats:
+def random_scores(identities: Sequence[str], seed: int = 0) -> Floats:
     """Scores in 0..1 of every clip, [n, 3]; independent of each other and of the labels."""
     key = str(seed).encode()
     digests = [
         hashlib.blake2b(clip.encode("utf-8", "surrogateescape"), digest_size=24, key=key).digest()
-        for clip in clip_ids
+        for clip in identities
     ]
     bits = np.frombuffer(b"".join(digests), "<u8").reshape(-1, _DIMENSIONS)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
@@ -37,7 +38,7 @@ def random_scores(clip_ids: Sequence[str], seed: int = 0) -> Floats:
 
 def with_baseline(scores: Scores, seed: int = 0) -> Scores:
     """`scores` with one more model, the random one, on every clip some model predicted."""
-    drawn = random_scores(scores.clip_id, seed)
+    drawn = random_scores(scores.identities, seed)
     predicted = np.any([np.isfinite(p) for p in scores.predictions.values()], axis=0)
     random = {NAME: np.where(predicted, drawn, np.nan)}
     return replace(scores, predictions={**scores.predictions, **random})

@@ -34,7 +34,7 @@ MOST_UNITS = 10_000
 #: With more undefined draws than this an interval would describe the rest only.
 _MOST_UNDEFINED = 0.05
 #: Cells a note names.
-_MOST_NAMED = 6
+MOST_NAMED = 6
 #: Counts held at a time: bounds the memory, and fixes how the generator is read.
 _CHUNK_COUNTS = 2_000_000
 #: Variances below this are rounding: labels and scores are float32 in about 0..1.
@@ -194,8 +194,8 @@ def interval_notes(scores: Scores, cells: Sequence[Subset]) -> Iterator[str]:
             text = "intervals from so few speakers are rough"
             found.setdefault(text, []).append(f"{name} ({units})")
     for text, names in found.items():
-        more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
-        yield f"{', '.join(names[:_MOST_NAMED])}{more}: {text}"
+        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        yield f"{', '.join(names[:MOST_NAMED])}{more}: {text}"
 
 
 def resample(sums: Floats, draws: int, rng: np.random.Generator) -> Floats:

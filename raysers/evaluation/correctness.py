@@ -8,6 +8,7 @@ models' intervals overlap.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -15,6 +16,7 @@ from itertools import combinations
 import numpy as np
 
 from raysers.evaluation.bootstrap import (
+    MOST_NAMED,
     Bootstrap,
     Draws,
     draw,
@@ -25,9 +27,10 @@ from raysers.evaluation.bootstrap import (
     sum_by_unit,
     units_of,
 )
-from raysers.evaluation.metrics import METRICS, Floats, ccc, per_dimension, ratio
+from raysers.evaluation.metrics import METRICS, Floats, per_dimension, ratio
 from raysers.evaluation.rows import Row, dimension_rows
 from raysers.evaluation.scores import ALL, Scores, Subset, base_subsets, subsets
+from raysers.types import DIMENSIONS
 
 #: Metric of the intervals that a model states, and how many deviations one reaches to each side.
 COVERAGE, _Z_90 = "coverage_90", 1.645
@@ -60,12 +63,44 @@ def _cell_rows(scores: Scores, cell: Subset, bootstrap: Bootstrap) -> Iterator[R
     for m, (model, prediction) in enumerate(scores.predictions.items()):
         mine = prediction[cell.rows]
         n, speakers = pairs(truth, mine), speakers_of(scores, cell, np.isfinite(truth + mine))
-        for name, metric in METRICS.items():
+        for name in METRICS:
             low, high = bounds[name][0][m], bounds[name][1][m]
-            value = per_dimension(metric, truth, mine)
+            value = agreement(name, truth, mine)
+            low, high = (np.where(np.isfinite(value), bound, np.nan) for bound in (low, high))
             yield from dimension_rows(cell, model, name, value, n, (low, high), speakers=speakers)
         if model in scores.deviations:
             yield from _coverage_rows(scores, cell, model, bootstrap)
+
+
+def agreement(metric: str, truth: Floats, prediction: Floats) -> Floats:
+    """A metric of `METRICS` of every dimension, [n, 3] and [n, 3] -> [3].
+
+    No CCC of constant labels, which would be 0 whatever the model predicts.
+    """
+    value = per_dimension(METRICS[metric], truth, prediction)
+    if metric != "ccc":
+        return value
+    labels = np.where(np.isfinite(truth + prediction), truth, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no label at all
+        varies = np.nanmax(labels, axis=0) > np.nanmin(labels, axis=0)
+    return np.where(varies, value, np.nan)
+
+
+def constant_notes(scores: Scores, cells: Sequence[Subset]) -> Iterator[str]:
+    """Cells whose labels of a dimension are all the same."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        for d, dimension in enumerate(DIMENSIONS):
+            labels = scores.truth[cell.rows, d]
+            labels = labels[np.isfinite(labels)]
+            if len(labels) > 1 and np.ptp(labels) == 0:
+                name = f"{cell.dataset} {cell.split}" + f", {cell.group_value}" * bool(cell.group)
+                found.setdefault(dimension, []).append(name)
+    for dimension, names in found.items():
+        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        named = ", ".join(names[:MOST_NAMED])
+        yield f"{named}{more}: no CCC of {dimension}, all its labels are the same"
 
 
 def _coverage_rows(scores: Scores, cell: Subset, model: str, bootstrap: Bootstrap) -> Iterator[Row]:
@@ -115,8 +150,8 @@ def _difference(
     speakers = speakers_of(scores, cell, np.isfinite(truth + both[0][cell.rows]))
     named = replace(cell, group="model", group_value=other)
     drawn = draw_metrics(scores, cell, both, bootstrap)
-    for name, metric in METRICS.items():
-        value = np.subtract(*(per_dimension(metric, truth, p[cell.rows]) for p in both))
+    for name in METRICS:
+        value = np.subtract(*(agreement(name, truth, p[cell.rows]) for p in both))
         values, units = drawn[name].values, drawn[name].units
         change = Draws(values[:, 0] - values[:, 1], units[0])
         defined = np.isfinite(change.values).sum(axis=0)
@@ -153,7 +188,7 @@ def drop_rows(scores: Scores, in_domain: str, bootstrap: Bootstrap) -> list[Row]
         low, high = Draws(_drop(at_home.values, away.values), units).interval()
         for m, (model, prediction) in enumerate(scores.predictions.items()):
             inside, outside = (
-                per_dimension(ccc, scores.truth[c.rows], prediction[c.rows]) for c in (home, cell)
+                agreement("ccc", scores.truth[c.rows], prediction[c.rows]) for c in (home, cell)
             )
             truth, mine = scores.truth[cell.rows], prediction[cell.rows]
             n = np.where(np.isfinite(inside), pairs(truth, mine), 0)

@@ -6,20 +6,26 @@ cross-corpus drops are about the models themselves.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from raysers.evaluation.baseline import with_baseline
 from raysers.evaluation.bootstrap import Bootstrap, interval_notes
 from raysers.evaluation.categories import category_notes, category_rows
-from raysers.evaluation.correctness import comparison_rows, correctness_rows, drop_rows
-from raysers.evaluation.fairness import fairness_rows
+from raysers.evaluation.correctness import (
+    comparison_rows,
+    constant_notes,
+    correctness_rows,
+    drop_rows,
+)
+from raysers.evaluation.fairness import SAMPLES, fairness_rows, speaker_rows
+from raysers.evaluation.join import COLUMNS
 from raysers.evaluation.paper import with_paper
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import Scores, base_subsets, subsets
-from raysers.evaluation.speakers import SAMPLES, speaker_rows
 from raysers.types import DIMENSIONS
 
 #: The paper's own home corpus, for want of another.
@@ -60,8 +66,29 @@ def assess(scores: Scores, options: Options) -> tuple[list[Row], list[str]]:
     home = home_dataset(scores, options.in_domain)
     if home:
         rows += drop_rows(scores, home, bootstrap)
-    rows, paper_notes = with_paper(rows, options.backbones)
+    rows, paper_notes = with_paper(_with_training(scores, rows), options.backbones)
     return rows, [*_notes(scores, options, rows), *paper_notes]
+
+
+def _with_training(scores: Scores, rows: Sequence[Row]) -> list[Row]:
+    """The rows with how many of their clips the model was trained on."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    by = {row.group for row in rows} & {*COLUMNS}
+    for model, trained in scores.trained.items():
+        for cell in subsets(scores, sorted(by)):
+            found = np.isfinite(scores.predictions[model][cell.rows]).any(axis=1)
+            counts[model, *cell.key] = int((trained[cell.rows] & found).sum())
+    # a row of another kind of group is about all clips of the dataset and split
+    return [
+        replace(
+            row,
+            trained_on=counts.get(
+                (row.model, row.dataset, row.split, row.group, row.group_value),
+                counts[row.model, row.dataset, row.split, "", ""],
+            ),
+        )
+        for row in rows
+    ]
 
 
 def datasets(scores: Scores) -> list[str]:
@@ -78,8 +105,16 @@ def home_dataset(scores: Scores, in_domain: str) -> str:
 
 def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[str]:
     cells = base_subsets(scores)
+    for model, trained in scores.trained.items():
+        found = trained & np.isfinite(scores.predictions[model]).any(axis=1)
+        for cell in cells if found.any() else ():
+            if count := int(found[cell.rows].sum()):
+                yield (
+                    f"{model} was trained on {count:,} of the {len(cell.rows):,} clips of "
+                    f"{cell.dataset} {cell.split}: their figures say little about new speech"
+                )
     for cell in cells:
-        if cell.split == _TRAIN:
+        if cell.split == _TRAIN and not scores.trained:
             yield (
                 f"{cell.dataset}: {len(cell.rows):,} predicted clips are training clips: their "
                 "figures, and those of all its clips, say little about new speech"
@@ -89,6 +124,7 @@ def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[st
         if missing:
             yield f"{model}: no scores of {', '.join(missing)}, so no figures of it"
     yield from category_notes(scores)
+    yield from constant_notes(scores, subsets(scores, options.by))
     if options.draws:
         yield from interval_notes(scores, subsets(scores, options.by))
     if np.isfinite(scores.truth).any():

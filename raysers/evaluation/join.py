@@ -7,16 +7,18 @@ have been moved in between: then one folder stands for the other, and `Coverage.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysers.data.corpora.emotions import category_of, common_name
+from raysers.data.splits import identities
 from raysers.errors import ConfigError
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.scores import Categories, Scores
@@ -26,6 +28,8 @@ from raysers.types import DIMENSIONS, Status
 COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split", "session")
 #: Optional columns of predictions: prefix of a category's probability, deviations of the scores.
 PROBABILITY, DEVIATIONS = "p_", tuple(f"{name}_sd" for name in DIMENSIONS)
+#: Optional column of predictions put together: the number of the folder they are from.
+SOURCE = "source"
 _OPEN_END = -1
 
 
@@ -68,7 +72,9 @@ def labelled_only(labels: pa.Table, *, emotions: bool = False) -> pa.Table:
 
 
 def join(
-    labels: pa.Table, predictions: Mapping[str, pa.Table]
+    labels: pa.Table,
+    predictions: Mapping[str, pa.Table],
+    training: Mapping[int, Collection[str]] | None = None,
 ) -> tuple[Scores, dict[str, Coverage]]:
     """Labels beside the predictions of every model, and what did not fit together.
 
@@ -77,6 +83,8 @@ def join(
             and what is known of `COLUMNS`.
         predictions: by model, tables with the annotations' columns, and those of
             `PROBABILITY` and `DEVIATIONS` where the model has them.
+        training: by `SOURCE` of a prediction, ids and identities of the clips that the model which
+            made it was trained on.
 
     Raises:
         ConfigError: a model predicted a clip twice, or none of the labelled ones.
@@ -85,25 +93,37 @@ def join(
     deviations: dict[str, Floats] = {}
     categories: dict[str, Categories] = {}
     coverage: dict[str, Coverage] = {}
+    trained: dict[str, NDArray[np.bool_]] = {}
+    names_of = [*zip(labels["clip_id"].to_pylist(), identities(labels), strict=True)]
     for model, table in predictions.items():
         match, by_path, moved = _match(labels, table, model)
         names, values, found = _aligned(labels, table, match, by_path)
         coverage[model] = replace(found, moved=moved)
-        ends = [len(DIMENSIONS), len(DIMENSIONS) + len(names)]
-        scores[model], probabilities, spread = np.split(values, ends, axis=1)
+        ends = np.cumsum([len(DIMENSIONS), len(names), len(DEVIATIONS)])
+        scores[model], probabilities, spread, source = np.split(values, ends, axis=1)
         if names:
             categories[model] = Categories(names=names, probabilities=probabilities)
         if np.isfinite(spread).any():
             deviations[model] = spread
+        sources = np.nan_to_num(source[:, 0], nan=-1).astype(int).tolist()
+        known_to = [(training or {}).get(one, ()) for one in sources]
+        met = [
+            clip in known or identity in known
+            for known, (clip, identity) in zip(known_to, names_of, strict=True)
+        ]
+        if any(met):
+            trained[model] = np.array(met, bool)
     known = [name for name in COLUMNS if name in labels.column_names]
     return (
         Scores(
             clip_id=labels["clip_id"].to_pylist(),
             truth=dimensions_of(labels),
             predictions=scores,
-            columns={name: labels[name].to_pylist() for name in known},
+            columns={name: labels[name].to_pylist() for name in known}
+            | {"identity": [identity for _, identity in names_of]},
             deviations=deviations,
             categories=categories,
+            trained=trained,
         ),
         coverage,
     )
@@ -115,8 +135,9 @@ def _aligned(
     """The predictions in the order of the labels, NaN where there is none.
 
     Returns:
-        Names of the categories [k]; the dimensions, the probabilities of the categories, and the
-        deviations of the dimensions, [labels, 3 + k + 3]; and what became of the predictions.
+        Names of the categories [k]; the dimensions, the probabilities of the categories, the
+        deviations of the dimensions and the source, [labels, 3 + k + 3 + 1]; and
+        the coverage.
     """
     said = categories_of(table)
     outputs = np.hstack([dimensions_of(table), said.probabilities])
@@ -129,7 +150,7 @@ def _aligned(
     )
     joined = match >= 0
     good = joined & (status == str(Status.OK))
-    values = np.hstack([outputs, numbers_of(table, DEVIATIONS)])
+    values = np.hstack([outputs, numbers_of(table, (*DEVIATIONS, SOURCE))])
     aligned: Floats = np.full((len(labels), values.shape[1]), np.nan)
     aligned[match[good]] = values[good]
     found = int(joined.sum())
@@ -164,18 +185,16 @@ def _match(
     labels: pa.Table, table: pa.Table, model: str
 ) -> tuple[NDArray[np.intp], int, tuple[str, ...]]:
     """Row of the label of every prediction (-1: none), how many by path, and moved folders."""
-    row_of = {clip: row for row, clip in enumerate(labels["clip_id"].to_pylist())}
-    match = np.array([row_of.get(clip, -1) for clip in table["clip_id"].to_pylist()], np.intp)
-    free = np.setdiff1d(np.arange(len(labels)), match)
-    rest = np.flatnonzero(match < 0)
+    ids, mine = (t["clip_id"].to_pandas() for t in (labels, table))
+    match = pd.Index(ids).get_indexer(pd.Index(mine))
+    free, rest = np.setdiff1d(np.arange(len(labels)), match), np.flatnonzero(match < 0)
     moved: tuple[str, ...] = ()
     if len(free) and len(rest):
-        spans = _Spans.of(labels.take(free), free)
-        files = table.take(rest)["file"].to_pylist()
-        names, moved = files, ()
-        if len(rest) == len(table) and not spans.hold_any(files):
-            names, moved = _renamed(labels["file"].to_pylist(), files)
-        match[rest] = spans.rows_of(names, _times(table.take(rest)))
+        labelled, predicted = _stretches(labels, free), _stretches(table, rest)
+        if len(rest) == len(table) and not predicted["file"].isin(labelled["file"]).any():
+            names, moved = _renamed(labels["file"].to_pylist(), predicted["file"].tolist())
+            predicted["file"] = names
+        match[rest] = _same_stretch(labelled, predicted)
     found, times = np.unique(match[match >= 0], return_counts=True)
     if len(table) and not len(found):
         raise ConfigError(
@@ -190,6 +209,38 @@ def _match(
             f"once (first: {twice}): each clip must be predicted once"
         )
     return match, int((match[rest] >= 0).sum()), moved
+
+
+def _stretches(table: pa.Table, rows: NDArray[np.intp]) -> pd.DataFrame:
+    """File, start and end in ns of rows of a table, `row`, and whether nothing begins later."""
+    part = table.select(["file", "start", "end"]).take(rows)
+    start, end = (part[name].cast(pa.int64()) for name in ("start", "end"))
+    frame = pd.DataFrame(
+        {
+            "file": np.array(part["file"].to_pylist(), object),
+            "start": pc.fill_null(start, 0).to_numpy(),
+            "end": pc.fill_null(end, _OPEN_END).to_numpy(),
+            "row": rows,
+        }
+    )
+    return frame.assign(last=frame["start"] == frame.groupby("file")["start"].transform("max"))
+
+
+def _same_stretch(labelled: pd.DataFrame, predicted: pd.DataFrame) -> NDArray[np.intp]:
+    """The row of the label of every predicted stretch, -1 for none.
+
+    An open end means the end of the file, which a header tells later: it is any end, as long as
+    nothing in the file begins later. (A window is not the label of a whole recording.)
+    """
+    here = predicted.assign(number=np.arange(len(predicted)))
+    both = here.merge(labelled, on=["file", "start"], suffixes=("", "_label"))
+    same = both["end"] == both["end_label"]
+    open_label = (both["end_label"] == _OPEN_END) & both["last"]
+    open_prediction = (both["end"] == _OPEN_END) & both["last_label"]
+    both = both[same | open_label | open_prediction].assign(same=same)
+    both = both.sort_values(["same", "row_label"], ascending=[False, True])
+    best = both.drop_duplicates("number").set_index("number")["row_label"]
+    return np.asarray(best.reindex(here["number"], fill_value=-1).to_numpy(), np.intp)
 
 
 def _renamed(labelled: list[str], predicted: list[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -219,57 +270,6 @@ def _same_end(folder: str, other: str) -> int:
     return next((n for n, (a, b) in enumerate(pairs) if a != b), len(folder))
 
 
-class _Spans:
-    """Labelled stretches by file."""
-
-    def __init__(self) -> None:
-        self._exact: dict[tuple[str, int, int], int] = {}
-        self._from: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
-        self._last_start: dict[str, int] = {}
-
-    @classmethod
-    def of(cls, labels: pa.Table, rows: NDArray[np.intp]) -> _Spans:
-        """The stretches of a table whose rows have these numbers."""
-        spans = cls()
-        files = labels["file"].to_pylist()
-        for file, (start, end), row in zip(files, _times(labels), rows.tolist(), strict=True):
-            spans._exact.setdefault((file, start, end), row)
-            spans._from[file, start].append((end, row))
-            spans._last_start[file] = max(start, spans._last_start.get(file, 0))
-        return spans
-
-    def hold_any(self, files: list[str]) -> bool:
-        """Whether any of the files is labelled."""
-        return any(file in self._last_start for file in files)
-
-    def rows_of(self, files: list[str], times: list[tuple[int, int]]) -> NDArray[np.intp]:
-        """The row of every predicted stretch, -1 for none.
-
-        An open end means the end of the file, which a header tells later: it is any end, as long
-        as nothing in the file begins later. (A window is not the label of a whole recording.)
-        """
-        last_start: dict[str, int] = {}
-        for file, (start, _) in zip(files, times, strict=True):
-            last_start[file] = max(start, last_start.get(file, 0))
-        return np.array(
-            [
-                self._row(file, start, end, is_last=start == last_start[file])
-                for file, (start, end) in zip(files, times, strict=True)
-            ],
-            np.intp,
-        )
-
-    def _row(self, file: str, start: int, end: int, *, is_last: bool) -> int:
-        exact = self._exact.get((file, start, end))
-        if exact is not None:
-            return exact
-        last_label = start == self._last_start.get(file)
-        for label_end, row in self._from.get((file, start), ()):
-            if (label_end == _OPEN_END and is_last) or (end == _OPEN_END and last_label):
-                return row
-        return -1
-
-
 def _common_folder(files: list[str]) -> str:
     """The longest folder all files are in, with its slash; empty when they share none."""
     # the lowest and the highest differ as early as any two
@@ -288,14 +288,18 @@ def _tails(path: str) -> Iterator[str]:
             return
 
 
-def _times(table: pa.Table) -> list[tuple[int, int]]:
-    start, end = (table[name].cast(pa.int64()) for name in ("start", "end"))
-    ends = pc.fill_null(end, _OPEN_END).to_pylist()
-    return list(zip(pc.fill_null(start, 0).to_pylist(), ends, strict=True))
-
-
 def _example(table: pa.Table) -> str:
     return str(table["file"][0].as_py()) if len(table) else "nothing"
+
+
+def with_dataset_names(table: pa.Table) -> pa.Table:
+    """The table with `corpus` of clips that have none: the folder that all of these clips share."""
+    known = table["corpus"].to_pylist() if "corpus" in table.column_names else [None] * len(table)
+    files = [file for file, name in zip(table["file"].to_pylist(), known, strict=True) if not name]
+    folder = _common_folder(files).rstrip("/#").rpartition("/")[2] if files else ""
+    named = pa.array([name or folder or None for name in known], pa.string())
+    rest = table.drop_columns(["corpus"]) if "corpus" in table.column_names else table
+    return rest.append_column("corpus", named) if folder else table
 
 
 def dimensions_of(table: pa.Table) -> Floats:

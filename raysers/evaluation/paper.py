@@ -1,7 +1,7 @@
 """The paper's numbers beside ours, where dataset, split, model, metric and dimension are the same.
 
 The same name is not yet the same clips: another release of MSP-Podcast has another test set. What
-cannot be compared is said in a note; the number still stands beside ours for orientation.
+cannot be compared has no number beside it, and a note says why.
 """
 
 from __future__ import annotations
@@ -68,20 +68,18 @@ def with_paper(
 ) -> tuple[list[Row], list[str]]:
     """The rows with `paper` filled in, and notes on what is not comparable.
 
+    A number of the paper is of a model, a metric, a dataset, a split and, to 1 %, as many clips.
+
     Args:
         rows: rows of any metric.
         names: by model, the backbone it was trained from, where that is known; the paper's name of
             the model is looked for there as well.
     """
     known = {row.model: _name(row.model, names or {}) for row in rows}
-    # means over datasets are comparable over the paper's three only
-    theirs = set(paper_numbers().datasets) == {row.dataset for row in rows} - {OVER_ALL}
-    filled = [
-        replace(row, paper=_value(row, known[row.model]))
-        if theirs or row.dataset != OVER_ALL
-        else row
-        for row in rows
-    ]
+    clips: dict[tuple[str, str, str], int] = {}
+    for row in sorted(rows, key=lambda row: row.metric == _METRIC and not row.group):
+        clips[row.model, row.dataset, row.split] = row.n
+    filled = [replace(row, paper=_value(row, known[row.model], clips)) for row in rows]
     return filled, _notes(filled, known)
 
 
@@ -89,15 +87,39 @@ def _name(model: str, names: Mapping[str, str]) -> str:
     return paper_model(model) or paper_model(names.get(model, ""))
 
 
-def _value(row: Row, name: str) -> float:
-    if row.group not in ("", "dataset", "sex"):
+def _value(row: Row, name: str, clips: Mapping[tuple[str, str, str], int]) -> float:
+    """The paper's number, or NaN.
+
+    Args:
+        row: ours.
+        name: the paper's name of its model.
+        clips: by model, dataset and split, how many it is measured on.
+    """
+    theirs = paper_numbers().datasets
+    of_sexes = row.group == "sex" and row.metric.startswith("sex_fairness")
+    # another home is another question
+    of_home = row.metric == "ccc_drop" and row.group_value == _PAPER_HOME
+    if row.group and not (of_sexes or of_home):
         return float("nan")
-    if row.group == "sex" and not row.metric.startswith("sex_fairness"):
+    # means over datasets are of the paper's three
+    needed = theirs if row.dataset == OVER_ALL else {row.dataset, *(["msp-podcast"] * of_home)}
+    if row.dataset == OVER_ALL and {d for m, d, _ in clips if m == row.model} - {OVER_ALL} != set(
+        theirs
+    ):
         return float("nan")
-    if row.metric == "ccc_drop" and row.group_value != _PAPER_HOME:
-        return float("nan")  # another home is another question
+    for dataset in needed:
+        split = theirs[dataset]["split"] if dataset in theirs else ""
+        here = clips.get((row.model, dataset, split))
+        if here is not None and not same_clips(dataset, here):
+            return float("nan")
     key = (row.metric, name, row.dataset, row.split, row.dimension)
     return paper_numbers().values.get(key, float("nan"))
+
+
+def same_clips(dataset: str, clips: int) -> bool:
+    """Whether a dataset of that many clips is the paper's, to 1 %."""
+    theirs: int = paper_numbers().datasets.get(dataset, {"clips": 0})["clips"]
+    return abs(clips - theirs) <= _TOLERANCE * theirs
 
 
 def _notes(rows: Sequence[Row], known: Mapping[str, str]) -> list[str]:
@@ -122,9 +144,9 @@ def _dataset_notes(dataset: str, rows: Sequence[Row]) -> list[str]:
     if not same:
         splits = ", ".join(dict.fromkeys(row.split for row in rows))
         return [f"{dataset} {splits}: the paper has {theirs['name']}, which is not comparable"]
-    if abs(max(same) - theirs["clips"]) > _TOLERANCE * theirs["clips"]:
+    if not same_clips(dataset, max(same)):
         return [
             f"{dataset} {theirs['split']}: {max(same):,} clips here, {theirs['clips']:,} in the "
-            f"paper ({theirs['name']}): other clips, so its numbers are for orientation only"
+            f"paper ({theirs['name']}): other clips, so none of its numbers stands beside ours"
         ]
     return []

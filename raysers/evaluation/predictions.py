@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysers.data.manifest import is_manifest, read_manifest
+from raysers.data.splits import identities
 from raysers.engine import output
 from raysers.errors import ConfigError, StorageError
 from raysers.evaluation.join import DEVIATIONS, PROBABILITY
@@ -203,8 +205,25 @@ def backbones(found: Sequence[Predictions]) -> dict[str, str]:
     return {model: name for model, name in named.items() if name}
 
 
+def training_clips(one: Predictions) -> set[str]:
+    """Ids and identities of the clips that a model was trained on; empty where it is not known.
+
+    A training leaves its manifest beside the model, with the splits it was trained and judged on.
+    """
+    for folder in _folders(one):
+        place = storage.join(folder, "manifest")
+        if _document(folder) and is_manifest(place):
+            table = read_manifest(place)
+            if "split" not in table.column_names:
+                return set()
+            used = pc.fill_null(pc.equal(table["split"], "train"), False)
+            both = table.append_column("identity", pa.array(identities(table))).filter(used)
+            return {*both["clip_id"].to_pylist(), *both["identity"].to_pylist()}
+    return set()
+
+
 def leaking(found: Sequence[Predictions]) -> list[str]:
-    """A note on every model whose training shared voices with what it was judged by."""
+    """A note on every model whose training data shares speakers with its dev data."""
     return [
         f"{one.model} was trained with --allow-leakage ({leaks[0]}): its figures are too good"
         for one in found
@@ -214,15 +233,20 @@ def leaking(found: Sequence[Predictions]) -> list[str]:
 
 def _training(one: Predictions) -> Mapping[str, Any]:
     """`training.json` of a model, empty when there is none."""
-    folders = [one.model] if "/" in one.model else []
-    for folder in (*folders, *one.folders):
-        try:
-            document = json.loads(storage.read_bytes(storage.join(folder, "training.json")))
-        except (StorageError, ConfigError, ValueError):
-            continue
-        if isinstance(document, dict):
-            return document
-    return {}
+    return next(filter(None, map(_document, _folders(one))), {})
+
+
+def _folders(one: Predictions) -> list[str]:
+    """Where a model's training may have left its files."""
+    return [*([one.model] if "/" in one.model else []), *one.folders]
+
+
+def _document(folder: str) -> Mapping[str, Any]:
+    try:
+        document = json.loads(storage.read_bytes(storage.join(folder, "training.json")))
+    except (StorageError, ConfigError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -38,6 +38,7 @@ class Row:
     ci_high: float = NAN
     n: int
     speakers: int = 0
+    trained_on: int = 0
     paper: float = NAN
 
 

@@ -1,4 +1,4 @@
-"""An evaluation from labels and predictions to its output folder.
+"""An evaluation from flags, labels and predictions to its output folder.
 
 The output is small and made in one go: the same command again replaces it, another one is refused.
 """
@@ -10,25 +10,140 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysers.cli import Models, Output, Uris, as_plain
 from raysers.data.labelled import read_labelled
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.engine import output as parts
 from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError
-from raysers.evaluation.evaluate import assess, datasets
-from raysers.evaluation.flags import EvaluateFlags
-from raysers.evaluation.join import Coverage, join, labelled_only
-from raysers.evaluation.predictions import Predictions, backbones, leaking, merged, pooled
+from raysers.evaluation import suite
+from raysers.evaluation.evaluate import Options, assess, datasets
+from raysers.evaluation.join import SOURCE, Coverage, join, labelled_only, with_dataset_names
+from raysers.evaluation.predictions import (
+    Predictions,
+    backbones,
+    leaking,
+    merged,
+    pooled,
+    training_clips,
+)
 from raysers.evaluation.rows import Row, to_table
 from raysers.io import storage
-from raysers.run import Run
+from raysers.run import Run, absolute_output
 from raysers.types import DIMENSIONS
 
 METRICS_PART = "metrics/part-00000.parquet"
+#: Flags that change nothing in the rows.
+_NOT_DECIDING = ("output", "workers", "max_failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags:
+    """Flags of this job."""
+
+    labels: Uris
+    """Labelled clips: manifests, tables, corpus folders, audformat databases."""
+    output: Output
+    """Folder or s3:// prefix for the metrics."""
+    predictions: Uris = ()
+    """Output folders of annotate or train; each is one model's."""
+    model: Models = ()
+    """Models to predict with first, into OUTPUT/predictions."""
+    input: Uris = ()
+    """What --model predicts: audio or manifests; default: the labelled data."""
+    pool: bool = False
+    """The predictions are one model's: the folds of a cross-validation, each clip once."""
+    by: tuple[Literal["sex", "speaker", "language", "emotion", "split", "session"], ...] = ()
+    """Also measure every value of these columns by itself."""
+    bootstrap: int = 1000
+    """Draws behind the intervals; 0 leaves them out."""
+    speaker_samples: int = 200
+    """Per-speaker CCC: clips drawn of each speaker, who must have more than that."""
+    in_domain: str = ""
+    """Corpus the models were trained on, for the cross-corpus drop; default: msp-podcast."""
+    seed: int = 0
+    """Of the draws and of the random baseline."""
+    corpus: str = "auto"
+    """Layout of the labelled data, when it is not to be recognised by itself."""
+    emotion_map: str = ""
+    """Map from emotion categories to the dimensions (a name or YAML), for data without them."""
+    speakers: str = ""
+    """CSV with the `sex` of every `speaker` or `video`, for data that does not say."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of --model."""
+    workers: int = 0
+    """Model workers for --model; 0 uses every GPU, or every CPU when there is none."""
+    max_failed: float = 0.05
+    """Highest share of failed predictions before the job ends with exit code 3."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        rules = (
+            (bool(self.labels), "--labels is empty: give labelled clips"),
+            (bool(self.output), "--output is empty: give a folder or an s3:// prefix"),
+            (
+                bool(self.predictions or self.model),
+                "nothing to evaluate: give --predictions FOLDER or --model MODEL",
+            ),
+            (
+                bool(self.model) or not self.input,
+                "--input is what --model predicts: give --model, or drop it",
+            ),
+            (
+                not self.pool or len(self.predictions) + len(self.model) > 1,
+                "--pool puts several predictions together: give more than one",
+            ),
+            (self.bootstrap >= 0, f"--bootstrap is {self.bootstrap}: give 0 (none) or more draws"),
+            (
+                self.speaker_samples >= 2,
+                f"--speaker-samples is {self.speaker_samples}: give at least 2 clips",
+            ),
+            (self.workers >= 0, f"--workers is {self.workers}: give 0 (automatic) or more"),
+            (
+                0 <= self.max_failed <= 1,
+                f"--max-failed is {self.max_failed}: give a share from 0 to 1",
+            ),
+        )
+        for good, message in rules:
+            if not good:
+                raise ConfigError(message)
+
+    def with_absolute_paths(self) -> EvaluateFlags:
+        """The flags, checked, with absolute paths.
+
+        Raises:
+            ConfigError: a flag has an impossible value.
+        """
+        self.check()
+        return replace(
+            self,
+            labels=tuple(map(storage.absolute, self.labels)),
+            output=absolute_output(self.output),
+            predictions=tuple(map(storage.absolute, self.predictions)),
+            input=tuple(map(storage.absolute, self.input)),
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flags that decide the rows."""
+        return {k: v for k, v in as_plain(self).items() if k not in _NOT_DECIDING}
+
+    @property
+    def options(self) -> Options:
+        """What to measure."""
+        return Options(
+            by=tuple(dict.fromkeys(self.by)),
+            draws=self.bootstrap,
+            seed=self.seed,
+            speaker_samples=self.speaker_samples,
+            in_domain=self.in_domain,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +160,10 @@ class Labels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All an evaluation found: rows of the metrics table, notes, and every model's coverage."""
+    """All an evaluation found: rows of the metrics table, tests, notes, every model's coverage."""
 
     rows: list[Row]
+    tests: pd.DataFrame
     notes: list[str]
     coverage: Mapping[str, Coverage]
 
@@ -73,7 +189,7 @@ def read_labels(flags: EvaluateFlags, *, emotions: bool) -> Labels:
         emotion_map=flags.emotion_map,
         speakers=flags.speakers,
     )
-    table = labelled_only(read.table, emotions=emotions)
+    table = with_dataset_names(labelled_only(read.table, emotions=emotions))
     if not len(table):
         names = ", ".join((*DIMENSIONS, "emotion") if emotions else DIMENSIONS)
         raise ConfigError(
@@ -112,8 +228,14 @@ def measure(flags: EvaluateFlags, labels: Labels, found: Sequence[Predictions]) 
         ConfigError: predictions and labels do not fit together.
     """
     options = flags.options
+    training = {number: training_clips(one) for number, one in enumerate(found)}
+    tables = [
+        one.table.append_column(SOURCE, pa.array([float(number)] * len(one.table)))
+        for number, one in enumerate(found)
+    ]
+    found = [replace(one, table=table) for one, table in zip(found, tables, strict=True)]
     models = pooled(found) if flags.pool else merged(found)
-    scores, coverage = join(labels.table, {one.model: one.table for one in models})
+    scores, coverage = join(labels.table, {one.model: one.table for one in models}, training)
     known = datasets(scores)
     if not known:
         raise ConfigError("--predictions: no labelled clip has scores: see their column status")
@@ -133,7 +255,8 @@ def measure(flags: EvaluateFlags, labels: Labels, found: Sequence[Predictions]) 
         for model, one in coverage.items()
         if one.moved
     ]
-    return Report(rows=rows, notes=[*labels.notes, *own, *notes], coverage=coverage)
+    tests = suite.correctness_and_fairness(scores, rows)
+    return Report(rows=rows, tests=tests, notes=[*labels.notes, *own, *notes], coverage=coverage)
 
 
 def write(report: Report, run: Run, *, good: bool) -> None:
@@ -144,6 +267,8 @@ def write(report: Report, run: Run, *, good: bool) -> None:
     """
     table = to_table(report.rows, run.run_id)
     parts.write_part(storage.join(run.output, METRICS_PART), table)
+    tests = suite.to_tests(report.tests, run.run_id)
+    parts.write_part(storage.join(run.output, suite.TESTS_PART), tests)
     outcome = {
         "rows": len(report.rows),
         "models": {name: asdict(found) for name, found in report.coverage.items()},

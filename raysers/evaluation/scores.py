@@ -48,6 +48,7 @@ class Scores:
         deviations: by model that states them, standard deviations of its scores, [n, 3]; NaN: not
             stated.
         categories: by model that has them, the emotion categories it predicted.
+        trained: by model that was trained on some of the clips, which, [n].
     """
 
     clip_id: Sequence[str]
@@ -56,6 +57,7 @@ class Scores:
     columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     deviations: Mapping[str, Floats] = field(default_factory=dict)
     categories: Mapping[str, Categories] = field(default_factory=dict)
+    trained: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = len(self.clip_id)
@@ -75,6 +77,12 @@ class Scores:
     def clip_number(self) -> NDArray[np.int64]:
         """Place of the clip among the sorted ids, [n]."""
         return ordinals(self.clip_id)
+
+    @property
+    def identities(self) -> Sequence[str]:
+        """Column `identity` (see `splits.identities`), free of paths; else the clips' ids."""
+        known = self.columns.get("identity")
+        return self.clip_id if known is None else [name or "" for name in known]
 
     def against(self, model: str) -> Scores:
         """A model's predictions in the place of the labels, so that unlabelled clips count too."""

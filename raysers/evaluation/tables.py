@@ -7,11 +7,10 @@ before the point, the 95 % interval in brackets.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
-import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +18,7 @@ from raysers.evaluation.categories import CATEGORY_METRICS, EMOTION
 from raysers.evaluation.correctness import COVERAGE
 from raysers.evaluation.join import Coverage
 from raysers.evaluation.metrics import METRICS
-from raysers.evaluation.rows import Row
+from raysers.evaluation.rows import Row, to_frame
 from raysers.text import visible
 from raysers.types import DIMENSIONS, Status
 
@@ -87,21 +86,54 @@ def number(value: float) -> str:
 def print_metrics(rows: Sequence[Row], console: Console | None = None) -> None:
     """Every section that has rows; groups of clips are printed for CCC and categories only."""
     console = console or report_console()
-    shares = {_key(r): r.value for r in rows if r.metric == "ccc_difference_above_0"}
-    names = short_names([r.model for r in rows] + [r.group_value for r in rows if _pair(r)])
+    if not rows:
+        return
+    frame = _worded(to_frame(rows))
     for section in _SECTIONS:
-        chosen, left = _chosen([row for row in rows if row.metric == section.metric])
+        chosen, left = _chosen(frame[frame["metric"] == section.metric])
         for columns in _COLUMNS:
-            lines = _lines([row for row in chosen if row.dimension in columns], shares, names)
+            lines = _lines(chosen[chosen["dimension"].isin(columns)])
             _print_lines(console, section.title, columns, list(lines))
         _print_left(console, left)
-    chosen, left = _chosen([row for row in rows if row.dimension == EMOTION])
+    chosen, left = _chosen(frame[frame["dimension"] == EMOTION])
     for title, columns in _CATEGORIES:
-        lines = _lines([row for row in chosen if row.metric in columns], shares, names)
-        _print_lines(console, title, columns, list(lines))
+        _print_lines(console, title, columns, list(_lines(chosen[chosen["metric"].isin(columns)])))
     _print_left(console, left)
-    speakers = [row for row in rows if row.metric.startswith("speaker_ccc")]
-    _print_lines(console, _SPEAKERS, DIMENSIONS, list(_speaker_lines(speakers, names)))
+    speakers = frame[frame["metric"].str.startswith("speaker_ccc")]
+    _print_lines(console, _SPEAKERS, DIMENSIONS, list(_speaker_lines(speakers)))
+
+
+def _worded(frame: pd.DataFrame) -> pd.DataFrame:
+    """The metrics with the texts they are printed by: head, label, column and cell."""
+    paired = frame["group"] == "model"
+    names = short_names([*frame["model"], *frame["group_value"][paired]])
+    above = frame[frame["metric"] == "ccc_difference_above_0"]
+    key = ["model", "dataset", "split", "group", "group_value", "dimension"]
+    shares = above.set_index(key)["value"].to_dict()
+    texts = []
+    for row in frame.itertuples():
+        place = " ".join(filter(None, (row.dataset, row.split)))
+        head = f"{place}, {row.group} {row.group_value}"
+        if row.group in ("", "model") or row.metric.startswith("sex_fairness"):
+            head = place
+        elif row.group == "dataset":
+            head = f"{row.group_value} -> {place}"
+        label = names[row.model]
+        if row.group == "model":
+            sign = "-" if row.metric.endswith("difference") else "and"
+            label = f"{label} {sign} {names[row.group_value]}"
+        if row.trained_on:
+            label += f" (trained on {row.trained_on:,} of these clips)"
+        cell = number(row.value)
+        if not math.isnan(row.ci_low):
+            cell += f" [{number(row.ci_low)}, {number(row.ci_high)}]"
+        share = shares.get(tuple(getattr(row, name) for name in key), math.nan)
+        if row.metric == "ccc_difference" and not math.isnan(share):
+            cell += f" {share:.0%}"
+        column = row.metric if row.dimension == EMOTION else row.dimension
+        texts.append((head, label, column, cell))
+    columns = pd.DataFrame(texts, frame.index, ["head", "label", "column", "cell"])
+    return frame.join(columns)
 
 
 def _print_left(console: Console, groups: int) -> None:
@@ -142,52 +174,32 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return {n: s if last.count(s) == 1 else n for n, s in zip(whole, last, strict=True)}
 
 
-def _key(row: Row) -> tuple[str, ...]:
-    return row.model, row.dataset, row.split, row.group, row.group_value, row.dimension
-
-
-def _pair(row: Row) -> bool:
-    return row.group == "model"
-
-
-def _header(row: Row) -> str:
-    place = " ".join(filter(None, (row.dataset, row.split)))
-    if row.group in ("", "model") or row.metric.startswith("sex_fairness"):
-        return place
-    if row.group == "dataset":
-        return f"{row.group_value} -> {place}"
-    return f"{place}, {row.group} {row.group_value}"
-
-
-def _chosen(rows: list[Row]) -> tuple[list[Row], int]:
+def _chosen(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """The rows to print, and how many groups of clips are left for the table on disk."""
-    whole = [row for row in rows if not _is_part(row)]
-    parts = [row for row in rows if _is_part(row) and row.metric in _PRINTED_OF_GROUPS]
-    heads = list(dict.fromkeys(map(_header, parts)))
-    shown = set(heads[:_MOST_GROUPS])
-    return [*whole, *(row for row in parts if _header(row) in shown)], len(heads) - len(shown)
+    part = ~rows["group"].isin(("", "model", "dataset")) & rows["metric"].isin(_OF_GROUPS)
+    printed = part & rows["metric"].isin(_PRINTED_OF_GROUPS)
+    heads = rows["head"][printed].drop_duplicates()
+    shown = rows["head"].isin(heads[:_MOST_GROUPS])
+    chosen = pd.concat([rows[~part], rows[printed & shown]])
+    return chosen, max(len(heads) - _MOST_GROUPS, 0)
 
 
-def _is_part(row: Row) -> bool:
-    """Whether the row is about a group of the clips of its split."""
-    return row.group not in ("", "model", "dataset") and row.metric in _OF_GROUPS
-
-
-def _lines(
-    rows: Sequence[Row], shares: Mapping[tuple[str, ...], float], names: Mapping[str, str]
-) -> Iterator[_Line]:
-    for head, block in _blocks(rows, _header):
-        counted = "speakers" if block[0].metric == "speaker_spearman" else "clips"
-        yield _Line(f"{head} ({max(row.n for row in block):,} {counted})", style="bold")
-        for label, line in _blocks(block, lambda row: _label(row, names)):
-            yield _Line(f"  {label}", {_column(row): _cell(row, shares) for row in line})
-            papers = {r.dimension: number(r.paper) for r in line if not math.isnan(r.paper)}
-            if papers:
-                yield _Line("    the paper", papers, style="cyan")
-
-
-def _column(row: Row) -> str:
-    return row.metric if row.dimension == EMOTION else row.dimension
+def _lines(rows: pd.DataFrame) -> Iterator[_Line]:
+    for head, block in rows.groupby("head", sort=False):
+        most = block.loc[block["n"].idxmax()]
+        counted = f"{most['n']:,} clips"
+        if most["metric"] == "speaker_spearman":
+            counted = f"{most['n']:,} speakers"
+        elif most["speakers"]:
+            counted += f", {most['speakers']:,} speakers"
+        yield _Line(f"{head} ({counted})", style="bold")
+        for label, line in block.groupby("label", sort=False):
+            yield _Line(f"  {label}", dict(zip(line["column"], line["cell"], strict=True)))
+            papers = line.dropna(subset="paper")
+            if len(papers):
+                values = map(number, papers["paper"])
+                cells = dict(zip(papers["dimension"], values, strict=True))
+                yield _Line("    the paper", cells, style="cyan")
 
 
 def _print_lines(
@@ -212,43 +224,19 @@ def _print_lines(
     console.print()
 
 
-def _blocks(rows: Sequence[Row], key: Callable[[Row], str]) -> Iterator[tuple[str, list[Row]]]:
-    """Rows by what `key` says of them, in the order in which they first appear."""
-    order = {name: i for i, name in enumerate(dict.fromkeys(map(key, rows)))}
-    for name, block in groupby(sorted(rows, key=lambda row: order[key(row)]), key=key):
-        yield name, list(block)
-
-
-def _label(row: Row, names: Mapping[str, str]) -> str:
-    if not _pair(row):
-        return names[row.model]
-    sign = "-" if row.metric.endswith("difference") else "and"
-    return f"{names[row.model]} {sign} {names[row.group_value]}"
-
-
-def _cell(row: Row, shares: Mapping[tuple[str, ...], float]) -> str:
-    text = number(row.value)
-    if not math.isnan(row.ci_low):
-        text += f" [{number(row.ci_low)}, {number(row.ci_high)}]"
-    share = shares.get(_key(row)) if row.metric == "ccc_difference" else None
-    return text if share is None or math.isnan(share) else f"{text} {share:.0%}"
-
-
-def _speaker_lines(rows: Sequence[Row], names: Mapping[str, str]) -> Iterator[_Line]:
+def _speaker_lines(rows: pd.DataFrame) -> Iterator[_Line]:
     """Per model and dimension: lowest, middle and highest mean CCC, and the largest deviation."""
-    for head, block in _blocks(rows, lambda row: f"{row.dataset} {row.split}"):
-        speakers = len({row.group_value for row in block})
-        yield _Line(f"{head} ({speakers:,} speakers)", style="bold")
-        for model, line in _blocks(block, lambda row: names[row.model]):
-            spreads = {name: _spread(line, name) for name in DIMENSIONS}
-            yield _Line(f"  {model}", {name: text for name, text in spreads.items() if text})
+    for (dataset, split), block in rows.groupby(["dataset", "split"], sort=False):
+        speakers = block["group_value"].nunique()
+        yield _Line(f"{dataset} {split} ({speakers:,} speakers)", style="bold")
+        for label, mine in block.dropna(subset="value").groupby("label", sort=False):
+            cells = {str(d): _spread(line) for d, line in mine.groupby("dimension", sort=False)}
+            yield _Line(f"  {label}", cells)
 
 
-def _spread(rows: Sequence[Row], dimension: str) -> str:
-    mine = [row for row in rows if row.dimension == dimension and not math.isnan(row.value)]
-    means = [row.value for row in mine if row.metric == "speaker_ccc"]
-    if not means:
-        return ""
-    sd = max(row.value for row in mine if row.metric == "speaker_ccc_sd")
-    low, middle, high = min(means), float(np.median(means)), max(means)
-    return f"{number(low)} / {number(middle)} / {number(high)} ({number(sd)})"
+def _spread(rows: pd.DataFrame) -> str:
+    means, deviations = (
+        rows["value"][rows["metric"] == name] for name in ("speaker_ccc", "speaker_ccc_sd")
+    )
+    low, middle, high, most = means.min(), means.median(), means.max(), deviations.max()
+    return f"{number(low)} / {number(middle)} / {number(high)} ({number(most)})"

@@ -125,7 +125,7 @@ def robustness_rows(
     random = {
         version: np.where(
             np.isfinite(predicted),
-            random_scores([f"{clip}\0{version}" for clip in scores.clip_id], how.seed),
+            random_scores([f"{clip}\0{version}" for clip in scores.identities], how.seed),
             NAN,
         )
         for version, predicted in scores.predictions.items()
@@ -142,9 +142,7 @@ def robustness_rows(
     for cell in subsets(labelled, how.by):
         for change in changes:
             rows += _ccc_rows(model, scores, cell, change, how)
-    small = {change.name for change in changes if change.small}
-    found = {(row.dataset, row.split, row.metric) for row in rows if row.model == model}
-    return [replace(row, paper=_paper(row, _names_in(row, found, small), how)) for row in rows]
+    return rows
 
 
 def _change_rows(
@@ -242,15 +240,6 @@ def _mean(values: Floats, axis: int) -> Floats:
     return ratio(np.asarray(total), np.asarray(count, np.float64), np.asarray(count > 0))
 
 
-def _names_in(
-    row: Row, found: Collection[tuple[str, str, str]], small: Collection[str]
-) -> set[str]:
-    """Perturbations a row is over: its own, or the small ones with a clip to compare."""
-    if row.metric != OVERALL:
-        return {row.metric.removeprefix(f"{OVERALL}_")}
-    return {name for name in small if (row.dataset, row.split, f"{OVERALL}_{name}") in found}
-
-
 @cache
 def _published() -> Mapping[str, Any]:
     text = resources.files("raysers").joinpath("assets/robustness_numbers.json").read_text("utf-8")
@@ -258,28 +247,27 @@ def _published() -> Mapping[str, Any]:
     return document
 
 
-def _paper(row: Row, names: Collection[str], how: Comparison) -> float:
-    """The paper's figure (section 4.5), where ours was made in the same way.
+def paper_mean(metric: str, dimension: str, model: str, names: Collection[str]) -> float:
+    """The paper's mean over its models, corpora and dimensions (section 4.5); NaN: none.
 
-    A perturbation's is a mean over the paper's models, corpora and dimensions, a dimension's and a
-    model's one over perturbations as well.
+    For orientation only, so no `paper` of the metrics table. Of the mean over all perturbations,
+    which have to be the paper's eight, there is one a model and one a dimension.
 
     Args:
-        row: ours.
-        names: the perturbations it is over.
-        how: threshold and tone.
+        metric: `robustness` or that of a perturbation.
+        dimension: one of the three, or `mean`.
+        model: as in a result.
+        names: the perturbations that the mean is over.
     """
     theirs = _published()["paper"]
-    other_tone = how.tone_snr != "peak" and TONE in names
-    if row.model == RANDOM or row.group or how.threshold != _THRESHOLD or other_tone:
+    if metric != OVERALL:
+        name = metric.removeprefix(f"{OVERALL}_")
+        return float(theirs["perturbations"].get(name, NAN)) if dimension == MEAN else NAN
+    if set(names) != set(theirs["perturbations"]):
         return NAN
-    if row.metric.startswith(f"{OVERALL}_") and row.dimension == MEAN:
-        return float(theirs["perturbations"].get(row.metric.removeprefix(f"{OVERALL}_"), NAN))
-    if row.metric != OVERALL or set(names) != set(theirs["perturbations"]):
-        return NAN
-    if row.dimension != MEAN:
-        return float(theirs["dimensions"][row.dimension])
-    return float(theirs["models"].get(paper_model(row.model), fmean(theirs["dimensions"].values())))
+    if dimension != MEAN:
+        return float(theirs["dimensions"][dimension])
+    return float(theirs["models"].get(paper_model(model), fmean(theirs["dimensions"].values())))
 
 
 def of_ser_tests() -> set[str]:

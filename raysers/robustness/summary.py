@@ -7,9 +7,6 @@ picture is in the manner of the paper's Figure 3.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,22 +14,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import soundfile as sf
 from rich.console import Console
 from rich.table import Table
 
 from raysers import plotting
-from raysers.data.manifest import clips_of
+from raysers.data.splits import identities
 from raysers.engine import output as parts
-from raysers.engine.feed import Decoded, decode_run
 from raysers.engine.job import ClipJob
 from raysers.engine.plan import Plan
 from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.bootstrap import interval_notes
-from raysers.evaluation.join import dimensions_of
+from raysers.evaluation.join import dimensions_of, with_dataset_names
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import Row, to_frame, to_table
 from raysers.evaluation.scores import Scores, base_subsets
+from raysers.evaluation.suite import TESTS_PART, print_tests, robustness_tests, to_tests
 from raysers.evaluation.tables import number, print_notes, report_console
 from raysers.io import storage
 from raysers.plotting import COLOURS, INK, SOFT
@@ -43,13 +39,14 @@ from raysers.robustness.measures import (
     Change,
     Comparison,
     of_ser_tests,
+    paper_mean,
     robustness_rows,
     ser_tests,
     ser_tests_share,
 )
 from raysers.robustness.suites import CLEAN, HARD
 from raysers.robustness.task import Perturbed, RobustnessTask
-from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
+from raysers.types import DIMENSIONS
 
 METRICS_PART = "metrics/part-00000.parquet"
 _COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split")
@@ -71,10 +68,13 @@ def report(job: ClipJob, task: RobustnessTask, how: Comparison) -> list[Row]:
     scores = read_scores(output, job.plan, task.variant_names)
     rows = robustness_rows(model, scores, changes_of(task.perturbed), how)
     parts.write_part(storage.join(output, METRICS_PART), to_table(rows, job.run.run_id))
+    tests = robustness_tests(rows, RANDOM)
+    parts.write_part(storage.join(output, TESTS_PART), to_tests(tests, job.run.run_id))
     frame = to_frame(rows)
     for suffix, data in robustness_figure(frame, model, how).items():
         storage.write_atomic(storage.join(output, f"robustness.{suffix}"), data)
     print_robustness(frame, model, how)
+    print_tests(tests)
     names = [row.name for row in task.perturbed.rows]
     notes = [*reading_notes(frame, names, how, amr=task.needs_codec)]
     print_notes([*notes, *interval_notes(scores, base_subsets(scores.against(CLEAN)))])
@@ -103,14 +103,25 @@ def _share_table(rows: pd.DataFrame, model: str, how: Comparison) -> Table:
     own, random = (_by_dimension(shares[mask]) for mask in _parted(shares))
     small = [n for n in map(_name, own) if n in of_ser_tests()]
     for metric, of in own.items():
+        paper = _paper(metric, model, [n for n in map(_name, own) if n != OVERALL], how)
         beside = ser_tests_share(small if metric == OVERALL else [_name(metric)], model, how)
         chance = random[metric][MEAN].value if metric in random else np.nan
         cells = [number(of[d].value) for d in DIMENSIONS]
-        published = map(number, (of[MEAN].paper, beside, chance))
+        published = map(number, (paper, beside, chance))
         name = "all small changes" if metric == OVERALL else _name(metric)
         style = "bold" if metric == OVERALL else None
         table.add_row(name, *cells, _with_bounds(of[MEAN]), *published, style=style)
     return table
+
+
+def _paper(metric: str, model: str, names: Sequence[str], how: Comparison) -> float:
+    """The paper's mean, where ours was made in the same way."""
+    small = [name for name in names if name not in HARD]
+    over = small if metric == OVERALL else [_name(metric)]
+    other_tone = how.tone_snr != "peak" and TONE in over
+    if how.threshold != Comparison().threshold or other_tone:
+        return np.nan
+    return paper_mean(metric, MEAN, model, small)
 
 
 def _size_table(rows: pd.DataFrame) -> Table:
@@ -264,7 +275,7 @@ def _draw_panel(axis: Any, lines: Mapping[str, Mapping[str, Any]], how: Comparis
             bounds = row.ci_low, row.ci_high
             plotting.interval(axis, row.value, bounds, height, COLOURS[dimension])
         beside = ser_tests_share([_name(metric)], "", how)
-        for value, marker in ((of[MEAN].paper, "D"), (beside, "|")):
+        for value, marker in ((_paper(metric, "", [], how), "D"), (beside, "|")):
             plotting.published(axis, value, y, marker=marker)
     plotting.name_rows(axis, [_name(metric).replace("_", " ") for metric in lines])
     axis.set_xlim(-0.01, 1.02)
@@ -313,7 +324,7 @@ def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
     """
     columns = ["clip_id", parts.VARIANT, *DIMENSIONS]
     table = parts.read_all(output, "robustness", len(plan.shards), columns)
-    manifest = plan.manifest
+    manifest = with_dataset_names(plan.manifest)
     ids = manifest["clip_id"].combine_chunks()
     place = pc.index_in(table["clip_id"], value_set=ids).to_numpy()
     values = dimensions_of(table)
@@ -327,66 +338,6 @@ def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
         clip_id=ids.to_pylist(),
         truth=dimensions_of(manifest),
         predictions=predictions,
-        columns={c: manifest[c].to_pylist() for c in _COLUMNS if c in manifest.column_names},
+        columns={c: manifest[c].to_pylist() for c in _COLUMNS if c in manifest.column_names}
+        | {"identity": identities(manifest)},
     )
-
-
-def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
-    """Write `count` perturbed clips, each beside the clip as it is, as 24-bit FLAC.
-
-    The perturbations take turns, as far as they can be applied; the clips are a choice by their
-    ids, so it is the same every time. A clip beyond full scale is turned down, and its name says
-    by how much.
-
-    Returns:
-        The files of perturbed clips.
-
-    Raises:
-        WriteError: the output cannot be written.
-    """
-    picks = [name for name in perturbed.names if name != CLEAN]
-    if not count or not picks:
-        return []
-    output, max_clip_s = job.run.output, job.flags.max_clip_s
-    written: list[str] = []
-    for clip in _shuffled(job.plan):
-        by_name = _variants_of(clip, perturbed, max_clip_s)
-        turn = len(written) % len(picks)
-        turns = (by_name[name] for name in [*picks[turn:], *picks[:turn]])
-        one = next((variant for variant in turns if variant.signal is not None), None)
-        if one is None:
-            continue
-        stem = re.sub(r"[^\w.-]+", "_", one.clip.file.rpartition("/")[2])[:60]
-        stem = f"{len(written) + 1:03d}_{stem}"
-        _write_flac(output, f"{stem}_{CLEAN}", by_name[CLEAN])
-        written.append(_write_flac(output, f"{stem}_{one.variant}", one))
-        if len(written) == count:
-            break
-    print(f"audio: {storage.join(output, 'audio')} ({len(written)} clips and their originals)")
-    return written
-
-
-def _shuffled(plan: Plan) -> Iterator[pa.Table]:
-    """Good clips one by one, in an order of their own."""
-    good = plan.manifest.filter(pc.equal(plan.manifest["status"], str(Status.OK)))
-    keys = [hashlib.blake2b(i.encode()).digest() for i in good["clip_id"].to_pylist()]
-    for row in sorted(range(len(keys)), key=keys.__getitem__):
-        yield good.slice(row, 1)
-
-
-def _variants_of(clip: pa.Table, perturbed: Perturbed, max_clip_s: float) -> dict[str, Decoded]:
-    (decoded,) = decode_run(clips_of(clip), max_clip_s)
-    return {one.variant: one for one in perturbed.of(decoded)}
-
-
-def _write_flac(output: str, name: str, one: Decoded) -> str:
-    signal = one.signal if one.signal is not None else np.zeros(0, np.float32)
-    peak = float(np.abs(signal).max(initial=0.0))
-    if peak > 1:
-        down_db = 20 * np.log10(peak)
-        signal, name = signal / peak, f"{name}_turned_down_{down_db:.1f}_dB"
-    file = io.BytesIO()
-    sf.write(file, signal, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_24")
-    uri = storage.join(output, "audio", f"{name}.flac")
-    storage.write_atomic(uri, file.getvalue())
-    return uri

@@ -6,21 +6,29 @@ rows are the same on any cluster, in any order, after any resume.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import pyarrow as pa
-import tyro
+import pyarrow.compute as pc
+import soundfile as sf
 
 from raysers.annotation import AnnotateTask, Annotator
 from raysers.audio.level import levels
 from raysers.cli import ClipJobFlags
-from raysers.engine.feed import Decoded
-from raysers.engine.plan import Placement
+from raysers.data.manifest import clips_of
+from raysers.engine.feed import Decoded, decode_run
+from raysers.engine.job import ClipJob
+from raysers.engine.plan import Placement, Plan
 from raysers.engine.worker import ClipTask
 from raysers.errors import ClipError, ConfigError, RaysersError
+from raysers.io import storage
 from raysers.robustness.environments import BACKGROUND, ROOMS, has_amr
 from raysers.robustness.measures import Comparison
 from raysers.robustness.perturbations import Perturbation, TooShort, generator
@@ -28,7 +36,7 @@ from raysers.robustness.recordings import NoiseReader, Recording, listed, usable
 from raysers.robustness.suites import CLEAN, NOISE_KINDS, ROOM_KINDS, Suite, chosen, with_options
 from raysers.run import RunRecord
 from raysers.schemas import ROBUSTNESS
-from raysers.types import Status
+from raysers.types import SAMPLE_RATE_HZ, Status
 
 #: What is done to the clips unless something else is asked for.
 DEFAULT_SUITE: Suite = "paper"
@@ -285,3 +293,64 @@ def _codec(earlier: RunRecord | None) -> bool:
             "package av, or give another --output"
         )
     return began_with
+
+
+def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
+    """Write `count` perturbed clips, each beside the clip as it is, as 24-bit FLAC.
+
+    The perturbations take turns, as far as they can be applied; the clips are a choice by their
+    ids, so it is the same every time. A clip beyond full scale is turned down, and its name says
+    by how much.
+
+    Returns:
+        The files of perturbed clips.
+
+    Raises:
+        WriteError: the output cannot be written.
+    """
+    picks = [name for name in perturbed.names if name != CLEAN]
+    if not count or not picks:
+        return []
+    output, max_clip_s = job.run.output, job.flags.max_clip_s
+    written: list[str] = []
+    for clip in _shuffled(job.plan):
+        by_name = _variants_of(clip, perturbed, max_clip_s)
+        turn = len(written) % len(picks)
+        turns = (by_name[name] for name in [*picks[turn:], *picks[:turn]])
+        one = next((variant for variant in turns if variant.signal is not None), None)
+        if one is None:
+            continue
+        stem = re.sub(r"[^\w.-]+", "_", one.clip.file.rpartition("/")[2])[:60]
+        stem = f"{len(written) + 1:03d}_{stem}"
+        _write_flac(output, f"{stem}_{CLEAN}", by_name[CLEAN])
+        written.append(_write_flac(output, f"{stem}_{one.variant}", one))
+        if len(written) == count:
+            break
+    print(f"audio: {storage.join(output, 'audio')} ({len(written)} clips and their originals)")
+    return written
+
+
+def _shuffled(plan: Plan) -> Iterator[pa.Table]:
+    """Good clips one by one, in an order of their own."""
+    good = plan.manifest.filter(pc.equal(plan.manifest["status"], str(Status.OK)))
+    keys = [hashlib.blake2b(i.encode()).digest() for i in good["clip_id"].to_pylist()]
+    for row in sorted(range(len(keys)), key=keys.__getitem__):
+        yield good.slice(row, 1)
+
+
+def _variants_of(clip: pa.Table, perturbed: Perturbed, max_clip_s: float) -> dict[str, Decoded]:
+    (decoded,) = decode_run(clips_of(clip), max_clip_s)
+    return {one.variant: one for one in perturbed.of(decoded)}
+
+
+def _write_flac(output: str, name: str, one: Decoded) -> str:
+    signal = one.signal if one.signal is not None else np.zeros(0, np.float32)
+    peak = float(np.abs(signal).max(initial=0.0))
+    if peak > 1:
+        down_db = 20 * np.log10(peak)
+        signal, name = signal / peak, f"{name}_turned_down_{down_db:.1f}_dB"
+    file = io.BytesIO()
+    sf.write(file, signal, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_24")
+    uri = storage.join(output, "audio", f"{name}.flac")
+    storage.write_atomic(uri, file.getvalue())
+    return uri

@@ -16,9 +16,9 @@ import yaml
 
 from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
-from raysers.evaluation.flags import EvaluateFlags
+from raysers.evaluation.runs import EvaluateFlags
 from raysers.io import storage
-from raysers.robustness.flags import RobustnessFlags
+from raysers.robustness.task import RobustnessFlags
 from raysers.robustness.suites import chosen
 from raysers.tuning.space import SEARCHABLE, coerce
 from raysers.words.fuse_train import FuseTrainFlags

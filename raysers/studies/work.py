@@ -22,10 +22,10 @@ from raysers.engine.placement import here
 from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
 from raysers.evaluation import runs
-from raysers.evaluation.flags import EvaluateFlags
+from raysers.evaluation.runs import EvaluateFlags
 from raysers.evaluation.predictions import read_predictions
 from raysers.io import storage
-from raysers.robustness.flags import RobustnessFlags
+from raysers.robustness.task import RobustnessFlags
 from raysers.robustness.summary import report as report_robustness
 from raysers.robustness.task import RobustnessTask
 from raysers.run import Exit, Run, load_record

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from raysers.evaluation.baseline import NAME
 from raysers.evaluation.evaluate import Options, assess
 from tests.unit.evaluation.worlds import speakers_world
@@ -46,3 +48,28 @@ def test_what_is_missing_is_said():
     few = with_columns(made, speaker=["a", "b", "c", "d", "e", "f"] * 40)
     assert "made test (6): intervals from so few speakers" in notes_of(few)
     assert "made test, female (3), made test, male (3): no intervals" in notes_of(few, by=["sex"])
+
+
+def test_every_figure_says_how_many_of_its_clips_the_model_was_trained_on():
+    made = speakers_world()
+    women = np.array(made.column("sex")) == "female"
+    made = dataclasses.replace(made, trained={"good": women & (np.arange(240) < 100)})
+    rows, notes = assess(made, Options(draws=10, by=["sex"]))
+    found = {
+        (r.model, r.group_value): r.trained_on
+        for r in rows
+        if r.metric in ("ccc", "ccc_difference")
+    }
+    assert found == {
+        ("good", ""): 50,
+        ("good", "female"): 50,
+        ("good", "male"): 0,
+        ("good", "poor"): 50,
+        ("poor", ""): 0,
+        ("poor", "female"): 0,
+        ("poor", "male"): 0,
+        (NAME, ""): 0,
+        (NAME, "female"): 0,
+        (NAME, "male"): 0,
+    }
+    assert any(note.startswith("good was trained on 50 of the 240 clips") for note in notes)

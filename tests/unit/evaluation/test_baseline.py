@@ -36,3 +36,18 @@ def test_its_agreement_is_none_and_the_interval_says_so():
     assert row.ci_low < 0 < row.ci_high
     assert abs(row.value) < 0.06
     assert row.n == 2000
+
+
+def test_a_copy_of_the_corpus_elsewhere_has_the_same_random_scores():
+    truth = np.linspace(0, 1, 5)
+    here, there = (
+        scores(
+            truth,
+            clip_id=[f"{place}{i}" for i in range(5)],
+            columns={"identity": [*"abcde"]},
+            m=truth,
+        )
+        for place in ("/data/", "s3://bucket/")
+    )
+    both = [with_baseline(made).predictions[NAME] for made in (here, there)]
+    np.testing.assert_array_equal(*both)

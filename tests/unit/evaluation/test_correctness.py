@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from raysers.evaluation.bootstrap import Bootstrap
-from raysers.evaluation.correctness import correctness_rows, drop_rows
+from raysers.evaluation.correctness import constant_notes, correctness_rows, drop_rows
 from raysers.evaluation.rows import to_table
-from raysers.evaluation.scores import base_subsets
+from raysers.evaluation.scores import base_subsets, subsets
 from raysers.schemas import METRICS
 from tests.unit.evaluation.worlds import only, scores
 
@@ -78,3 +78,15 @@ def test_rows_become_the_long_table_with_nulls_for_what_is_undefined():
     assert by_metric["ccc"]["value"] is None
     assert by_metric["mae"]["value"] == 0
     assert {r["run_id"] for r in by_metric.values()} == {"run1"}
+
+
+def test_constant_labels_have_no_ccc_and_a_note_says_why():
+    sex = ["female"] * 3 + ["male"] * 3
+    made = scores(np.where(np.arange(6) < 3, 0.5, SIX), columns={"sex": sex}, m=HALF_RIGHT)
+    rows = correctness_rows(made, by=["sex"], draws=50)
+    women, men = (only(rows, metric="ccc", group_value=g) for g in ("female", "male"))
+    assert np.isnan([women.value, women.ci_low]).all()
+    assert women.n == 3
+    assert men.value == pytest.approx(1)
+    (note,) = constant_notes(made, subsets(made, ["sex"]))
+    assert note == "unnamed all, female: no CCC of arousal, all its labels are the same"

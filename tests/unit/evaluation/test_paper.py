@@ -79,7 +79,9 @@ def test_the_backbone_a_model_was_trained_from_counts():
 def test_what_cannot_be_compared_is_said():
     assert with_paper([row()])[1] == []
     assert "300 clips here, 12,902 in the paper" in with_paper([row(n=300)])[1][0]
+    assert np.isnan(paper_of(row(n=300)))
     assert with_paper([row(n=12850)])[1] == []  # a few unreadable files
+    assert paper_of(row(n=12850)) == 0.745
     assert "not comparable" in with_paper([row(split="test2")])[1][0]
     assert "emodb is not in the paper" in with_paper([row("emodb", "all")])[1][0]
     assert "mine is not one of the paper's models" in with_paper([row(model="mine")])[1][0]

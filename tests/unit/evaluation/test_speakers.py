@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from raysers.evaluation.fairness import REPEATS, speaker_rows
 from raysers.evaluation.metrics import ccc
-from raysers.evaluation.speakers import REPEATS, speaker_rows
 from tests.unit.evaluation.worlds import only, scores, speakers_world
 
 

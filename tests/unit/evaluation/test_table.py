@@ -66,7 +66,10 @@ def test_categories_are_printed_with_their_groups(made):
         "w2v2-L-robust", ".333", ".222", ".333", ".617",
     ]  # fmt: skip
     text = "\n".join(lines)
-    assert "msp-podcast test1, sex female (120 clips)" in text.partition("emotion categories")[2]
+    assert (
+        "msp-podcast test1, sex female (120 clips, 6 speakers)"
+        in text.partition("emotion categories")[2]
+    )
     assert "uar_known" in text
     assert "90 % intervals" in text
 
