@@ -147,7 +147,7 @@ def resampling_units(
     A unit is a speaker. A clip of an unknown speaker is a unit by itself, and so is every clip
     when there are not two speakers to choose from. More than `MOST_UNITS` are merged at random.
     """
-    return _units(ordinals(speakers), ordinals(clip_ids))
+    return _units(ordinals(speakers)[0], ordinals(clip_ids)[0])
 
 
 def _units(speaker: Integers, clip: Integers) -> tuple[NDArray[np.intp], int]:
@@ -164,12 +164,12 @@ def _units(speaker: Integers, clip: Integers) -> tuple[NDArray[np.intp], int]:
 
 def units_of(scores: Scores, cell: Subset) -> tuple[NDArray[np.intp], int]:
     """`resampling_units` of the clips of a cell."""
-    return _units(scores.speaker_number[cell.rows], scores.clip_number[cell.rows])
+    return _units(scores.coded("speaker")[0][cell.rows], scores.coded("clip_id")[0][cell.rows])
 
 
 def speakers_of(scores: Scores, cell: Subset, there: NDArray[np.bool_]) -> Integers:
     """Known speakers of the clips that each figure is from, [clips of the cell, k] -> [k]."""
-    speaker = scores.speaker_number[cell.rows]
+    speaker = scores.coded("speaker")[0][cell.rows]
     counts = [len(np.unique(speaker[column & (speaker >= 0)])) for column in there.T]
     return np.array(counts, np.int64)
 
@@ -178,7 +178,7 @@ def interval_notes(scores: Scores, cells: Sequence[Subset]) -> Iterator[str]:
     """Cells whose intervals are missing, rough or too narrow, and why."""
     found: dict[str, list[str]] = {}
     for cell in cells:
-        speaker = scores.speaker_number[cell.rows]
+        speaker = scores.coded("speaker")[0][cell.rows]
         known, units = len(np.unique(speaker[speaker >= 0])), units_of(scores, cell)[1]
         name = f"{cell.dataset} {cell.split}" + (f", {cell.group_value}" if cell.group else "")
         if known < 2 and cell.group != "speaker":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ class Categories:
     probabilities: Floats
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """Labels and predictions of the same clips.
 
@@ -58,6 +58,9 @@ class Scores:
     deviations: Mapping[str, Floats] = field(default_factory=dict)
     categories: Mapping[str, Categories] = field(default_factory=dict)
     trained: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    _codes: dict[str, tuple[Any, tuple[NDArray[np.int64], list[str]]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         rows = len(self.clip_id)
@@ -68,15 +71,14 @@ class Scores:
             if len(column) != rows:
                 raise ValueError(f"column {name} has {len(column)} values, not {rows}")
 
-    @cached_property
-    def speaker_number(self) -> NDArray[np.int64]:
-        """Place of the speaker among the sorted names, [n]; -1: unknown."""
-        return ordinals(self.column("speaker"))
-
-    @cached_property
-    def clip_number(self) -> NDArray[np.int64]:
-        """Place of the clip among the sorted ids, [n]."""
-        return ordinals(self.clip_id)
+    def coded(self, name: str) -> tuple[NDArray[np.int64], list[str]]:
+        """A column as places among its sorted values, [n], -1 where unknown, and the values."""
+        column = self.clip_id if name == "clip_id" else self.columns.get(name, ())
+        # known by the column itself, as `replace` hands the cache on
+        if name not in self._codes or self._codes[name][0] is not column:
+            whole = column if len(column) else [""] * len(self.clip_id)
+            self._codes[name] = (column, ordinals(whole))
+        return self._codes[name][1]
 
     @property
     def identities(self) -> Sequence[str]:
@@ -124,28 +126,33 @@ class Subset:
         return self.dataset, self.split, self.group, self.group_value
 
 
-def ordinals(names: Sequence[str | None]) -> NDArray[np.int64]:
-    """Place of every name among the sorted distinct ones, [n]; -1: None or an empty string."""
+def ordinals(names: Sequence[str | None]) -> tuple[NDArray[np.int64], list[str]]:
+    """Place of every name among the sorted distinct ones, [n], -1: None or ""; and these names."""
     known = np.array([name or None for name in names], object)
-    return np.asarray(pd.factorize(known, sort=True)[0], np.int64)
+    places, values = pd.factorize(known, sort=True)
+    return np.asarray(places, np.int64), list(values)
 
 
 def base_subsets(scores: Scores) -> list[Subset]:
     """The cells of every dataset: its splits, and all of it; only predicted clips."""
     used = np.flatnonzero(scores.predicted())
-    corpora = np.array([name or UNNAMED for name in scores.column("corpus")], object)
-    splits = np.array(scores.column("split"), object)
+    (corpus, corpora), (split, splits) = scores.coded("corpus"), scores.coded("split")
     cells = []
-    for dataset in sorted(set(corpora[used])):
-        rows = used[corpora[used] == dataset]
-        names = sorted(set(splits[rows]))
-        if names != [""]:
+    # unnamed ones come where their name would
+    for name, number in sorted([*zip(corpora, range(len(corpora)), strict=True), (UNNAMED, -1)]):
+        rows = used[corpus[used] == number]
+        found = np.unique(split[rows]).tolist()
+        if found not in ([], [-1]):
             cells += [
-                Subset(dataset=dataset, split=name or UNSPLIT, rows=rows[splits[rows] == name])
-                for name in names
+                Subset(
+                    dataset=name,
+                    split=splits[one] if one >= 0 else UNSPLIT,
+                    rows=rows[split[rows] == one],
+                )
+                for one in found
             ]
-        if len(names) > 1 or names == [""]:
-            cells.append(Subset(dataset=dataset, split=ALL, rows=rows))
+        if len(found) > 1 or found == [-1]:
+            cells.append(Subset(dataset=name, split=ALL, rows=rows))
     return cells
 
 
@@ -158,15 +165,13 @@ def subsets(scores: Scores, by: Sequence[str] = ()) -> list[Subset]:
 
 def group_subsets(scores: Scores, cell: Subset, group: str) -> Iterator[Subset]:
     """The parts of a cell with the same value of the column `group`, where it is known."""
-    column = scores.column(group)
-    parts: dict[str, list[int]] = {}
-    for row in cell.rows.tolist():
-        parts.setdefault(column[row], []).append(row)
-    for value in sorted(parts.keys() - {""}):
+    places, values = scores.coded(group)
+    mine = places[cell.rows]
+    for number in np.unique(mine[mine >= 0]).tolist():
         yield Subset(
             dataset=cell.dataset,
             split=cell.split,
             group=group,
-            group_value=value,
-            rows=np.array(parts[value], np.intp),
+            group_value=values[number],
+            rows=cell.rows[mine == number],
         )

@@ -136,8 +136,9 @@ def _correctness(clips: pd.DataFrame, dimension: str) -> Iterator[_Found]:
 
 
 def _fairness(clips: pd.DataFrame) -> Iterator[_Found]:
-    tags = clips["language"].str.replace("_", "-")
-    spoken = clips.assign(tag=tags, language=tags.str.split("-").str[0])[tags != ""]
+    spoken = clips[clips["language"] != ""]
+    tags = spoken["language"].str.replace("_", "-")
+    spoken = spoken.assign(tag=tags, language=tags.str.split("-").str[0])
     yield from _shifts("fairness_language", spoken, "language")
     for _, of_language in spoken[spoken["tag"] != spoken["language"]].groupby("language"):
         yield from _shifts("fairness_accent", of_language, "tag")

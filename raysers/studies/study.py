@@ -18,8 +18,8 @@ from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
 from raysers.evaluation.runs import EvaluateFlags
 from raysers.io import storage
-from raysers.robustness.task import RobustnessFlags
 from raysers.robustness.suites import chosen
+from raysers.robustness.task import RobustnessFlags
 from raysers.tuning.space import SEARCHABLE, coerce
 from raysers.words.fuse_train import FuseTrainFlags
 from raysers.words.probe import ProbeFlags

@@ -22,12 +22,11 @@ from raysers.engine.placement import here
 from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
 from raysers.evaluation import runs
-from raysers.evaluation.runs import EvaluateFlags
 from raysers.evaluation.predictions import read_predictions
+from raysers.evaluation.runs import EvaluateFlags
 from raysers.io import storage
-from raysers.robustness.task import RobustnessFlags
 from raysers.robustness.summary import report as report_robustness
-from raysers.robustness.task import RobustnessTask
+from raysers.robustness.task import RobustnessFlags, RobustnessTask
 from raysers.run import Exit, Run, load_record
 from raysers.studies.corpora import evaluation_uri, training_uri
 from raysers.studies.experiments import Experiment

@@ -89,7 +89,8 @@ def _dev_rows(plan: TrainingPlan, name: str) -> list[Row]:
         clip_id=clip_ids,
         truth=dev.labels.astype(np.float64),
         predictions={name: dimensions_of(found)},
-        columns={n: known[n].to_pylist() for n in names if n in known.column_names},
+        columns={n: known[n].to_pylist() for n in names if n in known.column_names}
+        | {"identity": list(dev.identities)},
         categories={name: predicted} if predicted.names else {},
     )
     by = ("sex",)
