@@ -8,7 +8,7 @@ have been moved in between: then one folder stands for the other, and `Coverage.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,8 +28,8 @@ from raysers.types import DIMENSIONS, Status
 COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split", "session")
 #: Optional columns of predictions: prefix of a category's probability, deviations of the scores.
 PROBABILITY, DEVIATIONS = "p_", tuple(f"{name}_sd" for name in DIMENSIONS)
-#: Optional column of predictions put together: the number of the folder they are from.
-SOURCE = "source"
+#: Optional column of predictions: 1 for clips that the model was trained on, else 0.
+TRAINED_ON = "trained_on"
 _OPEN_END = -1
 
 
@@ -72,9 +72,7 @@ def labelled_only(labels: pa.Table, *, emotions: bool = False) -> pa.Table:
 
 
 def join(
-    labels: pa.Table,
-    predictions: Mapping[str, pa.Table],
-    training: Mapping[int, Collection[str]] | None = None,
+    labels: pa.Table, predictions: Mapping[str, pa.Table]
 ) -> tuple[Scores, dict[str, Coverage]]:
     """Labels beside the predictions of every model, and what did not fit together.
 
@@ -82,9 +80,7 @@ def join(
         labels: clips with labels (`labelled_only`): `clip_id, file, start, end`, the dimensions
             and what is known of `COLUMNS`.
         predictions: by model, tables with the annotations' columns, and those of
-            `PROBABILITY` and `DEVIATIONS` where the model has them.
-        training: by `SOURCE` of a prediction, ids and identities of the clips that the model which
-            made it was trained on.
+            `PROBABILITY`, `DEVIATIONS` and `TRAINED_ON` where there are any.
 
     Raises:
         ConfigError: a model predicted a clip twice, or none of the labelled ones.
@@ -94,25 +90,18 @@ def join(
     categories: dict[str, Categories] = {}
     coverage: dict[str, Coverage] = {}
     trained: dict[str, NDArray[np.bool_]] = {}
-    names_of = [*zip(labels["clip_id"].to_pylist(), identities(labels), strict=True)]
     for model, table in predictions.items():
         match, by_path, moved = _match(labels, table, model)
         names, values, found = _aligned(labels, table, match, by_path)
         coverage[model] = replace(found, moved=moved)
         ends = np.cumsum([len(DIMENSIONS), len(names), len(DEVIATIONS)])
-        scores[model], probabilities, spread, source = np.split(values, ends, axis=1)
+        scores[model], probabilities, spread, met = np.split(values, ends, axis=1)
+        if (met > 0).any():
+            trained[model] = met[:, 0] > 0
         if names:
             categories[model] = Categories(names=names, probabilities=probabilities)
         if np.isfinite(spread).any():
             deviations[model] = spread
-        sources = np.nan_to_num(source[:, 0], nan=-1).astype(int).tolist()
-        known_to = [(training or {}).get(one, ()) for one in sources]
-        met = [
-            clip in known or identity in known
-            for known, (clip, identity) in zip(known_to, names_of, strict=True)
-        ]
-        if any(met):
-            trained[model] = np.array(met, bool)
     known = [name for name in COLUMNS if name in labels.column_names]
     return (
         Scores(
@@ -120,7 +109,7 @@ def join(
             truth=dimensions_of(labels),
             predictions=scores,
             columns={name: labels[name].to_pylist() for name in known}
-            | {"identity": [identity for _, identity in names_of]},
+            | {"identity": identities(labels)},
             deviations=deviations,
             categories=categories,
             trained=trained,
@@ -136,7 +125,7 @@ def _aligned(
 
     Returns:
         Names of the categories [k]; the dimensions, the probabilities of the categories, the
-        deviations of the dimensions and the source, [labels, 3 + k + 3 + 1]; and
+        deviations of the dimensions and `TRAINED_ON`, [labels, 3 + k + 3 + 1]; and
         the coverage.
     """
     said = categories_of(table)
@@ -150,7 +139,7 @@ def _aligned(
     )
     joined = match >= 0
     good = joined & (status == str(Status.OK))
-    values = np.hstack([outputs, numbers_of(table, (*DEVIATIONS, SOURCE))])
+    values = np.hstack([outputs, numbers_of(table, (*DEVIATIONS, TRAINED_ON))])
     aligned: Floats = np.full((len(labels), values.shape[1]), np.nan)
     aligned[match[good]] = values[good]
     found = int(joined.sum())

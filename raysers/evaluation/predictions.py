@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,7 +22,7 @@ from raysers.data.manifest import is_manifest, read_manifest
 from raysers.data.splits import identities
 from raysers.engine import output
 from raysers.errors import ConfigError, StorageError
-from raysers.evaluation.join import DEVIATIONS, PROBABILITY
+from raysers.evaluation.join import DEVIATIONS, PROBABILITY, TRAINED_ON
 from raysers.io import storage
 from raysers.run import load_record
 from raysers.types import DIMENSIONS
@@ -205,21 +206,29 @@ def backbones(found: Sequence[Predictions]) -> dict[str, str]:
     return {model: name for model, name in named.items() if name}
 
 
-def training_clips(one: Predictions) -> set[str]:
-    """Ids and identities of the clips that a model was trained on; empty where it is not known.
+def with_training_clips(one: Predictions) -> Predictions:
+    """The predictions with `TRAINED_ON`, where a training left its manifest beside the model.
 
-    A training leaves its manifest beside the model, with the splits it was trained and judged on.
+    Clips are the same by their id, or by their path below the folder that all clips share.
     """
     for folder in _folders(one):
         place = storage.join(folder, "manifest")
-        if _document(folder) and is_manifest(place):
-            table = read_manifest(place)
-            if "split" not in table.column_names:
-                return set()
-            used = pc.fill_null(pc.equal(table["split"], "train"), False)
-            both = table.append_column("identity", pa.array(identities(table))).filter(used)
-            return {*both["clip_id"].to_pylist(), *both["identity"].to_pylist()}
-    return set()
+        if not (_document(folder) and is_manifest(place)):
+            continue
+        clips = read_manifest(place)
+        if "split" not in clips.column_names:
+            continue
+        used = np.array(clips["split"].to_pylist(), object) == "train"
+        known = {name for names in _names(clips) for name in np.array(names, object)[used]}
+        met = np.any([[name in known for name in names] for names in _names(one.table)], axis=0)
+        return replace(one, table=one.table.append_column(TRAINED_ON, pa.array(met.astype(float))))
+    return one
+
+
+def _names(table: pa.Table) -> tuple[list[str], list[str]]:
+    """Ids and identities of clips."""
+    paths = identities(table.select(["file", "start", "end"]))
+    return table["clip_id"].to_pylist(), paths
 
 
 def leaking(found: Sequence[Predictions]) -> list[str]:

@@ -24,14 +24,14 @@ from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation import suite
 from raysers.evaluation.evaluate import Options, assess, datasets
-from raysers.evaluation.join import SOURCE, Coverage, join, labelled_only, with_dataset_names
+from raysers.evaluation.join import Coverage, join, labelled_only, with_dataset_names
 from raysers.evaluation.predictions import (
     Predictions,
     backbones,
     leaking,
     merged,
     pooled,
-    training_clips,
+    with_training_clips,
 )
 from raysers.evaluation.rows import Row, to_table
 from raysers.io import storage
@@ -228,14 +228,9 @@ def measure(flags: EvaluateFlags, labels: Labels, found: Sequence[Predictions]) 
         ConfigError: predictions and labels do not fit together.
     """
     options = flags.options
-    training = {number: training_clips(one) for number, one in enumerate(found)}
-    tables = [
-        one.table.append_column(SOURCE, pa.array([float(number)] * len(one.table)))
-        for number, one in enumerate(found)
-    ]
-    found = [replace(one, table=table) for one, table in zip(found, tables, strict=True)]
+    found = [with_training_clips(one) for one in found]
     models = pooled(found) if flags.pool else merged(found)
-    scores, coverage = join(labels.table, {one.model: one.table for one in models}, training)
+    scores, coverage = join(labels.table, {one.model: one.table for one in models})
     known = datasets(scores)
     if not known:
         raise ConfigError("--predictions: no labelled clip has scores: see their column status")

@@ -17,7 +17,8 @@ import ray
 
 from raysers.commands import evaluate
 from raysers.commands.evaluate import main
-from raysers.schemas import ANNOTATIONS, METRICS
+from raysers.data.manifest import write_manifest
+from raysers.schemas import ANNOTATIONS, MANIFEST, METRICS
 from raysers.types import NS_PER_S, clip_id
 from tests.jobs.conftest import record_of
 from tests.places import SHARED_DATA, needs_shared
@@ -441,3 +442,41 @@ def test_a_model_predicts_first_and_the_same_command_only_measures_again(
     assert any("random weights" in note for note in record_of(out)["outcome"]["notes"])
     assert run(*args) == 0
     assert {p: p.stat().st_mtime_ns for p in predicted.iterdir()} == written
+
+
+@pytest.mark.parametrize("root", ["/moved/away", "s3://elsewhere/corpus"])
+def test_clips_that_a_model_was_trained_on_are_told_wherever_they_lie(root, labels, good, tmp_path):
+    """The training left its manifest, of 40 training clips and 24 dev clips, beside the model."""
+    dev = [i for i in range(CLIPS) if i % 5 == 0]
+    train = [i for i in range(CLIPS) if i % 5][:40]
+    rows = sorted([*dev, *train])
+    ends = [(i + 1) * NS_PER_S for i in rows]
+    files = [f"{root}/{FILES[i]}" for i in rows]
+    known = {
+        "file": files,
+        "start": [0] * len(rows),
+        "end": ends,
+        "clip_id": [clip_id(f, 0, end) for f, end in zip(files, ends, strict=True)],
+        "status": ["ok"] * len(rows),
+    }
+    columns = [pa.array(known.get(f.name, [None] * len(rows)), f.type) for f in MANIFEST]
+    split = pa.array(["dev" if i in dev else "train" for i in rows])
+    write_manifest(f"{good}/manifest", pa.table(columns, MANIFEST).append_column("split", split))
+    (good / "training.json").write_text('{"data": {}}')
+    out = tmp_path / "out"
+    assert run("--predictions", good, "--labels", labels, "--output", out) == 0
+    found = {
+        (r["split"], r["model"]): r["trained_on"]
+        for r in metrics_of(out)
+        if r["metric"] == "ccc" and not r["group"]
+    }
+    assert found == {
+        ("dev", "good"): 0,
+        ("test", "good"): 40,
+        ("all", "good"): 40,
+        ("dev", "random-gaussian"): 0,
+        ("test", "random-gaussian"): 0,
+        ("all", "random-gaussian"): 0,
+    }
+    notes = record_of(out)["outcome"]["notes"]
+    assert any(n.startswith("good was trained on 40 of the 96 clips of made test") for n in notes)

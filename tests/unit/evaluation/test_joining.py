@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysers.data.splits import identities
 from raysers.errors import ConfigError
 from raysers.evaluation.join import join, with_dataset_names
 from raysers.types import NS_PER_S, clip_id
@@ -177,17 +176,6 @@ def test_moving_and_shuffling_a_corpus_never_changes_the_join(paths, random):
     random.shuffle(order)
     moved = table([(f"/new/{paths[i]}.wav", 0, 1) for i in order], [i / 100 for i in order])
     assert joined(labels, moved)[0] == pytest.approx([i / 100 for i in range(len(paths))])
-
-
-def test_clips_a_model_was_trained_on_are_known_by_id_or_identity_wherever_they_lie():
-    labels = table(WHOLE)
-    first = table(WHOLE[:1])["clip_id"].to_pylist()
-    second = identities(labels)[1]
-    predictions = table(WHOLE, source=pa.array([0.0, 0.0, 1.0]))
-    training = {0: {*first, second}, 1: {*first}}  # folds: each clip by the model of its fold
-    scores, _ = join(labels, {"m": predictions, "n": table(WHOLE)}, training)
-    assert scores.trained["m"].tolist() == [True, True, False]
-    assert list(scores.trained) == ["m"]
 
 
 def test_clips_without_a_corpus_are_named_after_the_folder_they_share():
