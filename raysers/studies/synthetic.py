@@ -81,10 +81,10 @@ HOME = Corpus(
     name="made-up-english",
     languages=("en-us", "en-gb", "en-us"),
     speakers=6,
-    takes=4,
+    takes=3,
     splits={"train": 2, "dev": 1, "test": 3},
 )
-CROSS_CORPUS = Corpus(name="made-up-german", languages=("de",), speakers=4, takes=2, splits={})
+CROSS_CORPUS = Corpus(name="made-up-german", languages=("de",), speakers=4, takes=1, splits={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
