@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
@@ -51,8 +51,11 @@ _ANALYSES: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "annotate": (None, ("embeddings",)),
 }  # fmt: skip
 JOBS = ("train", *_ANALYSES)
-#: Flags of training that a study sets by other keys.
+#: Flags of training that a study sets by other keys, and those that it can set.
 _OWN = {"backbone": "write it into 'models'", "seed": "write it into 'seeds'"}
+_TRAIN = {name: kind for name, kind in SEARCHABLE.items() if name not in _OWN} | {
+    "weights": Literal["pretrained", "random"]
+}
 _KEYS = (
     "about", "job", "models", "factor", "values", "seeds", "train", "flags", "together", "best",
     "small",
@@ -183,7 +186,7 @@ def _study(title: str, document: _Values) -> Study:
     if job not in JOBS:
         raise ConfigError(f"{where}: key 'job' is {job!r}: choose {', '.join(JOBS)}")
     values = {
-        str(name): _train_flags(f"{where}: key 'values': {str(name)!r}:", changes or {})
+        str(name): _flags(f"{where}: key 'values': {str(name)!r}:", "train", changes or {})
         for name, changes in (document.mapping("values") or {"": {}}).items()
     }
     seeds = document.known.get("seeds", [0])
@@ -198,14 +201,18 @@ def _study(title: str, document: _Values) -> Study:
         factor=document.of("factor", str, ""),
         values=values,
         seeds=tuple(seeds),
-        train=_train_flags(f"{where}: key 'train':", document.mapping("train")),
-        flags=_analysis_flags(f"{where}: key 'flags':", job, document.mapping("flags")),
+        train=_flags(f"{where}: key 'train':", "train", document.mapping("train")),
+        flags=_flags(f"{where}: key 'flags':", job, document.mapping("flags"))
+        if job != "train"
+        else {},
         together=document.of("together", bool, False),
         best=document.of("best", bool, False),
     )
     for bad, words in (
         (job == "train" and (study.together or study.best),
          f"key {'together' if study.together else 'best'!r} is for jobs that analyse models"),
+        (job == "train" and document.known.get("flags"),
+         "key 'flags' is for jobs that analyse models: write 'train'"),
         (study.together and study.best, "key 'best' leaves one model: leave out 'together'"),
         (study.together and job not in ("evaluate", "probe"),
          "key 'together' is for evaluate and probe"),
@@ -269,42 +276,24 @@ def _models(where: str, value: Any, values: Mapping[str, Flags]) -> dict[str, Mo
             raise ConfigError(f"{where}: {model!r} is no backbone: quote it")
         if not isinstance(only, list) or not set(map(str, only)) <= set(values):
             raise ConfigError(f"{where}: {label!r}: 'only' is {only!r}: list some of 'values'")
-        own = _train_flags(f"{where}: {str(label)!r}:", flags)
+        own = _flags(f"{where}: {str(label)!r}:", "train", flags)
         found[str(label)] = Model(backbone=backbone, only=tuple(map(str, only)), train=own)
     return found
 
 
-def _train_flags(where: str, values: Any) -> dict[str, Any]:
-    """Flags of training, checked one by one; `weights` besides."""
+def _flags(where: str, job: str, values: Any) -> dict[str, Any]:
+    """Flags of a job that a study can set, of the right kinds."""
+    hints: Mapping[str, Any] = _TRAIN
+    if job != "train":
+        kind, names = _ANALYSES[job]
+        known = get_type_hints(kind) if kind else dict.fromkeys(names, bool)
+        hints = {name: known[name] for name in names if name in known}
     found = {}
     for key, value in _Values(where, values).known.items():
-        name = _underscored(key)
-        if name in _OWN:
-            raise ConfigError(f"{where} {key!r}: {_OWN[name]}")
-        if name == "weights" and value not in ("pretrained", "random"):
-            raise ConfigError(f"{where} 'weights' is {value!r}: write pretrained or random")
-        if name not in SEARCHABLE and name != "weights":
-            near = _meant(name, [one for one in SEARCHABLE if one not in _OWN])
-            raise ConfigError(f"{where} {key!r} is no flag of train that a study can set: {near}")
-        hint = str if name == "weights" else SEARCHABLE[name]
-        found[name] = coerce(f"{where} {key!r}", hint, value)
-    return found
-
-
-def _analysis_flags(where: str, job: str, values: dict[Any, Any]) -> dict[str, Any]:
-    if job == "train":
-        if values:
-            raise ConfigError(f"{where} it is for jobs that analyse models: write 'train'")
-        return {}
-    kind, names = _ANALYSES[job]
-    hints = get_type_hints(kind) if kind else dict.fromkeys(names, bool)
-    known = [name for name in names if name in hints]
-    found = {}
-    for key, value in values.items():
-        name = _underscored(key)
-        if name not in known:
-            near = _meant(name, known)
-            raise ConfigError(f"{where} {key!r} is no flag of {job} that a study can set: {near}")
+        name = str(key).removeprefix("--").replace("-", "_")
+        if name not in hints:
+            hint = _OWN.get(name) or _meant(name, list(hints))
+            raise ConfigError(f"{where} {key!r} is no flag of {job} that a study can set: {hint}")
         found[name] = coerce(f"{where} {key!r}", hints[name], value)
     if job == "robustness":
         try:
@@ -312,10 +301,6 @@ def _analysis_flags(where: str, job: str, values: dict[Any, Any]) -> dict[str, A
         except ConfigError as error:
             raise ConfigError(f"{where} {error}") from error
     return found
-
-
-def _underscored(key: object) -> str:
-    return str(key).removeprefix("--").replace("-", "_")
 
 
 def with_absolute_backbones(study: Study) -> Study:

@@ -75,7 +75,7 @@ def test_what_was_used_is_written_as_a_study_that_reads_the_same(tmp_path):
         ({"values": {"x": {"epochs": "many"}}}, "key 'values': 'x': 'epochs'"),
         ({"values": {"x": {"epoch": 3}}}, "did you mean 'epochs'?"),
         ({"values": {"x": {}, "y": {}}, "factor": ""}, "needs 'factor'"),
-        ({"values": {"x": {"weights": "none"}}}, "'weights' is 'none'"),
+        ({"values": {"x": {"weights": "none"}}}, "'weights': 'none' does not fit"),
         ({"train": {"data": ["/x"]}}, "'data' is no flag of train"),
         ({"train": {"seed": 1}}, "write it into 'seeds'"),
         ({"seeds": [1, 1]}, "key 'seeds'"),
