@@ -104,14 +104,9 @@ class Browser:
             time.sleep(0.05)
         return found
 
-    def picture(self, path: Path, *, whole: bool = True) -> None:
-        """A screenshot of the page."""
-        found = self.do("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(found["data"]))
-
-    def paper(self, path: Path) -> None:
-        """The page as PDF."""
-        found = self.do("Page.printToPDF", printBackground=True)
+    def picture(self, path: Path) -> None:
+        """A screenshot of what is visible, to look at by hand."""
+        found = self.do("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(found["data"]))
 
     def close(self) -> None:

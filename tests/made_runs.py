@@ -12,18 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysers import plotting
-from raysers.schemas import (
-    ANNOTATIONS,
-    CELLS,
-    CURVES,
-    LABEL_FIELDS,
-    MANIFEST,
-    METRICS,
-    STUDY_METRICS,
-    with_embeddings,
-    with_outputs,
-)
+from raysers import plotting, schemas
 from raysers.types import DIMENSIONS, NS_PER_S
 
 #: What must come out as text: markup, an entity, quotes, another direction, emoji, half a page.
@@ -46,18 +35,10 @@ def write(folder: Path, name: str, table: pa.Table, part: int = 0) -> None:
 
 def record(folder: Path, job: str, *, status: str = "done", **outcome: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    document = {
-        "run_id": f"id-{folder.name}"[:16],
-        "job": job,
-        "status": status,
-        "started_at": "2026-01-02T03:00:00+00:00",
-        "finished_at": "2026-01-02T04:01:05+00:00",
-        "config": {"workers": 2},
-        "settings": {},
-        "versions": {},
-        "command": ["jobs", job],
-        "outcome": outcome,
-    }
+    document = {"run_id": f"id-{folder.name}"[:16], "job": job, "status": status}
+    document |= {"started_at": "2026-01-02T03:00:00+00:00", "command": ["jobs", job]}
+    document |= {"finished_at": "2026-01-02T04:01:05+00:00", "settings": {}, "versions": {}}
+    document |= {"config": {"workers": 2}, "outcome": outcome}
     (folder / "run.json").write_text(json.dumps(document))
     return folder
 
@@ -74,7 +55,7 @@ def metric(model: str, value: float, **other: Any) -> dict[str, Any]:
 
 
 def measured(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    write(folder, "metrics", shaped([*rows], METRICS))
+    write(folder, "metrics", shaped([*rows], schemas.METRICS))
     return folder
 
 
@@ -127,8 +108,8 @@ def annotated(folder: Path, clips: int = 90, *, embeddings: bool = True, part: i
     """Half of the clips are overlapping windows of one recording; every ninth failed."""
     rng = np.random.default_rng(2)
     numbers = ["p_anger", "p_joy", "arousal_sd", "ood"]
-    schema = with_outputs(ANNOTATIONS, ["anger", "joy"], numbers)
-    schema = with_embeddings(schema, 8) if embeddings else schema
+    schema = schemas.with_outputs(schemas.ANNOTATIONS, ["anger", "joy"], numbers)
+    schema = schemas.with_embeddings(schema, 8) if embeddings else schema
     rows, labels = [], []
     for i in range(clips):
         window, bad = i < clips // 2, i % 9 == 4
@@ -155,7 +136,12 @@ def annotated(folder: Path, clips: int = 90, *, embeddings: bool = True, part: i
     record(folder, "annotate", audio_s=4.0 * clips, model_s=2.0, wall_s=6.0, clips=clips)
     for number, first in enumerate(range(0, clips, part)):
         write(folder, "annotations", shaped(rows[first : first + part], schema), number)
-    manifest = pa.schema([*MANIFEST, *(f for f in LABEL_FIELDS if f.name not in MANIFEST.names)])
+    manifest = pa.schema(
+        [
+            *schemas.MANIFEST,
+            *(f for f in schemas.LABEL_FIELDS if f.name not in schemas.MANIFEST.names),
+        ]
+    )
     write(folder, "manifest", shaped(labels, manifest))
     return folder
 
@@ -258,9 +244,9 @@ def studied(folder: Path) -> Path:
                 ]
     cells[-1] |= {"status": "failed", "error": EVIL[1]}
     record(folder, "study")
-    for name, rows, schema in (
-        ("cells", cells, CELLS), ("metrics", metrics, STUDY_METRICS), ("curves", curves, CURVES),
-    ):  # fmt: skip
+    shapes = (schemas.CELLS, schemas.STUDY_METRICS, schemas.CURVES)
+    tables = zip(("cells", "metrics", "curves"), (cells, metrics, curves), shapes, strict=True)
+    for name, rows, schema in tables:
         write(folder, name, shaped(rows, schema))
     return folder
 

@@ -87,7 +87,7 @@ def read_archive(run: ReportRun) -> Archive | None:
     length_s = clips.duration_s.fillna(clips.get("duration_s_header", np.nan)).fillna(0.0)
     end = clips.start_ns + (length_s * NS_PER_S).astype("int64")
     clips["end_ns"] = clips.end_ns.where(clips.end_ns > 0, end)
-    clips["folder"] = folders(rows["file"])
+    clips = clips.assign(folder=folders(rows["file"]), error=clips.error.fillna(""))
     for name in ("emotion", "ood", *_KNOWN):
         if name not in clips:
             clips[name] = np.nan if name == "ood" else ""
@@ -218,7 +218,7 @@ def _statuses(archive: Archive, key: str) -> Exhibit:
     for status in sorted(counts.index, key=lambda s: (s != str(Status.OK), -counts[s], s)):
         own, said = clips[clips.status == status], ""
         if status != str(Status.OK):  # a file for each different error, the first by name
-            first = own.groupby(own.error.fillna("")).file.min().head(3)
+            first = own.groupby(own.error).file.min().head(3)
             said = "; ".join(f"{last_part(file)}: {error}" for error, file in first.items())
         share, hours = f"{len(own) / len(clips):.1%}", covered_s(own) / 3600
         rows.append([status, len(own), share, shown(hours, 2), said])

@@ -129,7 +129,8 @@ def _draw(
     clips: pd.DataFrame, plane: NDArray[np.float64], known: Sequence[str], scored: bool
 ) -> Any:
     down = math.ceil((len(known) + scored) / 2)
-    figure = plotting.new_figure(3.9 * down)
+    across, up = np.ptp(plane, axis=0)
+    figure = plotting.new_figure(down * min(max(3.3 * (1.3 * up + 0.2) / across, 2.0), 4.5))
     axes = list(figure.subplots(down, 2, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
@@ -140,7 +141,7 @@ def _draw(
         _dots(axis, plane[~clips[name].isin(named)], SOFT, "others")
         for index, value in enumerate(named):
             _dots(axis, plane[clips[name] == value], series_colour(index), str(value))
-        _titled(axis, name)
+        _titled(axis, name, plane)
     if scored:
         valence = clips.valence.to_numpy(float)
         edges = np.nanquantile(valence, np.linspace(0, 1, len(_STEPS) + 1)[1:-1])
@@ -152,8 +153,8 @@ def _draw(
         for index, colour in enumerate(_STEPS):
             name = {0: low, len(_STEPS) - 1: high}.get(index, "")
             _dots(axes[len(known)], plane[np.isfinite(valence) & (step == index)], colour, name)
-        is_label = bool(clips.is_label.iloc[0])
-        _titled(axes[len(known)], "valence, labels" if is_label else "valence, predicted")
+        source = "labels" if clips.is_label.iloc[0] else "predicted"
+        _titled(axes[len(known)], f"valence, {source}", plane)
     return figure
 
 
@@ -166,10 +167,11 @@ def _dots(axis: Any, plane: NDArray[np.float64], colour: str, name: str) -> None
         )  # fmt: skip
 
 
-def _titled(axis: Any, title: str) -> None:
+def _titled(axis: Any, title: str, plane: NDArray[np.float64]) -> None:
     """The panel's title, and the names of its colours above the dots."""
-    axis.set_xlim(-1.08, 1.08)
-    axis.set_ylim(-1.08, 1.45)
+    (left, low), (right, high) = plane.min(axis=0) - 0.05, plane.max(axis=0) + 0.05
+    axis.set_xlim(left, right)
+    axis.set_ylim(low, high + 0.2 * (high - low))
     plotting.panel_title(axis, title, pad_pt=4)
     legend = axis.legend(
         loc="upper left", ncols=3, frameon=False, fontsize=plotting.SMALL_PT, borderaxespad=0,

@@ -123,8 +123,8 @@ def by_factor(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
     found = over_seeds(_ccc(found))
     found = dots(found, found.model, found.factor_value)
     arms = found[found.value.notna()].groupby(["block", "row"]).series.nunique()
-    if not (arms > 1).any():  # models that differ in it, instead of models with and without
-        return found
+    if not (arms > 1).any() and found.series.nunique() > 1:
+        return found  # models that differ in it, instead of models with and without
     place = pd.MultiIndex.from_frame(found[["block", "row"]])
     return found[arms.reindex(place, fill_value=0).to_numpy() > 1]
 

@@ -66,7 +66,7 @@ def listen_exhibit(archive: Archive, number: int, output: str, audio: AudioMode)
                 for column, (name, digits) in columns.items()
             },
             "file": _name(row),
-            "error": row["error"] or "",
+            "error": row["error"],
         }
         for row, (source, silent) in zip(rows, sources, strict=True)
     ]

@@ -35,23 +35,32 @@ _NUMBER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the page; the first cell of a row names it, `left_out` counts rows not shown."""
+    """A table of the page; the first cell of a row names it.
+
+    Attributes:
+        numeric: which columns hold numbers only.
+        left_out: rows that are not shown.
+    """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    left_out: int = 0
-
-    def is_number(self, place: int) -> bool:
-        """Whether all cells of a column but the first are numbers."""
-        cells = [row[place] for row in self.rows]
-        numbers = (not isinstance(c, str) or _NUMBER.fullmatch(c) for c in cells)
-        return place > 0 and bool(cells) and all(numbers)
+    numeric: Sequence[bool]
+    left_out: int
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     """A table of at most `MOST_ROWS` rows."""
-    return Table(caption, columns, rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS))
+    kept = rows[:MOST_ROWS]
+    cells = list(zip(*kept, strict=True)) or [()] * len(columns)
+    numeric = [
+        bool(own) and place > 0 and all(map(_is_number, own)) for place, own in enumerate(cells)
+    ]
+    return Table(caption, columns, kept, numeric, max(0, len(rows) - MOST_ROWS))
+
+
+def _is_number(cell: Cell) -> bool:
+    return not isinstance(cell, str) or _NUMBER.fullmatch(cell) is not None
 
 
 def frame_table(caption: str, frame: pd.DataFrame, digits: int = 3) -> Table:

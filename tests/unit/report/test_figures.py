@@ -19,7 +19,6 @@ from raysers.report.evidence import (
     Evidence,
     main_splits,
     metrics_frame,
-    number_in,
     read_evidence,
 )
 from raysers.report.figures import paper_figures, study_exhibits
@@ -157,13 +156,6 @@ def test_figure_14_orders_shares_as_numbers_and_pools_seeds():
     assert (second.x, second.value) == (1.0, 0.6)
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("12", 12.0), ("7.5 %", 0.075), ("25%", 0.25), ("", math.nan)]
-)
-def test_a_factor_s_value_as_a_number(text, number):
-    assert number_in(text) == pytest.approx(number, nan_ok=True)
-
-
 def test_a_table_has_all_rows_of_a_chart_with_bounds_counts_and_the_paper():
     many = [value(0.1 + i / 100, f"model {i:02d}") for i in range(40)]
     rows = frame(*many, value(0.635, "a", ci_low=0.6, ci_high=0.66, paper=0.64))
@@ -221,6 +213,19 @@ def test_runs_and_studies_are_read_with_the_names_readers_know(tmp_path):
     }
     assert set(figures.learning(found.curves).n) == {3}
     assert any("failed" in note and EVIL[1] in note for note in found.notes)
+
+
+def test_an_unfinished_study_is_marked_and_compares_nothing_one_sided(tmp_path):
+    folder = studied(tmp_path / "study")
+    tables = {name: folder / name / "part-00000.parquet" for name in ("cells", "metrics")}
+    cells, metrics = map(pd.read_parquet, tables.values())
+    gone = [(t.study == "pretraining") & (t.factor_value == "random") for t in (cells, metrics)]
+    cells.assign(status=cells.status.mask(gone[0], "waiting")).to_parquet(tables["cells"])
+    metrics[~gone[1]].to_parquet(tables["metrics"])
+    found = read_evidence([str(folder)])
+    assert "The study pretraining is unfinished: 2 of 4 runs are done" in found.notes
+    assert figures.by_factor(found.metrics, "pretraining").empty
+    assert len(figures.by_factor(found.metrics, "frozen")) == 12
 
 
 def test_a_folder_without_a_run_is_refused_and_an_unfinished_run_is_noted(tmp_path):
