@@ -54,7 +54,7 @@ class AnnotateTask(ClipTask):
     device: str = "cpu"
     threads: int = 1
     outputs: Outputs = PLAIN
-    licence: str = ""
+    model_licence: str = ""
 
     @classmethod
     def load(
@@ -80,7 +80,7 @@ class AnnotateTask(ClipTask):
             max_padded_s=max_padded_s,
             embeddings=embeddings,
             outputs=found.outputs,
-            licence=found.licence,
+            model_licence=found.licence,
         )
 
     @property
@@ -88,6 +88,11 @@ class AnnotateTask(ClipTask):
         """Columns of the output."""
         schema = with_outputs(ANNOTATIONS, self.outputs.categories, self.outputs.columns)
         return with_embeddings(schema, self.hidden_size) if self.embeddings else schema
+
+    @property
+    def licence(self) -> str:
+        """See `ClipTask.licence`."""
+        return self.model_licence
 
     @property
     def notes(self) -> Sequence[str]:

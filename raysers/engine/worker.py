@@ -73,8 +73,6 @@ class ClipTask(ABC):
     table: ClassVar[str] = "annotations"
     #: Modules that `open` needs, imported while the clips are listed.
     preloads: ClassVar[Sequence[str]] = ()
-    #: Of the model whose output the rows are; empty: unknown.
-    licence: str = ""
 
     @property
     @abstractmethod
@@ -103,6 +101,11 @@ class ClipTask(ABC):
     def notes(self) -> Sequence[str]:
         """Warnings to print before the work starts."""
         return ()
+
+    @property
+    def licence(self) -> str:
+        """Of the model whose output the rows are; empty: unknown."""
+        return ""
 
     @property
     def variant_names(self) -> tuple[str, ...]:

@@ -242,6 +242,11 @@ class RobustnessTask(ClipTask):
         return ROBUSTNESS
 
     @property
+    def licence(self) -> str:
+        """See `ClipTask.licence`."""
+        return self.scoring.licence
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What of this decides the rows."""
         return {**self.scoring.settings, **self.own_settings}
