@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from raysers.cli import ClipJobFlags, Hidden, as_plain, command
 from raysers.engine.job import ClipJob
+from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.tables import print_notes
 from raysers.io import storage
@@ -37,6 +38,12 @@ class TranscribeFlags(ClipJobFlags):
     clip; it becomes a column."""
     timestamps: bool = False
     """Also write every word with its start and end (CTC models, Whisper with alignment heads)."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        super().check()
+        if self.model:
+            raise ConfigError(f"--model {self.model}: give the recogniser with --asr")
 
 
 def transcribe(flags: TranscribeFlags) -> int:

@@ -57,6 +57,8 @@ class FusePredictFlags(ClipJobFlags):
         super().check()
         if not self.fusion:
             raise ConfigError("--fusion is empty: give the output of fuse train")
+        if self.model:
+            raise ConfigError(f"--model {self.model}: the acoustic model is that of --fusion")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
