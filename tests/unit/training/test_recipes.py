@@ -64,7 +64,7 @@ def test_the_command_line_wins_over_a_config_file_and_that_over_a_recipe(tmp_pat
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("papr", "--recipe papr: give one of cnn14, from-scratch, paper"),
+        ("papr", "--recipe papr: give one of cnn14, from-scratch, lora, paper"),
         ("../paper.yaml", r"--recipe \.\./paper.yaml"),
     ],
 )
