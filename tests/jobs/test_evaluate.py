@@ -18,6 +18,7 @@ import ray
 from raysers.commands import evaluate
 from raysers.commands.evaluate import main
 from raysers.data.manifest import write_manifest
+from raysers.evaluation.paper import paper_numbers
 from raysers.schemas import ANNOTATIONS, MANIFEST, METRICS
 from raysers.types import NS_PER_S, clip_id
 from tests.jobs.conftest import record_of
@@ -252,8 +253,15 @@ def test_one_model_on_two_corpora_is_one_model_with_a_drop(good, tmp_path):
     assert drop["value"] == pytest.approx(1 - outside["value"] / inside["value"])
 
 
-@pytest.mark.parametrize("by_path", [True, False], ids=["path", "name"])
-def test_the_papers_number_stands_beside_a_model_trained_from_its_backbone(tmp_path, by_path):
+@pytest.mark.parametrize(
+    ("by_path", "theirs", "paper"),
+    [(True, CLIPS, 0.655), (False, CLIPS, 0.655), (True, 12902, None)],
+    ids=["path", "name", "other clips"],
+)
+def test_the_papers_number_stands_beside_its_backbone_trained_and_its_clips(
+    tmp_path, monkeypatch, by_path, theirs, paper
+):
+    monkeypatch.setitem(paper_numbers().datasets["msp-podcast"], "clips", theirs)
     count = ["test1"] * CLIPS
     labels = write_labels(
         tmp_path / "c" / "labels.csv", corpus=["msp-podcast"] * CLIPS, split=count
@@ -269,8 +277,9 @@ def test_the_papers_number_stands_beside_a_model_trained_from_its_backbone(tmp_p
     rows = metrics_of(out)
     assert any("--allow-leakage (speaker 7" in n for n in record_of(out)["outcome"]["notes"])
     where = {"model": name, "metric": "ccc", "group": ""}
-    assert the(rows, dimension="dominance", **where)["paper"] == 0.655
-    assert any("12,902 in the paper" in note for note in record_of(out)["outcome"]["notes"])
+    assert the(rows, dimension="dominance", **where)["paper"] == paper
+    told = any("12,902 in the paper" in note for note in record_of(out)["outcome"]["notes"])
+    assert told == (paper is None)
 
 
 def test_a_store_holds_predictions_labels_and_result(s3, labels, good):

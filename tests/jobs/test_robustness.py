@@ -129,7 +129,7 @@ def test_workers_shard_size_and_an_interruption_change_nothing(calm, checkpoint,
                 assert row[column] == pytest.approx(theirs[key][column], abs=1e-5), key
 
 
-def test_the_summary_says_what_the_rows_say(calm):
+def test_the_summary_says_what_the_rows_say(calm, few):
     rows = table_of(calm)
     clean = {r["clip_id"]: r["arousal"] for r in rows if r["perturbation"] == "clean"}
     metrics = metrics_of(calm)
@@ -138,11 +138,11 @@ def test_the_summary_says_what_the_rows_say(calm):
         changes = np.abs(
             [r["arousal"] - clean[r["clip_id"]] for r in rows if r["perturbation"] == name]
         )
-        key = (model, "unnamed", "all", "", "", "arousal")
+        key = (model, few.name, "all", "", "", "arousal")
         assert metrics[*key, f"robustness_{name}"]["value"] == np.mean(changes < 0.05)
         mean = metrics[*key, f"mean_change_{name}"]["value"]
         assert mean == pytest.approx(changes.mean(), abs=1e-6)
-    random = metrics["random-gaussian", "unnamed", "all", "", "", "mean", "robustness"]
+    random = metrics["random-gaussian", few.name, "all", "", "", "mean", "robustness"]
     assert random["value"] == pytest.approx(0.17, abs=0.08)
     assert (calm / "robustness.png").read_bytes().startswith(b"\x89PNG")
     assert (calm / "robustness.svg").exists()
