@@ -7,13 +7,13 @@ revision that was checked.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 
-from raysers.engine.plan import Placement
+from raysers.engine.placement import Placement, settled_backend, settled_dtype
 from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import CheckpointError, ClipError
 from raysers.io import storage
@@ -119,7 +119,7 @@ class AnnotateTask(ClipTask):
         return replace(
             self,
             dtype=dtype,
-            backend=_settled_backend(dtype, placement, earlier),
+            backend=settled_backend(dtype, placement, earlier),
             device=placement.device,
             threads=placement.threads,
         )
@@ -165,43 +165,6 @@ class Annotator:
             embedding = {"embedding": row.embedding} if self._embeddings else {}
             found.append(columns | embedding)
         return found
-
-
-def settled_dtype(dtype: str, placement: Placement, earlier: RunRecord | None) -> str:
-    """What `--dtype` means to the workers: `auto` as when the output was begun, else by hardware.
-
-    Raises:
-        ConfigError: the workers do not compute in this precision.
-    """
-    if dtype == "auto" and earlier is not None:
-        dtype = str(earlier.settings.get("dtype", dtype))
-    if dtype not in ("auto", "fp16"):
-        return dtype
-    from raysers.models.scorer import dtype_name
-
-    return _on_worker(placement, dtype_name, dtype)
-
-
-def _settled_backend(dtype: str, placement: Placement, earlier: RunRecord | None) -> str:
-    """What computes the scores: the same for all workers, and as when the output was begun."""
-    if placement.device != "cpu" and dtype != "int8":
-        return "torch"
-    from raysers.models.onnx import TORCH, backend_of
-
-    backend = _on_worker(placement, backend_of, dtype)
-    begun = backend if earlier is None else earlier.settings.get("backend", TORCH)
-    return TORCH if begun == TORCH else backend
-
-
-def _on_worker(placement: Placement, choose: Callable[[str, str], str], dtype: str) -> str:
-    """`choose(dtype, device)` as a worker answers it."""
-    if placement.local:
-        return choose(dtype, placement.device)
-    from raysers.engine import cluster
-
-    if placement.device == "cpu" and cluster.is_one_machine():
-        return choose(dtype, "cpu")
-    return str(cluster.call_on_worker(placement, choose, dtype, placement.device))
 
 
 def require_revision(name: str, checked: str, found: str) -> None:

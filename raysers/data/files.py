@@ -25,7 +25,10 @@ _READABLE = (
     "voc avr paf pvf svx 8svx wve sds htk sf ircam"
 )
 #: Audio that libsndfile cannot read: decoded with the extra `av`, or `unsupported` rows.
-_OTHERS = "m4a m4b aac wma amr 3gp webm mka mkv mp4 mov avi raw pcm ac3 ape wv spx gsm vox"
+_OTHERS = (
+    "m4a m4b aac wma wmv asf amr 3gp 3g2 webm mka mkv mp4 mov avi flv ac3 ape wv tta spx raw pcm "
+    "gsm vox"
+)
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in f"{_READABLE} {_OTHERS}".split())
 
 #: One row before it becomes Arrow: column names to values; absent ones are null, times are in ns.

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from raysers.data.manifest import clips_of
 from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches
 from raysers.engine.plan import Placement, Plan, io_threads
-from raysers.engine.progress import duration, hours
+from raysers.engine.progress import clips_and_audio, duration, hours, print_line, print_warning
 from raysers.engine.worker import ClipModel, ClipTask, ShardResult, ahead_s, score_clips
+from raysers.run import Run
 from raysers.types import Clip, Status
 
 #: Clips measured, and the wall seconds after which measuring stops.
@@ -162,3 +163,24 @@ def rest(
     if usd_per_hour:
         found["cost"] = f"{rest_s * placement.workers / 3600 * usd_per_hour:.2f} USD"
     return found
+
+
+def print_plan(run: Run, plan: Plan, max_clip_s: float, notes: Sequence[str]) -> None:
+    """Print what the run has to do, and warnings before it starts."""
+    known = clips_and_audio(plan.clips.num_rows, plan.clips.audio_s)
+    line = f"{run.job}: {known}, {len(plan.shards)} shards"
+    if run.earlier is not None:
+        line += (
+            f"; resuming the run of {run.earlier.started_at} with its list of clips, "
+            f"{len(plan.todo)} shards left"
+        )
+    print_line(line)
+    lengths = (part["duration_s"] for part in plan.clips.parts(["duration_s"]))
+    too_long = sum(pc.sum(pc.greater(one, max_clip_s)).as_py() or 0 for one in lengths)
+    if too_long:
+        print_warning(
+            f"{too_long:,} clips are longer than --max-clip-s {max_clip_s:g} and "
+            "will be too_long: --segment window cuts recordings into clips"
+        )
+    for note in notes:
+        print_warning(note)

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raysers.audio.level import FAULTS
 from raysers.cli import ClipJobFlags, as_plain
@@ -28,7 +27,7 @@ from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardSource
 from raysers.data.sources import list_inputs
 from raysers.engine import estimate, ledger, output, plan, progress, retry
-from raysers.engine.placement import Placement, here, io_threads
+from raysers.engine.placement import Placement, connecting, here, io_threads
 from raysers.engine.plan import Plan
 from raysers.engine.progress import Shards
 from raysers.engine.worker import (
@@ -78,7 +77,7 @@ class ClipJob:
                 list_inputs(flags.input)  # only looks at each: a misspelt one costs no start
             job = cls(flags, run)
             if flags.workers != "local" and (flags.workers or plan.has_cluster()):
-                job._connected = _connecting()
+                job._connected = connecting()
             try:
                 yield job
             finally:
@@ -137,7 +136,7 @@ class ClipJob:
         self.plan = plan.make_plan(flags, run, self.task.table, clips, decisive)
         if flags.retry and run.earlier is not None:
             self.plan = retry.with_failed(self.plan, flags, run.output, self.task.table)
-        self._print_plan()
+        estimate.print_plan(run, self.plan, flags.max_clip_s, self.task.notes)
 
     def estimate(self) -> Exit:
         """Benchmark a worker and print what the run would take; nothing is written."""
@@ -222,28 +221,6 @@ class ClipJob:
         cluster.connect()
         end_on_sigterm()  # Ray, started in another thread, put its own handler there
         return cluster.place(workers, gpus=gpus)
-
-    def _print_plan(self) -> None:
-        planned, earlier = self.plan, self.run.earlier
-        shards = len(planned.shards)
-        known = progress.clips_and_audio(planned.clips.num_rows, planned.clips.audio_s)
-        line = f"{self.run.job}: {known}, {shards} shards"
-        if earlier is not None:
-            line += (
-                f"; resuming the run of {earlier.started_at} with its list of clips, "
-                f"{len(planned.todo)} shards left"
-            )
-        progress.print_line(line)
-        lengths = (part["duration_s"] for part in planned.clips.parts(["duration_s"]))
-        most_s = self.flags.max_clip_s
-        too_long = sum(pc.sum(pc.greater(one, most_s)).as_py() or 0 for one in lengths)
-        if too_long:
-            progress.print_warning(
-                f"{too_long:,} clips are longer than --max-clip-s {self.flags.max_clip_s:g} and "
-                "will be too_long: --segment window cuts recordings into clips"
-            )
-        for note in self.task.notes:
-            progress.print_warning(note)
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         """Write what comes before any row: manifest, `db.yaml` and, last, the record."""
@@ -343,24 +320,6 @@ def _preload(names: Sequence[str]) -> None:
     with suppress(Exception):
         for name in names:
             importlib.import_module(name)
-
-
-def _connecting() -> Future[None]:
-    """Join or start the cluster in a thread, while the clips are listed."""
-    connected: Future[None] = Future()
-
-    def connect() -> None:
-        from raysers.engine import cluster
-
-        try:
-            cluster.connect()
-            connected.set_result(None)
-        except BaseException as error:
-            connected.set_exception(error)
-        threading.Event().wait()  # Ray's processes end with the thread that started them
-
-    threading.Thread(target=connect, name="ray", daemon=True).start()
-    return connected
 
 
 def _scored_here(

@@ -1,15 +1,18 @@
-"""How many workers a job gets, and the processors and threads of each."""
+"""Where a job works: how many workers, with which processors and threads, in which precision."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.errors import ConfigError
+from raysers.run import RunRecord
 
 #: More workers than this per CPU only take memory from each other.
 _MAX_WORKERS_PER_CPU = 4
@@ -103,3 +106,58 @@ def io_threads(clips: pa.Table, placement: Placement) -> int:
     if placement.device == "cuda":
         return 32 if remote else 8
     return 16 if remote else max(2, placement.threads)
+
+
+def connecting() -> Future[None]:
+    """Join or start the cluster in a thread, while the clips are listed."""
+    connected: Future[None] = Future()
+
+    def connect() -> None:
+        from raysers.engine import cluster
+
+        try:
+            cluster.connect()
+            connected.set_result(None)
+        except BaseException as error:
+            connected.set_exception(error)
+        threading.Event().wait()  # Ray's processes end with the thread that started them
+
+    threading.Thread(target=connect, name="ray", daemon=True).start()
+    return connected
+
+
+def settled_dtype(dtype: str, placement: Placement, earlier: RunRecord | None) -> str:
+    """What `--dtype` means to the workers: `auto` as when the output was begun, else by hardware.
+
+    Raises:
+        ConfigError: the workers do not compute in this precision.
+    """
+    if dtype == "auto" and earlier is not None:
+        dtype = str(earlier.settings.get("dtype", dtype))
+    if dtype not in ("auto", "fp16"):
+        return dtype
+    from raysers.models.scorer import dtype_name
+
+    return _on_worker(placement, dtype_name, dtype)
+
+
+def settled_backend(dtype: str, placement: Placement, earlier: RunRecord | None) -> str:
+    """What computes the scores: the same for all workers, and as when the output was begun."""
+    if placement.device != "cpu" and dtype != "int8":
+        return "torch"
+    from raysers.models.onnx import TORCH, backend_of
+
+    backend = _on_worker(placement, backend_of, dtype)
+    begun = backend if earlier is None else earlier.settings.get("backend", TORCH)
+    return TORCH if begun == TORCH else backend
+
+
+def _on_worker(placement: Placement, choose: Callable[[str, str], str], dtype: str) -> str:
+    """`choose(dtype, device)` as a worker answers it."""
+    if placement.local:
+        return choose(dtype, placement.device)
+    from raysers.engine import cluster
+
+    if placement.device == "cpu" and cluster.is_one_machine():
+        return choose(dtype, "cpu")
+    return str(cluster.call_on_worker(placement, choose, dtype, placement.device))

@@ -10,10 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from raysers.annotation import settled_dtype
 from raysers.data.corpora.emotions import EMOTION_MAPS
 from raysers.data.manifest import read_manifest
-from raysers.engine.plan import Placement, io_threads
+from raysers.engine.placement import Placement, io_threads, settled_dtype
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.io import storage
 from raysers.models.backbones import CNN14, parse_model_name

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.table import Table
 
-from raysers.annotation import require_revision, settled_dtype
+from raysers.annotation import require_revision
 from raysers.engine import output as parts
 from raysers.engine.job import ClipJob
-from raysers.engine.plan import Placement
+from raysers.engine.placement import Placement, settled_dtype
 from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import ClipError
 from raysers.evaluation.bootstrap import Bootstrap, drawn_counts, interval

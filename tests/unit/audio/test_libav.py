@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from raysers.audio.decode import AudioReader, decode, probe
+from raysers.data.files import AUDIO_SUFFIXES
 from raysers.errors import ClipError
 from raysers.types import Status
+from tests.places import REPO
 
 #: File suffix, FFmpeg's container, encoder, sample rate: what people have.
 FORMATS = [
@@ -167,3 +171,35 @@ def test_the_extra_is_named_where_it_is_missing(
     with pytest.raises(ClipError, match=r"pip install 'raysers\[av\]'") as raised:
         decode(str(tmp_path / "x.m4a"), name="x.m4a")
     assert raised.value.status == Status.UNSUPPORTED
+
+
+#: What libsndfile reads: file suffix, its names of container and encoding.
+OTHERS = [
+    ("wav", "WAV", "PCM_16"), ("flac", "FLAC", "PCM_16"), ("ogg", "OGG", "VORBIS"),
+    ("opus", "OGG", "OPUS"), ("mp3", "MP3", "MPEG_LAYER_III"), ("aiff", "AIFF", "PCM_16"),
+    ("au", "AU", "PCM_16"), ("caf", "CAF", "PCM_16"), ("w64", "W64", "PCM_16"),
+    ("sph", "NIST", "PCM_16"), ("voc", "VOC", "PCM_16"),
+]  # fmt: skip
+
+
+def test_the_table_of_formats_in_the_documents_is_what_is_read(files: dict[str, bytes]) -> None:
+    """UPDATE_DOCS=1 writes it."""
+    found: dict[str, bytes] = {}
+    for suffix, container, subtype in OTHERS:
+        sink = io.BytesIO()
+        soundfile.write(sink, tones(16_000), 16_000, format=container, subtype=subtype)
+        found[suffix] = sink.getvalue()
+    rows = ["| suffix | read as (column `codec`) | needs |", "|---|---|---|"]
+    for needs, group in (("", found), ("`av`", files)):
+        for suffix, data in group.items():
+            assert f".{suffix}" in AUDIO_SUFFIXES
+            codec = probe(io.BytesIO(data), name=f"x.{suffix}").codec
+            rows.append(f"| `.{suffix}` | {codec} | {needs} |")
+    page = REPO / "docs/annotate.md"
+    text = page.read_text()
+    head, shown, tail = text.split("<!-- formats -->\n")
+    written = "\n".join([*rows, ""])
+    if os.environ.get("UPDATE_DOCS"):
+        shown = written
+        page.write_text("<!-- formats -->\n".join([head, shown, tail]))
+    assert shown == written
