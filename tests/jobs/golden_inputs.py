@@ -101,7 +101,7 @@ def write_odd_files(folder: Path) -> None:
         ("text.wav", b"not audio at all"),
         ("empty.wav", b""),
         ("pointer.wav", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
-        ("film.webm", b"\x1a\x45\xdf\xa3" + bytes(500)),
+        ("film.webm", b"\0\0\1\xba" + bytes(500)),
         ("notes.txt", b"not meant to be audio"),
     ):
         (folder / name).write_bytes(content)
