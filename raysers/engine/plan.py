@@ -346,8 +346,9 @@ def inspected(
         if vad:
             speech = table.filter(pc.equal(table["status"], str(Status.OK)))
             speech_s += pc.sum(speech["duration_s"]).as_py() or 0.0
-            ends = table.group_by("file").aggregate([("end", "max")])["end_max"]
-            read_s += (pc.sum(ends.cast(pa.int64())).as_py() or 0) / NS_PER_S
+            ends = pa.table({"file": table["file"], "end": table["end"].cast(pa.int64())})
+            ends = ends.group_by("file").aggregate([("end", "max")])
+            read_s += (pc.sum(ends["end_max"]).as_py() or 0) / NS_PER_S
         if time.monotonic() - last_s >= LINE_EVERY_S:
             last_s = time.monotonic()
             line = f"reading headers: {clips:,} clips of {objects:,} files"
