@@ -217,8 +217,8 @@ def is_one_machine() -> bool:
 def place(workers: int, *, gpus: bool = True) -> Placement:
     """Choose the workers' resources on the connected cluster; `workers` 0 means as many as fit.
 
-    With `gpus`, a worker takes a GPU where the cluster has them. An empty cluster is waited for,
-    with a notice. With 0 on a cluster, workers start and end with its nodes.
+    With `gpus`, a worker takes a GPU where the cluster has them. A cluster without nodes is asked
+    for one and waited for, with a notice. With 0 on a cluster, workers come and go with its nodes.
 
     Raises:
         ConfigError: the cluster cannot hold that many workers.

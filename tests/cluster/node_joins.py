@@ -6,6 +6,7 @@ Its own process, because a driver can be connected to one cluster only.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -34,14 +35,18 @@ def run(clips: Path, folder: Path) -> int:
     def add_node() -> None:
         while processes.parts_in(out) < 1:
             time.sleep(0.05)
-        raylet = cluster.add_node(**NODE).all_processes["raylet"][0].process.pid
-        while not processes.model_workers(raylet):
+        # Ray's own `add_node` needs the main thread
+        start = ["start", "--address", cluster.address, "--num-cpus", "1", "--block"]
+        node = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *start], stdout=subprocess.DEVNULL
+        )
+        while not processes.model_workers(node.pid):
             time.sleep(0.05)
         (folder / "joined").write_text(str(processes.parts_in(out)))
 
-    flags = ClipJobFlags(input=(str(clips),), output=str(out), shard_s=4.0)
+    flags = ClipJobFlags(input=(str(clips),), output=str(out), shard_s=1.1)
     with ClipJob.open(flags, "level", table=LevelTask.table) as job:
-        job.prepare(LevelTask(diary=str(folder), pause_s=4.0))
+        job.prepare(LevelTask(diary=str(folder), pause_s=2.0))
         threading.Thread(target=add_node, daemon=True).start()
         return job.execute()
 
