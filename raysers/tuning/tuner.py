@@ -45,7 +45,6 @@ def make_search(sweep: Sweep, known: int) -> Any:
             multivariate=True,  # flags are not independent of each other
             group=True,  # conditions make spaces of different shape
             constant_liar=True,  # trials at work are not tried again next door
-            warn_independent_sampling=False,
         )
     return OptunaSearch(
         space=partial(_suggested, sweep.space),  # which Tune pickles
