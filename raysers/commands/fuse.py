@@ -1,16 +1,18 @@
-r"""Emotion from audio and text: heads on a speech model and a text model, both frozen.
+r"""Emotion from audio and text: heads on a frozen speech and a frozen text model.
 
     raysers fuse train /corpora/MSP-Podcast --model s3://bucket/msp-dim \
         --text-model bert-base-uncased --asr moonshine -o s3://bucket/msp-fused
     raysers fuse predict s3://bucket/calls --fusion s3://bucket/msp-fused \
         -o s3://bucket/calls-fused
 
-Each clip is decoded once; the encoders' vectors are kept in OUTPUT/features, and heads train on
-them in seconds. Transcripts of the data are used where it has them. `--recipe paper` trains the
-heads as the paper does. Rerunning the command resumes.
+Each clip is decoded once; the encoders' vectors are kept in OUTPUT/features, and
+heads train on them in seconds. Transcripts of the data are used where it has
+them. `--recipe paper` trains the heads as the paper does. Rerunning the command
+resumes.
 
-Result: train leaves a fusion with card, figures and predictions, and ends with a line on whether
-text helps; predict leaves OUTPUT/annotations/part-*.parquet with texts and scores of all heads.
+Result: train leaves a fusion with card, figures and predictions, and ends with a
+line on whether text helps; predict leaves OUTPUT/annotations/part-*.parquet with
+texts and scores of all heads.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables and figures of any runs as one page that works from a disk.
 
-    raysers report ANNOTATED -o REPORT                 your archive, with clips to listen to
+    raysers report ANNOTATED -o REPORT          your archive, with clips to play
     raysers report EVALUATED ROBUSTNESS STUDY -o REPORT
 
 Seconds; a map of embeddings takes some more. Needs no cluster; an archive of a million clips takes

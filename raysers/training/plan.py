@@ -27,7 +27,7 @@ from raysers.training.dataset import Indexed, TrainingData, TrainingJob
 from raysers.types import SAMPLE_RATE_HZ
 
 #: Version of what a training does with its settings; another one never resumes from a state.
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 
 #: `--max-padded-s 0`: what CPUs' caches like, and what training the large models leaves of a GPU
 #: of 24 GB. The same on every machine, because the micro-batches decide the dropout.
