@@ -43,7 +43,7 @@ _TEXTS = [
     "study", "cell", "backbone", "factor", "factor_value", "model", "dataset", "split", "group",
     "group_value", "dimension", "metric",
 ]  # fmt: skip
-_NUMBERS = ["seed", "seeds", "value", "ci_low", "ci_high", "n", "paper"]
+_NUMBERS = ["seed", "seeds", "value", "ci_low", "ci_high", "n", "trained_on", "paper"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,11 @@ def read_evidence(uris: Sequence[str]) -> Evidence:
     values = values.drop_duplicates([*_TEXTS, SEED], keep="last", ignore_index=True)
     compared = values.group == "model"
     names = model_names([*dict.fromkeys([*values.model, *values.group_value[compared]])])
-    values["model"] = values.model.map(names)
+    # wherever such a number is shown, its model's name says so
+    known = values.trained_on > 0
+    values["model"] = values.model.map(names).mask(
+        known, values.model.map(names) + " (trained on these clips)"
+    )
     values["group_value"] = values.group_value.where(~compared, values.group_value.map(names))
     notes = [_named(note, names) for note in notes]
     return Evidence(
@@ -261,7 +265,7 @@ def metrics_frame(table: pa.Table | None) -> pd.DataFrame:
     frame = frame.reindex(columns=[*_TEXTS, *_NUMBERS])
     frame[_TEXTS] = frame[_TEXTS].astype(object).fillna("").astype(str)
     frame[_NUMBERS] = frame[_NUMBERS].astype(float)
-    return frame.fillna({SEED: 0.0, "seeds": 1.0, "n": 0.0})
+    return frame.fillna({SEED: 0.0, "seeds": 1.0, "n": 0.0, "trained_on": 0.0})
 
 
 def _with_names(metrics: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:

@@ -215,6 +215,17 @@ def test_runs_and_studies_are_read_with_the_names_readers_know(tmp_path):
     assert any("failed" in note and EVIL[1] in note for note in found.notes)
 
 
+def test_a_number_of_clips_that_a_model_was_trained_on_says_so(tmp_path):
+    folder = evaluated(tmp_path / "run", models=MODELS[:2])
+    place = folder / "metrics" / "part-00000.parquet"
+    metrics = pd.read_parquet(place)
+    metrics.assign(trained_on=(metrics.model == MODELS[0]) * 5).to_parquet(place)
+    found = figures.correctness(read_evidence([str(folder)]).metrics)
+    assert f"{MODELS[0]} (trained on these clips)" in set(found.row)
+    assert MODELS[1] in set(found.row)
+    assert MODELS[0] not in set(found.row)
+
+
 def test_an_unfinished_study_is_marked_and_compares_nothing_one_sided(tmp_path):
     folder = studied(tmp_path / "study")
     tables = {name: folder / name / "part-00000.parquet" for name in ("cells", "metrics")}
