@@ -106,12 +106,13 @@ class ClipJobFlags(ListingFlags):
     """Precision of the model; auto is bf16 where the hardware has it, else fp32. int8 is for CPUs:
     faster, and scores differ in the third decimal."""
     workers: int | Literal["local"] = 0
-    """Model workers; 0 uses every GPU, or every CPU when there is none, and needs no Ray for up to
-    an hour of audio on one machine; `local` scores in this process, without Ray."""
+    """Model workers; 0 uses every GPU, or every CPU when there is none, also of nodes that join the
+    cluster, and needs no Ray for up to an hour of audio on one machine; `local` scores in this
+    process, without Ray."""
     max_padded_s: float = 0.0
     """Padded audio seconds per forward pass; 0 chooses for the device."""
     shard_s: float = 1800.0
-    """Audio seconds per output file at most; small archives get shorter ones."""
+    """Audio seconds per output file at most; small archives get shorter ones, huge ones longer."""
     dry_run: bool = False
     """Benchmark the cluster, estimate time and cost, write nothing."""
     usd_per_hour: float = 0.0
