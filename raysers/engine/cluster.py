@@ -132,7 +132,7 @@ def _watch_raylet() -> None:
         if not ray.is_initialized() or is_terminated():
             return
         print(
-            "error: Ray stopped on this machine (its raylet died, perhaps for want of memory): "
+            "error: Ray stopped on this machine (its raylet died, perhaps for lack of memory): "
             "the same command resumes where it stopped",
             file=sys.stderr,
             flush=True,

@@ -227,15 +227,16 @@ def check_rows(
 
 def check_complete(expected: pa.ChunkedArray, found: pa.ChunkedArray, output: str) -> None:
     """Raises RaysersError unless every clip id of the manifest is exactly one row of the output."""
-    want, have = (
+    planned, found_ids = (
         np.sort(ids.combine_chunks().to_numpy(zero_copy_only=False).astype("S32"))
         for ids in (expected, found)
     )
-    if np.array_equal(want, have):
+    if np.array_equal(planned, found_ids):
         return
-    lost, extra = np.setdiff1d(want, have).size, have.size - np.intersect1d(want, have).size
+    lost = np.setdiff1d(planned, found_ids).size
+    extra = found_ids.size - np.intersect1d(planned, found_ids).size
     raise RaysersError(
-        f"{output} does not match its manifest: {want.size} clips but {have.size} rows "
+        f"{output} does not match its manifest: {planned.size} clips but {found_ids.size} rows "
         f"({lost} clips without a row, {extra} rows too many). Its parts were changed from "
         "outside: delete the table's folder and run the same command"
     )

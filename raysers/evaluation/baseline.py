@@ -1,4 +1,4 @@
-"""A model that knows nothing, to be measured beside every other one.
+"""Random scores, the baseline that is measured beside every model.
 
 The random-gaussian model of the paper authors' test suite (ser-tests): every score from a normal
 distribution with mean 1/2 and standard deviation 1/6, truncated to 0..1. A clip's scores follow

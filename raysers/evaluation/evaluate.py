@@ -28,7 +28,7 @@ from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import Scores, base_subsets, subsets
 from raysers.types import DIMENSIONS
 
-#: The paper's own home corpus, for want of another.
+#: The paper's own corpus, where no other is named.
 _HOME = "msp-podcast"
 _TRAIN = "train"
 

@@ -73,7 +73,7 @@ def predictions_of(table: pa.Table, uri: str) -> Predictions:
 
     Args:
         table: with the columns of annotations.
-        uri: where it is from, for messages and for want of a model's name.
+        uri: where it is from, for messages, and where no model is named.
 
     Raises:
         ConfigError: no rows, other columns, or rows of several models.

@@ -220,7 +220,7 @@ class StockRecogniser:
         """Columns of a clip from the tokens of its pieces; one piece's failure is the clip's."""
         texts: list[str] = []
         words: list[dict[str, Any]] = []
-        heard: Counter[int] = Counter()
+        spoken: Counter[int] = Counter()
         for start, piece, row in parts:
             if isinstance(row, ClipError):
                 return row
@@ -233,7 +233,7 @@ class StockRecogniser:
                 clean_up_tokenization_spaces=False,
                 **times,
             )
-            heard[int(row.embedding[0])] += len(piece)
+            spoken[int(row.embedding[0])] += len(piece)
             texts += str(found.text if times else found).split()
             if self._times:
                 frame_s = (self._frame_samples or len(piece) / len(tokens)) / SAMPLE_RATE_HZ
@@ -247,7 +247,7 @@ class StockRecogniser:
                 words += [{"word": w, "start_s": at_s + a, "end_s": at_s + b} for w, a, b in spans]
         columns: dict[str, Any] = {"text": " ".join(texts)}
         if self._language:
-            most = self._languages.get(heard.most_common(1)[0][0]) if heard else None
+            most = self._languages.get(spoken.most_common(1)[0][0]) if spoken else None
             columns["language"] = most if self._language == "auto" else self._language
         return columns | ({"words": words} if self._times else {})
 

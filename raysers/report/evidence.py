@@ -89,7 +89,7 @@ class Evidence:
         metrics: all metrics tables, with the cell of a study (`STUDY_METRICS`).
         curves: of `schemas.CURVES`, of studies.
         cells: of `schemas.CELLS`.
-        notes: what the runs want their readers to know.
+        notes: what readers of the runs should know.
     """
 
     runs: Sequence[ReportRun] = ()

@@ -62,9 +62,9 @@ def write_report(
     for number, one in enumerate(archives, 1):
         key = f"archive-{number}"
         exhibits = list(archive.archive_exhibits(one, key))
-        if heard := listen.listen_exhibit(one, number, output, audio):
-            exhibits.append(heard)
-            excerpts += [row["audio"].rpartition("/")[2] for row in heard.clips["rows"]]
+        if chosen := listen.listen_exhibit(one, number, output, audio):
+            exhibits.append(chosen)
+            excerpts += [row["audio"].rpartition("/")[2] for row in chosen.clips["rows"]]
         hours = [archive.duration(archive.covered_s(rows)) for rows in (one.clips, one.ok)]
         lead = f"{len(one.clips):,} clips, {hours[0]}; {hours[1]} scored by {one.model}."
         sections.append(Section(key, one.name, exhibits, lead))

@@ -316,9 +316,9 @@ def _load_data(flags: FuseTrainFlags) -> FusionData:
         speakers=flags.speakers,
         limit=flags.limit,
     )
-    heard = _speakers_of(flags.model)
-    known = [speaker in heard for speaker in table["speaker"].to_pylist()]
-    if flags.new_speakers and not heard:
+    trained = _speakers_of(flags.model)
+    known = [speaker in trained for speaker in table["speaker"].to_pylist()]
+    if flags.new_speakers and not trained:
         raise ConfigError(
             f"--new-speakers: {flags.model} does not hold whom it was trained on: give an output "
             "of raysers train, whose data have speakers"
