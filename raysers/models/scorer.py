@@ -1,4 +1,4 @@
-"""Scoring batches of clips: precision, padding, one forward pass, and which clip a failure belongs to.
+"""Scoring batches of clips: precision, padding, one forward pass, and whose error a failure is.
 
 A clip's scores do not depend on its neighbours: in fp32 they equal a plain single-file pass of
 `transformers` to about 1e-6. bf16 rounds differently from one batch shape to the next. Measured
