@@ -70,7 +70,7 @@ def test_an_output_begun_by_onnx_runtime_needs_it(command, monkeypatch, capsys) 
 def test_int8_without_onnx_runtime_names_the_extra(command, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("raysers.models.onnx.is_installed", lambda: False)
     assert main([*command, "--dtype", "int8"]) == 2
-    assert "pip install 'raysers[cpu]'" in capsys.readouterr().err
+    assert re.search(r"pip install .*\[cpu\]", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
