@@ -257,7 +257,7 @@ def print_plan(plan: TrainingPlan) -> None:
 def print_outcome(output: str, outcome: Mapping[str, Any]) -> None:
     """Dev scores of the stored model, and where it is."""
     scores = {
-        f"dev {metric} {name}": f"{value:.3f}"
+        f"dev {metric} {name}": "– (constant labels)" if value is None else f"{value:.3f}"
         for metric in ("CCC", "UAR")
         for name, value in outcome.get(f"dev_{metric.lower()}", {}).items()
     }

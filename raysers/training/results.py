@@ -7,6 +7,7 @@ the card describes the file that users load.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -220,9 +221,11 @@ def _outcome(
     last = history[-1]
     whole = [r for r in facts.metrics if not r.group and r.model == facts.name]
 
-    def figures(metric: str) -> dict[str, float]:
+    def figures(metric: str) -> dict[str, float | None]:
         return {
-            f"{r.dataset} {r.dimension}": round(r.value, 4) for r in whole if r.metric == metric
+            f"{r.dataset} {r.dimension}": None if math.isnan(r.value) else round(r.value, 4)
+            for r in whole
+            if r.metric == metric
         }
 
     return {

@@ -43,7 +43,7 @@ MISTAKES = {
     "annotate audio --config": "--config needs a file",
     "annotate audio --config nowhere.yaml": "--config nowhere.yaml",
     "annotate audio --config bad.yaml": "unknown key 'modle'",
-    "train audio --recipe papr": "--recipe papr: give one of cnn14, from-scratch, paper",
+    "train audio --recipe papr": "--recipe papr: give one of cnn14, from-scratch, lora, paper",
     # places
     "annotate nowhere": "nowhere",
     "annotate empty": "no audio",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raysers.data import manifest
+from raysers.data import shards
 from raysers.errors import ConfigError
 from raysers.io import storage, uris
 
@@ -79,7 +79,7 @@ def test_parent() -> None:
     ]
 
 
-@pytest.mark.parametrize("module", [uris, manifest])
+@pytest.mark.parametrize("module", [uris, shards])
 def test_examples_in_docstrings(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0

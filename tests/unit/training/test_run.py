@@ -97,6 +97,7 @@ def test_stopped_and_resumed_it_ends_as_if_never_stopped(flags, indexed, place, 
     once_more = trained(flags, out, indexed, lambda r: seen.append(r["epoch"]))
     assert not once_more.trained
     assert once_more.figures == again.figures
+    json.dumps(again.figures, allow_nan=False)
     assert len(seen) == 6
 
 
@@ -149,7 +150,8 @@ def test_the_best_step_is_kept_when_asked_for(flags, indexed, place, tmp_path):
         if row["metric"] == "ccc" and not row["group"] and row["model"] == "out"
         and row["dimension"] != "mean"
     ]  # fmt: skip
-    assert np.nanmean(np.array(stored, float)) == pytest.approx(means[best], abs=1e-4)
+    # valence has constant labels: no CCC in the table, 0 in the mean that chooses
+    assert np.nan_to_num(np.array(stored, float)).mean() == pytest.approx(means[best], abs=1e-4)
 
 
 def test_a_corpus_that_was_moved_gives_the_same_model(flags, place, ray_session):
