@@ -112,7 +112,7 @@ class ClipJobFlags(ListingFlags):
     max_padded_s: float = 0.0
     """Padded audio seconds per forward pass; 0 chooses for the device."""
     shard_s: float = 1800.0
-    """Audio seconds per output file at most; small archives get shorter ones, huge ones longer."""
+    """Audio seconds per output file at most; small archives get shorter ones."""
     dry_run: bool = False
     """Benchmark the cluster, estimate time and cost, write nothing."""
     usd_per_hour: float = 0.0
@@ -196,7 +196,7 @@ def command(
 def require_answer(variable: str, address: str) -> None:
     """Check in seconds that something listens where a variable of the environment says.
 
-    Addresses without a port that can be asked directly are left to whoever uses them.
+    An address without a host and port is not checked here.
 
     Raises:
         ConfigError: nothing listens there.

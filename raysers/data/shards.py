@@ -35,8 +35,6 @@ _BUCKET_RATIO = 1.08
 #: A small archive is cut into at least about this many shards, unless they fell below a minute.
 _MIN_SHARDS = 32
 _MIN_SHARD_S = 60.0
-#: A huge one into at most about this many: each costs the driver a millisecond to hand out.
-_MOST_SHARDS = 10_000
 
 #: Parts that a process keeps: shards in work are of the same part or of two neighbours.
 _PARTS_KEPT = 2
@@ -109,7 +107,7 @@ def plan_shards(manifest: Manifest, *, shard_s: float) -> ShardPlan:
     """Cuts every part of a manifest into shards of at most `shard_s` padded seconds (`plan_part`).
 
     Shards of a small archive are shorter, a 32nd of it but not less than a minute, so that it still
-    spreads over workers; those of a huge one longer, so that there are about 10,000.
+    spreads over workers.
 
     Raises:
         ConfigError: `shard_s` is not positive.
@@ -120,7 +118,6 @@ def plan_shards(manifest: Manifest, *, shard_s: float) -> ShardPlan:
     lengths = map(_lengths_s, manifest.parts(columns[1:]))
     total_s = sum(float(lengths_s[np.isfinite(lengths_s)].sum()) for lengths_s in lengths)
     shard_s = min(shard_s, max(_MIN_SHARD_S, total_s / _MIN_SHARDS))
-    shard_s = max(shard_s, total_s / _MOST_SHARDS)
     plans = [plan_part(part, shard_s=shard_s) for part in manifest.parts(columns)]
     return ShardPlan(
         shard_s=shard_s,
