@@ -103,7 +103,7 @@ def begin(output: str, part: str, run_id: str) -> Attempt:
         return attempt
     with suppress(ObjectMissing):
         left_behind = json.loads(storage.read_bytes(attempt.uri))
-        del left_behind["written_by"]
+        left_behind.pop("written_by", None)
         attempt = Attempt(attempt.uri, **left_behind)
         attempt._after_death(run_id)
     attempt._write()
