@@ -30,7 +30,7 @@ from raysers.data.columnar import PARQUET_SUFFIXES, READ_FAILURES
 from raysers.data.readers import format_of
 from raysers.data.sorting import in_parts, in_runs, merged, shaped, sort_manifest, write_run
 from raysers.data.tables import table_columns
-from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
+from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing, WriteError
 from raysers.io import storage
 from raysers.io.uris import suffix_of
 from raysers.schemas import MANIFEST
@@ -207,8 +207,11 @@ def collect(tables: Iterable[pa.Table], *, limit: int = 0) -> tuple[Manifest, in
         deque(_ahead(write, wanted()), maxlen=0)
         for file in files:
             Path(file).unlink()
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            fix = "free some space, or set TMPDIR to another disk"
+            raise WriteError(f"sorting clips in {folder}: {error.strerror}: {fix}") from error
         raise
     return Manifest(places, rows, folder), given - kept
 
@@ -241,8 +244,7 @@ def write_manifest(uri: str, table: pa.Table) -> None:
 def _to_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return bytes(sink.getvalue())
 
 
 def manifest_parts(uri: str) -> list[str]:
@@ -285,8 +287,7 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 def whole_parts(uri: str) -> list[str]:
     """`manifest_parts`; ConfigError where there are none, or not all of them."""
-    parts = manifest_parts(uri)
-    if not parts:
+    if not (parts := manifest_parts(uri)):
         raise ConfigError(f"{uri} has no manifest (part-*.parquet)")
     if not is_whole(parts):
         raise ConfigError(f"the manifest in {uri} is incomplete: delete it and index again")

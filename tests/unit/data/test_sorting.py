@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from raysers.data import manifest as manifest_module
 from raysers.data import sorting
 from raysers.data.manifest import Manifest, collect, fingerprint
+from raysers.errors import WriteError
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import clip_id
 
@@ -92,6 +94,15 @@ def test_nothing_stays_on_the_disk(small: None, tmp_path: Path, monkeypatch) -> 
     found.write(str(tmp_path / "out"))
     assert Manifest.stored(str(tmp_path / "out")).table().equals(found.table())
     del found
+    assert os.listdir(tmp_path) == ["out"]
+
+    def full_disk(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as here:
+        here.setattr(manifest_module, "write_run", full_disk)
+        with pytest.raises(WriteError, match=r"No space left on device: .*TMPDIR"):
+            collect([rows, rows])
     assert os.listdir(tmp_path) == ["out"]
 
     def fails() -> object:
