@@ -247,8 +247,8 @@ def write_header(
 ) -> None:
     """Write `db.yaml`, `README.md` and, on a local disk, the links from audformat's table names.
 
-    The README tells Hugging Face `datasets` where each table is. `licence` is the model's: it
-    limits the usage that audformat is told, and what the recordings allow is not known here.
+    The README tells Hugging Face `datasets` where each table is. The header's
+    `usage` follows from `licence`, the model's; the licence of the recordings is not known.
 
     audformat looks for `db.<table>.parquet`; a relative link of that name to the table's folder
     lets it read all parts at once, without a second copy of the rows.

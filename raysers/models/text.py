@@ -176,8 +176,8 @@ def _positions(model: Any) -> int:
 def _tokenizer(folder: Path, kind: str) -> Any:
     """The tokenizer in `tokenizer.json` as it stands; without one, that of the vocabulary.
 
-    transformers 5 rebuilds the former by the rules of its own classes, and creates an empty one
-    where there is no vocabulary.
+    transformers 5 replaces the rules of `tokenizer.json` with those of its classes, and creates an
+    empty tokenizer where there is no vocabulary.
     """
     import transformers
 

@@ -248,7 +248,7 @@ def run_trials(
                 scheduler=scheduler,
                 num_samples=total if search else 1,
                 max_concurrent_trials=resources.at_once,
-                # a process of its own where the trial's workers need its CPUs
+                # a new process per trial where its workers need the CPUs
                 reuse_actors=resources.placement is None,
             ),
             run_config=tune.RunConfig(
