@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -23,7 +24,7 @@ from raysers import plotting
 from raysers.plotting import BLUE, SOFT, VERMILION, series_colour, word_colour
 from raysers.report.evidence import Evidence, ReportRun, columns_of, frame_of, stream
 from raysers.report.page import Cell, Chart, shown, table
-from raysers.types import Status
+from raysers.types import DIMENSIONS, Status
 
 #: Fewer clips than this make no map; more than `MOST` are sampled.
 FEWEST, MOST = 20, 800
@@ -34,29 +35,40 @@ _STEPS = (VERMILION, "#E09A63", "#A9A9A9", "#6FA6CC", BLUE)
 
 
 def map_charts(found: Evidence) -> Iterator[Chart]:
-    """A map per annotation with embeddings of enough clips."""
+    """A map per annotation with embeddings of enough clips; those of studies side by side."""
     if importlib.util.find_spec("sklearn") is None:
         return
     folders = [run.folder for run in (*found.runs, *found.cell_runs)]
-    maps = [(run, read_map(run, folders)) for run in found.of_job("annotate")]
-    there = [(run, clips) for run, clips in maps if len(clips) >= FEWEST]
-    for number, (run, clips) in enumerate(there):
-        embedding = np.stack(clips.embedding.to_list()).astype(np.float64)
-        plane = places(embedding)
-        panels = [name for name in _KNOWN if (clips[name] != "").any()]
-        scored = bool(clips.valence.notna().any())
+    alone: list[tuple[str, pd.DataFrame]] = []
+    together: list[tuple[str, pd.DataFrame]] = []
+    for run in found.of_job("annotate"):
+        if len(clips := read_map(run, folders)) >= FEWEST:
+            (together if run.model else alone).append((run.model or run.name, clips))
+    groups = [*([one] for one in alone), *([together] if together else [])]
+    for number, maps in enumerate(groups):
+        names = ", ".join(name for name, _ in maps)
+        known = [n for n in (*_KNOWN, *DIMENSIONS) if any(len(_known(c, n)) for _, c in maps)]
+        rows = [
+            [name, *row]
+            for name, clips in maps
+            for row in neighbours(clips, [n for n in known if n in _KNOWN])
+        ]
         key = f"figure-8-{number}" if number else "figure-8"
         yield Chart(
-            title=run.name if len(there) > 1 else "",
-            alt=f"Map of the embeddings of {len(clips):,} clips, coloured by "
-            f"{', '.join([*panels, 'valence'])}. The table is about their neighbourhoods.",
-            pictures={key: plotting.picture(lambda: _draw(clips, plane, panels, scored))},  # noqa: B023
+            title=names if len(groups) > 1 else "",
+            alt=f"Maps of the embeddings of {names}, {len(maps[0][1]):,} clips, coloured by "
+            f"{', '.join(known)}. The table is about their neighbourhoods.",
+            pictures={key: plotting.picture(partial(_draw, maps, known))},
             numbers=table(
                 "Of the ten nearest clips of a group's clips, the share that is of the group",
-                ["known", "group", "clips", "nearest of the same", "by chance"],
-                list(neighbours(clips, embedding, panels)),
+                ["model", "known", "group", "clips", "nearest of the same", "by chance"],
+                rows,
             ),
         )
+
+
+def _known(clips: pd.DataFrame, name: str) -> pd.Series:
+    return clips[name][(clips[name] != "") & clips[name].notna()]
 
 
 def read_map(run: ReportRun, folders: Sequence[str], *, most: int = MOST) -> pd.DataFrame:
@@ -70,30 +82,30 @@ def read_map(run: ReportRun, folders: Sequence[str], *, most: int = MOST) -> pd.
     clips = clips[clips.status == str(Status.OK)]
     rank = pd.util.hash_array(clips.clip_id.to_numpy(object))
     wanted = pa.array(clips.clip_id.iloc[np.argsort(rank, kind="stable")[:most]].sort_values())
-    columns = ("clip_id", "embedding", "valence")
+    columns = ("clip_id", "embedding", *DIMENSIONS)
     parts = [
         part.filter(pc.is_in(part["clip_id"], wanted))
         for part in stream(run.folder, "annotations", columns)
     ]
     found = pa.concat_tables(parts).to_pandas().sort_values("clip_id", ignore_index=True)
-    labels = [pd.DataFrame(columns=["clip_id", *_KNOWN, "valence"])]
+    labels = [pd.DataFrame(columns=["clip_id", *_KNOWN, *DIMENSIONS])]
     for folder, name in product(dict.fromkeys(folders), ("manifest", "clips")):
-        if {*columns_of(folder, name)} & {*_KNOWN, "valence"}:
+        if {*columns_of(folder, name)} & {*_KNOWN, *DIMENSIONS}:
             for part in stream(folder, name, labels[0].columns):
                 labels.append(part.filter(pc.is_in(part["clip_id"], wanted)).to_pandas())
     known = (
         pd.concat(labels).groupby("clip_id").first().reindex(found.clip_id).reset_index(drop=True)
     )
-    is_label = bool(known.valence.notna().any())
-    valence = known.valence if is_label else found.valence
-    texts = known[[*_KNOWN]].astype(object).fillna("")
-    return found.assign(**texts, valence=pd.to_numeric(valence), is_label=is_label)
+    for name in DIMENSIONS:
+        is_label = bool(known[name].notna().any())
+        values = pd.to_numeric(known[name] if is_label else found.get(name, math.nan))
+        found = found.assign(**{name: values, f"{name}_is_label": is_label})
+    return found.assign(**known[[*_KNOWN]].astype(object).fillna(""))
 
 
-def neighbours(
-    clips: pd.DataFrame, embedding: NDArray[np.float64], known: Sequence[str]
-) -> Iterator[list[Cell]]:
+def neighbours(clips: pd.DataFrame, known: Sequence[str]) -> Iterator[list[Cell]]:
     """Per group, how much of its clips' neighbourhoods is of the group, and its share of all."""
+    embedding = np.stack(clips.embedding.to_list()).astype(np.float64)
     squares = (embedding**2).sum(axis=1)
     distance = squares[:, None] + squares[None, :] - 2 * embedding @ embedding.T
     np.fill_diagonal(distance, math.inf)
@@ -101,19 +113,20 @@ def neighbours(
     nearest = order[:, : min(_NEIGHBOURS, len(embedding) - 1)]
     for name in known:
         labels = clips[name].to_numpy(object)
-        for value, count in clips[name][clips[name] != ""].value_counts(sort=True).items():
+        for value, count in _known(clips, name).value_counts(sort=True).items():
             share = float((labels[nearest[labels == value]] == value).mean())
             yield [name, str(value), int(count), shown(share, 2), shown(count / len(labels), 2)]
 
 
-def places(embedding: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where each clip is on the plane: [n, hidden] -> [n, 2], in -1..1.
+def places(clips: pd.DataFrame) -> NDArray[np.float64]:
+    """Where each clip is on the plane: [n, 2] in -1..1.
 
     Needs `FEWEST` clips and scikit-learn (van der Maaten and Hinton 2008).
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    embedding = np.stack(clips.embedding.to_list()).astype(np.float64)
     centred = embedding - embedding.mean(axis=0)
     parts = min(_COMPONENTS, *centred.shape)
     reduced = PCA(n_components=parts, random_state=_SEED, svd_solver="full").fit_transform(centred)
@@ -125,37 +138,47 @@ def places(embedding: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(found / (np.abs(found).max() or 1.0), np.float64)
 
 
-def _draw(
-    clips: pd.DataFrame, plane: NDArray[np.float64], known: Sequence[str], scored: bool
-) -> Any:
-    down = math.ceil((len(known) + scored) / 2)
-    across, up = np.ptp(plane, axis=0)
-    figure = plotting.new_figure(down * min(max(3.3 * (1.3 * up + 0.2) / across, 2.0), 4.5))
-    axes = list(figure.subplots(down, 2, squeeze=False).flat)
-    for axis in axes:
+def _draw(maps: Sequence[tuple[str, pd.DataFrame]], known: Sequence[str]) -> Any:
+    """A row of panels per thing known, in it every model; of one model two panels a row."""
+    planes = [places(clips) for _, clips in maps]
+    wide = len(maps) if len(maps) > 1 else 2
+    down = math.ceil(len(known) * len(maps) / wide)
+    shape = max(np.ptp(plane[:, 1]) / np.ptp(plane[:, 0]) for plane in planes)
+    height_in = min(max(6.6 / wide * (1.3 * shape + 0.3), 2.0), 9.0 / wide)
+    figure = plotting.new_figure(down * height_in)
+    axes = figure.subplots(down, wide, squeeze=False)
+    for axis in axes.flat:
         axis.set_axis_off()
         axis.set_aspect("equal", anchor="NW")
-    for axis, name in zip(axes, known, strict=False):
-        counts = clips[name][clips[name] != ""].value_counts()
-        named = sorted(counts.index[:_NAMED])
-        _dots(axis, plane[~clips[name].isin(named)], SOFT, "others")
-        for index, value in enumerate(named):
-            _dots(axis, plane[clips[name] == value], series_colour(index), str(value))
-        _titled(axis, name, plane)
-    if scored:
-        valence = clips.valence.to_numpy(float)
-        edges = np.nanquantile(valence, np.linspace(0, 1, len(_STEPS) + 1)[1:-1])
-        step = np.searchsorted(edges, valence, side="right")
-        low, high = (
-            f"{end}, about {np.nanquantile(valence, q):.2f}"
-            for end, q in (("low", 0.1), ("high", 0.9))
-        )
-        for index, colour in enumerate(_STEPS):
-            name = {0: low, len(_STEPS) - 1: high}.get(index, "")
-            _dots(axes[len(known)], plane[np.isfinite(valence) & (step == index)], colour, name)
-        source = "labels" if clips.is_label.iloc[0] else "predicted"
-        _titled(axes[len(known)], f"valence, {source}", plane)
+    panels = product(known, zip(maps, planes, strict=True))
+    for axis, (name, ((model, clips), plane)) in zip(axes.flat, panels, strict=False):
+        title = {"corpus": "data source"}.get(name, name)
+        if name in DIMENSIONS:
+            _scale(axis, plane, clips[name].to_numpy(float))
+            title += ", labels" if clips[f"{name}_is_label"].iloc[0] else ", predicted"
+        else:
+            named = sorted(_known(clips, name).value_counts().index[:_NAMED])
+            _dots(axis, plane[~clips[name].isin(named)], SOFT, "others")
+            for index, value in enumerate(named):
+                _dots(axis, plane[clips[name] == value], series_colour(index), str(value))
+        if len(maps) > 1 and name == known[0]:
+            title = f"{plotting.short(model, 20)}: {title}"
+        _titled(axis, title, plane, columns=3 if wide < 3 else 2)
     return figure
+
+
+def _scale(axis: Any, plane: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+    """Five steps from low to high, the ends named by their values."""
+    if not np.isfinite(values).any():
+        return
+    edges = np.nanquantile(values, np.linspace(0, 1, len(_STEPS) + 1)[1:-1])
+    step = np.searchsorted(edges, values, side="right")
+    low, high = (
+        f"{end}, about {np.nanquantile(values, q):.2f}" for end, q in (("low", 0.1), ("high", 0.9))
+    )
+    for index, colour in enumerate(_STEPS):
+        name = {0: low, len(_STEPS) - 1: high}.get(index, "")
+        _dots(axis, plane[np.isfinite(values) & (step == index)], colour, name)
 
 
 def _dots(axis: Any, plane: NDArray[np.float64], colour: str, name: str) -> None:
@@ -167,15 +190,15 @@ def _dots(axis: Any, plane: NDArray[np.float64], colour: str, name: str) -> None
         )  # fmt: skip
 
 
-def _titled(axis: Any, title: str, plane: NDArray[np.float64]) -> None:
+def _titled(axis: Any, title: str, plane: NDArray[np.float64], *, columns: int) -> None:
     """The panel's title, and the names of its colours above the dots."""
     (left, low), (right, high) = plane.min(axis=0) - 0.05, plane.max(axis=0) + 0.05
     axis.set_xlim(left, right)
-    axis.set_ylim(low, high + 0.2 * (high - low))
+    axis.set_ylim(low, high + 0.6 / columns * (high - low))
     plotting.panel_title(axis, title, pad_pt=4)
     legend = axis.legend(
-        loc="upper left", ncols=3, frameon=False, fontsize=plotting.SMALL_PT, borderaxespad=0,
-        handletextpad=0.1, columnspacing=0.8, handlelength=1.2,
+        loc="upper left", ncols=columns, frameon=False, fontsize=plotting.SMALL_PT,
+        borderaxespad=0, handletextpad=0.1, columnspacing=0.8, handlelength=1.2,
     )  # fmt: skip
     for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
         text.set_color(word_colour(handle.get_color()))

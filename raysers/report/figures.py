@@ -8,6 +8,7 @@ of models of which at least two variants have been measured.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from raysers.evaluation.paper import paper_numbers
 from raysers.report.charts import MOST_SERIES, Dots, Lines, dots, dots_chart, lines_chart
 from raysers.report.embeddings import map_charts
 from raysers.report.evidence import (
@@ -36,6 +38,7 @@ from raysers.report.evidence import (
     pictures_of,
 )
 from raysers.report.page import Chart, Exhibit, Missing, Table, frame_table, table
+from raysers.robustness.measures import paper_share
 from raysers.text import printable
 from raysers.types import DIMENSIONS
 
@@ -80,6 +83,26 @@ def robustness_by_change(metrics: pd.DataFrame) -> pd.DataFrame:
     found = over_seeds(found[(found.metric != "robustness") & (found.model != RANDOM)])
     change = found.metric.str.removeprefix("robustness_").str.replace("_", " ")
     return dots(found, change, found.model)
+
+
+def robustness_means(metrics: pd.DataFrame, of: str) -> pd.DataFrame:
+    """Section 4.5: mean share of unchanged scores by `model`, or by `perturbation` over the models.
+
+    Beside the paper's means only where corpora and perturbations are those of the paper.
+    """
+    found = main_splits(_robustness(metrics))
+    found = found[(found.metric == "robustness") == (of == "model")]
+    if of == "perturbation":
+        found = found[found.model != RANDOM]
+    name = found.model if of == "model" else found.metric.str.removeprefix("robustness_")
+    means = found.groupby(name, sort=False).value.agg(value="mean", n="count")
+    means = means.reset_index(names="row")
+    is_paper = set(found.dataset) == set(paper_numbers().datasets)
+    return means.assign(
+        row=means.row.str.replace("_", " "), column="mean", series="", low=math.nan, high=math.nan,
+        block="mean over corpora and dimensions" + ", and models" * (of != "model"),
+        paper=means.row.map(paper_share) if is_paper else math.nan,
+    )  # fmt: skip
 
 
 def fairness(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -154,8 +177,6 @@ def learning(curves: pd.DataFrame, study: str = "seeds") -> pd.DataFrame:
     if curves.empty:
         return pd.DataFrame(columns=["column", "series", "x", "value", "low", "high", "n"])
     found = curves[(curves.study == study) & curves.dimension.isin(DIMENSIONS)].dropna(subset="ccc")
-    if "step" not in found:  # an output of an earlier version
-        found = found.assign(step=float("nan"))
     last = found.groupby("model")[["epoch", "step"]].transform("max")
     found = found.assign(x=(found.step * last.epoch / last.step).fillna(found.epoch))
     keys = ["dimension", "model", "x"]
@@ -186,11 +207,8 @@ def _probed(found: Evidence, kinds: Sequence[str], number: int) -> Iterator[Char
 def _words(folder: str) -> Table:
     words = frame_of(folder, "words")
     words = words[words.side.fillna("") != ""].sort_values("valence") if len(words) else words
-    columns = [
-        c
-        for c in ("word", "source", "side", "valence", "ci_low", "ci_high", "occurrences")
-        if c in words
-    ]
+    known = ("word", "source", "side", "valence", "ci_low", "ci_high", "occurrences")
+    columns = [name for name in known if name in words]
     return frame_table("Words by the mean valence of the clips they are said in", words[columns])
 
 
@@ -218,6 +236,15 @@ CHARTS: Mapping[int, Sequence[Dots | Lines] | Callable[[Evidence], Iterator[Char
             rows=robustness_by_change,
             row="perturbation",
             series="model",
+        ),
+        *(
+            _UNCHANGED(
+                key=f"figure-3-mean-{of}",
+                title=f"mean over all but the {of} (section 4.5)",
+                rows=partial(robustness_means, of=of),
+                row=of,
+            )
+            for of in ("model", "perturbation")
         ),
     ],
     4: [
@@ -361,16 +388,11 @@ def _study_charts(key: str, study: str, metrics: pd.DataFrame, found: Evidence) 
         specs.append(_CCC(key=f"{key}ccc", rows=lambda _: correctness(alone), row=compared))
     curves = learning(found.curves, study)
     if not varied and len(curves) and curves.n.max() > 1:
+        title = "learning curves, mean of the seeds"
         specs.append(
-            Lines(
-                key=f"{key}curves",
-                title="learning curves, mean of the seeds",
-                rows=lambda _: curves,
-                axis="epoch",
-                values="CCC on dev",
-                bounds="± 1 sd",
-            )
-        )
+            Lines(key=f"{key}curves", title=title, rows=lambda _: curves, axis="epoch",
+                  values="CCC on dev", bounds="± 1 sd")
+        )  # fmt: skip
     yield from (chart for spec in specs if (chart := _chart(spec, found)) is not None)
     for row in paper_document()["figures"]:
         if row["number"] in _OF_ANY_STUDY:

@@ -247,27 +247,14 @@ def _published() -> Mapping[str, Any]:
     return document
 
 
-def paper_mean(metric: str, dimension: str, model: str, names: Collection[str]) -> float:
-    """The paper's mean over its models, corpora and dimensions (section 4.5); NaN: none.
+def paper_share(name: str) -> float:
+    """The paper's mean share unchanged of a model or perturbation (section 4.5); NaN: not stated.
 
-    For orientation only, so no `paper` of the metrics table. Of the mean over all perturbations,
-    which have to be the paper's eight, there is one a model and one a dimension.
-
-    Args:
-        metric: `robustness` or that of a perturbation.
-        dimension: one of the three, or `mean`.
-        model: as in a result.
-        names: the perturbations that the mean is over.
+    Over its three corpora and the dimensions, and its eight perturbations or its models.
     """
     theirs = _published()["paper"]
-    if metric != OVERALL:
-        name = metric.removeprefix(f"{OVERALL}_")
-        return float(theirs["perturbations"].get(name, NAN)) if dimension == MEAN else NAN
-    if set(names) != set(theirs["perturbations"]):
-        return NAN
-    if dimension != MEAN:
-        return float(theirs["dimensions"][dimension])
-    return float(theirs["models"].get(paper_model(model), fmean(theirs["dimensions"].values())))
+    known = theirs["perturbations"] | theirs["models"]
+    return float(known.get(name, known.get(paper_model(name), NAN)))
 
 
 def of_ser_tests() -> set[str]:

@@ -39,7 +39,6 @@ from raysers.robustness.measures import (
     Change,
     Comparison,
     of_ser_tests,
-    paper_mean,
     robustness_rows,
     ser_tests,
     ser_tests_share,
@@ -98,30 +97,19 @@ def print_robustness(
 
 
 def _share_table(rows: pd.DataFrame, model: str, how: Comparison) -> Table:
-    table = _table("", *DIMENSIONS, "mean [95 %]", "paper", "ser-tests", "random")
+    table = _table("", *DIMENSIONS, "mean [95 %]", "ser-tests", "random")
     shares = _of_metric(rows, OVERALL)
     own, random = (_by_dimension(shares[mask]) for mask in _parted(shares))
     small = [n for n in map(_name, own) if n in of_ser_tests()]
     for metric, of in own.items():
-        paper = _paper(metric, model, [n for n in map(_name, own) if n != OVERALL], how)
         beside = ser_tests_share(small if metric == OVERALL else [_name(metric)], model, how)
         chance = random[metric][MEAN].value if metric in random else np.nan
         cells = [number(of[d].value) for d in DIMENSIONS]
-        published = map(number, (paper, beside, chance))
+        published = map(number, (beside, chance))
         name = "all small changes" if metric == OVERALL else _name(metric)
         style = "bold" if metric == OVERALL else None
         table.add_row(name, *cells, _with_bounds(of[MEAN]), *published, style=style)
     return table
-
-
-def _paper(metric: str, model: str, names: Sequence[str], how: Comparison) -> float:
-    """The paper's mean, where ours was made in the same way."""
-    small = [name for name in names if name not in HARD]
-    over = small if metric == OVERALL else [_name(metric)]
-    other_tone = how.tone_snr != "peak" and TONE in over
-    if how.threshold != Comparison().threshold or other_tone:
-        return np.nan
-    return paper_mean(metric, MEAN, model, small)
 
 
 def _size_table(rows: pd.DataFrame) -> Table:
@@ -218,10 +206,8 @@ def reading_notes(
     if panels > _MOST_PANELS:
         yield f"the picture shows the first {_MOST_PANELS} of {panels} datasets and splits"
     yield f"unchanged: {how.text}; published shares stand beside a threshold of .05 only"
-    if TONE in names:
-        whose = "paper's" if how.tone_snr == "peak" else "ser-tests'"
-        yield f"{TONE}: SNR of the clip's {how.tone_snr}, so beside it are the {whose} figures only"
-    yield "paper: means over its models, corpora and dimensions (section 4.5)"
+    if TONE in names and how.tone_snr == "peak":
+        yield f"{TONE}: SNR of the clip's peak, as in the paper; ser-tests' is of its RMS"
     yield "ser-tests: mean over its corpora for this model, or for the paper's eight models"
     if "phone" in names and not amr:
         yield "phone: without the AMR codec, which needs the package av"
@@ -275,8 +261,7 @@ def _draw_panel(axis: Any, lines: Mapping[str, Mapping[str, Any]], how: Comparis
             bounds = row.ci_low, row.ci_high
             plotting.interval(axis, row.value, bounds, height, COLOURS[dimension])
         beside = ser_tests_share([_name(metric)], "", how)
-        for value, marker in ((_paper(metric, "", [], how), "D"), (beside, "|")):
-            plotting.published(axis, value, y, marker=marker)
+        plotting.published(axis, beside, y, marker="|")
     plotting.name_rows(axis, [_name(metric).replace("_", " ") for metric in lines])
     axis.set_xlim(-0.01, 1.02)
     axis.grid(axis="x")
@@ -288,7 +273,6 @@ def _legend(figure: Any) -> None:
     hollow: dict[str, Any] = {"linestyle": "", "color": INK, "mfc": "none"}
     marks = [
         *(Line2D([], [], marker="o", linestyle="", color=COLOURS[d], label=d) for d in DIMENSIONS),
-        Line2D([], [], marker="D", label="paper, mean", **hollow),
         Line2D([], [], marker="|", label="ser-tests, mean", **hollow),
         Line2D([], [], color=SOFT, lw=0.8, linestyle=(0, (2, 3)), label="random"),
     ]

@@ -158,7 +158,7 @@ def test_another_threshold_on_a_finished_output_compares_anew_and_scores_nothing
     assert {p: p.read_bytes() for p in (calm / "robustness").iterdir()} == before
     new = metrics_of(calm)
     assert all(r["value"] == 1.0 for key, r in new.items() if key[-1] == "robustness")
-    assert "paper" in capsys.readouterr().out
+    assert "ser-tests" in capsys.readouterr().out
     assert run(*args) == 0
     again = metrics_of(calm)
     assert {k: r["value"] for k, r in again.items()} == {k: r["value"] for k, r in old.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from raysers.errors import ConfigError
 from raysers.report import figures
 from raysers.report.charts import Dots, dots_chart
-from raysers.report.embeddings import neighbours, places, read_map
+from raysers.report.embeddings import map_charts, neighbours, places, read_map
 from raysers.report.evidence import (
     PAPER_STUDIES,
     Evidence,
@@ -113,6 +114,27 @@ def test_figure_3_tells_the_mean_from_each_perturbation():
     ]
 
 
+def test_means_of_section_4_5_stand_beside_the_papers_only_over_its_three_corpora():
+    rows = [
+        value(v, m, dataset=d, dimension=dimension, metric=f"robustness{change}")
+        for m, d, dimension, v in (
+            ("w2v2-L-robust", "msp-podcast", "arousal", 0.9),
+            ("w2v2-L-robust", "iemocap", "arousal", 0.8),
+            ("w2v2-L-robust", "cmu-mosi", "valence", 0.4),
+            ("mine", "iemocap", "valence", 0.3),
+        )
+        for change in ("", "_gain")
+    ]
+    for of, wanted in (
+        ("model", {"w2v2-L-robust": (0.7, 0.98), "mine": (0.3, None)}),
+        ("perturbation", {"gain": (0.6, 0.995)}),
+    ):
+        found = figures.robustness_means(frame(*rows), of).set_index("row")
+        assert found.value.to_dict() == pytest.approx({k: v for k, (v, _) in wanted.items()})
+        assert found.paper.dropna().to_dict() == {k: p for k, (_, p) in wanted.items() if p}
+        assert figures.robustness_means(frame(*rows[:4]), of).paper.isna().all()
+
+
 def test_figure_5_begins_with_the_hardest_speaker_by_the_mean_over_models_and_dimensions():
     rows = [
         value(v, m, metric="speaker_ccc", group="speaker", group_value=s)
@@ -132,7 +154,7 @@ def test_figures_7_and_9_compare_only_models_with_two_variants():
 
 
 def test_figure_12_is_the_mean_over_seeds_with_a_sample_standard_deviation():
-    one = {"study": "seeds", "model": "m", "dimension": "valence", "epoch": 1}
+    one = {"study": "seeds", "model": "m", "dimension": "valence", "epoch": 1, "step": None}
     rows = [one | {"ccc": ccc, "seed": s} for s, ccc in enumerate((0.2, 0.4, 0.9))]
     rows.append(rows[0] | {"epoch": 2, "ccc": 0.7})
     rows += [rows[0] | {"study": "other"}, rows[0] | {"dimension": "mean"}, rows[0] | {"ccc": None}]
@@ -196,7 +218,7 @@ def test_own_studies_are_shown_by_themselves_and_never_in_the_paper_s_figures():
     cells = pd.DataFrame({"study": ["mine", "gone"], "kind": "train"})
     found = Evidence(metrics=frame(cell("a", 0.5), *more), cells=cells)
     exhibits, missing = study_exhibits(found)
-    assert [len(one.charts) for one in exhibits] == [2, 1]
+    assert [len(one.charts) for one in exhibits] == [3, 1]
     assert [one.name for one in missing] == ["Study gone"]
     assert paper_figures(found)[0] == []
 
@@ -254,19 +276,30 @@ def test_embeddings_are_a_sample_that_no_cut_into_parts_changes(tmp_path):
     assert len(one) == 25
     assert one.drop(columns="embedding").equals(other.drop(columns="embedding"))
     assert set(one.sex) == {"female", "male"}
-    assert one.is_label.all()
+    assert (one.valence_is_label.all(), one.arousal_is_label.all()) == (True, True)
 
 
 def test_a_map_keeps_clusters_apart_and_their_neighbourhoods_are_their_own():
     rng = np.random.default_rng(0)
     group = np.arange(60) % 3
     embedding = rng.normal(0, 0.2, (60, 12)) + 4 * np.eye(12)[group]
-    plane = places(embedding)
-    assert np.array_equal(plane, places(embedding))
+    clips = pd.DataFrame({"corpus": [f"c{g}" for g in group], "embedding": list(embedding)})
+    plane = places(clips)
+    assert np.array_equal(plane, places(clips))
     middles = np.array([plane[group == g].mean(axis=0) for g in range(3)])
     nearest = np.linalg.norm(plane[:, None] - middles, axis=2).argmin(axis=1)
     assert np.array_equal(nearest, group)
-    clips = pd.DataFrame({"corpus": [f"c{g}" for g in group]})
-    assert [row[2:] for row in neighbours(clips, embedding, ["corpus"])] == [
-        [20, "1.00", "0.33"]
-    ] * 3
+    assert [row[2:] for row in neighbours(clips, ["corpus"])] == [[20, "1.00", "0.33"]] * 3
+
+
+def test_figure_8_shows_the_models_of_a_study_side_by_side_by_what_is_known_and_each_dimension(
+    tmp_path,
+):
+    runs = [
+        replace(read_evidence([str(annotated(tmp_path / name))]).runs[0], model=name)
+        for name in ("cnn14", "random", "robust")
+    ]
+    (chart,) = map_charts(Evidence(cell_runs=runs))
+    assert set(chart.pictures["figure-8"]) == {"png", "svg"}
+    assert {row[0] for row in chart.numbers.rows} == {"cnn14", "random", "robust"}
+    assert "coloured by corpus, sex, speaker, arousal, dominance, valence" in chart.alt
