@@ -221,10 +221,9 @@ def evaluate(
         ConfigError: predictions and labels do not fit together.
         TypeError: an unknown flag.
     """
-    from raysers.evaluation import runs
+    from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels
     from raysers.evaluation.predictions import predictions_of
     from raysers.evaluation.rows import to_table
-    from raysers.evaluation.runs import EvaluateFlags
 
     found = []
     if isinstance(predictions, Mapping):
@@ -237,7 +236,7 @@ def evaluate(
         made = EvaluateFlags(labels=places, output="-", predictions=("-",), **flags)
         made.check()
         emotions = any(one.has_categories for one in found)
-        report = runs.measure(made, runs.read_labels(made, emotions=emotions), found)
+        report = measure(made, read_labels(made, emotions=emotions), found)
     metrics: pd.DataFrame = to_table(report.rows, "").to_pandas()
     return metrics.drop(columns="run_id")
 

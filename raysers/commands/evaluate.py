@@ -14,9 +14,19 @@ from __future__ import annotations
 from raysers.annotation import AnnotateTask
 from raysers.cli import as_plain, command
 from raysers.commands.annotate import AnnotateFlags, annotate
-from raysers.evaluation import runs, suite, tables
+from raysers.evaluation.evaluate import (
+    EvaluateFlags,
+    Labels,
+    folder_names,
+    labelled_clips,
+    measure,
+    print_coverage,
+    read_labels,
+    write,
+)
 from raysers.evaluation.predictions import read_predictions
-from raysers.evaluation.runs import EvaluateFlags
+from raysers.evaluation.published import print_tests
+from raysers.evaluation.rows import print_metrics, print_notes
 from raysers.io import storage
 from raysers.run import Exit, Run
 
@@ -32,27 +42,27 @@ def evaluate(flags: EvaluateFlags) -> int:
         tasks = [AnnotateTask.load(m, dtype=flags.dtype, max_padded_s=0) for m in flags.model]
         emotions = any(one.has_categories for one in found)
         emotions = emotions or any(task.outputs.categories for task in tasks)
-        labels = runs.read_labels(flags, emotions=emotions)
-        report = None if flags.model else runs.measure(flags, labels, found)
+        labels = read_labels(flags, emotions=emotions)
+        report = None if flags.model else measure(flags, labels, found)
         run.begin(as_plain(flags), flags.settings)
         if report is None:
             found += [read_predictions(uri) for uri in predict(flags, labels)]
-            report = runs.measure(flags, labels, found)
+            report = measure(flags, labels, found)
         good = report.failed_share <= flags.max_failed
-        runs.write(report, run, good=good)
-    tables.print_coverage(report.coverage)
-    tables.print_metrics(report.rows)
-    suite.print_tests(report.tests)
-    tables.print_notes(report.notes)
+        write(report, run, good=good)
+    print_coverage(report.coverage)
+    print_metrics(report.rows)
+    print_tests(report.tests)
+    print_notes(report.notes)
     print(f"metrics: {storage.join(flags.output, 'metrics')}")
     return Exit.DONE if good else Exit.TOO_MANY_FAILED
 
 
-def predict(flags: EvaluateFlags, labels: runs.Labels) -> list[str]:
+def predict(flags: EvaluateFlags, labels: Labels) -> list[str]:
     """Annotate with every model; the folders of the predictions."""
-    clips = flags.input or (runs.labelled_clips(flags, labels),)
+    clips = flags.input or (labelled_clips(flags, labels),)
     folders = []
-    for model, name in runs.folder_names(flags.model).items():
+    for model, name in folder_names(flags.model).items():
         folders.append(storage.join(flags.output, "predictions", name))
         annotate(
             AnnotateFlags(

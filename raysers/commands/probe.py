@@ -26,11 +26,17 @@ from raysers.commands.annotate import AnnotateFlags, annotate
 from raysers.commands.synthesize import synthesize
 from raysers.data.manifest import is_whole, manifest_parts, write_manifest
 from raysers.engine import output as parts
-from raysers.evaluation import runs, tables
+from raysers.evaluation.evaluate import folder_names
 from raysers.evaluation.predictions import read_predictions
-from raysers.evaluation.rows import NAN, Row, to_table
-from raysers.evaluation.runs import METRICS_PART
-from raysers.evaluation.tables import number, report_console
+from raysers.evaluation.rows import (
+    METRICS_PART,
+    NAN,
+    Row,
+    number,
+    print_notes,
+    report_console,
+    to_table,
+)
 from raysers.io import storage
 from raysers.run import Exit, Run
 from raysers.types import DIMENSIONS
@@ -70,7 +76,7 @@ def probe(flags: ProbeFlags) -> int:
         outcome = {"rows": len(rows), "pictures": pictures, "notes": notes}
         run.finish("done" if code == Exit.DONE else "done_with_failures", outcome)
     print_probe(rows, found["words"].table if "words" in found else None)
-    tables.print_notes([*notes, *_reading_notes(rows)])
+    print_notes([*notes, *_reading_notes(rows)])
     print(f"metrics: {storage.join(flags.output, 'metrics')}")
     print(f"pictures: {', '.join(pictures)}")
     return code
@@ -91,7 +97,7 @@ def speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, li
             "respoken": storage.join(flags.output, CLIPS_RESPOKEN),
         }
     models = []
-    for model, name in runs.folder_names(flags.model).items():
+    for model, name in folder_names(flags.model).items():
         folders = {what: storage.join(flags.output, "scores", name, what) for what in speech}
         for what, place in speech.items():
             scoring = AnnotateFlags(

@@ -22,7 +22,7 @@ from raysers.commands.evaluate import evaluate
 from raysers.commands.probe import probe
 from raysers.engine import cluster
 from raysers.errors import RaysersError
-from raysers.evaluation.tables import print_notes
+from raysers.evaluation.rows import print_notes
 from raysers.io import storage
 from raysers.run import Exit, Run
 from raysers.studies import plan, runner, work

@@ -17,7 +17,7 @@ from raysers.cli import ClipJobFlags, Hidden, as_plain, command
 from raysers.engine.job import ClipJob
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap
-from raysers.evaluation.tables import print_notes
+from raysers.evaluation.rows import print_notes
 from raysers.io import storage
 from raysers.models.asr import DEFAULT_ASR
 from raysers.words.transcribe import TranscribeTask, print_word_errors, score_words

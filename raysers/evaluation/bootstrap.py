@@ -13,19 +13,26 @@ set are one matrix product, however many models, dimensions and metrics there ar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 from scipy.stats import beta
 
-from raysers.evaluation.metrics import Floats, ratio
+from raysers.evaluation.metrics import (
+    NOTHING,
+    OF_SUMS,
+    Floats,
+    Integers,
+    ratio,
+    sum_by_unit,
+    unit_sums,
+)
 from raysers.evaluation.scores import Scores, Subset, ordinals
 from raysers.seeding import generator
-
-Integers = NDArray[np.int64]
 
 #: Units an interval needs; with fewer than `FEW_UNITS` speakers it is rough.
 FEWEST_UNITS, FEW_UNITS = 5, 10
@@ -33,14 +40,10 @@ FEWEST_UNITS, FEW_UNITS = 5, 10
 MOST_UNITS = 10_000
 #: With more undefined draws than this an interval would describe the rest only.
 _MOST_UNDEFINED = 0.05
-#: Cells a note names.
-MOST_NAMED = 6
+#: Subsets a note names.
+_MOST_NAMED = 6
 #: Counts held at a time: bounds the memory, and fixes how the generator is read.
 _CHUNK_COUNTS = 2_000_000
-#: Variances below this are rounding: labels and scores are float32 in about 0..1.
-_NOTHING = 1e-14
-#: Sums behind the metrics: number of pairs, then sums over them; x is the prediction, y the label.
-COLUMNS = ("n", "x", "y", "xx", "yy", "xy", "abs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,22 +56,40 @@ class Bootstrap:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Bootstrap draws of figures.
+    """Figures and their bootstrap draws.
 
     Attributes:
+        value: of all clips, [...]; NaN: undefined.
         values: [draws, ...]; NaN: undefined.
         units: how many units each figure is drawn from, [...].
     """
 
+    value: Floats
     values: Floats
     units: Integers
 
+    def __getitem__(self, place: Any) -> Draws:
+        place = place if isinstance(place, tuple) else (place,)
+        return Draws(self.value[place], self.values[:, *place], self.units[place])
+
     def __sub__(self, other: Draws) -> Draws:
-        return Draws(self.values - other.values, np.minimum(self.units, other.units))
+        return self.with_other(other, np.subtract)
+
+    def with_other(self, other: Draws, function: Callable[[Floats, Floats], Floats]) -> Draws:
+        """A function of the two, drawn together, or independently where their keys differ."""
+        values = function(self.values, other.values)
+        units = np.minimum(self.units, other.units)
+        return Draws(function(self.value, other.value), values, units)
 
     def interval(self) -> tuple[Floats, Floats]:
-        """See `interval`."""
-        return interval(self.values, self.units)
+        """See `interval`; NaN where the figure is undefined."""
+        low, high = interval(self.values, self.units)
+        there = np.isfinite(self.value)
+        return np.where(there, low, np.nan), np.where(there, high, np.nan)
+
+    def share_interval(self, n: Integers) -> tuple[Floats, Floats]:
+        """See `share_interval`."""
+        return share_interval(self.value, self.values, self.units, n)
 
 
 def tail(units: Integers) -> Floats:
@@ -85,11 +106,7 @@ def interval(draws: Floats, units: Integers | int) -> tuple[Floats, Floats]:
     """Bounds of the expanded percentile interval, [k, ...] -> [...] twice.
 
     NaN below `FEWEST_UNITS`, with more than 5 % undefined draws (fewer are left out), and without
-    any draws.
-
-    Args:
-        draws: figures of every draw; NaN: undefined.
-        units: how many speakers (or clips) were drawn, [...] or one number for all.
+    any draws. `units` are the speakers (or clips) that were drawn, [...] or one number for all.
     """
     draws = np.asarray(draws, np.float64)
     shape = draws.shape[1:]
@@ -111,17 +128,11 @@ def interval(draws: Floats, units: Integers | int) -> tuple[Floats, Floats]:
 def share_interval(
     share: Floats, draws: Floats, units: Integers | int, n: Integers
 ) -> tuple[Floats, Floats]:
-    """95 % interval of shares: the exact one of as many independent clips as these are worth.
+    """95 % interval of shares: the exact one of as many independent clips as these `n` are worth.
 
     Korn and Graubard (1998): Clopper-Pearson for p (1 - p) / variance clips, at most `n`, times
     (t(.975, n - 1) / t(.975, units - 1))^2; the variance is that of the draws. Percentiles are too
     narrow near 0 and 1 (coverage .6 to .85), and a point where all clips agree. NaN as `interval`.
-
-    Args:
-        share: the shares, [...].
-        draws: as in `interval`.
-        units: as in `interval`.
-        n: clips behind each share, [...].
     """
     low, _ = interval(draws, units)
     count = np.maximum(np.asarray(units, np.float64), 2)
@@ -129,7 +140,7 @@ def share_interval(
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # no draws
         variance = np.nanvar(draws, axis=0) * count / (count - 1)
-        worth = np.minimum(clips, ratio(share * (1 - share), variance, variance > 0))
+        worth = np.minimum(clips, ratio(share * (1 - share), variance))
         worth = np.where(np.isfinite(worth), worth, clips)
         worth = worth * (stdtrit(clips - 1, 0.975) / stdtrit(count - 1, 0.975)) ** 2
         hits = share * worth
@@ -163,60 +174,63 @@ def _units(speaker: Integers, clip: Integers) -> tuple[NDArray[np.intp], int]:
 
 
 def units_of(scores: Scores, cell: Subset) -> tuple[NDArray[np.intp], int]:
-    """`resampling_units` of the clips of a cell."""
+    """`resampling_units` of the clips of a subset."""
     return _units(scores.coded("speaker")[0][cell.rows], scores.coded("clip_id")[0][cell.rows])
 
 
-def speakers_of(scores: Scores, cell: Subset, there: NDArray[np.bool_]) -> Integers:
-    """Known speakers of the clips that each figure is from, [clips of the cell, k] -> [k]."""
+def support(scores: Scores, cell: Subset, there: NDArray[np.bool_]) -> tuple[Integers, Integers]:
+    """Clips and known speakers that each figure is from, [clips of the cell, k] -> [k] twice."""
     speaker = scores.coded("speaker")[0][cell.rows]
-    counts = [len(np.unique(speaker[column & (speaker >= 0)])) for column in there.T]
-    return np.array(counts, np.int64)
+    speakers = [len(np.unique(speaker[column & (speaker >= 0)])) for column in there.T]
+    return there.sum(axis=0), np.array(speakers, np.int64)
+
+
+def pairs(truth: Floats, prediction: Floats) -> Integers:
+    """How many clips have both label and prediction, [n, k] and [n, k] -> [k]."""
+    return np.asarray((np.isfinite(truth) & np.isfinite(prediction)).sum(axis=0), np.int64)
+
+
+def few_speakers(speakers: int) -> str:
+    """What a reader should know of an interval over so many speakers; empty: nothing."""
+    if 2 <= speakers < FEWEST_UNITS:
+        return f"no intervals, which need at least {FEWEST_UNITS} speakers"
+    return "intervals from so few speakers are rough" if 2 <= speakers < FEW_UNITS else ""
 
 
 def interval_notes(scores: Scores, cells: Sequence[Subset]) -> Iterator[str]:
-    """Cells whose intervals are missing, rough or too narrow, and why."""
+    """Subsets whose intervals are missing, rough or too narrow, and why."""
     found: dict[str, list[str]] = {}
     for cell in cells:
         speaker = scores.coded("speaker")[0][cell.rows]
         known, units = len(np.unique(speaker[speaker >= 0])), units_of(scores, cell)[1]
-        name = f"{cell.dataset} {cell.split}" + (f", {cell.group_value}" if cell.group else "")
         if known < 2 and cell.group != "speaker":
             text = (
                 "fewer than two speakers are known, so clips were resampled and the intervals may "
                 "be too narrow"
             )
-            found.setdefault(text, []).append(name)
-        elif known >= 2 and units < FEWEST_UNITS:
-            text = f"no intervals, which need at least {FEWEST_UNITS} speakers"
-            found.setdefault(text, []).append(f"{name} ({units})")
-        elif known >= 2 and units < FEW_UNITS:
-            text = "intervals from so few speakers are rough"
-            found.setdefault(text, []).append(f"{name} ({units})")
-    for text, names in found.items():
-        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
-        yield f"{', '.join(names[:MOST_NAMED])}{more}: {text}"
+            found.setdefault(text, []).append(str(cell))
+        elif known >= 2 and (text := few_speakers(units)):
+            found.setdefault(text, []).append(f"{cell} ({units})")
+    yield from (f"{some_cells(names)}: {text}" for text, names in found.items())
+
+
+def some_cells(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def resample(sums: Floats, draws: int, rng: np.random.Generator) -> Floats:
-    """Sums of `draws` samples of the units with replacement, [units, ...] -> [draws, ...].
-
-    Every draw takes as many units as there are.
-    """
-    flat = sums.reshape(len(sums), -1)
-    drawn = [counts @ flat for counts in _counts(len(sums), draws, rng)]
-    return np.concatenate([np.empty((0, flat.shape[1])), *drawn]).reshape(draws, *sums.shape[1:])
-
-
-def _counts(units: int, draws: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """How often each unit is in each draw, [some draws, units], until all `draws` are done."""
+    """Sums of `draws` samples of the units with replacement, [units, ...] -> [draws, ...]."""
+    units, flat = len(sums), sums.reshape(len(sums), -1)
+    drawn: list[Floats] = [np.empty((0, flat.shape[1]))]
     at_once = max(1, _CHUNK_COUNTS // max(units, 1))
     for first in range(0, draws, at_once):
         rows = min(at_once, draws - first)
-        picked = rng.integers(0, units, size=(rows, units))
-        picked += np.arange(rows)[:, None] * units
-        counts = np.bincount(picked.ravel(), minlength=rows * units)
-        yield counts.reshape(rows, units).astype(np.float64)
+        picked = rng.integers(0, units, size=(rows, units)) + np.arange(rows)[:, None] * units
+        counts = np.bincount(picked.ravel(), minlength=rows * units).reshape(rows, units)
+        drawn.append(counts.astype(np.float64) @ flat)
+    return np.concatenate(drawn).reshape(draws, *sums.shape[1:])
 
 
 def draw(
@@ -226,7 +240,7 @@ def draw(
     bootstrap: Bootstrap,
     *key: str,
 ) -> Draws:
-    """Bootstrap draws of figures, each drawn from the units that have its data.
+    """Figures and their bootstrap draws, each drawn from the units that have its data.
 
     Args:
         figures: figures of sums, [..., *sums' other axes] -> [..., *figures].
@@ -235,8 +249,7 @@ def draw(
         bootstrap: draws and seed.
         key: names the draws.
     """
-    shape = there.shape[1:]
-    flat = there.reshape(len(there), -1)
+    shape, flat = there.shape[1:], there.reshape(len(there), -1)
     values = np.full((bootstrap.draws, flat.shape[1]), np.nan)
     patterns, which = np.unique(flat, axis=1, return_inverse=True)
     for i, units in enumerate(patterns.T):
@@ -245,125 +258,43 @@ def draw(
         drawn = resample(sums[units], bootstrap.draws, generator(bootstrap.seed, *key))
         mine = which.ravel() == i
         values[:, mine] = figures(drawn).reshape(len(values), flat.shape[1])[:, mine]
-    return Draws(values.reshape(len(values), *shape), flat.sum(axis=0).reshape(shape))
+    units = flat.sum(axis=0).reshape(shape)
+    return Draws(figures(sums.sum(axis=0)), values.reshape(len(values), *shape), units)
 
 
 def draw_metrics(
     scores: Scores, cell: Subset, predictions: Sequence[Floats], bootstrap: Bootstrap
 ) -> dict[str, Draws]:
-    """Draws of every metric of `OF_SUMS`, [draws, len(predictions), 3].
+    """Every metric of `OF_SUMS` of a subset, [len(predictions), 3].
 
-    Args:
-        scores: the clips the cell is of.
-        cell: which of them; names the draws.
-        predictions: arrays [n, 3] of all clips; NaN leaves a clip out.
-        bootstrap: number of draws, and seed.
+    There is no CCC of constant labels, which would be 0 whatever the model predicts. The key of the
+    subset names the draws. `predictions` are of all clips, [n, 3]; NaN leaves a clip out.
     """
     unit, units = units_of(scores, cell)
     truth = scores.truth[cell.rows]
-    offset = mean_label(truth)
+    there = np.isfinite(truth)
+    offset = np.where(there, truth, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
     parts = [unit_sums(truth, p[cell.rows], unit, units, offset) for p in predictions]
     sums = np.stack(parts, axis=1)
 
     def figures(drawn: Floats) -> Floats:
         return np.stack([metric(drawn) for metric in OF_SUMS.values()], axis=-1)
 
-    there = np.repeat(sums[..., 0, None] > 0, len(OF_SUMS), axis=-1)
-    found = draw(figures, sums, there, bootstrap, *cell.key)
-    return {
-        name: Draws(found.values[..., i], found.units[..., i]) for i, name in enumerate(OF_SUMS)
-    }
+    known = np.repeat(sums[..., 0, None] > 0, len(OF_SUMS), axis=-1)
+    found = draw(figures, sums, known, bootstrap, *cell.key)
+    whole = sums.sum(axis=0)
+    varies = ratio(whole[..., 4], whole[..., 0]) - ratio(whole[..., 2], whole[..., 0]) ** 2
+    found.value[..., 0][~(varies > NOTHING)] = np.nan
+    return {name: found[..., i] for i, name in enumerate(OF_SUMS)}
 
 
 def drawn_counts(
     scores: Scores, cell: Subset, each: Floats, bootstrap: Bootstrap
 ) -> tuple[Floats, int]:
-    """Sums of every draw over what each clip of the cell counts, [clips, k] -> [draws, k].
+    """Sums of every draw over what each clip of the subset counts, [clips, k] -> [draws, k].
 
     Also how many units were drawn; those whose clips count nothing are left out.
     """
     sums = sum_by_unit(each, *units_of(scores, cell))
     sums = sums[sums.any(axis=1)]
     return resample(sums, bootstrap.draws, generator(bootstrap.seed, *cell.key)), len(sums)
-
-
-def mean_label(truth: Floats) -> Floats:
-    """Mean of the labels that are there, [n, 3] -> [3]; 0 where there is none."""
-    there = np.isfinite(truth)
-    total: Floats = np.where(there, truth, 0.0).sum(axis=0)
-    return np.asarray(total / np.maximum(there.sum(axis=0), 1), np.float64)
-
-
-def pairs(truth: Floats, prediction: Floats) -> Integers:
-    """How many clips have both label and prediction, [n, 3] and [n, 3] -> [3]."""
-    both = np.isfinite(truth) & np.isfinite(prediction)
-    return np.asarray(both.sum(axis=0), np.int64)
-
-
-def unit_sums(
-    truth: Floats, prediction: Floats, unit: NDArray[np.intp], units: int, offset: Floats
-) -> Floats:
-    """Sums over the clips of every unit, [n, d] and [n, d] -> [units, d, len(COLUMNS)].
-
-    Values are taken relative to an offset near their mean: the raw second moments would lose the
-    variance to rounding.
-
-    Args:
-        truth: labels; a NaN leaves the clip out of that dimension.
-        prediction: predictions; as `truth`.
-        unit: number of the unit each clip belongs to, [n].
-        units: how many units there are.
-        offset: what to subtract from labels and predictions alike, [d].
-    """
-    there = np.isfinite(truth) & np.isfinite(prediction)
-    x = np.where(there, prediction - offset, 0.0)
-    y = np.where(there, truth - offset, 0.0)
-    parts = [there.astype(np.float64), x, y, x * x, y * y, x * y, np.abs(x - y)]
-    stacked = np.stack(parts, axis=-1).reshape(len(truth), truth.shape[1] * len(COLUMNS))
-    sums: Floats = np.stack(
-        [np.bincount(unit, column, units).astype(np.float64) for column in stacked.T], axis=-1
-    )
-    return sums.reshape(units, truth.shape[1], len(COLUMNS))
-
-
-def sum_by_unit(each: Floats, unit: NDArray[np.intp], units: int) -> Floats:
-    """Sums of what each clip counts, [n, k] -> [units, k]."""
-    columns = [np.bincount(unit, column, units) for column in each.T]
-    return np.stack(columns, axis=-1).astype(np.float64)
-
-
-def _ccc(sums: Floats) -> Floats:
-    n, mean_x, mean_y, var_x, var_y, cov = _central(sums)
-    spread = var_x + var_y + (mean_x - mean_y) ** 2
-    return ratio(2 * cov, spread, (n >= 2) & (spread > _NOTHING))
-
-
-def _pearson(sums: Floats) -> Floats:
-    n, _, _, var_x, var_y, cov = _central(sums)
-    varies = (n >= 2) & (var_x > _NOTHING) & (var_y > _NOTHING)
-    return np.clip(ratio(cov, np.sqrt(np.maximum(var_x * var_y, 0)), varies), -1, 1)
-
-
-def _mae(sums: Floats) -> Floats:
-    return ratio(sums[..., 6], sums[..., 0], sums[..., 0] > 0)
-
-
-def _mean_error(sums: Floats) -> Floats:
-    return ratio(sums[..., 1] - sums[..., 2], sums[..., 0], sums[..., 0] > 0)
-
-
-#: Metrics as functions of the sums, [..., len(COLUMNS)] -> [...]. `mean_error` is the signed one.
-OF_SUMS: Mapping[str, Callable[[Floats], Floats]] = {
-    "ccc": _ccc,
-    "pearson": _pearson,
-    "mae": _mae,
-    "mean_error": _mean_error,
-}
-
-
-def _central(sums: Floats) -> tuple[Floats, ...]:
-    n = sums[..., 0]
-    mean_x, mean_y, xx, yy, xy = (
-        ratio(sums[..., column], n, n > 0) for column in range(1, len(COLUMNS) - 1)
-    )
-    return n, mean_x, mean_y, xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y

@@ -1,120 +1,321 @@
-"""Everything an evaluation measures, as rows of the metrics table, and what to know about them.
+"""An evaluation from flags, labels and predictions to its output folder.
 
+The output is small and made in one go: the same command again replaces it, another one is refused.
 The random baseline is measured as one more model, but not compared: differences, speakers and
 cross-corpus drops are about the models themselves.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.table import Table
 
-from raysers.evaluation.baseline import with_baseline
+from raysers.cli import Models, Output, Uris, as_plain
+from raysers.data.corpora.emotions import speaker_of
+from raysers.data.files import csv_records
+from raysers.data.labelled import read_labelled
+from raysers.data.manifest import is_manifest, read_manifest, write_manifest
+from raysers.engine import output as parts
+from raysers.engine.labelled import index_labelled
+from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap, interval_notes
-from raysers.evaluation.categories import category_notes, category_rows
 from raysers.evaluation.correctness import (
+    category_notes,
+    category_rows,
     comparison_rows,
     constant_notes,
     correctness_rows,
     drop_rows,
 )
-from raysers.evaluation.fairness import SAMPLES, fairness_rows, speaker_rows
-from raysers.evaluation.join import COLUMNS
-from raysers.evaluation.paper import with_paper
-from raysers.evaluation.rows import Row
-from raysers.evaluation.scores import Scores, base_subsets, subsets
-from raysers.types import DIMENSIONS
+from raysers.evaluation.fairness import fairness_rows, speaker_rows
+from raysers.evaluation.join import COLUMNS, Coverage, join, labelled_only, with_dataset_names
+from raysers.evaluation.predictions import (
+    Predictions,
+    backbone_of,
+    merged,
+    pooled,
+    with_training_clips,
+)
+from raysers.evaluation.published import TESTS_PART, correctness_and_fairness, to_tests, with_paper
+from raysers.evaluation.rows import METRICS_PART, Row, report_console, short_names, to_table
+from raysers.evaluation.scores import Scores, base_subsets, subsets, with_baseline
+from raysers.io import storage
+from raysers.run import Run, absolute_output
+from raysers.types import DIMENSIONS, Status
 
-#: The paper's own corpus, where no other is named.
+#: Flags that change nothing in the rows.
+_NOT_DECIDING = ("output", "workers", "max_failed")
+#: The paper's own corpus, where no other is named as home.
 _HOME = "msp-podcast"
-_TRAIN = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags:
+    """Flags of this job."""
+
+    labels: Uris
+    """Labelled clips: manifests, tables, corpus folders, audformat databases."""
+    output: Output
+    """Folder or s3:// prefix for the metrics."""
+    predictions: Uris = ()
+    """Output folders of annotate or train; each is one model's."""
+    model: Models = ()
+    """Models to predict with first, into OUTPUT/predictions."""
+    input: Uris = ()
+    """What --model predicts: audio or manifests; default: the labelled data."""
+    pool: bool = False
+    """The predictions are one model's: the folds of a cross-validation, each clip once."""
+    by: tuple[Literal["sex", "speaker", "language", "emotion", "split", "session"], ...] = ()
+    """Also measure every value of these columns by itself."""
+    bootstrap: int = 1000
+    """Draws behind the intervals; 0 leaves them out."""
+    speaker_samples: int = 200
+    """Per-speaker CCC: clips drawn of each speaker, who must have more than that."""
+    in_domain: str = ""
+    """Corpus the models were trained on, for the cross-corpus drop; default: msp-podcast."""
+    seed: int = 0
+    """Of the draws and of the random baseline."""
+    corpus: str = "auto"
+    """Layout of the labelled data, when it is not to be recognised by itself."""
+    emotion_map: str = ""
+    """Map from emotion categories to the dimensions (a name or YAML), for data without them."""
+    speakers: str = ""
+    """CSV with the `sex` (and mean `pitch_hz`) of every `speaker` or `video`, where not known."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of --model."""
+    workers: int = 0
+    """Model workers for --model; 0 uses every GPU, or every CPU when there is none."""
+    max_failed: float = 0.05
+    """Highest share of failed predictions before the job ends with exit code 3."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        samples, failed = self.speaker_samples, self.max_failed
+        for good, message in (
+            (self.labels, "--labels is empty: give labelled clips"),
+            (self.output, "--output is empty: give a folder or an s3:// prefix"),
+            (
+                self.predictions or self.model,
+                "nothing to evaluate: give --predictions FOLDER or --model MODEL",
+            ),
+            (
+                self.model or not self.input,
+                "--input is what --model predicts: give --model, or drop it",
+            ),
+            (
+                not self.pool or len(self.predictions) + len(self.model) > 1,
+                "--pool puts several predictions together: give more than one",
+            ),
+            (self.bootstrap >= 0, f"--bootstrap is {self.bootstrap}: give 0 (none) or more draws"),
+            (samples >= 2, f"--speaker-samples is {samples}: give at least 2 clips"),
+            (self.workers >= 0, f"--workers is {self.workers}: give 0 (automatic) or more"),
+            (0 <= failed <= 1, f"--max-failed is {failed}: give a share from 0 to 1"),
+        ):
+            if not good:
+                raise ConfigError(message)
+
+    def with_absolute_paths(self) -> EvaluateFlags:
+        """The flags, checked, with absolute paths."""
+        self.check()
+        return replace(
+            self,
+            labels=tuple(map(storage.absolute, self.labels)),
+            output=absolute_output(self.output),
+            predictions=tuple(map(storage.absolute, self.predictions)),
+            input=tuple(map(storage.absolute, self.input)),
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flags that decide the rows."""
+        return {k: v for k, v in as_plain(self).items() if k not in _NOT_DECIDING}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What to measure.
+class Labels:
+    """Labelled clips, and notes on them; with `emotions` a clip may have a category alone."""
 
-    Attributes:
-        by: columns whose values get rows of their own.
-        draws: bootstrap draws; 0: no intervals.
-        seed: of every draw and of the random baseline.
-        speaker_samples: clips drawn per speaker, who must have more.
-        in_domain: dataset the models were trained on; empty: MSP-Podcast when it is there.
-        backbones: by model, the backbone it was trained from, to find the paper's number.
+    table: pa.Table
+    notes: list[str]
+    emotions: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All an evaluation found: rows of the metrics table, tests, notes, every model's coverage."""
+
+    rows: list[Row]
+    tests: pd.DataFrame
+    notes: list[str]
+    coverage: Mapping[str, Coverage]
+
+    @property
+    def failed_share(self) -> float:
+        """Share of failed predictions of the model with the most."""
+        return max(found.failed_share for found in self.coverage.values())
+
+
+def read_labels(flags: EvaluateFlags, *, emotions: bool) -> Labels:
+    """The labelled clips of manifests, tables and corpora.
+
+    `emotions`: some model predicts emotion categories, so that these are labels too.
+
+    Raises:
+        ConfigError: they cannot be read, or no clip has a label.
     """
+    read = read_labelled(
+        flags.labels,
+        corpus=flags.corpus,
+        emotion_map=flags.emotion_map,
+        speakers=flags.speakers,
+    )
+    table = with_dataset_names(labelled_only(read.table, emotions=emotions))
+    if not len(table):
+        names = ", ".join((*DIMENSIONS, "emotion") if emotions else DIMENSIONS)
+        raise ConfigError(
+            f"--labels {' '.join(flags.labels)}: none of its {len(read.table):,} clips has a label "
+            f"for {names}: give labelled clips (or --emotion-map for categories)"
+        )
+    if twice := len(table) - pc.count_distinct(table["clip_id"]).as_py():
+        raise ConfigError(f"--labels: {twice:,} clips are labelled twice: give each source once")
+    if flags.speakers:
+        table = table.append_column("pitch_hz", _pitches(flags.speakers, table))
+    return Labels(table=table, notes=list(read.notes), emotions=emotions)
 
-    by: Sequence[str] = ()
-    draws: int = 1000
-    seed: int = 0
-    speaker_samples: int = SAMPLES
-    in_domain: str = ""
-    backbones: Mapping[str, str] = field(default_factory=dict)
+
+def _pitches(uri: str, table: pa.Table) -> pa.Array:
+    """Mean fundamental frequency of every clip's speaker as a table of speakers has it."""
+    known: dict[str | None, float] = {}
+    for where, record in csv_records(uri, ()):
+        if text := record.get("pitch_hz"):
+            try:
+                known[speaker_of(record.get("speaker"))] = float(text)
+            except ValueError as error:
+                raise ConfigError(f"--speakers {where}: pitch_hz is {text!r}: give Hz") from error
+    return pa.array([known.get(name) for name in table["speaker"].to_pylist()], pa.float64())
 
 
-def assess(scores: Scores, options: Options) -> tuple[list[Row], list[str]]:
-    """All rows, with the paper's numbers beside them, and notes for the reader."""
-    bootstrap = Bootstrap(draws=options.draws, seed=options.seed)
-    both = with_baseline(scores, options.seed)
-    rows = correctness_rows(both, by=options.by, draws=options.draws, seed=options.seed)
-    rows += category_rows(scores, by=options.by, draws=options.draws, seed=options.seed)
+def labelled_clips(flags: EvaluateFlags, labels: Labels) -> str:
+    """A manifest, below the output, of just the clips that have labels; written once."""
+    place = storage.join(flags.output, "clips")
+    if not is_manifest(place) or _starts(read_manifest(place)) != _starts(labels.table):
+        clips, _ = index_labelled(
+            flags.labels,
+            corpus=flags.corpus,
+            emotion_map=flags.emotion_map,
+            speakers=flags.speakers,
+        )
+        write_manifest(place, labelled_only(clips, emotions=labels.emotions))
+    return place
+
+
+def _starts(table: pa.Table) -> list[tuple[str, int]]:
+    """Where clips start; where they end may be unknown until their headers are read."""
+    starts = pc.fill_null(table["start"].cast(pa.int64()), 0).to_pylist()
+    return sorted(zip(table["file"].to_pylist(), starts, strict=True))
+
+
+def measure(flags: EvaluateFlags, labels: Labels, found: Sequence[Predictions]) -> Report:
+    """Join labels and predictions by folder, and measure.
+
+    Raises:
+        ConfigError: predictions and labels do not fit together.
+    """
+    found = [with_training_clips(one) for one in found]
+    models = pooled(found) if flags.pool else merged(found)
+    scores, coverage = join(labels.table, {one.model: one.table for one in models})
+    known = _datasets(scores)
+    if not known:
+        raise ConfigError("--predictions: no labelled clip has scores: see their column status")
+    if flags.in_domain and flags.in_domain not in known:
+        raise ConfigError(f"--in-domain {flags.in_domain}: the clips are of {', '.join(known)}")
+    if unknown := [name for name in flags.by if not any(scores.column(name))]:
+        raise ConfigError(f"--by {' '.join(unknown)}: the labels do not say it of any clip")
+    rows, notes = assess(scores, flags, {one.model: backbone_of(one) for one in models})
+    own = [*labels.notes, *(note for one in models for note in one.notes)]
+    for one in models:
+        if leaks := (one.training.get("data") or {}).get("leakage"):
+            leak = f"trained with --allow-leakage ({leaks[0]}): its figures are too good"
+            own.append(f"{one.model} was {leak}")
+        if one.model.startswith("random:"):
+            own.append(f"{one.model} has random weights: its scores mean nothing")
+        if moved := coverage[one.model].moved:
+            where = f"taken for their folder: {', '.join(moved)}"
+            own.append(f"{one.model}: no file is where the labels say; {where}")
+    tests = correctness_and_fairness(scores, rows)
+    return Report(rows=rows, tests=tests, notes=[*own, *notes], coverage=coverage)
+
+
+def assess(
+    scores: Scores, flags: EvaluateFlags, backbones: Mapping[str, str] | None = None
+) -> tuple[list[Row], list[str]]:
+    """All rows, with the paper's numbers beside them, and notes for the reader.
+
+    `backbones` has, by model, what it was trained from, to find the paper's number.
+    """
+    by, draws, seed = tuple(dict.fromkeys(flags.by)), flags.bootstrap, flags.seed
+    bootstrap, both = Bootstrap(draws=draws, seed=seed), with_baseline(scores, seed)
+    rows = correctness_rows(both, by=by, draws=draws, seed=seed)
+    rows += category_rows(scores, by=by, draws=draws, seed=seed)
     rows += fairness_rows(both, bootstrap)
     rows += comparison_rows(scores, bootstrap)
-    rows += speaker_rows(scores, samples=options.speaker_samples, seed=options.seed)
-    home = home_dataset(scores, options.in_domain)
-    if home:
+    rows += speaker_rows(scores, samples=flags.speaker_samples, seed=seed)
+    if home := _home(scores, flags.in_domain):
         rows += drop_rows(scores, home, bootstrap)
-    rows, paper_notes = with_paper(_with_training(scores, rows), options.backbones)
-    return rows, [*_notes(scores, options, rows), *paper_notes]
+    rows, paper_notes = with_paper(with_training(scores, rows), backbones)
+    return rows, [*_notes(scores, flags, rows), *paper_notes]
 
 
-def _with_training(scores: Scores, rows: Sequence[Row]) -> list[Row]:
+def with_training(scores: Scores, rows: Sequence[Row]) -> list[Row]:
     """The rows with how many of their clips the model was trained on."""
     counts: Counter[tuple[str, ...]] = Counter()
-    by = {row.group for row in rows} & {*COLUMNS}
     for model, trained in scores.trained.items():
-        for cell in subsets(scores, sorted(by)):
+        for cell in subsets(scores, sorted({row.group for row in rows} & {*COLUMNS})):
             found = np.isfinite(scores.predictions[model][cell.rows]).any(axis=1)
             counts[model, *cell.key] = int((trained[cell.rows] & found).sum())
     # a row of another kind of group is about all clips of the dataset and split
-    return [
-        replace(
-            row,
-            trained_on=counts.get(
-                (row.model, row.dataset, row.split, row.group, row.group_value),
-                counts[row.model, row.dataset, row.split, "", ""],
-            ),
-        )
-        for row in rows
-    ]
+    keys = [(row.model, row.dataset, row.split, row.group, row.group_value) for row in rows]
+    known = [counts.get(key, counts[*key[:3], "", ""]) for key in keys]
+    return [replace(row, trained_on=count) for row, count in zip(rows, known, strict=True)]
 
 
-def datasets(scores: Scores) -> list[str]:
+def training_notes(scores: Scores) -> Iterator[str]:
+    """Models that were trained on clips they are measured on."""
+    for model, trained in scores.trained.items():
+        found = trained & np.isfinite(scores.predictions[model]).any(axis=1)
+        for cell in base_subsets(scores):
+            if count := int(found[cell.rows].sum()):
+                yield (
+                    f"{model} was trained on {count:,} of the {len(cell.rows):,} clips of {cell}: "
+                    "their figures say little about new speech"
+                )
+
+
+def _datasets(scores: Scores) -> list[str]:
     """Names of the datasets with a predicted clip."""
     return list(dict.fromkeys(cell.dataset for cell in base_subsets(scores)))
 
 
-def home_dataset(scores: Scores, in_domain: str) -> str:
+def _home(scores: Scores, in_domain: str) -> str:
     """The dataset others are measured against; empty when there is none, or no other one."""
-    names = datasets(scores)
-    home = in_domain or _HOME
+    names, home = _datasets(scores), in_domain or _HOME
     return home if home in names and len(names) > 1 else ""
 
 
-def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[str]:
-    cells = base_subsets(scores)
-    for model, trained in scores.trained.items():
-        found = trained & np.isfinite(scores.predictions[model]).any(axis=1)
-        for cell in cells if found.any() else ():
-            if count := int(found[cell.rows].sum()):
-                yield (
-                    f"{model} was trained on {count:,} of the {len(cell.rows):,} clips of "
-                    f"{cell.dataset} {cell.split}: their figures say little about new speech"
-                )
-    for cell in cells:
-        if cell.split == _TRAIN and not scores.trained:
+def _notes(scores: Scores, flags: EvaluateFlags, rows: Sequence[Row]) -> Iterator[str]:
+    yield from training_notes(scores)
+    for cell in base_subsets(scores):
+        if cell.split == "train" and not scores.trained:
             yield (
                 f"{cell.dataset}: {len(cell.rows):,} predicted clips are training clips: their "
                 "figures, and those of all its clips, say little about new speech"
@@ -123,22 +324,63 @@ def _notes(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[st
         missing = [d for i, d in enumerate(DIMENSIONS) if not np.isfinite(predicted[:, i]).any()]
         if missing:
             yield f"{model}: no scores of {', '.join(missing)}, so no figures of it"
+    cells = subsets(scores, flags.by)
     yield from category_notes(scores)
-    yield from constant_notes(scores, subsets(scores, options.by))
-    if options.draws:
-        yield from interval_notes(scores, subsets(scores, options.by))
-    if np.isfinite(scores.truth).any():
-        yield from _gaps(scores, options, rows)
-
-
-def _gaps(scores: Scores, options: Options, rows: Sequence[Row]) -> Iterator[str]:
-    """Why figures of the dimensions are missing."""
+    yield from constant_notes(scores, cells)
+    yield from interval_notes(scores, cells) if flags.bootstrap else ()
+    if not np.isfinite(scores.truth).any():
+        return
     if not any(row.metric.startswith("sex_fairness") for row in rows):
         yield "no fairness between the sexes: the labels do not know clips of both"
     if not any(row.metric == "speaker_ccc" for row in rows):
         yield (
-            f"no CCC per speaker: no speaker has more than {options.speaker_samples} clips "
+            f"no CCC per speaker: no speaker has more than {flags.speaker_samples} clips "
             "(--speaker-samples lowers that)"
         )
-    if len(datasets(scores)) > 1 and not home_dataset(scores, options.in_domain):
+    if len(_datasets(scores)) > 1 and not _home(scores, flags.in_domain):
         yield "no cross-corpus drop: name the corpus the models were trained on with --in-domain"
+
+
+def write(report: Report, run: Run, *, good: bool) -> None:
+    """Write metrics and tests of a run that has begun, and end the run.
+
+    Raises:
+        WriteError: the output cannot be written.
+    """
+    for place, table in (
+        (METRICS_PART, to_table(report.rows, run.run_id)),
+        (TESTS_PART, to_tests(report.tests, run.run_id)),
+    ):
+        parts.write_part(storage.join(run.output, place), table)
+    outcome = {
+        "rows": len(report.rows),
+        "models": {name: asdict(found) for name, found in report.coverage.items()},
+        "notes": report.notes,
+    }
+    run.finish("done" if good else "done_with_failures", outcome)
+
+
+def print_coverage(coverage: Mapping[str, Coverage]) -> None:
+    """What became of every model's predictions."""
+    table = Table(title="clips", title_justify="left", box=None, pad_edge=False)
+    table.add_column("", overflow="fold", max_width=36)
+    for head in ("predicted", "with label", "scored", "failed", "no label", "not predicted"):
+        table.add_column(head, justify="right")
+    for model, name in short_names(list(coverage)).items():
+        found = coverage[model]
+        joined, ok = sum(found.statuses.values()), found.statuses.get(Status.OK, 0)
+        counts = (found.rows, joined, ok, joined - ok, found.unlabelled, found.unpredicted)
+        style = "yellow" if joined > ok or found.unpredicted else None
+        table.add_row(name, *(f"{count:,}" for count in counts), style=style)
+    report_console().print(table)
+
+
+def folder_names(models: Sequence[str]) -> dict[str, str]:
+    """By model, the name of the folder for its predictions: readable, and no other model's."""
+    last = {m: re.sub(r"[^\w.-]+", "-", m.rstrip("/").rpartition("/")[2]) for m in models}
+    shared = Counter(last.values())
+
+    def digest(model: str) -> str:
+        return hashlib.blake2b(model.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+
+    return {m: name if shared[name] == 1 else f"{name}-{digest(m)}" for m, name in last.items()}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,10 +27,9 @@ from raysers.types import DIMENSIONS, Status
 
 #: Label columns that describe a clip and may be grouped by.
 COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split", "session")
-#: Optional columns of predictions: prefix of a category's probability, deviations of the scores.
-PROBABILITY, DEVIATIONS = "p_", tuple(f"{name}_sd" for name in DIMENSIONS)
-#: Optional column of predictions: 1 for clips that the model was trained on, else 0.
-TRAINED_ON = "trained_on"
+#: Optional columns of predictions: prefix of a category's probability, deviations of the scores,
+#: and 1 for clips that the model was trained on, else 0.
+PROBABILITY, DEVIATIONS, TRAINED_ON = "p_", tuple(f"{d}_sd" for d in DIMENSIONS), "trained_on"
 _OPEN_END = -1
 
 
@@ -39,10 +39,8 @@ class Coverage:
 
     Attributes:
         rows: predicted clips.
-        by_id: those with the id of a labelled clip.
-        by_path: those that only share path, start and end with one.
-        unlabelled: those without any label.
-        unpredicted: labelled clips without a prediction, failed or not.
+        by_id, by_path: with the id of a labelled clip, or only its path, start and end.
+        unlabelled, unpredicted: without any label; labelled clips without a prediction.
         statuses: predictions with a label, by status; only `ok` has scores.
         moved: folders of predictions that stand for the folder of the labels, if any.
     """
@@ -79,67 +77,60 @@ def join(
     Args:
         labels: clips with labels (`labelled_only`): `clip_id, file, start, end`, the dimensions
             and what is known of `COLUMNS`.
-        predictions: by model, tables with the annotations' columns, and those of
-            `PROBABILITY`, `DEVIATIONS` and `TRAINED_ON` where there are any.
+        predictions: by model, tables with the annotations' columns.
 
     Raises:
         ConfigError: a model predicted a clip twice, or none of the labelled ones.
     """
-    scores: dict[str, Floats] = {}
-    deviations: dict[str, Floats] = {}
-    categories: dict[str, Categories] = {}
     coverage: dict[str, Coverage] = {}
-    trained: dict[str, NDArray[np.bool_]] = {}
+    scores: dict[str, Floats] = {}
+    deviations, categories, trained = dict(scores), dict[str, Categories](), dict[str, Any]()
     for model, table in predictions.items():
-        match, by_path, moved = _match(labels, table, model)
-        names, values, found = _aligned(labels, table, match, by_path)
-        coverage[model] = replace(found, moved=moved)
-        ends = np.cumsum([len(DIMENSIONS), len(names), len(DEVIATIONS)])
-        scores[model], probabilities, spread, met = np.split(values, ends, axis=1)
+        names, values, coverage[model] = _aligned(labels, table, model)
+        scores[model], probabilities, spread, met = np.split(
+            values, np.cumsum([len(DIMENSIONS), len(names), len(DEVIATIONS)]), axis=1
+        )
         if (met > 0).any():
             trained[model] = met[:, 0] > 0
         if names:
             categories[model] = Categories(names=names, probabilities=probabilities)
         if np.isfinite(spread).any():
             deviations[model] = spread
-    known = [name for name in COLUMNS if name in labels.column_names]
-    return (
-        Scores(
-            clip_id=labels["clip_id"].to_pylist(),
-            truth=dimensions_of(labels),
-            predictions=scores,
-            columns={name: labels[name].to_pylist() for name in known}
-            | {"identity": identities(labels)},
-            deviations=deviations,
-            categories=categories,
-            trained=trained,
-        ),
-        coverage,
+    known = [name for name in (*COLUMNS, "pitch_hz") if name in labels.column_names]
+    columns = {name: labels[name].to_pylist() for name in known} | {"identity": identities(labels)}
+    found = Scores(
+        clip_id=labels["clip_id"].to_pylist(),
+        truth=dimensions_of(labels),
+        predictions=scores,
+        columns=columns,
+        deviations=deviations,
+        categories=categories,
+        trained=trained,
     )
+    return found, coverage
 
 
 def _aligned(
-    labels: pa.Table, table: pa.Table, match: NDArray[np.intp], by_path: int
+    labels: pa.Table, table: pa.Table, model: str
 ) -> tuple[Sequence[str], Floats, Coverage]:
     """The predictions in the order of the labels, NaN where there is none.
 
     Returns:
         Names of the categories [k]; the dimensions, the probabilities of the categories, the
-        deviations of the dimensions and `TRAINED_ON`, [labels, 3 + k + 3 + 1]; and
-        the coverage.
+        deviations and whether the model was trained on the clip, [labels, 3 + k + 3 + 1].
     """
+    match, by_path, moved = _match(labels, table, model)
     said = categories_of(table)
     outputs = np.hstack([dimensions_of(table), said.probabilities])
     status = np.array(table["status"].to_pylist(), object)
     ok = status == str(Status.OK)
     # null in every row: an output that was not trained
     trained = np.isfinite(outputs[ok]).any(axis=0)
-    status[ok & ~(np.isfinite(outputs[:, trained]).all(axis=1) & trained.any())] = str(
-        Status.NOT_FINITE
-    )
+    whole = np.isfinite(outputs[:, trained]).all(axis=1) & trained.any()
+    status[ok & ~whole] = str(Status.NOT_FINITE)
     joined = match >= 0
     good = joined & (status == str(Status.OK))
-    values = np.hstack([outputs, numbers_of(table, (*DEVIATIONS, TRAINED_ON))])
+    values = np.hstack([outputs, _numbers(table, (*DEVIATIONS, TRAINED_ON))])
     aligned: Floats = np.full((len(labels), values.shape[1]), np.nan)
     aligned[match[good]] = values[good]
     found = int(joined.sum())
@@ -150,6 +141,7 @@ def _aligned(
         unlabelled=len(table) - found,
         unpredicted=len(labels) - found,
         statuses=dict(Counter(status[joined].tolist())),
+        moved=moved,
     )
     return said.names, aligned, coverage
 
@@ -163,7 +155,7 @@ def categories_of(table: pa.Table) -> Categories:
     columns = [name for name in table.column_names if name.startswith(PROBABILITY)]
     common = [common_name(name.removeprefix(PROBABILITY)) for name in columns]
     names = list(dict.fromkeys(common))
-    values = numbers_of(table, columns)
+    values = _numbers(table, columns)
     unknown = np.isnan(values).all(axis=1, keepdims=True)
     is_name = np.array([[one == name for name in names] for one in common], float)
     summed = np.nan_to_num(values) @ is_name.reshape(len(columns), len(names))
@@ -186,10 +178,11 @@ def _match(
         match[rest] = _same_stretch(labelled, predicted)
     found, times = np.unique(match[match >= 0], return_counts=True)
     if len(table) and not len(found):
+        first = [t["file"][0].as_py() if len(t) else "nothing" for t in (table, labels)]
         raise ConfigError(
             f"--labels: none of the {len(table):,} clips that {model} predicted is among the "
-            f"{len(labels):,} labelled ones (predicted: {_example(table)}; labelled: "
-            f"{_example(labels)}): give the labels of the same files"
+            f"{len(labels):,} labelled ones (predicted: {first[0]}; labelled: {first[1]}): give "
+            "the labels of the same files"
         )
     if (times > 1).any():
         twice = labels["file"][int(found[times > 1][0])].as_py()
@@ -277,10 +270,6 @@ def _tails(path: str) -> Iterator[str]:
             return
 
 
-def _example(table: pa.Table) -> str:
-    return str(table["file"][0].as_py()) if len(table) else "nothing"
-
-
 def with_dataset_names(table: pa.Table) -> pa.Table:
     """The table with `corpus` of clips that have none: the folder that all of these clips share."""
     known = table["corpus"].to_pylist() if "corpus" in table.column_names else [None] * len(table)
@@ -293,11 +282,10 @@ def with_dataset_names(table: pa.Table) -> pa.Table:
 
 def dimensions_of(table: pa.Table) -> Floats:
     """Arousal, dominance and valence of every row, [n, 3]; a missing column or value is NaN."""
-    return numbers_of(table, DIMENSIONS)
+    return _numbers(table, DIMENSIONS)
 
 
-def numbers_of(table: pa.Table, names: Sequence[str]) -> Floats:
-    """Columns of a table, [n, k]; a missing column or value is NaN."""
+def _numbers(table: pa.Table, names: Sequence[str]) -> Floats:
     out: Floats = np.full((len(table), len(names)), np.nan)
     for place, name in enumerate(names):
         if name in table.column_names:

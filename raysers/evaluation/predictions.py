@@ -8,7 +8,7 @@ together when they are about different clips.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -28,11 +28,11 @@ from raysers.run import load_record
 from raysers.types import DIMENSIONS
 
 #: Folders of an output with rows like those of annotations, the first that is there.
-TABLES = ("annotations", "predictions")
-_COLUMNS = ("file", "start", "end", "clip_id", "status", *DIMENSIONS, "model", "model_revision")
+_TABLES = ("annotations", "predictions")
+_NEEDED = ("file", "start", "end", "clip_id", "status", *DIMENSIONS, "model", "model_revision")
 _READERS = 8
 #: What the paper's models were trained on.
-PAPER_CORPUS = "msp-podcast"
+_PAPER_CORPUS = "msp-podcast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,16 @@ class Predictions:
         """Whether the model predicted emotion categories."""
         return any(name.startswith(PROBABILITY) for name in self.table.column_names)
 
+    @property
+    def places(self) -> list[str]:
+        """Where a model's training may have left its files."""
+        return [*([self.model] if "/" in self.model else []), *self.folders]
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """`training.json` of the model, empty when there is none."""
+        return next(filter(None, map(_training, self.places)), {})
+
 
 def read_predictions(uri: str) -> Predictions:
     """The predictions in a run's output, or in a folder of `part-*.parquet`.
@@ -57,23 +67,36 @@ def read_predictions(uri: str) -> Predictions:
     Raises:
         ConfigError: nothing there, other tables, or rows of several models.
     """
-    found = next((p for p in _part_lists(uri) if p), [])
+    lists = (storage.list_parts(folder) for folder in (*(f"{uri}/{t}" for t in _TABLES), uri))
+    found = next(filter(None, map(list, lists)), [])
     if not found:
         raise ConfigError(
-            f"--predictions {uri} has no {' or '.join(TABLES)} (part-*.parquet): give the output "
+            f"--predictions {uri} has no {' or '.join(_TABLES)} (part-*.parquet): give the output "
             "folder of annotate or train"
         )
     with ThreadPoolExecutor(_READERS) as pool:
-        table = _concatenated(pool.map(_read_part, found))
-    return replace(predictions_of(table, uri), notes=tuple(_unfinished(uri)))
+        table = _concatenated(pool.map(_read_part, [part.uri for part in found]))
+    record = load_record(uri)
+    unfinished = record is not None and not record.status.startswith("done")
+    status = record.status if unfinished and record else ""
+    note = f"{uri}: its run has not ended well ({status}), predictions may be missing"
+    return replace(predictions_of(table, uri), notes=(note,) * unfinished)
+
+
+def _read_part(uri: str) -> pa.Table:
+    try:
+        table = output.read_part(uri)
+    except StorageError as error:
+        raise ConfigError(f"--predictions: {error}") from error
+    if table is None:
+        raise ConfigError(f"--predictions: {uri} went away while it was read")
+    return _selected(table, uri)
 
 
 def predictions_of(table: pa.Table, uri: str) -> Predictions:
-    """The predictions that a table holds, of one model.
+    """The predictions of one model in a table with the columns of annotations.
 
-    Args:
-        table: with the columns of annotations.
-        uri: where it is from, for messages, and where no model is named.
+    `uri` is where it is from, for messages, and where no model is named.
 
     Raises:
         ConfigError: no rows, other columns, or rows of several models.
@@ -88,31 +111,12 @@ def predictions_of(table: pa.Table, uri: str) -> Predictions:
             f"--predictions {uri} has rows of {len(makers)} models ({', '.join(names)}): give one "
             "folder for each"
         )
-    return Predictions(
-        model=makers[0]["model"] or uri,
-        revision=makers[0]["model_revision"] or "",
-        folders=(uri,),
-        table=table,
-    )
-
-
-def _part_lists(uri: str) -> Iterator[list[str]]:
-    for folder in (*(storage.join(uri, name) for name in TABLES), uri):
-        yield [part.uri for part in storage.list_parts(folder)]
-
-
-def _read_part(uri: str) -> pa.Table:
-    try:
-        table = output.read_part(uri)
-    except StorageError as error:
-        raise ConfigError(f"--predictions: {error}") from error
-    if table is None:
-        raise ConfigError(f"--predictions: {uri} went away while it was read")
-    return _selected(table, uri)
+    model, revision = makers[0]["model"] or uri, makers[0]["model_revision"] or ""
+    return Predictions(model=model, revision=revision, folders=(uri,), table=table)
 
 
 def _selected(table: pa.Table, uri: str) -> pa.Table:
-    if missing := [name for name in _COLUMNS if name not in table.column_names]:
+    if missing := [name for name in _NEEDED if name not in table.column_names]:
         raise ConfigError(
             f"--predictions: {uri} holds no predictions, it has no column {', '.join(missing)}"
         )
@@ -120,18 +124,12 @@ def _selected(table: pa.Table, uri: str) -> pa.Table:
         raise ConfigError(f"--predictions: {uri} holds perturbed clips, not predictions of clips")
     numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     optional = [n for n in numbers if n.startswith(PROBABILITY) or n in DEVIATIONS]
-    return table.select([*_COLUMNS, *optional])
+    return table.select([*_NEEDED, *optional])
 
 
 def _concatenated(tables: Iterable[pa.Table]) -> pa.Table:
     """Tables under one another; null where a column is not in all of them."""
     return pa.concat_tables(tables, promote_options="default")
-
-
-def _unfinished(uri: str) -> Iterator[str]:
-    record = load_record(uri)
-    if record is not None and not record.status.startswith("done"):
-        yield f"{uri}: its run has not ended well ({record.status}), predictions may be missing"
 
 
 def merged(found: Sequence[Predictions]) -> list[Predictions]:
@@ -144,13 +142,17 @@ def merged(found: Sequence[Predictions]) -> list[Predictions]:
     ordered = sorted(found, key=lambda p: (p.model, p.revision))
     for _, same in groupby(ordered, key=lambda p: (p.model, p.revision)):
         group = list(same)
-        ids = pa.concat_tables(p.table.select(["clip_id"]) for p in group)["clip_id"]
-        disjoint = pc.count_distinct(ids).as_py() == len(ids)
-        joined += [_together(group[0].model, group)] if disjoint else [*map(_by_folder, group)]
+        if _twice(group):
+            joined += [replace(p, model=f"{p.model} in {p.folders[0]}") for p in group]
+        else:
+            joined.append(_together(group[0].model, group))
     names = [p.model for p in joined]
-    unique = [p if names.count(p.model) == 1 else _by_revision(p) for p in joined]
-    order = {uri: i for i, uri in enumerate(dict.fromkeys(f for p in found for f in p.folders))}
-    return sorted(unique, key=lambda p: order[p.folders[0]])
+    unique = [
+        p if names.count(p.model) == 1 else replace(p, model=f"{p.model}@{p.revision[:12]}")
+        for p in joined
+    ]
+    order = [folder for p in found for folder in p.folders]
+    return sorted(unique, key=lambda p: order.index(p.folders[0]))
 
 
 def pooled(found: Sequence[Predictions]) -> list[Predictions]:
@@ -159,23 +161,23 @@ def pooled(found: Sequence[Predictions]) -> list[Predictions]:
     Raises:
         ConfigError: a clip is in two of them.
     """
-    names = [p.model for p in found]
-    ids = pa.concat_tables(p.table.select(["clip_id"]) for p in found)["clip_id"]
-    if twice := len(ids) - pc.count_distinct(ids).as_py():
+    if twice := _twice(found):
         raise ConfigError(
             f"--pool: {twice:,} predictions are of clips another folder (or row) also predicts: "
             "the folders of a cross-validation predict each clip once"
         )
+    names = [p.model for p in found]
     if len(set(names)) == 1:
         return [_together(names[0], found)]
-    shared = _shared_folder(names)
-    return [_together(f"{shared or found[0].model} (pool of {len(found)})", found)]
+    levels = zip(*(name.split("/") for name in names), strict=False)
+    shared = "/".join(level[0] for level in levels if len(set(level)) == 1)
+    return [_together(f"{shared or names[0]} (pool of {len(found)})", found)]
 
 
-def _shared_folder(names: Sequence[str]) -> str:
-    split = [name.split("/") for name in names]
-    common = [level[0] for level in zip(*split, strict=False) if len(set(level)) == 1]
-    return "/".join(common)
+def _twice(found: Sequence[Predictions]) -> int:
+    """Predictions of clips that another one is of."""
+    ids = pa.concat_tables(p.table.select(["clip_id"]) for p in found)["clip_id"]
+    return len(ids) - int(pc.count_distinct(ids).as_py())
 
 
 def _together(name: str, group: Sequence[Predictions]) -> Predictions:
@@ -188,69 +190,7 @@ def _together(name: str, group: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _by_folder(one: Predictions) -> Predictions:
-    return replace(one, model=f"{one.model} in {one.folders[0]}")
-
-
-def _by_revision(one: Predictions) -> Predictions:
-    return replace(one, model=f"{one.model}@{one.revision[:12]}")
-
-
-def backbones(found: Sequence[Predictions]) -> dict[str, str]:
-    """By model, the whole backbone it was fine-tuned from as the paper did.
-
-    The model's own folder says so, which may be the one its predictions are in. Another corpus,
-    other frozen parts, less data or shuffled labels make another model than the paper's.
-    """
-    named = {p.model: _backbone(_training(p)) for p in found}
-    return {model: name for model, name in named.items() if name}
-
-
-def with_training_clips(one: Predictions) -> Predictions:
-    """The predictions with `TRAINED_ON`, where a training left its manifest beside the model.
-
-    Clips are the same by their id, or by their path below the folder that all clips share.
-    """
-    for folder in _folders(one):
-        place = storage.join(folder, "manifest")
-        if not (_document(folder) and is_manifest(place)):
-            continue
-        clips = read_manifest(place)
-        if "split" not in clips.column_names:
-            continue
-        used = np.array(clips["split"].to_pylist(), object) == "train"
-        known = {name for names in _names(clips) for name in np.array(names, object)[used]}
-        met = np.any([[name in known for name in names] for names in _names(one.table)], axis=0)
-        return replace(one, table=one.table.append_column(TRAINED_ON, pa.array(met.astype(float))))
-    return one
-
-
-def _names(table: pa.Table) -> tuple[list[str], list[str]]:
-    """Ids and identities of clips."""
-    paths = identities(table.select(["file", "start", "end"]))
-    return table["clip_id"].to_pylist(), paths
-
-
-def leaking(found: Sequence[Predictions]) -> list[str]:
-    """A note on every model whose training data shares speakers with its dev data."""
-    return [
-        f"{one.model} was trained with --allow-leakage ({leaks[0]}): its figures are too good"
-        for one in found
-        if (leaks := _part(_training(one), "data").get("leakage"))
-    ]
-
-
-def _training(one: Predictions) -> Mapping[str, Any]:
-    """`training.json` of a model, empty when there is none."""
-    return next(filter(None, map(_document, _folders(one))), {})
-
-
-def _folders(one: Predictions) -> list[str]:
-    """Where a model's training may have left its files."""
-    return [*([one.model] if "/" in one.model else []), *one.folders]
-
-
-def _document(folder: str) -> Mapping[str, Any]:
+def _training(folder: str) -> Mapping[str, Any]:
     try:
         document = json.loads(storage.read_bytes(storage.join(folder, "training.json")))
     except (StorageError, ConfigError, ValueError):
@@ -258,20 +198,42 @@ def _document(folder: str) -> Mapping[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = document.get(name)
-    return part if isinstance(part, Mapping) else {}
+def backbone_of(one: Predictions) -> str:
+    """The backbone that the whole model was fine-tuned from as the paper did; empty: otherwise.
 
-
-def _backbone(document: Mapping[str, Any]) -> str:
-    config = _part(document, "config")
-    splits = _part(document, "data").get("splits")
-    corpora = {row.get("corpus") for row in splits or () if isinstance(row, Mapping)}
+    Another corpus, other frozen parts, less data or shuffled labels make another model.
+    """
+    config, data = one.training.get("config") or {}, one.training.get("data") or {}
     changed = (
         config.get("layers"),
         config.get("shuffle_labels"),
         config.get("freeze") in ("backbone", "none"),
         config.get("train_fraction", 1.0) != 1.0,
-        corpora != {PAPER_CORPUS},
+        {row.get("corpus") for row in data.get("splits") or ()} != {_PAPER_CORPUS},
     )
     return "" if any(changed) else str(config.get("backbone") or "")
+
+
+def with_training_clips(one: Predictions) -> Predictions:
+    """The predictions with the training clips, where a training left its manifest.
+
+    Clips are the same by their id, or by their path below the folder that all clips share.
+    """
+    for folder in one.places:
+        place = storage.join(folder, "manifest")
+        if not (_training(folder) and is_manifest(place)):
+            continue
+        clips = read_manifest(place)
+        if "split" in clips.column_names:
+            used = np.array(clips["split"].to_pylist(), object) == "train"
+            known = {name for names in _names(clips) for name in np.array(names, object)[used]}
+            met = np.any([[n in known for n in names] for names in _names(one.table)], axis=0)
+            column = pa.array(met.astype(float))
+            return replace(one, table=one.table.append_column(TRAINED_ON, column))
+    return one
+
+
+def _names(table: pa.Table) -> tuple[list[str], list[str]]:
+    """Ids and identities of clips."""
+    paths = identities(table.select(["file", "start", "end"]))
+    return table["clip_id"].to_pylist(), paths

@@ -1,11 +1,14 @@
-"""Labelled clips beside the predictions of one or several models, and how they fall into cells.
+"""Labelled clips beside the predictions of one or several models, and how they fall into subsets.
 
-A cell is what one line of a report is about: the clips of a dataset and split, or of a group of
-them. A dataset with several splits also has the cell "all".
+A subset is what one line of a report is about: the clips of a dataset and split, or of a group of
+them. A dataset with several splits also has the subset "all". One more model may be the random
+baseline, ser-tests' random-gaussian: every score from a normal distribution with mean 1/2 and
+standard deviation 1/6, truncated to 0..1.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,15 +16,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
 from raysers.data.corpora.emotions import category_of
-from raysers.evaluation.metrics import Floats
+from raysers.evaluation.metrics import Floats, Integers
 
-#: Split of the cell over a whole dataset, and of clips that no split was given for.
-ALL = "all"
-UNSPLIT = "none"
+#: Split of the subset over a whole dataset, and of clips that no split was given for.
+ALL, UNSPLIT = "all", "none"
 #: Dataset of clips without a corpus.
 UNNAMED = "unnamed"
+#: Splits a dataset is known by in comparisons of datasets, the first that is there.
+_MAIN_SPLITS = ("test1", "test", ALL)
+#: Name of the random baseline.
+RANDOM = "random-gaussian"
+_MEAN, _SD = 1 / 2, 1 / 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +51,9 @@ class Scores:
         clip_id: identity of every clip, [n].
         truth: labels 0..1 in the order of `types.DIMENSIONS`, [n, 3]; NaN: no label.
         predictions: by model, [n, 3]; NaN: not predicted.
-        columns: what else is known of the clips (`speaker`, `sex`, `corpus`, `split`, ...), each
-            [n]; None or an empty string: unknown. Unknown columns may be left out.
-        deviations: by model that states them, standard deviations of its scores, [n, 3]; NaN: not
-            stated.
+        columns: what else is known (`speaker`, `sex`, `corpus`, `split`, ...), [n] each; None or
+            an empty string: unknown.
+        deviations: by model that states them, standard deviations of its scores, [n, 3].
         categories: by model that has them, the emotion categories it predicted.
         trained: by model that was trained on some of the clips, which, [n].
     """
@@ -58,20 +65,11 @@ class Scores:
     deviations: Mapping[str, Floats] = field(default_factory=dict)
     categories: Mapping[str, Categories] = field(default_factory=dict)
     trained: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
-    _codes: dict[str, tuple[Any, tuple[NDArray[np.int64], list[str]]]] = field(
+    _codes: dict[str, tuple[Any, tuple[Integers, list[str]]]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
-    def __post_init__(self) -> None:
-        rows = len(self.clip_id)
-        for name, values in [("truth", self.truth), *self.predictions.items()]:
-            if np.shape(values) != (rows, 3):
-                raise ValueError(f"{name} has shape {np.shape(values)}, not ({rows}, 3)")
-        for name, column in self.columns.items():
-            if len(column) != rows:
-                raise ValueError(f"column {name} has {len(column)} values, not {rows}")
-
-    def coded(self, name: str) -> tuple[NDArray[np.int64], list[str]]:
+    def coded(self, name: str) -> tuple[Integers, list[str]]:
         """A column as places among its sorted values, [n], -1 where unknown, and the values."""
         column = self.clip_id if name == "clip_id" else self.columns.get(name, ())
         # known by the column itself, as `replace` hands the cache on
@@ -88,8 +86,7 @@ class Scores:
 
     def against(self, model: str) -> Scores:
         """A model's predictions in the place of the labels, so that unlabelled clips count too."""
-        truth = np.asarray(self.predictions[model], np.float64)
-        return replace(self, truth=truth)
+        return replace(self, truth=np.asarray(self.predictions[model], np.float64))
 
     def column(self, name: str) -> list[str]:
         """Values of a column, [n]; empty strings where they are unknown."""
@@ -100,10 +97,15 @@ class Scores:
         """Labelled emotion categories by their common names, [n]; empty strings where unknown."""
         return np.array([category_of(word) or "" for word in self.column("emotion")], object)
 
+    def scored(self, model: str, rows: Any = slice(None)) -> NDArray[np.bool_]:
+        """Which of the clips `rows` have a label and a prediction, by dimension, [rows, 3]."""
+        return np.asarray(
+            np.isfinite(self.truth[rows]) & np.isfinite(self.predictions[model][rows])
+        )
+
     def predicted(self) -> NDArray[np.bool_]:
         """Clips with a label that some model predicted: a dimension or the category, [n]."""
-        labelled = np.isfinite(self.truth)
-        found = [(labelled & np.isfinite(p)).any(axis=1) for p in self.predictions.values()]
+        found = [self.scored(model).any(axis=1) for model in self.predictions]
         if self.categories:
             named = self.emotions() != ""
             found += [named & np.isfinite(c.probabilities).all(1) for c in self.categories.values()]
@@ -122,11 +124,14 @@ class Subset:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What names the cell."""
+        """What names the subset."""
         return self.dataset, self.split, self.group, self.group_value
 
+    def __str__(self) -> str:
+        return f"{self.dataset} {self.split}" + (f", {self.group_value}" if self.group else "")
 
-def ordinals(names: Sequence[str | None]) -> tuple[NDArray[np.int64], list[str]]:
+
+def ordinals(names: Sequence[str | None]) -> tuple[Integers, list[str]]:
     """Place of every name among the sorted distinct ones, [n], -1: None or ""; and these names."""
     known = np.array([name or None for name in names], object)
     places, values = pd.factorize(known, sort=True)
@@ -134,7 +139,7 @@ def ordinals(names: Sequence[str | None]) -> tuple[NDArray[np.int64], list[str]]
 
 
 def base_subsets(scores: Scores) -> list[Subset]:
-    """The cells of every dataset: its splits, and all of it; only predicted clips."""
+    """The subsets of every dataset: its splits, and all of it; only predicted clips."""
     used = np.flatnonzero(scores.predicted())
     (corpus, corpora), (split, splits) = scores.coded("corpus"), scores.coded("split")
     cells = []
@@ -142,36 +147,51 @@ def base_subsets(scores: Scores) -> list[Subset]:
     for name, number in sorted([*zip(corpora, range(len(corpora)), strict=True), (UNNAMED, -1)]):
         rows = used[corpus[used] == number]
         found = np.unique(split[rows]).tolist()
-        if found not in ([], [-1]):
-            cells += [
-                Subset(
-                    dataset=name,
-                    split=splits[one] if one >= 0 else UNSPLIT,
-                    rows=rows[split[rows] == one],
-                )
-                for one in found
-            ]
+        for one in found if found not in ([], [-1]) else ():
+            of_split = splits[one] if one >= 0 else UNSPLIT
+            cells.append(Subset(dataset=name, split=of_split, rows=rows[split[rows] == one]))
         if len(found) > 1 or found == [-1]:
             cells.append(Subset(dataset=name, split=ALL, rows=rows))
     return cells
 
 
 def subsets(scores: Scores, by: Sequence[str] = ()) -> list[Subset]:
-    """The cells of every dataset, then their parts by each of the columns `by`."""
+    """The subsets of every dataset, then their parts by each of the columns `by`."""
     cells = base_subsets(scores)
     parts = [part for cell in cells for name in by for part in group_subsets(scores, cell, name)]
     return [*cells, *parts]
 
 
 def group_subsets(scores: Scores, cell: Subset, group: str) -> Iterator[Subset]:
-    """The parts of a cell with the same value of the column `group`, where it is known."""
+    """The parts of a subset with the same value of the column `group`, where it is known."""
     places, values = scores.coded(group)
     mine = places[cell.rows]
     for number in np.unique(mine[mine >= 0]).tolist():
-        yield Subset(
-            dataset=cell.dataset,
-            split=cell.split,
-            group=group,
-            group_value=values[number],
-            rows=cell.rows[mine == number],
-        )
+        rows = cell.rows[mine == number]
+        yield replace(cell, group=group, group_value=values[number], rows=rows)
+
+
+def main_subset(cells: Sequence[Subset], dataset: str) -> Subset:
+    """What a dataset is compared by: its (first) test split, else all of it, else the first."""
+    own = {cell.split: cell for cell in cells if cell.dataset == dataset}
+    return next((own[split] for split in _MAIN_SPLITS if split in own), next(iter(own.values())))
+
+
+def random_scores(identities: Sequence[str], seed: int = 0) -> Floats:
+    """Random scores in 0..1 of every clip, [n, 3]; they follow from its identity and the seed."""
+    key = str(seed).encode()
+    digests = [
+        hashlib.blake2b(clip.encode("utf-8", "surrogateescape"), digest_size=24, key=key).digest()
+        for clip in identities
+    ]
+    bits = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 3)
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+    low, high = ndtr((0 - _MEAN) / _SD), ndtr((1 - _MEAN) / _SD)
+    return np.asarray(_MEAN + _SD * ndtri(low + uniform * (high - low)), np.float64)
+
+
+def with_baseline(scores: Scores, seed: int = 0) -> Scores:
+    """`scores` with one more model, the random one, on every clip some model predicted."""
+    predicted = np.any([np.isfinite(p) for p in scores.predictions.values()], axis=0)
+    drawn = np.where(predicted, random_scores(scores.identities, seed), np.nan)
+    return replace(scores, predictions={**scores.predictions, RANDOM: drawn})

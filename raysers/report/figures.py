@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raysers.evaluation.paper import paper_numbers
+from raysers.evaluation.published import paper_numbers
 from raysers.report.charts import MOST_SERIES, Dots, Lines, dots, dots_chart, lines_chart
 from raysers.report.embeddings import map_charts
 from raysers.report.evidence import (

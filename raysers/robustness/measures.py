@@ -8,34 +8,25 @@ ser-tests', are of their models on their corpora: they orient, they do not judge
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import resources
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysers.evaluation.baseline import NAME as RANDOM
-from raysers.evaluation.baseline import random_scores
 from raysers.evaluation.bootstrap import (
     Bootstrap,
+    Draws,
     draw,
     draw_metrics,
-    interval,
-    pairs,
-    share_interval,
-    speakers_of,
-    sum_by_unit,
+    support,
     units_of,
 )
-from raysers.evaluation.metrics import Floats, ccc, per_dimension, ratio
-from raysers.evaluation.paper import paper_model, paper_numbers
-from raysers.evaluation.rows import NAN, Row, dimension_rows
-from raysers.evaluation.scores import Scores, Subset, subsets
+from raysers.evaluation.metrics import Floats, mean_of_defined, ratio, sum_by_unit
+from raysers.evaluation.published import asset, paper_model, paper_numbers
+from raysers.evaluation.rows import NAN, Row, dimension_rows, drawn_rows
+from raysers.evaluation.scores import RANDOM, Scores, Subset, random_scores, subsets
 from raysers.types import DIMENSIONS
 
 #: Predictions of the clips as they are.
@@ -52,13 +43,9 @@ _DECIMALS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A perturbation in a table of predictions.
+    """A perturbation: its repeats among the predictions, and those they are compared with.
 
-    Attributes:
-        name: of the perturbation.
-        versions: the predictions of its repeats.
-        against: the predictions they are compared with.
-        small: whether it counts towards the mean over perturbations.
+    `small` perturbations count towards the mean.
     """
 
     name: str
@@ -93,18 +80,22 @@ class Comparison:
         rounding = f", scores rounded to {_DECIMALS} decimals" if self.rounded else ""
         return f"changed by less than {self.threshold:g}{rounding}"
 
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """Draws behind the intervals."""
+        return Bootstrap(draws=self.draws, seed=self.seed)
+
     def compare(self, before: Floats, after: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """Sizes of the changes, and which are below the threshold; a NaN is not.
 
         Rounded scores are compared as whole hundredths: .50 - .45 is less than .05 in binary.
         """
-        before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
-        if not self.rounded:
-            size: Floats = np.abs(after - before)
-            return size, size < self.threshold
-        scale = 10**_DECIMALS
-        hundredths = np.abs(np.rint(after * scale) - np.rint(before * scale))
-        return hundredths / scale, hundredths < round(self.threshold * scale, 9)
+        scale = 10**_DECIMALS if self.rounded else 1
+        before, after = (np.asarray(x, np.float64) * scale for x in (before, after))
+        if self.rounded:
+            size: Floats = np.abs(np.rint(after) - np.rint(before))
+            return size / scale, size < round(self.threshold * scale, 9)
+        return np.abs(after - before), np.abs(after - before) < self.threshold
 
 
 def robustness_rows(
@@ -113,7 +104,7 @@ def robustness_rows(
     """Rows of the metrics table, for the model and for a random one.
 
     Metrics: `robustness_<perturbation>`, and `robustness` for the mean over small perturbations;
-    `mean_change_...`, `p95_change_...` of the absolute change; `ccc_change_...` where there are
+    `mean_each...`, `p95_each...` of the absolute change; `ccc_each...` where there are
     labels. The dimension `mean` is over the three.
 
     Args:
@@ -122,20 +113,16 @@ def robustness_rows(
         changes: the perturbations among the versions.
         how: threshold and intervals.
     """
-    random = {
-        version: np.where(
-            np.isfinite(predicted),
-            random_scores([f"{clip}\0{version}" for clip in scores.identities], how.seed),
-            NAN,
-        )
-        for version, predicted in scores.predictions.items()
-    }
+
+    def random(version: str, predicted: Floats) -> Floats:
+        names = [f"{clip}\0{version}" for clip in scores.identities]
+        return np.where(np.isfinite(predicted), random_scores(names, how.seed), NAN)
+
+    chance = {version: random(version, found) for version, found in scores.predictions.items()}
     rows: list[Row] = []
-    for name, by_version in ((model, scores.predictions), (RANDOM, random)):
+    for name, predictions in ((model, scores.predictions), (RANDOM, chance)):
         # clean predictions take the place of labels, so that unlabelled clips count as well
-        compared = replace(
-            scores, truth=np.asarray(by_version[CLEAN], np.float64), predictions=by_version
-        )
+        compared = replace(scores, predictions=predictions).against(CLEAN)
         for cell in subsets(compared, how.by):
             rows += _change_rows(name, compared, cell, changes, how)
     labelled = replace(scores, predictions={CLEAN: scores.predictions[CLEAN]})
@@ -152,7 +139,7 @@ def _change_rows(
     unit, units = units_of(scores, cell)
     # values compared, unchanged, and their size
     sums = np.zeros((units, len(changes), 3, len(_WITH_MEAN)))
-    compared = np.zeros((len(cell.rows), len(changes), len(DIMENSIONS)), bool)
+    compared = np.zeros((len(cell.rows), len(changes)), bool)
     p95 = np.full((len(changes), len(_WITH_MEAN)), NAN)
     for i, change in enumerate(changes):
         before = scores.predictions[change.against][cell.rows]
@@ -161,49 +148,45 @@ def _change_rows(
         there = np.isfinite(size)
         for j, values in enumerate((there, there & unchanged, np.where(there, size, 0.0))):
             sums[:, i, j, :-1] = sum_by_unit(values.sum(axis=0), unit, units)
-        compared[:, i] = there.any(axis=0)
-        for d in range(len(_WITH_MEAN)):
+        compared[:, i] = there.any(axis=(0, 2))
+        for d in range(len(_WITH_MEAN)) if model != RANDOM else ():
             kept = size[there] if d == len(DIMENSIONS) else size[..., d][there[..., d]]
             p95[i, d] = np.percentile(kept, 95) if kept.size else NAN
     sums[..., -1] = sums[..., :-1].sum(axis=-1)
-    clips = np.any(compared, axis=2).sum(axis=0)
     small = np.array([change.small and change.against == CLEAN for change in changes])
 
     def figures(sums: Floats) -> Floats:
         """Share unchanged and mean size, then the mean share over the small, [..., k + 1, 2, 4]."""
         both = ratio(sums[..., 1:, :], sums[..., :1, :], sums[..., :1, :] > 0)
-        return np.concatenate([both, _mean(both[..., small, :, :], -3)[..., None, :, :]], axis=-3)
+        overall = mean_of_defined(both[..., small, :, :], -3)
+        return np.concatenate([both, overall[..., None, :, :]], axis=-3)
 
-    value = figures(sums.sum(axis=0))
     there = sums[:, :, 0, :] > 0
     there = np.concatenate([there, there[:, small].any(axis=1, keepdims=True)], axis=1)
-    drawn = draw(
-        figures,
-        sums,
-        np.repeat(there[:, :, None], 2, axis=2),
-        Bootstrap(draws=how.draws, seed=how.seed),
-        *cell.key,
-    )
-    names = [f"{OVERALL}_{change.name}" for change in changes]
-    counts = clips.tolist()
+    there = np.repeat(there[:, :, None], 2, axis=2)
+    drawn = draw(figures, sums, there, how.bootstrap, *cell.key)
+    clips, speakers = support(scores, cell, compared)
+    names, counts = [f"{OVERALL}_{change.name}" for change in changes], clips.tolist()
     if small.any():
         names, counts = [*names, OVERALL], [*counts, int(clips[small].max())]
-    known = speakers_of(scores, cell, np.asarray(compared.any(axis=1)))
-    speakers = np.append(known, known.max())
-    more: dict[str, Any] = {"speakers": speakers, "dimensions": _WITH_MEAN}
-    n = np.repeat(np.array(counts)[:, None], len(_WITH_MEAN), axis=1)
+        speakers = np.append(speakers, speakers[small].max())
     for i, name in enumerate(names):
-        draws, units = drawn.values[:, i, 0], drawn.units[i, 0]
-        bounds = share_interval(value[i, 0], draws, units, n[i])
-        yield from dimension_rows(cell, model, name, value[i, 0], n[i], bounds, **more)
-    if model == RANDOM:
-        return
-    low, high = drawn.interval()
-    for i, change in enumerate(changes):
-        bounds, metric = (low[i, 1], high[i, 1]), f"mean_change_{change.name}"
-        yield from dimension_rows(cell, model, metric, value[i, 1], n[i], bounds, **more)
-        metric = f"p95_change_{change.name}"
-        yield from dimension_rows(cell, model, metric, p95[i], n[i], **more)
+        n, known = np.full(len(_WITH_MEAN), counts[i]), np.full(len(_WITH_MEAN), speakers[i])
+        share = drawn[i, 0]
+        yield from dimension_rows(
+            cell, model, name, share.value, n, share.share_interval(n),
+            speakers=known, dimensions=_WITH_MEAN,
+        )  # fmt: skip
+    for i, change in enumerate(changes if model != RANDOM else ()):
+        n, known, sizes = np.full(4, counts[i]), np.full(4, speakers[i]), drawn[i, 1]
+        for metric, value, bounds in (
+            ("mean", sizes.value, sizes.interval()),
+            ("p95", p95[i], None),
+        ):
+            yield from dimension_rows(
+                cell, model, f"{metric}_change_{change.name}", value, n, bounds,
+                speakers=known, dimensions=_WITH_MEAN,
+            )  # fmt: skip
 
 
 def _ccc_rows(
@@ -214,37 +197,16 @@ def _ccc_rows(
     after = [scores.predictions[version] for version in change.versions]
     there = [np.isfinite(before) & np.isfinite(p) for p in after]
     both = [np.where(t, before, NAN) for t in there]
-    after = [np.where(t, p, NAN) for t, p in zip(there, after, strict=True)]
-    bootstrap = Bootstrap(draws=how.draws, seed=how.seed)
-    drawn = draw_metrics(scores, cell, [*both, *after], bootstrap)["ccc"]
-    truth, half = scores.truth[cell.rows], len(after)
-    values = np.stack([per_dimension(ccc, truth, p[cell.rows]) for p in (*both, *after)])
-    value = _mean(values[half:] - values[:half], 0)
-    draws = _mean(drawn.values[:, half:] - drawn.values[:, :half], 1)
-    first = after[0][cell.rows]
-    yield from dimension_rows(
-        cell,
-        model,
-        f"ccc_change_{change.name}",
-        value,
-        pairs(truth, first),
-        interval(draws, drawn.units.max(axis=0)),
-        speakers=speakers_of(scores, cell, np.isfinite(truth + first)),
+    both += [np.where(t, p, NAN) for t, p in zip(there, after, strict=True)]
+    drawn = draw_metrics(scores, cell, both, how.bootstrap)["ccc"]
+    each = drawn[len(after) :] - drawn[: len(after)]
+    mean = Draws(
+        mean_of_defined(each.value, 0),
+        mean_of_defined(each.values, 1),
+        each.units.max(axis=0),
     )
-
-
-def _mean(values: Floats, axis: int) -> Floats:
-    """Mean of what is defined; NaN where nothing is."""
-    there = np.isfinite(values)
-    total, count = np.where(there, values, 0.0).sum(axis=axis), there.sum(axis=axis)
-    return ratio(np.asarray(total), np.asarray(count, np.float64), np.asarray(count > 0))
-
-
-@cache
-def _published() -> Mapping[str, Any]:
-    text = resources.files("raysers").joinpath("assets/robustness_numbers.json").read_text("utf-8")
-    document: Mapping[str, Any] = json.loads(text)
-    return document
+    of = support(scores, cell, (np.isfinite(scores.truth) & there[0])[cell.rows])
+    yield from drawn_rows(cell, model, f"ccc_change_{change.name}", mean, *of)
 
 
 def paper_share(name: str) -> float:
@@ -252,14 +214,15 @@ def paper_share(name: str) -> float:
 
     Over its three corpora and the dimensions, and its eight perturbations or its models.
     """
-    theirs = _published()["paper"]
+    theirs = asset("robustness_numbers")["paper"]
     known = theirs["perturbations"] | theirs["models"]
     return float(known.get(name, known.get(paper_model(name), NAN)))
 
 
 def of_ser_tests() -> set[str]:
     """Names of ser-tests' small changes: the paper's eight and two more."""
-    return set(_published()["paper"]["perturbations"]) | {"crop_end", "prepend_zeros"}
+    perturbations = asset("robustness_numbers")["paper"]["perturbations"]
+    return {*perturbations, "crop_end", "prepend_zeros"}
 
 
 def ser_tests_share(names: Collection[str], model: str, how: Comparison) -> float:
@@ -269,28 +232,21 @@ def ser_tests_share(names: Collection[str], model: str, how: Comparison) -> floa
     """
     if how.threshold != _THRESHOLD or not names or (TONE in names and how.tone_snr != "rms"):
         return NAN
-    return fmean(ser_tests(OVERALL, name, MEAN, model) for name in names)
+    return fmean(ser_tests(OVERALL, name, model) for name in names)
 
 
-def ser_tests(metric: str, perturbation: str, dimension: str, model: str = "") -> float:
-    """Mean over ser-tests' corpora for the model, if it has it, else for the paper's models.
+def ser_tests(metric: str, perturbation: str, model: str = "") -> float:
+    """Mean over ser-tests' corpora and dimensions; NaN when it has no such test.
 
-    Args:
-        metric: `robustness` (share unchanged, scores rounded to 2 decimals) or `ccc_change`.
-        perturbation: its name in our table.
-        dimension: one of the three, or `mean`.
-        model: as in a result; empty, or a model ser-tests does not have: the paper's eight.
-
-    Returns:
-        The mean; NaN when ser-tests has no such test.
+    Of the model, or where ser-tests does not have it (or it is empty) of the paper's eight;
+    `metric` is `robustness` (share unchanged, scores rounded to 2 decimals) or `ccc_change`.
     """
     mine = paper_model(model) if model else ""
     wanted = {mine} if mine else set(paper_numbers().models.values())
     values = [
         value
-        for row in _published()["ser_tests"]
+        for row in asset("robustness_numbers")["ser_tests"]
         if (row["metric"], row["perturbation"]) == (metric, perturbation)
-        and dimension in (row["dimension"], MEAN)
         for name, value in row["models"].items()
         if name in wanted
     ]

@@ -22,14 +22,12 @@ from raysers.data.splits import identities
 from raysers.engine import output as parts
 from raysers.engine.job import ClipJob
 from raysers.engine.plan import Plan
-from raysers.evaluation.baseline import NAME as RANDOM
 from raysers.evaluation.bootstrap import interval_notes
 from raysers.evaluation.join import dimensions_of, with_dataset_names
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.rows import Row, to_frame, to_table
-from raysers.evaluation.scores import Scores, base_subsets
-from raysers.evaluation.suite import TESTS_PART, print_tests, robustness_tests, to_tests
-from raysers.evaluation.tables import number, print_notes, report_console
+from raysers.evaluation.published import TESTS_PART, print_tests, robustness_tests, to_tests
+from raysers.evaluation.rows import Row, number, print_notes, report_console, to_frame, to_table
+from raysers.evaluation.scores import RANDOM, Scores, base_subsets
 from raysers.io import storage
 from raysers.plotting import COLOURS, INK, SOFT
 from raysers.robustness.measures import (
@@ -67,7 +65,7 @@ def report(job: ClipJob, task: RobustnessTask, how: Comparison) -> list[Row]:
     scores = read_scores(output, job.plan, task.variant_names)
     rows = robustness_rows(model, scores, changes_of(task.perturbed), how)
     parts.write_part(storage.join(output, METRICS_PART), to_table(rows, job.run.run_id))
-    tests = robustness_tests(rows, RANDOM)
+    tests = robustness_tests(rows)
     parts.write_part(storage.join(output, TESTS_PART), to_tests(tests, job.run.run_id))
     frame = to_frame(rows)
     for suffix, data in robustness_figure(frame, model, how).items():
@@ -128,7 +126,7 @@ def _ccc_table(rows: pd.DataFrame, model: str, how: Comparison) -> Table:
     for metric, of in _by_dimension(_of_metric(rows, _CCC)).items():
         name = metric.removeprefix(_CCC)
         other_tone = name == TONE and how.tone_snr != "rms"
-        beside = np.nan if other_tone else ser_tests("ccc_change", name, MEAN, model)
+        beside = np.nan if other_tone else ser_tests("ccc_change", name, model)
         cells = (_with_bounds(of[d]) if d in of else "-" for d in DIMENSIONS)
         table.add_row(name, *cells, number(beside))
     return table

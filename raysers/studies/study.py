@@ -16,7 +16,7 @@ import yaml
 
 from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
-from raysers.evaluation.runs import EvaluateFlags
+from raysers.evaluation.evaluate import EvaluateFlags
 from raysers.io import storage
 from raysers.robustness.suites import chosen
 from raysers.robustness.task import RobustnessFlags

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from raysers.engine import output
 from raysers.errors import ObjectMissing
-from raysers.evaluation.baseline import NAME as RANDOM
-from raysers.evaluation.tables import number, report_console
+from raysers.evaluation.rows import number, report_console
+from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
 from raysers.schemas import CELLS, CURVES, METRICS, STUDY_METRICS
 from raysers.studies.experiments import Cell, Grid

@@ -21,9 +21,8 @@ from raysers.engine.job import ClipJob
 from raysers.engine.placement import here
 from raysers.engine.plan import Placement
 from raysers.errors import RaysersError
-from raysers.evaluation import runs
+from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels, write
 from raysers.evaluation.predictions import read_predictions
-from raysers.evaluation.runs import EvaluateFlags
 from raysers.io import storage
 from raysers.robustness.summary import report as report_robustness
 from raysers.robustness.task import RobustnessFlags, RobustnessTask
@@ -151,10 +150,10 @@ def _evaluate_alone(model: str, place: Place) -> None:
     settings = {"labels": [clips], "predictions": [scored], "in_domain": place.in_domain}
     with Run.open("evaluate", flags.output, table="metrics") as run:
         found = read_predictions(scored)
-        labels = runs.read_labels(flags, emotions=found.has_categories)
-        report = runs.measure(flags, labels, [found])
+        labels = read_labels(flags, emotions=found.has_categories)
+        report = measure(flags, labels, [found])
         run.begin({**settings, "output": flags.output}, settings)
-        runs.write(report, run, good=True)
+        write(report, run, good=True)
 
 
 def _annotate_with(model: str, output: str, place: Place, *, embeddings: bool) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from raysers import plotting
-from raysers.evaluation import baseline
 from raysers.evaluation.rows import Row
+from raysers.evaluation.scores import RANDOM
 from raysers.models.backbones import ASSETS
 from raysers.text import fenced, one_line, plain, table, visible
 from raysers.types import DIMENSIONS
@@ -87,6 +87,7 @@ class CardFacts:
         min_samples: shortest clip at 16 kHz.
         recipe: flag -> value, in the order to print.
         metrics: what was measured, the random baseline included.
+        metric_notes: what a reader of these should know.
         command: the shell line that repeats the training.
         best_epoch: the epoch whose weights these are; None: the last one's.
         audio_hours: trained on, repeats included.
@@ -119,6 +120,7 @@ class CardFacts:
     device: str
     data_fingerprint: str
     leakage: str = ""
+    metric_notes: Sequence[str] = ()
     shuffled_labels: bool = False
     failed_clips: int = 0
     base_hub_id: str | None = None
@@ -223,14 +225,16 @@ def _results_table(rows: Sequence[Row]) -> str:
         group = f"{row.group} {row.group_value}" if row.group else "all"
         measure = _NAMES.get(row.metric, row.metric.replace("_", " "))
         measure += ", random baseline" if _is_baseline(row) else ""
-        line = (f"{row.dataset} {row.split}", group, measure)
-        lines.setdefault(line, {})[row.dimension] = row
-    cells = [
-        [*line, max(row.n for row in found.values()), *(_cell(found.get(c)) for c in columns)]
-        for line, found in lines.items()
-    ]
-    head = ["data", "clips of", "measure", "n", *(column or "all" for column in columns)]
-    return table(head, cells, numbers=len(columns) + 1)
+        measure += f", {row.trained_on:,} of these clips trained on" if row.trained_on else ""
+        key = (f"{row.dataset} {row.split}", group, measure)
+        lines.setdefault(key, {})[row.dimension] = row
+    cells = []
+    for line, found in lines.items():
+        n, speakers = (max(getattr(r, of) for r in found.values()) for of in ("n", "speakers"))
+        counts = [n, speakers or UNKNOWN]
+        cells.append([*line, *counts, *(_cell(found.get(column)) for column in columns)])
+    head = ["data", "clips of", "measure", "clips", "speakers", *(c or "all" for c in columns)]
+    return table(head, cells, numbers=len(columns) + 2)
 
 
 def _cell(row: Row | None) -> str:
@@ -242,7 +246,7 @@ def _cell(row: Row | None) -> str:
 
 
 def _is_baseline(row: Row) -> bool:
-    return row.model == baseline.NAME
+    return row.model == RANDOM
 
 
 def _splits_table(splits: Sequence[SplitFacts]) -> str:

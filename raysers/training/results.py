@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 
 from raysers.data.corpora.emotions import common_name, load_emotion_map
 from raysers.engine import output as parts
-from raysers.evaluation.baseline import with_baseline
-from raysers.evaluation.categories import EMOTION, category_rows
-from raysers.evaluation.correctness import correctness_rows
+from raysers.evaluation.bootstrap import interval_notes
+from raysers.evaluation.correctness import category_rows, correctness_rows
+from raysers.evaluation.evaluate import training_notes, with_training
 from raysers.evaluation.join import categories_of, dimensions_of
-from raysers.evaluation.rows import Row, to_table
-from raysers.evaluation.scores import Scores
+from raysers.evaluation.rows import EMOTION, Row, to_table
+from raysers.evaluation.scores import Scores, subsets, with_baseline
 from raysers.io import storage
 from raysers.run import RunRecord
 from raysers.training.checkpoint import TrainProgress
@@ -57,14 +57,14 @@ def write_results(plan: TrainingPlan, record: RunRecord, progress: TrainProgress
     """
     output, history = plan.flags.output, progress.history
     name = output.rstrip("/").rpartition("/")[2]
-    dev_rows = _dev_rows(plan, name)
+    dev_rows, notes = _dev_rows(plan, name)
     by_epoch = _progress_rows(plan, name, "epoch", history)
     by_step = _progress_rows(plan, name, "step", progress.evaluations)
     table = to_table([*dev_rows, *by_epoch, *by_step], record.run_id)
     parts.write_part(storage.join(output, METRICS), table)
     for kind, content in learning_curve(history).items():
         storage.write_atomic(storage.join(output, f"learning_curve.{kind}"), content)
-    facts = _facts(plan, record, history, dev_rows, name)
+    facts = _facts(plan, record, history, dev_rows, notes, name)
     storage.write_atomic(storage.join(output, "README.md"), model_card(facts).encode())
     outcome = _outcome(plan, history, facts)
     document = _document(plan, record, progress, facts) | {"outcome": outcome}
@@ -73,11 +73,11 @@ def write_results(plan: TrainingPlan, record: RunRecord, progress: TrainProgress
     return outcome
 
 
-def _dev_rows(plan: TrainingPlan, name: str) -> list[Row]:
-    """Figures of the stored model on the dev clips, and of the random baseline."""
+def _dev_rows(plan: TrainingPlan, name: str) -> tuple[list[Row], list[str]]:
+    """Figures of the stored model on the dev clips, and of the random baseline; and notes."""
     dev = plan.data.dev
     if not len(dev):
-        return []
+        return [], []
     predictions = parts.read_part(storage.join(plan.flags.output, PREDICTIONS))
     assert predictions is not None  # the workers have written it
     clip_ids = [clip.clip_id for clip in dev.clips]
@@ -93,9 +93,12 @@ def _dev_rows(plan: TrainingPlan, name: str) -> list[Row]:
         columns={n: known[n].to_pylist() for n in names if n in known.column_names}
         | {"identity": list(dev.identities)},
         categories={name: predicted} if predicted.names else {},
+        trained={name: np.isin(dev.identities, list(plan.data.train.identities))},
     )
     by = ("sex",)
-    return [*correctness_rows(with_baseline(scores), by=by), *category_rows(scores, by=by)]
+    rows = [*correctness_rows(with_baseline(scores), by=by), *category_rows(scores, by=by)]
+    notes = [*training_notes(scores), *interval_notes(scores, subsets(scores, by))]
+    return with_training(scores, rows), notes
 
 
 def _of_clips(table: pa.Table, clip_ids: Sequence[str]) -> pa.Table:
@@ -131,6 +134,7 @@ def _facts(
     record: RunRecord,
     history: Sequence[Mapping[str, Any]],
     rows: Sequence[Row],
+    notes: Sequence[str],
     name: str,
 ) -> CardFacts:
     flags, network, data = plan.flags, plan.network, plan.data
@@ -148,6 +152,7 @@ def _facts(
         splits=_splits(data),
         recipe=_recipe(flags),
         metrics=rows,
+        metric_notes=notes,
         command=shlex.join(record.command),
         versions=record.versions,
         seed=flags.seed,

@@ -26,7 +26,7 @@ from raysers.engine.job import ClipJob
 from raysers.engine.labelled import index_labelled
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.evaluation.join import dimensions_of, labelled_only
-from raysers.evaluation.tables import print_metrics, print_notes
+from raysers.evaluation.rows import print_metrics, print_notes
 from raysers.io import storage
 from raysers.models.asr import DEFAULT_ASR, is_moonshine, parse_asr_name
 from raysers.models.backbones import parse_model_name

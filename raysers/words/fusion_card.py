@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raysers.evaluation.rows import Row
-from raysers.evaluation.tables import number
+from raysers.evaluation.rows import Row, number
 from raysers.plotting import (
     COLOURS,
     Picture,

@@ -27,8 +27,7 @@ from raysers.errors import RaysersError
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.correctness import comparison_rows, correctness_rows
 from raysers.evaluation.join import COLUMNS, dimensions_of
-from raysers.evaluation.rows import Row, to_table
-from raysers.evaluation.runs import METRICS_PART
+from raysers.evaluation.rows import METRICS_PART, Row, to_table
 from raysers.evaluation.scores import ALL, Scores
 from raysers.io import storage
 from raysers.models.fusion import (

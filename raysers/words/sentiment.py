@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap, interval
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.paper import paper_model, paper_numbers
+from raysers.evaluation.published import paper_model, paper_numbers
 from raysers.evaluation.rows import NAN, Row, dimension_rows
 from raysers.evaluation.scores import Subset
 from raysers.seeding import generator

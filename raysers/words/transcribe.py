@@ -29,10 +29,8 @@ from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import ClipError
 from raysers.evaluation.bootstrap import Bootstrap, drawn_counts, interval
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.rows import NAN, Row, to_table
-from raysers.evaluation.runs import METRICS_PART
+from raysers.evaluation.rows import METRICS_PART, NAN, Row, report_console, to_table
 from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
-from raysers.evaluation.tables import report_console
 from raysers.io import storage
 from raysers.models.asr import Recogniser, is_moonshine, load_asr, parse_asr_name
 from raysers.run import RunRecord

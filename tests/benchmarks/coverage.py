@@ -11,7 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from raysers.evaluation.bootstrap import OF_SUMS, Bootstrap, draw, share_interval, unit_sums
+from raysers.evaluation.bootstrap import Bootstrap, draw
+from raysers.evaluation.metrics import OF_SUMS, unit_sums
 from tests.benchmarks.measure import Line, Scale, judged
 
 World = Callable[[np.random.Generator, int], bool]
@@ -68,8 +69,7 @@ def share_covered(speakers: int, clips: int, rng: np.random.Generator, seed: int
     there = np.ones((speakers, 1), bool)
     drawn = draw(lambda s: s[..., :1] / s[..., 1:], sums, there, Bootstrap(seed=seed), "share")
     total = sums.sum(axis=0)
-    share, n = total[:1] / total[1:], total[1:].astype(np.int64)
-    low, high = share_interval(share, drawn.values, drawn.units, n)
+    low, high = drawn.share_interval(total[1:].astype(np.int64))
     return bool(low[0] <= SHARE <= high[0])
 
 

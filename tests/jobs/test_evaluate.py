@@ -18,7 +18,7 @@ import ray
 from raysers.commands import evaluate
 from raysers.commands.evaluate import main
 from raysers.data.manifest import write_manifest
-from raysers.evaluation.paper import paper_numbers
+from raysers.evaluation.published import paper_numbers
 from raysers.schemas import ANNOTATIONS, MANIFEST, METRICS
 from raysers.types import NS_PER_S, clip_id
 from tests.jobs.conftest import record_of

@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 
-from raysers.evaluation.baseline import NAME
-from raysers.evaluation.evaluate import Options, assess
-from tests.unit.evaluation.worlds import speakers_world
+from raysers.evaluation.evaluate import assess
+from raysers.evaluation.scores import RANDOM as NAME
+from tests.unit.evaluation.worlds import options, speakers_world
 
 
-def notes_of(made, **options) -> str:
-    return "\n".join(assess(made, Options(draws=10, **options))[1])
+def notes_of(made, **given) -> str:
+    return "\n".join(assess(made, options(draws=10, **given))[1])
 
 
 def with_columns(made, **columns):
@@ -20,7 +20,7 @@ def with_columns(made, **columns):
 
 
 def test_the_baseline_is_measured_but_not_compared():
-    rows, _ = assess(speakers_world(), Options(draws=10, speaker_samples=10))
+    rows, _ = assess(speakers_world(), options(draws=10, speaker_samples=10))
     metrics = {r.metric for r in rows if r.model == NAME}
     assert metrics == {"ccc", "pearson", "mae", "sex_fairness_score", "sex_fairness_bias"}
     assert NAME not in {r.group_value for r in rows}
@@ -54,7 +54,7 @@ def test_every_figure_says_how_many_of_its_clips_the_model_was_trained_on():
     made = speakers_world()
     women = np.array(made.column("sex")) == "female"
     made = dataclasses.replace(made, trained={"good": women & (np.arange(240) < 100)})
-    rows, notes = assess(made, Options(draws=10, by=["sex"]))
+    rows, notes = assess(made, options(draws=10, by=["sex"]))
     found = {
         (r.model, r.group_value): r.trained_on
         for r in rows

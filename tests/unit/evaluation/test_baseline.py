@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from raysers.evaluation.baseline import NAME, random_scores, with_baseline
 from raysers.evaluation.correctness import correctness_rows
+from raysers.evaluation.scores import RANDOM as NAME
+from raysers.evaluation.scores import random_scores, with_baseline
 from tests.unit.evaluation.worlds import only, scores
 
 IDS = [f"{i:x}" for i in range(8000)]

@@ -10,12 +10,11 @@ from scipy import stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from raysers.evaluation.categories import category_rows
-from raysers.evaluation.correctness import correctness_rows
-from raysers.evaluation.evaluate import Options, assess
+from raysers.evaluation.correctness import category_rows, correctness_rows
+from raysers.evaluation.evaluate import assess
 from raysers.evaluation.scores import Categories, Scores, base_subsets
 from raysers.seeding import generator
-from tests.unit.evaluation.worlds import only, permuted, scores, speakers_world
+from tests.unit.evaluation.worlds import only, options, permuted, scores, speakers_world
 
 NAMES = ("anger", "fear", "neutral", "sadness")
 #: How a corpus may write them.
@@ -76,7 +75,7 @@ def test_categories_that_one_side_lacks():
     assert found["accuracy"] == pytest.approx(1 / 4)
     # each clip in a separate bin
     assert found["ece"] == pytest.approx((0.05 + 0.85 + 0.65 + 0.75) / 4)
-    notes = "\n".join(assess(made, Options(draws=0))[1])
+    notes = "\n".join(assess(made, options(draws=0))[1])
     assert "m: 2 of 4 clips are labelled happiness, which it does not know" in notes
 
 
@@ -144,7 +143,7 @@ def test_labels_of_categories_alone_are_enough():
     alone = dataclasses.replace(made, truth=np.full(made.truth.shape, np.nan))
     assert [len(cell.rows) for cell in base_subsets(alone)] == [240]
     assert figures(alone) == figures(made)
-    rows, notes = assess(alone, Options(draws=5))
+    rows, notes = assess(alone, options(draws=5))
     assert {r.metric for r in rows} == {"uar", "macro_f1", "accuracy", "ece"}
     assert not any(note.startswith("no ") for note in notes)  # figures of the dimensions
 

@@ -11,8 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysers.evaluation.bootstrap import COLUMNS, OF_SUMS, unit_sums
-from raysers.evaluation.metrics import METRICS, ccc, mae, mean_error, pearson, per_dimension
+from raysers.evaluation.metrics import (
+    COLUMNS,
+    METRICS,
+    OF_SUMS,
+    ccc,
+    mae,
+    mean_error,
+    pearson,
+    per_dimension,
+    unit_sums,
+)
 from tests.places import SHARED_DATA, needs_shared
 
 # labels and scores are float32 in about 0..1: steps of 1/64 keep sums exact, so both libraries

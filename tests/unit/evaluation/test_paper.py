@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from raysers.evaluation.paper import paper_numbers, with_paper
+from raysers.evaluation.published import paper_numbers, with_paper
 from raysers.evaluation.rows import Row
 from tests.places import SHARED_DATA, needs_shared
 

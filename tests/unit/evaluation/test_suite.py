@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysers.evaluation.baseline import NAME as RANDOM
-from raysers.evaluation.evaluate import Options, assess
+from raysers.evaluation.evaluate import assess
+from raysers.evaluation.published import correctness_and_fairness, robustness_tests, to_tests
 from raysers.evaluation.rows import Row
-from raysers.evaluation.suite import correctness_and_fairness, robustness_tests, to_tests
+from raysers.evaluation.scores import RANDOM
 from raysers.schemas import TESTS
-from tests.unit.evaluation.worlds import scores, speakers_world
+from tests.unit.evaluation.worlds import options, scores, speakers_world
 
 
 def verdicts(made) -> dict[tuple[str, str, str], tuple[float, bool]]:
@@ -92,7 +92,7 @@ def test_published_results_stand_beside_the_same_data_only():
     made = speakers_world()
     columns = {**made.columns, "corpus": ["msp-podcast"] * 240, "split": ["test1"] * 240}
     made = replace(made, columns=columns, predictions={"w2v2-L-robust": made.predictions["good"]})
-    rows, _ = assess(made, Options(draws=0))
+    rows, _ = assess(made, options(draws=0))
     regression = (
         correctness_and_fairness(made, rows).set_index("test").loc["correctness_regression"]
     )
@@ -123,7 +123,7 @@ def test_perturbations_are_tested_by_their_kind():
         )
     ]
     rows.append(replace(rows[0], model=RANDOM))
-    frame = robustness_tests(rows, RANDOM).set_index("subject")
+    frame = robustness_tests(rows).set_index("subject")
     assert frame["passed"].to_dict() == {
         "gain": True,
         "phone": False,

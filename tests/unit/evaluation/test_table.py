@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from raysers.evaluation.evaluate import Options, assess
+from raysers.evaluation.evaluate import assess
+from raysers.evaluation.rows import WIDTH, number, print_metrics, short_names
 from raysers.evaluation.scores import Categories, Scores
-from raysers.evaluation.tables import WIDTH, number, print_metrics, short_names
-from tests.unit.evaluation.worlds import only, speakers_world
+from tests.unit.evaluation.worlds import only, options, speakers_world
 
 
 def printed(rows) -> list[str]:
@@ -34,7 +34,7 @@ def made() -> Scores:
 
 
 def test_every_kind_of_result_is_printed_in_100_columns(made):
-    rows, _ = assess(made, Options(draws=100, by=("sex", "speaker"), speaker_samples=10))
+    rows, _ = assess(made, options(draws=100, by=("sex", "speaker"), speaker_samples=10))
     lines = printed(rows)
     assert max(map(len, lines)) <= WIDTH
     text = "\n".join(lines)
@@ -56,7 +56,7 @@ def test_categories_are_printed_with_their_groups(made):
     predicted = {model: Categories(names=names, probabilities=sure)}
     columns = {**made.columns, "emotion": emotions}
     world = replace(made, columns=columns, categories=predicted, deviations={model: made.truth})
-    rows, _ = assess(world, Options(draws=20, by=("sex",)))
+    rows, _ = assess(world, options(draws=20, by=("sex",)))
     lines = printed(rows)
     assert max(map(len, lines)) <= WIDTH
     at = next(i for i, line in enumerate(lines) if line.startswith("emotion categories"))

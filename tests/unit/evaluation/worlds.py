@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raysers.evaluation.evaluate import EvaluateFlags
 from raysers.evaluation.scores import Categories, Scores
 
 
@@ -50,6 +51,11 @@ def speakers_world(clips: int = 240, speakers: int = 12, seed: int = 3) -> Score
         good=truth + bias + rng.normal(0, 0.08, truth.shape),
         poor=truth + 2 * bias + rng.normal(0, 0.2, truth.shape),
     )
+
+
+def options(draws: int = 1000, **given) -> EvaluateFlags:
+    """Flags of an evaluation."""
+    return EvaluateFlags(labels=("-",), output="-", bootstrap=draws, **given)
 
 
 def only(rows, **wanted):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from raysers.evaluation.baseline import NAME as RANDOM
-from raysers.evaluation.scores import Scores
+from raysers.evaluation.scores import RANDOM, Scores
 from raysers.robustness.measures import Change, Comparison, paper_share, robustness_rows
 
 GAIN = Change(name="gain", versions=("gain",), against="clean")
