@@ -24,7 +24,6 @@ from typing import Any
 
 from raysers.cli import as_plain, command
 from raysers.engine.job import ClipJob
-from raysers.engine.progress import print_warning
 from raysers.errors import ConfigError
 from raysers.models.backbones import ASSETS
 from raysers.run import Exit, run_main
@@ -39,15 +38,11 @@ def predict(flags: FusePredictFlags) -> int:
     with ClipJob.open(flags, PREDICT_JOB, table=FusionTask.table) as job:
         task = prediction_task(flags)
         job.prepare(task)
-        if task.words.asr is None:
+        if task.asr is None:
             require_words(job.plan.manifest)
         if flags.dry_run:
             return job.estimate()
-        code = job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
-        texts = job.rows(["text"])["text"].drop_null().to_pylist()
-        if note := task.words.cut_note(texts):
-            print_warning(note)
-        return code
+        return job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
 
 
 #: By command: its flags, the job, the field of words without a flag, folders of results, recipes.

@@ -1,9 +1,8 @@
-"""Fusion of sound and words: heads on frozen vectors, their training, and their folder.
+"""Fusion of audio and text: heads on frozen vectors, their training, and their folder.
 
-A folder holds no encoder. Vectors of another model, or of another revision of the same one, fit the
-heads' shapes all the same and mean nothing, so it names both, to be checked. The same vectors,
-labels and settings give the same head: order and dropout follow from the seed and the epoch, on one
-thread, so that it does not matter where a head is trained or how often.
+A folder holds no encoder. Vectors of another model or revision fit the heads' shapes all the same
+and mean nothing, so it names both, to be checked. The same vectors, labels and settings give the
+same head: order and dropout follow from the seed and the epoch, on one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,19 +30,11 @@ from raysers.seeding import seed_of
 from raysers.types import DIMENSIONS
 
 Floats = npt.NDArray[np.float32]
-#: Of the learning rate: a straight line to 0 over the epochs, or constant.
-Schedule = Literal["linear", "constant"]
 
 MODEL_TYPE = "raysers-fusion"
-
 #: Inputs of a head: which vectors are side by side, in this order.
 SOUND, WORDS = "sound", "words"
-SOURCES: dict[str, tuple[str, ...]] = {
-    "fused": (SOUND, WORDS),
-    "audio": (SOUND,),
-    "text": (WORDS,),
-}
-
+SOURCES = {"fused": (SOUND, WORDS), "audio": (SOUND,), "text": (WORDS,)}
 #: A dimension with fewer labels is not learned; it scores the middle of the scale.
 LEAST_LABELS = 2
 _MIDDLE = 0.5
@@ -58,14 +49,48 @@ _SEED_BYTES = 7
 _MOST_NUMBERS = 65_536
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """Training of the heads."""
+
+    epochs: int = 100
+    """Passes of the heads over the training clips; the best on dev is kept."""
+    batch_size: int = 0
+    """Clips whose CCC is the loss of a step; 0: a sixteenth of the training clips, 16 to 256."""
+    lr: float = 1e-3
+    """Learning rate of Adam at the start."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """Of the learning rate: a straight line to 0 over the epochs, or constant."""
+    weight_decay: float = 0.0
+    """Weight decay, decoupled from the gradient."""
+    dropout: float = 0.3
+    """Dropout of the heads' input and hidden layer, 0 to below 1."""
+    patience: int = 0
+    """Stop after N epochs without a better dev CCC; 0 never stops early."""
+    seed: int = 0
+    """Decides the heads' initial weights, order and dropout, and the bootstrap draws."""
+
+
+class Vectors(NamedTuple):
+    """Vectors float32 [clips, size] with labels float32 [clips, 3], NaN where unknown."""
+
+    values: Floats
+    labels: Floats
+
+
+class EpochOfHead(NamedTuple):
+    """Mean loss of an epoch's steps, and CCC over the whole dev set."""
+
+    epoch: int
+    train_loss: float
+    dev_ccc: float
+
+
 class FusionHead(nn.Module):
     """Two layers on standardised vectors (Wagner et al. 2022, section 4.8).
 
-    Mean and scale of the training vectors are part of the head, so it takes raw vectors.
-
-    Args:
-        size: numbers of a vector; the hidden layer is as wide.
-        dropout: of the input and of the hidden layer, 0 to below 1.
+    Mean and scale of the training vectors are part of the head, so it takes raw vectors. The hidden
+    layer is as wide as the input, `size`.
     """
 
     mean: Tensor
@@ -83,13 +108,13 @@ class FusionHead(nn.Module):
 
     @torch.inference_mode()
     def score(self, vectors: Floats) -> Floats:
-        """Scores float32 [clips, 3] of vectors [clips, size]; nothing is drawn."""
+        """Scores float32 [clips, 3] of vectors [clips, size], without dropout."""
         given = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
         return np.asarray(self.eval()(given.to(self.mean.device)).cpu().numpy(), np.float32)
 
     @torch.no_grad()
     def silence(self, places: Sequence[int]) -> None:
-        """Let dimensions nothing is known of score the middle of the scale, not noise."""
+        """Let dimensions without labels score the middle of the scale, not noise."""
         for place in places:
             self.layers.out_proj.weight[place] = 0.0
             self.layers.out_proj.bias[place] = _MIDDLE
@@ -104,7 +129,7 @@ def side_by_side(head: str, vectors: Mapping[str, Floats]) -> Floats:
 class FusionConfig:
     """What a fusion was trained on: models and revisions, sizes of their vectors, dropout.
 
-    `asr` recognised the words of clips without a transcript (`manifest`: there were none, and no
+    `asr` recognised the text of clips without a transcript (`manifest`: there were none, and no
     `asr_revision`), or of all clips with `recognise_all`.
     """
 
@@ -120,24 +145,10 @@ class FusionConfig:
     words_size: int
     dropout: float
 
-    def heads(self) -> nn.ModuleDict:
-        """Heads by name, as initialised."""
-        sizes = {SOUND: self.sound_size, WORDS: self.words_size}
-        return nn.ModuleDict(
-            {
-                name: FusionHead(sum(sizes[source] for source in sources), self.dropout)
-                for name, sources in SOURCES.items()
-            }
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fusion:
-    """The trained heads by name, on the CPU.
-
-    `trained` names the dimensions with trained outputs; `revision` is the hash of the folder's
-    files.
-    """
+    """The trained heads by name, on the CPU; `trained` names the dimensions with outputs."""
 
     config: FusionConfig
     heads: Mapping[str, FusionHead]
@@ -148,10 +159,10 @@ class Fusion:
         """Scores [clips, 3] of every head, NaN if not trained, from vectors [clips, size]."""
         untrained = [name not in self.trained for name in DIMENSIONS]
         starts = range(0, max(len(vectors[SOUND]), 1), _BLOCK)
-        blocks = [{k: v[at : at + _BLOCK] for k, v in vectors.items()} for at in starts]
         found = {}
         for name, head in self.heads.items():
-            scores = np.concatenate([head.score(side_by_side(name, block)) for block in blocks])
+            whole = side_by_side(name, vectors)
+            scores = np.concatenate([head.score(whole[at : at + _BLOCK]) for at in starts])
             found[name] = np.where(untrained, np.float32(np.nan), scores)
         return found
 
@@ -165,8 +176,8 @@ def save_fusion(fusion: Fusion, folder: str | Path) -> None:
         **asdict(fusion.config),
         "heads": list(fusion.heads),
         "id2label": {str(index): label for index, label in enumerate(DIMENSIONS)},
+        **Outputs(trained=tuple(fusion.trained)).config(),
     }
-    config |= Outputs(trained=tuple(fusion.trained)).config()
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     loading.write_weights(nn.ModuleDict(dict(fusion.heads)).state_dict(), folder / WEIGHTS_FILE)
@@ -188,83 +199,52 @@ def load_fusion(folder: str | Path) -> Fusion:
             f"--fusion {folder}: its model_type is {content.get('model_type')!r}, not "
             f"{MODEL_TYPE}: give the output of fuse train"
         )
-    values: dict[str, Any] = {f.name: content.get(f.name) for f in fields(FusionConfig)}
     kinds = {field.name: str(field.type) for field in fields(FusionConfig)}
-    odd = [name for name, kind in kinds.items() if type(values[name]).__name__ != kind]
-    ranges = {"sound_size": _MOST_NUMBERS, "words_size": _MOST_NUMBERS, "dropout": 1}
-    given = {name: most for name, most in ranges.items() if name not in odd}
-    odd += [name for name, most in given.items() if not 0 <= values[name] <= most]
+    values: dict[str, Any] = {name: content.get(name) for name in kinds}
+    most = {"sound_size": _MOST_NUMBERS, "words_size": _MOST_NUMBERS, "dropout": 1}
+    odd = [
+        name
+        for name, kind in kinds.items()
+        if type(values[name]).__name__ != kind
+        or (name in most and not 0 <= values[name] <= most[name])
+    ]
     if odd:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} has no usable {', '.join(odd)}")
     if checkpoint.label_order(content, folder) != list(range(len(DIMENSIONS))):
         raise CheckpointError(f"{folder}: id2label has another order than {', '.join(DIMENSIONS)}")
     config = FusionConfig(**values)
+    sizes = {SOUND: config.sound_size, WORDS: config.words_size}
     with torch.device("meta"):  # sizes a stranger wrote down cost nothing until the weights fit
-        heads = config.heads()
-    loading.load_weights(heads, loading.read_weights([folder / WEIGHTS_FILE]), folder)
-    heads.eval().requires_grad_(False)
+        heads = {
+            name: FusionHead(sum(sizes[source] for source in sources), config.dropout)
+            for name, sources in SOURCES.items()
+        }
+    together = nn.ModuleDict(heads)
+    loading.load_weights(together, loading.read_weights([folder / WEIGHTS_FILE]), folder)
+    together.eval().requires_grad_(False)
     return Fusion(
         config=config,
-        heads={name: head for name in SOURCES if isinstance(head := heads[name], FusionHead)},
+        heads=heads,
         trained=Outputs.from_config(content, folder).trained,
         revision=checkpoint.content_hash([folder / CONFIG_FILE, folder / WEIGHTS_FILE]),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadSettings:
-    """How a head is trained; the flags of `fuse train` say what each of them does.
-
-    With a constant learning rate a head with text that says nothing ends .01 below one without.
-    """
-
-    epochs: int = 100
-    batch_size: int = 0
-    lr: float = 1e-3
-    schedule: Schedule = "linear"
-    weight_decay: float = 0.0
-    dropout: float = 0.3
-    patience: int = 0
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vectors:
-    """Vectors float32 [clips, size] with labels float32 [clips, 3], NaN where unknown."""
-
-    values: Floats
-    labels: Floats
-
-    def tensors(self, device: str) -> tuple[Tensor, Tensor]:
-        """Both on a device."""
-        values, labels = torch.from_numpy(self.values), torch.from_numpy(self.labels)
-        return values.to(device), labels.to(device)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochOfHead:
-    """What an epoch came to: mean loss of its steps, and dev CCC over the whole dev set."""
-
-    epoch: int
-    train_loss: float
-    dev_ccc: float
-
-
 def train_head(
     name: str, train: Vectors, dev: Vectors, settings: HeadSettings, device: str = "cpu"
 ) -> tuple[FusionHead, list[EpochOfHead]]:
-    """The head of the epoch with the best mean dev CCC, and what every epoch came to.
+    """The head of the epoch with the best mean dev CCC, and all epochs.
 
-    `name` goes into the seed, so heads are drawn independently. Clips of `train` without any label
-    are left out, and a dimension with fewer than `LEAST_LABELS` always gets the middle of the
-    scale. Heads of another kind of device differ in the last digits.
+    `name` goes into the seed, so the heads' draws are independent. Clips of `train` without any
+    label are left out, and a dimension with fewer than `LEAST_LABELS` always gets the middle of the
+    scale.
 
     Raises:
         TrainingDiverged: the loss is not a number.
     """
-    rows = np.isfinite(train.labels).any(axis=1)
-    values, labels = Vectors(values=train.values[rows], labels=train.labels[rows]).tensors(device)
-    judged = dev.tensors(device)
+    labelled = np.isfinite(train.labels).any(axis=1)
+    values, labels = (torch.from_numpy(one[labelled]).to(device) for one in train)
+    dev_values, dev_labels = (torch.from_numpy(one).to(device) for one in dev)
     counts = (~labels.isnan()).sum(0).tolist()
     unlabelled = [place for place, count in enumerate(counts) if count < LEAST_LABELS]
     size = settings.batch_size or min(max(len(values) // 16, 16), 256)
@@ -299,8 +279,8 @@ def train_head(
                 optimiser.step()
                 losses.append(loss.item())
             with torch.no_grad():
-                ccc = 1.0 - ccc_loss(head.eval()(judged[0]).double(), judged[1]).item()
-            history.append(EpochOfHead(epoch=epoch, train_loss=float(np.mean(losses)), dev_ccc=ccc))
+                ccc = 1.0 - ccc_loss(head.eval()(dev_values).double(), dev_labels).item()
+            history.append(EpochOfHead(epoch, float(np.mean(losses)), ccc))
             best = best_epoch(history).epoch
             if best == epoch:
                 kept = copy.deepcopy(head.state_dict())

@@ -1,7 +1,7 @@
 """Text encoders: one vector for what was said in a clip, from any encoder of transformers.
 
 A text's vector does not depend on its neighbours in a batch (1e-6 in fp32). Text behind the last
-position the encoder has is not read: `truncated` says of which texts that is true.
+position the encoder has is not read.
 """
 
 from __future__ import annotations
@@ -107,20 +107,18 @@ class TextEncoder:
         An empty text has the vector of the special tokens alone, and zeros where an encoder has
         none of those. `tokens_per_pass` bounds the padded tokens of a forward pass; None chooses.
         """
-        ids = [self._ids(text, truncation=True, max_length=self.max_tokens) for text in texts]
-        vectors = np.zeros((len(texts), self.hidden_size), np.float32)
+        place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        ids = [self._ids(text) for text in place]  # read speech repeats itself
+        vectors = np.zeros((len(ids), self.hidden_size), np.float32)
         for batch in _batches(ids, tokens_per_pass or _TOKENS_PER_PASS[self._device.type]):
             vectors[batch] = self._forward([torch.tensor(ids[i]) for i in batch])
-        return vectors
+        return vectors[[place[text] for text in texts]]
 
-    def truncated(self, texts: Sequence[str]) -> list[bool]:
-        """Whether a text has more tokens than are read, for each text."""
-        return [len(self._ids(text)) > self.max_tokens for text in texts]
-
-    def _ids(self, text: str, **limits: Any) -> list[int]:
+    def _ids(self, text: str) -> list[int]:
         # half a character, as broken file names and tables have, is a replacement character
         clean = text.encode("utf-8", "replace").decode("utf-8")
-        return list(self._tokenizer(clean, verbose=False, **limits)["input_ids"])
+        how = {"truncation": True, "max_length": self.max_tokens, "verbose": False}
+        return list(self._tokenizer(clean, **how)["input_ids"])
 
     @torch.inference_mode()
     def _forward(self, ids: Sequence[Tensor]) -> Floats:

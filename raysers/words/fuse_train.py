@@ -1,15 +1,15 @@
 """Training a fusion: heads on the frozen vectors of an acoustic model and a text encoder.
 
 The vectors come from one pass over the clips, in a folder with a record and a manifest like any
-job's: an interrupted pass resumes, and a second training with other heads reuses the vectors.
+job's, so an interrupted pass resumes and a second training reuses them; or from an annotation with
+embeddings and a transcript table (`--annotation`, `--transcripts`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,7 +24,9 @@ from raysers.data.sorting import sort_manifest
 from raysers.engine.cluster import call_on_worker
 from raysers.engine.job import ClipJob
 from raysers.engine.labelled import index_labelled
+from raysers.engine.progress import print_warning
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
+from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.join import dimensions_of, labelled_only
 from raysers.evaluation.rows import print_metrics, print_notes
 from raysers.io import storage
@@ -32,10 +34,9 @@ from raysers.models.asr import DEFAULT_ASR, is_moonshine, parse_asr_name
 from raysers.models.backbones import parse_model_name
 from raysers.models.fusion import (
     SOURCES,
-    EpochOfHead,
-    FusionHead,
+    Fusion,
+    FusionConfig,
     HeadSettings,
-    Schedule,
     train_head,
 )
 from raysers.models.text import TextPooling
@@ -45,25 +46,17 @@ from raysers.words import fusion_results
 from raysers.words.fusion import (
     MANIFEST,
     FeaturesTask,
-    FusionTask,
-    TextBranch,
+    joined_rows,
     require_words,
     without_words,
 )
-from raysers.words.fusion_results import (
-    DEV,
-    TRAIN,
-    Features,
-    FusionData,
-    nothing_to_learn,
-    read_features,
-)
+from raysers.words.fusion_results import DEV, TRAIN, features_of, nothing_to_learn, verdict
 
 JOB, FEATURES_JOB = "fuse-train", "fuse-features"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FuseTrainFlags:
+class FuseTrainFlags(HeadSettings):
     """Flags of `raysers fuse train`."""
 
     data: Uris
@@ -83,6 +76,12 @@ class FuseTrainFlags:
     features: str = ""
     """Where the encoders' vectors are kept; default OUTPUT/features. Name an earlier training's
     output to reuse its vectors for other heads or folds."""
+    annotation: str = ""
+    """Output of `annotate --embeddings` of the same clips: its vectors and its model are used, and
+    no audio is read."""
+    transcripts: str = ""
+    """Beside --annotation, an output of `transcribe`: texts of clips without a transcript, of all
+    clips with --recognise-all."""
     corpus: str = "auto"
     """Layout of the data: auto recognises it, none takes folders for plain audio."""
     emotion_map: str = ""
@@ -100,22 +99,6 @@ class FuseTrainFlags:
     """Train although speakers or sessions are in several splits; the results are marked."""
     limit: int = 0
     """Only the first N clips of the data; 0 takes all."""
-    epochs: int = HeadSettings.epochs
-    """Passes of the heads over the training clips; the best on dev is kept."""
-    batch_size: int = HeadSettings.batch_size
-    """Clips whose CCC is the loss of a step; 0: a sixteenth of the training clips, 16 to 256."""
-    lr: float = HeadSettings.lr
-    """Learning rate of Adam at the start."""
-    schedule: Schedule = HeadSettings.schedule
-    """Of the learning rate: a straight line to 0 over the epochs, or constant."""
-    weight_decay: float = HeadSettings.weight_decay
-    """Weight decay, decoupled from the gradient."""
-    dropout: float = HeadSettings.dropout
-    """Dropout of the heads' input and hidden layer, 0 to below 1."""
-    patience: int = HeadSettings.patience
-    """Stop after N epochs without a better dev CCC; 0 never stops early."""
-    seed: int = HeadSettings.seed
-    """Decides the heads' initial weights, order and dropout, and the bootstrap draws."""
     bootstrap: int = 1000
     """Draws behind the intervals; 0 leaves them out."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -136,32 +119,51 @@ class FuseTrainFlags:
 
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
-        for good, flag, valid in _rules(self):
+        fold = f"a number from 0 to {max(self.folds - 1, 0)} (--folds is {self.folds})"
+        sized = self.batch_size == 0 or self.batch_size >= 2
+        for name, good, valid in (
+            ("data", bool(self.data), "labelled clips with a split"),
+            ("output", bool(self.output), "a folder or an s3:// prefix"),
+            ("transcripts", not self.transcripts or bool(self.annotation), "also --annotation"),
+            ("folds", self.folds == 0 or self.folds >= 2, "2 or more (0: the data's own splits)"),
+            ("fold", 0 <= self.fold < max(self.folds, 1), fold),
+            ("epochs", 1 <= self.epochs <= 100, "1 to 100 passes"),
+            ("batch_size", sized, "0 (automatic), or 2 or more: one clip has no correlation"),
+            ("lr", self.lr > 0, "a rate above 0"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("dropout", 0 <= self.dropout < 1, "a share from 0 to below 1"),
+            ("patience", self.patience >= 0, "0 (never) or more epochs"),
+            ("seed", self.seed >= 0, "0 or more"),
+            ("bootstrap", self.bootstrap >= 0, "0 (none) or more draws"),
+        ):
             if not good:
-                value = getattr(self, flag.removeprefix("--").replace("-", "_"))
-                raise ConfigError(f"{flag} is {value}: give {valid}")
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag} is {getattr(self, name)}: give {valid}")
+        self.clips.check()
 
     @property
-    def head(self) -> HeadSettings:
-        """How the heads are trained."""
-        names = HeadSettings.__dataclass_fields__
-        return HeadSettings(**{name: getattr(self, name) for name in names})
+    def clips(self) -> ClipJobFlags:
+        """The pass over the clips; an earlier training's output stands for its vectors."""
+        place = self.features or storage.join(self.output, FeaturesTask.table)
+        earlier = load_record(self.features) if self.features else None
+        if earlier is not None and earlier.job == JOB:
+            place = earlier.config.get("features") or storage.join(place, FeaturesTask.table)
+        names = ["model", "dtype", "workers", "max_padded_s", "max_clip_s", "max_failed", "retry",
+                 "dry_run", "limit"]  # fmt: skip
+        own = {name: getattr(self, name) for name in names}
+        return ClipJobFlags(input=self.data, output=place, **own)
 
     @property
     def recipe(self) -> dict[str, Any]:
         """Every flag that decides the heads, beyond the vectors they are trained on."""
-        names = [name for name in HeadSettings.__dataclass_fields__ if name != "schedule"]
+        optional = ("schedule", "new_speakers", "annotation", "transcripts")
+        names = [field.name for field in fields(HeadSettings) if field.name != "schedule"]
         names += ["bootstrap", "folds", "fold", "allow_leakage"]
-        optional = {"schedule": self.schedule, "new_speakers": self.new_speakers}
-        changed = {k: v for k, v in optional.items() if v != getattr(FuseTrainFlags, k)}
-        return {name: getattr(self, name) for name in names} | changed
+        names += [n for n in optional if getattr(self, n) != getattr(FuseTrainFlags, n)]
+        return {name: getattr(self, name) for name in names}
 
     def with_absolute_paths(self) -> FuseTrainFlags:
-        """The flags, checked, with places that mean the same in every process of the cluster.
-
-        Raises:
-            ConfigError: a flag has an impossible value.
-        """
+        """The flags, checked, with places that mean the same in every process of the cluster."""
         self.check()
         asr = self.asr
         # checked even where no clip needs it, because the fusion passes it on to `predict`
@@ -172,32 +174,10 @@ class FuseTrainFlags:
             data=tuple(map(storage.absolute, self.data)),
             output=absolute_output(self.output),
             features=absolute_output(self.features) if self.features else "",
+            annotation=storage.absolute(self.annotation) if self.annotation else "",
+            transcripts=storage.absolute(self.transcripts) if self.transcripts else "",
             asr=asr,
         )
-
-
-def _rules(flags: FuseTrainFlags) -> Iterator[tuple[bool, str, str]]:
-    """(holds, flag, what to give instead), in the order of the flags."""
-    yield bool(flags.data), "--data", "labelled clips with a split"
-    yield bool(flags.output), "--output", "a folder or an s3:// prefix"
-    yield flags.folds == 0 or flags.folds >= 2, "--folds", "2 or more (0: the data's own splits)"
-    fold = f"a number from 0 to {max(flags.folds - 1, 0)} (--folds is {flags.folds})"
-    yield 0 <= flags.fold < max(flags.folds, 1), "--fold", fold
-    yield flags.limit >= 0, "--limit", "0 (all) or more"
-    yield 1 <= flags.epochs <= 100, "--epochs", "1 to 100 passes"
-    sized = flags.batch_size == 0 or flags.batch_size >= 2
-    yield sized, "--batch-size", "0 (automatic), or 2 or more: one clip has no correlation"
-    yield flags.lr > 0, "--lr", "a rate above 0"
-    yield flags.weight_decay >= 0, "--weight-decay", "0 or more"
-    yield 0 <= flags.dropout < 1, "--dropout", "a share from 0 to below 1"
-    yield flags.patience >= 0, "--patience", "0 (never) or more epochs"
-    yield flags.seed >= 0, "--seed", "0 or more"
-    yield flags.bootstrap >= 0, "--bootstrap", "0 (none) or more draws"
-    fits = flags.workers == "local" or flags.workers >= 0
-    yield fits, "--workers", "0 (automatic), a number, or local"
-    yield flags.max_padded_s >= 0, "--max-padded-s", "0 or more seconds"
-    yield flags.max_clip_s > 0, "--max-clip-s", "a length above 0 seconds"
-    yield 0 <= flags.max_failed <= 1, "--max-failed", "a share from 0 to 1"
 
 
 def train(flags: FuseTrainFlags) -> int:
@@ -206,105 +186,139 @@ def train(flags: FuseTrainFlags) -> int:
     With too many failed clips the heads are trained on the others, and the exit code is 3.
     """
     flags = flags.with_absolute_paths()
-    clips = ClipJobFlags(
-        input=flags.data,
-        output=features_folder(flags),
-        model=flags.model,
-        dtype=flags.dtype,
-        workers=flags.workers,
-        max_padded_s=flags.max_padded_s,
-        max_clip_s=flags.max_clip_s,
-        max_failed=flags.max_failed,
-        retry=flags.retry,
-        dry_run=flags.dry_run,
-    )
+    job: ClipJob | None
     with (
         Run.open(JOB, flags.output, dry_run=flags.dry_run) as run,
-        ClipJob.open(clips, FEATURES_JOB, table=FeaturesTask.table) as features,
+        nullcontext()
+        if flags.annotation
+        else ClipJob.open(flags.clips, FEATURES_JOB, table=FeaturesTask.table) as job,
     ):
-        task, data, settings = _plan(flags, run, features)
-        left = bool(features.plan.todo)
+        if run.earlier is None:
+            with suppress(ObjectMissing):
+                storage.stat(storage.join(run.output, "config.json"))
+                raise RefusedError(
+                    f"--output {run.output} holds a model but no run.json: choose another folder"
+                )
+        task, asr = _task(flags)
+        clips, leakage, notes = _labelled(flags, task.sound.model)
+        lacking = len(clips) if flags.recognise_all else len(without_words(clips))
+        if job is None and lacking and not flags.transcripts:
+            raise ConfigError(
+                f"--annotation: {lacking:,} of {len(clips):,} clips have no transcript: give "
+                "--transcripts, an output of transcribe"
+            )
+        if job is not None:
+            if flags.asr == MANIFEST:
+                require_words(clips)
+            if lacking or flags.asr == MANIFEST:  # else it need not even be there
+                task = task.with_recogniser(flags.asr, recognise_all=flags.recognise_all)
+                asr = (task.asr.asr, task.asr.revision) if task.asr else asr
+            said = "" if flags.recognise_all else _fingerprint(clips, "transcript")
+            job.prepare(task, manifest=clips, settings={"transcripts": said})
+        settings = {
+            **(job.plan.settings if job else task.settings),
+            **flags.recipe,
+            "asr_flag": flags.asr,
+            "data_fingerprint": _fingerprint(clips, "split", *DIMENSIONS),
+        }
+        run.refuse_other_settings(settings)
+        left = job is not None and bool(job.plan.todo)
         if run.earlier is not None and run.earlier.status == "done" and not left:
             print(f"finished already: {run.output}")
             return Exit.DONE
         if flags.dry_run:
-            return features.estimate()
+            return job.estimate() if job else Exit.DONE
         if run.earlier is None:
-            write_manifest(storage.join(run.output, "manifest"), data.table)
+            write_manifest(storage.join(run.output, "manifest"), clips)
         record = run.begin(as_plain(flags), settings)
-        before = features.run.earlier
-        if before is not None and not left and before.status == "done":
-            print(f"vectors: all there, {features.run.output}")
-            code = Exit.DONE
+        code = Exit.DONE
+        if job is None:
+            rows = joined_rows(task, clips, flags.annotation, flags.transcripts, asr[0])
+            if 1 - len(rows) / len(clips) > flags.max_failed:
+                code = Exit.TOO_MANY_FAILED
+                print_warning(f"only {len(rows):,} of {len(clips):,} clips are in --annotation")
         else:
-            code = features.execute()
-        vectors = read_features(features)
-        trained = _train_heads(vectors, flags.head, features)
-        result = fusion_results.write(flags, task, data, vectors, trained, record)
-        run.finish("done" if code == Exit.DONE else "done_with_failures", result.outcome)
-    print_metrics(result.rows)
-    print_notes(result.notes)
+            before = job.run.earlier
+            if before is not None and not left and before.status == "done":
+                print(f"vectors: all there, {job.run.output}")
+            else:
+                code = job.execute()
+            rows = job.rows(job.task.schema.names)
+        vectors = features_of(clips, rows, job.run.output if job else flags.annotation)
+        trained = {}
+        for name in SOURCES:
+            work = partial(train_head, name, vectors.of(name, TRAIN), vectors.of(name, DEV), flags)
+            if job is None or job.placement.local or not job.placement.num_gpus:
+                trained[name] = work()
+            else:
+                work = partial(work, device=job.placement.device)
+                trained[name] = call_on_worker(job.placement, work)
+        config = FusionConfig(
+            acoustic_model=task.sound.model,
+            acoustic_revision=task.sound.revision,
+            text_model=task.text_model,
+            text_revision=task.text_revision,
+            text_pooling=task.text_pooling,
+            asr=asr[0],
+            asr_revision=asr[1],
+            recognise_all=flags.recognise_all,
+            sound_size=task.sound.hidden_size,
+            words_size=task.text_size,
+            dropout=flags.dropout,
+        )
+        heads = {name: head for name, (head, _) in trained.items()}
+        metrics, outcome = fusion_results.write(
+            flags.output,
+            Fusion(config=config, heads=heads, trained=vectors.trained),
+            {name: history for name, (_, history) in trained.items()},
+            vectors,
+            record,
+            bootstrap=Bootstrap(draws=flags.bootstrap, seed=flags.seed),
+            leakage=leakage,
+            notes=notes,
+        )
+        run.finish("done" if code == Exit.DONE else "done_with_failures", outcome)
+    print_metrics(metrics)
+    print_notes(outcome["notes"])
     print(f"fusion: {flags.output}")
-    print(result.verdict)
+    print(verdict(metrics))
     return code
 
 
-def features_folder(flags: FuseTrainFlags) -> str:
-    """Where the vectors are or will be; an earlier training's output stands for its vectors."""
-    if not flags.features:
-        return storage.join(flags.output, FeaturesTask.table)
-    earlier = load_record(flags.features)
-    if earlier is not None and earlier.job == JOB:
-        named = earlier.config.get("features")
-        return str(named) if named else storage.join(flags.features, FeaturesTask.table)
-    return flags.features
-
-
-def _plan(
-    flags: FuseTrainFlags, run: Run, features: ClipJob
-) -> tuple[FusionTask, FusionData, Mapping[str, Any]]:
-    """Models, data and everything that decides the heads, checked before anything is written.
+def _task(flags: FuseTrainFlags) -> tuple[FeaturesTask, tuple[str, str]]:
+    """The models but for the recogniser, checked, and name and revision of that.
 
     Raises:
-        ConfigError: anything the command has to change.
-        RefusedError: a folder holds results of other settings.
+        ConfigError: a model or table is not there, or does not fit.
     """
-    if run.earlier is None:
-        with suppress(ObjectMissing):
-            storage.stat(storage.join(run.output, "config.json"))
-            raise RefusedError(
-                f"--output {run.output} holds a model but no run.json: choose another folder"
+    model, dtype, asr, made = flags.model, str(flags.dtype), (flags.asr, ""), {}
+    if flags.annotation:
+        made = _settings_of(flags.annotation, "annotate", "--annotation")
+        if flags.model not in (DEFAULT_MODEL, made["model"]) or not made["embeddings"]:
+            raise ConfigError(
+                f"--annotation {flags.annotation} has no embeddings of {flags.model}: annotate "
+                "with --embeddings"
             )
-    sound = AnnotateTask.load(
-        flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s, embeddings=True
-    )
-    # first without a recogniser: it need not be there when every clip has a transcript
-    words = TextBranch.load(flags.text_model, flags.text_pooling)
-    data = _load_data(flags)
-    if flags.asr == MANIFEST:
-        require_words(data.table)
-    if flags.asr == MANIFEST or flags.recognise_all or len(without_words(data.table)):
-        words = words.with_recogniser(
-            flags.asr, dtype=flags.dtype, recognise_all=flags.recognise_all
-        )
-    said = "" if words.recognise_all else _fingerprint(data.table, "transcript")
-    features.prepare(
-        FeaturesTask(sound=sound, words=words), manifest=data.table, settings={"transcripts": said}
-    )
-    settings = {
-        **features.plan.settings,
-        **flags.recipe,
-        "asr_flag": flags.asr,
-        "data_fingerprint": data.fingerprint,
-    }
-    run.refuse_other_settings(settings)
-    task = features.task
-    assert isinstance(task, FusionTask), task
-    return task, data, settings
+        model, dtype = made["model"], made["dtype"]
+    if flags.transcripts:
+        said = _settings_of(flags.transcripts, "transcribe", "--transcripts")
+        asr = (said["asr"], said["asr_revision"])
+    sound = AnnotateTask.load(model, dtype=dtype, max_padded_s=flags.max_padded_s, embeddings=True)
+    if made.get("model_revision", sound.revision) != sound.revision:
+        raise ConfigError(f"--annotation: {model} has changed since: annotate again")
+    task = FeaturesTask.load(sound, flags.text_model, flags.text_pooling)
+    return replace(task, recognise_all=flags.recognise_all), asr
 
 
-def _load_data(flags: FuseTrainFlags) -> FusionData:
-    """Index, split and check the labelled clips, on the connected cluster.
+def _settings_of(output: str, job: str, flag: str) -> Any:
+    record = load_record(output)
+    if record is None or record.job != job:
+        raise ConfigError(f"{flag} {output} is no output of {job}")
+    return record.settings
+
+
+def _labelled(flags: FuseTrainFlags, model: str) -> tuple[pa.Table, list[str], list[str]]:
+    """Labelled clips with a split, sorted; what train shares with other splits; warnings.
 
     Raises:
         ConfigError: data that cannot be read or used, or that leaks.
@@ -316,20 +330,20 @@ def _load_data(flags: FuseTrainFlags) -> FusionData:
         speakers=flags.speakers,
         limit=flags.limit,
     )
-    trained = _speakers_of(flags.model)
+    trained = _speakers_of(model)
     known = [speaker in trained for speaker in table["speaker"].to_pylist()]
     if flags.new_speakers and not trained:
         raise ConfigError(
-            f"--new-speakers: {flags.model} does not hold whom it was trained on: give an output "
-            "of raysers train, whose data have speakers"
+            f"--new-speakers: {model} does not hold whom it was trained on: give an output of "
+            "raysers train, whose data have speakers"
         )
     if flags.new_speakers:
         table = table.filter(pa.array([not one for one in known]))
-        notes.append(f"{sum(known):,} clips of speakers that {flags.model} was trained on left out")
+        notes.append(f"{sum(known):,} clips of speakers that {model} was trained on left out")
     elif any(known):
         notes.append(
-            f"{flags.model} was trained on the speakers of {sum(known):,} of {len(table):,} clips, "
-            "so audio looks better than it is: --new-speakers --folds N leaves these out"
+            f"{model} was trained on the speakers of {sum(known):,} of {len(table):,} clips, so "
+            "audio looks better than it is: --new-speakers --folds N leaves these out"
         )
     if flags.folds:
         table = splits.fold_splits(table, flags.folds, flags.fold)
@@ -347,8 +361,7 @@ def _load_data(flags: FuseTrainFlags) -> FusionData:
             )
     if lacking := nothing_to_learn(dimensions_of(kept), kept["split"].to_pylist()):
         raise ConfigError(f"--data: {lacking}")
-    digest = _fingerprint(kept, "split", *DIMENSIONS)
-    return FusionData(table=sort_manifest(kept), fingerprint=digest, leakage=leakage, notes=notes)
+    return sort_manifest(kept), leakage, notes
 
 
 def _speakers_of(model: str) -> set[str]:
@@ -360,8 +373,7 @@ def _speakers_of(model: str) -> set[str]:
     clips = read_manifest(place)
     if not {"split", "speaker"} <= set(clips.column_names):
         return set()
-    trained = clips.filter(pc.equal(clips["split"], TRAIN))["speaker"].to_pylist()
-    return {speaker for speaker in trained if speaker}
+    return set(clips.filter(pc.equal(clips["split"], TRAIN))["speaker"].to_pylist()) - {None, ""}
 
 
 def _fingerprint(table: pa.Table, *columns: str) -> str:
@@ -371,16 +383,3 @@ def _fingerprint(table: pa.Table, *columns: str) -> str:
     table = table.sort_by("clip_id")
     values = repr([table[name].to_pylist() for name in ("clip_id", *columns)])
     return hashlib.blake2b(values.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def _train_heads(
-    features: Features, settings: HeadSettings, job: ClipJob
-) -> dict[str, tuple[FusionHead, list[EpochOfHead]]]:
-    """The three heads by name, each at its best epoch on dev, with their histories."""
-    found = {}
-    for name in SOURCES:
-        train, dev = (features.of(name, split) for split in (TRAIN, DEV))
-        work = partial(train_head, name, train, dev, settings, device=job.placement.device)
-        remote = job.placement.num_gpus and not job.placement.local
-        found[name] = call_on_worker(job.placement, work) if remote else work()
-    return found

@@ -91,10 +91,10 @@ def read_texts(uri: str) -> Texts:
     return _tidied(uri, with_recognised(table, recognised, "transcript"))
 
 
-def recognised_texts(uri: str) -> dict[str, str]:
-    """Recognised text by clip id of an output of `transcribe`, without clips of no speech.
+def recognised_texts(uri: str, *, blank: bool = False) -> dict[str, str]:
+    """Recognised text by clip id of an output of `transcribe`; nothing for anything else.
 
-    Empty for anything else.
+    Clips without speech are left out unless `blank` texts count.
 
     Raises:
         StorageError: it cannot be read.
@@ -105,7 +105,9 @@ def recognised_texts(uri: str) -> dict[str, str]:
     columns = ["clip_id", "status", "text"]
     rows = [row for part in parts for row in _read(part.uri).select(columns).to_pylist()]
     ok = str(Status.OK)
-    return {r["clip_id"]: r["text"] for r in rows if r["status"] == ok and r["text"].strip()}
+    return {
+        r["clip_id"]: r["text"] for r in rows if r["status"] == ok and (blank or r["text"].strip())
+    }
 
 
 def with_recognised(table: pa.Table, texts: dict[str, str], column: str) -> pa.Table:
