@@ -3,10 +3,7 @@
 A span is judged on its own: a cut or NaN elsewhere in the file does not spoil it. It is a slice of
 the converted whole file, not a conversion of a slice, so cutting a recording leaves no click at the
 borders. Memory is the 16 kHz output and about one block, whatever the file's length, rate or number
-of channels.
-
-The mean of all channels, or one of them, is converted by soxr (HQ); audio at 16 kHz passes bit for
-bit.
+of channels. soxr (HQ) converts the mean of all channels, or one; 16 kHz passes bit for bit.
 """
 
 from __future__ import annotations
@@ -35,8 +32,8 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
 #: Samples of all channels read at once (1 MiB).
 _BLOCK_SAMPLES = 1 << 18
 
-#: More frames a byte than any encoder makes of silence: FLAC packs 65,535 into 11 bytes, Opus and
-#: Vorbis about 2,000 into one, but leave gaps out; of all others MPEG layer II does best, with 48.
+#: More frames a byte than any encoder makes of silence: FLAC packs 65,535 into 11 bytes, Opus about
+#: 2,000 into one, but leaves gaps out; of all others MPEG layer II does best, with 48.
 _MOST_FRAMES_PER_BYTE = {"FLAC": 8192, "OGG": 8192, **dict.fromkeys(DEMUXERS, 8192)}
 _MOST_OF_OTHERS = 64
 
@@ -54,19 +51,13 @@ def probe(source: AudioSource, *, name: str) -> AudioInfo:
     Returns what the file holds; a cut file as well, with `is_cut`.
 
     Raises:
-        ClipError: `missing`, `forbidden`, `unreadable`, `unsupported`, `empty`, or `truncated`
-            when nothing is left of the audio.
-        StorageError: a local file could not be opened for another reason; whatever the file
-            object raised passes through.
+        ClipError: the file cannot be opened, is empty, or nothing is left of its audio.
+        StorageError: any other failure of the storage.
     """
     with AudioReader(source, name=name) as reader:
         info = reader.info
     if info.frames == 0:
-        raise (
-            _cut(info)
-            if info.promised_frames
-            else ClipError(Status.EMPTY, "a header without any audio")
-        )
+        raise _cut(info) if info.promised_frames else _no_audio()
     return info
 
 
@@ -86,8 +77,8 @@ def decode(
 class AudioReader:
     """An open audio file from which spans are read; not to be shared by threads.
 
-    `soundfile` returns short or stale data where a header promises too much, and moves the position
-    after every read; so reads go block by block into our own buffers with their counts checked.
+    Reads go block by block with their counts checked: where a header promises too much, libsndfile
+    gives short or stale data.
 
     Args:
         source: local path or seekable binary file object, which stays open.
@@ -162,16 +153,14 @@ class AudioReader:
             # shorter than half a sample at 16 kHz is still a sample of audio, not none
             last = min(max(last, first + 1), total)
         if total == 0:
-            raise ClipError(Status.EMPTY, "a header without any audio")
+            raise _no_audio()
         if first < 0 or last <= first:
             # a cut file may promise more than we can tell, such as Ogg
             raise _cut(info) if info.is_cut else _no_samples(start_ns, end_ns, info)
         if last - first > max_s * SAMPLE_RATE_HZ:
             seconds = (last - first) / SAMPLE_RATE_HZ
-            raise ClipError(
-                Status.TOO_LONG,
-                f"{seconds:.1f} s, longer than the limit of {max_s:g} s: cut it into windows",
-            )
+            message = f"{seconds:.1f} s, longer than the limit of {max_s:g} s: cut it into windows"
+            raise ClipError(Status.TOO_LONG, message)
         needed = info.promised_frames
         if last < total:
             needed = min(sound.frames_for(last, info.sample_rate_hz), needed)
@@ -180,7 +169,7 @@ class AudioReader:
         try:
             signal = self._samples(first, last)
         except MemoryError as error:
-            raise ClipError(Status.OUT_OF_MEMORY, "no memory left to decode the clip") from error
+            raise ClipError(Status.OUT_OF_MEMORY, "no memory is left to decode it") from error
         self._check_decoded(needed)
         if signal.size:
             return signal
@@ -210,7 +199,7 @@ class AudioReader:
         self._choose(channel)
         info, size = self.info, max(1, round(block_s * SAMPLE_RATE_HZ))
         if info.promised_frames == 0:
-            raise ClipError(Status.EMPTY, "a header without any audio")
+            raise _no_audio()
         held, failure = 0, None
         span = (0, 0) if zero_nonfinite else (0, info.frames)
 
@@ -245,10 +234,9 @@ class AudioReader:
     def _samples(self, first: int, last: int) -> Floats:
         """The 16 kHz samples `[first, last)`, or as many of them as the file holds."""
         info, signal, filled = self.info, np.empty(last - first, np.float32), 0
-        if info.sample_rate_hz == SAMPLE_RATE_HZ and info.channels == 1:
-            signal = signal[: self._fill(signal, first)]
-            return self._usable(signal, first, (first, last))
         rate_hz = info.sample_rate_hz
+        if rate_hz == SAMPLE_RATE_HZ and info.channels == 1:
+            return self._usable(signal[: self._fill(signal, first)], first, (first, last))
         start, end, at = sound.context(first, last, rate_hz)
         span = first * rate_hz // SAMPLE_RATE_HZ, sound.frames_for(last, rate_hz)
         blocks = self._native(start, min(end, info.frames), span)
@@ -288,10 +276,8 @@ class AudioReader:
         """Raise what is missing of the first `needed` frames, of which all there are were read."""
         info, source = self.info, self._bytes
         if needed - self._end > info.slack_frames:
-            if (
-                self._is_estimate
-                and streams.counted_frames(source) - self._end <= info.slack_frames
-            ):
+            counted = streams.counted_frames(source) if self._is_estimate else needed
+            if counted - self._end <= info.slack_frames:
                 return
             if info.note or self._sound.has_read_all(source):
                 raise _cut(info, held=self._end)
@@ -303,14 +289,12 @@ class AudioReader:
             raise ClipError(Status.UNREADABLE, f"{message} ({reason})" if reason else message)
         at_end = needed == info.promised_frames and self._position == info.frames
         if at_end and self._sound.goes_on(source, info.frames):
-            raise ClipError(
-                Status.TRUNCATED,
-                f"more audio follows the {info.duration_s:.3f} s that the file counts, and cannot "
-                "be read: convert the file with ffmpeg",
-            )
+            message = f"more audio follows the {info.duration_s:.3f} s that the file counts"
+            raise ClipError(Status.TRUNCATED, f"{message}, and cannot be read: convert the file")
 
     def _reopen(self, source: Bytes) -> None:
         """Start again at the first frame of `source`."""
+        self._bytes.check()
         self._sound.close()
         source.rewind()
         self._position = 0
@@ -319,12 +303,10 @@ class AudioReader:
     def _survey(self) -> AudioInfo:
         opened = self._sound
         rate_hz, channels = opened.sample_rate_hz, opened.channels
-        if rate_hz <= 0:
-            raise ClipError(Status.UNREADABLE, "the header declares a sample rate of 0 Hz")
         if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
             limits = f"{LOWEST_RATE_HZ} to {HIGHEST_RATE_HZ} Hz"
             message = f"the header declares {rate_hz} Hz, outside {limits}: probably damaged"
-            raise ClipError(Status.UNSUPPORTED, message)
+            raise ClipError(Status.UNSUPPORTED if rate_hz > 0 else Status.UNREADABLE, message)
         container, subtype = opened.kind
         frames, promised, source, self._is_estimate, note = opened.lengths(self._bytes)
         if source is not self._bytes:
@@ -359,8 +341,19 @@ class AudioReader:
 
     def _fill(self, block: Floats, start: int) -> int:
         """Read frames from `start` on into `block`; returns how many there were."""
-        if start != self._position:
-            self._seek(start)
+        restart, filled = self._sound.restart_frames, 0
+        while filled < len(block):
+            at, most = start + filled, len(block) - filled
+            most = min(most, restart - at % restart) if restart else most
+            if at != self._position or (restart and at and at % restart == 0):
+                self._seek(at)
+            got = self._read(block[filled : filled + most], at)
+            filled += got
+            if got < most:
+                break
+        return filled
+
+    def _read(self, block: Floats, start: int) -> int:
         got = self._sound.read_into(block)
         self._position, self._end = None, start + got
         if got < len(block) or self._is_lenient:
@@ -370,23 +363,29 @@ class AudioReader:
         return got
 
     def _seek(self, frame: int) -> None:
-        target = max(0, frame - self._sound.preroll)
+        restart = self._sound.restart_frames
+        least = frame // restart * restart if restart else 0
+        target = max(0, (least if restart else frame) - self._sound.preroll)
         # on the way already, when the next span begins just behind the last one
-        if self._position is None or not target <= self._position < frame:
-            if not target or not self._sound.seek(target):
-                # such streams are decoded from their start
-                self._bytes.check()
+        if self._position is None or not max(least, target) <= self._position < frame:
+            if restart and target:  # the noise of a decoder outlives a seek
                 self._reopen(self._bytes)
+            if not target or not self._sound.seek(target):
+                self._reopen(self._bytes)  # such streams are decoded from their start
                 target = 0
             self._position = target
         position, channels = self._position, self.info.channels
         while position < frame:
             wanted = min(max(1, _BLOCK_SAMPLES // channels), frame - position)
-            got = self._fill(np.empty((wanted, channels), np.float32), position)
+            got = self._read(np.empty((wanted, channels), np.float32), position)
             position += got
             if got < wanted:
                 break
         self._position = frame  # past the end, a read gives nothing
+
+
+def _no_audio() -> ClipError:
+    return ClipError(Status.EMPTY, "a header without any audio")
 
 
 def _no_samples(start_ns: int, end_ns: int | None, info: AudioInfo) -> ClipError:

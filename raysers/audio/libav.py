@@ -41,6 +41,9 @@ _INDEXED = ("mov", "matroska")
 _COUNTED = ("mov", "wv", "tta", "ape")
 #: Codecs of frames of equal length that need no more than a second before them.
 _SEEKABLE = ("aac", "alac", "opus", "mp3", "ac3", "eac3", "flac")
+#: Codecs with noise that the decoder makes, and that depends on where decoding began. Each sample
+#: is decoded from the last multiple of so many seconds, whatever span it belongs to.
+_NOISY, RESTART_S = ("aac", "opus"), 60
 #: Codecs by the names of their decoders.
 _NAMES = {"amrnb": "amr_nb", "amrwb": "amr_wb", "libopencore_amrnb": "amr_nb", "libopus": "opus"}
 #: More boxes than any real file has on its top level.
@@ -120,6 +123,8 @@ class AvSound:
         self._is_seekable = self._demuxer in _INDEXED and codec in _SEEKABLE
         #: Frames decoded and dropped before a span; all of them where the file has no index.
         self.preroll = self.sample_rate_hz if self._is_seekable else 1 << 62
+        noisy = self._is_seekable and codec in _NOISY
+        self.restart_frames = RESTART_S * self.sample_rate_hz if noisy else 0
         self.slack_frames = self.sample_rate_hz // 10
         self.kind = label, codec.upper()
 

@@ -42,6 +42,9 @@ _PREROLL = {"MPEG": streams.PREROLL_FRAMES, "VORBIS": 1 << 62}
 #: libsndfile's count for streams whose header does not tell their length.
 _UNKNOWN_FRAMES = 1 << 60
 
+#: MPEG in a WAV file, by its number; most have the format chunk in front.
+_MPEG_TAGS = (b"P\0", b"U\0")
+
 #: libsndfile reads so much at once: this close to the end, a decoder has seen all data.
 _READ_AHEAD_BYTES = 1 << 14
 
@@ -63,6 +66,7 @@ class Sound:
         sample_rate_hz, channels, frames: by the header.
         kind: container and encoding as libsndfile names them.
         preroll: frames to decode and drop before a span.
+        restart_frames: decoding starts anew at multiples of it; 0: never.
         slack_frames: frames a healthy file of this codec may be short of its promise.
     """
 
@@ -87,6 +91,7 @@ class Sound:
         self.has_moved = False  # by `lengths`
         subtype = self.kind[1]
         self.preroll = next((n for key, n in _PREROLL.items() if subtype.startswith(key)), 0)
+        self.restart_frames = libav.RESTART_S * self.sample_rate_hz if subtype == "OPUS" else 0
         self.slack_frames = streams.MPEG_SLACK_FRAMES if subtype.startswith("MPEG") else 0
 
     def close(self) -> None:
@@ -134,7 +139,7 @@ class Sound:
 
     def read_into(self, block: Floats) -> int:
         """Fill `block` [frames] or [frames, channels]; returns how many frames there were."""
-        with _quiet() if self.kind[0] == "MP3" else nullcontext():
+        with _quiet() if self.kind[1].startswith("MPEG") else nullcontext():
             data = _ffi.from_buffer("float[]", block)
             return int(_snd.sf_readf_float(self._file, data, len(block)))
 
@@ -150,9 +155,9 @@ def open_sound(source: Bytes, name: str) -> tuple[Sound | AvSound, Bytes]:
     Raises:
         ClipError: why it cannot be opened.
     """
-    head = source.at(0, 4)
+    head, encoding = source.at(0, 4), source.at(20, 2)
     try:
-        with nullcontext() if head in KNOWN else _quiet():
+        with nullcontext() if head in KNOWN and encoding not in _MPEG_TAGS else _quiet():
             return Sound(source), source
     except soundfile.SoundFileError as error:
         source.check()
