@@ -12,7 +12,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from raysers.models.whisper import WhisperEmotionModel
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 #: Number formats that convert to float32 as they are; smaller ones need scales kept elsewhere.
-_PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 #: Parts of pre-training that a checkpoint may carry along and that never touch the scores.
 _HARMLESS = re.compile(
@@ -320,12 +320,12 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: object) ->
             f"{k} {list(fitting[k].shape)} for {list(expected[k].shape)}" for k in misshapen
         ],
     }
-    _refuse(where, problems)
+    refuse(where, problems)
     state = {k: v.float() for k, v in fitting.items()}
     # a norm needs a tenth of the time of `isfinite`, but may overflow where no weight does
     suspects = [k for k, v in state.items() if not v.norm().isfinite()]
     broken = [k for k in suspects if not state[k].isfinite().all()]
-    _refuse(where, {"weights are NaN or infinite": broken})
+    refuse(where, {"weights are NaN or infinite": broken})
     zeros = {k: torch.zeros(expected[k].shape) for k in missing}
     model.load_state_dict(state | zeros, assign=True)
 
@@ -334,7 +334,7 @@ def _odd_form(value: Tensor) -> str:
     """What keeps a tensor from being plain numbers of its size; empty if nothing."""
     if value.layout != torch.strided or value.device.type != "cpu":
         return f"{value.layout} on {value.device}"
-    if value.dtype not in _PLAIN_DTYPES:
+    if value.dtype not in PLAIN_DTYPES:
         return str(value.dtype)
     stored = value.untyped_storage().nbytes() >= value.numel() * value.element_size()
     return "" if stored else "more elements than stored"
@@ -351,7 +351,7 @@ def write_weights(
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
     lost = [k for k, v in stored.items() if (tensors[k].isfinite() & ~v.isfinite()).any()]
-    _refuse(path, {f"weights too large for {dtype}": lost})
+    refuse(path, {f"weights too large for {dtype}": lost})
     save_file(stored, path, metadata={"format": "pt"})
 
 
@@ -363,8 +363,9 @@ def keep_bottom(weights: dict[str, Tensor], layers: int | None) -> dict[str, Ten
     return {key: value for key, value in weights.items() if key not in above}
 
 
-def _refuse(where: object, problems: dict[str, list[str]]) -> None:
+def refuse(where: object, problems: Mapping[str, Sequence[str]]) -> None:
+    """Raise CheckpointError for the first problem that some weights have, with their names."""
     for problem, keys in problems.items():
         if keys:
             more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-            raise CheckpointError(f"{where}: {problem}: {', '.join(keys[:4])}{more}")
+            raise CheckpointError(f"{where}: {problem}: {', '.join(sorted(keys)[:4])}{more}")

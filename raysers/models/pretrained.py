@@ -7,7 +7,7 @@ still yield numbers. Nothing of a folder is executed: no code, no pickle, no ker
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,6 @@ COMPANIONS = (
 
 #: Keys of a configuration that choose code rather than a network.
 _CODE_KEYS = ("auto_map", "attn_implementation", "_attn_implementation")
-
-_PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def open_folder(
@@ -98,9 +96,9 @@ def load_pretrained(folder: Path, *autos: str, inside: bool = False) -> Any:
         f"{key} ({tensor.layout if tensor.layout != torch.strided else tensor.dtype})"
         for key, tensor in tensors.items()
         if tensor.layout != torch.strided
-        or (tensor.dim() and tensor.dtype not in _PLAIN_DTYPES and not key.endswith("_ids"))
+        or (tensor.dim() and tensor.dtype not in loading.PLAIN_DTYPES and not key.endswith("_ids"))
     ]
-    _refuse(folder, {"weights are not plain float tensors": odd})
+    loading.refuse(folder, {"weights are not plain float tensors": odd})
     stored = sum(
         min(one.numel(), one.untyped_storage().nbytes() // one.element_size())
         for one in tensors.values()
@@ -111,7 +109,7 @@ def load_pretrained(folder: Path, *autos: str, inside: bool = False) -> Any:
             "weights are missing": [name for name in names if name not in tensors],
             f"shapes do not fit {CONFIG_FILE}, or more elements than are stored": names,
         }
-        _refuse(folder, misfits)
+        loading.refuse(folder, misfits)
     with reading(folder, "weights cannot be loaded"), torch.random.fork_rng(devices=[]):
         network, info = type(sketch).from_pretrained(
             None,
@@ -139,10 +137,10 @@ def load_pretrained(folder: Path, *autos: str, inside: bool = False) -> Any:
             f"{key} {list(stored)} for {list(own)}" for key, stored, own in info["mismatched_keys"]
         ],
     }
-    _refuse(folder, problems)
+    loading.refuse(folder, problems)
     state = network.state_dict().items()
     broken = [key for key, value in state if not torch.isfinite(value).all()]
-    _refuse(folder, {"weights are NaN or infinite": broken})
+    loading.refuse(folder, {"weights are NaN or infinite": broken})
     return network.eval().requires_grad_(False)
 
 
@@ -177,10 +175,3 @@ def reading(folder: Path, failure: str) -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _refuse(folder: Path, problems: Mapping[str, Sequence[str]]) -> None:
-    for problem, keys in problems.items():
-        if keys:
-            more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-            raise CheckpointError(f"{folder}: {problem}: {', '.join(sorted(keys)[:4])}{more}")
