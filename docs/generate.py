@@ -19,7 +19,7 @@ from raysers.commands import COMMANDS
 #: One value of the columns whose meaning alone does not show it.
 EXAMPLES = {
     "file": "s3://bucket/calls/0001.flac", "start": "0 days 00:00:10", "end": "0 days 00:00:20",
-    "clip_id": "78e408b6163072e6d083036945670312", "status": "ok",
+    "clip_id": "78e408b6163072e6d083036945670312", "status": "ok", "start_s": "10.0", "end_s": "20.0",
     "error": "no such file", "arousal": "0.73", "dominance": "0.69", "valence": "0.82",
     "emotion": "happiness", "p_happiness": "0.84", "arousal_sd": "0.03", "ood": "0.05",
     "duration_s": "1.9", "rms_db": "-21.3", "clipped_ratio": "0.0", "model": "msp-dim",

@@ -50,9 +50,7 @@ _READERS = 8
 class Model:
     """A model on this machine's GPU, or else its CPUs; made by `load_model`.
 
-    Attributes:
-        name: as it was given.
-        revision: commit or content hash of its files.
+    `name` is as it was given, `revision` the commit or content hash of its files.
     """
 
     def __init__(self, task: AnnotateTask) -> None:
@@ -80,13 +78,10 @@ class Model:
         return found
 
     def score_files(self, paths: Paths) -> pd.DataFrame:
-        """Scores of whole files (local or s3://), a row each, in their order.
+        """Scores of whole files, a row each in their order, also of those that cannot be scored.
 
-        A file that cannot be scored is a row too: `status` and `error` say why.
-
-        Returns:
-            Columns `file`, `status`, `error`, `duration_s`, `rms_db`, `clipped_ratio`, and those
-            of `score`.
+        The columns are `file`, `status`, `error`, `duration_s`, `rms_db`, `clipped_ratio`, and
+        those of `score`.
         """
         files = _absolute(paths)
         clips = [Clip(clip_id=str(number), file=file) for number, file in enumerate(files)]
@@ -113,11 +108,9 @@ class Model:
 
 
 def load_model(name: str = DEFAULT_MODEL, *, dtype: str = "auto") -> Model:
-    """Load a model for `Model.score`.
+    """Load a model by alias, hub id, folder or s3:// prefix, with an optional @revision.
 
-    Args:
-        name: alias, hub id, folder or s3:// prefix, with an optional @revision.
-        dtype: `auto` (bf16 where the hardware has it, else fp32), `fp32`, `bf16` or `fp16`.
+    `dtype` is `auto` (bf16 where the hardware has it, else fp32), `fp32`, `bf16` or `fp16`.
 
     Raises:
         ConfigError: unknown model, or one that cannot be trusted to score.
@@ -132,15 +125,9 @@ def load_model(name: str = DEFAULT_MODEL, *, dtype: str = "auto") -> Model:
 def decode(
     path: str | os.PathLike[str], *, start_s: float = 0.0, end_s: float | None = None
 ) -> tuple[npt.NDArray[np.float32], int]:
-    """Decode a file, local or s3://, as the models take it.
+    """Decode a file or URL (from `start_s` to `end_s`) as the models take it.
 
-    Args:
-        path: of the file.
-        start_s: where to begin.
-        end_s: where to end; default: the end of the file.
-
-    Returns:
-        Samples [n], float32, the mean of all channels; and their rate, 16,000 Hz.
+    Returns samples [n], float32, the mean of all channels; and their rate, 16,000 Hz.
 
     Raises:
         ClipError: the audio is missing, damaged or empty; its `status` says which.
@@ -159,7 +146,7 @@ def annotate(
     Up to an hour of audio is scored in this process, more on Ray. Progress goes to stderr.
 
     Args:
-        paths: files, folders, s3:// prefixes, tar shards or manifests.
+        paths: files, folders, s3:// prefixes, URLs, tar shards or manifests.
         model: as for `load_model`.
         output: folder that keeps the table, and continues it; default: a temporary one.
         **flags: other flags of the command, such as `segment="window"`, `workers=2`.
@@ -185,13 +172,10 @@ def annotate(
 
 
 def read(output: str | os.PathLike[str], table: str = "") -> pd.DataFrame:
-    """All rows of a table in the output folder of a job, local or s3://.
+    """All rows of a table in the output folder of a job (or of a folder of parts itself).
 
-    Beside `start` and `end` the frame has `start_s` and `end_s`, in seconds.
-
-    Args:
-        output: the folder, or a folder of `part-*.parquet` itself.
-        table: its sub-folder; default: the main table of the job.
+    `table` is its sub-folder; default: the main table of the job. `start_s` and `end_s`, in
+    seconds, stand beside `start` and `end`.
 
     Raises:
         ConfigError: no such table is there.

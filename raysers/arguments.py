@@ -13,7 +13,6 @@ import itertools
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,17 +22,15 @@ T = TypeVar("T")
 
 #: Width of help, and where its second column begins.
 _COLUMNS, _INDENT = 80, 24
+#: What help calls a value of a type, and what messages do.
+_PLAIN = {int: ("N", "a whole number"), float: ("X", "a number"), str: ("TEXT", "text")}
 
 
 @dataclass(frozen=True, slots=True)
 class Arg:
-    """How a field looks on the command line, as `Annotated[str, Arg("URI")]`.
+    """How a field looks on the command line, as `Annotated[str, Arg("URI", short="-o")]`.
 
-    Attributes:
-        metavar: what help calls a value.
-        short: a second spelling, as `-o`.
-        choices: the values that are offered, where they are not all of the type.
-        hidden: help does not show the flag.
+    `choices` are the values that are offered, where they are not all of the type.
     """
 
     metavar: str = ""
@@ -44,14 +41,14 @@ class Arg:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One flag: its spelling, how its words become a value, and its line of help.
+    """One flag: how its words become a value, and its line of help.
 
     `words` is how many words follow it; -1: any number, which become a tuple.
     """
 
     name: str
     about: str
-    group: str = ""
+    group: str
     words: int = 1
     is_tuple: bool = False
     read: Callable[[str], Any] = str
@@ -67,11 +64,7 @@ class Flag:
         return "--" + self.name.replace("_", "-")
 
     def value(self, words: Sequence[str]) -> Any:
-        """What the words after the flag mean.
-
-        Raises:
-            ConfigError: too few or too many of them, or one that cannot be read.
-        """
+        """What the words after the flag mean; ConfigError if they mean nothing."""
         if self.words == 0:
             return True
         if self.words > 0 and len(words) != self.words:
@@ -111,7 +104,7 @@ def flags_of(config_class: type) -> dict[str, Flag]:
             about=about.get(field.name, ""),
             group=groups[field.name],
             words=words,
-            is_tuple=words < 0 or words > 1,
+            is_tuple=words not in (0, 1),
             read=read,
             metavar=metavar,
             short=arg.short,
@@ -125,10 +118,9 @@ def flags_of(config_class: type) -> dict[str, Flag]:
 def _field_docs(one: type) -> dict[str, str]:
     """The strings that follow the fields of a class in its source, on one line each."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(one)))
+        body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0].body  # type: ignore[attr-defined]
     except OSError:  # made at run time, or installed without sources
         return {}
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     return {
         field.target.id: " ".join(text.value.value.split())
         for field, text in itertools.pairwise(body)
@@ -140,33 +132,31 @@ def _field_docs(one: type) -> dict[str, str]:
     }
 
 
-def _reader(hint: Any, choices: tuple[str, ...] = ()) -> tuple[Callable[[str], Any], int, str]:
+def _reader(hint: Any, choices: Collection[str]) -> tuple[Callable[[str], Any], int, str]:
     """How a word becomes a value of the type, how many words there are, and their name."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         kinds = [_reader(kind, choices) for kind in args if kind is not NoneType]
-        readers, names = [kind[0] for kind in kinds], " or ".join(kind[2] for kind in kinds)
-        return (lambda text: _first(readers, text, names)), kinds[0][1], names
+        names = " or ".join(name for *_, name in kinds)
+        if len(kinds) == 1:
+            return kinds[0]
+        return (lambda text: _first([read for read, *_ in kinds], text, names)), 1, names
     if origin is tuple:
         read, _, metavar = _reader(args[0], choices)
         if args[-1] is Ellipsis:
             return read, -1, f"{metavar} ..."
         return read, len(args), " ".join([metavar] * len(args))
-    if origin is Literal:
-        offered = choices or tuple(map(str, args))
-        return _choice({str(one): one for one in args if str(one) in offered}), 1, "|".join(offered)
-    if issubclass(hint, Enum):
-        offered = choices or tuple(str(one.value) for one in hint)
-        return _choice({one: hint(one) for one in offered}), 1, "|".join(offered)
     if hint is bool:
         return bool, 0, ""
-    read, metavar = _PLAIN[hint]
-    return read, 1, metavar
+    if hint in _PLAIN:
+        metavar, about = _PLAIN[hint]
+        return (lambda text: _first([hint], text, about)), 1, metavar
+    known = {str(one): one for one in args} if origin is Literal else {o.value: o for o in hint}
+    offered = {name: one for name, one in known.items() if not choices or name in choices}
+    return (lambda text: _choice(offered, text)), 1, "|".join(offered)
 
 
 def _first(readers: Sequence[Callable[[str], Any]], text: str, names: str) -> Any:
-    if len(readers) == 1:
-        return readers[0](text)
     for read in readers:
         try:
             return read(text)
@@ -175,36 +165,10 @@ def _first(readers: Sequence[Callable[[str], Any]], text: str, names: str) -> An
     raise ValueError(f"give {names}")
 
 
-def _choice(offered: Mapping[str, Any]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        if text in offered:
-            return offered[text]
-        raise ValueError(
-            nearest(text, offered) or f"give one of {', '.join(filter(None, offered))}"
-        )
-
-    return read
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError("give a whole number") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError("give a number") from None
-
-
-_PLAIN: dict[type, tuple[Callable[[str], Any], str]] = {
-    int: (_whole, "N"),
-    float: (_number, "X"),
-    str: (str, "TEXT"),
-}
+def _choice(offered: Mapping[str, Any], text: str) -> Any:
+    if text in offered:
+        return offered[text]
+    raise ValueError(nearest(text, offered) or f"give one of {', '.join(filter(None, offered))}")
 
 
 def nearest(text: str, known: Collection[str]) -> str:
@@ -226,14 +190,14 @@ def split(args: Sequence[str], flags: Mapping[str, Flag], positional: str) -> di
     for arg in args:
         bare, is_given, value = arg.partition("=")
         bare = bare[:2] + bare[2:].replace("_", "-")
-        if bare in spelled:
-            flag = spelled[bare]
+        is_flag = arg.startswith("-") and len(arg) > 1 and not (arg[1].isdigit() or arg[1] == ".")
+        if flag := spelled.get(bare):
             found[flag.name] = [value] if is_given else []
             open_to, left = flag.name, 0 if is_given else flag.words
-        elif left > 0 or (left < 0 and not _is_flag(arg)):
+        elif left > 0 or (left < 0 and not is_flag):
             found[open_to].append(arg)
             left -= 1
-        elif _is_flag(arg):
+        elif is_flag:
             long = "-" + bare if not bare.startswith("--") else bare
             hint = nearest(long, [one for one in spelled if one.startswith("--")])
             raise ConfigError(f"{bare} is no flag here: {hint or '--help-all lists them'}")
@@ -242,14 +206,9 @@ def split(args: Sequence[str], flags: Mapping[str, Flag], positional: str) -> di
     if words and not positional:
         raise ConfigError(f"{' '.join(words)} belongs to no flag: --help lists them")
     if words and positional in found:
-        raise ConfigError(
-            f"{' '.join(words)}: give it with {flags[positional].spelled}, or all without"
-        )
+        fix = f"give it with {flags[positional].spelled}, or all without"
+        raise ConfigError(f"{' '.join(words)}: {fix}")
     return found | ({positional: words} if words else {})
-
-
-def _is_flag(arg: str) -> bool:
-    return arg.startswith("-") and len(arg) > 1 and not (arg[1].isdigit() or arg[1] == ".")
 
 
 def build(config_class: type[T], given: Mapping[str, Sequence[str]], prog: str) -> T:
@@ -274,30 +233,23 @@ def help_text(
     positional: str = "",
     shown: Collection[str] = (),
 ) -> str:
-    """Usage, description and flags, at most 80 columns wide.
+    """Usage, description (indented lines as they are) and flags, at most 80 columns wide.
 
-    Args:
-        prog: name of the command.
-        flags: all of them.
-        description: paragraphs; indented lines stay as they are.
-        positional: the field that words without a flag belong to.
-        shown: only these flags, with the first sentence of what they do; empty: all, in full.
+    With `shown` only these flags, each with the first sentence of what it does.
     """
     place = next((f"[{f.metavar or f.name}] " for f in flags if f.name == positional), "")
     lines = [f"usage: {prog} {place}[flags]", ""]
     for part in description.strip().split("\n\n"):
         lines += part.splitlines() if part.startswith("    ") else textwrap.wrap(part, _COLUMNS)
         lines.append("")
-    group = ""
-    for flag in flags:
-        if flag.hidden or (shown and flag.name not in shown):
-            continue
+    visible, group = [flag for flag in flags if not flag.hidden], ""
+    for flag in visible:
         if not shown and flag.group != group:
             group = flag.group
             lines += ([""] if lines[-1] else []) + textwrap.wrap(f"{group}:", _COLUMNS)
-        lines += _flag_lines(flag, short=bool(shown))
-    number = sum(not flag.hidden for flag in flags)
-    lines += ["", f"{prog} --help-all shows all {number} flags."] if shown else []
+        if not shown or flag.name in shown:
+            lines += _flag_lines(flag, short=bool(shown))
+    lines += ["", f"{prog} --help-all shows all {len(visible)} flags."] if shown else []
     return "\n".join(lines)
 
 
@@ -305,8 +257,7 @@ def _flag_lines(flag: Flag, *, short: bool) -> list[str]:
     about, default = flag.about, flag.default
     if short:
         about = about.partition(". ")[0].partition("; ")[0].rstrip(".")
-    told = default or (default == 0 and not short and "0" not in about)
-    if flag.words and told:
+    if flag.words and (default or (default == 0 and not short and "0" not in about)):
         values = default if isinstance(default, tuple) else (default,)
         words = (f"{one:g}" if isinstance(one, float) else str(one) for one in values)
         about += f" (default: {' '.join(words)})"

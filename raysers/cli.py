@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -45,7 +45,7 @@ _FIRST = (
     "input", "data", "labels", "predictions", "runs", "study", "space", "texts", "templates",
     "output", "model", "asr", "text_model", "fusion", "corpus", "segment", "window_s", "suite",
     "perturbations", "trials", "search", "backbone", "scale", "by", "tts", "voice", "workers",
-    "dtype", "dry_run", "retry", "embeddings",
+    "dtype", "dry_run", "retry", "extend", "embeddings",
 )  # fmt: skip
 _MOST_FIRST = 12
 _ANSWER_S = 5.0
@@ -57,7 +57,7 @@ class ListingFlags:
     """Which audio is processed, and how it becomes clips."""
 
     input: Uris
-    """Folders or s3:// prefixes of audio, tar shards, or a manifest (Parquet or CSV)."""
+    """Folders, s3:// prefixes or URLs of audio, tar shards, or a table of clips."""
     output: Output
     """Folder or s3:// prefix for the tables; rerun the command to resume there."""
     segment: Literal["whole", "window", "vad"] = "whole"
@@ -76,24 +76,23 @@ class ListingFlags:
 
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
-        _require(bool(self.input), "--input", "nothing", "at least one folder, prefix or manifest")
-        _require(bool(self.output), "--output", "nothing", "a folder or an s3:// prefix")
-        _require(self.window_s > 0, "--window-s", self.window_s, "a length above 0 seconds")
-        hop = f"above 0 and at most --window-s ({self.window_s:g}), or audio would be skipped"
-        fits = 0 < self.hop_s <= self.window_s or self.segment != "window"
-        _require(fits, "--hop-s", self.hop_s, hop)
-        for flag, value, default in (
-            ("--window-s", self.window_s, ListingFlags.window_s),
-            ("--hop-s", self.hop_s, ListingFlags.hop_s),
-            ("--min-s", self.min_s, ListingFlags.min_s),
-        ):
-            used = self.segment != "whole" or value == default
-            _require(used, flag, value, "also --segment window (or vad): whole files are not cut")
-        least = f"above 0 and at most --window-s ({self.window_s:g})"
-        _require(0 < self.min_s <= self.window_s, "--min-s", self.min_s, least)
-        number = not isinstance(self.channel, int) or self.channel >= 1
-        _require(number, "--channel", self.channel, "mean, left, right, each or a number from 1")
-        _require(self.limit >= 0, "--limit", self.limit, "0 (all) or more")
+        window = f"above 0 and at most --window-s ({self.window_s:g})"
+        whole = "also --segment window (or vad): whole files are not cut"
+        cut, kind = self.segment != "whole", ListingFlags
+        channel = not isinstance(self.channel, int) or self.channel >= 1
+        hop = 0 < self.hop_s <= self.window_s or self.segment != "window"
+        _check(
+            (bool(self.input), "--input", "nothing", "at least one folder, prefix or manifest"),
+            (bool(self.output), "--output", "nothing", "a folder or an s3:// prefix"),
+            (self.window_s > 0, "--window-s", self.window_s, "a length above 0 seconds"),
+            (hop, "--hop-s", self.hop_s, f"{window}, or audio would be skipped"),
+            (cut or self.window_s == kind.window_s, "--window-s", self.window_s, whole),
+            (cut or self.hop_s == kind.hop_s, "--hop-s", self.hop_s, whole),
+            (cut or self.min_s == kind.min_s, "--min-s", self.min_s, whole),
+            (0 < self.min_s <= self.window_s, "--min-s", self.min_s, window),
+            (channel, "--channel", self.channel, "mean, left, right, each or a number from 1"),
+            (self.limit >= 0, "--limit", self.limit, "0 (all) or more"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,38 +122,31 @@ class ClipJobFlags(ListingFlags):
     """Highest share of rows that are not ok before the job ends with exit code 3."""
     retry: Retry = ()
     """When resuming, also score clips with these statuses again."""
+    extend: bool = False
+    """When resuming, also score files that were added to the input since."""
 
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
         super().check()
-        fits = self.workers == "local" or self.workers >= 0
-        _require(fits, "--workers", self.workers, "0 (automatic), a number, or local")
-        _require(self.max_padded_s >= 0, "--max-padded-s", self.max_padded_s, "0 or more seconds")
-        _require(self.max_clip_s > 0, "--max-clip-s", self.max_clip_s, "a length above 0 seconds")
-        _require(self.shard_s > 0, "--shard-s", self.shard_s, "a length above 0 seconds")
-        _require(0 <= self.max_failed <= 1, "--max-failed", self.max_failed, "a share from 0 to 1")
-        _require(self.usd_per_hour >= 0, "--usd-per-hour", self.usd_per_hour, "0 or more")
-        _require(Status.OK not in self.retry, "--retry", "ok", "statuses of failed clips")
+        workers = self.workers == "local" or self.workers >= 0
+        length = "a length above 0 seconds"
+        _check(
+            (workers, "--workers", self.workers, "0 (automatic), a number, or local"),
+            (self.max_padded_s >= 0, "--max-padded-s", self.max_padded_s, "0 or more seconds"),
+            (self.max_clip_s > 0, "--max-clip-s", self.max_clip_s, length),
+            (self.shard_s > 0, "--shard-s", self.shard_s, length),
+            (0 <= self.max_failed <= 1, "--max-failed", self.max_failed, "a share from 0 to 1"),
+            (self.usd_per_hour >= 0, "--usd-per-hour", self.usd_per_hour, "0 or more"),
+            (not (self.extend and self.limit), "--limit", self.limit, "0 with --extend"),
+            (Status.OK not in self.retry, "--retry", "ok", "statuses of failed clips"),
+        )
 
 
-def _require(good: bool, flag: str, value: object, wanted: str) -> None:
-    if not good:
-        raise ConfigError(f"{flag} is {value}: give {wanted}")
-
-
-class Main(Protocol):
-    """The entry point of a job."""
-
-    def __call__(
-        self, argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = ""
-    ) -> int:
-        """Run the job; returns its exit code.
-
-        Args:
-            argv: flags and values; default: the command line.
-            prog: name in usage messages; default: the script's.
-            output: where the results go unless the flags say.
-        """
+def _check(*rules: tuple[bool, str, object, str]) -> None:
+    """Raises ConfigError for the first rule that does not hold: (holds, flag, value, what fits)."""
+    for holds, flag, value, wanted in rules:
+        if not holds:
+            raise ConfigError(f"{flag} is {value}: give {wanted}")
 
 
 def command(
@@ -165,8 +157,8 @@ def command(
     positional: str,
     recipes: Path | None = None,
     shown: Collection[str] = (),
-) -> Main:
-    """The entry point of the job that takes a `config_class`; arguments as those of `parse`."""
+) -> Callable[..., int]:
+    """The entry point of a job: `main(argv, prog=, output=)` gives its exit code; see `parse`."""
 
     def main(
         argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = ""
@@ -194,7 +186,7 @@ def command(
 
 
 def require_answer(variable: str, address: str) -> None:
-    """Check in seconds that something listens where a variable of the environment says.
+    """Check in seconds that a server listens at the address in a variable of the environment.
 
     An address without a host and port is not checked here.
 
@@ -230,21 +222,20 @@ def parse(
     recipes: Path | None = None,
     shown: Collection[str] = (),
 ) -> T:
-    """Parse `argv` (default: the process arguments) into `config_class`.
+    """Parse `argv` (default: the process arguments) into the dataclass `config_class`.
 
     All jobs take more flags than their own: `--config FILE` (YAML, or the `run.json` of an earlier
     run) gives defaults that the other arguments override; `--requester-pays` sets the environment
     of this process and, through `cluster.connect`, of its workers.
 
     Args:
-        config_class: a dataclass, one flag a field.
+        config_class: one flag a field.
         argv: flags and values.
         description: shown above the flags by `--help`.
         positional: the field that words without a flag belong to.
         prog: name in usage messages; default: the script's.
         output: of the field `output` when nothing is given; announced when it is used.
-        recipes: folder of the recipes that `--recipe NAME` knows; `--recipe FILE` takes others.
-            A recipe is a config file that `--config` and the flags override. None: no such flag.
+        recipes: folder of the config files that `--recipe NAME` knows; None: no such flag.
         shown: fields in `--help`; `--help-all` lists all. Empty: those that most commands have.
 
     Raises:
@@ -263,22 +254,19 @@ def parse(
     if "requester_pays" in given:
         os.environ[storage.REQUESTER_PAYS] = "1"
     words: dict[str, Sequence[str]] = {"output": [output]} if output else {}
-    for source, wanted in (("recipe", "a name or a YAML file"), ("config", _CONFIG_FILES)):
-        if source not in given:
-            continue
-        if len(given[source]) != 1:
+    file = "a file: a YAML file or the run.json of a run"
+    for source, wanted in (("recipe", "a name or a YAML file"), ("config", file)):
+        if source in given and len(given[source]) != 1:
             raise ConfigError(f"--{source} needs {wanted}")
-        (place,) = given[source]
-        uri = _recipe(place, recipes) if source == "recipe" and recipes else place
-        words |= _file_words(uri, own, f"--{source}")
+        if source in given:
+            (place,) = given[source]
+            uri = _recipe(place, recipes) if source == "recipe" and recipes else place
+            words |= _file_words(uri, own, f"--{source}")
     words |= {name: found for name, found in given.items() if name in own}
     parsed = build(config_class, words, prog)
     if output and getattr(parsed, "output", None) == output:
         print(f"output: ./{output} (-o names another place)", flush=True)
     return parsed
-
-
-_CONFIG_FILES = "a file: a YAML file or the run.json of a run"
 
 
 def _shared_flags(recipes: Path | None) -> dict[str, Flag]:
@@ -302,11 +290,7 @@ def _names(recipes: Path) -> str:
 
 
 def _recipe(name: str, recipes: Path) -> str:
-    """Where the recipe of that name is, or the file itself.
-
-    Raises:
-        ConfigError: neither is there.
-    """
+    """Where the recipe of that name is, or the file itself; ConfigError if it is neither."""
     shipped = recipes / f"{name}.yaml"
     if "/" not in name and shipped.is_file():
         return str(shipped)

@@ -19,12 +19,18 @@ def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Fie
 
 _DURATION = pa.duration("ns")
 
-#: Identity of a clip; the first columns of every clip table.
-CLIP_FIELDS = (
+#: Identity of a clip; the first columns of every clip table, in results with the times in seconds.
+_IDENTITY = (
     _field("file", pa.string(), "path or URI; a tar member is <tar URI>#<member>"),
     _field("start", _DURATION, "start of the clip in the file", "ns"),
     _field("end", _DURATION, "end of the clip in the file; null: end of file", "ns"),
     _field("clip_id", pa.string(), "stable hash of file, start and end"),
+)
+
+CLIP_FIELDS = (
+    *_IDENTITY,
+    _field("start_s", pa.float64(), "start, for readers without durations", "s"),
+    _field("end_s", pa.float64(), "end, for readers without durations", "s"),
 )
 
 _STATUS_FIELDS = (
@@ -38,7 +44,7 @@ LABEL_FIELDS = (
     _field("sex", pa.string(), "female or male as given by the corpus"),
     _field("language", pa.string(), "language of the clip"),
     _field("split", pa.string(), "train, dev, test or test1, test2, test3"),
-    _field("transcript", pa.string(), "words spoken"),
+    _field("transcript", pa.string(), "text of the speech"),
     _field("emotion", pa.string(), "categorical label of the corpus"),
     _field("corpus", pa.string(), "name of the corpus the clip belongs to"),
     _field("session", pa.string(), "session, video or podcast; its clips stay in one split"),
@@ -50,7 +56,7 @@ CHANNEL = _field("channel", pa.int32(), "channel of the file, from 1; null: the 
 
 MANIFEST = pa.schema(
     [
-        *CLIP_FIELDS,
+        *_IDENTITY,
         _field("duration_s", pa.float64(), "length of the clip; null: header unreadable", "s"),
         _field("sample_rate_hz", pa.int32(), "sample rate of the file", "Hz"),
         _field("channels", pa.int32(), "channels of the file"),
@@ -63,10 +69,10 @@ MANIFEST = pa.schema(
     ]
 )
 
-#: What listing an input yields, before headers are read: one row per audio object or table row.
+#: A listed input, before headers are read: one row per audio object or table row.
 OBJECTS = pa.schema(
     [
-        *CLIP_FIELDS[:3],
+        *_IDENTITY[:3],
         *(MANIFEST.field(n) for n in ("num_bytes", "etag", "byte_offset", "byte_size")),
     ]
 )
@@ -93,7 +99,7 @@ ANNOTATIONS = pa.schema(
 
 
 def with_outputs(schema: pa.Schema, categories: Sequence[str], numbers: Sequence[str]) -> pa.Schema:
-    """`schema` with what a model says beside arousal, dominance and valence, after these.
+    """`schema` with a model's other outputs, after arousal, dominance and valence.
 
     Args:
         schema: `ANNOTATIONS` or a schema built on it.
@@ -121,7 +127,7 @@ METRICS = pa.schema(
         _field("dataset", pa.string(), "corpus of the clips"),
         _field("split", pa.string(), "split of the corpus; all: the whole corpus"),
         _field("group", pa.string(), "column the clips are grouped by; empty: all clips"),
-        _field("group_value", pa.string(), "value of that column; of model: what is compared with"),
+        _field("group_value", pa.string(), "value of that column; of model: the other model"),
         _field(
             "dimension",
             pa.string(),
@@ -148,11 +154,11 @@ TESTS = pa.schema(
         _field("split", pa.string(), "split of the corpus; all: the whole corpus"),
         _field("dimension", pa.string(), "arousal, dominance, valence; emotion: the categories"),
         _field("test", pa.string(), "name of the test in ser-tests"),
-        _field("metric", pa.string(), "what is scored"),
+        _field("metric", pa.string(), "score of the test"),
         _field("subject", pa.string(), "group, bin, emotion or perturbation; empty: all clips"),
         _field("value", pa.float64(), "score, rounded as ser-tests does"),
         _field("rule", pa.string(), "how it is compared: >, < or abs <"),
-        _field("threshold", pa.float64(), "what with"),
+        _field("threshold", pa.float64(), "threshold of the comparison"),
         _field("passed", pa.bool_(), "whether the score is beyond the threshold"),
         _field("n", pa.int64(), "clips (by speaker: speakers) behind the score"),
         _field("published", pa.float64(), "ser-tests' result of the same model on the same data"),
@@ -171,9 +177,9 @@ def with_embeddings(schema: pa.Schema, size: int) -> pa.Schema:
 ROBUSTNESS = pa.schema(
     [
         *CLIP_FIELDS,
-        _field("perturbation", pa.string(), "what was done to the clip; clean: nothing"),
-        _field("parameters", pa.string(), "what was drawn for it, as JSON"),
-        *(ANNOTATIONS.field(n) for n in ANNOTATIONS.names if n not in MANIFEST.names[:4]),
+        _field("perturbation", pa.string(), "perturbation of the clip; clean: none"),
+        _field("parameters", pa.string(), "its random parameters, as JSON"),
+        *list(ANNOTATIONS)[len(CLIP_FIELDS) :],
     ]
 )
 
@@ -184,26 +190,26 @@ def _named(names: str, schema: pa.Schema = ANNOTATIONS) -> tuple[pa.Field, ...]:
 
 _MAKER_FIELDS = _named("model model_revision run_id created_at")
 
-#: What was said in every clip.
+#: The text of every clip.
 TRANSCRIPTS = pa.schema(
     [
         *CLIP_FIELDS,
         *_STATUS_FIELDS,
-        _field("text", pa.string(), "words recognised; empty: no speech"),
+        _field("text", pa.string(), "recognised text; empty: no speech"),
         *_MAKER_FIELDS,
     ]
 )
 
-#: Scores from sound and words together, beside those of heads that got only one of the two.
+#: Scores from audio and text together, and of heads that use only one of them.
 FUSED = pa.schema(
     [
         *ANNOTATIONS,
-        _field("text", pa.string(), "words the text scores are from"),
-        _field("asr_model", pa.string(), "who recognised the words; manifest: its transcripts"),
-        _field("text_model", pa.string(), "encoder of the words"),
+        _field("text", pa.string(), "text that the text scores are from"),
+        _field("asr_model", pa.string(), "model of the transcripts; manifest: they were given"),
+        _field("text_model", pa.string(), "encoder of the text"),
         *(
             _field(f"{name}_{source}", pa.float32(), f"predicted {name} from {what} only", "0..1")
-            for source, what in (("audio", "sound"), ("text", "words"))
+            for source, what in (("audio", "audio"), ("text", "text"))
             for name in DIMENSIONS
         ),
     ]
@@ -214,8 +220,8 @@ CELLS = pa.schema(
     [
         _field("study", pa.string(), "name of the study"),
         _field("cell", pa.string(), "name of the cell, its folder under cells/"),
-        _field("kind", pa.string(), "train, or the job that looks at a trained model"),
-        _field("model", pa.string(), "backbone as the reader knows it"),
+        _field("kind", pa.string(), "train, or the job that analyses a trained model"),
+        _field("model", pa.string(), "name of the backbone"),
         _field("factor", pa.string(), "what the study varies"),
         _field("factor_value", pa.string(), "its value in this cell"),
         _field("seed", pa.int64(), "seed of the cell"),

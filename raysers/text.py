@@ -1,4 +1,4 @@
-"""Text from strangers made safe to show: in Markdown, in pictures, in pages and in messages.
+"""Untrusted text made safe to show: in Markdown, figures, pages and messages.
 
 Names of files, corpora and speakers may hold tables, links, HTML, control characters or half a
 byte, and must read as text in every viewer.
@@ -30,7 +30,7 @@ def visible(value: object) -> str:
 
 
 def one_line(value: object) -> str:
-    """The value as a line of visible words."""
+    """The value as one visible line."""
     return " ".join(visible(value).split())
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "fuse": ("fusion", "train, or predict with, emotion from audio and text"),
     "evaluate": ("evaluation", "compare predictions with labels, with intervals"),
     "robustness": ("robustness", "how much scores change under noise, telephone, ..."),
-    "probe": ("probe", "how much a model depends on the linguistic content"),
+    "probe": ("probe", "how much a model depends on linguistic content"),
     "synthesize": ("speech", "synthetic speech from texts"),
     "study": ("study", "grids of trainings and analyses, as in the paper"),
     "report": ("report", "one page with the tables and figures of other outputs"),
@@ -30,7 +30,6 @@ COMMANDS = {
     "export": ("onnx", "a model as an ONNX file, for use without raysers"),
     "demo": ("", "synthesize a few clips and annotate them, offline"),
 }
-_EXAMPLE = "raysers annotate recordings/ -o emotions/"
 _BAD_CONFIG = 2
 _LEAST_PYTHON = (3, 11)
 
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return _refuse(f"{name!r} is no command of raysers: {_nearest(name)}")
     if argv is None:
-        sys.argv[0] = "raysers"  # run.json says how to repeat the run
+        sys.argv[0] = "raysers"  # run.json records the command that repeats the run
     return _run(name, args[1:], prog=f"raysers {name}", output=COMMANDS[name][0])
 
 
@@ -70,8 +69,8 @@ def _run(name: str, args: Sequence[str], *, prog: str, output: str) -> int:
         if (error.name or "").startswith("raysers"):
             raise
         return _refuse(
-            f"{sys.executable} has no package {error.name}: take the Python that raysers is "
-            "installed in, after make setup .venv/bin/python, or install it with this one"
+            f"{sys.executable} has no package {error.name}: use the Python that raysers is "
+            "installed in (after make setup: .venv/bin/python), or install it with this one"
         )
     code: int = module.main(args, prog=prog, output=output)
     return code
@@ -83,8 +82,7 @@ def _refuse(message: str) -> int:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
-    if near:
+    if near := difflib.get_close_matches(name.lower(), COMMANDS, n=1):
         return f"did you mean {near[0]!r}?"
     if os.path.exists(name) or "://" in name:
         return f"did you mean raysers annotate {name}?"
@@ -92,17 +90,10 @@ def _nearest(name: str) -> str:
 
 
 def _help() -> str:
-    lines = [f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items()]
-    return "\n".join(
-        (
-            "usage: raysers COMMAND ... [-h] [--version]",
-            "",
-            "Speech emotion recognition as batch jobs on Ray.",
-            "",
-            f"    {_EXAMPLE}",
-            "",
-            *lines,
-            "",
-            "raysers COMMAND --help lists the flags of a command.",
-        )
+    lines = "\n".join(f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items())
+    return (
+        "usage: raysers COMMAND ... [-h] [--version]\n\n"
+        "Speech emotion recognition as batch jobs on Ray.\n\n"
+        f"    raysers annotate recordings/ -o emotions/\n\n{lines}\n\n"
+        "raysers COMMAND --help lists the flags of a command."
     )

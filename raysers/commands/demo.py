@@ -57,7 +57,7 @@ def _folder_name(uri: str) -> str:
 
 def _print_where(table: Path) -> None:
     if table.is_dir():
-        print(f"demo: the table is in {table}; one way to read it:")
+        print(f"demo: the table is in {table}; to read it:")
         print(f"""  {sys.executable} -c 'import pandas; print(pandas.read_parquet("{table}"))'""")
 
 

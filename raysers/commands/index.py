@@ -5,7 +5,7 @@ r"""A manifest of clips from audio folders, prefixes, tar shards or tables.
     raysers index emodb -o M --corpus emodb --emotion-map russell-mehrabian
 
 Reads headers only (all of the audio for --segment vad). The other jobs take OUTPUT as --input.
-With --corpus, each --input is the folder of a corpus, and speaker, sex, split, words and labels go
+With --corpus, each --input is the folder of a corpus; speaker, sex, split, transcript and labels go
 into the manifest.
 
 Result: OUTPUT/manifest/part-*.parquet, the same bytes for the same input.
@@ -35,7 +35,7 @@ class IndexFlags(ListingFlags):
     emotion_map: str = ""
     """Map from categories to missing dimensions: russell-mehrabian, or a YAML file."""
     speakers: str = ""
-    """CSV with video or speaker, and sex, for corpora that do not say."""
+    """CSV with video or speaker, and sex, for corpora without them."""
 
     def label_settings(self) -> dict[str, str]:
         """Where labels come from; empty without any, so that older outputs stay valid."""

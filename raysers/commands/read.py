@@ -1,8 +1,9 @@
-"""The rows of an output: the first ones on the screen, or all of them as CSV or Excel.
+"""The rows of an output: the first ones on the screen, or all of them in another format.
 
     raysers read emotions/
     raysers read s3://bucket/emotions --csv emotions.csv
     raysers read evaluated/ --table metrics --xlsx metrics.xlsx
+    raysers read emotions/ --iceberg speech.emotions
 
 In other programs: pandas.read_parquet("emotions/annotations"), polars.read_parquet, in DuckDB
 SELECT * FROM 'emotions/annotations/*.parquet', datasets.load_dataset("emotions/").
@@ -19,6 +20,7 @@ import pyarrow as pa
 
 from raysers.arguments import Arg
 from raysers.cli import command
+from raysers.engine import lake
 from raysers.engine import output as parts
 from raysers.errors import ConfigError
 from raysers.io import storage
@@ -32,6 +34,8 @@ TABLES = (
     "annotations", "transcripts", "robustness", "predictions", "metrics", "trials", "cells",
     "manifest",
 )  # fmt: skip
+#: Columns of little use on a screen.
+_LONG = ("clip_id", "model_revision", "run_id", "created_at", "embedding", "etag")
 _READERS = 8
 #: Rows that a sheet of Excel holds, its heading included.
 _SHEET_ROWS = 1_048_576
@@ -49,33 +53,32 @@ class ReadFlags:
     """Write all rows to this file, as CSV."""
     xlsx: Annotated[str, Arg("FILE")] = ""
     """Write all rows to this file, as an Excel sheet."""
+    iceberg: Annotated[str, Arg("NAME")] = ""
+    """Write all rows to this table, [CATALOG.]NAMESPACE.TABLE, in place of those it has."""
+    delta: Annotated[str, Arg("URI")] = ""
+    """Write all rows to the Delta table in this folder or prefix, in place of those it has."""
     push_to_hub: Annotated[str, Arg("OWNER/NAME")] = ""
     """Upload card and tables, with names of files, as a private dataset of the Hugging Face hub."""
     rows: int = 10
     """Rows on the screen."""
 
 
-def read_rows(output: str | os.PathLike[str], table: str = "") -> pd.DataFrame:
-    """All rows of a table in the output folder of a job, local or s3://.
-
-    Beside `start` and `end` the frame has `start_s` and `end_s`, in seconds.
-
-    Args:
-        output: the folder, or a folder of `part-*.parquet` itself.
-        table: its sub-folder; default: the main table of the job.
-
-    Raises:
-        ConfigError: no such table is there.
-    """
-    place = storage.absolute(os.fspath(output))
+def _parts(source: str, table: str) -> list[str]:
+    """The parts of a table in an output; ConfigError where there are none."""
+    place = storage.absolute(source)
     names = (table,) if table else (*TABLES, "")
     folders = (storage.join(place, name) if name else place for name in names)
     found = next(filter(None, map(storage.list_parts, folders)), [])
     if not found:
         expected = table or " or ".join(TABLES)
-        raise ConfigError(f"{output} has no {expected} (part-*.parquet): give a job's output")
+        raise ConfigError(f"{source} has no {expected} (part-*.parquet): give a job's output")
+    return [part.uri for part in found]
+
+
+def read_rows(output: str | os.PathLike[str], table: str = "") -> pd.DataFrame:
+    """See `raysers.read`."""
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = [part for part in pool.map(lambda one: parts.read_part(one.uri), found) if part]
+        tables = list(filter(None, pool.map(parts.read_part, _parts(os.fspath(output), table))))
     frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     for after, name in (("end", "end"), ("end", "start")):
         if name in frame and f"{name}_s" not in frame:
@@ -90,6 +93,12 @@ def read(flags: ReadFlags) -> int:
         raise ConfigError(f"--rows is {flags.rows}: give 0 or more")
     if flags.push_to_hub:
         return _push(flags.source, flags.push_to_hub)
+    for place, write in ((flags.iceberg, lake.write_iceberg), (flags.delta, lake.write_delta)):
+        if place:
+            rows = write(place, _parts(flags.source, flags.table))
+            print(f"{rows:,} rows in {place}")
+    if (flags.iceberg or flags.delta) and not (flags.csv or flags.xlsx):
+        return Exit.DONE
     frame = read_rows(flags.source, flags.table)
     # durations mean nothing to spreadsheets, and their times have no zones
     plain = frame.drop(columns=[name for name in ("start", "end") if name in frame])
@@ -101,23 +110,15 @@ def read(flags: ReadFlags) -> int:
         if flags.xlsx:
             _write_sheet(plain, flags.xlsx)
     except OSError as error:
-        raise ConfigError(
-            f"{error.filename or flags.csv or flags.xlsx}: {error.strerror}"
-        ) from error
-    if not (flags.csv or flags.xlsx):
+        place = error.filename or flags.csv or flags.xlsx
+        raise ConfigError(f"{place}: {error.strerror}") from error
+    files = " and ".join(filter(None, (flags.csv, flags.xlsx)))
+    if not files:
         shown = [name for name in plain if plain[name].notna().any() and name not in _LONG]
         print(plain[shown].head(flags.rows).round(3).to_string(index=False))
-    print(f"{len(plain):,} rows, {len(plain.columns)} columns{_written(flags)}")
+    where = f" in {files}" if files else ""
+    print(f"{len(plain):,} rows, {len(plain.columns)} columns{where}")
     return Exit.DONE
-
-
-#: Columns that say little on a screen.
-_LONG = ("clip_id", "model_revision", "run_id", "created_at", "embedding", "etag")
-
-
-def _written(flags: ReadFlags) -> str:
-    places = " and ".join(filter(None, (flags.csv, flags.xlsx)))
-    return f" in {places}" if places else ""
 
 
 def _write_sheet(frame: pd.DataFrame, file: str) -> None:

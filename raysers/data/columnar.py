@@ -1,9 +1,14 @@
-"""Tables in Parquet (also with the audio inside, as Hugging Face writes it), SQLite and DuckDB."""
+"""Tables in Parquet (also with the audio inside, as Hugging Face writes it), SQLite and DuckDB.
+
+And times as tables write them, in whole nanoseconds.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -15,22 +20,32 @@ import pyarrow.parquet as pq
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import row_uri, suffix_of
+from raysers.types import NS_PER_S
 
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
-DATABASE_SUFFIXES = (".sqlite", ".sqlite3", ".db", ".duckdb")
 #: Errors of the readers on damaged or hostile files.
 READ_FAILURES = (pa.ArrowException, OSError, ArithmeticError, UnicodeError)
-
 #: Names of the column with the file, `file` first.
 FILE_COLUMNS = (
     "file", "audio_filepath", "file_name", "filename", "filepath", "file_path", "wav_path", "path",
     "audio_path", "audio_file", "wav_file", "audio", "wav",
 )  # fmt: skip
 
+DATABASE_SUFFIXES = (".sqlite", ".sqlite3", ".db", ".duckdb")
+_SQLITE_MAGIC = b"SQLite format 3\0"
 #: A table of a few kilobytes may hold the same megabyte a million times.
 _MAX_TABLE_BYTES = 2 * 2**30
 _BATCH_ROWS = 2**16
-_SQLITE_MAGIC = b"SQLite format 3\0"
+
+#: Cells without a value, in lower case.
+EMPTY_WORDS = ("", "nat", "nan", "none", "null", "<na>", "na", "n/a", "-")
+#: A plain number of seconds or of the column's unit.
+_NUMBER = re.compile(r"\+?((?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?)\s*s?")
+_TIME_MARKS = (":", "day", "p", "s", "m", "h")
+#: A recording of more than eleven days is milliseconds, samples or nanoseconds by mistake.
+_MAX_PLAIN_NS = 1_000_000 * NS_PER_S
+_MAX_NS = 2**63 - 1
+_TOO_LARGE = "is too large for seconds: divide it, or store the column as a duration"
 
 Record = Mapping[str, Any]
 
@@ -47,18 +62,17 @@ def of_records(records: Iterable[Record]) -> Source:
     rows = list(records)
     names = list(dict.fromkeys(name for row in rows for name in row))
 
+    def text(value: Any) -> str | None:
+        if value is None or isinstance(value, bytes | list | dict):
+            return None
+        return str(value) or None
+
     def read(wanted: Sequence[str], most: int) -> pa.Table:
         part = rows[: most or None]
-        columns = [pa.array([_text(row.get(name)) for row in part], pa.string()) for name in wanted]
+        columns = [pa.array([text(row.get(name)) for row in part], pa.string()) for name in wanted]
         return pa.table(columns, names=list(wanted))
 
     return Source(names, read)
-
-
-def _text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value or None
-    return None if isinstance(value, (bytes, list, dict)) else str(value)
 
 
 def path_of(uri: str) -> str:
@@ -70,15 +84,20 @@ def path_of(uri: str) -> str:
 def open_parquet(uri: str, notes: list[str]) -> Source:
     """A Parquet table; a column of audio (a struct of bytes and path) is its column `file`."""
     schema = pq.ParquetFile(storage.open_file(uri)).schema_arrow
-    sounds = [field.name for field in schema if _is_audio(field.type)]
+    structs = {f.name: f.type for f in schema if pa.types.is_struct(f.type)}
+    sounds = [
+        name
+        for name, kind in structs.items()
+        if {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}
+    ]
     sound = "audio" if "audio" in sounds else sounds[0] if len(sounds) == 1 else ""
     names = list(schema.names)
-    if sound:  # what else names files are paths on the machine that made the table
+    if sound:  # other columns of files hold paths of the machine that wrote the table
         names = ["file", *(name for name in names if name not in (sound, "file"))]
 
     def read(wanted: Sequence[str], most: int) -> pa.Table:
         plain = [name for name in wanted if name != "file" or not sound]
-        columns = dict(_plain_columns(uri, schema, plain, most)) if plain else {}
+        columns = _plain_columns(uri, schema, plain, most) if plain else {}
         if sound and "file" in wanted:
             columns["file"] = _files_in_parquet(uri, sound, most)
         return pa.table({name: columns[name] for name in wanted})
@@ -86,35 +105,29 @@ def open_parquet(uri: str, notes: list[str]) -> Source:
     return Source(names, read)
 
 
-def _is_audio(kind: pa.DataType) -> bool:
-    fields = (
-        {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else ()
-    )
-    return "bytes" in fields and "path" in fields
-
-
 def _plain_columns(
     uri: str, schema: pa.Schema, wanted: Sequence[str], most: int
-) -> Iterator[tuple[str, pa.ChunkedArray]]:
+) -> dict[str, pa.ChunkedArray]:
     # as dictionaries, texts take no more memory than the file spends on them
     texts = [name for name in wanted if pa.types.is_string(schema.field(name).type)]
     file = pq.ParquetFile(storage.open_file(uri), read_dictionary=texts)
-    chunks: dict[str, list[pa.Array]] = {name: [] for name in wanted}
-    rows = total_bytes = 0
+    batches, rows, total_bytes = [], 0, 0
     for batch in file.iter_batches(_BATCH_ROWS, columns=list(wanted)):
         total_bytes += sum(map(_plain_bytes, batch.columns))
         if total_bytes > _MAX_TABLE_BYTES:
             raise ConfigError(f"{uri} unpacks to more than {_MAX_TABLE_BYTES} bytes: split it")
-        for name in wanted:
-            column = batch.column(name)
-            coded = pa.types.is_dictionary(column.type)
-            chunks[name].append(column.cast(column.type.value_type) if coded else column)
+        columns = [
+            c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c
+            for c in map(batch.column, wanted)
+        ]
+        batches.append(pa.table(columns, names=list(wanted)))
         rows += len(batch)
         if most and rows >= most:
             break
-    for name, found in chunks.items():
-        column = pa.chunked_array(found, None if found else pa.null())
-        yield name, column.slice(0, most) if most else column
+    if not batches:
+        return {name: pa.chunked_array([], pa.null()) for name in wanted}
+    table = pa.concat_tables(batches).slice(0, most or None)
+    return dict(zip(wanted, table.columns, strict=True))
 
 
 def _plain_bytes(column: pa.Array) -> int:
@@ -127,7 +140,7 @@ def _plain_bytes(column: pa.Array) -> int:
 
 
 def _files_in_parquet(uri: str, sound: str, most: int) -> pa.ChunkedArray:
-    """`<table>#<row>` where the audio is in the table, else the path that stands in its place."""
+    """`<table>#<row>` where the audio is in the table, else the path given in its place."""
     file = pq.ParquetFile(storage.open_file(uri))
     rows = min(file.metadata.num_rows, most or file.metadata.num_rows)
     first = next(file.iter_batches(1, columns=[f"{sound}.bytes"]), None)
@@ -141,6 +154,10 @@ def open_database(uri: str, notes: list[str]) -> Source:
     """The table of a SQLite or DuckDB file that has a column of files; `#name` chooses one."""
     path = path_of(uri)
     chosen = uri[len(path) + 1 :]
+
+    def quoted(name: str) -> str:
+        return '"' + name.replace('"', '""') + '"'
+
     with closing(_connect(path)) as connection:
 
         def rows(query: str) -> tuple[list[str], list[Any]]:
@@ -149,7 +166,7 @@ def open_database(uri: str, notes: list[str]) -> Source:
 
         try:
             listed = rows("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")[1]
-            tables = {name: rows(f"SELECT * FROM {_quoted(name)} LIMIT 0")[0] for (name,) in listed}
+            tables = {name: rows(f"SELECT * FROM {quoted(name)} LIMIT 0")[0] for (name,) in listed}
             with_files = [
                 t for t, names in tables.items() if {n.lower() for n in names} & set(FILE_COLUMNS)
             ]
@@ -158,22 +175,14 @@ def open_database(uri: str, notes: list[str]) -> Source:
             if chosen not in tables:
                 named = ", ".join(with_files or tables) or "no table"
                 raise ConfigError(f"{path} holds {named}: name a table of files as {path}#TABLE")
-            names, found = rows(f"SELECT * FROM {_quoted(chosen)}")
+            names, found = rows(f"SELECT * FROM {quoted(chosen)}")
         except (sqlite3.Error, RuntimeError) as error:  # DuckDB's errors are RuntimeErrors
             raise ConfigError(f"{uri} cannot be read: {str(error).splitlines()[0]}") from error
     return of_records(dict(zip(names, row, strict=True)) for row in found)
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _connect(path: str) -> Any:
-    """A database opened for reading.
-
-    Raises:
-        ConfigError: not a database, the package is missing, or a DuckDB file in a bucket.
-    """
+    """A database opened for reading."""
     if storage.read_range(path, 0, 16) == _SQLITE_MAGIC:
         if not storage.is_remote(path):
             return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)
@@ -190,3 +199,82 @@ def _connect(path: str) -> Any:
         return duckdb.connect(path, read_only=True, config={"enable_external_access": "false"})
     except duckdb.Error as error:
         raise ConfigError(f"{path} is neither a SQLite nor a DuckDB file") from error
+
+
+# times
+
+
+class TimeColumnError(ValueError):
+    """A value that is no time; `row` counts from 0."""
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+def parse_ns(text: str, unit_ns: int = NS_PER_S) -> int | None:
+    """Nanoseconds of one written time; None for an empty one. `unit_ns` is what a number counts.
+
+    Besides plain numbers it reads times such as `1:02.5` (minutes) or `01:02:03,250`, and what
+    pandas reads as a timedelta, such as `0 days 00:00:01` or `PT1.5S`.
+
+    Raises:
+        ValueError: not a time, or a negative one.
+
+    >>> parse_ns("0 days 00:00:01.500000"), parse_ns("1:02.25"), parse_ns("1e-1"), parse_ns("NaT")
+    (1500000000, 62250000000, 100000000, None)
+    """
+    text = text.strip()
+    if text.lower() in EMPTY_WORDS:
+        return None
+    if found := _NUMBER.fullmatch(text):
+        ns = round(float(found[1].replace(",", ".")) * unit_ns)
+        if ns > _MAX_PLAIN_NS:
+            raise ValueError(f"{text} {_TOO_LARGE}")
+        return ns
+    from pandas import Timedelta
+
+    plain = text.replace(", ", " ").replace(",", ".")
+    try:
+        # pandas reads no minutes without hours, and joins numbers without units
+        known = any(mark in plain.lower() for mark in _TIME_MARKS)
+        time = Timedelta(f"0:{plain}" if plain.count(":") == 1 else plain) if known else None
+        ns = -1 if time is None else time.as_unit("ns").value
+    except (ValueError, OverflowError):
+        ns = -1
+    if ns < 0:
+        raise ValueError(f"{text!r} is not a time of 0 seconds or more")
+    return ns
+
+
+def to_durations(column: pa.ChunkedArray, unit_ns: int = NS_PER_S) -> pa.Array:
+    """A column of durations, numbers (of `unit_ns`) or strings (`parse_ns`) as duration[ns].
+
+    Raises:
+        TimeColumnError: a value that is no time, or negative.
+    """
+    kind, most = column.type, _MAX_NS
+    if pa.types.is_dictionary(kind):
+        return to_durations(column.cast(kind.value_type), unit_ns)
+    found: list[Any] = [None] * len(column)
+    if pa.types.is_duration(kind):
+        factor = {"s": NS_PER_S, "ms": 10**6, "us": 1000, "ns": 1}[kind.unit]
+        found = [v if v is None else v * factor for v in column.cast(pa.int64()).to_pylist()]
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        most = _MAX_PLAIN_NS
+        seconds = column.cast(pa.float64(), safe=False).to_pylist()
+        found = [None if v is None or math.isnan(v) else v * unit_ns for v in seconds]
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        for row, text in enumerate(column.to_pylist()):
+            try:
+                found[row] = None if text is None else parse_ns(text, unit_ns)
+            except ValueError as error:
+                raise TimeColumnError(row, str(error)) from error
+    elif not pa.types.is_null(kind):
+        raise TimeColumnError(0, f"columns of type {kind} are not times: use seconds or durations")
+    for row, ns in enumerate(found):
+        if ns is not None and not 0 <= ns <= most:
+            fault = "is negative" if ns < 0 else _TOO_LARGE
+            raise TimeColumnError(row, f"{ns / NS_PER_S:g} s {fault}")
+    whole = pa.array([ns if ns is None else round(ns) for ns in found], pa.int64())
+    return whole.cast(pa.duration("ns"))

@@ -1,4 +1,4 @@
-"""Text files from strangers, by line, as CSV or as YAML, and the audio beside them.
+"""Untrusted text files, by line, as CSV or as YAML, and listings of audio.
 
 Every message about a file names its line, because such files are corrected in an editor.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -39,7 +40,7 @@ _BOM_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _DELIMITERS = ",;\t|"
 _MAX_TABLE_BYTES = 2 * 2**30
 _MAX_CELL_CHARS = 2**24
-_MAX_HEADER_CHARS = 2**20
+_MAX_HEADER_BYTES = 2**22
 _MAX_NAME_CHARS = 1000
 _MAX_YAML_BYTES = 4 * 2**20
 _MAX_YAML_VALUES = 200_000
@@ -160,11 +161,10 @@ def delimited(
             closed so late that its cell holds whole rows. The message names the line.
     """
     data = storage.read_bytes(uri, max_bytes=_MAX_TABLE_BYTES) if data is None else data
-    encoding = _encoding(uri, data)
-    notes = [] if notes is None else notes
+    encoding, notes = _encoding(uri, data), [] if notes is None else notes
     if encoding == "cp1252":
         notes.append(f"{uri} is not UTF-8, read as Windows-1252")
-    head = data[: 4 * _MAX_HEADER_CHARS].decode(encoding, errors="replace").lstrip("\ufeff\r\n")
+    head = data[:_MAX_HEADER_BYTES].decode(encoding, errors="replace").lstrip("\ufeff\r\n")
     if not head.strip():
         raise ConfigError(f"{uri} is empty: it needs a header line with at least 'file'")
     first = head.splitlines()[0]
@@ -174,75 +174,65 @@ def delimited(
         if len(names) > 1 and not set(keys).isdisjoint(names):
             delimiter = mark
             break
-    quoted = delimiter != "\t" or first.startswith('"')
     csv.field_size_limit(_MAX_CELL_CHARS)
     reader = csv.reader(
         _lines(uri, io.TextIOWrapper(io.BytesIO(data), encoding, newline="")),
         delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        quoting=csv.QUOTE_NONE if delimiter == "\t" and first[0] != '"' else csv.QUOTE_MINIMAL,
         strict=True,
     )
-    rows = _cells(uri, reader)
-    _, names = next(rows)
-    names = [name.strip() for name in names]
+    rows = _rows(uri, reader)
+    names = [name.strip() for name in next(rows)[1]]
     if longest := max((len(name) for name in names if len(name) > _MAX_NAME_CHARS), default=0):
         raise ConfigError(
             f"{uri} cannot be read as a table: a column name of {longest:,} characters"
         )
     place = next((i for i, name in enumerate(names) if name.lower() in keys), -1)
-    return names, _whole_rows(uri, names, place, delimiter, rows, notes)
+
+    def checked() -> Iterator[tuple[int, list[str]]]:
+        empty = 0
+        for line, cells in rows:
+            if not any(map(str.strip, cells)):
+                empty += 1
+                continue
+            if len(cells) != len(names):
+                fault = f"{len(cells)} cells under {len(names)} column names"
+                raise ConfigError(f"{uri}, line {line}: {fault}")
+            for cell in cells:
+                if ("\n" in cell or "\r" in cell) and _holds_rows(cell, cells, place, delimiter):
+                    fix = "close its quote, or write a quote within quotes twice"
+                    raise ConfigError(
+                        f"{uri}, line {line}: the cell {cell[:20]!r}... goes on over whole rows: "
+                        f"{fix}"
+                    )
+            yield line, cells
+        if empty:
+            notes.append(f"{uri}: empty rows left out: {empty:,}")
+
+    return names, checked()
 
 
 def _lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
-    number = 0
-    while line := text.readline(_MAX_CELL_CHARS):
-        number += 1
+    for number in itertools.count(1):
+        if not (line := text.readline(_MAX_CELL_CHARS)):
+            return
         if len(line) == _MAX_CELL_CHARS:
             raise ConfigError(f"{uri}, line {number}: longer than {_MAX_CELL_CHARS:,} characters")
         yield line
 
 
-def _cells(uri: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
+def _rows(uri: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
     """(line of its start, cells) of each row that is no empty line."""
-    while True:
+    cells: list[str] | None = []
+    while cells is not None:
         line = reader.line_num + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
             fix = "write a quote within quotes twice, and close what is opened"
             raise ConfigError(f"{uri}, line {line}: {error}: {fix}") from error
-        if cells is None:
-            return
         if cells:
             yield line, cells
-
-
-def _whole_rows(
-    uri: str,
-    names: list[str],
-    place: int,
-    delimiter: str,
-    rows: Iterator[tuple[int, list[str]]],
-    notes: list[str],
-) -> Iterator[tuple[int, list[str]]]:
-    empty = 0
-    for line, cells in rows:
-        if not any(map(str.strip, cells)):
-            empty += 1
-            continue
-        if len(cells) != len(names):
-            raise ConfigError(
-                f"{uri}, line {line}: {len(cells)} cells under {len(names)} column names"
-            )
-        for cell in cells:
-            if ("\n" in cell or "\r" in cell) and _holds_rows(cell, cells, place, delimiter):
-                raise ConfigError(
-                    f"{uri}, line {line}: the cell {cell[:20]!r}... goes on over whole rows: close "
-                    "its quote, or write a quote within quotes twice"
-                )
-        yield line, cells
-    if empty:
-        notes.append(f"{uri}: empty rows left out: {empty:,}")
 
 
 def _holds_rows(cell: str, cells: list[str], place: int, delimiter: str) -> bool:

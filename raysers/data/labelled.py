@@ -9,7 +9,7 @@ changes once its end is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +26,9 @@ from raysers.data.corpora.emotions import (
     split_of,
 )
 from raysers.data.files import Row, csv_records, name_of, rows_to_table
-from raysers.data.inputs import absolute_input
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.data.readers import format_of
-from raysers.data.sources import list_inputs
+from raysers.data.sources import absolute_input, list_inputs
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.schemas import CHANNEL, LABEL_FIELDS, MANIFEST
@@ -40,8 +39,7 @@ from raysers.types import DIMENSIONS, clip_id
 SCHEMA = pa.schema([*MANIFEST, *LABEL_FIELDS])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corpus:
+class Corpus(NamedTuple):
     """A reader: `recognise` checks a few names, `read` gives rows and notes; both take a root."""
 
     recognise: Callable[[str], bool]
@@ -51,7 +49,7 @@ class Corpus:
 #: Readers by name, in the order in which layouts are recognised: a database comes before the
 #: corpus whose files it may hold.
 CORPORA: Mapping[str, Corpus] = {
-    module.NAME: Corpus(recognise=module.recognise, read=module.read)
+    module.NAME: Corpus(module.recognise, module.read)
     for module in (audformat, msp_podcast, iemocap, cmu_mosi, emodb)
 }
 
@@ -71,15 +69,11 @@ def read_corpus(name: str, root: str) -> tuple[pa.Table, list[str]]:
     return rows_to_table(rows), notes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled:
-    """Labelled clips.
+class Labelled(NamedTuple):
+    """Labelled clips, of the schema `SCHEMA`; null is "not known", also for labels.
 
-    Attributes:
-        table: schema `SCHEMA`; null is "not known", also for labels.
-        notes: messages for the user, a line each.
-        finished: how many rows, the first ones, are from finished manifests: their headers have
-            been read.
+    `notes` are messages for the user. The first `finished` rows are from finished manifests: their
+    headers have been read.
     """
 
     table: pa.Table
@@ -90,13 +84,13 @@ class Labelled:
 def read_labelled(
     uris: Sequence[str], *, corpus: str = "auto", emotion_map: str = "", speakers: str = ""
 ) -> Labelled:
-    """The clips of all `uris` with what is known of them.
+    """The clips of roots of corpora, manifests, tables and folders, with what is known of them.
 
     Finished manifests (and output folders that hold one) and tables are read as what they are,
     whatever `corpus` says.
 
     Args:
-        uris: roots of corpora, manifests, tables, folders or prefixes of audio.
+        uris: the inputs.
         corpus: name of a reader for the roots; `auto` recognises them by their layout; `none`
             takes them for plain audio.
         emotion_map: where a dimension is missing, take it from the category by this map: a name of
@@ -158,7 +152,7 @@ _WORDS: Mapping[str, Callable[[str | None], str | None]] = {
 
 
 def _normalised(uri: str, table: pa.Table, notes: list[str]) -> pa.Table:
-    """The rows with the schema `SCHEMA`, their words and labels checked."""
+    """The rows with the schema `SCHEMA`, their terms and labels checked."""
     columns = {name: table[name] for name in table.column_names}
     for name, known in _WORDS.items():
         if name not in columns:
@@ -201,7 +195,6 @@ def _label(uri: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _of_two_sexes(table: pa.Table) -> list[str]:
-    """A note when the sex of a speaker is given as female and as male."""
     corpus = pc.fill_null(table["corpus"], "")
     known = table.select(["speaker", "sex"]).append_column("corpus", corpus).drop_null()
     counted = known.group_by(["corpus", "speaker"]).aggregate([("sex", "count_distinct")])
@@ -228,7 +221,7 @@ def _mapped(table: pa.Table, mapping: EmotionMap, name: str, notes: list[str]) -
     return table
 
 
-def _with(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+def _with(table: pa.Table, name: str, column: pa.ChunkedArray | pa.Array) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), SCHEMA.field(name), column)
 
 
@@ -244,9 +237,10 @@ class _Speakers:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.by_file: dict[str, list[tuple[str, Row]]] = {}
-        self.by_session: dict[str, Row] = {}
-        self.by_speaker: dict[str, Row] = {}
+        #: Facts by the name of a file (with the end of its path), by session, and by speaker.
+        self.files: dict[str, list[tuple[str, Row]]] = {}
+        self.sessions: dict[str, Row] = {}
+        self.speakers: dict[str, Row] = {}
         keys = ("file", "video", "session", "speaker")
         for where, record in csv_records(uri, ()):
             if not set(keys) & set(record):
@@ -254,32 +248,31 @@ class _Speakers:
                     f"--speakers {uri} has no column {' or '.join(keys)}, only {', '.join(record)}"
                 )
             if len(record) == 1:
-                raise ConfigError(f"--speakers {uri} says nothing of its clips: add a column sex")
+                raise ConfigError(f"--speakers {uri} has no column besides: add sex")
             word = record.get("sex") or record.get("gender") or ""
             fact = {"speaker": speaker_of(record.get("speaker")), "sex": sex_of(word)}
             if word and fact["sex"] is None:
                 raise ConfigError(f"--speakers {where}: sex is {word!r}: write female or male")
             if file := record.get("file"):
-                self.by_file.setdefault(name_of(file), []).append((f"/{file.lstrip('/')}", fact))
+                self.files.setdefault(name_of(file), []).append((f"/{file.lstrip('/')}", fact))
             elif session := record.get("video") or record.get("session"):
-                self.by_session[session] = fact
+                self.sessions[session] = fact
             elif fact["speaker"]:
-                self.by_speaker[fact["speaker"]] = fact
+                self.speakers[fact["speaker"]] = fact
 
     def applied(self, table: pa.Table, notes: list[str]) -> pa.Table:
-        """The rows with the speakers and sexes that this table knows; their number is noted."""
+        """The rows with the speakers and sexes of this table; a note counts them."""
         rows, count = table.select(["file", "session", "speaker", "sex"]).to_pylist(), 0
         for row in rows:
             file = row["file"]
-            named = self.by_file.get(name_of(file), ())
+            named = self.files.get(name_of(file), ())
             fact = next((fact for end, fact in named if f"/{file}".endswith(end)), None)
-            fact = fact or self.by_session.get(row["session"] or "", {})
+            fact = fact or self.sessions.get(row["session"] or "", {})
             row["speaker"] = fact.get("speaker") or row["speaker"]
-            known = self.by_speaker.get(row["speaker"], {})
+            known = self.speakers.get(row["speaker"], {})
             row["sex"] = fact.get("sex") or known.get("sex") or row["sex"]
             count += bool(fact or known)
         notes.append(f"--speakers {self.uri} is about {count:,} of {len(table):,} clips")
         for name in ("speaker", "sex"):
-            values = pa.array([row[name] for row in rows], pa.string())
-            table = _with(table, name, pa.chunked_array([values]))
+            table = _with(table, name, pa.array([row[name] for row in rows], pa.string()))
         return table

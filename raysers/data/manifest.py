@@ -1,8 +1,9 @@
 """The manifest: clip rows with headers read and segments decided, sorted, in parts of 100,000 rows.
 
-Its bytes depend on the input alone, so the same input gives the same files. Part 0 is written last;
-a folder without it was left half-written. Jobs read a manifest part by part, so that their memory
-does not grow with it.
+Its bytes depend on the input alone, so the same input gives the same files. The first part is
+written last; a folder without it was left half-written. An extension, of files that were added
+later, follows as further parts, written in the same way, and changes none of those before it. Jobs
+read a manifest part by part, so that their memory does not grow with it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import tempfile
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields
 from functools import cached_property, partial
-from itertools import chain
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,48 +26,48 @@ import pyarrow.parquet as pq
 
 from raysers.data.columnar import PARQUET_SUFFIXES, READ_FAILURES
 from raysers.data.readers import format_of
-from raysers.data.sorting import in_parts, in_runs, merged, shaped, sort_manifest, write_run
+from raysers.data.sorting import ahead, shaped, sort_manifest, sorted_parts, to_parquet
 from raysers.data.tables import table_columns
-from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing, WriteError
+from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
 from raysers.io.uris import suffix_of
 from raysers.schemas import MANIFEST
 from raysers.types import Clip, Status
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 #: Rows of a part: what is sorted, planned and read at a time.
 PART_ROWS = 100_000
 
-_FIRST_PART = "/part-00000.parquet"
-_OUR_PART = re.compile(r"/part-\d{5}\.parquet$")
+_OUR_PART = re.compile(r"/part-(\d{5})\.parquet$")
 _READ_THREADS = 8
-#: Parts read ahead of the one in use.
-_PARTS_AHEAD = 2
-#: Columns of a manifest; labels come besides.
-_NEEDED = frozenset(MANIFEST.names)
 #: What decides the scores of a clip; labels may be corrected without making another manifest.
 _AUDIO_COLUMNS = ("clip_id", "etag", "num_bytes", "byte_offset", "duration_s", "status")
+#: Metadata of the parts of an extension: the fingerprint of all parts before it.
+_EXTENDS = b"extends"
 
 
 class Manifest:
     """Sorted clips in parts, in memory or in Parquet files of which few are read at a time.
 
-    Args:
-        parts: tables of at most `PART_ROWS` sorted rows, or places of Parquet files with them.
-        rows: rows of each part.
-        folder: a folder that holds the files, to be removed with this object; empty: none.
+    Attributes:
+        firsts: number of the first part of the original list and of each extension.
     """
 
     def __init__(
         self,
         parts: Sequence[pa.Table | str],
         rows: Sequence[int],
+        *,
+        firsts: Sequence[int] = (0,),
         folder: str = "",
     ) -> None:
+        """From tables or places of Parquet files, of so many rows each.
+
+        `folder` holds the files and is removed with this object; empty: none.
+        """
         self._parts = parts
         self._rows = rows
+        self.firsts = firsts
+        self._added: Manifest | None = None
         if folder:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
@@ -89,8 +87,17 @@ class Manifest:
         """
         places = whole_parts(uri)
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            rows = list(pool.map(_count_rows, places))
-        return cls(places, rows)
+            footers = list(pool.map(_footer, places))
+        before = [(footer.metadata or {}).get(_EXTENDS) for footer in footers]
+        firsts = [n for n, mark in enumerate(before) if not n or mark != before[n - 1]]
+        return cls(places, [footer.num_rows for footer in footers], firsts=firsts)
+
+    def extended(self, added: Manifest) -> Manifest:
+        """These parts, and those of clips that were added."""
+        rows = [*self._rows, *added._rows]
+        made = Manifest([*self._parts, *added._parts], rows, firsts=[*self.firsts, len(self)])
+        made._added = added  # keeps its folder
+        return made
 
     @property
     def num_rows(self) -> int:
@@ -113,19 +120,26 @@ class Manifest:
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """All parts in their order; see `part`."""
-        return _ahead(partial(self.part, columns=columns), range(len(self)))
+        return ahead(partial(self.part, columns=columns), range(len(self)))
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows in memory."""
         return pa.concat_tables(self.parts(columns), promote_options="default")
 
     @cached_property
+    def fingerprints(self) -> list[str]:
+        """That of the original list, and that after each extension."""
+        marks = [_mark(part) for part in self.parts(_AUDIO_COLUMNS)]
+        found = []
+        for end in [*self.firsts[1:], len(marks)]:
+            together = hashlib.blake2b(" ".join(marks[:end]).encode(), digest_size=8).hexdigest()
+            found.append(marks[0] if end == 1 else together)
+        return found
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that change with any clip's identity, version, length or status."""
-        marks = [_mark(part) for part in self.parts(_AUDIO_COLUMNS)]
-        if len(marks) == 1:
-            return marks[0]
-        return hashlib.blake2b(" ".join(marks).encode(), digest_size=8).hexdigest()
+        return self.fingerprints[-1]
 
     @cached_property
     def audio_s(self) -> float:
@@ -150,101 +164,52 @@ class Manifest:
         return self.part(len(self) - 1)
 
     def write(self, uri: str) -> None:
-        """Write `part-*.parquet` in place of the manifest that is there.
+        """Write the parts that are not there as `part-*.parquet`, in place of any others.
 
         Raises:
             WriteError, StorageError: as `storage.write_atomic`.
         """
         names = [f"part-{number:05d}.parquet" for number in range(len(self))]
-        stale = [storage.join(uri, names[0])]
-        stale += [p.uri for p in storage.list_parts(uri) if p.uri.rpartition("/")[2] not in names]
+        places = [storage.join(uri, name) for name in names]
+        new = [
+            number
+            for number, part in enumerate(self._parts)
+            if not isinstance(part, str) or part != places[number]
+        ]
+        stale = [places[n] for n in new[:1]]
+        stale += [p.uri for p in storage.list_parts(uri) if p.uri not in places]
         for old in stale:
             storage.delete(old)
-        for number in reversed(range(len(self))):
+        mark = {_EXTENDS: self.fingerprints[-2].encode()} if len(self.firsts) > 1 else None
+        for number in reversed(new):
             part = self._parts[number]
-            data = storage.read_bytes(part) if isinstance(part, str) else _to_parquet(part)
-            storage.write_atomic(storage.join(uri, names[number]), data)
+            if isinstance(part, str) and mark is None:
+                data = storage.read_bytes(part)
+            else:
+                data = to_parquet(self.part(number).replace_schema_metadata(mark))
+            storage.write_atomic(places[number], data)
 
 
 def collect(tables: Iterable[pa.Table], *, limit: int = 0) -> tuple[Manifest, int]:
     """The manifest of tables in any order, and how many rows it leaves out as repeated.
 
     Up to a million rows are sorted in memory; more in runs on the local disk, which are merged.
-
-    Args:
-        tables: manifest rows, some with labels.
-        limit: only the first clips; 0 takes all.
+    Only the first `limit` clips are taken; 0: all.
     """
-    runs = in_runs(tables)
-    first = next(runs, MANIFEST.empty_table())
-    second = next(runs, None)
-    if second is None:
-        table = sort_manifest(first)
-        return Manifest.of(table.slice(0, limit or None)), len(first) - len(table)
-    folder = tempfile.mkdtemp(prefix="raysers-")
+    parts, rows, folder, repeated = sorted_parts(tables, PART_ROWS, limit)
+    return Manifest(parts, rows, folder=folder), repeated
+
+
+def _footer(uri: str) -> pq.FileMetaData:
     try:
-        places: list[str] = []
-        rows: list[int] = []
-        given = kept = 0
-
-        def write(part: tuple[str, pa.Table]) -> None:
-            Path(part[0]).write_bytes(_to_parquet(part[1]))
-
-        def wanted() -> Iterator[tuple[str, pa.Table]]:
-            nonlocal kept
-            for full in in_parts(merged(files), PART_ROWS):
-                kept += len(full)
-                part = full.slice(0, max(0, limit - sum(rows)) if limit else None)
-                if len(part):
-                    places.append(f"{folder}/part-{len(places):05d}.parquet")
-                    rows.append(len(part))
-                    yield places[-1], part
-
-        files: list[str] = []
-        for run in chain([first, second], runs):
-            given += len(run)
-            files.append(write_run(f"{folder}/run-{len(files)}.arrow", run))
-        deque(_ahead(write, wanted()), maxlen=0)
-        for file in files:
-            Path(file).unlink()
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            fix = "free some space, or set TMPDIR to another disk"
-            raise WriteError(f"sorting clips in {folder}: {error.strerror}: {fix}") from error
-        raise
-    return Manifest(places, rows, folder), given - kept
-
-
-def _ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`work` on each item, in threads that are a few items ahead of the caller."""
-    with ThreadPoolExecutor(_PARTS_AHEAD) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > _PARTS_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _count_rows(uri: str) -> int:
-    try:
-        with pq.ParquetFile(storage.open_source(uri, headers_only=True)) as file:
-            return int(file.metadata.num_rows)
+        return pq.read_metadata(storage.open_source(uri, headers_only=True))
     except READ_FAILURES as error:
         raise ConfigError(f"{uri} is not a manifest in Parquet: {error}") from error
 
 
 def write_manifest(uri: str, table: pa.Table) -> None:
     """Write the manifest of a table; see `Manifest.of` and `Manifest.write`."""
-    Manifest.of(shaped(table, None)).write(uri)
-
-
-def _to_parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue())
+    Manifest.of(shaped(table)).write(uri)
 
 
 def manifest_parts(uri: str) -> list[str]:
@@ -258,20 +223,38 @@ def manifest_parts(uri: str) -> list[str]:
 
 def is_whole(parts: Sequence[str]) -> bool:
     """Whether parts of ours (as of `manifest_parts`) are all there: the first is written last."""
-    return bool(parts) and (not _OUR_PART.search(parts[0]) or parts[0].endswith(_FIRST_PART))
+    number = _OUR_PART.search(parts[0]) if parts else None
+    return bool(parts) and (number is None or int(number[1]) == 0)
 
 
 def is_manifest(uri: str) -> bool:
     """Whether `uri` is a manifest, to be used as it is, rather than audio or a bare table."""
-    try:
+    with suppress(ObjectMissing, ObjectForbidden):  # reported where it is listed
         parts = [part for part in manifest_parts(uri) if suffix_of(part) in PARQUET_SUFFIXES]
         return bool(parts) and set(MANIFEST.names) <= set(table_columns(parts[0]))
-    except (ObjectMissing, ObjectForbidden):
-        return False  # reported where it is listed
+    return False
+
+
+def whole_parts(uri: str) -> list[str]:
+    """`manifest_parts` without those of an extension that was left half-written.
+
+    Raises:
+        ConfigError: there are none, or not all of them.
+    """
+    if not (parts := manifest_parts(uri)):
+        raise ConfigError(f"{uri} has no manifest (part-*.parquet)")
+    numbers = [int(found[1]) for found in map(_OUR_PART.search, parts) if found]
+    if len(numbers) < len(parts):  # of another program
+        return parts
+    whole = sum(number == place for place, number in enumerate(numbers))
+    rest = ((_footer(part).metadata or {}).get(_EXTENDS) for part in parts[whole:])
+    if not whole or not all(rest):
+        raise ConfigError(f"the manifest in {uri} is incomplete: delete it and index again")
+    return parts[:whole]
 
 
 def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The manifest at `uri` (see `manifest_parts`), all of it, in the order it was written.
+    """All rows of the manifest at `uri` (see `manifest_parts`) in the order they were written.
 
     `columns` names those to read; None reads all manifest and label columns that are there.
 
@@ -283,39 +266,6 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     table = pa.concat_tables(tables, promote_options="default")
     _check_rows(uri, table)
     return table
-
-
-def whole_parts(uri: str) -> list[str]:
-    """`manifest_parts`; ConfigError where there are none, or not all of them."""
-    if not (parts := manifest_parts(uri)):
-        raise ConfigError(f"{uri} has no manifest (part-*.parquet)")
-    if not is_whole(parts):
-        raise ConfigError(f"the manifest in {uri} is incomplete: delete it and index again")
-    return parts
-
-
-def _check_rows(uri: str, table: pa.Table) -> None:
-    """Raises ConfigError for what another program wrote and no job could use."""
-    columns = {name: table[name] for name in table.column_names}
-    known = pa.array(list(map(str, Status)))
-    faults = [
-        f"{name} is empty"
-        for name in ("file", "start", "clip_id", "status")
-        if name in columns and columns[name].null_count
-    ]
-    if "status" in columns and not _every(pc.is_in(columns["status"], known)):
-        faults.append("a status is unknown")
-    for name in ("start", "end", "num_bytes", "byte_offset", "byte_size"):
-        if name in columns and not _every(pc.greater_equal(columns[name].cast(pa.int64()), 0)):
-            faults.append(f"{name} is negative")
-    if "clip_id" in columns and pc.count_distinct(columns["clip_id"]).as_py() != len(table):
-        faults.append("two rows have the same clip_id")
-    if faults:
-        raise ConfigError(f"{uri} is a damaged manifest ({faults[0]}): index again")
-
-
-def _every(column: pa.ChunkedArray) -> bool:
-    return pc.all(column).as_py() is not False
 
 
 def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -333,7 +283,8 @@ def _read_part(uri: str, columns: Sequence[str] | None) -> pa.Table:
     try:
         with pq.ParquetFile(storage.open_source(uri)) as file:
             present = file.schema_arrow.names
-            if missing := [n for n in columns or MANIFEST.names if n in _NEEDED - {*present}]:
+            needed = {*MANIFEST.names} - {*present}
+            if missing := [name for name in columns or MANIFEST.names if name in needed]:
                 raise ConfigError(f"{uri} is no manifest: it has no column {', '.join(missing)}")
             names = [name for name in columns or present if name in present]
             return shaped(file.read(columns=names), columns)
@@ -341,11 +292,32 @@ def _read_part(uri: str, columns: Sequence[str] | None) -> pa.Table:
         raise ConfigError(f"{uri} is not a manifest in Parquet: {error}") from error
 
 
-def fingerprint(table: pa.Table) -> str:
-    """16 hex digits that change with any clip's identity, version, length or status.
+def _check_rows(uri: str, table: pa.Table) -> None:
+    """Raises ConfigError for what another program wrote and no job could use."""
+    columns = {name: table[name] for name in table.column_names}
+    faults = [
+        f"{name} is empty"
+        for name in ("file", "start", "clip_id", "status")
+        if name in columns and columns[name].null_count
+    ]
+    known = pa.array(list(map(str, Status)))
+    if "status" in columns and not _every(pc.is_in(columns["status"], known)):
+        faults.append("a status is unknown")
+    for name in ("start", "end", "num_bytes", "byte_offset", "byte_size"):
+        if name in columns and not _every(pc.greater_equal(columns[name].cast(pa.int64()), 0)):
+            faults.append(f"{name} is negative")
+    if "clip_id" in columns and pc.count_distinct(columns["clip_id"]).as_py() != len(table):
+        faults.append("two rows have the same clip_id")
+    if faults:
+        raise ConfigError(f"{uri} is a damaged manifest ({faults[0]}): index again")
 
-    Labels do not count, nor does the order of the rows.
-    """
+
+def _every(column: pa.ChunkedArray) -> bool:
+    return pc.all(column).as_py() is not False
+
+
+def fingerprint(table: pa.Table) -> str:
+    """See `Manifest.fingerprint`; neither labels nor the order of the rows count."""
     return Manifest.of(table).fingerprint
 
 
@@ -361,20 +333,17 @@ def _mark(part: pa.Table) -> str:
 
 def _canonical_bytes(column: pa.ChunkedArray) -> Iterator[Any]:
     """Bytes of the values, the same however the column is cut into chunks."""
-    if pa.types.is_string(column.type):
-        lengths = pc.fill_null(pc.binary_length(column), -1)
-        yield np.ascontiguousarray(lengths.to_numpy())
-        for chunk in pc.fill_null(column, "").chunks:
-            _, offsets, data = chunk.buffers()
-            if data is not None and len(chunk):
-                ends = np.frombuffer(offsets, np.int32)[
-                    chunk.offset : chunk.offset + len(chunk) + 1
-                ]
-                yield memoryview(data)[ends[0] : ends[-1]]
+    if not pa.types.is_string(column.type):
+        yield np.ascontiguousarray(pc.is_valid(column).to_numpy())
+        yield np.ascontiguousarray(pc.fill_null(column, 0).to_numpy())
         return
-    valid = pc.is_valid(column).to_numpy()
-    yield np.ascontiguousarray(valid)
-    yield np.ascontiguousarray(pc.fill_null(column, 0).to_numpy())
+    lengths = pc.fill_null(pc.binary_length(column), -1)
+    yield np.ascontiguousarray(lengths.to_numpy())
+    for chunk in pc.fill_null(column, "").chunks:
+        _, offsets, data = chunk.buffers()
+        if data is not None and len(chunk):
+            ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            yield memoryview(data)[ends[0] : ends[-1]]
 
 
 def clips_of(table: pa.Table) -> list[Clip]:

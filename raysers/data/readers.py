@@ -1,4 +1,4 @@
-"""Tables as people have them, by format: column names, and the rows as Arrow columns.
+"""Tables by format: column names, and the rows as Arrow columns.
 
 CSV and TSV, Parquet (also of Hugging Face, with the audio inside), JSON Lines (NeMo, Hugging Face,
 lhotse), Kaldi's `wav.scp`, RTTM, plain lists, SQLite and DuckDB; text formats also with gzip. All
@@ -44,17 +44,21 @@ from raysers.io.uris import parent, suffix_of
 
 #: The list of files on standard input.
 STDIN = "-"
-
+#: Compressed, a few kilobytes may hold the same megabyte a million times.
 _MAX_TABLE_BYTES = 2 * 2**30
 _BATCH_ROWS = 2**16
 _SHOWN = 5
 _TRANSCRIPTS = ("text", "transcription", "sentence")
 #: Kinds of cuts in lhotse that are no stretch of one recording.
 _MIXED_CUTS = ("MixedCut", "MultiCut", "PaddingCut")
+#: Our columns of a lhotse cut by those of its supervisions.
+_SUPERVISED = {
+    "speaker": "speaker", "sex": "gender", "language": "language", "transcript": "text",
+}  # fmt: skip
 
 
 def format_of(uri: str) -> str:
-    """The suffix that says how a table is read; empty for what is no table.
+    """The suffix that decides how a table is read; empty if it is not a table.
 
     >>> format_of("s3://b/cuts.jsonl.gz"), format_of("labels.db#clips"), format_of("a.wav")
     ('.jsonl', '.db', '')
@@ -69,12 +73,10 @@ def format_of(uri: str) -> str:
 
 
 def open_table(uri: str, notes: list[str], homes: Sequence[str] = ()) -> Source:
-    """Opens a table.
+    """Opens a table of a known format, see `format_of`.
 
-    Args:
-        uri: of a known format, see `format_of`.
-        notes: messages for the user are added to it.
-        homes: folders to look for the recordings of an RTTM in, besides its own.
+    Messages for the user are added to `notes`. The recordings of an RTTM are looked for in its own
+    folder and in `homes`.
 
     Raises:
         ConfigError: it cannot be read as its name says; with the line or row.
@@ -86,29 +88,8 @@ def open_table(uri: str, notes: list[str], homes: Sequence[str] = ()) -> Source:
     return _OPENERS[kind](uri, notes)
 
 
-def _open_delimited(uri: str, notes: list[str]) -> Source:
-    names, rows = delimited(uri, FILE_COLUMNS, notes, data=_data(uri))
-
-    def read(wanted: Sequence[str], most: int) -> pa.Table:
-        places, batches = [names.index(name) for name in wanted], []
-        left = islice(rows, most) if most else rows
-        while batch := [
-            [cells[place] or None for place in places] for _, cells in islice(left, _BATCH_ROWS)
-        ]:
-            arrays = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
-            batches.append(pa.record_batch(arrays, names=list(wanted)))
-        schema = pa.schema([(name, pa.string()) for name in wanted])
-        return pa.Table.from_batches(batches, schema)
-
-    return Source(names, read)
-
-
 def _data(uri: str) -> bytes:
-    """The bytes of a text table, unpacked.
-
-    Raises:
-        ConfigError: damaged gzip data, or more than 2 GiB in them.
-    """
+    """The bytes of a text table, unpacked."""
     if uri == STDIN:
         return _stdin()
     data = storage.read_bytes(uri, max_bytes=_MAX_TABLE_BYTES)
@@ -130,28 +111,66 @@ def _stdin() -> bytes:
     return sys.stdin.buffer.read(_MAX_TABLE_BYTES)
 
 
+def _lines(uri: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text_of(uri, data=_data(uri)).splitlines(), start=1):
+        if line.strip():
+            yield number, line
+
+
+# CSV and lists
+
+
+def _open_delimited(uri: str, notes: list[str]) -> Source:
+    names, rows = delimited(uri, FILE_COLUMNS, notes, data=_data(uri))
+
+    def read(wanted: Sequence[str], most: int) -> pa.Table:
+        places, batches = [names.index(name) for name in wanted], []
+        left = islice(rows, most) if most else rows
+        while batch := [
+            [cells[place] or None for place in places] for _, cells in islice(left, _BATCH_ROWS)
+        ]:
+            arrays = [pa.array(column, pa.string()) for column in zip(*batch, strict=True)]
+            batches.append(pa.record_batch(arrays, names=list(wanted)))
+        schema = pa.schema([(name, pa.string()) for name in wanted])
+        return pa.Table.from_batches(batches, schema)
+
+    return Source(names, read)
+
+
+def _open_list(uri: str, notes: list[str]) -> Source:
+    """One file a line; what begins like a table is read as one."""
+    lines = [line.strip(" \t\ufeff") for _, line in _lines(uri)]
+    if lines and lines[0].startswith("{"):
+        return _open_json(uri, notes)
+    first = lines[0].replace(";", ",").replace("\t", ",") if lines else ""
+    head = {cell.strip(' "').lower() for cell in first.split(",")}
+    if "file" in head or (len(head) > 1 and head & set(FILE_COLUMNS)):
+        return _open_delimited(uri, notes)
+    playlist = ".m3u" in suffix_of(uri)
+    return of_records({"file": line} for line in lines if not (playlist and line[0] == "#"))
+
+
 # JSON
 
 
 def _open_json(uri: str, notes: list[str]) -> Source:
     """Objects of a JSON Lines file, or of one array."""
     text = text_of(uri, data=_data(uri))
+    where = uri
     try:
         if text.lstrip("\ufeff \r\n\t").startswith("["):
-            values: Iterable[tuple[int, Any]] = enumerate(json.loads(text), start=1)
+            values: Iterable[Any] = enumerate(json.loads(text), start=1)
             return of_records([_record(f"{uri}, entry {n}", value) for n, value in values])
-        lines = ((n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip())
         records = []
-        for number, line in lines:
-            try:
-                records.append(_record(f"{uri}, line {number}", json.loads(line)))
-            except ValueError as error:
-                raise ConfigError(
-                    f"{uri}, line {number}: {error}: one JSON object a line"
-                ) from None
+        for number, line in enumerate(text.splitlines(), start=1):
+            where = f"{uri}, line {number}"
+            records += [_record(where, json.loads(line))] if line.strip() else []
         return of_records(records)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{uri} is not JSON: {str(error) or 'nested too deeply'}") from None
+        fault = str(error) or "nested too deeply"
+        if where == uri:
+            raise ConfigError(f"{uri} is not JSON: {fault}") from None
+        raise ConfigError(f"{where}: {fault}: one JSON object a line") from None
 
 
 def _record(where: str, value: Any) -> Record:
@@ -159,10 +178,8 @@ def _record(where: str, value: Any) -> Record:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: {str(value)[:40]!r} is not an object with names and values")
     if value.get("type") in _MIXED_CUTS:
-        raise ConfigError(
-            f"{where}: a {value['type']} is no stretch of one recording: save the cuts it is made "
-            "of, or its audio"
-        )
+        fix = "save the cuts it is made of, or its audio"
+        raise ConfigError(f"{where}: a {value['type']} is no stretch of one recording: {fix}")
     recording = value.get("recording", value)
     if isinstance(recording, dict) and isinstance(recording.get("sources"), list):
         return _cut(where, value, recording)
@@ -184,8 +201,7 @@ def _cut(where: str, cut: Record, recording: Record) -> Record:
             f"{where}: a recording of {len(sources)} sources of type {kind!r}: give one file each"
         )
     row: dict[str, Any] = {"file": name}
-    start_s, length_s = cut.get("start"), cut.get("duration")
-    total_s = recording.get("duration")
+    start_s, length_s, total_s = cut.get("start"), cut.get("duration"), recording.get("duration")
     whole = not start_s and (total_s is None or length_s is None or total_s - length_s < 1e-3)
     if recording is not cut and not whole:
         row |= {"start": start_s, "duration": length_s}
@@ -193,16 +209,14 @@ def _cut(where: str, cut: Record, recording: Record) -> Record:
     if recording is not cut and len(channels) > 1 and isinstance(cut.get("channel"), int):
         row["channel"] = cut["channel"] + 1
     said = [one for one in cut.get("supervisions") or () if isinstance(one, dict)]
-    for ours, theirs in (
-        ("speaker", "speaker"), ("sex", "gender"), ("language", "language"), ("transcript", "text"),
-    ):  # fmt: skip
+    for ours, theirs in _SUPERVISED.items():
         values = {one.get(theirs) for one in said}
         if len(values) == 1:
             row[ours] = values.pop()
     return row
 
 
-# Kaldi, RTTM and lists
+# Kaldi and RTTM
 
 
 def _fields(uri: str, number: int, line: str, least: int, form: str) -> list[str]:
@@ -212,22 +226,14 @@ def _fields(uri: str, number: int, line: str, least: int, form: str) -> list[str
     return cells
 
 
-def _lines(uri: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text_of(uri, data=_data(uri)).splitlines(), start=1):
-        if line.strip():
-            yield number, line
-
-
 def _open_kaldi(uri: str, notes: list[str]) -> Source:
     """`wav.scp`, cut by the file `segments` beside it, with the speakers of `utt2spk`."""
     files: dict[str, str] = {}
     for number, line in _lines(uri):
         name, _, file = line.strip().partition(" ")
         if file.rstrip().endswith("|"):
-            raise ConfigError(
-                f"{uri}, line {number}: a command in place of a file; commands are not run: "
-                "write its audio to a file"
-            )
+            fix = "commands are not run: write its audio to a file"
+            raise ConfigError(f"{uri}, line {number}: a command in place of a file; {fix}")
         files[name] = file.strip() or name
     folder = parent(uri)
     speakers, segments = (first_of(folder, [n], is_file) for n in ("utt2spk", "segments"))
@@ -252,10 +258,10 @@ def _open_kaldi(uri: str, notes: list[str]) -> Source:
 
 def _turns(uri: str, homes: Sequence[str], notes: list[str]) -> Iterator[Record]:
     """Speaker turns of an RTTM; its recordings are the files of these names below the folders."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for home in dict.fromkeys((parent(uri), *homes)):
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for home in (parent(uri), *homes):
         for info in objects_below(home, AUDIO_SUFFIXES):
-            found[stem_of(info.uri)] += [info.uri] * (info.uri not in found[stem_of(info.uri)])
+            found[stem_of(info.uri)][info.uri] = None
     others: Counter[str] = Counter()
     form = "SPEAKER recording channel start duration <NA> <NA> speaker"
     for number, line in _lines(uri):
@@ -266,7 +272,7 @@ def _turns(uri: str, homes: Sequence[str], notes: list[str]) -> Iterator[Record]
             others[cells[0]] += 1
             continue
         _, recording, _, start, length, _, _, speaker = _fields(uri, number, line, 8, form)[:8]
-        files = found.get(recording, [])
+        files = list(found.get(recording, ()))
         if len(files) != 1:
             looked = ", ".join((parent(uri), *homes))
             fault = f"several files: {', '.join(files[:_SHOWN])}" if files else "no audio file"
@@ -276,25 +282,8 @@ def _turns(uri: str, homes: Sequence[str], notes: list[str]) -> Iterator[Record]
             )
         yield {"file": files[0], "start": start, "duration": length, "speaker": speaker}
     if others:
-        notes.append(f"{uri}: lines that are no turns: {_counted(others)}")
-
-
-def _counted(found: Counter[str]) -> str:
-    return ", ".join(f"{n:,} x {name[:40]}" for name, n in found.most_common(_SHOWN))
-
-
-def _open_list(uri: str, notes: list[str]) -> Source:
-    """One file a line; what begins like a table is read as one."""
-    text = text_of(uri, data=_data(uri)).lstrip("\ufeff")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and lines[0].startswith("{"):
-        return _open_json(uri, notes)
-    first = lines[0].replace(";", ",").replace("\t", ",") if lines else ""
-    head = {cell.strip(' "').lower() for cell in first.split(",")}
-    if "file" in head or (len(head) > 1 and head & set(FILE_COLUMNS)):
-        return _open_delimited(uri, notes)
-    playlist = ".m3u" in suffix_of(uri)
-    return of_records({"file": line} for line in lines if not (playlist and line[0] == "#"))
+        counts = ", ".join(f"{n:,} x {name[:40]}" for name, n in others.most_common(_SHOWN))
+        notes.append(f"{uri}: lines that are no turns: {counts}")
 
 
 _GZIPPED = (".csv", ".tsv", ".jsonl", ".json", ".txt")
@@ -307,4 +296,3 @@ _OPENERS: dict[str, Callable[[str, list[str]], Source]] = {
     ".scp": _open_kaldi,
     ".rttm": lambda uri, notes: of_records(_turns(uri, (), notes)),
 }
-TABLE_SUFFIXES = frozenset(_OPENERS)

@@ -7,7 +7,6 @@ rows with a status; a fault of the store (after retries) or of the credentials i
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status, clip_id
 
 #: Speech in consecutive blocks of 16 kHz audio, as (start_ns, end_ns) in order.
 FindSpeech = Callable[[Iterator[NDArray[np.float32]]], Sequence[tuple[int, int]]]
+Row = Mapping[str, Any]
 
 #: A column of listed rows that their clips take over, like the labels.
 CARRIED = pa.field("listed_as", pa.string())
@@ -47,12 +47,8 @@ CLAMPED_NS = 100_000_000
 class Segmenting:
     """How a recording without given segments becomes clips.
 
-    Attributes:
-        kind: the whole file, fixed windows, or the stretches of speech.
-        window_s: length of a window, seconds.
-        hop_s: from one window's start to the next one's, seconds.
-        min_s: a last window shorter than this is dropped, seconds.
-        channel: the mean of all channels, one (from 1), or each as separate clips.
+    The whole file, windows of `window_s` every `hop_s` (a last one shorter than `min_s` is
+    dropped), or stretches of speech; of the mean of all channels, of one (from 1), or of each.
     """
 
     kind: Literal["whole", "window", "vad"] = "whole"
@@ -68,8 +64,7 @@ class Segmenting:
             raise ConfigError("--window-s and --hop-s must be more than 0 s, --min-s at least 0 s")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Segment:
+class _Cut(NamedTuple):
     """One clip of a file."""
 
     start_ns: int
@@ -79,17 +74,16 @@ class _Segment:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Speech:
+class _Speech(NamedTuple):
     """What was decoded of a recording: (start_ns, end_ns) of speech, and where decoding failed."""
 
     spans: Sequence[tuple[int, int]]
-    heard_ns: int
-    failure: ClipError | None = None
+    decoded_ns: int
+    failure: ClipError | None
 
 
 class _File(NamedTuple):
-    """What one file's header says, or why it cannot be read."""
+    """What one file's header says, or why it cannot be read; speech by channel."""
 
     info: AudioInfo | None
     num_bytes: int | None
@@ -127,38 +121,30 @@ def probe_batch(
     given = batch.select([name for name in names if name in batch.schema.names])
     listed = [dict.fromkeys(names) | row for row in plain_rows(given)]
     keys = [(row["file"], row["byte_offset"]) for row in listed]
-    rows_of: dict[tuple[str, int | None], list[Mapping[str, Any]]] = {key: [] for key in keys}
+    rows_of: dict[tuple[str, int | None], list[Row]] = {key: [] for key in keys}
     for key, row in zip(keys, listed, strict=True):
         rows_of[key].append(row)
     speech = find_speech if segmenting.kind == "vad" else None
-
-    def inspect(key: tuple[str, int | None]) -> _File:
-        return _inspect(rows_of[key], segmenting, speech)
-
     with ThreadPoolExecutor(1 if speech else threads) as pool:
-        files = dict(zip(rows_of, pool.map(inspect, rows_of), strict=True))
-    clips = [
-        (index, files[key], clip, channel)
-        for index, (key, row) in enumerate(zip(keys, listed, strict=True))
-        for channel in _channels(row, files[key].info, segmenting)
-        for clip in _clips(row, files[key], segmenting, channel)
-    ]
-    schema = MANIFEST
-    if segmenting.channel != "mean" or CHANNEL.name in batch.schema.names:
-        schema = schema.append(CHANNEL)
-    rows = [_row(listed[i], file, clip, channel) for i, file, clip, channel in clips]
-    table = pa.Table.from_pylist(rows, schema)
-    taken = pa.array([index for index, *_ in clips], pa.int64())
+        found = pool.map(lambda rows: _inspect(rows, segmenting, speech), rows_of.values())
+        files = dict(zip(rows_of, found, strict=True))
+    rows, taken = [], []
+    for index, (key, row) in enumerate(zip(keys, listed, strict=True)):
+        for channel in _channels(row, files[key].info, segmenting):
+            for cut in _cuts(row, files[key], segmenting, channel):
+                rows.append(_row(row, files[key], cut, channel))
+                taken.append(index)
+    given_channel = segmenting.channel != "mean" or CHANNEL.name in batch.schema.names
+    table = pa.Table.from_pylist(rows, MANIFEST.append(CHANNEL) if given_channel else MANIFEST)
     for field in (*LABEL_FIELDS, CARRIED):
         if field.name in batch.schema.names:
-            table = table.append_column(field, batch.column(field.name).take(taken))
+            column = batch.column(field.name).take(pa.array(taken, pa.int64()))
+            table = table.append_column(field, column)
     return table
 
 
-def _channels(
-    row: Mapping[str, Any], info: AudioInfo | None, segmenting: Segmenting
-) -> Sequence[int | None]:
-    """The channels of a file whose clips are wanted; None: the mean of all."""
+def _channels(row: Row, info: AudioInfo | None, segmenting: Segmenting) -> Sequence[int | None]:
+    """The channels of a file that become clips; None: the mean of all."""
     if row[CHANNEL.name] is not None:
         return [row[CHANNEL.name]]
     if segmenting.channel == "each":
@@ -166,9 +152,7 @@ def _channels(
     return [None if segmenting.channel == "mean" else segmenting.channel]
 
 
-def _inspect(
-    rows: Sequence[Mapping[str, Any]], segmenting: Segmenting, find_speech: FindSpeech | None
-) -> _File:
+def _inspect(rows: Sequence[Row], segmenting: Segmenting, find_speech: FindSpeech | None) -> _File:
     """Reads the header of the file of `rows`, and its speech where it is to be cut.
 
     The row boundary, where the errors of a file become data.
@@ -177,7 +161,7 @@ def _inspect(
     num_bytes, etag = row["num_bytes"], row["etag"] or ""
     if row["status"] and row["status"] != Status.OK:
         failure = ClipError(Status(row["status"]), row["error"] or "")
-        return _File(info=None, num_bytes=num_bytes, etag=etag, failure=failure)
+        return _File(None, num_bytes, etag, failure=failure)
     info, speech, failed, source = None, None, None, None
     try:
         source = storage.open_source(
@@ -199,7 +183,7 @@ def _inspect(
         _BREAKER.failed(row["file"], error)
         if isinstance(error, StorageError):
             source = None
-    # tables do not know size and etag
+    # tables have no size and etag
     if isinstance(source, RangedFile):
         num_bytes, etag = num_bytes or source.num_bytes, etag or source.etag
     elif source is not None and not isinstance(source, str):
@@ -208,7 +192,7 @@ def _inspect(
         with suppress(StorageError):
             found = storage.stat(source)
             num_bytes, etag = found.num_bytes, found.etag
-    return _File(info=info, num_bytes=num_bytes, etag=etag, speech=speech, failure=failed)
+    return _File(info, num_bytes, etag, speech, failed)
 
 
 def _speech(
@@ -227,127 +211,91 @@ def _speech(
 
     with AudioReader(source, name=name) as reader:
         spans = find_speech(blocks(reader))
-    return _Speech(spans=spans, heard_ns=samples * NS_PER_S // SAMPLE_RATE_HZ, failure=failure)
+    return _Speech(spans, samples * NS_PER_S // SAMPLE_RATE_HZ, failure)
 
 
-def _clips(
-    row: Mapping[str, Any], file: _File, segmenting: Segmenting, channel: int | None
-) -> list[_Segment]:
-    """The clips of one listed row; at least one."""
-    start_ns, given = row["start"] or 0, bool(row["start"] or row["end"])
-    if file.failure is not None:
-        length_s = None if file.info is None or given else file.info.duration_s
-        return [
-            _Segment(
-                start_ns=start_ns,
-                end_ns=row["end"] if length_s is None else to_ns(length_s),
-                duration_s=length_s,
-                status=file.failure.status,
-                error=file.failure.message,
-            )
-        ]
-    assert file.info is not None
-    if given:
-        return [_given(start_ns, row["end"], file.info)]
-    return _of_recording(file.info, segmenting, file.speech.get(channel) if file.speech else None)
-
-
-def _row(
-    row: Mapping[str, Any], file: _File, clip: _Segment, channel: int | None
-) -> dict[str, Any]:
+def _row(row: Row, file: _File, cut: _Cut, channel: int | None) -> dict[str, Any]:
     return {
         "file": row["file"],
-        "start": clip.start_ns,
-        "end": clip.end_ns,
+        "start": cut.start_ns,
+        "end": cut.end_ns,
         "channel": channel,
-        "clip_id": clip_id(row["file"], clip.start_ns, clip.end_ns, channel),
-        "duration_s": clip.duration_s,
+        "clip_id": clip_id(row["file"], cut.start_ns, cut.end_ns, channel),
+        "duration_s": cut.duration_s,
         "sample_rate_hz": file.info and file.info.sample_rate_hz,
         "channels": file.info and file.info.channels,
         "codec": file.info and file.info.codec,
         "num_bytes": file.num_bytes,
         "etag": file.etag,
-        "status": str(clip.status),
-        "error": clip.error,
+        "status": str(cut.status),
+        "error": cut.error,
         "byte_offset": row["byte_offset"],
         "byte_size": row["byte_size"],
     }
 
 
-def _given(start_ns: int, end_ns: int | None, info: AudioInfo) -> _Segment:
+def _cuts(row: Row, file: _File, segmenting: Segmenting, channel: int | None) -> list[_Cut]:
+    """The clips of one listed row; at least one."""
+    start_ns, end_ns, info = row["start"] or 0, row["end"], file.info
+    given = bool(row["start"] or row["end"])
+    if file.failure is not None:
+        length_s = None if info is None or given else info.duration_s
+        end_ns = end_ns if length_s is None else to_ns(length_s)
+        return [_Cut(start_ns, end_ns, length_s, file.failure.status, file.failure.message)]
+    assert info is not None
+    if given:
+        return [_given(start_ns, end_ns, info)]
+    held_ns = to_ns(info.duration_s)
+    if segmenting.kind == "whole":
+        whole = _Cut(0, held_ns, info.duration_s)
+        return [whole._replace(status=Status.TRUNCATED, error=cut_message(info))
+                if info.is_cut else whole]  # fmt: skip
+    promised_ns = to_ns(info.promised_frames / info.sample_rate_hz)
+    # the missing part of a cut file is a separate row, so that the loss is counted
+    lost = ClipError(Status.TRUNCATED, cut_message(info)) if info.is_cut else None
+    if file.speech is None:
+        spans: Sequence[tuple[int, int]] = windows(
+            info.duration_s,
+            window_s=segmenting.window_s,
+            hop_s=segmenting.hop_s,
+            min_s=segmenting.min_s,
+        )
+    else:
+        speech = file.speech[channel]
+        spans = speech.spans
+        if speech.failure is not None:
+            # decoding may find less than the header and the file's size promise
+            lost, held_ns = speech.failure, min(speech.decoded_ns, held_ns)
+            promised_ns = max(promised_ns, held_ns + 1)
+    cuts = [_Cut(start, end, (end - start) / NS_PER_S) for start, end in spans]
+    if not cuts and held_ns:
+        cuts = [_Cut(0, held_ns, held_ns / NS_PER_S, Status.EMPTY, "no speech found")]
+    if lost is not None:
+        length_s = (promised_ns - held_ns) / NS_PER_S
+        cuts.append(_Cut(held_ns, promised_ns, length_s, lost.status, lost.message))
+    return cuts
+
+
+def _given(start_ns: int, end_ns: int | None, info: AudioInfo) -> _Cut:
     """A table's own segment, checked against what the file holds."""
     held_ns = to_ns(info.duration_s)
-    if end_ns is not None and _ROUNDING_NS < end_ns - held_ns <= CLAMPED_NS:
-        # what a damaged file has lost is no rounding
-        end_ns = end_ns if info.is_cut or start_ns >= held_ns else held_ns
+    over_ns = 0 if end_ns is None else end_ns - held_ns
+    # what a damaged file has lost is no rounding
+    if _ROUNDING_NS < over_ns <= CLAMPED_NS and not info.is_cut and start_ns < held_ns:
+        end_ns, over_ns = held_ns, 0
     last_ns = held_ns if end_ns is None else min(end_ns, held_ns)
-    row = _Segment(
-        start_ns=start_ns, end_ns=end_ns, duration_s=max(0, last_ns - start_ns) / NS_PER_S
-    )
-    if end_ns is None:
-        row = dataclasses.replace(row, end_ns=max(held_ns, start_ns))
+    shown_ns = max(held_ns, start_ns) if end_ns is None else end_ns
+    cut = _Cut(start_ns, shown_ns, max(0, last_ns - start_ns) / NS_PER_S)
     if start_ns >= held_ns:
-        return _replaced(row, Status.EMPTY, f"starts after the file's end at {info.duration_s:g} s")
-    if end_ns is not None and end_ns > held_ns + _ROUNDING_NS:
-        return _replaced(row, Status.TRUNCATED, f"the file ends at {info.duration_s:g} s")
+        why = f"starts after the file's end at {info.duration_s:g} s"
+        return cut._replace(status=Status.EMPTY, error=why)
+    if over_ns > _ROUNDING_NS:
+        return cut._replace(
+            status=Status.TRUNCATED, error=f"the file ends at {info.duration_s:g} s"
+        )
     if end_ns is None and info.is_cut:
-        return _replaced(row, Status.TRUNCATED, cut_message(info))
-    return row
-
-
-def _of_recording(
-    info: AudioInfo, segmenting: Segmenting, speech: _Speech | None
-) -> list[_Segment]:
-    """The clips of a recording without given segments, at least one."""
-    if segmenting.kind == "whole":
-        return [_whole(info)]
-    if speech is not None:
-        return _spoken(info, speech)
-    spans = windows(
-        info.duration_s,
-        window_s=segmenting.window_s,
-        hop_s=segmenting.hop_s,
-        min_s=segmenting.min_s,
-    )
-    return [_span(start_ns, end_ns) for start_ns, end_ns in spans] + _lost_tail(info)
-
-
-def _spoken(info: AudioInfo, speech: _Speech) -> list[_Segment]:
-    rows = [_span(start_ns, end_ns) for start_ns, end_ns in speech.spans]
-    held_ns, lost = to_ns(info.duration_s), _lost_tail(info)
-    if speech.failure is not None:
-        # decoding may find less than the header and the file's size let hope for
-        held_ns = min(speech.heard_ns, held_ns)
-        tail = _span(held_ns, max(_promised_ns(info), held_ns + 1))
-        lost = [_replaced(tail, speech.failure.status, speech.failure.message)]
-    if not rows and held_ns:
-        rows = [_replaced(_span(0, held_ns), Status.EMPTY, "no speech found")]
-    return rows + lost
-
-
-def _whole(info: AudioInfo) -> _Segment:
-    row = _Segment(start_ns=0, end_ns=to_ns(info.duration_s), duration_s=info.duration_s)
-    return _replaced(row, Status.TRUNCATED, cut_message(info)) if info.is_cut else row
-
-
-def _lost_tail(info: AudioInfo) -> list[_Segment]:
-    """The missing part of a cut file as a separate row, so that the loss is counted."""
-    if not info.is_cut:
-        return []
-    tail = _span(to_ns(info.duration_s), _promised_ns(info))
-    return [_replaced(tail, Status.TRUNCATED, cut_message(info))]
-
-
-def _promised_ns(info: AudioInfo) -> int:
-    return to_ns(info.promised_frames / info.sample_rate_hz)
-
-
-def _span(start_ns: int, end_ns: int) -> _Segment:
-    return _Segment(start_ns=start_ns, end_ns=end_ns, duration_s=(end_ns - start_ns) / NS_PER_S)
-
-
-def _replaced(row: _Segment, status: Status, error: str) -> _Segment:
-    return dataclasses.replace(row, status=status, error=error)
+        return cut._replace(status=Status.TRUNCATED, error=cut_message(info))
+    return cut
 
 
 def to_ns(seconds: float) -> int:
@@ -358,21 +306,12 @@ def to_ns(seconds: float) -> int:
 def windows(
     duration_s: float, *, window_s: float, hop_s: float, min_s: float
 ) -> list[tuple[int, int]]:
-    """Windows of `window_s` every `hop_s` over `[0, duration_s)`.
+    """(start_ns, end_ns) of windows of `window_s` every `hop_s` over `[0, duration_s)`.
 
     A window that would pass the end is cut there, and dropped when less than `min_s` is left of
     it; the first window always stays. The last window is the first that reaches the end: a hop
     shorter than the window does not repeat ever shorter tails of what that window already holds.
-
-    Args:
-        duration_s: length of the recording, seconds.
-        window_s: length of a window, seconds, > 0.
-        hop_s: from one window's start to the next one's, seconds, > 0; more than `window_s`
-            leaves gaps.
-        min_s: shortest last window, seconds.
-
-    Returns:
-        (start_ns, end_ns) in order; starts are exact multiples of the hop.
+    Starts are exact multiples of the hop; a hop above `window_s` leaves gaps.
 
     Raises:
         ConfigError: a window or hop that is not longer than zero.

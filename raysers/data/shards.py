@@ -50,10 +50,8 @@ _TRAVELLING = (
 class PartPlan:
     """Which rows of one table each of its shards holds.
 
-    Attributes:
-        order: row indices of the table, shard after shard.
-        starts: where each shard begins in `order`; one more entry than shards.
-        seconds: audio seconds of each shard, 0 where lengths are unknown.
+    `order` has the rows of the table, shard after shard; `starts` where each shard begins in it,
+    with one more entry than shards; `seconds` the audio of each, 0 where lengths are unknown.
     """
 
     order: Indices
@@ -74,14 +72,12 @@ class PartPlan:
 class ShardPlan:
     """How many shards each part of a manifest has, and what they hold.
 
-    Attributes:
-        shard_s: padded audio seconds of a full shard.
-        firsts: number of the first shard of each part; one more entry than parts.
-        clips: clips of each shard.
-        seconds: audio seconds of each shard, 0 where lengths are unknown.
+    Per part: `shard_s`, padded audio seconds of a full shard, and `firsts`, the number of its first
+    shard, with one more entry than parts. Per shard: `clips`, and `seconds` of audio, 0 where
+    lengths are unknown.
     """
 
-    shard_s: float
+    shard_s: Seconds
     firsts: Indices
     clips: Indices
     seconds: Seconds
@@ -107,7 +103,7 @@ def plan_shards(manifest: Manifest, *, shard_s: float) -> ShardPlan:
     """Cuts every part of a manifest into shards of at most `shard_s` padded seconds (`plan_part`).
 
     Shards of a small archive are shorter, a 32nd of it but not less than a minute, so that it still
-    spreads over workers.
+    spreads over workers. An extension is planned by itself: it moves no shard before it.
 
     Raises:
         ConfigError: `shard_s` is not positive.
@@ -115,12 +111,14 @@ def plan_shards(manifest: Manifest, *, shard_s: float) -> ShardPlan:
     if not shard_s > 0:
         raise ConfigError(f"--shard-s must be more than 0 seconds, got {shard_s}")
     columns = ("file", "duration_s", "status")
-    lengths = map(_lengths_s, manifest.parts(columns[1:]))
-    total_s = sum(float(lengths_s[np.isfinite(lengths_s)].sum()) for lengths_s in lengths)
-    shard_s = min(shard_s, max(_MIN_SHARD_S, total_s / _MIN_SHARDS))
-    plans = [plan_part(part, shard_s=shard_s) for part in manifest.parts(columns)]
+    parts_s = np.array([np.nansum(_lengths_s(part)) for part in manifest.parts(columns[1:])])
+    totals_s = np.add.reduceat(parts_s, manifest.firsts)
+    lists_s = np.minimum(shard_s, np.maximum(_MIN_SHARD_S, totals_s / _MIN_SHARDS))
+    shards_s = np.repeat(lists_s, np.diff([*manifest.firsts, len(manifest)]))
+    parts = zip(manifest.parts(columns), shards_s.tolist(), strict=True)
+    plans = [plan_part(part, shard_s=one_s) for part, one_s in parts]
     return ShardPlan(
-        shard_s=shard_s,
+        shard_s=shards_s,
         firsts=np.cumsum([0, *map(len, plans)]),
         clips=np.concatenate([np.diff(plan.starts) for plan in plans]),
         seconds=np.concatenate([plan.seconds for plan in plans]),
@@ -128,15 +126,11 @@ def plan_shards(manifest: Manifest, *, shard_s: float) -> ShardPlan:
 
 
 def plan_part(table: pa.Table, *, shard_s: float) -> PartPlan:
-    """Cuts a sorted table of clips into shards of similar lengths.
+    """Cuts a sorted table (`file`, `duration_s`, `status`) into shards of similar lengths.
 
     Longest clips first, within a length bucket of 8 % in the order of the table. A shard is full
     when clips x longest would pass `shard_s`; a clip longer than that is alone. Clips of unknown
     length, then those that are not `ok`, come last in shards of their own.
-
-    Args:
-        table: sorted rows; needs `file`, `duration_s` and `status`.
-        shard_s: padded audio seconds of a shard, > 0.
     """
     lengths_s, ok = _lengths_s(table), _is_ok(table)
     scored = np.isfinite(lengths_s)
@@ -155,18 +149,13 @@ def plan_part(table: pa.Table, *, shard_s: float) -> PartPlan:
 class ShardSource:
     """The clips of each shard, read part by part.
 
-    Args:
-        manifest: every clip.
-        plan: how its parts are cut.
-        changed: rows that replace those of the same `clip_id`, as `--retry` found them.
+    Rows of `changed`, as `--retry` found them, replace those of the same `clip_id`.
     """
 
     def __init__(
         self, manifest: Manifest, plan: ShardPlan, changed: pa.Table | None = None
     ) -> None:
-        self._manifest = manifest
-        self._plan = plan
-        self._changed = changed
+        self._manifest, self._plan, self._changed = manifest, plan, changed
         self._parts: OrderedDict[int, tuple[pa.Table, PartPlan]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -194,7 +183,7 @@ class ShardSource:
 
     def _read(self, number: int) -> tuple[pa.Table, PartPlan]:
         part = self._manifest.part(number, _TRAVELLING)
-        plan = plan_part(part, shard_s=self._plan.shard_s)
+        plan = plan_part(part, shard_s=float(self._plan.shard_s[number]))
         if len(plan) != self._plan.firsts[number + 1] - self._plan.firsts[number]:
             raise RaysersError(
                 "the manifest of the output was changed while its clips were scored: run the same "

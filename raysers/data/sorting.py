@@ -1,24 +1,36 @@
-"""Clip rows in the order of a manifest, in memory or, for long lists, in runs on the local disk."""
+"""Clip rows in the order of a manifest: in memory, or in runs on the local disk that are merged."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from raysers.errors import WriteError
 from raysers.schemas import CHANNEL, LABEL_FIELDS, MANIFEST
 
-_ORDER = ("file", "start", "end")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
+_ORDER = ("file", "start", "end")
 #: Rows and bytes that are sorted in memory.
 RUN_ROWS = 1_000_000
 RUN_BYTES = 512 << 20
-
 #: Rows of a run that a merge has in memory.
 BATCH_ROWS = 20_000
+#: Parts read or written ahead of the one in use.
+_PARTS_AHEAD = 2
 
 
 def sort_manifest(table: pa.Table) -> pa.Table:
@@ -46,21 +58,94 @@ def shaped(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
     return table.select([field.name for field in ours]).cast(pa.schema(ours))
 
 
-def in_runs(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def to_parquet(table: pa.Table) -> bytes:
+    """The table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def sorted_parts(
+    tables: Iterable[pa.Table], part_rows: int, limit: int
+) -> tuple[list[pa.Table | str], list[int], str, int]:
+    """Tables in any order as sorted parts of `part_rows` rows, of the first `limit` (0: all).
+
+    Returns the parts, their rows, the folder of those that are files (empty: none is), and how many
+    rows are left out as repeated.
+
+    Raises:
+        WriteError: the local disk is full.
+    """
+    runs = _in_runs(tables)
+    first = next(runs, MANIFEST.empty_table())
+    second = next(runs, None)
+    if second is None:
+        table = sort_manifest(first)
+        taken = table.slice(0, limit or None)
+        parts = [taken.slice(at, part_rows) for at in range(0, len(taken) or 1, part_rows)]
+        return parts, [len(part) for part in parts], "", len(first) - len(table)
+    folder = tempfile.mkdtemp(prefix="raysers-")
+    try:
+        files: list[str] = []
+        rows: list[int] = []
+        given = kept = 0
+
+        def write(part: tuple[str, pa.Table]) -> str:
+            Path(part[0]).write_bytes(to_parquet(part[1]))
+            return part[0]
+
+        def wanted() -> Iterator[tuple[str, pa.Table]]:
+            nonlocal kept
+            for full in _in_parts(_merged(files), part_rows):
+                kept += len(full)
+                part = full.slice(0, max(0, limit - sum(rows)) if limit else None)
+                if len(part):
+                    rows.append(len(part))
+                    yield f"{folder}/part-{len(rows):05d}.parquet", part
+
+        for run in chain([first, second], runs):
+            given += len(run)
+            files.append(_write_run(f"{folder}/run-{len(files)}.arrow", run))
+        places = list(ahead(write, wanted()))
+        for file in files:
+            Path(file).unlink()
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            fix = "free some space, or set TMPDIR to another disk"
+            raise WriteError(f"sorting clips in {folder}: {error.strerror}: {fix}") from error
+        raise
+    return places, rows, folder, given - kept
+
+
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int = _PARTS_AHEAD
+) -> Iterator[Result]:
+    """`work` on each item in order, in threads that are a few items ahead of the caller."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _in_runs(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The same rows in tables that are large, but can be sorted in memory."""
     held: list[pa.Table] = []
     rows = num_bytes = 0
-    for table in tables:
-        held.append(table)
-        rows, num_bytes = rows + len(table), num_bytes + table.nbytes
-        if rows >= RUN_ROWS or num_bytes >= RUN_BYTES:
+    for table in chain(tables, [None]):
+        if table is not None:
+            held.append(table)
+            rows, num_bytes = rows + len(table), num_bytes + table.nbytes
+        if held and (table is None or rows >= RUN_ROWS or num_bytes >= RUN_BYTES):
             yield shaped(pa.concat_tables(held, promote_options="default"))
             held, rows, num_bytes = [], 0, 0
-    if held:
-        yield shaped(pa.concat_tables(held, promote_options="default"))
 
 
-def in_parts(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+def _in_parts(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of `rows`, the last one shorter."""
     held = None
     for table in tables:
@@ -72,15 +157,14 @@ def in_parts(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield held
 
 
-def write_run(path: str, table: pa.Table) -> str:
-    """Sort a table into a file for `merged`; returns its path."""
+def _write_run(path: str, table: pa.Table) -> str:
     table = sort_manifest(table.combine_chunks()).combine_chunks()
     with pa.ipc.new_file(path, table.schema) as file:
         file.write_table(table, max_chunksize=BATCH_ROWS)
     return path
 
 
-def merged(paths: Sequence[str]) -> Iterator[pa.Table]:
+def _merged(paths: Sequence[str]) -> Iterator[pa.Table]:
     """The rows of all runs as one sorted sequence of tables; a file is never in two of them.
 
     All runs are cut at the same files, so that each cut sorts by itself.
@@ -95,17 +179,14 @@ def merged(paths: Sequence[str]) -> Iterator[pa.Table]:
 
 
 class _Run:
-    """A sorted file, read batch by batch."""
+    """A sorted file, read batch by batch; `first_files` are those of each batch's first row."""
 
     def __init__(self, path: str) -> None:
         self._reader = pa.ipc.open_file(path)
         self._next = 0
         self._rest = self._reader.schema.empty_table()
-        #: The file of the first row of each batch.
-        self.first_files = [
-            self._reader.get_batch(i)["file"][0].as_py()
-            for i in range(self._reader.num_record_batches)
-        ]
+        batches = map(self._reader.get_batch, range(self._reader.num_record_batches))
+        self.first_files = [batch["file"][0].as_py() for batch in batches]
 
     def take_before(self, border: str | None) -> Iterator[pa.Table]:
         """The next rows whose file is before `border`; None: all that are left."""

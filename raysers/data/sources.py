@@ -6,34 +6,33 @@ first, so that a file's labels win over the bare file found in a folder.
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysers.data.columnar import path_of
 from raysers.data.corpora import audformat
-from raysers.data.files import AUDIO_SUFFIXES, Row, of_file, rows_to_table
-from raysers.data.inputs import Input, Kind, classified, kinds_of
-from raysers.data.readers import STDIN
-from raysers.data.tables import read_clip_table
-from raysers.data.tar import (
-    TarMember,
-    index_tar,
-    is_compressed_tar,
-    resolve_members,
-)
+from raysers.data.files import AUDIO_SUFFIXES, is_file, of_file, rows_to_table
+from raysers.data.manifest import manifest_parts
+from raysers.data.readers import STDIN, format_of
+from raysers.data.sorting import ahead
+from raysers.data.tables import read_clip_table, refuse_missing
+from raysers.data.tar import check_tar_name, index_tar, is_compressed_tar, resolve_members
 from raysers.errors import (
     ClipError,
     ConfigError,
     ObjectForbidden,
     ObjectMissing,
+    ObjectUnreadable,
     StorageError,
     status_of,
 )
@@ -48,16 +47,28 @@ LISTING = pa.schema([*OBJECTS, MANIFEST.field("status"), MANIFEST.field("error")
 _BATCH_ROWS = 2000
 _THREADS = 16
 _TARS_AHEAD = 8
-#: Objects listed to say what a folder without audio holds instead.
+#: Objects listed for the message about a folder without audio.
 _LOOKED_AT = 1000
-
 #: For messages; the full list is longer than a line.
 _KINDS = ".wav, .flac, .mp3, .ogg, .opus, .aiff, .tar and others"
-
+#: Regular expressions of wildcards; `**/` is any number of folders.
+_WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 #: Tells an outage of the store from tars that cannot be read.
 _BREAKER = storage.Breaker()
 
-Item = TypeVar("Item")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Input:
+    """One input, or one of the files that a pattern names.
+
+    A table has `parts`, or is the (root, table) of an audformat `database`.
+    """
+
+    kind: Literal["table", "folder", "tar", "audio"]
+    uri: str
+    info: ObjectInfo
+    parts: tuple[str, ...] = ()
+    database: tuple[str, str] | None = None
 
 
 def list_inputs(
@@ -86,9 +97,11 @@ def list_inputs(
     """
     if not uris:
         raise ConfigError("--input names nothing: give folders, tars, audio files or tables")
-    return _stream(
-        classified(uris, databases=databases, files=files), [] if notes is None else notes
-    )
+    inputs = _classified(uris, databases=databases)
+    for one in inputs if files else ():
+        if one.kind == "table" and one.database is None:
+            refuse_missing(one.parts[0])
+    return _stream(inputs, [] if notes is None else notes)
 
 
 def listed_segments(uris: Sequence[str]) -> pa.Table:
@@ -99,35 +112,161 @@ def listed_segments(uris: Sequence[str]) -> pa.Table:
     """
     whole = {".tar", *AUDIO_SUFFIXES}
     others = [uri for uri in uris if suffix_of(uri) not in whole and uri != STDIN]
-    tables = [one for one in classified(others, databases=True, files=False) if one.kind == "table"]
-    rows = [LISTING.empty_table(), *_tables(tables, [])]
-    clips = pa.concat_tables([table.select(OBJECTS.names[:3]) for table in rows])
+    inputs = _classified(others, databases=True)
+    clips = LISTING.empty_table().select(OBJECTS.names[:3])
+    for table in _tables([one for one in inputs if one.kind == "table"], inputs, []):
+        clips = pa.concat_tables([clips, table.select(clips.column_names)])
     starts_later = pc.greater(pc.fill_null(clips["start"].cast(pa.int64()), 0), 0)
     return clips.filter(pc.or_(starts_later, pc.is_valid(clips["end"])))
 
 
-def _stream(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.RecordBatch]:
-    seen = _Seen() if len(inputs) > 1 else None
-    for kind, listing in _LISTINGS.items():
-        for table in listing([one for one in inputs if one.kind == kind], notes):
-            fresh = table if seen is None else seen.new_rows(table, kind == "table")
-            yield from fresh.combine_chunks().to_batches(max_chunksize=_BATCH_ROWS)
+# what each input is
+
+
+def absolute_input(uri: str) -> str:
+    """The one spelling of an input; `-` stays."""
+    return uri if uri == STDIN else storage.absolute(uri)
+
+
+def _classified(uris: Sequence[str], *, databases: bool) -> list[_Input]:
+    """What each of `uris` is; ConfigError for one that is not there or nothing that jobs read."""
+    names = dict.fromkeys(map(absolute_input, uris))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda uri: _matches(uri, databases=databases), names))
+    return [one for several in found for one in several]
+
+
+def _matches(uri: str, *, databases: bool) -> list[_Input]:
+    """The input itself, or the files that a pattern names."""
+    fixed = re.match(r"[^*?]*(?=/)", uri)
+    is_pattern = uri != STDIN and fixed is not None and re.search(r"[*?]", uri)
+    if not is_pattern or storage.is_folder(uri) or is_file(uri):
+        return [_classify(uri, databases=databases)]
+    assert fixed is not None
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", uri)
+    pattern = "".join(_WILDCARDS.get(part) or re.escape(part) for part in parts)
+    try:
+        below = sorted(storage.list_objects(fixed[0]), key=lambda info: info.uri)
+    except (ObjectMissing, ObjectUnreadable):
+        below = []
+    except ObjectForbidden as error:
+        raise ConfigError(f"--input {uri}: no permission to list {fixed[0]} ({error})") from error
+    found = [info for info in below if re.fullmatch(f"{pattern}(?:/.*)?", info.uri)]
+    if not found:
+        raise ConfigError(f"--input {uri}: nothing there matches the pattern")
+    inputs = [one for info in found if (one := _file(info)) is not None]
+    if not inputs:
+        kinds = kinds_of(Counter(suffix_of(info.uri) for info in found))
+        raise ConfigError(f"--input {uri}: no audio and no table matches, but {kinds}")
+    return inputs
+
+
+def _file(info: ObjectInfo) -> _Input | None:
+    """A file by its suffix; None when it is nothing that jobs read."""
+    uri = info.uri
+    if format_of(uri):
+        return _Input(kind="table", uri=uri, info=info, parts=(uri,))
+    if suffix_of(uri) == ".tar" or is_compressed_tar(uri):
+        check_tar_name(uri)
+        return _Input(kind="tar", uri=uri, info=info)
+    is_audio = suffix_of(uri) in AUDIO_SUFFIXES
+    return _Input(kind="audio", uri=uri, info=info) if is_audio else None
+
+
+def _classify(uri: str, *, databases: bool) -> _Input:
+    info = ObjectInfo(uri, 0, "")
+    if uri == STDIN:
+        return _Input(kind="table", uri=uri, info=info, parts=(uri,))
+    try:
+        is_folder = storage.is_folder(uri)
+        info = info if is_folder else storage.stat(path_of(uri))
+        if is_folder and (parts := manifest_parts(uri)):
+            return _Input(kind="table", uri=uri, info=info, parts=tuple(parts))
+        if databases and (database := audformat.database_of(uri)):
+            return _Input(kind="table", uri=uri, info=info, database=database)
+        if is_folder:
+            return _Input(kind="folder", uri=uri, info=info)
+        found = _file(replace(info, uri=uri))
+    except ObjectUnreadable as error:
+        raise ConfigError(f"--input {error}") from None
+    except ObjectMissing:
+        raise ConfigError(f"--input {uri}: nothing there; check the spelling") from None
+    except ObjectForbidden as error:
+        raise ConfigError(f"--input {uri}: no permission to read it ({error})") from error
+    if found is None:
+        raise ConfigError(
+            f"--input {uri}: not a folder, a .tar, a table (.csv, .tsv, .parquet, .jsonl, .txt, "
+            ".scp, .rttm, .sqlite, .duckdb) or an audio file"
+        )
+    return found
+
+
+def kinds_of(found: Counter[str]) -> str:
+    """How many files of which suffix, the most common five first.
+
+    >>> kinds_of(Counter({".dat": 12, "": 3}))
+    '12 x .dat, 3 without suffix'
+    """
+    # by name as well: the order of a listing is not the same twice
+    ranked = sorted(found.items(), key=lambda one: (-one[1], one[0]))
+    words = [f"{n} x {suffix}" if suffix else f"{n} without suffix" for suffix, n in ranked[:5]]
+    others = sum(n for _, n in ranked[5:])
+    return ", ".join([*words, f"{others} others"] if others else words)
+
+
+# what each input holds
+
+
+def _stream(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.RecordBatch]:
+    seen_files, seen_clips = set[int](), set[int]()  # hashes: a million take about 60 MB
+
+    def fresh(table: pa.Table, *, is_table: bool) -> pa.Table:
+        """Rows not listed before; a table's rows count as clips, everything else as files."""
+        files = list(map(hash, table["file"].to_pylist()))
+        if not is_table:
+            new = [file not in seen_files for file in files]
+        else:
+            names = [n for n in ("start", "end", CHANNEL.name) if n in table.column_names]
+            spans = (table[n].cast(pa.int64()).to_pylist() for n in names)
+            keys = [hash((f, s or 0, *rest)) for f, s, *rest in zip(files, *spans, strict=True)]
+            new = [key not in seen_clips for key in keys]
+            seen_clips.update(keys)
+        seen_files.update(files)
+        return table.filter(pa.array(new, pa.bool_()))
+
+    def of(kind: str) -> list[_Input]:
+        return [one for one in inputs if one.kind == kind]
+
+    listings = (
+        _tables(of("table"), inputs, notes),  # first, so that labels win
+        _folders(of("folder"), notes),
+        object_rows(one.info for one in of("audio")),
+        _tars(of("tar"), notes),
+    )
+    for place, listing in enumerate(listings):
+        for table in listing:
+            rows = fresh(table, is_table=place == 0) if len(inputs) > 1 else table
+            yield from rows.combine_chunks().to_batches(max_chunksize=_BATCH_ROWS)
 
 
 @contextmanager
-def _named(one: Input) -> Iterator[None]:
+def _named(uri: str) -> Iterator[None]:
     """Turns what cannot be read below an input into a ConfigError that names the input."""
     try:
         yield
     except (ObjectForbidden, ObjectMissing) as error:
-        raise ConfigError(f"--input {one.uri}: {error}") from error
+        raise ConfigError(f"--input {uri}: {error}") from error
 
 
-def _tables(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.Table]:
-    for one in inputs:
-        with _named(one):
+def _tables(
+    tables: Sequence[_Input], inputs: Sequence[_Input], notes: list[str]
+) -> Iterator[pa.Table]:
+    # the folders among the inputs, for tables that name recordings and not files
+    homes = [one.uri for one in inputs if one.kind == "folder"]
+    for one in tables:
+        with _named(one.uri):
             if one.database is None:
-                clips, warnings = read_clip_table(one.parts, one.homes)
+                clips, warnings = read_clip_table(one.parts, homes)
             else:
                 rows, warnings = audformat.read(*one.database, labelled=False)
                 clips = rows_to_table(rows)
@@ -139,15 +278,19 @@ def _tables(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.Table]:
             yield clips.slice(start, _BATCH_ROWS)
 
 
-def _folders(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.Table]:
-    for one in inputs:
+def _folders(folders: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
+    for one in folders:
         listed = 0
-        with _named(one):
+        with _named(one.uri):
             for table in _folder(one.uri, notes):
                 listed += len(table)
                 yield table
             if not listed:
-                raise ConfigError(_no_audio(one.uri))
+                below = islice(storage.list_objects(one.uri), _LOOKED_AT)
+                holds = kinds_of(Counter(suffix_of(info.uri) for info in below)) or "nothing"
+                raise ConfigError(
+                    f"--input {one.uri}: no audio in it (looked for {_KINDS}); it holds {holds}"
+                )
 
 
 def _folder(uri: str, notes: list[str]) -> Iterator[pa.Table]:
@@ -165,22 +308,56 @@ def _folder(uri: str, notes: list[str]) -> Iterator[pa.Table]:
             else:
                 skipped[suffix_of(info.uri)] += 1
 
-    for infos in _batched(plain(), _BATCH_ROWS):
-        yield object_rows(infos)
+    yield from object_rows(plain())
     # by name, so that which of two equal files comes first does not depend on timing
     tars.sort(key=lambda info: info.uri)
     bare = []
-    found = partial(_found_tar, left_out=left_out)
-    for info, members in zip(tars, _in_order(found, tars), strict=True):
+    indexed = ahead(partial(_tar, left_out=left_out, in_folder=True), tars, _TARS_AHEAD)
+    for info, members in zip(tars, indexed, strict=True):
         bare += [] if len(members) else [info.uri]
         yield members
     if bare:
-        notes.append(
-            f"{uri}: {len(bare):,} tars without audio left out (the first: {bare[0][:200]!r})"
-        )
+        first = bare[0][:200]
+        notes.append(f"{uri}: {len(bare):,} tars without audio left out (the first: {first!r})")
     if skipped:
         notes.append(f"{uri}: skipped {kinds_of(skipped)}: no suffix of audio")
     _note_left_out(uri, left_out, notes)
+
+
+def _tars(tars: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
+    left_out: list[tuple[str, str]] = []
+    infos = [one.info for one in tars]
+    yield from ahead(partial(_tar, left_out=left_out, in_folder=False), infos, _TARS_AHEAD)
+    _note_left_out("tars", left_out, notes)
+
+
+def _tar(info: ObjectInfo, *, left_out: list[tuple[str, str]], in_folder: bool) -> pa.Table:
+    """Members of a tar; one in a folder that cannot be listed is one row with its status."""
+    members = index_tar(info, suffixes=AUDIO_SUFFIXES, skipped=lambda *one: left_out.append(one))
+    batches, known = [LISTING.empty_table()], dict.fromkeys(("status", "error"))
+    try:
+        with nullcontext() if in_folder else _named(info.uri):
+            for batch in _batched(members):
+                rows = (asdict(one) | {"num_bytes": one.byte_size} for one in batch)
+                rows = (row | known if row["status"] == Status.OK else row for row in rows)
+                batches.append(pa.Table.from_pylist(list(rows), LISTING))
+    except ConfigError as error:
+        if not in_folder:
+            raise
+        failure = ClipError(Status.UNSUPPORTED, str(error))
+    except StorageError as error:
+        if (found := status_of(error)) is None or not in_folder:
+            raise
+        _BREAKER.failed(info.uri, error)
+        failure = found
+    else:
+        if not in_folder and not any(map(len, batches)):
+            raise ConfigError(
+                f"--input {info.uri}: the tar has no audio in it (looked for {_KINDS})"
+            )
+        return pa.concat_tables(batches)
+    row = of_file(info) | {"status": str(failure.status), "error": failure.message}
+    return pa.Table.from_pylist([row], LISTING)
 
 
 def _note_left_out(uri: str, left_out: Sequence[tuple[str, str]], notes: list[str]) -> None:
@@ -189,122 +366,19 @@ def _note_left_out(uri: str, left_out: Sequence[tuple[str, str]], notes: list[st
         notes.append(f"{uri}: {count:,} left out: {reason} (the first: {path[:200]!r})")
 
 
-def _files(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.Table]:
-    for batch in _batched(inputs, _BATCH_ROWS):
-        yield object_rows(cast(ObjectInfo, one.info) for one in batch)
-
-
-def _tars(inputs: Sequence[Input], notes: list[str]) -> Iterator[pa.Table]:
-    left_out: list[tuple[str, str]] = []
-    yield from _in_order(partial(_named_tar, left_out=left_out), inputs)
-    if left_out:
-        _note_left_out("tars", left_out, notes)
-
-
-_LISTINGS: dict[Kind, Callable[[Sequence[Input], list[str]], Iterator[pa.Table]]] = {
-    # first, so that labels win
-    "table": _tables,
-    "folder": _folders,
-    "audio": _files,
-    "tar": _tars,
-}
-
-
-def _named_tar(one: Input, left_out: list[tuple[str, str]]) -> pa.Table:
-    with _named(one):
-        members = _members(cast(ObjectInfo, one.info), left_out)
-    if not len(members):
-        raise ConfigError(f"--input {one.uri}: the tar has no audio in it (looked for {_KINDS})")
-    return members
-
-
-def _members(info: ObjectInfo, left_out: list[tuple[str, str]]) -> pa.Table:
-    def skip(reason: str, path: str) -> None:
-        left_out.append((reason, path))
-
-    return member_rows(index_tar(info, suffixes=AUDIO_SUFFIXES, skipped=skip))
-
-
-def _found_tar(info: ObjectInfo, left_out: list[tuple[str, str]]) -> pa.Table:
-    """Members of a tar inside a folder; a tar that cannot be listed is one row with its status."""
-    try:
-        return _members(info, left_out)
-    except ConfigError as error:
-        failure = ClipError(Status.UNSUPPORTED, str(error))
-    except StorageError as error:
-        if (found := status_of(error)) is None:
-            raise
-        _BREAKER.failed(info.uri, error)
-        failure = found
-    row = of_file(info) | {"status": str(failure.status), "error": failure.message}
-    return pa.Table.from_pylist([row], LISTING)
-
-
-def object_rows(infos: Iterable[ObjectInfo]) -> pa.Table:
+def object_rows(infos: Iterable[ObjectInfo]) -> Iterator[pa.Table]:
     """Rows of plain files; a name that Arrow cannot hold is spelled out and refused."""
-    rows = []
-    for info in infos:
-        rows.append(row := of_file(info))
-        row["file"] = info.uri.encode("utf-8", "backslashreplace").decode("utf-8")
-        if row["file"] != info.uri:
-            row["status"] = str(Status.UNSUPPORTED)
-            row["error"] = "the file name is not valid UTF-8: rename it"
-    return pa.Table.from_pylist(rows, LISTING)
+    for batch in _batched(infos):
+        rows = list(map(of_file, batch))
+        for row in rows:
+            name = row["file"].encode("utf-8", "backslashreplace").decode("utf-8")
+            if name != row["file"]:
+                error = "the file name is not valid UTF-8: rename it"
+                row |= {"file": name, "status": str(Status.UNSUPPORTED), "error": error}
+        yield pa.Table.from_pylist(rows, LISTING)
 
 
-def member_rows(members: Iterable[TarMember]) -> pa.Table:
-    """Rows of tar members, made in batches: a tar may have millions."""
-    batches = (map(_of_member, batch) for batch in _batched(members, _BATCH_ROWS))
-    tables = [pa.Table.from_pylist(list(rows), LISTING) for rows in batches]
-    return pa.concat_tables([LISTING.empty_table(), *tables])
-
-
-def _of_member(member: TarMember) -> Row:
-    row = dataclasses.asdict(member) | {"num_bytes": member.byte_size}
-    return row | (dict.fromkeys(("status", "error")) if member.status == Status.OK else {})
-
-
-def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def _batched(items: Iterable[Any]) -> Iterator[list[Any]]:
     iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+    while batch := list(islice(iterator, _BATCH_ROWS)):
         yield batch
-
-
-def _in_order(work: Callable[[Item], pa.Table], items: Iterable[Item]) -> Iterator[pa.Table]:
-    """`work` over items in threads, a few ahead of the consumer."""
-    waiting: deque[Future[pa.Table]] = deque()
-    with ThreadPoolExecutor(_TARS_AHEAD) as pool:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= _TARS_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-class _Seen:
-    """Files and clips listed so far, as hashes: a million take about 60 MB."""
-
-    def __init__(self) -> None:
-        self._files: set[int] = set()
-        self._clips: set[int] = set()
-
-    def new_rows(self, table: pa.Table, is_table: bool) -> pa.Table:
-        """Rows not listed before; a table's rows count as clips, everything else as files."""
-        files = table["file"].to_pylist()
-        if is_table:
-            names = [n for n in ("start", "end", CHANNEL.name) if n in table.column_names]
-            spans = (table[n].cast(pa.int64()).to_pylist() for n in names)
-            keys = [hash((f, s or 0, *rest)) for f, s, *rest in zip(files, *spans, strict=True)]
-            fresh = [key not in self._clips for key in keys]
-            self._clips.update(keys)
-        else:
-            fresh = [hash(file) not in self._files for file in files]
-        self._files.update(map(hash, files))
-        return table.filter(pa.array(fresh, pa.bool_()))
-
-
-def _no_audio(uri: str) -> str:
-    found = Counter(suffix_of(info.uri) for info in islice(storage.list_objects(uri), _LOOKED_AT))
-    holds = kinds_of(found) or "nothing"
-    return f"--input {uri}: no audio in it (looked for {_KINDS}); it holds {holds}"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +26,13 @@ _TRAIN, _DEV, _TEST = "train", "dev", "test"
 #: so the session is enough.
 _GROUPS = {"iemocap": ("session",)}
 _USUAL_GROUPS = ("speaker", "session")
-#: Its sessions are podcasts, in which many people speak.
+#: Its sessions are podcasts with many speakers.
 _PODCASTS = "msp-podcast"
 _WORDS = {("cmu-mosi", "session"): "video", (_PODCASTS, "session"): "podcast"}
 _TOLD = 3
 
 
-@dataclass(frozen=True, slots=True, order=True, kw_only=True)
-class Group:
+class Group(NamedTuple):
     """Clips that belong together: one speaker, session, video or podcast of one corpus."""
 
     corpus: str
@@ -44,8 +43,7 @@ class Group:
         return f"{self.kind} {self.name}" + (f" of {self.corpus}" if self.corpus else "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leak:
+class Leak(NamedTuple):
     """A group that is in train and in other splits, and how many clips it has there."""
 
     group: Group
@@ -62,10 +60,7 @@ def identities(table: pa.Table) -> list[str]:
     The draws of a training follow from these and not from `clip_id`, which holds the whole path, so
     that the same seed gives the same training wherever a copy of the corpus lies. The folder (or
     tar) is the deepest one that holds all rows of the corpus; rows of no known corpus are taken as
-    one.
-
-    Args:
-        table: clips with `file`, `start`, `end` and perhaps `corpus`; no clip twice.
+    one. The table has `file`, `start`, `end` and perhaps `corpus`, and no clip twice.
     """
     files = table["file"].to_pylist()
     corpora = [corpus or "" for corpus in _texts(table, "corpus")]
@@ -87,7 +82,8 @@ def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
     """`table` with `split` decided anew: `dev` is fold number `fold` of `folds`, `train` the rest.
 
     Speakers are dealt round robin, sorted by corpus, sex and name, so the sexes are balanced over
-    folds. Where speakers share sessions, whole sessions are dealt. Clips of an unknown speaker are
+    folds; a corpus in which a unit holds both sexes, as IEMOCAP's sessions do, is dealt as a whole.
+    Where speakers share sessions, whole sessions are dealt. Clips of an unknown speaker are
     trained on; clips of a test split stay there.
 
     Raises:
@@ -95,10 +91,15 @@ def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
     """
     if folds < 2 or not 0 <= fold < folds:
         raise ConfigError(f"--folds {folds}, fold {fold}: give 2 or more, and a fold below that")
-    splits = _texts(table, "split")
+    splits, sexes = _texts(table, "split"), _texts(table, "sex")
     open_rows = [row for row, split in enumerate(splits) if not (split or "").startswith(_TEST)]
     units = _units(table, open_rows)
-    dealt = chain.from_iterable(_dealt(units, _texts(table, "sex")))
+    sex_of = {unit: {sexes[row] or "" for row in rows} for unit, rows in units.items()}
+    mixed = {unit.corpus for unit, found in sex_of.items() if len(found) > 1}
+    hands: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for unit in sorted(units):
+        hands[unit.corpus, "" if unit.corpus in mixed else min(sex_of[unit])].append(unit)
+    dealt = chain.from_iterable(hands.values())
     dev = {row for rank, unit in enumerate(dealt) if rank % folds == fold for row in units[unit]}
     if not dev or len(dev) == len(open_rows):
         known = f"only {len(units)} speakers or sessions are known" if units else "no speaker is"
@@ -109,20 +110,6 @@ def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
     for row in open_rows:
         splits[row] = _DEV if row in dev else _TRAIN
     return _with(table, "split", pa.array(splits, pa.string()))
-
-
-def _dealt(units: dict[Group, list[int]], sexes: Sequence[str | None]) -> Iterable[Sequence[Group]]:
-    """Units in the order they are dealt, each corpus and sex apart.
-
-    A corpus in which one unit holds both sexes, as IEMOCAP's sessions do, is dealt as a whole.
-    """
-    sex_of = {unit: {sexes[row] or "" for row in rows} for unit, rows in units.items()}
-    mixed = {unit.corpus for unit, found in sex_of.items() if len(found) > 1}
-    dealt: dict[tuple[str, str], list[Group]] = defaultdict(list)
-    for unit in sorted(units):
-        sex = "" if unit.corpus in mixed else next(iter(sex_of[unit]))
-        dealt[unit.corpus, sex].append(unit)
-    return dealt.values()
 
 
 def _units(table: pa.Table, rows: Sequence[int]) -> dict[Group, list[int]]:
@@ -140,8 +127,7 @@ def _units(table: pa.Table, rows: Sequence[int]) -> dict[Group, list[int]]:
         if row not in wanted or not groups or groups[0].kind == "podcast":
             continue
         first, *others = sorted({top(group) for group in groups})
-        for other in others:
-            above[other] = first
+        above |= dict.fromkeys(others, first)
         of_row[row] = first
     units: dict[Group, list[int]] = defaultdict(list)
     for row, group in of_row.items():
@@ -157,15 +143,18 @@ def leaks(table: pa.Table) -> list[Leak]:
     is known. Test splits may share speakers with one another.
     """
     found: dict[Group, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    labels = [name for name in (*DIMENSIONS, "emotion") if name in table.column_names]
+    values = table.select(labels).to_pylist() if labels else [{"any": 1}] * len(table)
+    labelled = [any(value is not None for value in row.values()) for row in values]
     rows = zip(_texts(table, "split"), _groups(table), _texts(table, "file"), strict=True)
-    for judged, (split, groups, file) in zip(_has_label(table), rows, strict=True):
+    for judged, (split, groups, file) in zip(labelled, rows, strict=True):
         if not split or not judged:  # clips without labels evaluate nothing
             continue
         # of an unknown speaker at least the same file must not be on both sides
-        for group in groups or ([Group(corpus="", kind="file", name=file)] if file else []):
+        for group in groups or ([Group("", "file", file)] if file else []):
             found[group][split] += 1
     return [
-        Leak(group=group, splits=others, clips=sum(counts[split] for split in others))
+        Leak(group, others, sum(counts[split] for split in others))
         for group, counts in sorted(found.items())
         if _TRAIN in counts and (others := tuple(sorted(set(counts) - {_TRAIN})))
     ]
@@ -182,17 +171,14 @@ def check_leakage(table: pa.Table, allow: bool) -> list[str]:
         told = "; ".join(map(str, found[:_TOLD]))
         more = f"; and {len(found) - _TOLD:,} more" if len(found) > _TOLD else ""
         raise ConfigError(
-            f"training and evaluation share voices: {told}{more}. Split by speaker, or give "
+            f"training and evaluation share speakers: {told}{more}. Split by speaker, or give "
             "--allow-leakage, which marks the results"
         )
     return [str(leak) for leak in found]
 
 
 def take_fraction(table: pa.Table, fraction: float, seed: int) -> pa.Table:
-    """The share `fraction` of the clips, at least one, in their order.
-
-    With the same seed a smaller share is a subset of a larger one: clips are ranked by a hash of
-    seed and identity, so it is the same subset wherever the corpus lies.
+    """A share of the clips, at least one, in their order; a larger share holds every smaller one.
 
     Raises:
         ConfigError: `fraction` is not above 0 and at most 1.
@@ -217,14 +203,6 @@ def shuffle_labels(table: pa.Table, seed: int) -> pa.Table:
     return table
 
 
-def _has_label(table: pa.Table) -> list[bool]:
-    """Whether a row has any label; all rows where the table has no label columns."""
-    names = [name for name in (*DIMENSIONS, "emotion") if name in table.column_names]
-    if not names:
-        return [True] * len(table)
-    return [any(v is not None for v in row.values()) for row in table.select(names).to_pylist()]
-
-
 def _by_hash(table: pa.Table, seed: int) -> NDArray[np.int64]:
     """Row numbers in the order of a hash of seed and clip."""
     hashes = [seed_of(seed, clip) for clip in identities(table)]
@@ -243,7 +221,7 @@ def _groups(table: pa.Table) -> Iterator[list[Group]]:
         if not any(names[kind] for kind in kinds):
             kinds = _USUAL_GROUPS  # a copy of the corpus that names only the other
         yield [
-            Group(corpus=corpus, kind=_WORDS.get((corpus, kind), kind), name=name)
+            Group(corpus, _WORDS.get((corpus, kind), kind), name)
             for kind in kinds
             if (name := names[kind])
         ]

@@ -20,10 +20,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.columnar import FILE_COLUMNS, READ_FAILURES
+from raysers.data.columnar import (
+    EMPTY_WORDS,
+    FILE_COLUMNS,
+    READ_FAILURES,
+    TimeColumnError,
+    to_durations,
+)
 from raysers.data.files import is_file
 from raysers.data.readers import STDIN, format_of, open_table
-from raysers.data.times import EMPTY_WORDS, TimeColumnError, to_durations
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import is_remote, parent, resolve, row_of, tar_uri_of
@@ -87,16 +92,15 @@ def refuse_missing(uri: str) -> None:
         cells = [cell for cell in table.read([source], most)[source].to_pylist() if cell]
         if any(os.path.isabs(cell) or "://" in cell or row_of(cell) for cell in map(str, cells)):
             return []
-        return named_files(uri, pa.chunked_array([pa.array(cells, pa.string())]), [])
+        return _named_files(uri, pa.chunked_array([pa.array(cells, pa.string())]), [])
 
     if format_of(uri) == ".rttm":
-        return  # looked for by name
-    found = _reading(uri, partial(files, _LOOKED_AT))
-    if not found or any(map(_is_there, found)):
-        return
-    if len(found) == _LOOKED_AT:
-        found = _reading(uri, partial(files, 0))
-        if not found or any(map(_is_there, found)):
+        return  # its recordings are found by name
+    found: list[str] = []
+    for most in (_LOOKED_AT, 0):
+        if len(found) in (0, _LOOKED_AT):
+            found = _reading(uri, partial(files, most))
+        if not found or any(is_file(tar_uri_of(file)) or is_file(file) for file in found):
             return
     first, home = found[0], _home(uri)
     here = os.path.abspath(first.removeprefix(f"{home}/"))
@@ -105,10 +109,6 @@ def refuse_missing(uri: str) -> None:
         f"{uri}: none of its {len(found):,} files is there; looked for {first}{hint}: names are "
         "relative to the table's folder, so move it or write absolute names"
     )
-
-
-def _is_there(file: str) -> bool:
-    return is_file(tar_uri_of(file)) or is_file(file)
 
 
 def _home(uri: str) -> str:
@@ -122,7 +122,7 @@ def _clips(uri: str, notes: list[str], homes: Sequence[str]) -> pa.Table:
     used = list(dict.fromkeys(name for name, _ in columns.values()))
     read = source.read(used, 0)
     table = pa.table({ours: read[theirs] for ours, (theirs, _) in columns.items()})
-    files = named_files(uri, _strings(uri, table["file"], "file"), notes)
+    files = _named_files(uri, _strings(uri, table["file"], "file"), notes)
     values: dict[str, Any] = {"file": pa.array(files, pa.string())}
     values["start"], values["end"] = _times(uri, columns, table)
     for field in _FIELDS.values():
@@ -141,8 +141,21 @@ def _clips(uri: str, notes: list[str], homes: Sequence[str]) -> pa.Table:
             values[field.name] = pa.nulls(len(table), field.type)
     schema = pa.schema([field for name, field in _FIELDS.items() if name in values])
     clips = pa.table([values[name] for name in schema.names], schema=schema)
-    _check_order(uri, clips)
+    starts, ends = (clips[name].cast(pa.int64()) for name in ("start", "end"))
+    starts = pc.fill_null(starts, 0)
+    if (row := _first_row(pc.less_equal(ends, starts))) is not None:
+        start_s, end_s = (column[row].as_py() / NS_PER_S for column in (starts, ends))
+        raise ConfigError(
+            f"{uri}, row {row + 1}: end {end_s:g} s is not after start {start_s:g} s of "
+            f"{files[row]}"
+        )
     return clips
+
+
+def _first_row(mask: pa.ChunkedArray | pa.Array) -> int | None:
+    """The first row where `mask` is true; nulls are not."""
+    found = pc.index(mask, True).as_py()
+    return None if found < 0 else int(found)
 
 
 def _columns(uri: str, names: Sequence[str], notes: list[str]) -> _Columns:
@@ -159,16 +172,14 @@ def _columns(uri: str, names: Sequence[str], notes: list[str]) -> _Columns:
         hint = f"; did you mean {near[0]!r}? Rename it to 'file'" if near else ""
         raise ConfigError(f"{uri} has no column 'file', only {', '.join(map(repr, names))}{hint}")
     if len(set(files)) > 1:
-        raise ConfigError(
-            f"{uri}: several columns may be the file: {', '.join(map(repr, files))}: rename one to "
-            "'file'"
-        )
+        told = ", ".join(map(repr, files))
+        raise ConfigError(f"{uri}: several columns may be the file: {told}: rename one to 'file'")
     if files[0] != "file":
         notes.append(f"{uri}: {files[0]!r} is read as the column 'file'")
     found = {name: (name, 0) for name in names if name in _FIELDS and name not in ("start", "end")}
     found["file"] = (files[0], 0)
-    if "sex" not in names:
-        found |= dict.fromkeys(["sex"] * ("gender" in names), ("gender", 0))
+    if "sex" not in names and "gender" in names:
+        found["sex"] = ("gender", 0)
     found |= _time_columns(uri, names)
     used = [source for source, _ in found.values()]
     if repeated := sorted({name for name in names if name in used and names.count(name) > 1}):
@@ -182,8 +193,7 @@ def _time_columns(uri: str, names: Sequence[str]) -> dict[str, tuple[str, int]]:
     """`start` and `end`, `start` and `duration`, or one of them alone; the names decide."""
     roles: dict[str, list[tuple[str, int]]] = {}
     for name in names:
-        match = _TIME_COLUMN.fullmatch(name.strip().lower())
-        if match is None:
+        if (match := _TIME_COLUMN.fullmatch(name.strip().lower())) is None:
             continue
         unit = match["unit"] or "s"
         unit_ns = next(ns for start, ns in _UNITS.items() if unit.startswith(start))
@@ -218,15 +228,14 @@ def _times(uri: str, columns: _Columns, table: pa.Table) -> tuple[pa.Array, pa.A
     start, end, duration = times.values()
     if "duration" in columns and "end" in columns:
         start = pc.subtract(end, duration)
-        bad = np.flatnonzero(pc.fill_null(pc.less(start, 0), False).to_numpy(zero_copy_only=False))
-        if len(bad):
-            raise ConfigError(f"{uri}, row {bad[0] + 1}: the duration is longer than the end")
+        if (row := _first_row(pc.less(start, 0))) is not None:
+            raise ConfigError(f"{uri}, row {row + 1}: the duration is longer than the end")
     elif "duration" in columns:
         end = pc.add(pc.fill_null(start, 0), duration)
     return start.cast(pa.duration("ns")), end.cast(pa.duration("ns"))
 
 
-def named_files(uri: str, cells: pa.ChunkedArray, notes: list[str]) -> list[str]:
+def _named_files(uri: str, cells: pa.ChunkedArray, notes: list[str]) -> list[str]:
     """Absolute file names of a table's cells; relative ones are below the table's own folder.
 
     A name with outer blanks or quotes, Windows separators or accents is taken as written where
@@ -245,37 +254,33 @@ def named_files(uri: str, cells: pa.ChunkedArray, notes: list[str]) -> list[str]
         if any(mark in cell for mark in "\0\r\n"):
             raise ConfigError(f"{where}: the file name holds a control character: correct it")
         if re.match(r"[A-Za-z]:[\\/](?!/)", cell):
-            raise ConfigError(
-                f"{where}: {cell!r} is a path of a Windows drive: write it relative to the table"
-            )
-        tidy = _tidy(cell)
+            fix = "write it relative to the table"
+            raise ConfigError(f"{where}: {cell!r} is a path of a Windows drive: {fix}")
+        tidy = cell.strip()
+        if len(tidy) > 2 and tidy[0] == tidy[-1] == '"':
+            tidy = tidy[1:-1].replace('""', '"')
+        tidy = tidy if "/" in tidy else tidy.replace("\\", "/")
         spellings = [cell, tidy]
         if not cell.isascii():
-            spellings += [unicodedata.normalize("NFC", tidy), unicodedata.normalize("NFD", tidy)]
+            spellings += [unicodedata.normalize(form, tidy) for form in ("NFC", "NFD")]
         try:
             names = list(dict.fromkeys(resolve(folder, spelling) for spelling in spellings))
-            tidied = resolve(folder, tidy)
+            chosen = names[0]
+            if len(names) > 1:
+                existing = (name for name in names if is_file(name))
+                if settled >= 0:
+                    chosen = names[min(settled, len(names) - 1)]
+                else:
+                    chosen = next(existing, resolve(folder, tidy))
+                settled = names.index(chosen) if is_remote(chosen) else -1
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-        chosen = names[0]
-        if len(names) > 1:
-            existing = (name for name in names if is_file(name))
-            chosen = names[min(settled, len(names) - 1)] if settled >= 0 else next(existing, tidied)
-            settled = names.index(chosen) if is_remote(chosen) else -1
         corrected += chosen != names[0]
         files.append(chosen)
     if corrected:
         kinds = "blanks, quotes, separators or accents"
         notes.append(f"{uri}: file names read with other {kinds}: {corrected:,}")
     return files
-
-
-def _tidy(cell: str) -> str:
-    """The name without outer blanks and quotes, and with slashes where it has backslashes only."""
-    name = cell.strip()
-    if len(name) > 2 and name[0] == name[-1] == '"':
-        name = name[1:-1].replace('""', '"')
-    return name if "/" in name else name.replace("\\", "/")
 
 
 def _strings(uri: str, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -292,52 +297,28 @@ def _cast(uri: str, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray
         return _strings(uri, column, field.name)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         text = pc.utf8_trim_whitespace(column)
-        column = pc.if_else(
-            pc.is_in(pc.utf8_lower(text), pa.array(EMPTY_WORDS, text.type)), None, text
-        )
+        says_nothing = pc.is_in(pc.utf8_lower(text), pa.array(EMPTY_WORDS, text.type))
+        column = pc.if_else(says_nothing, None, text)
         if pa.types.is_floating(field.type):
             column = pc.replace_substring_regex(column, r"^([+-]?\d*),(\d+)$", r"\1.\2")
         numbers = pc.match_substring_regex(column, r"(?i)^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$")
-        bad = np.flatnonzero(pc.fill_null(pc.invert(numbers), False).to_numpy())
-        if len(bad):
-            value = column[int(bad[0])].as_py()
-            raise ConfigError(
-                f"{uri}, row {bad[0] + 1}: {field.name} is {value!r}: write a number, or nothing"
-            )
+        if (row := _first_row(pc.invert(numbers))) is not None:
+            told = f"{field.name} is {column[row].as_py()!r}"
+            raise ConfigError(f"{uri}, row {row + 1}: {told}: write a number, or nothing")
     try:
         return column.cast(field.type, safe=not pa.types.is_floating(field.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(f"{uri}: column {field.name!r}: {_first_line(error)}") from error
 
 
-def _check_order(uri: str, clips: pa.Table) -> None:
-    starts = pc.fill_null(clips["start"].cast(pa.int64()), 0)
-    ends = clips["end"].cast(pa.int64())
-    bad = np.flatnonzero(pc.fill_null(pc.less_equal(ends, starts), False).to_numpy())
-    if len(bad):
-        row = int(bad[0])
-        raise ConfigError(
-            f"{uri}, row {row + 1}: end {ends[row].as_py() / NS_PER_S:g} s is not after start "
-            f"{starts[row].as_py() / NS_PER_S:g} s of {clips['file'][row].as_py()}"
-        )
-
-
 def _check_unique(uri: str, clips: pa.Table) -> None:
     """Names all rows that repeat a clip; `start` 0 and no start are the same."""
-    given = CHANNEL.name in clips.column_names
-    channel = clips[CHANNEL.name] if given else pa.nulls(len(clips), CHANNEL.type)
-    keys = pa.table(
-        {
-            "file": clips["file"],
-            "start": pc.fill_null(clips["start"].cast(pa.int64()), 0),
-            "end": clips["end"].cast(pa.int64()),
-            "channel": channel,
-            "row": pa.array(np.arange(1, len(clips) + 1)),
-        }
+    keys = clips.select(
+        [n for n in ("file", "start", "end", CHANNEL.name) if n in clips.schema.names]
     )
-    grouped = keys.group_by(["file", "start", "end", "channel"]).aggregate(
-        [("row", "list"), ("row", "min")]
-    )
+    keys = keys.set_column(1, "start", pc.fill_null(clips["start"].cast(pa.int64()), 0))
+    rows = keys.append_column("row", pa.array(np.arange(1, len(clips) + 1)))
+    grouped = rows.group_by(keys.column_names).aggregate([("row", "list"), ("row", "min")])
     if len(grouped) == len(clips):
         return
     repeated = grouped.filter(pc.greater(pc.list_value_length(grouped["row_list"]), 1))

@@ -44,7 +44,6 @@ _BLOCK_BYTES = 128 * 2**10
 _MAX_HEADER_BYTES = 2**20
 #: Longer paths can be opened nowhere, and a million of them would fill the memory.
 _MAX_NAME_CHARS = 4096
-_DRIVE = re.compile(r"^[A-Za-z]:")
 _TAR_BLOCK_BYTES = 512
 #: Zeros skipped to find another tar behind the end mark; usual padding is 10 KiB to 1 MiB.
 _MAX_PADDING_BYTES = 2**24
@@ -138,8 +137,7 @@ def resolve_members(clips: pa.Table, *, suffixes: Collection[str]) -> pa.Table:
     """
     rows_of: dict[str, list[int]] = defaultdict(list)
     named = pc.match_substring(clips["file"], ".tar#", ignore_case=True)
-    unplaced = pc.and_(named, pc.is_null(clips["byte_offset"])).to_numpy()
-    for row in np.flatnonzero(unplaced).tolist():
+    for row in np.flatnonzero(pc.and_(named, pc.is_null(clips["byte_offset"])).to_numpy()).tolist():
         rows_of[tar_uri_of(clips["file"][row].as_py())].append(row)
     found: list[TarMember | None] = [None] * len(clips)
     for uri, rows in rows_of.items():
@@ -151,22 +149,18 @@ def resolve_members(clips: pa.Table, *, suffixes: Collection[str]) -> pa.Table:
         wanted = {*files, uri}
         members = {m.file: m for m in index_tar(info, suffixes=suffixes) if m.file in wanted}
         damage = members.get(uri)
+        error = f"{uri} has no such audio member" + (f" ({damage.error})" if damage else "")
+        status = damage.status if damage else Status.MISSING
         absent = TarMember(
-            file=uri,
-            byte_offset=0,
-            byte_size=0,
-            etag="",
-            status=damage.status if damage else Status.MISSING,
-            error=f"{uri} has no such audio member" + (f" ({damage.error})" if damage else ""),
+            file=uri, byte_offset=0, byte_size=0, etag="", status=status, error=error
         )
         for row, file in zip(rows, files, strict=True):
             found[row] = members.get(file, absent)
-    fill = {"num_bytes": "byte_size", "etag": "etag", "byte_offset": "byte_offset"}
-    for name, source in ({**fill, "byte_size": "byte_size"} if rows_of else {}).items():
-        field = MANIFEST.field(name)
-        values = pa.array([m and getattr(m, source) for m in found], field.type)
+    for name in ("num_bytes", "etag", "byte_offset", "byte_size") if rows_of else ():
+        source = "byte_size" if name == "num_bytes" else name
+        values = pa.array([m and getattr(m, source) for m in found], MANIFEST.field(name).type)
         place = clips.schema.get_field_index(name)
-        clips = clips.set_column(place, field, pc.coalesce(clips[name], values))
+        clips = clips.set_column(place, MANIFEST.field(name), pc.coalesce(clips[name], values))
     bad = [m if m and m.status != Status.OK else None for m in found]
     for name in ("status", "error"):
         values = pa.array([m and str(getattr(m, name)) for m in bad], pa.string())
@@ -208,7 +202,7 @@ def _entries(file: RangedFile, uri: str) -> Iterator[tarfile.TarInfo | str]:
         except _DAMAGE as error:
             yield f"damaged after byte {max(position, 0)}: {error}"
             return
-        # tarfile would keep every header, and copy all global words for each member
+        # tarfile would keep every header, and copy all global pax fields for each member
         tar.members, tar.pax_headers = [], {}  # type: ignore[attr-defined]
         if entry is None:
             following = _first_used(file, tar.offset)
@@ -277,29 +271,27 @@ def _member(entry: tarfile.TarInfo, info: ObjectInfo) -> TarMember:
         error = "the header claims a negative size"
     elif _is_cut(entry, info.num_bytes):
         status, error = Status.TRUNCATED, "the tar ends inside this member"
-    else:
-        status = Status.OK
     return TarMember(
         file=f"{info.uri}#{_printable(entry.name)}",
         byte_offset=entry.offset_data,
         byte_size=max(0, entry.size),
         etag=info.etag,
-        status=status,
+        status=status if error else Status.OK,
         error=error,
     )
 
 
 def _unsafe(name: str) -> str:
     """Why the name must not become a path anywhere, empty when it may."""
-    reasons = (
-        (len(name) > _MAX_NAME_CHARS, f"{len(name)} characters"),
-        (name.startswith("/"), "absolute"),
-        (".." in name.split("/"), "leaves its folder"),
-        ("\0" in name, "null byte"),
-        ("\\" in name, "backslash"),
-        (_DRIVE.match(name) is not None, "drive letter"),
-    )
-    return next((reason for found, reason in reasons if found), "")
+    reasons = {
+        f"{len(name)} characters": len(name) > _MAX_NAME_CHARS,
+        "absolute": name.startswith("/"),
+        "leaves its folder": ".." in name.split("/"),
+        "null byte": "\0" in name,
+        "backslash": "\\" in name,
+        "drive letter": re.match(r"[A-Za-z]:", name),
+    }
+    return next((reason for reason, found in reasons.items() if found), "")
 
 
 def _printable(name: str) -> str:

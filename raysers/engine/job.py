@@ -26,7 +26,7 @@ from raysers.cli import ClipJobFlags, as_plain
 from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardSource
 from raysers.data.sources import list_inputs
-from raysers.engine import estimate, ledger, output, plan, progress, retry
+from raysers.engine import estimate, extend, ledger, output, plan, progress, retry
 from raysers.engine.placement import Placement, connecting, here, io_threads
 from raysers.engine.plan import Plan
 from raysers.engine.progress import Shards
@@ -122,9 +122,11 @@ class ClipJob:
                 {k: before.get(k) if v == "auto" else v for k, v in known.items()}
             )
         if clips is None and run.earlier is not None:
-            clips = plan.stored_manifest(run)
-            if not flags.limit:
-                plan.warn_of_new_files(flags.input, clips)
+            clips = extend.stored_manifest(run)
+            if flags.extend:
+                clips = extend.extended(flags, run, clips)
+            elif not flags.limit:
+                extend.warn_of_new_files(flags.input, clips)
         elif clips is None:
             clips = plan.list_clips(flags, local=True if flags.workers == "local" else None)
         if preload.ident is not None:  # a package that another thread still imports lacks names
@@ -225,7 +227,7 @@ class ClipJob:
     def _begin(self, config: Mapping[str, Any]) -> None:
         """Write what comes before any row: manifest, `db.yaml` and, last, the record."""
         where, clips = self.run.output, self.plan.clips
-        if self.run.earlier is None:
+        if self.run.earlier is None or len(clips.firsts) > 1:
             clips.write(storage.join(where, "manifest"))
         listed = clips.part(0).schema
         rows = output.row_schema(self.task.schema, listed.names)

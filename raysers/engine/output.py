@@ -73,9 +73,14 @@ def row_schema(schema: pa.Schema, manifest: Sequence[str]) -> pa.Schema:
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of `schema`; columns a row does not have are null."""
-    columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in schema]
-    return pa.table(columns, schema=schema)
+    """Rows as a table of `schema`; columns a row does not have are null.
+
+    `start_s` and `end_s` are made of `start` and `end`.
+    """
+    columns = {f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in schema}
+    for name in ("start", "end") if "end_s" in columns else ():
+        columns[f"{name}_s"] = pc.divide(columns[name].cast(pa.int64()).cast(pa.float64()), 1e9)
+    return pa.table(list(columns.values()), schema=schema)
 
 
 def replace_rows(earlier: pa.Table, again: pa.Table) -> pa.Table:

@@ -102,7 +102,7 @@ def io_threads(clips: pa.Table, placement: Placement) -> int:
 
     Local disks need few; object stores answer slowly, but to many at once.
     """
-    remote = pc.any(pc.starts_with(clips["file"], "s3://")).as_py()
+    remote = pc.any(pc.match_substring(clips["file"], "://")).as_py()
     if placement.device == "cuda":
         return 32 if remote else 8
     return 16 if remote else max(2, placement.threads)

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -22,24 +21,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.cli import ClipJobFlags, ListingFlags
-from raysers.data.inputs import absolute_input
 from raysers.data.manifest import Manifest, collect, is_manifest, read_part, whole_parts
-from raysers.data.readers import STDIN
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.shards import ShardPlan, plan_shards
-from raysers.data.sources import LISTING, list_inputs
+from raysers.data.sources import LISTING, absolute_input, list_inputs
 from raysers.engine import output
 from raysers.engine.placement import Placement as Placement
 from raysers.engine.placement import io_threads as io_threads
 from raysers.engine.progress import LINE_EVERY_S, hours
-from raysers.errors import ConfigError, RaysersError
-from raysers.io import storage
+from raysers.errors import ConfigError
 from raysers.run import Run, absolute_output
 from raysers.schemas import MANIFEST
 from raysers.types import NS_PER_S, Status
 
 #: Version of what the rows mean; another one is never mixed into an output folder.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 
 #: Objects whose headers one task reads. Finding speech decodes whole files, so its tasks are small.
 _OBJECTS_PER_TASK = 2000
@@ -154,16 +150,17 @@ def index(
     finished = [uri for uri in inputs if is_manifest(uri)]
     tables = (read_part(place) for uri in finished for place in whole_parts(uri))
     others = [uri for uri in inputs if uri not in finished]
-    listed = _listed(others) if others else ()
+    listed = listed_tables(others) if others else ()
     return to_manifest(tables, listed, segmenting, limit=limit, local=local)
 
 
-def _listed(inputs: Sequence[str]) -> Iterator[pa.Table]:
+def listed_tables(inputs: Sequence[str]) -> Iterator[pa.Table]:
+    """What the inputs list; warnings are printed."""
     notes: list[str] = []
     for batch in list_inputs(inputs, notes=notes):
         yield pa.Table.from_batches([batch])
     for warning in notes:
-        _warn(warning)
+        warn(warning)
 
 
 def to_manifest(
@@ -185,7 +182,7 @@ def to_manifest(
     tables = chain([empty], finished, inspected(listed, segmenting, local=local))
     manifest, repeated = collect(tables, limit=limit)
     if repeated:
-        _warn(
+        warn(
             f"{repeated:,} rows name the same stretch of a file as another row, or do so once they "
             "end where the file ends: each is one clip"
         )
@@ -242,46 +239,12 @@ def make_plan(
     """
     run.refuse_other_settings(settings)
     shards = plan_shards(manifest, shard_s=flags.shard_s)
-    stamp = output.stamp_of(run.job, settings)
+    # an extension changes no row before it, so parts keep the stamp of the original list
+    stamp = output.stamp_of(run.job, {**settings, "manifest": manifest.fingerprints[0]})
     resumed = run.earlier is not None
     done = output.shards_done(run.output, table, len(shards), stamp) if resumed else set()
     todo = set(range(len(shards))) - done
     return Plan(clips=manifest, shards=shards, todo=sorted(todo), settings=settings, stamp=stamp)
-
-
-def warn_of_new_files(inputs: Sequence[str], clips: Manifest) -> None:
-    """Name files that the inputs have got since the list of clips was made."""
-    others = [uri for uri in inputs if uri != STDIN and not is_manifest(uri)]
-    known: set[int] = set()
-    for part in clips.parts(["file"]) if others else ():
-        known.update(map(hash, pc.unique(part["file"]).to_pylist()))
-    added, first = 0, ""
-    with suppress(RaysersError):  # the run goes on with what it has listed
-        for batch in list_inputs(others) if others else ():
-            new = {file for file in batch["file"].to_pylist() if hash(file) not in known}
-            known.update(map(hash, new))
-            added, first = added + len(new), min({*new, *([first] if first else [])}, default="")
-    if added:
-        _warn(
-            f"{added:,} files were added since the clips were listed and are not scored (the "
-            f"first: {first}): give another --output to score them"
-        )
-
-
-def stored_manifest(run: Run) -> Manifest:
-    """The manifest of the run that is resumed.
-
-    Raises:
-        RaysersError: it is not the one that the run's record names.
-    """
-    assert run.earlier is not None, "nothing is resumed"
-    manifest = Manifest.stored(storage.join(run.output, "manifest"))
-    if manifest.fingerprint != run.earlier.settings.get("manifest"):
-        raise RaysersError(
-            f"the manifest in {run.output} is not the one its run.json names: it was changed from "
-            "outside; start again in another folder"
-        )
-    return manifest
 
 
 def refuse_cutting(inputs: Sequence[str], segmenting: Segmenting) -> None:
@@ -391,5 +354,6 @@ def _inspect(block: pa.Table, segmenting: Segmenting) -> pa.Table:
     return probe_batch(block, segmenting, find_speech=speech)
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """A warning on stderr."""
     print(f"warning: {text}", file=sys.stderr)

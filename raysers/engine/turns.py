@@ -22,7 +22,7 @@ _SPEAKER = next(field for field in LABEL_FIELDS if field.name == "speaker")
 _SCORES = tuple(ANNOTATIONS.field(name) for name in DIMENSIONS)
 
 #: Columns of the rows that timelines are made of.
-_COLUMNS = ("file", "start", "end", "clip_id", "status", *DIMENSIONS, "duration_s")
+_COLUMNS = (*(f.name for f in CLIP_FIELDS), "status", *DIMENSIONS, "duration_s")
 
 #: A turn a row, by file, speaker and start.
 TIMELINES = pa.schema(

@@ -1,4 +1,4 @@
-"""Files and objects by one set of names: local paths and `s3://bucket/key`.
+"""Files and objects by one set of names: local paths, `s3://bucket/key`, URLs that fsspec reads.
 
 Every function raises the errors of `raysers.errors`, never `OSError` or boto's; S3 is reached with
 the standard `AWS_*` environment (`AWS_ENDPOINT_URL` for any compatible store), see `S3Settings`.
@@ -38,6 +38,7 @@ from raysers.io.uris import (
     ObjectInfo,
     absolute,
     is_remote,
+    is_s3,
     join,
     parent,
     row_of,
@@ -133,7 +134,9 @@ def list_objects(
         CredentialsError, TransientStorageError: as the store says.
     """
     uri, kept = absolute(uri), None if suffixes is None else frozenset(suffixes)
-    listed = listing.list_s3 if is_remote(uri) else listing.list_local
+    if is_remote(uri) and not is_s3(uri):
+        return cast(Iterator[ObjectInfo], _store(uri).list_below(uri, kept, skipped))
+    listed = listing.list_s3 if is_s3(uri) else listing.list_local
     return listed(uri, kept, skipped)
 
 
@@ -159,8 +162,8 @@ def stat(uri: str) -> ObjectInfo:
 
 def is_folder(uri: str) -> bool:
     """Whether `uri` is a local folder, an existing bucket, or a prefix of some object."""
-    if not is_remote(uri):
-        return local.is_folder(uri)
+    if not is_s3(uri):
+        return bool(_store(uri).is_folder(uri))
     key = split_s3(uri)[1].rstrip("/")
     with suppress(ObjectMissing):
         page = _store(uri).list_page(uri, Prefix=f"{key}/" if key else "", MaxKeys=1)
@@ -345,6 +348,10 @@ def sweep(uri: str) -> None:
 def _store(uri: str) -> ModuleType:
     if not is_remote(uri):
         return local
+    if not is_s3(uri):
+        from raysers.io import fsspec_store
+
+        return fsspec_store
     from raysers.io import s3  # boto3, which local files do not need
 
     return s3

@@ -1,4 +1,4 @@
-"""Names of files and objects: a local path, or `s3://bucket/key`.
+"""Names of files and objects: a local path, `s3://bucket/key`, or a URL that fsspec reads.
 
 Keys are verbatim: `#`, `%`, blanks and quotes belong to the name, so nothing here parses URLs.
 """
@@ -39,7 +39,12 @@ class ObjectInfo:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether `uri` names an S3 object or prefix; any other string is a local path."""
+    """Whether `uri` names something in a store; any other string is a local path."""
+    return "://" in uri and _SCHEME.match(uri) is not None
+
+
+def is_s3(uri: str) -> bool:
+    """Whether `uri` names an S3 object or prefix; other stores are read by fsspec."""
     return uri.startswith(S3_SCHEME)
 
 
@@ -59,7 +64,7 @@ def absolute(uri: str) -> str:
     """The one spelling of `uri`: absolute local path, or `s3://bucket/key` without a final slash.
 
     Raises:
-        ConfigError: a scheme that is neither a local path nor S3.
+        ConfigError: a scheme that nothing here reads.
     """
     if not uri:
         raise ConfigError("an empty path was given: name a local path or an s3:// URI")
@@ -70,10 +75,14 @@ def absolute(uri: str) -> str:
     if name == "file":
         return os.path.abspath(unquote("/" + rest.partition("/")[2]))
     if name not in _S3_NAMES:
-        raise ConfigError(
-            f"{uri!r}: {name}:// is not supported; give a local path or s3:// (other stores work "
-            "through their S3 endpoint, set AWS_ENDPOINT_URL)"
-        )
+        from fsspec.registry import known_implementations
+
+        if name not in known_implementations:
+            raise ConfigError(
+                f"{uri!r}: {name}:// is not supported; give a local path, s3:// (any compatible "
+                "store, with AWS_ENDPOINT_URL), https://, gs://, abfs:// or hf://"
+            )
+        return f"{name}://{rest.rstrip('/')}"
     uri = S3_SCHEME + rest.rstrip("/")
     split_s3(uri)
     return uri
@@ -92,7 +101,8 @@ def parent(uri: str) -> str:
     """The folder or prefix that holds `uri`; a bucket is its own parent."""
     if not is_remote(uri):
         return os.path.dirname(uri)
-    return uri.rpartition("/")[0] if split_s3(uri)[1] else uri
+    above = uri.rpartition("/")[0]
+    return uri if above.endswith("/") else above
 
 
 def resolve(folder: str, file: str) -> str:
@@ -101,9 +111,10 @@ def resolve(folder: str, file: str) -> str:
         return absolute(file)
     if not is_remote(folder):
         return os.path.normpath(os.path.join(folder, file))
-    bucket, prefix = split_s3(folder)
     if file.startswith(("./", "../")) or "/../" in file or "/./" in file:
-        return f"{S3_SCHEME}{bucket}/{posixpath.normpath(posixpath.join('/', prefix, file))[1:]}"
+        scheme, _, place = folder.partition("://")
+        bucket, _, prefix = place.partition("/")
+        return f"{scheme}://{bucket}/{posixpath.normpath(posixpath.join('/', prefix, file))[1:]}"
     return join(folder, file)
 
 

@@ -231,6 +231,9 @@ def _predictions(
     made = {"model": output, "model_revision": revision, "run_id": run_id}
     own: dict[str, Any] = {name: [value] * len(rows) for name, value in made.items()}
     own["created_at"] = [datetime.now(UTC)] * len(rows)
+    for name in ("start", "end"):
+        ns = rows[name].cast(pa.int64()).cast(pa.float64())
+        own[f"{name}_s"] = pc.divide(ns, 1e9)
     for head, values in scores.items():
         for place, dimension in enumerate(DIMENSIONS):
             column = pa.array(values[:, place], pa.float32(), from_pandas=True)

@@ -47,7 +47,7 @@ def clips_folder(tmp_path, emodb_files) -> Path:
 
 def link_clips(folder: Path, files: list[str]) -> Path:
     """The folder, with links to files one level below."""
-    (folder / "deep er").mkdir(parents=True)
+    (folder / "deep er").mkdir(parents=True, exist_ok=True)
     for file in files:
         (folder / "deep er" / Path(file).name).symlink_to(file)
     return folder

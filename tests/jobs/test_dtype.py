@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
@@ -90,11 +89,3 @@ def test_transcribe_refuses_int8(command, tmp_path, capsys) -> None:
     inputs = ["--input", str(tmp_path / "clips.csv"), "--output", str(tmp_path / "texts")]
     assert transcribe([*inputs, "--dtype", "int8", "--workers", "local"]) == 2
     assert "--dtype" in capsys.readouterr().err
-
-
-def test_a_config_of_an_earlier_run_repeats_it(command, tmp_path) -> None:
-    assert main([*command, "--dtype", "int8"]) == 0
-    record = tmp_path / "out" / "run.json"
-    assert json.loads(record.read_text())["config"]["dtype"] == "int8"
-    assert main(["--config", str(record), "--output", str(tmp_path / "again")]) == 0
-    assert scores_of(tmp_path / "again") == scores_of(tmp_path / "out")

@@ -75,37 +75,3 @@ def test_kill_9_of_the_driver_then_the_same_command_gives_identical_rows(
     assert comparable(rows_of(out)) == comparable(rows_of(calm))
     assert {p: p.read_bytes() for p in kept} == kept
     assert record_of(out)["status"] == "done"
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (("--input", "{tmp}/nowhere"), "--input"),
-        (("--input", "{tmp}/empty"), "no audio"),
-        (("--input", "s3://no-such-bucket-here/x"), "--input"),
-        (("--input", "{clips}", "--model", "w2v2-l-robst"), "did you mean"),
-        (("--input", "{clips}", "--model", "w2v2-b"), "--model"),
-        (("--input", "{clips}", "--model", "{tmp}/empty"), "config.json"),
-        (("--input", "{clips}", "--output", "/proc/here"), "/proc/here"),
-        (("--input", "{clips}", "--window-s", "0"), "--window-s"),
-        (("--input", "{clips}", "--workers", "1000"), "--workers"),
-        (("--input", "{clips}", "--dtype", "fp16"), "--dtype"),
-        (("--input", "{clips}", "--outptu", "x"), "--output"),
-        (("--input", "{clips}", "--config", "{tmp}/none.yaml"), "--config"),
-    ],
-)
-def test_bad_commands_end_with_exit_2_and_one_clear_line_and_write_nothing(
-    args, words, clips_folder, tmp_path, capsys, ray_session, s3
-):
-    (tmp_path / "empty").mkdir()
-    out = tmp_path / "out"
-    given = [a.format(tmp=tmp_path, clips=clips_folder) for a in args]
-    if "--output" not in given:
-        given += ["--output", str(out)]
-    before = sorted(tmp_path.rglob("*"))
-    assert main(given) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert "Traceback" not in error
-    assert len(error.strip().splitlines()) == 1
-    assert sorted(tmp_path.rglob("*")) == before

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -27,25 +25,6 @@ def run(job, *args: object) -> int:
     return job([str(a) for a in args])
 
 
-def test_same_input_same_manifest_byte_for_byte(clips_folder, tmp_path):
-    with tarfile.open(clips_folder / "more.tar", "w") as tar:
-        for file in sorted((SHARED_DATA / "ci" / "audio").iterdir())[:5]:
-            tar.add(file, arcname=file.name)
-    for out in ("one", "two"):
-        assert run(index, "--input", clips_folder, "--output", tmp_path / out) == 0
-    one, two = (sorted((tmp_path / out / "manifest").iterdir()) for out in ("one", "two"))
-    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
-    rows = rows_of(tmp_path / "one", "manifest")
-    assert len(rows) == 35
-    members = [r for r in rows if r["byte_offset"] is not None]
-    assert len(members) == 5
-    for row in rows:
-        if row["byte_offset"] is None:
-            info = sf.info(row["file"])
-            facts = (info.duration, info.samplerate, info.channels)
-            assert (row["duration_s"], row["sample_rate_hz"], row["channels"]) == facts
-
-
 def test_the_other_jobs_take_the_manifest_as_it_is(clips_folder, checkpoint, tmp_path):
     folder, out = tmp_path / "index", tmp_path / "out"
     cut = ("--segment", "window", "--window-s", 1, "--hop-s", 0.5, "--min-s", 0.25)
@@ -58,24 +37,6 @@ def test_the_other_jobs_take_the_manifest_as_it_is(clips_folder, checkpoint, tmp
     assert len(scored) > 60
     again = ("--input", folder, "--output", tmp_path / "x", "--segment", "window")
     assert run(annotate, *again, *model) == 2
-
-
-def test_a_table_with_spans_and_labels_becomes_clips_with_labels(emodb_files, tmp_path):
-    table = tmp_path / "labels.csv"
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "start", "end", "speaker", "arousal", "transcript"])
-        writer.writerow([emodb_files[0], "0 days 00:00:00.25", "0.75", "03", 0.5, 'a "b", c'])
-        writer.writerow([emodb_files[0], 0.75, "", "03", "", "two\nlines"])
-        writer.writerow([emodb_files[1], "", "", "08", 1, "<b>"])
-    assert run(index, "--input", table, "--output", tmp_path / "index") == 0
-    rows = rows_of(tmp_path / "index", "manifest")
-    assert [r["speaker"] for r in rows] == ["03", "03", "08"]
-    assert [r["arousal"] for r in rows] == [0.5, None, 1.0]
-    assert [r["transcript"] for r in rows] == ['a "b", c', "two\nlines", "<b>"]
-    assert rows[0]["duration_s"] == 0.5
-    length = sf.info(emodb_files[0]).duration
-    assert rows[1]["duration_s"] == pytest.approx(length - 0.75)
 
 
 def test_speech_is_found_in_a_long_recording_and_silence_is_not_lost(
@@ -107,19 +68,6 @@ def test_speech_is_found_in_a_long_recording_and_silence_is_not_lost(
         assert inside > 0.8 * (end - begin)
         begin = end + 2.0
     assert sum(e - s for s, e in spans) < begin - 3.0  # the pauses are left out
-
-
-def test_a_cut_recording_keeps_its_good_windows_and_one_row_names_the_rest(tmp_path):
-    audio = tmp_path / "audio"
-    audio.mkdir()
-    whole = tmp_path / "whole.wav"
-    sf.write(whole, np.random.default_rng(0).normal(0, 0.1, 16_000 * 30), 16_000, subtype="PCM_16")
-    (audio / "cut.wav").write_bytes(whole.read_bytes()[: 44 + 2 * 16_000 * 25])
-    cut = ("--segment", "window", "--window-s", 10, "--hop-s", 10, "--min-s", 1)
-    assert run(index, "--input", audio, "--output", tmp_path / "out", *cut) == 0
-    rows = rows_of(tmp_path / "out", "manifest")
-    spans = [(r["start"].total_seconds(), r["end"].total_seconds(), r["status"]) for r in rows]
-    assert spans == [(0, 10, "ok"), (10, 20, "ok"), (20, 25, "ok"), (25, 30, "truncated")]
 
 
 def test_indexing_again_changes_nothing_and_other_settings_are_refused(

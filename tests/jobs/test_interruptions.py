@@ -215,3 +215,45 @@ def test_a_part_of_another_run_does_not_count(clips, checkpoint, tmp_path, capsy
     assert "part-000999.parquet, which this run did not write" in capsys.readouterr().err
     metadata = pq.read_schema(parts[0]).metadata
     assert json.dumps(sorted(k.decode() for k in metadata)) == '["raysers"]'
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory, emodb_files) -> tuple[Path, list[str], list[dict]]:
+    """A folder, the files to be added to it, and the rows of both steps when nothing happens."""
+    home = tmp_path_factory.mktemp("growing")
+    folder, later = link_clips(home / "audio", emodb_files[::4]), emodb_files[2::4]
+    args = (*command(folder, home / "out"), "--extend")
+    assert resume(args) == 0
+    link_clips(folder, later)
+    assert resume(args) == 0
+    return folder, later, comparable(rows_of(home / "out"))
+
+
+@pytest.mark.parametrize("moment", ["list", pytest.param("score", marks=pytest.mark.slow), "stop"])
+def test_files_that_were_added_are_scored_once_whatever_happens(moment, growing, tmp_path):
+    """Killed once the longer list is there, and while it is scored; and stopped by Ctrl-C."""
+    folder, later, expected = growing
+    for file in later:
+        (folder / "deep er" / Path(file).name).unlink()
+    args = (*command(folder, tmp_path), "--extend")
+    assert resume(args) == 0
+    before = {p: p.read_bytes() for p in tmp_path.glob("*/part-*")}
+    link_clips(folder, later)
+    driver = processes.start(JOB, *args)
+    done = processes.parts_in(tmp_path)
+    if moment == "list":
+        processes.kill_when(driver, (tmp_path / "manifest/part-00001.parquet").exists)
+    elif moment == "score":
+        processes.kill_when(driver, lambda: processes.parts_in(tmp_path) > done)
+    else:
+        while processes.parts_in(tmp_path) == done and driver.poll() is None:
+            time.sleep(0.01)
+        driver.send_signal(signal.SIGINT)
+        assert processes.finish(driver)[0] == 130
+        assert record_of(tmp_path)["status"] == "interrupted"
+    assert resume(args[:-1]) == 0  # what has begun needs no flag
+    assert {p: p.read_bytes() for p in before} == before
+    assert comparable(rows_of(tmp_path)) == expected
+    record = record_of(tmp_path)
+    assert record["status"] == "done"
+    assert record["outcome"]["clips"] == len(expected) == len(list(folder.rglob("*.wav")))

@@ -64,7 +64,10 @@ MISTAKES = {
     "tune bad.yaml --data audio": "modle",
     "study papr --scale small": "papr",
     "probe nowhere -o p": "nowhere",
+    "annotate audio -o /proc/here": "/proc/here",
     # models
+    "annotate audio --model w2v2-l-robst": "did you mean",
+    "annotate audio --dtype fp16 --workers local": "--dtype",
     "annotate audio --model no-such-model": "no-such-model",
     "annotate audio --model ./nowhere": "nowhere",
     "annotate audio --model ./notes": "notes",

@@ -51,7 +51,7 @@ def run(*args: str) -> None:
 
 def test_seconds_stand_beside_durations(made):
     frame = raysers.read(made)
-    assert list(frame.columns[:5]) == ["file", "start", "end", "start_s", "end_s"]
+    assert list(frame.columns[:6]) == ["file", "start", "end", "clip_id", "start_s", "end_s"]
     assert frame["start_s"].tolist() == [1.0, 0.0]
     assert frame["end_s"].isna().tolist() == [False, True]
     assert frame["end_s"][0] == 3.5
@@ -74,6 +74,33 @@ def test_excel_holds_every_row_and_no_formula(made, tmp_path):
     column = [cell.value for cell in head].index("file")
     assert [row[column].value for row in rows] == ["a.wav", "'=cmd().wav"]
     assert {cell.data_type for row in rows for cell in row} <= {"s", "n", "inlineStr"}
+
+
+def test_iceberg_tables_hold_the_rows_of_the_last_call(made, tmp_path, monkeypatch):
+    """In a real catalog, in SQLite, read again by PyIceberg."""
+    catalog = pytest.importorskip("pyiceberg.catalog")
+    monkeypatch.setenv("PYICEBERG_CATALOG__DEFAULT__URI", f"sqlite:///{tmp_path}/catalog.db")
+    monkeypatch.setenv("PYICEBERG_CATALOG__DEFAULT__WAREHOUSE", f"file://{tmp_path}/warehouse")
+    (tmp_path / "warehouse").mkdir()
+    monkeypatch.setattr(catalog, "_ENV_CONFIG", catalog.Config())  # read once, at import
+    for _ in range(2):
+        run(made, "--iceberg", "speech.emotions")
+    found = catalog.load_catalog().load_table("speech.emotions").scan().to_pandas()
+    assert sorted(found["file"]) == ["=cmd().wav", "a.wav"]
+    assert found.set_index("file")["end_s"]["a.wav"] == 3.5
+    assert commands.main(["read", made, "--iceberg", "emotions"]) == 2
+
+
+def test_delta_tables_hold_the_rows_of_the_last_call(made, tmp_path):
+    deltalake = pytest.importorskip("deltalake")
+    for version in range(2):
+        run(made, "--delta", str(tmp_path / "delta"))
+        table = deltalake.DeltaTable(tmp_path / "delta")
+        assert table.version() == version
+        rows = table.to_pyarrow_table().sort_by("file").to_pylist()
+        assert [row["file"] for row in rows] == ["=cmd().wav", "a.wav"]
+        assert [row["end_s"] for row in rows] == [None, 3.5]
+    assert commands.main(["read", made, "--delta", str(tmp_path / "out/README.md")]) == 2
 
 
 def test_first_rows_are_printed(made, capsys):

@@ -1,4 +1,4 @@
-"""Any audformat database folder: `db.yaml` with tables in Parquet or CSV, media beside them.
+"""Any audformat database folder: `db.yaml`, tables in Parquet or CSV, and media.
 
 audformat reads CSV columns by their place in the YAML, so a CSV whose header has another order is
 ambiguous and refused; Parquet is read by name. Tables in pickle are not read. Plain numbers in
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysers.data.columnar import READ_FAILURES
+from raysers.data.columnar import READ_FAILURES, TimeColumnError, to_durations
 from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
 from raysers.data.files import (
     Row,
@@ -28,7 +28,6 @@ from raysers.data.files import (
     number,
     require,
 )
-from raysers.data.times import TimeColumnError, to_durations
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import parent, resolve, suffix_of
@@ -157,7 +156,7 @@ def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[Row]
     notes = [f"{root}: {kind} from the tables: {some(table.name for table in chosen)}"]
     if merged.conflicts:
         counts = ", ".join(f"{name} ({n:,})" for name, n in sorted(merged.conflicts.items()))
-        notes.append(f"{root}: tables differ in {counts}; the first table's values stand")
+        notes.append(f"{root}: tables differ in {counts}; the first table's values are used")
     return rows, notes
 
 
@@ -175,20 +174,20 @@ class _Merged:
         for name, value in values.items():
             if row.setdefault(name, value) != value:
                 self.conflicts[name] += 1
+        if table.split and row.setdefault("split", table.split) != table.split:
+            other = f"in {row['split']} in the table {self._split_from[key]!r}"
+            raise ConfigError(
+                f"{where}: {key.file} is in {table.split} here and {other}: put the clips you want "
+                "into a separate table"
+            )
         if table.split:
-            if row.setdefault("split", table.split) != table.split:
-                raise ConfigError(
-                    f"{where}: {key.file} is in {table.split} here and in {row['split']} in the "
-                    f"table {self._split_from[key]!r}: put the clips you want into a table of your "
-                    "own"
-                )
             self._split_from.setdefault(key, table.name)
 
     def add_facts(self, key: _Key, values: Row, split: str | None) -> None:
-        facts = {name: value for name, value in values.items() if name not in _LABELS}
         known = self._facts.setdefault(key, {})
-        for name, value in (facts | ({"split": split} if split else {})).items():
-            known.setdefault(name, value)
+        for name, value in (values | ({"split": split} if split else {})).items():
+            if name not in _LABELS:
+                known.setdefault(name, value)
 
     def rows(self) -> Iterator[tuple[_Key, Row]]:
         for key, row in self._clips.items():
@@ -212,7 +211,7 @@ def _values(where: str, table: _Table, cells: Row, sexes: Mapping[str, str]) -> 
             continue
         text = speaker_of(value)
         if text is not None and scheme.labels is not None and text not in scheme.labels:
-            raise ConfigError(f"{where}: {column} is {text!r}, which its scheme does not know")
+            raise ConfigError(f"{where}: {column} is {text!r}, which is not in its scheme")
         if role == "sex":
             text = sex_of(text)
         row[role] = common_name(text) if role == "emotion" and text else text
@@ -224,9 +223,9 @@ def _values(where: str, table: _Table, cells: Row, sexes: Mapping[str, str]) -> 
 def _label(where: str, column: str, value: Any, scheme: _Scheme) -> float | None:
     low, high = scheme.scale or (-math.inf, math.inf)
     rating = number(where, column, value, low, high)
-    if rating is not None and scheme.scale:
-        return (rating - low) / (high - low)
-    if rating is not None and not 0 <= rating <= 1:
+    if rating is None or scheme.scale:
+        return None if rating is None else (rating - low) / (high - low)
+    if not 0 <= rating <= 1:
         raise ConfigError(
             f"{where}: {column} is {rating:g}, and its scheme has no minimum and maximum to "
             "rescale it to 0..1: add them to db.yaml"
@@ -269,7 +268,7 @@ def _header(root: str) -> _Header:
 
 
 def _items(document: Any, key: str) -> list[tuple[str, Any]]:
-    """Names and values of a mapping in the YAML; none where something else stands."""
+    """Names and values of a mapping in the YAML; none for anything else."""
     found = document.get(key) if isinstance(document, dict) else None
     return [(str(k), v) for k, v in found.items()] if isinstance(found, dict) else []
 
@@ -340,12 +339,12 @@ def _rows(
     """("<uri>, row N" or ", line N", cells) of one table; times are ns or None."""
     stem, wanted = f"db.{table}", [*index, *columns]
     uri = first_of(root, (f"{stem}.parquet", f"{stem}.csv"), is_file)
+    if uri is None and first_of(root, (f"{stem}.pkl",), is_file):
+        fix = 'save the database with storage_format="parquet"'
+        raise ConfigError(
+            f"{root}: {stem}.pkl is a pickle, which can run code and is not read: {fix}"
+        )
     if uri is None:
-        if first_of(root, (f"{stem}.pkl",), is_file):
-            raise ConfigError(
-                f"{root}: {stem}.pkl is a pickle, which can run code and is not read: save the "
-                'database with storage_format="parquet"'
-            )
         raise ConfigError(
             f"{root}: db.yaml names the table {table!r}, but there is no {stem}.parquet"
         )
@@ -362,9 +361,10 @@ def _rows(
 def _csv_columns(uri: str, wanted: list[str]) -> tuple[list[str], dict[str, pa.ChunkedArray]]:
     records = list(csv_records(uri, wanted))
     if records and list(records[0][1]) != wanted:
+        found = ", ".join(records[0][1])
         raise ConfigError(
-            f"{uri}: its columns are {', '.join(records[0][1])}, but db.yaml has them as "
-            f"{', '.join(wanted)}, and audformat reads CSV by place: save it as Parquet"
+            f"{uri}: its columns are {found}, but db.yaml has them as {', '.join(wanted)}, and "
+            "audformat reads CSV by place: save it as Parquet"
         )
     texts = {name: [record[name] or None for _, record in records] for name in wanted}
     columns = {name: pa.chunked_array([text], pa.string()) for name, text in texts.items()}

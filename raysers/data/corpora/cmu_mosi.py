@@ -2,7 +2,7 @@
 
 Sentiment is read as valence, (y + 3) / 6; there is no arousal, dominance or category. Segments
 count from 1 here and from 0 in the SDK. The corpus names no speakers: the video stands for its one
-speaker, though 89 people made the 93 videos; a table given with --speakers says it better.
+speaker, though 89 people made the 93 videos; a table given with --speakers is more exact.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from raysers.data.corpora.emotions import split_of
 from raysers.data.files import (
@@ -38,9 +37,7 @@ _OPINIONS = tuple(
 )
 _LABEL_CSV = "label.csv"
 _LABEL_COLUMNS = ("video_id", "clip_id", "label")
-_OPINION_CELLS = 5
 _DECODABLE = (".wav", ".flac", ".mp3", ".ogg")
-_VIDEO = frozenset({".mp4"})
 _SPOKEN = re.compile(r"\s*(\d+)_DELIM_(.*)")
 #: Segments of the complete corpus.
 _SEGMENTS = 2199
@@ -75,11 +72,8 @@ SPLIT_OF = {
 _HEAD_BYTES = 2**14
 
 
-class _Key(NamedTuple):
-    """A segment: its video, and its number from 1 without leading zeros."""
-
-    video: str
-    number: str
+#: A segment: its video, and its number from 1 without leading zeros.
+_Key = tuple[str, str]
 
 
 def recognise(root: str) -> bool:
@@ -117,31 +111,36 @@ def read(root: str) -> tuple[list[Row], list[str]]:
         row = _row(where, record)
         key = _key(where, record["video_id"], record["clip_id"])
         if key in labels:
-            raise ConfigError(f"{where}: segment {key.number} of {key.video} a second time")
+            raise ConfigError(f"{where}: segment {key[1]} of {key[0]} a second time")
         labels[key] = row
-    videos = {key.video for key in labels}
+    videos = {video for video, _ in labels}
     unknown = sorted(videos - SPLIT_OF.keys())
     if 2 * len(unknown) > len(videos):
         raise ConfigError(
             f"--input {root}: {len(unknown)} of its {len(videos)} videos are not of CMU-MOSI (first"
             f" {unknown[0]}): give other corpora as a table with --corpus none"
         )
-    audio = _audio(root)
-    spoken = _transcripts(root)
-    rows: list[Row] = []
-    lost: list[str] = []
-    for key, labelled in labels.items():
-        info = audio.get(key)
-        if info is None:
-            lost.append("_".join(key))
-        else:
-            rows.append(of_file(info) | {"transcript": spoken.get(key)} | labelled)
+    audio, spoken = _audio(root), _transcripts(root)
+    rows = [
+        of_file(audio[key]) | {"transcript": spoken.get(key)} | labelled
+        for key, labelled in labels.items()
+        if key in audio
+    ]
+    lost = ["_".join(key) for key in labels if key not in audio]
     if not rows:
         fault = f"no wav of its {len(lost):,} segments, such as <video>_<segment>.wav"
-        if objects_below(root, _VIDEO):
+        if objects_below(root, {".mp4"}):
             fault = "its clips are .mp4: extract a .wav of the same name beside each"
         raise ConfigError(f"--input {root}: {fault}")
-    return rows, _notes(root, rows, lost, len(labels))
+    notes = []
+    if len(labels) < _SEGMENTS:
+        share = f"{len(labels):,} of the {_SEGMENTS:,} segments of CMU-MOSI"
+        notes.append(f"{root}: {share} are labelled")
+    if lost:
+        notes.append(f"{root}: segments without audio, left out: {some(lost)}")
+    if strange := {row["session"] for row in rows if row["split"] is None}:
+        notes.append(f"{root}: videos of no standard split: {some(strange)}")
+    return rows, notes
 
 
 def _opinions(uri: str) -> Iterator[tuple[str, Mapping[str, str]]]:
@@ -151,10 +150,9 @@ def _opinions(uri: str) -> Iterator[tuple[str, Mapping[str, str]]]:
         where = f"{uri}, line {reader.line_num}"
         if not cells or (reader.line_num == 1 and "video_id" in cells):
             continue
-        if len(cells) < _OPINION_CELLS:
+        if len(cells) < 5:
             raise ConfigError(f"{where}: write start, end, video, segment, sentiment")
-        named = map(str.strip, cells[2:_OPINION_CELLS])
-        yield where, dict(zip(_LABEL_COLUMNS, named, strict=True))
+        yield where, dict(zip(_LABEL_COLUMNS, map(str.strip, cells[2:5]), strict=True))
 
 
 def _key(where: str, video: str, segment: str) -> _Key:
@@ -165,7 +163,7 @@ def _key(where: str, video: str, segment: str) -> _Key:
             f"{where}: segment 0 of {video}: these numbers count from 0 as the SDK's do, the wavs "
             "from 1; add 1 to each"
         )
-    return _Key(video, str(int(segment)))
+    return video, str(int(segment))
 
 
 def _row(where: str, record: Mapping[str, str]) -> Row:
@@ -189,22 +187,14 @@ def _row(where: str, record: Mapping[str, str]) -> Row:
 
 
 def _audio(root: str) -> dict[_Key, ObjectInfo]:
-    """Segments' audio: `<video>_<n>.wav` in `Segmented`, or `<video>/<n>.wav`."""
+    """Segments' audio: `<video>_<n>.wav` in `Segmented`, or `<video>/<n>.wav`; wav over mp3."""
     audio: dict[_Key, ObjectInfo] = {}
-    for info in objects_below(root, _DECODABLE):
+    found = objects_below(root, _DECODABLE)
+    for info in sorted(found, key=lambda one: _DECODABLE.index(suffix_of(one.uri))):
         folder, stem = storage.parent(info.uri).rpartition("/")[2], stem_of(info.uri)
-        video, _, segment = stem.rpartition("_")
-        if folder == "Full":
-            continue
-        if stem.isdigit():
-            video, segment = folder, stem
-        if segment.isdigit():
-            key = _Key(video, str(int(segment)))
-            held = audio.get(key)
-            # the earlier suffix of the list wins: the wav over an mp3 of it
-            rank = _DECODABLE.index
-            if held is None or rank(suffix_of(info.uri)) < rank(suffix_of(held.uri)):
-                audio[key] = info
+        video, _, segment = (folder, "", stem) if stem.isdigit() else stem.rpartition("_")
+        if folder != "Full" and segment.isdigit():
+            audio.setdefault((video, str(int(segment))), info)
     return audio
 
 
@@ -214,16 +204,5 @@ def _transcripts(root: str) -> dict[_Key, str]:
     for info in objects_below(folder, {".annotprocessed"}) if folder else ():
         for _, line in lines_of(info.uri):
             if found := _SPOKEN.fullmatch(line):
-                spoken[_Key(stem_of(info.uri), str(int(found[1])))] = found[2].strip()
+                spoken[stem_of(info.uri), str(int(found[1]))] = found[2].strip()
     return spoken
-
-
-def _notes(root: str, rows: list[Row], lost: list[str], labelled: int) -> list[str]:
-    notes = []
-    if labelled < _SEGMENTS:
-        notes.append(f"{root}: {labelled:,} of the {_SEGMENTS:,} segments of CMU-MOSI are labelled")
-    if lost:
-        notes.append(f"{root}: segments without audio, left out: {some(lost)}")
-    if strange := {row["session"] for row in rows if row["split"] is None}:
-        notes.append(f"{root}: videos of no standard split: {some(strange)}")
-    return notes

@@ -21,7 +21,7 @@ from raysers.data.files import (
 )
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import storage
-from raysers.io.uris import ObjectInfo, suffix_of
+from raysers.io.uris import suffix_of
 from raysers.text import some
 
 NAME = "emodb"
@@ -31,14 +31,9 @@ _SEX_OF = {
     **dict.fromkeys(("08", "09", "13", "14", "16"), "female"),
 }
 _EMOTION_OF = {
-    "W": "anger",
-    "L": "boredom",
-    "E": "disgust",
-    "A": "fear",
-    "F": "happiness",
-    "T": "sadness",
+    "W": "anger", "L": "boredom", "E": "disgust", "A": "fear", "F": "happiness", "T": "sadness",
     "N": "neutral",
-}
+}  # fmt: skip
 _TEXT_OF = {
     "a01": "Der Lappen liegt auf dem Eisschrank.",
     "a02": "Das will sie am Mittwoch abgeben.",
@@ -55,7 +50,6 @@ _FILE_NAME = re.compile(
     rf"(?P<speaker>{'|'.join(_SEX_OF)})(?P<text>[ab]\d\d)(?P<emotion>[{''.join(_EMOTION_OF)}])"
     r"[a-z]?\.wav"
 )
-_SUFFIXES = frozenset({".wav"})
 #: Clips in the released part of the corpus, which at least this share of listeners recognised.
 _CLIPS, _RECOGNISED_PERCENT = 535, 80.0
 
@@ -65,7 +59,7 @@ def recognise(root: str) -> bool:
 
     The first other name ends the search, so a bucket of anything else is not listed to its end.
     """
-    folder, found = storage.absolute(_audio_folder(root)), 0
+    folder, found = storage.absolute(first_of(root, ("wav",)) or root), 0
     try:
         for info in storage.list_objects(folder):
             if suffix_of(info.uri) not in AUDIO_SUFFIXES:
@@ -84,55 +78,43 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     Raises:
         ConfigError: no file is named as EmoDB's are.
     """
-    infos = objects_below(_audio_folder(root), _SUFFIXES)
-    rows = [row for info in infos if (row := _row(info)) is not None]
+    rows: dict[str, Row] = {}
+    others: list[str] = []
+    for info in objects_below(first_of(root, ("wav",)) or root, {".wav"}):
+        if (found := _FILE_NAME.fullmatch(name_of(info.uri))) is None:
+            others.append(name_of(info.uri))
+            continue
+        rows[name_of(info.uri)] = of_file(info) | {
+            "speaker": found["speaker"],
+            "sex": _SEX_OF[found["speaker"]],
+            "language": "de",
+            "transcript": _TEXT_OF.get(found["text"]),
+            "emotion": _EMOTION_OF[found["emotion"]],
+            "corpus": NAME,
+        }
     if not rows:
         raise ConfigError(f"--input {root}: no file is named as EmoDB's are, such as 03a01Fa.wav")
     notes = []
-    named = {row["file"] for row in rows}
-    if other := [name_of(info.uri) for info in infos if info.uri not in named]:
-        notes.append(f"{root}: not named as EmoDB's files are, left out: {some(other)}")
+    if others:
+        notes.append(f"{root}: not named as EmoDB's files are, left out: {some(others)}")
     if len(rows) != _CLIPS:
         notes.append(f"{root}: {len(rows)} clips of EmoDB, where the released corpus has {_CLIPS}")
-    return rows, [*notes, *_doubtful(root, named)]
+    if doubtful := _doubtful(storage.join(root, "erkennung.txt"), rows):
+        share = f"{_RECOGNISED_PERCENT:g} %"
+        notes.append(f"{root}: recognised by less than {share}: {some(doubtful)} clips")
+    return list(rows.values()), notes
 
 
-def _audio_folder(root: str) -> str:
-    return first_of(root, ("wav",)) or root
-
-
-def _row(info: ObjectInfo) -> Row | None:
-    found = _FILE_NAME.fullmatch(name_of(info.uri))
-    if found is None:
-        return None
-    return of_file(info) | {
-        "speaker": found["speaker"],
-        "sex": _SEX_OF[found["speaker"]],
-        "language": "de",
-        "transcript": _TEXT_OF.get(found["text"]),
-        "emotion": _EMOTION_OF[found["emotion"]],
-        "corpus": NAME,
-    }
-
-
-def _doubtful(root: str, files: set[str]) -> list[str]:
+def _doubtful(uri: str, rows: dict[str, Row]) -> list[str]:
     """Clips that listeners often took for another emotion; the released part has none."""
-    uri = storage.join(root, "erkennung.txt")
-    if not is_file(uri):
-        return []
-    present = {name_of(file) for file in files}
     doubtful = []
-    for line_number, line in lines_of(uri):
+    for line_number, line in lines_of(uri) if is_file(uri) else ():
         cells = line.split()
-        name = next((cell for cell in cells if cell.endswith(".wav")), None)
-        if name not in present:
+        if (name := next((cell for cell in cells if cell in rows), None)) is None:
             continue
         try:
             percent = float(cells[cells.index(name) + 1].replace(",", "."))
         except (IndexError, ValueError):
             raise ConfigError(f"{uri}, line {line_number}: no share of listeners") from None
-        if percent < _RECOGNISED_PERCENT:
-            doubtful.append(name)
-    if not doubtful:
-        return []
-    return [f"{root}: recognised by less than {_RECOGNISED_PERCENT:g} %: {some(doubtful)} clips"]
+        doubtful += [name] if percent < _RECOGNISED_PERCENT else []
+    return doubtful

@@ -1,6 +1,6 @@
-"""The words corpora use for emotion, sex, split and speaker, and those used here.
+"""Terms of corpora for emotion, sex, split and speaker, mapped to those used here.
 
-A word that is not in a table means "not known", never a guess.
+A term that is not in a table means "not known"; nothing is guessed.
 
 `load_emotion_map` maps categories to arousal, dominance and valence by a documented table.
 
@@ -154,7 +154,7 @@ def split_of(word: str | None) -> str | None:
 
 
 def speaker_of(word: object) -> str | None:
-    """The speaker's name, None where a corpus says that it does not know it.
+    """The speaker's name, None where the corpus marks it as unknown.
 
     >>> speaker_of(" 30 "), speaker_of("Unknown"), speaker_of(7.0), speaker_of("3.0")
     ('30', None, '7', '3')

@@ -1,7 +1,7 @@
 """IEMOCAP (Busso et al. 2008): acted dialogs in five sessions, ratings on 1..5.
 
-Who speaks is the letter of a turn's last field: the `F` in `Ses01F_impro01_M013` is who wears the
-markers, `M` is who talks. The summary line is valence, arousal, dominance, in that order.
+The letter of a turn's last field is the speaker: in `Ses01F_impro01_M013` the `F` wears the markers
+and the `M` speaks. The summary line is valence, arousal, dominance, in that order.
 """
 
 from __future__ import annotations
@@ -38,11 +38,8 @@ _SUMMARY = re.compile(
 )
 _SPOKEN = re.compile(r"(Ses\w+)\s+\[[\d.]+\s*-\s*[\d.]+\]:\s*(.*)")
 _CODES = ("ang", "hap", "sad", "neu", "fru", "exc", "fea", "sur", "dis")
-#: Majority votes that are no emotion of their own.
-_EMOTION_OF = {code: common_name(code) for code in _CODES} | {
-    "oth": "other",
-    "xxx": "no_agreement",
-}
+#: Majority votes that name no emotion.
+_EMOTION_OF = {code: common_name(code) for code in _CODES} | {"oth": "other", "xxx": "no_agreement"}
 _SEX_OF = {"F": "female", "M": "male"}
 #: Means just off the scale are known of; they count as its end.
 _LOWEST, _LOW, _HIGH, _HIGHEST = 0.5, 1.0, 5.0, 5.5
@@ -72,15 +69,25 @@ def read(root: str) -> tuple[list[Row], list[str]]:
         wavs = objects_below(storage.join(folder, "sentences/wav"), {".wav"})
         audio = {stem_of(info.uri): info for info in wavs}
         for labelled in _turns(folder, off_scale):
-            info = audio.pop(labelled["turn"], None)
-            if info is None:
-                lost.append(labelled["turn"])
-            else:
+            if info := audio.pop(labelled["turn"], None):
                 rows.append(of_file(info) | labelled)
+            else:
+                lost.append(labelled["turn"])
         extra += audio
     if not rows:
         raise ConfigError(f"--input {root}: none of its {len(lost):,} turns has a sentence wav")
-    return rows, _notes(root, rows, lost, extra, off_scale)
+    notes = []
+    if len(rows) != _TURNS:
+        sessions = Counter(row["session"] for row in rows)
+        counts = ", ".join(f"{name} {count:,}" for name, count in sorted(sessions.items()))
+        notes.append(f"{root}: {len(rows):,} of the {_TURNS:,} turns of IEMOCAP ({counts})")
+    for names, what in (
+        (lost, "turns without a wav, left out"),
+        (extra, "wavs without a label, left out"),
+        (set(off_scale), "ratings off the scale of 1 to 5 count as its end"),
+    ):
+        notes += [f"{root}: {what}: {some(names)}"] if names else []
+    return rows, notes
 
 
 def _release(root: str) -> str | None:
@@ -95,24 +102,23 @@ def _turns(session: str, off_scale: list[str]) -> Iterator[Row]:
     spoken = objects_below(storage.join(session, "dialog/transcriptions"), {".txt"}, direct=True)
     words_in = {stem_of(info.uri): info.uri for info in spoken}
     for info in objects_below(storage.join(session, _LABELS), {".txt"}, direct=True):
-        dialog = _DIALOG_FILE.fullmatch(name_of(info.uri))
-        if dialog is None:
+        if (dialog := _DIALOG_FILE.fullmatch(name_of(info.uri))) is None:
             continue
-        words = _transcripts(words_in.get(dialog[1]))
+        words = lines_of(words_in[dialog[1]]) if dialog[1] in words_in else ()
+        matches = (_SPOKEN.fullmatch(line.strip()) for _, line in words)
+        texts = {match[1]: match[2].strip() for match in matches if match}
         for line_number, line in lines_of(info.uri):
             # raters' own lines begin with C- or A-, the header with %
             if line.startswith("["):
-                where = f"{info.uri}, line {line_number}"
-                row = _row(where, line, dialog[1], off_scale)
-                yield row | {"transcript": words.get(row["turn"])}
+                row = _row(f"{info.uri}, line {line_number}", line, dialog[1], off_scale)
+                yield row | {"transcript": texts.get(row["turn"])}
 
 
 def _row(where: str, line: str, dialog: str, off_scale: list[str]) -> Row:
     found = _SUMMARY.fullmatch(line)
     if found is None:
-        raise ConfigError(
-            f"{where}: not a summary line: [start - end] turn emotion [valence, arousal, dominance]"
-        )
+        form = "[start - end] turn emotion [valence, arousal, dominance]"
+        raise ConfigError(f"{where}: not a summary line: {form}")
     turn, code = found["turn"], found["emotion"]
     speaker = turn.removeprefix(dialog + "_")[:1]
     if not turn.startswith(dialog + "_") or speaker not in _SEX_OF:
@@ -123,8 +129,7 @@ def _row(where: str, line: str, dialog: str, off_scale: list[str]) -> Row:
     for name in ("arousal", "dominance", "valence"):
         rating = number(where, name, found[name], _LOWEST, _HIGHEST)
         if rating is not None:
-            if not _LOW <= rating <= _HIGH:
-                off_scale.append(turn)
+            off_scale += [] if _LOW <= rating <= _HIGH else [turn]
             labels[name] = (min(max(rating, _LOW), _HIGH) - 1) / 4
     return labels | {
         "turn": turn,
@@ -135,29 +140,3 @@ def _row(where: str, line: str, dialog: str, off_scale: list[str]) -> Row:
         "corpus": NAME,
         "session": turn[:5],
     }
-
-
-def _transcripts(uri: str | None) -> dict[str, str]:
-    """Words by turn; lines that are no turn are passed over."""
-    if uri is None:
-        return {}
-    spoken = (_SPOKEN.fullmatch(line.strip()) for _, line in lines_of(uri))
-    return {match[1]: match[2].strip() for match in spoken if match}
-
-
-def _notes(
-    root: str, rows: list[Row], lost: list[str], extra: list[str], off_scale: list[str]
-) -> list[str]:
-    notes = []
-    if len(rows) != _TURNS:
-        sessions = Counter(row["session"] for row in rows)
-        counts = ", ".join(f"{name} {count:,}" for name, count in sorted(sessions.items()))
-        notes.append(f"{root}: {len(rows):,} of the {_TURNS:,} turns of IEMOCAP ({counts})")
-    if lost:
-        notes.append(f"{root}: turns without a wav, left out: {some(lost)}")
-    if extra:
-        notes.append(f"{root}: wavs without a label, left out: {some(extra)}")
-    if off_scale:
-        turns = some(set(off_scale))
-        notes.append(f"{root}: ratings off the scale of 1 to 5 count as its end: {turns}")
-    return notes

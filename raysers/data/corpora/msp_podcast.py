@@ -1,8 +1,8 @@
 """MSP-Podcast (Lotfian and Busso 2019), releases 1.6 to 2.0: podcast turns, ratings on 1..7.
 
 The releases spell folders, files and splits differently, and the columns are arousal, valence,
-dominance: everything is read by name. Test3 has audio and no labels; a speaker the corpus calls
-`Unknown` may be anyone, so unknown speakers are never one group.
+dominance: everything is read by name. Test3 has audio and no labels; speakers marked
+`Unknown` are different people, so they are never one group.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from raysers.data.files import (
 )
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import ObjectInfo, suffix_of
+from raysers.io.uris import suffix_of
 from raysers.text import some
 
 NAME = "msp-podcast"
@@ -44,17 +44,9 @@ _PARTITION_FILES = ("Partitions.txt", "Partition.txt")
 _COLUMNS = {"arousal": "EmoAct", "dominance": "EmoDom", "valence": "EmoVal"}
 _NEEDED = ("FileName", *_COLUMNS.values(), "Split_Set")
 _EMOTION_OF = {
-    "A": "anger",
-    "S": "sadness",
-    "H": "happiness",
-    "U": "surprise",
-    "F": "fear",
-    "D": "disgust",
-    "C": "contempt",
-    "N": "neutral",
-    "O": "other",
-    "X": "no_agreement",
-}
+    "A": "anger", "S": "sadness", "H": "happiness", "U": "surprise", "F": "fear", "D": "disgust",
+    "C": "contempt", "N": "neutral", "O": "other", "X": "no_agreement",
+}  # fmt: skip
 _LOW, _HIGH = 1.0, 7.0
 _READ_THREADS = 32
 
@@ -72,7 +64,7 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     """
     uri = _labels(root)
     if uri is None:
-        raise ConfigError(_no_labels(root))
+        raise ConfigError(f"--input {root}: {_no_labels(root)}")
     folder = first_of(root, _AUDIO_FOLDERS)
     wavs = [] if folder is None else objects_below(folder, {".wav"})
     audio = {name_of(info.uri): info for info in wavs}
@@ -89,14 +81,24 @@ def read(root: str) -> tuple[list[Row], list[str]]:
         if name in seen:
             raise ConfigError(f"{where}: {name} a second time")
         seen.add(name)
-        info = audio.pop(name, None)
-        if info is None:
-            lost.append(name)
-        else:
+        if info := audio.pop(name, None):
             rows.append(of_file(info) | row)
+        else:
+            lost.append(name)
     if not rows:
         raise ConfigError(f"--input {root}: {folder} has none of the {len(lost):,} wavs of {uri}")
-    unlabelled = _unlabelled(root, audio)
+    # wavs without a row: the partition file is the only one that lists Test3
+    partitions = first_of(root, _PARTITION_FILES, is_file)
+    lines = lines_of(partitions) if audio and partitions else ()
+    split_of_wav = {
+        name.strip(): split_of(split)
+        for split, mark, name in (line.partition(";") for _, line in lines)
+        if mark
+    }
+    unlabelled = [
+        of_file(info) | _of_every_wav(name) | {"split": split_of_wav.get(name)}
+        for name, info in audio.items()
+    ]
     _add_transcripts(root, [*rows, *unlabelled])
     notes = []
     if lost:
@@ -115,12 +117,11 @@ def _labels(root: str) -> str | None:
 
 
 def _no_labels(root: str) -> str:
-    folder = first_of(root, _LABEL_FOLDERS)
-    if folder is not None:
-        return f"--input {root}: no {' or '.join(_LABEL_FILES[:2])} (or .json) in {folder}"
+    if folder := first_of(root, _LABEL_FOLDERS):
+        return f"no {' or '.join(_LABEL_FILES[:2])} (or .json) in {folder}"
     packed = first_of(root, [f"{name}.zip" for name in _LABEL_FOLDERS], is_file)
     fix = f"unpack {packed}" if packed else "is this the folder of a release?"
-    return f"--input {root}: no label folder ({', '.join(_LABEL_FOLDERS)}): {fix}"
+    return f"no label folder ({', '.join(_LABEL_FOLDERS)}): {fix}"
 
 
 def _records(uri: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -138,14 +139,12 @@ def _records(uri: str) -> Iterator[tuple[str, dict[str, str]]]:
         if not isinstance(record, dict):
             raise ConfigError(f"{where}: not a record")
         require(where, record, _NEEDED[1:])
-        yield (
-            where,
-            {k: "" if v is None else str(v) for k, v in record.items()} | {"FileName": name},
-        )
+        cells = {key: "" if value is None else str(value) for key, value in record.items()}
+        yield where, cells | {"FileName": name}
 
 
 def _speakers(root: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Speaker by wav and sex by speaker in `Speaker_ids.txt`, for rows that do not say them."""
+    """Speaker by wav and sex by speaker in `Speaker_ids.txt`, for rows without them."""
     speakers: dict[str, str] = {}
     sexes: dict[str, str] = {}
     uri = storage.join(root, "Speaker_ids.txt")
@@ -159,10 +158,9 @@ def _speakers(root: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _row(where: str, record: dict[str, str]) -> Row:
-    name, code = record["FileName"], record.get("EmoClass", "")
-    split = split_of(record["Split_Set"])
+    code, split = record.get("EmoClass", ""), split_of(record["Split_Set"])
     if split is None:
-        raise ConfigError(f"{where}: Split_Set is {record['Split_Set']!r}, no split known here")
+        raise ConfigError(f"{where}: Split_Set is {record['Split_Set']!r}, not a known split")
     row: Row = {
         "speaker": speaker_of(record.get("SpkrID")),
         "sex": sex_of(record.get("Gender")),
@@ -172,28 +170,14 @@ def _row(where: str, record: dict[str, str]) -> Row:
     for label, column in _COLUMNS.items():
         rating = number(where, column, record[column], _LOW, _HIGH)
         row[label] = None if rating is None else (rating - _LOW) / (_HIGH - _LOW)
-    return row | _of_every_wav(name)
+    return row | _of_every_wav(record["FileName"])
 
 
 def _of_every_wav(name: str) -> Row:
-    """What the name alone tells: `MSP-PODCAST_0001_0008.wav` is of podcast 0001."""
+    """Facts in the name: `MSP-PODCAST_0001_0008.wav` is of podcast 0001."""
     parts = name.split("_")
     podcast = parts[1] if len(parts) > 2 and parts[1].isdigit() else None
     return {"language": "en", "corpus": NAME, "session": podcast}
-
-
-def _unlabelled(root: str, audio: dict[str, ObjectInfo]) -> list[Row]:
-    """Wavs without a row: the partition file is the only one that lists Test3."""
-    uri = first_of(root, _PARTITION_FILES, is_file)
-    splits: dict[str, str | None] = {}
-    for _, line in lines_of(uri) if audio and uri else ():
-        split, separator, name = line.partition(";")
-        if separator:
-            splits[name.strip()] = split_of(split)
-    return [
-        of_file(info) | _of_every_wav(name) | {"split": splits.get(name)}
-        for name, info in audio.items()
-    ]
 
 
 def _add_transcripts(root: str, rows: list[Row]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,17 +57,13 @@ def test_a_table_of_ones_own_in_other_words(tmp_path):
     assert any("does not have: weird" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("bad", [1.25, -0.01, math.inf])
-def test_a_label_off_the_scale_is_named_by_file_and_row(tmp_path, bad):
+def test_a_label_off_the_scale_is_named_by_file_and_row_and_nan_is_none(tmp_path):
     file = tmp_path / "labels.parquet"
-    labels = pa.array([0.5, None, bad], pa.float64())
-    pq.write_table(pa.table({"file": ["a.wav", "b.wav", "c.wav"], "valence": labels}), file)
-    with pytest.raises(ConfigError, match=rf"{file}, row 3: valence is .*, off the scale"):
-        read_labelled([str(file)])
-
-
-def test_nan_is_no_label(tmp_path):
-    file = tmp_path / "labels.parquet"
+    for bad in (1.25, -0.01, math.inf):
+        labels = pa.array([0.5, None, bad], pa.float64())
+        pq.write_table(pa.table({"file": ["a.wav", "b.wav", "c.wav"], "valence": labels}), file)
+        with pytest.raises(ConfigError, match=rf"{file}, row 3: valence is .*, off the scale"):
+            read_labelled([str(file)])
     pq.write_table(pa.table({"file": ["a.wav"], "valence": [math.nan]}), file)
     assert read_labelled([str(file)]).table["valence"].to_pylist() == [None]
 
@@ -114,7 +109,7 @@ def test_layouts_are_recognised_unless_told_otherwise(tmp_path):
         read_labelled([])
 
 
-def test_speakers_of_videos_from_a_table(tmp_path):
+def test_speakers_from_a_table_by_video_by_speaker_and_by_file(tmp_path):
     root = trees.mosi(tmp_path / "mosi")
     speakers = trees.text(
         tmp_path / "speakers.csv",
@@ -136,14 +131,20 @@ def test_speakers_of_videos_from_a_table(tmp_path):
     ]
     assert any("is about 2 of 6 clips" in note for note in found.notes)
 
-
-def test_speakers_by_file_are_found_by_the_end_of_the_path(tmp_path):
-    for name in ("a/x.wav", "b/x.wav", "b/ax.wav"):
+    for name in ("a/x.wav", "b/x.wav", "b/ax.wav"):  # files by the end of their path
         trees.wav(tmp_path / name)
-    speakers = trees.text(tmp_path / "who.csv", "file,speaker,sex\nb/x.wav,ann,f\nx.wav,bob,m\n")
-    table = read_labelled([str(tmp_path / "a"), str(tmp_path / "b")], speakers=str(speakers)).table
+    by_file = trees.text(tmp_path / "who.csv", "file,speaker,sex\nb/x.wav,ann,f\nx.wav,bob,m\n")
+    table = read_labelled([str(tmp_path / "a"), str(tmp_path / "b")], speakers=str(by_file)).table
     found = {r["file"].removeprefix(f"{tmp_path}/"): r["speaker"] for r in table.to_pylist()}
     assert found == {"a/x.wav": "bob", "b/x.wav": "ann", "b/ax.wav": None}
+    for content, message in (
+        ("name,sex\na,m\n", "has no column file or video or session or speaker"),
+        ("video\nv\n", "has no column besides: add sex"),
+        ("video,sex\nv,man\nw,horse\n", "line 3: sex is 'horse'"),
+    ):
+        bad = trees.text(tmp_path / "bad.csv", content)
+        with pytest.raises(ConfigError, match=message):
+            read_labelled([str(root)], speakers=str(bad))
 
 
 def test_a_root_that_is_missing_or_a_file_is_said_to_be(tmp_path):
@@ -154,29 +155,6 @@ def test_a_root_that_is_missing_or_a_file_is_said_to_be(tmp_path):
         read_labelled([str(file)], corpus="emodb")
     table = trees.text(tmp_path / "t.csv", "file\n03a01Fa.wav\n")
     assert read_labelled([str(table)], corpus="emodb").table["speaker"].to_pylist() == [None]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("name,sex\na,m\n", "has no column file or video or session or speaker"),
-        ("video\nv\n", "says nothing of its clips"),
-        ("video,sex\nv,man\nw,horse\n", "line 3: sex is 'horse'"),
-    ],
-)
-def test_a_bad_table_of_speakers_is_refused(tmp_path, content, message):
-    speakers = trees.text(tmp_path / "speakers.csv", content)
-    with pytest.raises(ConfigError, match=message):
-        read_labelled([str(trees.mosi(tmp_path / "mosi"))], speakers=str(speakers))
-
-
-def test_many_rows_keep_their_words_apart(tmp_path):
-    file = tmp_path / "labels.parquet"
-    sexes = np.random.default_rng(0).choice(["f", "male", ""], 5000).tolist()
-    names = [f"{i}.wav" for i in range(5000)]
-    pq.write_table(pa.table({"file": names, "sex": sexes}), file, row_group_size=700)
-    ours = read_labelled([str(file)]).table["sex"].to_pylist()
-    assert ours == [{"f": "female", "male": "male", "": None}[word] for word in sexes]
 
 
 def test_a_corpus_in_a_bucket_and_the_tables_beside_it(tmp_path, s3: Bucket):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-import tracemalloc
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raysers.data import manifest as manifest_module
@@ -21,7 +20,6 @@ from raysers.data.shards import (
     ShardSource,
     plan_part,
     plan_shards,
-    shard_name,
 )
 from raysers.errors import ConfigError
 from raysers.schemas import MANIFEST
@@ -49,7 +47,7 @@ def manifest(
 def one_part(table: pa.Table, *, shard_s: float) -> PartPlan:
     """The plan of a manifest of one part."""
     whole = plan_shards(Manifest([table], [len(table)]), shard_s=shard_s)
-    plan = plan_part(table, shard_s=whole.shard_s)
+    plan = plan_part(table, shard_s=float(whole.shard_s[0]))
     assert np.array_equal(whole.seconds, plan.seconds)
     assert np.array_equal(whole.clips, np.diff(plan.starts))
     return plan
@@ -62,7 +60,6 @@ def shards_of(plan: PartPlan) -> list[list[int]]:
 lengths = st.one_of(st.none(), st.floats(0, 4000), st.floats(0.1, 10))
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(lengths, st.sampled_from(["ok", "ok", "ok", "unreadable"])), max_size=120),
     st.floats(1, 5000),
@@ -174,46 +171,19 @@ def test_workers_read_in_the_store_what_the_driver_planned(tmp_path, monkeypatch
     assert sorted(found) == sorted(table["clip_id"].to_pylist())
 
 
-def test_clip_count_is_bounded_for_very_short_clips() -> None:
+def test_limits_and_refusals() -> None:
     plan = one_part(manifest([0.001] * (2 * MAX_CLIPS + 1)), shard_s=1e9)
     assert max(len(rows) for rows in shards_of(plan)) <= MAX_CLIPS
-    failed = one_part(
-        manifest([None] * (MAX_CLIPS + 1), status=["missing"] * (MAX_CLIPS + 1)), shard_s=60
-    )
+    n = MAX_CLIPS + 1
+    failed = one_part(manifest([None] * n, status=["missing"] * n), shard_s=60)
     assert [len(rows) for rows in shards_of(failed)] == [MAX_CLIPS, 1]
-
-
-def test_empty_and_wrong() -> None:
-    plan = one_part(manifest([]), shard_s=60)
-    assert len(plan) == 0
+    empty = one_part(manifest([]), shard_s=60)
+    assert len(empty) == 0
     with pytest.raises(IndexError):
-        plan.rows(0)
+        empty.rows(0)
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ConfigError, match="--shard-s"):
             one_part(manifest([1.0]), shard_s=bad)
-    assert shard_name(7) == "part-000007.parquet"
-
-
-def test_planning_200_000_rows_takes_little_memory() -> None:
-    rng = np.random.default_rng(0)
-    n = 200_000
-    table = pa.table(
-        {
-            "file": pa.array([f"s3://bucket/corpus/speaker{i % 999}/{i}.wav" for i in range(n)]),
-            "start": pa.array(np.zeros(n, np.int64)).cast(pa.duration("ns")),
-            "end": pa.array(np.zeros(n, np.int64)).cast(pa.duration("ns")),
-            "duration_s": rng.uniform(0.5, 20, n),
-            "status": pa.array(["ok"] * n),
-        }
-    )
-    tracemalloc.start()
-    before = pa.total_allocated_bytes()
-    plan = plan_part(table, shard_s=1800)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert sorted(plan.order.tolist()) == list(range(n))
-    assert peak < 60 * 2**20
-    assert pa.total_allocated_bytes() - before < 10 * 2**20
 
 
 def test_padding_waste_of_a_case_worked_by_hand() -> None:

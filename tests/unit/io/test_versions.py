@@ -16,7 +16,7 @@ from raysers.io import storage
 from raysers.io.ranged import RangedFile
 from raysers.types import Clip
 from tests.s3 import Bucket, Faults
-from tests.unit.data.test_manifest import index, wav
+from tests.unit.data.test_segments import index, wav
 from tests.unit.data.test_tar import build
 
 

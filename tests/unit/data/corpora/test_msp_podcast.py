@@ -50,11 +50,11 @@ def test_every_release(tmp_path, release, labels, audio, dev, test):
     assert first["valence"] == pytest.approx(0.5)
     assert first["dominance"] == pytest.approx(1.6 / 6)
     assert (first["speaker"], first["sex"], first["split"]) == ("30", "male", test.lower())
-    assert (first["emotion"], first["session"], first["corpus"]) == (
+    assert [first[n] for n in ("emotion", "session", "corpus")] == [
         "neutral",
         "0001",
         "msp-podcast",
-    )
+    ]
     second = rows["MSP-PODCAST_0002_0033.wav"]
     assert (second["arousal"], second["valence"], second["split"]) == (1.0, 0.0, "dev")
     assert (second["sex"], second["emotion"]) == ("female", "anger")
@@ -62,19 +62,6 @@ def test_every_release(tmp_path, release, labels, audio, dev, test):
     assert (unknown["speaker"], unknown["sex"], unknown["session"]) == (None, None, "0003")
     assert (unknown["emotion"], unknown["split"]) == ("no_agreement", "train")
     assert first["num_bytes"] == 44 + 2 * 800
-
-
-def test_columns_are_read_by_name_not_place(tmp_path):
-    root = tmp_path / "r"
-    trees.text(
-        root / "Labels/labels_consensus.csv",
-        "Split_Set,EmoDom,FileName,EmoVal,SpkrID,EmoAct,EmoClass,Gender\n"
-        "Train,1,MSP-PODCAST_0001_0001.wav,4,007,7,H,Female\n",
-    )
-    trees.wav(root / "Audios/MSP-PODCAST_0001_0001.wav")
-    (row,) = read_corpus("msp-podcast", str(root))[0].to_pylist()
-    assert (row["arousal"], row["dominance"], row["valence"]) == (1.0, 0.0, 0.5)
-    assert row["speaker"] == "007"
 
 
 def test_test3_is_rows_without_labels_and_lost_wavs_are_told_apart(tmp_path):
@@ -92,11 +79,7 @@ def test_test3_is_rows_without_labels_and_lost_wavs_are_told_apart(tmp_path):
         "Train; MSP-PODCAST_0001_0001.wav\nno fields\nTest3; MSP-PODCAST_0900_0001.wav\n",
     )
     rows, notes = by_name(root)
-    assert set(rows) == {
-        "MSP-PODCAST_0001_0001.wav",
-        "MSP-PODCAST_0900_0001.wav",
-        "MSP-PODCAST_0901_0001.wav",
-    }
+    assert set(rows) == {f"MSP-PODCAST_{n}_0001.wav" for n in ("0001", "0900", "0901")}
     test3 = rows["MSP-PODCAST_0900_0001.wav"]
     assert (test3["split"], test3["arousal"], test3["speaker"]) == ("test3", None, None)
     assert rows["MSP-PODCAST_0901_0001.wav"]["split"] is None
@@ -121,13 +104,19 @@ def test_speaker_ids_and_transcripts_fill_in(tmp_path):
     assert row["transcript"] == "Well, that is sad."
 
 
-def test_consensus_in_json(tmp_path):
+def test_consensus_in_json_and_columns_by_name(tmp_path):
     record = {"EmoClass": "D", "EmoAct": 2.5, "EmoVal": 1, "EmoDom": 7.0}
     record |= {"SpkrID": 12, "Gender": "Female", "Split_Set": "Development"}
     root = trees.msp_json(tmp_path / "r", {"MSP-PODCAST_0001_0001.wav": record})
-    (row,) = read_corpus("msp-podcast", str(root))[0].to_pylist()
-    assert (row["arousal"], row["valence"], row["dominance"]) == (0.25, 0.0, 1.0)
-    assert (row["speaker"], row["sex"], row["split"]) == ("12", "female", "dev")
+    table = tmp_path / "t/Labels/labels_consensus.csv"
+    names = ["Split_Set", "EmoDom", "FileName", "EmoVal", "SpkrID", "EmoAct", "EmoClass", "Gender"]
+    cells = {**record, "FileName": "MSP-PODCAST_0001_0001.wav"}
+    trees.text(table, "\n".join([",".join(names), ",".join(str(cells[n]) for n in names)]))
+    trees.wav(tmp_path / "t/Audios/MSP-PODCAST_0001_0001.wav")
+    for place in (root, tmp_path / "t"):
+        (row,) = read_corpus("msp-podcast", str(place))[0].to_pylist()
+        assert (row["arousal"], row["valence"], row["dominance"]) == (0.25, 0.0, 1.0)
+        assert (row["speaker"], row["sex"], row["split"]) == ("12", "female", "dev")
     del record["EmoAct"]
     trees.msp_json(root, {"MSP-PODCAST_0001_0001.wav": record})
     with pytest.raises(ConfigError, match=r"MSP-PODCAST_0001_0001.wav has no column 'EmoAct'"):
@@ -174,6 +163,11 @@ def test_missing_pieces_are_named(tmp_path):
     (tmp_path / "empty/Audios/MSP-PODCAST_0001_0001.wav").unlink()
     with pytest.raises(ConfigError, match="no wavs in Audios or Audio"):
         read_corpus("msp-podcast", str(tmp_path / "empty"))
+    trees.wav(tmp_path / "empty/Audios/a.wav").rename(
+        os.fsdecode(os.fsencode(tmp_path / "empty/Audios") + b"/MSP-\xff.wav")
+    )
+    with pytest.raises(ConfigError, match="not valid UTF-8"):
+        read_corpus("msp-podcast", str(tmp_path / "empty"))
 
 
 def test_a_release_in_a_bucket(tmp_path, s3: Bucket):
@@ -193,12 +187,3 @@ def test_a_release_in_a_bucket(tmp_path, s3: Bucket):
     assert [row["split"] for row in rows] == ["train", "test3"]
     assert rows[0]["transcript"] == "So."
     assert all(row["etag"] for row in rows)
-
-
-def test_a_file_name_that_is_no_utf8_is_named(tmp_path):
-    root = trees.msp_podcast(tmp_path / "r", [GOOD])
-    trees.wav(root / "Audios/MSP-PODCAST_0001_0002.wav").rename(
-        os.fsdecode(os.fsencode(root / "Audios") + b"/MSP-\xff.wav")
-    )
-    with pytest.raises(ConfigError, match="not valid UTF-8"):
-        read_corpus("msp-podcast", str(root))
