@@ -12,7 +12,7 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -27,34 +27,22 @@ _PLAIN = {int: ("N", "a whole number"), float: ("X", "a number"), str: ("TEXT", 
 
 
 @dataclass(frozen=True, slots=True)
-class Arg:
-    """How a field looks on the command line, as `Annotated[str, Arg("URI", short="-o")]`.
+class Flag:
+    """One flag. Fields set what comes first, as `Annotated[str, Flag("URI", short="-o")]`.
 
-    `choices` are the values that are offered, where they are not all of the type.
+    `choices` are the values that are offered, where they are not all of the type. `words` is how
+    many words follow the flag; -1: any number, which become a tuple.
     """
 
     metavar: str = ""
     short: str = ""
     choices: tuple[str, ...] = ()
     hidden: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flag:
-    """One flag: how its words become a value, and its line of help.
-
-    `words` is how many words follow it; -1: any number, which become a tuple.
-    """
-
-    name: str
-    about: str
-    group: str
+    name: str = ""
+    about: str = ""
+    group: str = ""
     words: int = 1
-    is_tuple: bool = False
     read: Callable[[str], Any] = str
-    metavar: str = ""
-    short: str = ""
-    hidden: bool = False
     default: Any = ""
     required: bool = False
 
@@ -75,7 +63,7 @@ class Flag:
             values = tuple(map(self.read, words))
         except ValueError as error:
             raise ConfigError(f"{self.spelled} {' '.join(words)}: {error}") from None
-        return values if self.is_tuple else values[0]
+        return values[0] if self.words == 1 else values
 
 
 def flags_of(config_class: type) -> dict[str, Flag]:
@@ -92,23 +80,20 @@ def flags_of(config_class: type) -> dict[str, Flag]:
     hints = get_type_hints(config_class, include_extras=True)
     found = {}
     for field in fields(config_class):
-        hint, arg = hints[field.name], Arg()
+        hint, flag = hints[field.name], Flag()
         if get_origin(hint) is Annotated:
-            hint, *marks = get_args(hint)
-            arg = next((mark for mark in marks if isinstance(mark, Arg)), arg)
-        read, words, metavar = _reader(hint, arg.choices)
-        if arg.metavar:
-            metavar = f"{arg.metavar} ..." if words < 0 else arg.metavar
-        found[field.name] = Flag(
+            hint, flag = get_args(hint)
+        read, words, metavar = _reader(hint, flag.choices)
+        if flag.metavar:
+            metavar = f"{flag.metavar} ..." if words < 0 else flag.metavar
+        found[field.name] = replace(
+            flag,
             name=field.name,
             about=about.get(field.name, ""),
             group=groups[field.name],
             words=words,
-            is_tuple=words not in (0, 1),
             read=read,
             metavar=metavar,
-            short=arg.short,
-            hidden=arg.hidden,
             default="" if field.default is MISSING else field.default,
             required=field.default is MISSING,
         )

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from raysers.arguments import Arg, Flag, build, flags_of, help_text, split
+from raysers.arguments import Flag, build, flags_of, help_text, split
 from raysers.data.files import load_yaml
 from raysers.errors import ConfigError
 from raysers.io import storage
@@ -30,14 +30,14 @@ T = TypeVar("T")
 DEFAULT_MODEL = "raysers-base"
 #: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
 CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
-Uris = Annotated[tuple[str, ...], Arg("URI")]
-Models = Annotated[tuple[str, ...], Arg("MODEL")]
-Output = Annotated[str, Arg("URI", short="-o")]
+Uris = Annotated[tuple[str, ...], Flag("URI")]
+Models = Annotated[tuple[str, ...], Flag("MODEL")]
+Output = Annotated[str, Flag("URI", short="-o")]
 #: A field that the job sets itself.
-Hidden = Annotated[str, Arg(hidden=True)]
+Hidden = Annotated[str, Flag(hidden=True)]
 Retry = Annotated[
     tuple[Status, ...],
-    Arg("STATUS", choices=tuple(str(status) for status in Status if status is not Status.OK)),
+    Flag("STATUS", choices=tuple(str(status) for status in Status if status is not Status.OK)),
 ]
 
 #: Flags on the first screen of `--help`, of commands that have more than these.

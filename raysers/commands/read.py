@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 
-from raysers.arguments import Arg
+from raysers.arguments import Flag
 from raysers.cli import command
 from raysers.engine import lake
 from raysers.engine import output as parts
@@ -45,19 +45,19 @@ _SHEET_ROWS = 1_048_576
 class ReadFlags:
     """What is read, and where it goes."""
 
-    source: Annotated[str, Arg("OUTPUT")]
+    source: Annotated[str, Flag("OUTPUT")]
     """Output of a job, local or s3://."""
     table: str = ""
     """Table to read, a sub-folder; default: the main one of the job."""
-    csv: Annotated[str, Arg("FILE")] = ""
+    csv: Annotated[str, Flag("FILE")] = ""
     """Write all rows to this file, as CSV."""
-    xlsx: Annotated[str, Arg("FILE")] = ""
+    xlsx: Annotated[str, Flag("FILE")] = ""
     """Write all rows to this file, as an Excel sheet."""
-    iceberg: Annotated[str, Arg("NAME")] = ""
+    iceberg: Annotated[str, Flag("NAME")] = ""
     """Write all rows to this table, [CATALOG.]NAMESPACE.TABLE, in place of those it has."""
-    delta: Annotated[str, Arg("URI")] = ""
+    delta: Annotated[str, Flag("URI")] = ""
     """Write all rows to the Delta table in this folder or prefix, in place of those it has."""
-    push_to_hub: Annotated[str, Arg("OWNER/NAME")] = ""
+    push_to_hub: Annotated[str, Flag("OWNER/NAME")] = ""
     """Upload card and tables, with names of files, as a private dataset of the Hugging Face hub."""
     rows: int = 10
     """Rows on the screen."""

@@ -67,11 +67,7 @@ def first_of(
 def objects_below(
     folder: str, suffixes: Collection[str] | None, *, direct: bool = False
 ) -> list[ObjectInfo]:
-    """Files below `folder`, sorted by name; with `direct`, those in the folder itself only.
-
-    Empty when there is no such folder. Hidden files (`._x.wav` of archives made on a Mac) are left
-    out.
-    """
+    """Files below `folder` (`direct`: in it), sorted by name; none if there is no such folder."""
     try:
         found = list(storage.list_objects(folder, suffixes=suffixes))
     except ObjectMissing:
@@ -109,11 +105,7 @@ def stem_of(uri: str) -> str:
 
 
 def text_of(uri: str, data: bytes | None = None) -> str:
-    """A text file (or its `data`) in UTF-8, UTF-16 with a byte order mark, or Windows-1252.
-
-    Raises:
-        ConfigError: it is none of these; the message names the line.
-    """
+    """A text file (or its `data`) in UTF-8, UTF-16 with a byte order mark, or Windows-1252."""
     data = storage.read_bytes(uri) if data is None else data
     return data.decode(_encoding(uri, data))
 
@@ -249,11 +241,7 @@ def _holds_rows(cell: str, cells: list[str], place: int, delimiter: str) -> bool
 
 
 def csv_records(uri: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """("<uri>, line N", record by column name) of a CSV with a header, blanks stripped.
-
-    Raises:
-        ConfigError: a column of `needed` is missing; else as `delimited`.
-    """
+    """("<uri>, line N", record by column name) of a CSV with the columns `needed`, stripped."""
     names, rows = delimited(uri)
     require(uri, names, needed)
     for line, cells in rows:
@@ -261,11 +249,7 @@ def csv_records(uri: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str
 
 
 def load_yaml(uri: str) -> Any:
-    """The document of a YAML (or JSON) file; see `parse_yaml`.
-
-    Raises:
-        ConfigError: it cannot be read, or as `parse_yaml`.
-    """
+    """The document of a YAML (or JSON) file; ConfigError as `parse_yaml`, with the file."""
     try:
         return parse_yaml(storage.read_bytes(uri, max_bytes=_MAX_YAML_BYTES).decode("utf-8-sig"))
     except (StorageError, UnicodeDecodeError, ConfigError) as error:
@@ -333,11 +317,7 @@ def require(uri: str, names: Collection[str], needed: Sequence[str]) -> None:
 
 
 def number(where: str, name: str, text: object, low: float, high: float) -> float | None:
-    """A label between `low` and `high`, None for an empty one.
-
-    Raises:
-        ConfigError: no number, or one off the scale; the message begins with `where`.
-    """
+    """A label between `low` and `high`, None for an empty one; ConfigError off the scale."""
     if text is None or str(text).strip().lower() in _NO_NUMBER:
         return None
     try:

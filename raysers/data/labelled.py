@@ -15,16 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.corpora import audformat, cmu_mosi, emodb, iemocap, msp_podcast
-from raysers.data.corpora.emotions import (
-    EMOTION_MAPS,
-    EmotionMap,
-    common_name,
-    load_emotion_map,
-    sex_of,
-    speaker_of,
-    split_of,
-)
+from raysers.data.corpora import audformat, cmu_mosi, emodb, emotions, iemocap, msp_podcast
 from raysers.data.files import Row, csv_records, name_of, rows_to_table
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.data.readers import format_of
@@ -60,11 +51,7 @@ def recognise(root: str) -> str | None:
 
 
 def read_corpus(name: str, root: str) -> tuple[pa.Table, list[str]]:
-    """The rows of the corpus `name` in `root`: the columns `OBJECTS` and its labels; and notes.
-
-    Raises:
-        ConfigError: as the reader says.
-    """
+    """The rows of the corpus `name` in `root`: the columns `OBJECTS` and its labels; and notes."""
     rows, notes = CORPORA[name].read(root)
     return rows_to_table(rows), notes
 
@@ -89,20 +76,16 @@ def read_labelled(
     Finished manifests (and output folders that hold one) and tables are read as what they are,
     whatever `corpus` says.
 
-    Args:
-        uris: the inputs.
-        corpus: name of a reader for the roots; `auto` recognises them by their layout; `none`
-            takes them for plain audio.
-        emotion_map: where a dimension is missing, take it from the category by this map: a name of
-            `EMOTION_MAPS` or a YAML file; empty for none.
-        speakers: CSV about speakers, see `_Speakers`; empty for none.
+    `corpus` names the reader of roots; `auto` recognises them by their layout, `none` takes them
+    for plain audio. Missing dimensions are taken from the category by `emotion_map`, a name of
+    `EMOTION_MAPS` or a YAML file. `speakers` is a CSV, see `_Speakers`.
 
     Raises:
         ConfigError: an input that cannot be used, a label off 0..1, an unknown corpus or map.
     """
     if corpus not in ("auto", "none", *CORPORA):
         raise ConfigError(f"--corpus {corpus}: choose auto, none, {', '.join(CORPORA)}")
-    mapping = load_emotion_map(emotion_map) if emotion_map else None
+    mapping = emotions.load_emotion_map(emotion_map) if emotion_map else None
     about_speakers = _Speakers(speakers) if speakers else None
     names = list(dict.fromkeys(map(absolute_input, uris)))
     finished = [uri for uri in names if is_manifest(uri)]
@@ -145,9 +128,9 @@ def _listed(uri: str, corpus: str, notes: list[str]) -> pa.Table:
 
 
 _WORDS: Mapping[str, Callable[[str | None], str | None]] = {
-    "sex": sex_of,
-    "split": split_of,
-    "speaker": speaker_of,
+    "sex": emotions.sex_of,
+    "split": emotions.split_of,
+    "speaker": emotions.speaker_of,
 }
 
 
@@ -202,11 +185,11 @@ def _of_two_sexes(table: pa.Table) -> list[str]:
     return [f"speakers who are female and male: {some(found)}"] if found else []
 
 
-def _mapped(table: pa.Table, mapping: EmotionMap, name: str, notes: list[str]) -> pa.Table:
+def _mapped(table: pa.Table, mapping: emotions.EmotionMap, name: str, notes: list[str]) -> pa.Table:
     """Missing dimensions taken from the category."""
     coded = table["emotion"].combine_chunks().dictionary_encode()
-    emotions = [common_name(word) for word in coded.dictionary.to_pylist()]
-    points = [mapping.get(word) for word in emotions]
+    names = [emotions.common_name(word) for word in coded.dictionary.to_pylist()]
+    points = [mapping.get(word) for word in names]
     used = np.zeros(len(table), bool)
     for place, dimension in enumerate(DIMENSIONS):
         by_word = pa.array([p and p[place] for p in points], pa.float32())
@@ -214,9 +197,9 @@ def _mapped(table: pa.Table, mapping: EmotionMap, name: str, notes: list[str]) -
         filled = pc.coalesce(column, by_word.take(coded.indices))
         used |= (pc.is_null(column).to_numpy() & pc.is_valid(filled).to_numpy()).astype(bool)
         table = _with(table, dimension, filled)
-    kind = f"map {name}" if name in EMOTION_MAPS else name
+    kind = f"map {name}" if name in emotions.EMOTION_MAPS else name
     notes.append(f"{int(used.sum()):,} clips take labels from their category by the {kind}")
-    if unknown := {w for w, point in zip(emotions, points, strict=True) if point is None}:
+    if unknown := {w for w, point in zip(names, points, strict=True) if point is None}:
         notes.append(f"categories the {kind} does not have: {', '.join(sorted(unknown))}")
     return table
 
@@ -250,8 +233,9 @@ class _Speakers:
             if len(record) == 1:
                 raise ConfigError(f"--speakers {uri} has no column besides: add sex")
             word = record.get("sex") or record.get("gender") or ""
-            fact = {"speaker": speaker_of(record.get("speaker")), "sex": sex_of(word)}
-            if word and fact["sex"] is None:
+            sex = emotions.sex_of(word)
+            fact = {"speaker": emotions.speaker_of(record.get("speaker")), "sex": sex}
+            if word and sex is None:
                 raise ConfigError(f"--speakers {where}: sex is {word!r}: write female or male")
             if file := record.get("file"):
                 self.files.setdefault(name_of(file), []).append((f"/{file.lstrip('/')}", fact))

@@ -60,10 +60,7 @@ class Manifest:
         firsts: Sequence[int] = (0,),
         folder: str = "",
     ) -> None:
-        """From tables or places of Parquet files, of so many rows each.
-
-        `folder` holds the files and is removed with this object; empty: none.
-        """
+        """From tables or places of Parquet files; `folder` of the files goes with this object."""
         self._parts = parts
         self._rows = rows
         self.firsts = firsts
@@ -108,11 +105,7 @@ class Manifest:
         return len(self._parts)
 
     def part(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of a part, of those of the `columns` that are there; None: all.
-
-        Raises:
-            ConfigError: a damaged file.
-        """
+        """The rows of a part, of those of the `columns` that are there; None: all."""
         found = self._parts[number]
         if isinstance(found, str):
             return read_part(found, columns)
@@ -164,11 +157,7 @@ class Manifest:
         return self.part(len(self) - 1)
 
     def write(self, uri: str) -> None:
-        """Write the parts that are not there as `part-*.parquet`, in place of any others.
-
-        Raises:
-            WriteError, StorageError: as `storage.write_atomic`.
-        """
+        """Write the parts that are not there as `part-*.parquet`, in place of any others."""
         names = [f"part-{number:05d}.parquet" for number in range(len(self))]
         places = [storage.join(uri, name) for name in names]
         new = [
@@ -254,9 +243,7 @@ def whole_parts(uri: str) -> list[str]:
 
 
 def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows of the manifest at `uri` (see `manifest_parts`) in the order they were written.
-
-    `columns` names those to read; None reads all manifest and label columns that are there.
+    """All rows of the manifest at `uri`, of `columns` or of all that are there.
 
     Raises:
         ConfigError: no manifest, or one that was left half-written.
@@ -269,11 +256,7 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One file of a manifest; see `read_manifest`.
-
-    Raises:
-        ConfigError: not Parquet, not a manifest, or damaged.
-    """
+    """One file of a manifest; ConfigError if it is none, or damaged."""
     table = _read_part(uri, columns)
     _check_rows(uri, table)
     return table

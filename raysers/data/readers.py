@@ -18,26 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysers.data.columnar import (
-    DATABASE_SUFFIXES,
-    FILE_COLUMNS,
-    PARQUET_SUFFIXES,
-    Record,
-    Source,
-    of_records,
-    open_database,
-    open_parquet,
-    path_of,
-)
-from raysers.data.files import (
-    AUDIO_SUFFIXES,
-    delimited,
-    first_of,
-    is_file,
-    objects_below,
-    stem_of,
-    text_of,
-)
+from raysers.data import columnar, files
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import parent, suffix_of
@@ -65,14 +46,14 @@ def format_of(uri: str) -> str:
     """
     if uri == STDIN:
         return ".txt"
-    suffix = suffix_of(path_of(uri))
+    suffix = suffix_of(columnar.path_of(uri))
     if suffix == ".gz":
         suffix = suffix_of(uri[:-3])
         return suffix if suffix in _GZIPPED else ""
     return suffix if suffix in _OPENERS else ""
 
 
-def open_table(uri: str, notes: list[str], homes: Sequence[str] = ()) -> Source:
+def open_table(uri: str, notes: list[str], homes: Sequence[str] = ()) -> columnar.Source:
     """Opens a table of a known format, see `format_of`.
 
     Messages for the user are added to `notes`. The recordings of an RTTM are looked for in its own
@@ -84,7 +65,7 @@ def open_table(uri: str, notes: list[str], homes: Sequence[str] = ()) -> Source:
     """
     kind = format_of(uri)
     if kind == ".rttm":
-        return of_records(_turns(uri, homes, notes))
+        return columnar.of_records(_turns(uri, homes, notes))
     return _OPENERS[kind](uri, notes)
 
 
@@ -112,7 +93,7 @@ def _stdin() -> bytes:
 
 
 def _lines(uri: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text_of(uri, data=_data(uri)).splitlines(), start=1):
+    for number, line in enumerate(files.text_of(uri, data=_data(uri)).splitlines(), start=1):
         if line.strip():
             yield number, line
 
@@ -120,8 +101,8 @@ def _lines(uri: str) -> Iterator[tuple[int, str]]:
 # CSV and lists
 
 
-def _open_delimited(uri: str, notes: list[str]) -> Source:
-    names, rows = delimited(uri, FILE_COLUMNS, notes, data=_data(uri))
+def _open_delimited(uri: str, notes: list[str]) -> columnar.Source:
+    names, rows = files.delimited(uri, columnar.FILE_COLUMNS, notes, data=_data(uri))
 
     def read(wanted: Sequence[str], most: int) -> pa.Table:
         places, batches = [names.index(name) for name in wanted], []
@@ -134,38 +115,40 @@ def _open_delimited(uri: str, notes: list[str]) -> Source:
         schema = pa.schema([(name, pa.string()) for name in wanted])
         return pa.Table.from_batches(batches, schema)
 
-    return Source(names, read)
+    return columnar.Source(names, read)
 
 
-def _open_list(uri: str, notes: list[str]) -> Source:
+def _open_list(uri: str, notes: list[str]) -> columnar.Source:
     """One file a line; what begins like a table is read as one."""
     lines = [line.strip(" \t\ufeff") for _, line in _lines(uri)]
     if lines and lines[0].startswith("{"):
         return _open_json(uri, notes)
     first = lines[0].replace(";", ",").replace("\t", ",") if lines else ""
     head = {cell.strip(' "').lower() for cell in first.split(",")}
-    if "file" in head or (len(head) > 1 and head & set(FILE_COLUMNS)):
+    if "file" in head or (len(head) > 1 and head & set(columnar.FILE_COLUMNS)):
         return _open_delimited(uri, notes)
     playlist = ".m3u" in suffix_of(uri)
-    return of_records({"file": line} for line in lines if not (playlist and line[0] == "#"))
+    return columnar.of_records(
+        {"file": line} for line in lines if not (playlist and line[0] == "#")
+    )
 
 
 # JSON
 
 
-def _open_json(uri: str, notes: list[str]) -> Source:
+def _open_json(uri: str, notes: list[str]) -> columnar.Source:
     """Objects of a JSON Lines file, or of one array."""
-    text = text_of(uri, data=_data(uri))
+    text = files.text_of(uri, data=_data(uri))
     where = uri
     try:
         if text.lstrip("\ufeff \r\n\t").startswith("["):
             values: Iterable[Any] = enumerate(json.loads(text), start=1)
-            return of_records([_record(f"{uri}, entry {n}", value) for n, value in values])
+            return columnar.of_records([_record(f"{uri}, entry {n}", value) for n, value in values])
         records = []
         for number, line in enumerate(text.splitlines(), start=1):
             where = f"{uri}, line {number}"
             records += [_record(where, json.loads(line))] if line.strip() else []
-        return of_records(records)
+        return columnar.of_records(records)
     except (ValueError, RecursionError) as error:
         fault = str(error) or "nested too deeply"
         if where == uri:
@@ -173,7 +156,7 @@ def _open_json(uri: str, notes: list[str]) -> Source:
         raise ConfigError(f"{where}: {fault}: one JSON object a line") from None
 
 
-def _record(where: str, value: Any) -> Record:
+def _record(where: str, value: Any) -> columnar.Record:
     """One object as a row: of NeMo, Hugging Face (`metadata.jsonl`), or a cut of lhotse."""
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: {str(value)[:40]!r} is not an object with names and values")
@@ -192,7 +175,7 @@ def _record(where: str, value: Any) -> Record:
     return row
 
 
-def _cut(where: str, cut: Record, recording: Record) -> Record:
+def _cut(where: str, cut: columnar.Record, recording: columnar.Record) -> columnar.Record:
     """A cut (or recording) of lhotse: a stretch of one file and channel."""
     sources = recording["sources"]
     kind, name = (sources[0].get(key) for key in ("type", "source")) if sources else (None, None)
@@ -226,42 +209,44 @@ def _fields(uri: str, number: int, line: str, least: int, form: str) -> list[str
     return cells
 
 
-def _open_kaldi(uri: str, notes: list[str]) -> Source:
+def _open_kaldi(uri: str, notes: list[str]) -> columnar.Source:
     """`wav.scp`, cut by the file `segments` beside it, with the speakers of `utt2spk`."""
-    files: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for number, line in _lines(uri):
         name, _, file = line.strip().partition(" ")
         if file.rstrip().endswith("|"):
             fix = "commands are not run: write its audio to a file"
             raise ConfigError(f"{uri}, line {number}: a command in place of a file; {fix}")
-        files[name] = file.strip() or name
+        file_of[name] = file.strip() or name
     folder = parent(uri)
-    speakers, segments = (first_of(folder, [n], is_file) for n in ("utt2spk", "segments"))
+    speakers, segments = (
+        files.first_of(folder, [n], files.is_file) for n in ("utt2spk", "segments")
+    )
     pairs = (line.split() for _, line in _lines(speakers)) if speakers else ()
     speaker_of = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
     if segments is None:
-        return of_records(
-            {"file": file, "speaker": speaker_of.get(name)} for name, file in files.items()
+        return columnar.of_records(
+            {"file": file, "speaker": speaker_of.get(name)} for name, file in file_of.items()
         )
     rows, others = [], 0
     for number, line in _lines(segments):
         cells = _fields(segments, number, line, 4, "id recording start end")
         name, recording, start, end = cells[:4]
-        others += recording not in files
-        if recording in files:
+        others += recording not in file_of
+        if recording in file_of:
             times = {"start": start, "end": None if end == "-1" else end}
-            rows.append({"file": files[recording], **times, "speaker": speaker_of.get(name)})
+            rows.append({"file": file_of[recording], **times, "speaker": speaker_of.get(name)})
     if others:
         notes.append(f"{segments}: segments of recordings that {uri} does not have: {others:,}")
-    return of_records(rows)
+    return columnar.of_records(rows)
 
 
-def _turns(uri: str, homes: Sequence[str], notes: list[str]) -> Iterator[Record]:
+def _turns(uri: str, homes: Sequence[str], notes: list[str]) -> Iterator[columnar.Record]:
     """Speaker turns of an RTTM; its recordings are the files of these names below the folders."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for home in (parent(uri), *homes):
-        for info in objects_below(home, AUDIO_SUFFIXES):
-            found[stem_of(info.uri)][info.uri] = None
+        for info in files.objects_below(home, files.AUDIO_SUFFIXES):
+            found[files.stem_of(info.uri)][info.uri] = None
     others: Counter[str] = Counter()
     form = "SPEAKER recording channel start duration <NA> <NA> speaker"
     for number, line in _lines(uri):
@@ -272,27 +257,27 @@ def _turns(uri: str, homes: Sequence[str], notes: list[str]) -> Iterator[Record]
             others[cells[0]] += 1
             continue
         _, recording, _, start, length, _, _, speaker = _fields(uri, number, line, 8, form)[:8]
-        files = list(found.get(recording, ()))
-        if len(files) != 1:
+        named = list(found.get(recording, ()))
+        if len(named) != 1:
             looked = ", ".join((parent(uri), *homes))
-            fault = f"several files: {', '.join(files[:_SHOWN])}" if files else "no audio file"
+            fault = f"several files: {', '.join(named[:_SHOWN])}" if named else "no audio file"
             raise ConfigError(
                 f"{uri}, line {number}: {recording!r} is {fault} below {looked}: give the folder "
                 "of its recordings as --input too"
             )
-        yield {"file": files[0], "start": start, "duration": length, "speaker": speaker}
+        yield {"file": named[0], "start": start, "duration": length, "speaker": speaker}
     if others:
         counts = ", ".join(f"{n:,} x {name[:40]}" for name, n in others.most_common(_SHOWN))
         notes.append(f"{uri}: lines that are no turns: {counts}")
 
 
 _GZIPPED = (".csv", ".tsv", ".jsonl", ".json", ".txt")
-_OPENERS: dict[str, Callable[[str, list[str]], Source]] = {
+_OPENERS: dict[str, Callable[[str, list[str]], columnar.Source]] = {
     **dict.fromkeys((".csv", ".tsv"), _open_delimited),
-    **dict.fromkeys(PARQUET_SUFFIXES, open_parquet),
+    **dict.fromkeys(columnar.PARQUET_SUFFIXES, columnar.open_parquet),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), _open_json),
     **dict.fromkeys((".txt", ".lst", ".list", ".m3u", ".m3u8"), _open_list),
-    **dict.fromkeys(DATABASE_SUFFIXES, open_database),
+    **dict.fromkeys(columnar.DATABASE_SUFFIXES, columnar.open_database),
     ".scp": _open_kaldi,
-    ".rttm": lambda uri, notes: of_records(_turns(uri, (), notes)),
+    ".rttm": lambda uri, notes: columnar.of_records(_turns(uri, (), notes)),
 }

@@ -99,17 +99,12 @@ def probe_batch(
     threads: int = 16,
     find_speech: FindSpeech | None = None,
 ) -> pa.Table:
-    """The clips of listed objects, with the schema `MANIFEST` and the labels the batch has.
+    """The clips of rows of `list_inputs`, with the schema `MANIFEST` and the labels the batch has.
 
     Rows with a start or an end are clips as they are; every other row is a file that `segmenting`
-    cuts. Each file is opened once, and each row of the batch gives at least one clip.
-
-    Args:
-        batch: rows of `sources.list_inputs`.
-        segmenting: for rows without a segment.
-        threads: files opened at a time; one with `vad`, which decodes whole files.
-        find_speech: needed for `vad`; may raise ClipError. Its blocks have zeros for NaN and end
-            where a recording is damaged.
+    cuts. Each row gives at least one clip, and each file is opened once, `threads` at a time; one
+    with `vad`, which decodes whole files and needs `find_speech`. Its blocks have zeros for NaN and
+    end where a recording is damaged.
 
     Raises:
         TransientStorageError, CredentialsError: not the clips' fault.
@@ -153,10 +148,7 @@ def _channels(row: Row, info: AudioInfo | None, segmenting: Segmenting) -> Seque
 
 
 def _inspect(rows: Sequence[Row], segmenting: Segmenting, find_speech: FindSpeech | None) -> _File:
-    """Reads the header of the file of `rows`, and its speech where it is to be cut.
-
-    The row boundary, where the errors of a file become data.
-    """
+    """Reads the header of the file of `rows`, and its speech; its errors become data here."""
     row, cut = rows[0], [row for row in rows if not (row["start"] or row["end"])]
     num_bytes, etag = row["num_bytes"], row["etag"] or ""
     if row["status"] and row["status"] != Status.OK:

@@ -48,10 +48,10 @@ _TRAVELLING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PartPlan:
-    """Which rows of one table each of its shards holds.
+    """The rows of each shard of one table.
 
-    `order` has the rows of the table, shard after shard; `starts` where each shard begins in it,
-    with one more entry than shards; `seconds` the audio of each, 0 where lengths are unknown.
+    `order` has the rows, shard after shard; `starts` where each shard begins in it (one more entry
+    than shards); `seconds` the audio of each, 0 if unknown.
     """
 
     order: Indices
@@ -70,11 +70,10 @@ class PartPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ShardPlan:
-    """How many shards each part of a manifest has, and what they hold.
+    """The shards of each part of a manifest.
 
     Per part: `shard_s`, padded audio seconds of a full shard, and `firsts`, the number of its first
-    shard, with one more entry than parts. Per shard: `clips`, and `seconds` of audio, 0 where
-    lengths are unknown.
+    shard (one more entry than parts). Per shard: `clips`, and `seconds` of audio, 0 if unknown.
     """
 
     shard_s: Seconds
@@ -165,11 +164,7 @@ class ShardSource:
         return cls(Manifest.stored(uri), plan, changed)
 
     def block(self, shard: int) -> pa.Table:
-        """References to the clips of a shard, with a column `shard`.
-
-        Raises:
-            RaysersError: the manifest is not the one that was planned.
-        """
+        """The clips of a shard, with a column `shard`; RaysersError if the manifest has changed."""
         number = self._plan.part_of(shard)
         with self._lock:
             if number not in self._parts:

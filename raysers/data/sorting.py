@@ -71,10 +71,7 @@ def sorted_parts(
     """Tables in any order as sorted parts of `part_rows` rows, of the first `limit` (0: all).
 
     Returns the parts, their rows, the folder of those that are files (empty: none is), and how many
-    rows are left out as repeated.
-
-    Raises:
-        WriteError: the local disk is full.
+    rows are left out as repeated. WriteError: the local disk is full.
     """
     runs = _in_runs(tables)
     first = next(runs, MANIFEST.empty_table())

@@ -59,10 +59,7 @@ _BREAKER = storage.Breaker()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Input:
-    """One input, or one of the files that a pattern names.
-
-    A table has `parts`, or is the (root, table) of an audformat `database`.
-    """
+    """One input; a table has `parts`, or is the (root, table) of an audformat `database`."""
 
     kind: Literal["table", "folder", "tar", "audio"]
     uri: str
@@ -105,11 +102,7 @@ def list_inputs(
 
 
 def listed_segments(uris: Sequence[str]) -> pa.Table:
-    """Columns `file`, `start` and `end` of table rows among the inputs that are a part of a file.
-
-    Raises:
-        ConfigError: as `list_inputs`.
-    """
+    """`file`, `start` and `end` of table rows among the inputs that are a part of a file."""
     whole = {".tar", *AUDIO_SUFFIXES}
     others = [uri for uri in uris if suffix_of(uri) not in whole and uri != STDIN]
     inputs = _classified(others, databases=True)

@@ -161,11 +161,7 @@ def leaks(table: pa.Table) -> list[Leak]:
 
 
 def check_leakage(table: pa.Table, allow: bool) -> list[str]:
-    """One line for each leak, for the record of a run that allows them.
-
-    Raises:
-        ConfigError: there are leaks and `allow` is False; it names the first of them.
-    """
+    """One line for each leak; ConfigError naming the first ones unless they are allowed."""
     found = leaks(table)
     if found and not allow:
         told = "; ".join(map(str, found[:_TOLD]))
@@ -178,11 +174,7 @@ def check_leakage(table: pa.Table, allow: bool) -> list[str]:
 
 
 def take_fraction(table: pa.Table, fraction: float, seed: int) -> pa.Table:
-    """A share of the clips, at least one, in their order; a larger share holds every smaller one.
-
-    Raises:
-        ConfigError: `fraction` is not above 0 and at most 1.
-    """
+    """A share of the clips, at least one, in their order; larger shares hold the smaller ones."""
     if not 0 < fraction <= 1:
         raise ConfigError(f"--train-fraction is {fraction:g}: give a share above 0 and at most 1")
     count = max(1, round(fraction * len(table)))

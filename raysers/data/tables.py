@@ -159,12 +159,7 @@ def _first_row(mask: pa.ChunkedArray | pa.Array) -> int | None:
 
 
 def _columns(uri: str, names: Sequence[str], notes: list[str]) -> _Columns:
-    """Which column of the table is which of ours.
-
-    Raises:
-        ConfigError: no column of files, a column twice, times of which only a part can be
-            understood.
-    """
+    """Our columns by those of the table; ConfigError where they are ambiguous."""
     files = [name for name in names if name.lower() in FILE_COLUMNS]
     files = [name for name in files if name == "file"] or files
     if not files:
@@ -241,9 +236,6 @@ def _named_files(uri: str, cells: pa.ChunkedArray, notes: list[str]) -> list[str
     A name with outer blanks or quotes, Windows separators or accents is taken as written where
     that exists, else in the tidied spelling, and the notes count how many are. On S3 the first such
     name settles the spelling of all.
-
-    Raises:
-        ConfigError: an empty name, a control character, a Windows drive, an unknown scheme.
     """
     folder, corrected, settled = _home(uri), 0, -1
     files: list[str] = []

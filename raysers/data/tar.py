@@ -20,17 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.errors import ConfigError, ObjectMissing
-from raysers.io import storage
+from raysers.io import storage, uris
 from raysers.io.ranged import RangedFile
-from raysers.io.uris import (
-    MAC_LEFTOVER,
-    ObjectInfo,
-    is_hidden,
-    is_mac_leftover,
-    is_member,
-    suffix_of,
-    tar_uri_of,
-)
 from raysers.schemas import MANIFEST
 from raysers.types import Status
 
@@ -67,21 +58,17 @@ def is_compressed_tar(uri: str) -> bool:
 
 
 def check_tar_name(uri: str) -> None:
-    """Refuses tars whose members could not be addressed.
-
-    Raises:
-        ConfigError: a compressed tar, or a path with `.tar#` in it.
-    """
+    """Raises ConfigError for a compressed tar, or a path with `.tar#` in it."""
     if is_compressed_tar(uri):
         raise ConfigError(_decompress(uri))
-    if is_member(uri):
+    if uris.is_member(uri):
         raise ConfigError(
             f"{uri}: '.tar#' in a tar's path clashes with how members are named; rename it"
         )
 
 
 def index_tar(
-    info: ObjectInfo,
+    info: uris.ObjectInfo,
     *,
     suffixes: Collection[str],
     skipped: Callable[[str, str], None] = lambda reason, path: None,
@@ -110,9 +97,9 @@ def index_tar(
         if isinstance(entry, str):
             yield _of_tar(info, Status.TRUNCATED, f"{entry}; later members are lost")
             continue
-        if is_mac_leftover(entry.name) and not entry.isdir():
-            skipped(MAC_LEFTOVER, f"{info.uri}#{_printable(entry.name)}")
-        if entry.isdir() or suffix_of(entry.name) not in wanted or is_hidden(entry.name):
+        if uris.is_mac_leftover(entry.name) and not entry.isdir():
+            skipped(uris.MAC_LEFTOVER, f"{info.uri}#{_printable(entry.name)}")
+        if entry.isdir() or uris.suffix_of(entry.name) not in wanted or uris.is_hidden(entry.name):
             continue
         member = _member(entry, info)
         if hash(member.file) in seen:
@@ -138,7 +125,7 @@ def resolve_members(clips: pa.Table, *, suffixes: Collection[str]) -> pa.Table:
     rows_of: dict[str, list[int]] = defaultdict(list)
     named = pc.match_substring(clips["file"], ".tar#", ignore_case=True)
     for row in np.flatnonzero(pc.and_(named, pc.is_null(clips["byte_offset"])).to_numpy()).tolist():
-        rows_of[tar_uri_of(clips["file"][row].as_py())].append(row)
+        rows_of[uris.tar_uri_of(clips["file"][row].as_py())].append(row)
     found: list[TarMember | None] = [None] * len(clips)
     for uri, rows in rows_of.items():
         try:
@@ -249,7 +236,7 @@ def _is_cut(entry: tarfile.TarInfo, total_bytes: int) -> bool:
     return stored and entry.offset_data + entry.size > total_bytes
 
 
-def _of_tar(info: ObjectInfo, status: Status, error: str) -> TarMember:
+def _of_tar(info: uris.ObjectInfo, status: Status, error: str) -> TarMember:
     return TarMember(
         file=info.uri,
         byte_offset=0,
@@ -260,7 +247,7 @@ def _of_tar(info: ObjectInfo, status: Status, error: str) -> TarMember:
     )
 
 
-def _member(entry: tarfile.TarInfo, info: ObjectInfo) -> TarMember:
+def _member(entry: tarfile.TarInfo, info: uris.ObjectInfo) -> TarMember:
     status, error = Status.UNSUPPORTED, ""
     if reason := _unsafe(entry.name):
         error = f"unsafe member name: {reason}"

@@ -29,15 +29,16 @@ from raysers.schemas import CHANNEL
 def warn_of_new_files(inputs: Sequence[str], clips: Manifest) -> None:
     """Name files that the inputs have got since the list of clips was made."""
     _, others = _split(inputs)
-    is_new, added, first = _known_files(clips), 0, ""
+    if not others:
+        return
+    is_new, added = _known_files(clips), set[str]()
     with suppress(RaysersError):  # the run goes on with what it has listed
-        for batch in list_inputs(others) if others else ():
-            new = set(batch.filter(is_new(batch))["file"].to_pylist())
-            added, first = added + len(new), min({*new, *([first] if first else [])}, default="")
+        for batch in list_inputs(others):
+            added.update(batch.filter(is_new(batch))["file"].to_pylist())
     if added:
         warn(
-            f"{added:,} files were added since the clips were listed and are not scored (the "
-            f"first: {first}): --extend scores them"
+            f"{len(added):,} files were added since the clips were listed and are not scored (the "
+            f"first: {min(added)}): --extend scores them"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import pyarrow.compute as pc
 
-from raysers.arguments import Arg
+from raysers.arguments import Flag
 from raysers.cli import Output, Uris
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.engine.progress import duration, hours, print_pairs, print_warning
@@ -55,7 +55,7 @@ _PACKAGES = {"probe": ("espeakng_loader", "wordcloud"), "annotate": ("sklearn",)
 class StudyFlags:
     """All flags of the study job."""
 
-    study: Annotated[tuple[str, ...], Arg("NAME_OR_FILE")]
+    study: Annotated[tuple[str, ...], Flag("NAME_OR_FILE")]
     """Built-in studies, `paper` for all of them, or YAML files like theirs."""
     output: Output
     """Folder or s3:// prefix for all runs and tables; rerun the command to resume there."""

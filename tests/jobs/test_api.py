@@ -96,19 +96,16 @@ def test_any_rate_width_and_number_of_channels_scores_as_its_file(model, tmp_pat
     )
 
 
-@pytest.mark.parametrize(
-    ("signal", "rate_hz", "status"),
-    [
+def test_an_unusable_signal_is_refused_with_its_status(model):
+    for signal, rate_hz, status in (
         (np.zeros(0), 16_000, "empty"),
         (np.array([0.1, np.nan]), 16_000, "not_finite"),
         (np.zeros(100), 0, "unsupported"),
         (np.zeros((2, 2, 2)), 16_000, "empty"),
-    ],
-)
-def test_an_unusable_signal_is_refused_with_its_status(model, signal, rate_hz, status):
-    with pytest.raises(ClipError) as refused:
-        model.score(signal, rate_hz)
-    assert refused.value.status == status
+    ):
+        with pytest.raises(ClipError) as refused:
+            model.score(signal, rate_hz)
+        assert refused.value.status == status
 
 
 def test_decode_is_mono_at_16_khz_and_a_span_is_a_slice_of_it(tmp_path):
@@ -149,18 +146,15 @@ def test_annotate_into_a_temporary_place_says_nothing_on_stdout(
     assert [path.name for path in tmp_path.iterdir()] == ["none.wav"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "error", "said"),
-    [
+def test_annotate_refuses_what_the_command_refuses(emodb_files):
+    for flags, error, words in (
         ({"window": 3}, TypeError, "window"),
         ({"limit": -1}, ConfigError, "--limit"),
         ({"dry_run": True}, ConfigError, "--dry-run"),
         ({"model": "no/such/folder"}, ConfigError, "no/such/folder"),
-    ],
-)
-def test_annotate_refuses_what_the_command_refuses(emodb_files, flags, error, said):
-    with pytest.raises(error, match=said):
-        raysers.annotate(emodb_files[0], **flags)
+    ):
+        with pytest.raises(error, match=words):
+            raysers.annotate(emodb_files[0], **flags)
 
 
 def test_read_takes_any_table_of_an_output_here_and_in_a_bucket(annotated, s3):

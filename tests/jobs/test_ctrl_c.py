@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
 from raysers import commands
 from raysers.run import Run
+from tests.jobs import processes
 from tests.jobs.conftest import record_of
 from tests.unit.models.text_folders import write_encoder
 
@@ -26,7 +30,7 @@ COMMANDS = {
     "probe": "raysers-base --limit 2",
     "report": "{0}/scores",
     "synthesize": "{0}/texts.csv",
-    "train": TRAINING,
+    "train": TRAINING + " --workers 1",
     "tune": "{0}/space.yaml --search grid " + TRAINING,
     "study": "{0}/study.yaml --data {0}/calls.csv",
     "export": "raysers-base",
@@ -60,6 +64,7 @@ def place(tmp_path_factory) -> Path:
         "seeds": [0],
     }
     (folder / "study.yaml").write_text(json.dumps(study))
+    (folder / "long.yaml").write_text(json.dumps({**study, "train": {"epochs": 500}}))
     write_encoder(folder / "encoder")
     scored = ["annotate", str(folder / "calls.csv"), "-o", str(folder / "scores"), "--embeddings"]
     assert commands.main([*scored, "--workers", "local"]) == 0
@@ -87,6 +92,27 @@ def test_ctrl_c_ends_every_job_with_130_and_interrupted(job, place, tmp_path, mo
     )
     assert record_of(tmp_path / "out")["status"] == "interrupted"
     assert not (tmp_path / "out" / "_claim.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["train", "tune", "study"])
+def test_ctrl_c_in_mid_run_ends_jobs_of_many_processes(job, place, tmp_path):
+    words = COMMANDS[job].format(place).replace("--epochs 1", "--epochs 500")
+    words = words.replace("study.yaml", "long.yaml")
+    driver = processes.start(f"jobs/{job}.py", *words.split(), "-o", tmp_path / "out")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out/run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(10)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGINT)
+    code, _, errors = processes.finish(driver, timeout_s=120)
+    assert code == 130, errors
+    assert errors.strip().endswith("interrupted: the same command resumes where it stopped")
+    assert "Traceback" not in errors
+    assert record_of(tmp_path / "out")["status"] == "interrupted"
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
 
 
 def test_every_job_is_tried() -> None:

@@ -47,16 +47,11 @@ def test_a_sample_is_part_of_the_whole_and_the_same_command_goes_on(folder, tmp_
     assert set(first["clip_id"]) < set(both[0]["clip_id"])
 
 
-@pytest.mark.parametrize(
-    ("sample", "share"), [("1%", 0.01), ("0.25", 0.25), ("100%", 1.0), (" 5 %", 0.05)]
-)
-def test_shares_are_read(sample, share):
-    flags = AnnotateFlags(input=("a",), output="b", sample=sample)
-    flags.check()
-    assert flags.share == pytest.approx(share)
-
-
-@pytest.mark.parametrize("sample", ["0", "101%", "-1%", "some", "nan", ""])
-def test_what_is_no_share_is_refused(sample):
-    with pytest.raises(ConfigError, match="give a share such as 1%"):
-        AnnotateFlags(input=("a",), output="b", sample=sample).check()
+def test_shares():
+    for sample, share in {"1%": 0.01, "0.25": 0.25, "100%": 1.0, " 5 %": 0.05}.items():
+        flags = AnnotateFlags(input=("a",), output="b", sample=sample)
+        flags.check()
+        assert flags.share == pytest.approx(share)
+    for sample in ("0", "101%", "-1%", "some", "nan", ""):
+        with pytest.raises(ConfigError, match="give a share such as 1%"):
+            AnnotateFlags(input=("a",), output="b", sample=sample).check()

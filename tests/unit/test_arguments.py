@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from raysers.arguments import Arg, build, flags_of, help_text, split
+from raysers.arguments import Flag, build, flags_of, help_text, split
 from raysers.errors import ConfigError
 from raysers.types import Status
 
@@ -16,7 +16,7 @@ from raysers.types import Status
 class Base:
     """Where it comes from."""
 
-    source: Annotated[tuple[str, ...], Arg("URI")]
+    source: Annotated[tuple[str, ...], Flag("URI")]
     """Folders, or files. More about them."""
 
 
@@ -27,7 +27,7 @@ class Flags(Base):
     More lines.
     """
 
-    out: Annotated[str, Arg("URI", short="-o")] = "there"
+    out: Annotated[str, Flag("URI", short="-o")] = "there"
     """Where it goes."""
     rate: float = 0.5
     """Speed."""
@@ -37,9 +37,9 @@ class Flags(Base):
     """Two of them."""
     kind: Literal["big", "small"] = "big"
     """Size."""
-    again: Annotated[tuple[Status, ...], Arg("STATUS", choices=("missing", "empty"))] = ()
+    again: Annotated[tuple[Status, ...], Flag("STATUS", choices=("missing", "empty"))] = ()
     """Statuses."""
-    secret: Annotated[str, Arg(hidden=True)] = ""
+    secret: Annotated[str, Flag(hidden=True)] = ""
     loud: bool = False
     """Noise."""
 

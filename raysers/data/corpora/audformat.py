@@ -17,17 +17,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysers.data import files
 from raysers.data.columnar import READ_FAILURES, TimeColumnError, to_durations
 from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
-from raysers.data.files import (
-    Row,
-    csv_records,
-    first_of,
-    is_file,
-    load_yaml,
-    number,
-    require,
-)
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import parent, resolve, suffix_of
@@ -99,7 +91,7 @@ class _Header(NamedTuple):
 
 def recognise(root: str) -> bool:
     """Whether `root` has a `db.yaml`."""
-    return is_file(storage.join(root, HEADER_FILE))
+    return files.is_file(storage.join(root, HEADER_FILE))
 
 
 def database_of(uri: str) -> tuple[str, str] | None:
@@ -113,7 +105,7 @@ def database_of(uri: str) -> tuple[str, str] | None:
     return (parent(uri), found[1]) if found and recognise(parent(uri)) else None
 
 
-def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[Row], list[str]]:
+def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[files.Row], list[str]]:
     """The clips of the database in `root`, its tables merged by file, start and end.
 
     Labels are rescaled by their scheme's minimum and maximum to 0..1. The clips are the rows of
@@ -147,7 +139,7 @@ def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[Row]
                     merged.add_clip(table, where, key, values)
                 else:
                     merged.add_facts(key, values, table.split)
-    known: Row = {"corpus": header.name, "language": header.language}
+    known: files.Row = {"corpus": header.name, "language": header.language}
     rows = [
         known | row | {"file": resolve(root, key.file), "start": key.start, "end": key.end}
         for key, row in merged.rows()
@@ -164,12 +156,12 @@ class _Merged:
     """The clips of the label tables, and facts about them and their files from all others."""
 
     def __init__(self) -> None:
-        self._clips: dict[_Key, Row] = {}
-        self._facts: dict[_Key, Row] = {}
+        self._clips: dict[_Key, files.Row] = {}
+        self._facts: dict[_Key, files.Row] = {}
         self._split_from: dict[_Key, str] = {}
         self.conflicts: Counter[str] = Counter()
 
-    def add_clip(self, table: _Table, where: str, key: _Key, values: Row) -> None:
+    def add_clip(self, table: _Table, where: str, key: _Key, values: files.Row) -> None:
         row = self._clips.setdefault(key, {})
         for name, value in values.items():
             if row.setdefault(name, value) != value:
@@ -183,13 +175,13 @@ class _Merged:
         if table.split:
             self._split_from.setdefault(key, table.name)
 
-    def add_facts(self, key: _Key, values: Row, split: str | None) -> None:
+    def add_facts(self, key: _Key, values: files.Row, split: str | None) -> None:
         known = self._facts.setdefault(key, {})
         for name, value in (values | ({"split": split} if split else {})).items():
             if name not in _LABELS:
                 known.setdefault(name, value)
 
-    def rows(self) -> Iterator[tuple[_Key, Row]]:
+    def rows(self) -> Iterator[tuple[_Key, files.Row]]:
         for key, row in self._clips.items():
             whole = _Key(key.file)
             known = self._facts.get(whole, {})
@@ -201,9 +193,9 @@ class _Merged:
             yield key, known | self._facts.get(key, {}) | row
 
 
-def _values(where: str, table: _Table, cells: Row, sexes: Mapping[str, str]) -> Row:
+def _values(where: str, table: _Table, cells: files.Row, sexes: Mapping[str, str]) -> files.Row:
     """Our columns of one row, checked against their schemes; unknown values are left out."""
-    row: Row = {}
+    row: files.Row = {}
     for role, column in table.roles.items():
         value, scheme = cells[column], table.columns[column]
         if role in DIMENSIONS:
@@ -222,7 +214,7 @@ def _values(where: str, table: _Table, cells: Row, sexes: Mapping[str, str]) -> 
 
 def _label(where: str, column: str, value: Any, scheme: _Scheme) -> float | None:
     low, high = scheme.scale or (-math.inf, math.inf)
-    rating = number(where, column, value, low, high)
+    rating = files.number(where, column, value, low, high)
     if rating is None or scheme.scale:
         return None if rating is None else (rating - low) / (high - low)
     if not 0 <= rating <= 1:
@@ -249,7 +241,7 @@ def _sexes(root: str, header: _Header) -> dict[str, str]:
 
 def _header(root: str) -> _Header:
     uri = storage.join(root, HEADER_FILE)
-    document = load_yaml(uri)
+    document = files.load_yaml(uri)
     if not isinstance(document, dict) or not isinstance(document.get("tables"), dict):
         raise ConfigError(f"{uri} names no tables")
     schemes = {n: _scheme(f"{uri}: scheme {n!r}", n, s) for n, s in _items(document, "schemes")}
@@ -335,11 +327,11 @@ def _roles(uri: str, table: str, columns: Mapping[str, _Scheme]) -> dict[str, st
 
 def _rows(
     root: str, table: str, index: Sequence[str], columns: Sequence[str] | Mapping[str, _Scheme]
-) -> Iterator[tuple[str, Row]]:
+) -> Iterator[tuple[str, files.Row]]:
     """("<uri>, row N" or ", line N", cells) of one table; times are ns or None."""
     stem, wanted = f"db.{table}", [*index, *columns]
-    uri = first_of(root, (f"{stem}.parquet", f"{stem}.csv"), is_file)
-    if uri is None and first_of(root, (f"{stem}.pkl",), is_file):
+    uri = files.first_of(root, (f"{stem}.parquet", f"{stem}.csv"), files.is_file)
+    if uri is None and files.first_of(root, (f"{stem}.pkl",), files.is_file):
         fix = 'save the database with storage_format="parquet"'
         raise ConfigError(
             f"{root}: {stem}.pkl is a pickle, which can run code and is not read: {fix}"
@@ -359,7 +351,7 @@ def _rows(
 
 
 def _csv_columns(uri: str, wanted: list[str]) -> tuple[list[str], dict[str, pa.ChunkedArray]]:
-    records = list(csv_records(uri, wanted))
+    records = list(files.csv_records(uri, wanted))
     if records and list(records[0][1]) != wanted:
         found = ", ".join(records[0][1])
         raise ConfigError(
@@ -374,7 +366,7 @@ def _csv_columns(uri: str, wanted: list[str]) -> tuple[list[str], dict[str, pa.C
 def _parquet_columns(uri: str, wanted: list[str]) -> tuple[list[str], dict[str, pa.ChunkedArray]]:
     try:
         file = pq.ParquetFile(storage.open_file(uri))
-        require(uri, file.schema_arrow.names, wanted)
+        files.require(uri, file.schema_arrow.names, wanted)
         table = file.read(columns=wanted)
     except READ_FAILURES as error:
         raise ConfigError(f"{uri} cannot be read as Parquet: {str(error)[:200]}") from error

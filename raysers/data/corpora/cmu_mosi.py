@@ -12,19 +12,8 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 
+from raysers.data import files
 from raysers.data.corpora.emotions import split_of
-from raysers.data.files import (
-    Row,
-    csv_records,
-    first_of,
-    is_file,
-    lines_of,
-    number,
-    objects_below,
-    of_file,
-    stem_of,
-    text_of,
-)
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, suffix_of
@@ -81,10 +70,10 @@ def recognise(root: str) -> bool:
 
     MOSEI and CH-SIMS come with a table of the same form, but other videos and another scale.
     """
-    if first_of(root, _OPINIONS, is_file) is not None:
+    if files.first_of(root, _OPINIONS, files.is_file) is not None:
         return True
     uri = storage.join(root, _LABEL_CSV)
-    if not is_file(uri):
+    if not files.is_file(uri):
         return False
     head = storage.read_range(uri, 0, _HEAD_BYTES).decode("utf-8-sig", "replace")
     header, *rows = csv.reader(io.StringIO(head, newline=""))
@@ -95,18 +84,18 @@ def recognise(root: str) -> bool:
     return len(rows[0]) > place and rows[0][place].strip() in SPLIT_OF
 
 
-def read(root: str) -> tuple[list[Row], list[str]]:
+def read(root: str) -> tuple[list[files.Row], list[str]]:
     """The labelled segments below `root` that have audio.
 
     Raises:
         ConfigError: no label table, a bad value or numbering, or no audio that can be decoded.
     """
     table = storage.join(root, _LABEL_CSV)
-    opinions = first_of(root, _OPINIONS, is_file)
-    if opinions is None and not is_file(table):
+    opinions = files.first_of(root, _OPINIONS, files.is_file)
+    if opinions is None and not files.is_file(table):
         raise ConfigError(f"--input {root}: no {_OPINIONS[0]} and no {_LABEL_CSV} in it")
-    labels: dict[_Key, Row] = {}
-    records = csv_records(table, _LABEL_COLUMNS) if opinions is None else _opinions(opinions)
+    labels: dict[_Key, files.Row] = {}
+    records = files.csv_records(table, _LABEL_COLUMNS) if opinions is None else _opinions(opinions)
     for where, record in records:
         row = _row(where, record)
         key = _key(where, record["video_id"], record["clip_id"])
@@ -122,14 +111,14 @@ def read(root: str) -> tuple[list[Row], list[str]]:
         )
     audio, spoken = _audio(root), _transcripts(root)
     rows = [
-        of_file(audio[key]) | {"transcript": spoken.get(key)} | labelled
+        files.of_file(audio[key]) | {"transcript": spoken.get(key)} | labelled
         for key, labelled in labels.items()
         if key in audio
     ]
     lost = ["_".join(key) for key in labels if key not in audio]
     if not rows:
         fault = f"no wav of its {len(lost):,} segments, such as <video>_<segment>.wav"
-        if objects_below(root, {".mp4"}):
+        if files.objects_below(root, {".mp4"}):
             fault = "its clips are .mp4: extract a .wav of the same name beside each"
         raise ConfigError(f"--input {root}: {fault}")
     notes = []
@@ -145,7 +134,7 @@ def read(root: str) -> tuple[list[Row], list[str]]:
 
 def _opinions(uri: str) -> Iterator[tuple[str, Mapping[str, str]]]:
     """The table without a header: start, end, video, segment, sentiment."""
-    reader = csv.reader(io.StringIO(text_of(uri), newline=""))
+    reader = csv.reader(io.StringIO(files.text_of(uri), newline=""))
     for cells in reader:
         where = f"{uri}, line {reader.line_num}"
         if not cells or (reader.line_num == 1 and "video_id" in cells):
@@ -166,16 +155,16 @@ def _key(where: str, video: str, segment: str) -> _Key:
     return video, str(int(segment))
 
 
-def _row(where: str, record: Mapping[str, str]) -> Row:
+def _row(where: str, record: Mapping[str, str]) -> files.Row:
     """The columns of one segment; the `mode` of MMSA's table wins over the standard split."""
     video, mode = record["video_id"], record.get("mode", "")
     split = split_of(mode) if mode else SPLIT_OF.get(video)
     if mode and split is None:
         raise ConfigError(f"{where}: mode is {mode!r}, not train, valid or test")
-    value = number(where, "sentiment", record["label"], _LOW, _HIGH)
+    value = files.number(where, "sentiment", record["label"], _LOW, _HIGH)
     if value is None:
         raise ConfigError(f"{where}: no sentiment")
-    row: Row = {
+    row: files.Row = {
         "valence": (value - _LOW) / (_HIGH - _LOW),
         "speaker": video,
         "language": "en",
@@ -189,9 +178,9 @@ def _row(where: str, record: Mapping[str, str]) -> Row:
 def _audio(root: str) -> dict[_Key, ObjectInfo]:
     """Segments' audio: `<video>_<n>.wav` in `Segmented`, or `<video>/<n>.wav`; wav over mp3."""
     audio: dict[_Key, ObjectInfo] = {}
-    found = objects_below(root, _DECODABLE)
+    found = files.objects_below(root, _DECODABLE)
     for info in sorted(found, key=lambda one: _DECODABLE.index(suffix_of(one.uri))):
-        folder, stem = storage.parent(info.uri).rpartition("/")[2], stem_of(info.uri)
+        folder, stem = storage.parent(info.uri).rpartition("/")[2], files.stem_of(info.uri)
         video, _, segment = (folder, "", stem) if stem.isdigit() else stem.rpartition("_")
         if folder != "Full" and segment.isdigit():
             audio.setdefault((video, str(int(segment))), info)
@@ -199,10 +188,10 @@ def _audio(root: str) -> dict[_Key, ObjectInfo]:
 
 
 def _transcripts(root: str) -> dict[_Key, str]:
-    folder = first_of(root, ("Raw/Transcript/Segmented", "Transcript/Segmented"))
+    folder = files.first_of(root, ("Raw/Transcript/Segmented", "Transcript/Segmented"))
     spoken: dict[_Key, str] = {}
-    for info in objects_below(folder, {".annotprocessed"}) if folder else ():
-        for _, line in lines_of(info.uri):
+    for info in files.objects_below(folder, {".annotprocessed"}) if folder else ():
+        for _, line in files.lines_of(info.uri):
             if found := _SPOKEN.fullmatch(line):
-                spoken[stem_of(info.uri), str(int(found[1]))] = found[2].strip()
+                spoken[files.stem_of(info.uri), str(int(found[1]))] = found[2].strip()
     return spoken

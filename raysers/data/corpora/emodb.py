@@ -9,16 +9,7 @@ from __future__ import annotations
 
 import re
 
-from raysers.data.files import (
-    AUDIO_SUFFIXES,
-    Row,
-    first_of,
-    is_file,
-    lines_of,
-    name_of,
-    objects_below,
-    of_file,
-)
+from raysers.data import files
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import storage
 from raysers.io.uris import suffix_of
@@ -59,12 +50,13 @@ def recognise(root: str) -> bool:
 
     The first other name ends the search, so a bucket of anything else is not listed to its end.
     """
-    folder, found = storage.absolute(first_of(root, ("wav",)) or root), 0
+    folder, found = storage.absolute(files.first_of(root, ("wav",)) or root), 0
     try:
         for info in storage.list_objects(folder):
-            if suffix_of(info.uri) not in AUDIO_SUFFIXES:
+            if suffix_of(info.uri) not in files.AUDIO_SUFFIXES:
                 continue
-            if storage.parent(info.uri) != folder or not _FILE_NAME.fullmatch(name_of(info.uri)):
+            is_named = _FILE_NAME.fullmatch(files.name_of(info.uri))
+            if storage.parent(info.uri) != folder or not is_named:
                 return False
             found += 1
     except ObjectMissing:
@@ -72,19 +64,19 @@ def recognise(root: str) -> bool:
     return found > 0
 
 
-def read(root: str) -> tuple[list[Row], list[str]]:
+def read(root: str) -> tuple[list[files.Row], list[str]]:
     """The clips below `root`, which is the unpacked archive or its `wav` folder.
 
     Raises:
         ConfigError: no file is named as EmoDB's are.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, files.Row] = {}
     others: list[str] = []
-    for info in objects_below(first_of(root, ("wav",)) or root, {".wav"}):
-        if (found := _FILE_NAME.fullmatch(name_of(info.uri))) is None:
-            others.append(name_of(info.uri))
+    for info in files.objects_below(files.first_of(root, ("wav",)) or root, {".wav"}):
+        if (found := _FILE_NAME.fullmatch(files.name_of(info.uri))) is None:
+            others.append(files.name_of(info.uri))
             continue
-        rows[name_of(info.uri)] = of_file(info) | {
+        rows[files.name_of(info.uri)] = files.of_file(info) | {
             "speaker": found["speaker"],
             "sex": _SEX_OF[found["speaker"]],
             "language": "de",
@@ -105,10 +97,10 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     return list(rows.values()), notes
 
 
-def _doubtful(uri: str, rows: dict[str, Row]) -> list[str]:
+def _doubtful(uri: str, rows: dict[str, files.Row]) -> list[str]:
     """Clips that listeners often took for another emotion; the released part has none."""
     doubtful = []
-    for line_number, line in lines_of(uri) if is_file(uri) else ():
+    for line_number, line in files.lines_of(uri) if files.is_file(uri) else ():
         cells = line.split()
         if (name := next((cell for cell in cells if cell in rows), None)) is None:
             continue

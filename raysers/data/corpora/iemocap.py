@@ -10,17 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from raysers.data import files
 from raysers.data.corpora.emotions import common_name
-from raysers.data.files import (
-    Row,
-    first_of,
-    lines_of,
-    name_of,
-    number,
-    objects_below,
-    of_file,
-    stem_of,
-)
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.text import some
@@ -50,7 +41,7 @@ def recognise(root: str) -> bool:
     return _release(root) is not None
 
 
-def read(root: str) -> tuple[list[Row], list[str]]:
+def read(root: str) -> tuple[list[files.Row], list[str]]:
     """The turns of every session there is; labels are (y - 1) / 4.
 
     Raises:
@@ -60,17 +51,17 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     release = _release(root)
     if release is None:
         raise ConfigError(f"--input {root}: no Session1 .. Session5 with {_LABELS} in it")
-    rows: list[Row] = []
+    rows: list[files.Row] = []
     lost: list[str] = []
     extra: list[str] = []
     off_scale: list[str] = []
     for session in _SESSIONS:
         folder = storage.join(release, f"Session{session}")
-        wavs = objects_below(storage.join(folder, "sentences/wav"), {".wav"})
-        audio = {stem_of(info.uri): info for info in wavs}
+        wavs = files.objects_below(storage.join(folder, "sentences/wav"), {".wav"})
+        audio = {files.stem_of(info.uri): info for info in wavs}
         for labelled in _turns(folder, off_scale):
             if info := audio.pop(labelled["turn"], None):
-                rows.append(of_file(info) | labelled)
+                rows.append(files.of_file(info) | labelled)
             else:
                 lost.append(labelled["turn"])
         extra += audio
@@ -94,27 +85,28 @@ def _release(root: str) -> str | None:
     """The folder with the sessions: `root`, or the release folder in it."""
     labels = [storage.join(f"Session{n}", _LABELS) for n in _SESSIONS]
     folders = (root, storage.join(root, "IEMOCAP_full_release"))
-    return next((folder for folder in folders if first_of(folder, labels)), None)
+    return next((folder for folder in folders if files.first_of(folder, labels)), None)
 
 
-def _turns(session: str, off_scale: list[str]) -> Iterator[Row]:
+def _turns(session: str, off_scale: list[str]) -> Iterator[files.Row]:
     """Label columns of a session's turns, each with its `turn`."""
-    spoken = objects_below(storage.join(session, "dialog/transcriptions"), {".txt"}, direct=True)
-    words_in = {stem_of(info.uri): info.uri for info in spoken}
-    for info in objects_below(storage.join(session, _LABELS), {".txt"}, direct=True):
-        if (dialog := _DIALOG_FILE.fullmatch(name_of(info.uri))) is None:
+    folder = storage.join(session, "dialog/transcriptions")
+    spoken = files.objects_below(folder, {".txt"}, direct=True)
+    words_in = {files.stem_of(info.uri): info.uri for info in spoken}
+    for info in files.objects_below(storage.join(session, _LABELS), {".txt"}, direct=True):
+        if (dialog := _DIALOG_FILE.fullmatch(files.name_of(info.uri))) is None:
             continue
-        words = lines_of(words_in[dialog[1]]) if dialog[1] in words_in else ()
+        words = files.lines_of(words_in[dialog[1]]) if dialog[1] in words_in else ()
         matches = (_SPOKEN.fullmatch(line.strip()) for _, line in words)
         texts = {match[1]: match[2].strip() for match in matches if match}
-        for line_number, line in lines_of(info.uri):
+        for line_number, line in files.lines_of(info.uri):
             # raters' own lines begin with C- or A-, the header with %
             if line.startswith("["):
                 row = _row(f"{info.uri}, line {line_number}", line, dialog[1], off_scale)
                 yield row | {"transcript": texts.get(row["turn"])}
 
 
-def _row(where: str, line: str, dialog: str, off_scale: list[str]) -> Row:
+def _row(where: str, line: str, dialog: str, off_scale: list[str]) -> files.Row:
     found = _SUMMARY.fullmatch(line)
     if found is None:
         form = "[start - end] turn emotion [valence, arousal, dominance]"
@@ -125,9 +117,9 @@ def _row(where: str, line: str, dialog: str, off_scale: list[str]) -> Row:
         raise ConfigError(f"{where}: {turn} is no turn of {dialog}")
     if code not in _EMOTION_OF:
         raise ConfigError(f"{where}: {code!r} is none of {', '.join(_EMOTION_OF)}")
-    labels: Row = {}
+    labels: files.Row = {}
     for name in ("arousal", "dominance", "valence"):
-        rating = number(where, name, found[name], _LOWEST, _HIGHEST)
+        rating = files.number(where, name, found[name], _LOWEST, _HIGHEST)
         if rating is not None:
             off_scale += [] if _LOW <= rating <= _HIGH else [turn]
             labels[name] = (min(max(rating, _LOW), _HIGH) - 1) / 4

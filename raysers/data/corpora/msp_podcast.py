@@ -12,21 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from raysers.data import files
 from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
-from raysers.data.files import (
-    Row,
-    csv_records,
-    first_of,
-    is_file,
-    lines_of,
-    name_of,
-    number,
-    objects_below,
-    of_file,
-    require,
-    stem_of,
-    text_of,
-)
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import suffix_of
@@ -56,7 +43,7 @@ def recognise(root: str) -> bool:
     return _labels(root) is not None
 
 
-def read(root: str) -> tuple[list[Row], list[str]]:
+def read(root: str) -> tuple[list[files.Row], list[str]]:
     """Every wav of a release, with its labels where the consensus file has some; (y - 1) / 6.
 
     Raises:
@@ -65,13 +52,13 @@ def read(root: str) -> tuple[list[Row], list[str]]:
     uri = _labels(root)
     if uri is None:
         raise ConfigError(f"--input {root}: {_no_labels(root)}")
-    folder = first_of(root, _AUDIO_FOLDERS)
-    wavs = [] if folder is None else objects_below(folder, {".wav"})
-    audio = {name_of(info.uri): info for info in wavs}
+    folder = files.first_of(root, _AUDIO_FOLDERS)
+    wavs = [] if folder is None else files.objects_below(folder, {".wav"})
+    audio = {files.name_of(info.uri): info for info in wavs}
     if not audio:
         raise ConfigError(f"--input {root}: no wavs in {' or '.join(_AUDIO_FOLDERS)}: unpack them")
     speakers, sexes = _speakers(root)
-    rows: list[Row] = []
+    rows: list[files.Row] = []
     lost: list[str] = []
     seen: set[str] = set()
     for where, record in _records(uri):
@@ -82,21 +69,21 @@ def read(root: str) -> tuple[list[Row], list[str]]:
             raise ConfigError(f"{where}: {name} a second time")
         seen.add(name)
         if info := audio.pop(name, None):
-            rows.append(of_file(info) | row)
+            rows.append(files.of_file(info) | row)
         else:
             lost.append(name)
     if not rows:
         raise ConfigError(f"--input {root}: {folder} has none of the {len(lost):,} wavs of {uri}")
     # wavs without a row: the partition file is the only one that lists Test3
-    partitions = first_of(root, _PARTITION_FILES, is_file)
-    lines = lines_of(partitions) if audio and partitions else ()
+    partitions = files.first_of(root, _PARTITION_FILES, files.is_file)
+    lines = files.lines_of(partitions) if audio and partitions else ()
     split_of_wav = {
         name.strip(): split_of(split)
         for split, mark, name in (line.partition(";") for _, line in lines)
         if mark
     }
     unlabelled = [
-        of_file(info) | _of_every_wav(name) | {"split": split_of_wav.get(name)}
+        files.of_file(info) | _of_every_wav(name) | {"split": split_of_wav.get(name)}
         for name, info in audio.items()
     ]
     _add_transcripts(root, [*rows, *unlabelled])
@@ -112,24 +99,24 @@ def read(root: str) -> tuple[list[Row], list[str]]:
 
 def _labels(root: str) -> str | None:
     folders = (storage.join(root, name) for name in _LABEL_FOLDERS)
-    found = (first_of(folder, _LABEL_FILES, is_file) for folder in folders)
+    found = (files.first_of(folder, _LABEL_FILES, files.is_file) for folder in folders)
     return next((uri for uri in found if uri), None)
 
 
 def _no_labels(root: str) -> str:
-    if folder := first_of(root, _LABEL_FOLDERS):
+    if folder := files.first_of(root, _LABEL_FOLDERS):
         return f"no {' or '.join(_LABEL_FILES[:2])} (or .json) in {folder}"
-    packed = first_of(root, [f"{name}.zip" for name in _LABEL_FOLDERS], is_file)
+    packed = files.first_of(root, [f"{name}.zip" for name in _LABEL_FOLDERS], files.is_file)
     fix = f"unpack {packed}" if packed else "is this the folder of a release?"
     return f"no label folder ({', '.join(_LABEL_FOLDERS)}): {fix}"
 
 
 def _records(uri: str) -> Iterator[tuple[str, dict[str, str]]]:
     if suffix_of(uri) == ".csv":
-        yield from csv_records(uri, _NEEDED)
+        yield from files.csv_records(uri, _NEEDED)
         return
     try:
-        document: Any = json.loads(text_of(uri))
+        document: Any = json.loads(files.text_of(uri))
     except ValueError as error:
         raise ConfigError(f"{uri} is not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -138,7 +125,7 @@ def _records(uri: str) -> Iterator[tuple[str, dict[str, str]]]:
         where = f"{uri}, {name}"
         if not isinstance(record, dict):
             raise ConfigError(f"{where}: not a record")
-        require(where, record, _NEEDED[1:])
+        files.require(where, record, _NEEDED[1:])
         cells = {key: "" if value is None else str(value) for key, value in record.items()}
         yield where, cells | {"FileName": name}
 
@@ -148,7 +135,7 @@ def _speakers(root: str) -> tuple[dict[str, str], dict[str, str]]:
     speakers: dict[str, str] = {}
     sexes: dict[str, str] = {}
     uri = storage.join(root, "Speaker_ids.txt")
-    for _, line in lines_of(uri) if is_file(uri) else ():
+    for _, line in files.lines_of(uri) if files.is_file(uri) else ():
         first, _, second = (part.strip() for part in line.partition(";"))
         if first.endswith(".wav") and (speaker := speaker_of(second)):
             speakers[first] = speaker
@@ -157,34 +144,34 @@ def _speakers(root: str) -> tuple[dict[str, str], dict[str, str]]:
     return speakers, sexes
 
 
-def _row(where: str, record: dict[str, str]) -> Row:
+def _row(where: str, record: dict[str, str]) -> files.Row:
     code, split = record.get("EmoClass", ""), split_of(record["Split_Set"])
     if split is None:
         raise ConfigError(f"{where}: Split_Set is {record['Split_Set']!r}, not a known split")
-    row: Row = {
+    row: files.Row = {
         "speaker": speaker_of(record.get("SpkrID")),
         "sex": sex_of(record.get("Gender")),
         "split": split,
         "emotion": _EMOTION_OF.get(code) or common_name(code) or None,
     }
     for label, column in _COLUMNS.items():
-        rating = number(where, column, record[column], _LOW, _HIGH)
+        rating = files.number(where, column, record[column], _LOW, _HIGH)
         row[label] = None if rating is None else (rating - _LOW) / (_HIGH - _LOW)
     return row | _of_every_wav(record["FileName"])
 
 
-def _of_every_wav(name: str) -> Row:
+def _of_every_wav(name: str) -> files.Row:
     """Facts in the name: `MSP-PODCAST_0001_0008.wav` is of podcast 0001."""
     parts = name.split("_")
     podcast = parts[1] if len(parts) > 2 and parts[1].isdigit() else None
     return {"language": "en", "corpus": NAME, "session": podcast}
 
 
-def _add_transcripts(root: str, rows: list[Row]) -> None:
-    found = objects_below(storage.join(root, "Transcripts"), {".txt"})
-    uri_of = {stem_of(info.uri): info.uri for info in found}
-    spoken = [(row, uri) for row in rows if (uri := uri_of.get(stem_of(row["file"])))]
+def _add_transcripts(root: str, rows: list[files.Row]) -> None:
+    found = files.objects_below(storage.join(root, "Transcripts"), {".txt"})
+    uri_of = {files.stem_of(info.uri): info.uri for info in found}
+    spoken = [(row, uri) for row in rows if (uri := uri_of.get(files.stem_of(row["file"])))]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        texts = pool.map(text_of, [uri for _, uri in spoken])
+        texts = pool.map(files.text_of, [uri for _, uri in spoken])
         for (row, _), text in zip(spoken, texts, strict=True):
             row["transcript"] = " ".join(text.split()) or None

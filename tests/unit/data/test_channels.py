@@ -82,12 +82,11 @@ def test_a_manifest_keeps_the_channels(folder: Path, tmp_path: Path) -> None:
     assert channels(read_manifest(str(tmp_path / "out"))) == channels(manifest)
     with pytest.raises(ConfigError, match=r"--channel each: .* is a manifest"):
         listed(tmp_path / "out", channel="each")
-
-
-def test_channels_of_a_table(folder: Path) -> None:
     (folder / "t.csv").write_text("file,channel\npair.wav,2\npair.wav,1\nmono.wav,\n")
-    manifest = listed(folder / "t.csv", channel="each")
+    manifest = listed(folder / "t.csv", channel="each")  # a table decides for its rows
     assert channels(manifest) == [("mono", 1, "ok"), ("pair", 1, "ok"), ("pair", 2, "ok")]
+    with pytest.raises(ConfigError, match="--channel is 0: give mean, left, right, each"):
+        listed(folder, channel=0)
 
 
 def test_speech_is_found_in_each_channel_apart(folder: Path) -> None:
@@ -104,9 +103,3 @@ def test_speech_is_found_in_each_channel_apart(folder: Path) -> None:
     found = probe_batch(batch, Segmenting(kind="vad", channel="each"), find_speech=loud)
     spans = zip(found["channel"].to_pylist(), found["start"].to_pylist(), strict=True)
     assert [(channel, start.total_seconds()) for channel, start in spans] == [(1, 1), (2, 0)]
-
-
-def test_unknown_channels_are_refused() -> None:
-    flags = ClipJobFlags(input=("x",), output="y", channel=0)
-    with pytest.raises(ConfigError, match="--channel is 0: give mean, left, right, each"):
-        flags.check()
