@@ -10,7 +10,6 @@ import json
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -197,18 +196,14 @@ def require_answer(variable: str, address: str) -> None:
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     if not parts.hostname or port is None or (parts.scheme != "ray" and getproxies()):
         return
-    for last in (False, True):
-        try:
-            socket.create_connection((parts.hostname, port), timeout=_ANSWER_S).close()
-            return
-        except OSError as error:
-            if last:
-                why = error.strerror or str(error)
-                raise ConfigError(
-                    f"{variable}={address} does not answer ({why}): correct or unset {variable}, "
-                    "or start what it names"
-                ) from error
-            time.sleep(1)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=_ANSWER_S).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ConfigError(
+            f"{variable}={address} does not answer ({why}): correct or unset {variable}, or start "
+            "the server"
+        ) from error
 
 
 def parse(

@@ -14,7 +14,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 
@@ -72,7 +72,7 @@ def open_table(uri: str, notes: list[str], homes: Sequence[str] = ()) -> columna
 def _data(uri: str) -> bytes:
     """The bytes of a text table, unpacked."""
     if uri == STDIN:
-        return _stdin()
+        return _stdin(sys.stdin)
     data = storage.read_bytes(uri, max_bytes=_MAX_TABLE_BYTES)
     if not uri.endswith(".gz"):
         return data
@@ -88,8 +88,8 @@ def _data(uri: str) -> bytes:
 
 
 @functools.cache
-def _stdin() -> bytes:
-    return sys.stdin.buffer.read(_MAX_TABLE_BYTES)
+def _stdin(stream: TextIO) -> bytes:
+    return stream.buffer.read(_MAX_TABLE_BYTES)
 
 
 def _lines(uri: str) -> Iterator[tuple[int, str]]:

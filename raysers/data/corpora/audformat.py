@@ -129,68 +129,47 @@ def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[file
     if not chosen:
         wanted = repr(only) if only else f"with {', '.join(_LABELS)}"
         raise ConfigError(f"{storage.join(root, HEADER_FILE)}: no table {wanted}")
-    merged, sexes = _Merged(), _sexes(root, header)
+    sexes = _sexes(root, header)
+    clips: dict[_Key, files.Row] = {}
+    facts: dict[_Key, files.Row] = {}
+    split_from: dict[_Key, str] = {}
+    conflicts: Counter[str] = Counter()
     for table in [*chosen, *(other for other in tables if other not in chosen)]:
-        if table in chosen or table.roles or table.split:
-            for where, cells in _rows(root, table.name, table.columns_of_index, table.columns):
-                key = _Key(cells["file"], cells.get("start"), cells.get("end"))
-                values = _values(where, table, cells, sexes)
-                if table in chosen:
-                    merged.add_clip(table, where, key, values)
-                else:
-                    merged.add_facts(key, values, table.split)
-    known: files.Row = {"corpus": header.name, "language": header.language}
-    rows = [
-        known | row | {"file": resolve(root, key.file), "start": key.start, "end": key.end}
-        for key, row in merged.rows()
-    ]
+        if not (table in chosen or table.roles or table.split):
+            continue
+        for where, cells in _rows(root, table.name, table.columns_of_index, table.columns):
+            key = _Key(cells["file"], cells.get("start"), cells.get("end"))
+            row = (clips if table in chosen else facts).setdefault(key, {})
+            for name, value in _values(where, table, cells, sexes).items():
+                if table in chosen or name not in _LABELS:
+                    differs = row.setdefault(name, value) != value
+                    conflicts.update([name] if differs and table in chosen else [])
+            if not table.split:
+                continue
+            if row.setdefault("split", table.split) != table.split and table in chosen:
+                other = f"in {row['split']} in the table {split_from[key]!r}"
+                raise ConfigError(
+                    f"{where}: {key.file} is in {table.split} here and {other}: put the clips you "
+                    "want into a separate table"
+                )
+            split_from.setdefault(key, table.name)
+    rows = []
+    for key, row in clips.items():
+        whole = _Key(key.file)
+        known = facts.get(whole, {})
+        if key != whole:
+            # transcript and labels of the whole file do not hold for this segment
+            known = known | clips.get(whole, {})
+            known = {n: v for n, v in known.items() if n not in (*_LABELS, "transcript")}
+        named = {"file": resolve(root, key.file), "start": key.start, "end": key.end}
+        of_all = {"corpus": header.name, "language": header.language}
+        rows.append(of_all | known | facts.get(key, {}) | row | named)
     kind = "labels" if any(table.has_labels for table in chosen) else "clips"
     notes = [f"{root}: {kind} from the tables: {some(table.name for table in chosen)}"]
-    if merged.conflicts:
-        counts = ", ".join(f"{name} ({n:,})" for name, n in sorted(merged.conflicts.items()))
+    if conflicts:
+        counts = ", ".join(f"{name} ({n:,})" for name, n in sorted(conflicts.items()))
         notes.append(f"{root}: tables differ in {counts}; the first table's values are used")
     return rows, notes
-
-
-class _Merged:
-    """The clips of the label tables, and facts about them and their files from all others."""
-
-    def __init__(self) -> None:
-        self._clips: dict[_Key, files.Row] = {}
-        self._facts: dict[_Key, files.Row] = {}
-        self._split_from: dict[_Key, str] = {}
-        self.conflicts: Counter[str] = Counter()
-
-    def add_clip(self, table: _Table, where: str, key: _Key, values: files.Row) -> None:
-        row = self._clips.setdefault(key, {})
-        for name, value in values.items():
-            if row.setdefault(name, value) != value:
-                self.conflicts[name] += 1
-        if table.split and row.setdefault("split", table.split) != table.split:
-            other = f"in {row['split']} in the table {self._split_from[key]!r}"
-            raise ConfigError(
-                f"{where}: {key.file} is in {table.split} here and {other}: put the clips you want "
-                "into a separate table"
-            )
-        if table.split:
-            self._split_from.setdefault(key, table.name)
-
-    def add_facts(self, key: _Key, values: files.Row, split: str | None) -> None:
-        known = self._facts.setdefault(key, {})
-        for name, value in (values | ({"split": split} if split else {})).items():
-            if name not in _LABELS:
-                known.setdefault(name, value)
-
-    def rows(self) -> Iterator[tuple[_Key, files.Row]]:
-        for key, row in self._clips.items():
-            whole = _Key(key.file)
-            known = self._facts.get(whole, {})
-            if key != whole:
-                # transcript and labels of the whole file do not hold for this segment
-                known = known | self._clips.get(whole, {})
-                own = (*_LABELS, "transcript")
-                known = {name: value for name, value in known.items() if name not in own}
-            yield key, known | self._facts.get(key, {}) | row
 
 
 def _values(where: str, table: _Table, cells: files.Row, sexes: Mapping[str, str]) -> files.Row:

@@ -41,12 +41,11 @@ _RUSSELL_MEHRABIAN = {
 }
 
 
-def _from_pad(pleasure: float, arousal: float, dominance: float) -> tuple[float, float, float]:
-    return (arousal + 1) / 2, (dominance + 1) / 2, (pleasure + 1) / 2
-
-
 EMOTION_MAPS: Mapping[str, EmotionMap] = {
-    "russell-mehrabian": {name: _from_pad(*pad) for name, pad in _RUSSELL_MEHRABIAN.items()},
+    "russell-mehrabian": {
+        name: ((arousal + 1) / 2, (dominance + 1) / 2, (pleasure + 1) / 2)
+        for name, (pleasure, arousal, dominance) in _RUSSELL_MEHRABIAN.items()
+    }
 }
 
 #: What else corpora call a category.
@@ -119,20 +118,17 @@ def load_emotion_map(name_or_uri: str) -> EmotionMap:
         ) from error
     if not isinstance(document, dict) or not document:
         raise ConfigError(f"--emotion-map {name_or_uri}: write category: [{', '.join(DIMENSIONS)}]")
-    return {
-        common_name(str(category)): _point(f"--emotion-map {name_or_uri}: {category}", value)
-        for category, value in document.items()
-    }
-
-
-def _point(where: str, value: object) -> tuple[float, float, float]:
-    numbers = value if isinstance(value, list) else []
-    if [type(v) in (int, float) for v in numbers] != [True] * len(DIMENSIONS):
-        raise ConfigError(f"{where} is {value!r}: write [{', '.join(DIMENSIONS)}]")
-    if not all(0 <= v <= 1 for v in numbers):
-        raise ConfigError(f"{where} is {value!r}: each number is from 0 to 1")
-    arousal, dominance, valence = map(float, numbers)
-    return arousal, dominance, valence
+    found: dict[str, tuple[float, float, float]] = {}
+    for category, value in document.items():
+        where = f"--emotion-map {name_or_uri}: {category} is {value!r}"
+        numbers = value if isinstance(value, list) else []
+        if [type(v) in (int, float) for v in numbers] != [True] * len(DIMENSIONS):
+            raise ConfigError(f"{where}: write [{', '.join(DIMENSIONS)}]")
+        if not all(0 <= v <= 1 for v in numbers):
+            raise ConfigError(f"{where}: each number is from 0 to 1")
+        arousal, dominance, valence = map(float, numbers)
+        found[common_name(str(category))] = arousal, dominance, valence
+    return found
 
 
 def sex_of(word: str | None) -> str | None:

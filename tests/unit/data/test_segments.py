@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import struct
 import threading
 from collections.abc import Iterable
@@ -30,9 +29,8 @@ from raysers.schemas import MANIFEST
 from raysers.types import Status, clip_id
 from tests.places import SHARED_DATA, needs_shared
 from tests.s3 import Bucket, Faults
-from tests.unit.audio.sounds import FORMATS, encode, noise
+from tests.unit.audio.sounds import encode, noise
 from tests.unit.audio.test_claims import with_granule
-from tests.unit.audio.test_faults import mutated
 from tests.unit.data.test_tar import build
 
 S = 10**9
@@ -228,18 +226,6 @@ def test_the_same_archive_in_a_folder_a_tar_and_on_s3_gives_the_same_headers(
 
 
 # damage -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("fmt", "subtype", "rate_hz"), FORMATS)
-def test_damaged_headers_become_rows(tmp_path: Path, fmt: str, subtype: str, rate_hz: int) -> None:
-    dice = random.Random(f"{fmt} {subtype} rows")
-    data = encode(noise(0.5, rate_hz), rate_hz, fmt, subtype)
-    names = [tmp_path / f"{i}.wav" for i in range(20)]
-    for name in names:
-        name.write_bytes(mutated(data, dice))
-    table = index(*names, segmenting=Segmenting(kind="window", window_s=0.2, hop_s=0.2))
-    assert set(table["file"].to_pylist()) == set(map(str, names))
-    assert not any("Error" in error.split(":")[0] for error in table["error"].to_pylist())
 
 
 def test_header_numbers_beyond_any_clock_become_rows(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +26,7 @@ from raysers.errors import (
     ObjectMissing,
     TransientStorageError,
 )
-from raysers.io import fsspec_store, storage
+from raysers.io import storage
 
 MIB = 2**20
 
@@ -93,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(fsspec_store, "_WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with Site() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -153,12 +154,13 @@ def test_faults_of_a_server(site: Site) -> None:
     assert site.asked["/c/closed"] <= 3  # permanent ones are not retried
 
 
-def test_a_replaced_file_is_noticed(site: Site) -> None:
+def test_a_replaced_file_is_noticed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.files = {"c/a.wav": b"first"}
     place = f"{site.url}/c/a.wav"
     listed = storage.stat(place)
     site.files["c/a.wav"] = b"other"
-    fsspec_store._stat.cache_clear()  # 30 s later
+    later_s = time.monotonic() + 60
+    monkeypatch.setattr(time, "monotonic", lambda: later_s)
     file = storage.open_file(place)
     file.etag = listed.etag
     with pytest.raises(ObjectChanged):
