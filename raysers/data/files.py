@@ -282,8 +282,8 @@ def _check_expansion(events: Iterator[Any]) -> None:
     """Counts values and levels with every alias expanded, before anything is built."""
     total = 0
     known: dict[str | None, tuple[int, int]] = {}  # values and levels of what an anchor names
-    levels: list[list[int]] = [[0, 0]]  # per open collection: values before it, levels in it
-    anchors = []
+    open_collections: list[tuple[int, str | None]] = []  # values before it, and its anchor
+    levels = [0]  # in each of them
     for event in events:
         values, depth, line = 0, 0, event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
@@ -291,17 +291,17 @@ def _check_expansion(events: Iterator[Any]) -> None:
                 raise ConfigError(f"line {line}: *{event.anchor} has no value yet")
             values, depth = known[event.anchor]
         elif isinstance(event, yaml.CollectionStartEvent):
-            levels.append([total, 0])
-            anchors.append(event.anchor)
+            open_collections.append((total, event.anchor))
+            levels.append(0)
         elif isinstance(event, yaml.CollectionEndEvent):
-            before, inner = levels.pop()
-            values, depth = 1, inner + 1
-            known[anchors.pop()] = total + 1 - before, depth
+            before, anchor = open_collections.pop()
+            values, depth = 1, levels.pop() + 1
+            known[anchor] = total + 1 - before, depth
         elif isinstance(event, yaml.ScalarEvent):
             values = 1
             known[event.anchor] = 1, 0
         total += values
-        levels[-1][1] = max(levels[-1][1], depth)
+        levels[-1] = max(levels[-1], depth)
         if total > _MAX_YAML_VALUES or len(levels) + depth > _MAX_YAML_DEPTH:
             raise ConfigError(
                 f"line {line}: more than {_MAX_YAML_VALUES:,} values or {_MAX_YAML_DEPTH} levels"

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -331,7 +331,7 @@ def _tar(info: ObjectInfo, *, left_out: list[tuple[str, str]], in_folder: bool) 
     try:
         with nullcontext() if in_folder else _named(info.uri):
             for batch in _batched(members):
-                rows = (asdict(one) | {"num_bytes": one.byte_size} for one in batch)
+                rows = (one._asdict() | {"num_bytes": one.byte_size} for one in batch)
                 rows = (row | known if row["status"] == Status.OK else row for row in rows)
                 batches.append(pa.Table.from_pylist(list(rows), LISTING))
     except ConfigError as error:

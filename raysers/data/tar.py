@@ -6,14 +6,12 @@ with its status, so no member is lost silently.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +38,7 @@ _TAR_BLOCK_BYTES = 512
 _MAX_PADDING_BYTES = 2**24
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TarMember:
+class TarMember(NamedTuple):
     """One audio member; `status` says why it cannot be used, `file` is unique within the tar."""
 
     file: str
@@ -103,8 +100,7 @@ def index_tar(
             continue
         member = _member(entry, info)
         if hash(member.file) in seen:
-            member = dataclasses.replace(
-                member,
+            member = member._replace(
                 file=f"{member.file}#{member.byte_offset}",
                 status=Status.UNSUPPORTED,
                 error="the tar has an earlier member of this name; only that one is used",
@@ -138,9 +134,7 @@ def resolve_members(clips: pa.Table, *, suffixes: Collection[str]) -> pa.Table:
         damage = members.get(uri)
         error = f"{uri} has no such audio member" + (f" ({damage.error})" if damage else "")
         status = damage.status if damage else Status.MISSING
-        absent = TarMember(
-            file=uri, byte_offset=0, byte_size=0, etag="", status=status, error=error
-        )
+        absent = TarMember(uri, 0, 0, "", status, error)
         for row, file in zip(rows, files, strict=True):
             found[row] = members.get(file, absent)
     for name in ("num_bytes", "etag", "byte_offset", "byte_size") if rows_of else ():
@@ -237,14 +231,7 @@ def _is_cut(entry: tarfile.TarInfo, total_bytes: int) -> bool:
 
 
 def _of_tar(info: uris.ObjectInfo, status: Status, error: str) -> TarMember:
-    return TarMember(
-        file=info.uri,
-        byte_offset=0,
-        byte_size=info.num_bytes,
-        etag=info.etag,
-        status=status,
-        error=error,
-    )
+    return TarMember(info.uri, 0, info.num_bytes, info.etag, status, error)
 
 
 def _member(entry: tarfile.TarInfo, info: uris.ObjectInfo) -> TarMember:
@@ -258,14 +245,9 @@ def _member(entry: tarfile.TarInfo, info: uris.ObjectInfo) -> TarMember:
         error = "the header claims a negative size"
     elif _is_cut(entry, info.num_bytes):
         status, error = Status.TRUNCATED, "the tar ends inside this member"
-    return TarMember(
-        file=f"{info.uri}#{_printable(entry.name)}",
-        byte_offset=entry.offset_data,
-        byte_size=max(0, entry.size),
-        etag=info.etag,
-        status=status if error else Status.OK,
-        error=error,
-    )
+    file, size = f"{info.uri}#{_printable(entry.name)}", max(0, entry.size)
+    status = status if error else Status.OK
+    return TarMember(file, entry.offset_data, size, info.etag, status, error)
 
 
 def _unsafe(name: str) -> str:
