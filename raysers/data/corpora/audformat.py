@@ -162,7 +162,7 @@ def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[file
             known = known | clips.get(whole, {})
             known = {n: v for n, v in known.items() if n not in (*_LABELS, "transcript")}
         named = {"file": resolve(root, key.file), "start": key.start, "end": key.end}
-        of_all = {"corpus": header.name, "language": header.language}
+        of_all: files.Row = {"corpus": header.name, "language": header.language}
         rows.append(of_all | known | facts.get(key, {}) | row | named)
     kind = "labels" if any(table.has_labels for table in chosen) else "clips"
     notes = [f"{root}: {kind} from the tables: {some(table.name for table in chosen)}"]
