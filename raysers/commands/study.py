@@ -25,16 +25,22 @@ from raysers.errors import RaysersError
 from raysers.evaluation.rows import print_notes
 from raysers.io import storage
 from raysers.run import Exit, Run
-from raysers.studies import plan, runner, work
-from raysers.studies.experiments import Experiment
+from raysers.studies import plan, runner
+from raysers.studies.experiments import Experiment, Place, analysis_flags
 from raysers.studies.plan import StudyFlags
-from raysers.studies.tables import print_cells
 from raysers.words.fuse_train import train
+
+#: Jobs that take the whole cluster.
+_ANALYSES: Mapping[str, Callable[[Any], int]] = {
+    "evaluate": evaluate,
+    "fuse": train,
+    "probe": probe,
+}
 
 
 def study(flags: StudyFlags) -> int:
     """Check, plan, run what is left, write the tables; returns the exit code."""
-    config, flags = as_plain(flags), plan.with_absolute_paths(flags)
+    config, flags = as_plain(flags), flags.with_absolute_paths()
     with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
         planned = plan.make_plan(flags, run)
         cluster.connect()
@@ -49,24 +55,17 @@ def study(flags: StudyFlags) -> int:
         failed = outcome["cells"] - outcome["done"]
         good = failed <= flags.max_failed_cells * outcome["cells"]
         run.finish("done" if good else "done_with_failures", outcome)
-    print_cells(written["cells"], written["metrics"])
+    runner.print_cells(written["cells"], written["metrics"])
     print_notes(list(corpora.notes))
     output = flags.output
     print(f"tables: {output}/cells, metrics, curves; figures: raysers report {output}")
     return Exit.DONE if good else Exit.TOO_MANY_FAILED
 
 
-#: Jobs that take the whole cluster: flags of a run, and the job itself.
-_ANALYSES: Mapping[str, tuple[Callable[[Experiment, work.Place], Any], Callable[[Any], int]]] = {
-    "evaluate": (work.evaluate_flags, evaluate),
-    "fuse": (work.fuse_flags, train),
-    "probe": (work.probe_flags, probe),
-}
-
-
-def _analyse(run: Experiment, place: work.Place) -> Mapping[str, Any]:
-    flags_of, job = _ANALYSES[run.job]
-    code = job(flags_of(run, place))
+def _analyse(run: Experiment, place: Place) -> Mapping[str, Any]:
+    flags = analysis_flags(run, place)
+    flags.check()
+    code = _ANALYSES[run.job](flags)
     if code != Exit.DONE:
         raise RaysersError(f"{run.job} ended with exit code {code}: see {place.uri(run.name)}")
     return {}

@@ -14,56 +14,59 @@ Result: OUTPUT/trials, a table with a row per trial; OUTPUT/best, a model folder
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from functools import partial
 
 from raysers.cli import as_plain, command
+from raysers.data.manifest import write_manifest
 from raysers.engine import cluster
 from raysers.run import Exit, Run
 from raysers.training import plan as training_plan
 from raysers.training.dataset import TooManyFailed
-from raysers.tuning import plan, results
-from raysers.tuning.plan import TuningFlags
+from raysers.tuning import results, sweep
 from raysers.tuning.resources import find_resources
-from raysers.tuning.tuner import run_sweep
+from raysers.tuning.sweep import TuningFlags as TuneFlags
 
-
-@dataclass(frozen=True, kw_only=True)
-class TuneFlags(TuningFlags):
-    """Flags of this job."""
+#: What run.json says for each way to end.
+_STATUSES = {
+    Exit.DONE: "done",
+    Exit.TOO_MANY_FAILED: "done_with_failures",
+    Exit.FAILED: "failed",
+}
 
 
 def tune(flags: TuneFlags) -> int:
     """Check, plan, run the trials that are left, conclude; returns the exit code."""
     config, flags = as_plain(flags), training_plan.with_absolute_paths(flags)
-    with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
-        sweep = plan.make_sweep(flags)
+    with Run.open(sweep.JOB, flags.output, dry_run=flags.dry_run) as run:
+        planned = sweep.make_sweep(flags)
         cluster.connect()
-        sweep, clips = plan.with_data(sweep, run)
-        resources = find_resources(sweep.trials, flags.workers_per_trial, flags.max_concurrent)
-        plan.print_plan(sweep, resources)
+        try:
+            planned, clips = sweep.with_data(planned, run)
+        except TooManyFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            return Exit.TOO_MANY_FAILED
+        resources = find_resources(planned.trials, flags)
+        results.print_plan(planned, resources)
         if flags.dry_run:
-            plan.print_estimate(sweep, resources, clips)
+            results.print_estimate(planned, resources, clips)
             return Exit.DONE
         outcome = (run.earlier.outcome if run.earlier else None) or {}
-        finished = "statuses" in outcome and not plan.left(sweep)
+        finished = "statuses" in outcome and not planned.left()
         if not finished:
-            plan.begin(sweep, run, clips, config)
-        trials = run_sweep(sweep, resources, lambda known: results.write_trials(known, sweep))
-        code = results.exit_code(trials, flags.max_failed_trials)
+            if run.earlier is None:
+                write_manifest(planned.indexed.manifest, clips)
+            run.begin(config, planned.settings)
+        trials = sweep.run_sweep(planned, resources, partial(results.on_ended, planned))
+        statuses = [trial.status for trial in trials]
+        many = statuses.count("failed") > flags.max_failed_trials * len(trials)
+        code = (
+            Exit.FAILED if "done" not in statuses else Exit.TOO_MANY_FAILED if many else Exit.DONE
+        )
         if not finished:
-            outcome = results.conclude(sweep, trials)
-            run.finish(results.STATUSES[code], outcome)
-        results.print_outcome(sweep, trials, outcome)
+            outcome = results.conclude(planned, trials)
+            run.finish(_STATUSES[code], outcome)
+        results.print_outcome(planned, trials, outcome)
         return code
 
 
-def tune_or_refuse(flags: TuneFlags) -> int:
-    """As `tune`, with exit code 3 for data of which too much cannot be used."""
-    try:
-        return tune(flags)
-    except TooManyFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return Exit.TOO_MANY_FAILED
-
-
-main = command(TuneFlags, tune_or_refuse, __doc__ or "", positional="space")
+main = command(TuneFlags, tune, __doc__ or "", positional="space")

@@ -1,4 +1,4 @@
-"""The corpora of a study: which is trained on, which clips the models are judged by.
+"""The corpora of a study: which is trained on, which clips the models are evaluated on.
 
 All of them become manifests in OUTPUT/corpora once: `training` (the clips of the home corpora, by
 split) and `judged` (their test clips, and the other corpora). Every cell reads these two.
@@ -22,7 +22,6 @@ from raysers.io import storage
 from raysers.schemas import LABEL_FIELDS
 from raysers.types import DIMENSIONS
 
-TRAINING, EVALUATION = "training", "judged"
 #: A corpus without splits is split by speaker: a third for testing, a third of the rest is dev.
 _FOLDS = 3
 _MAP = "russell-mehrabian"
@@ -30,14 +29,9 @@ _MAP = "russell-mehrabian"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpora:
-    """The data of a study.
+    """The data of a study: clips to train on, with splits, and clips to evaluate on.
 
-    Attributes:
-        training: clips with splits train, dev and test.
-        judged: clips the models are judged by.
-        home: corpora that are trained on.
-        others: the other ones.
-        notes: what the reader should know.
+    `home` names the corpora that are trained on, `others` the other ones; `notes` are for the user.
     """
 
     training: pa.Table
@@ -49,23 +43,35 @@ class Corpora:
     @property
     def fingerprint(self) -> str:
         """Changes with any clip, label or split."""
-        tables = (self.training, self.judged)
-        return "-".join(f"{fingerprint(t)}{_labels_mark(t)}" for t in tables)
+        marks = []
+        for table in (self.training, self.judged):
+            digest = hashlib.blake2b(digest_size=4)  # what the one of a manifest leaves out
+            rows = table.sort_by("clip_id")
+            for field in LABEL_FIELDS:
+                if field.name in rows.column_names:
+                    digest.update(repr(rows[field.name].to_pylist()).encode())
+            marks.append(fingerprint(table) + digest.hexdigest())
+        return "-".join(marks)
 
     @property
     def in_domain(self) -> str:
         """The corpus others are compared with; empty when several are trained on."""
         return self.home[0] if len(self.home) == 1 else ""
 
+    def write(self, output: str) -> None:
+        """Write the two manifests; raises WriteError."""
+        write_manifest(storage.join(training_uri(output), "manifest"), self.training)
+        write_manifest(storage.join(evaluation_uri(output), "manifest"), self.judged)
+
 
 def training_uri(output: str) -> str:
     """Folder of the manifest that is trained on."""
-    return storage.join(output, "corpora", TRAINING)
+    return storage.join(output, "corpora", "training")
 
 
 def evaluation_uri(output: str) -> str:
-    """Folder of the manifest the models are judged by."""
-    return storage.join(output, "corpora", EVALUATION)
+    """Folder of the manifest that models are evaluated on."""
+    return storage.join(output, "corpora", "judged")
 
 
 def read_corpora(
@@ -87,15 +93,16 @@ def read_corpora(
         table, found = index_labelled([uri], emotion_map=mapping, speakers=speakers)
         if emotion_map == "auto" and not len(labelled_only(table)):
             table, found = index_labelled([uri], emotion_map=_MAP, speakers=speakers)
-        table = labelled_only(_named(table, uri))
+        # clips without a corpus are of the folder (or table) they were found in
+        folder = uri.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+        table = labelled_only(_with(table, "corpus", pc.fill_null(table["corpus"], folder)))
         if not len(table):
             raise ConfigError(f"--data {uri}: no clip has a label for {', '.join(DIMENSIONS)}")
         notes += [note for note in found if note not in notes]
         for name in pc.unique(table["corpus"]).to_pylist():
-            part = table.filter(pc.equal(table["corpus"], name))
             if name in tables:
                 raise ConfigError(f"--data {uri}: corpus {name!r} is there twice: give it once")
-            tables[name] = part
+            tables[name] = table.filter(pc.equal(table["corpus"], name))
         firsts = firsts or list(tables)
     return tables, firsts, notes
 
@@ -103,33 +110,27 @@ def read_corpora(
 def arrange(
     tables: Mapping[str, pa.Table], home: Sequence[str], notes: Sequence[str], limit: int
 ) -> Corpora:
-    """Decide splits and which clips judge.
+    """Decide splits, and which clips of the manifests by corpus the models are evaluated on.
 
-    Args:
-        tables: labelled manifests by corpus.
-        home: names of the corpora to train on.
-        notes: to pass on.
-        limit: clips of each corpus to use, spread evenly; 0: all.
+    Of each corpus `limit` clips are used, spread evenly; 0: all.
 
     Raises:
         ConfigError: a home corpus that cannot be split.
     """
     told = list(notes)
-    tables = {name: _limited(table, limit) for name, table in tables.items()}
-    parts = []
-    for name in home:
-        table, note = _with_splits(name, tables[name])
+    parts: dict[str, pa.Table] = {}
+    for name, table in tables.items():
+        count = min(limit or len(table), len(table))
+        some = table.take(pa.array([i * len(table) // count for i in range(count)], pa.int64()))
+        parts[name], note = (_with_splits if name in home else _evaluated)(name, some)
         told += [note] if note else []
-        parts.append(table)
-    training = pa.concat_tables(parts, promote_options="default").combine_chunks()
-    judged = [training.filter(pc.starts_with(training["split"], "test"))]
-    if not len(judged[0]):
+    training = pa.concat_tables([parts[n] for n in home], promote_options="default")
+    training = training.combine_chunks()
+    testing = training.filter(pc.starts_with(training["split"], "test"))
+    if not len(testing):
         raise ConfigError(f"--data {' '.join(home)}: no clip is for testing: see its split column")
-    others = [name for name in tables if name not in home]
-    for name in others:
-        part, note = _judging(name, tables[name])
-        told += [note] if note else []
-        judged.append(part)
+    others = [name for name in parts if name not in home]
+    judged = [testing, *(parts[name] for name in others)]
     return Corpora(
         training=training,
         judged=pa.concat_tables(judged, promote_options="default").combine_chunks(),
@@ -137,33 +138,6 @@ def arrange(
         others=tuple(others),
         notes=tuple(dict.fromkeys(told)),
     )
-
-
-def write_corpora(output: str, corpora: Corpora) -> None:
-    """Write the two manifests.
-
-    Raises:
-        WriteError: the output cannot be written.
-    """
-    for uri, table in (
-        (training_uri(output), corpora.training),
-        (evaluation_uri(output), corpora.judged),
-    ):
-        write_manifest(storage.join(uri, "manifest"), table)
-
-
-def _named(table: pa.Table, uri: str) -> pa.Table:
-    """Clips without a corpus are of the folder (or table) they were found in."""
-    name = uri.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
-    place = table.schema.get_field_index("corpus")
-    column = pc.fill_null(table["corpus"], name)
-    return table.set_column(place, table.schema.field(place), column)
-
-
-def _limited(table: pa.Table, limit: int) -> pa.Table:
-    if not limit or len(table) <= limit:
-        return table
-    return table.take(pa.array([i * len(table) // limit for i in range(limit)]))
 
 
 def _with_splits(name: str, table: pa.Table) -> tuple[pa.Table, str]:
@@ -178,42 +152,27 @@ def _with_splits(name: str, table: pa.Table) -> tuple[pa.Table, str]:
             f"--data: {name} has splits but no clips for {', '.join(sorted(missing))}: complete "
             "its split column, or leave it out to split the speakers"
         )
-    table = splits.fold_splits(_without_splits(table), _FOLDS, 0)
-    testing = pc.equal(table["split"], "dev")
-    marked = pc.if_else(testing, "test", pa.nulls(len(table), pa.string()))
-    table = splits.fold_splits(_with(table, marked), _FOLDS, 0)
-    count = {
-        split: pc.count_distinct(table.filter(pc.equal(table["split"], split))["speaker"]).as_py()
+    none = pa.nulls(len(table), pa.string())
+    table = splits.fold_splits(_with(table, "split", none), _FOLDS, 0)
+    marked = pc.if_else(pc.equal(table["split"], "dev"), "test", none)
+    table = splits.fold_splits(_with(table, "split", marked), _FOLDS, 0)
+    counts = [
+        f"{pc.count_distinct(table.filter(pc.equal(table['split'], split))['speaker'])} {split}"
         for split in ("train", "dev", "test")
-    }
-    words = ", ".join(f"{n} {split}" for split, n in count.items())
-    return table, f"{name} has no splits: its speakers are split ({words})"
+    ]
+    return table, f"{name} has no splits: its speakers are split ({', '.join(counts)})"
 
 
-def _judging(name: str, table: pa.Table) -> tuple[pa.Table, str]:
+def _evaluated(name: str, table: pa.Table) -> tuple[pa.Table, str]:
     """Test clips of a corpus that has some, else all of it."""
     testing = pc.fill_null(pc.starts_with(table["split"], "test"), False)
     if pc.any(testing).as_py():
         return table.filter(testing), ""
     known = any(pc.unique(table["split"]).to_pylist())
     note = f"{name}: its splits have no test clips, so all its clips judge" if known else ""
-    return _without_splits(table), note
+    return _with(table, "split", pa.nulls(len(table), pa.string())), note
 
 
-def _without_splits(table: pa.Table) -> pa.Table:
-    return _with(table, pa.nulls(len(table), pa.string()))
-
-
-def _with(table: pa.Table, column: pa.Array | pa.ChunkedArray) -> pa.Table:
-    place = table.schema.get_field_index("split")
+def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    place = table.schema.get_field_index(name)
     return table.set_column(place, table.schema.field(place), column)
-
-
-def _labels_mark(table: pa.Table) -> str:
-    """8 hex digits of labels and splits, which the fingerprint of a manifest leaves out."""
-    digest = hashlib.blake2b(digest_size=4)
-    rows = table.sort_by("clip_id")
-    for field in LABEL_FIELDS:
-        if field.name in rows.column_names:
-            digest.update(repr(rows[field.name].to_pylist()).encode())
-    return digest.hexdigest()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import pyarrow.compute as pc
@@ -27,17 +27,22 @@ from raysers.run import Run, RunRecord, absolute_output
 from raysers.studies import corpora as study_corpora
 from raysers.studies import synthetic
 from raysers.studies.corpora import Corpora
-from raysers.studies.experiments import Experiment, Grid, make_grid
-from raysers.studies.study import (
-    Study,
-    in_order,
-    read_studies,
-    read_study,
-    with_absolute_backbones,
+from raysers.studies.experiments import (
+    IN_TRIALS,
+    Experiment,
+    Grid,
+    Place,
+    make_grid,
+    training_flags,
 )
-from raysers.studies.work import IN_TRIALS, Place, training_flags
+from raysers.studies.study import Study, in_order, read_studies, read_study
 from raysers.training import plan as training_plan
-from raysers.tuning.resources import find_resources, measure_speed
+from raysers.tuning.resources import (
+    TrialFlags,
+    find_resources,
+    measure_speed,
+    refuse_impossible,
+)
 from raysers.tuning.trials import stored
 
 JOB = "study"
@@ -52,8 +57,8 @@ _PACKAGES = {"probe": ("espeakng_loader", "wordcloud"), "annotate": ("sklearn",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyFlags:
-    """All flags of the study job."""
+class _Studies:
+    """Studies and their data."""
 
     study: Annotated[tuple[str, ...], Flag("NAME_OR_FILE")]
     """Built-in studies, `paper` for all of them, or YAML files like theirs."""
@@ -73,40 +78,39 @@ class StudyFlags:
     """CSV with the `sex` of every `speaker` or `video`, for data that does not say."""
     limit: int = 0
     """Only N clips of each corpus, spread evenly; 0 takes all."""
-    workers_per_trial: int = 1
-    """Training workers of each cell; one trains without Ray Train, which saves its start."""
-    max_concurrent: int = 0
-    """Cells at once; 0: as many as the cluster has room for."""
-    retries: int = 1
-    """How often a cell may fail before it is recorded as failed and the others continue. The same
-    command again tries those whose process died, or that had no hub, package or disk."""
     max_failed_cells: float = 0.0
     """Highest share of failed cells before the job ends with exit code 3."""
-    usd_per_hour: float = 0.0
-    """With --dry-run: price of one cell's place (CPUs or GPUs) per hour."""
-    dry_run: bool = False
-    """Print the cells with an estimate of time and cost, and write nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFlags(TrialFlags, _Studies):
+    """All flags of the study job."""
 
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
-        for good, flag, wanted in _rules(self):
-            if not good:
-                value = getattr(self, flag.removeprefix("--").replace("-", "_"))
-                raise ConfigError(f"{flag} is {value or 'empty'}: give {wanted}")
+        refuse_impossible(self, self._rules())
 
+    def _rules(self) -> Iterator[tuple[bool, str, str]]:
+        yield bool(self.study), "--study", "a study, or paper for all of them"
+        yield bool(self.output), "--output", "a folder or an s3:// prefix"
+        given = bool(self.data) or self.scale == "small"
+        yield given, "--data", "labelled corpora (only --scale small makes its own)"
+        local = self.scale == "full" or not storage.is_remote(self.output)
+        yield local, "--output", "a local folder with --scale small"
+        yield self.limit >= 0, "--limit", "0 or more"
+        share = 0 <= self.max_failed_cells <= 1
+        yield share, "--max-failed-cells", "a share from 0 to 1"
+        yield from self.trial_rules()
 
-def _rules(flags: StudyFlags) -> Iterator[tuple[bool, str, str]]:
-    yield bool(flags.study), "--study", "a study, or paper for all of them"
-    yield bool(flags.output), "--output", "a folder or an s3:// prefix"
-    given = bool(flags.data) or flags.scale == "small"
-    yield given, "--data", "labelled corpora (only --scale small makes up its own)"
-    local = flags.scale == "full" or not storage.is_remote(flags.output)
-    yield local, "--output", "a local folder with --scale small"
-    for name in ("limit", "max_concurrent", "retries", "usd_per_hour"):
-        yield getattr(flags, name) >= 0, "--" + name.replace("_", "-"), "0 or more"
-    yield flags.workers_per_trial >= 1, "--workers-per-trial", "1 or more"
-    share = 0 <= flags.max_failed_cells <= 1
-    yield share, "--max-failed-cells", "a share from 0 to 1"
+    def with_absolute_paths(self) -> StudyFlags:
+        """The flags, checked, with places that mean the same in every process of the cluster."""
+        self.check()
+        return replace(
+            self,
+            output=absolute_output(self.output),
+            data=tuple(map(storage.absolute, self.data)),
+            speakers=self.speakers and storage.absolute(self.speakers),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,45 +133,29 @@ class StudyPlan:
     settings: dict[str, Any]
     earlier: RunRecord | None
 
-    def place(self, corpora: Corpora | None = None) -> Place:
-        """Where the experiments are, before the cluster is known."""
-        return Place(
-            output=self.flags.output,
-            in_domain=corpora.in_domain if corpora else "",
-            workers=self.flags.workers_per_trial,
-        )
+    @property
+    def place(self) -> Place:
+        """Where the experiments are, before corpora and cluster are known."""
+        return Place(output=self.flags.output, workers=self.flags.workers_per_trial)
+
+    @property
+    def small_networks(self) -> set[str]:
+        """Aliases of the small networks that are trained."""
+        runs = self.grid.runs.values()
+        return {str(run.settings["backbone"]) for run in runs if run.settings.get("small")}
 
     def left(self) -> list[Experiment]:
         """The experiments that are not over."""
-        records = {name: stored(self.place().uri(name)) for name in self.grid.runs}
         return [
             run
             for run in self.grid.runs.values()
-            if (known := records[run.name]) is None or not known.is_final(self.flags.retries)
+            if (known := stored(self.place.uri(run.name))) is None
+            or not known.is_final(self.flags.retries)
         ]
-
-
-def with_absolute_paths(flags: StudyFlags) -> StudyFlags:
-    """The flags, checked, with places that mean the same in every process of the cluster.
-
-    Raises:
-        ConfigError: a flag has an impossible value.
-    """
-    flags.check()
-    return replace(
-        flags,
-        output=absolute_output(flags.output),
-        data=tuple(map(storage.absolute, flags.data)),
-        speakers=storage.absolute(flags.speakers) if flags.speakers else "",
-    )
 
 
 def make_plan(flags: StudyFlags, run: Run) -> StudyPlan:
     """Read studies and folder; nothing of the corpora yet.
-
-    Args:
-        flags: with absolute paths.
-        run: of the output.
 
     Raises:
         ConfigError: a study file, with its key.
@@ -177,20 +165,28 @@ def make_plan(flags: StudyFlags, run: Run) -> StudyPlan:
     values = {name: getattr(flags, name) for name in names}
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
     settings["study_version"] = STUDY_VERSION
-    wanted = [with_absolute_backbones(study) for study in read_studies(flags.study, flags.scale)]
-    kept: list[Study] = []
+    wanted = read_studies(flags.study, flags.scale)
+    kept: dict[str, Study] = {}
     if run.earlier is not None:
         run.refuse_other_settings(settings | {"corpora": run.earlier.settings.get("corpora")})
         with contextlib.suppress(ObjectMissing):
             folder = storage.join(flags.output, "studies")
-            found = storage.list_objects(folder, suffixes={".yaml"})
-            kept = [with_absolute_backbones(read_study(one.uri, "full")) for one in found]
-        _refuse_other_studies(flags.output, wanted, kept)
-    new = [study.name for study in wanted]
-    studies = in_order([*wanted, *(one for one in kept if one.name not in new)])
+            for one in storage.list_objects(folder, suffixes={".yaml"}):
+                study = read_study(one.uri, "full")
+                kept[study.name] = study
+    for study in wanted:
+        earlier = kept.pop(study.name, study)
+        keys = [f.name for f in fields(Study) if f.name != "about"]
+        differing = [key for key in keys if getattr(study, key) != getattr(earlier, key)]
+        if differing:
+            raise RefusedError(
+                f"--output {flags.output} holds the study {study.name} with other "
+                f"{', '.join(differing)}: give the study another name, or choose another folder"
+            )
+    studies = in_order([*wanted, *kept.values()])
     plan = StudyPlan(
         flags=flags,
-        wanted=new,
+        wanted=[study.name for study in wanted],
         studies=studies,
         grid=make_grid(studies, flags.scale),
         settings=settings,
@@ -199,38 +195,40 @@ def make_plan(flags: StudyFlags, run: Run) -> StudyPlan:
     for cell in plan.grid.cells:  # values that do not go together, before any is trained
         if cell.job == "train":
             try:
-                training_flags(plan.grid.runs[cell.run], plan.place())
+                training_flags(plan.grid.runs[cell.run], plan.place)
             except ConfigError as error:
                 raise ConfigError(f"--study {cell.study}: cell {cell.cell}: {error}") from error
     return plan
 
 
-def _refuse_other_studies(output: str, wanted: Sequence[Study], kept: Sequence[Study]) -> None:
-    known = {study.name: study for study in kept}
-    for study in wanted:
-        earlier = known.get(study.name, study)
-        names = [name for name in Study.__slots__ if name != "about"]
-        differing = [name for name in names if getattr(study, name) != getattr(earlier, name)]
-        if differing:
-            raise RefusedError(
-                f"--output {output} holds the study {study.name} with other "
-                f"{', '.join(differing)}: give the study another name, or choose another folder"
-            )
-
-
 def load_corpora(plan: StudyPlan, folder: str) -> Corpora:
-    """The corpora on the connected cluster: as they were, or read now.
+    """The corpora on the connected cluster: as the first command left them, or read now.
 
-    Args:
-        plan: of the study.
-        folder: for synthetic speech where a small study needs it.
+    Synthetic speech that a small study needs goes to `folder`.
 
     Raises:
         ConfigError: data that cannot be used.
+        RaysersError: those of the first command are lost or changed.
     """
     flags = plan.flags
     if plan.earlier is not None:
-        return _stored_corpora(flags.output, plan.earlier.settings["corpora"])
+        known = plan.earlier.settings["corpora"]
+        uris = study_corpora.training_uri(flags.output), study_corpora.evaluation_uri(flags.output)
+        if not all(map(is_manifest, uris)):
+            raise RaysersError(
+                f"{flags.output} has lost its corpora: start again in another folder"
+            )
+        corpora = Corpora(
+            training=read_manifest(uris[0]),
+            judged=read_manifest(uris[1]),
+            **{key: tuple(known[key]) for key in ("home", "others", "notes")},
+        )
+        if corpora.fingerprint != known["fingerprint"]:
+            raise RaysersError(
+                f"the corpora in {flags.output} are not those its run.json names: they were "
+                "changed from outside; start again in another folder"
+            )
+        return corpora
     found, firsts, notes = study_corpora.read_corpora(
         flags.data, emotion_map=flags.emotion_map, speakers=flags.speakers
     )
@@ -247,26 +245,6 @@ def load_corpora(plan: StudyPlan, folder: str) -> Corpora:
         if name not in found:
             raise ConfigError(f"--in-domain {name}: the corpora are {', '.join(found)}")
     return study_corpora.arrange(found, home, notes, flags.limit)
-
-
-def _stored_corpora(output: str, known: Mapping[str, Any]) -> Corpora:
-    """The corpora as the first command left them."""
-    uris = study_corpora.training_uri(output), study_corpora.evaluation_uri(output)
-    if not all(map(is_manifest, uris)):
-        raise RaysersError(f"{output} has lost its corpora: start again in another folder")
-    corpora = Corpora(
-        training=read_manifest(uris[0]),
-        judged=read_manifest(uris[1]),
-        home=tuple(known["home"]),
-        others=tuple(known["others"]),
-        notes=tuple(known["notes"]),
-    )
-    if corpora.fingerprint != known["fingerprint"]:
-        raise RaysersError(
-            f"the corpora in {output} are not those its run.json names: they were changed from "
-            "outside; start again in another folder"
-        )
-    return corpora
 
 
 def missing(plan: StudyPlan, corpora: Corpora) -> dict[str, str]:
@@ -312,12 +290,11 @@ def _hub_error(hub_id: str) -> str:
 
 def print_plan(plan: StudyPlan, corpora: Corpora) -> None:
     """Cells, corpora and what is missing, before the study starts."""
-    left = plan.left()
+    grid, others = plan.grid, ", ".join(corpora.others) or "no other"
     pairs = {
         "studies": ", ".join(plan.wanted),
-        "cells": f"{len(plan.grid.cells)}, {len(plan.grid.runs)} runs, {len(left)} of them left",
-        "corpora": f"trained on {', '.join(corpora.home)}; also evaluated on "
-        + (", ".join(corpora.others) or "no other"),
+        "cells": f"{len(grid.cells)}, {len(grid.runs)} runs, {len(plan.left())} of them left",
+        "corpora": f"trained on {', '.join(corpora.home)}; also evaluated on {others}",
     }
     print_pairs("study", pairs)
     for name, lacks in missing(plan, corpora).items():
@@ -334,11 +311,9 @@ def print_estimate(plan: StudyPlan) -> None:
         corpora = load_corpora(plan, folder)
         print_plan(plan, corpora)
         left = plan.left()
-        resources = find_resources(
-            max(1, len(left)), plan.flags.workers_per_trial, plan.flags.max_concurrent
-        )
-        synthetic.write_networks(folder, small_networks(plan))
-        place = replace(plan.place(), output=folder)
+        resources = find_resources(max(1, len(left)), plan.flags)
+        synthetic.write_networks(folder, plan.small_networks)
+        place = replace(plan.place, output=folder)
         speeds: dict[str, float] = {}
         total_s = 0.0
         lines: dict[str, str] = {}
@@ -359,16 +334,14 @@ def print_estimate(plan: StudyPlan) -> None:
             seconds = audio_s / speeds[backbone]
             total_s += seconds
             lines[run.name] = f"{hours(audio_s)} of audio, {duration(seconds)}"
-        print_pairs("estimate (nothing was written)", lines)
-        usd = plan.flags.usd_per_hour * total_s / 3600
-        print_pairs(
-            "all",
-            {
-                "places": resources.words,
-                "of one place": duration(total_s) + (f", {usd:,.2f} USD" if usd else ""),
-                "in all": f"about {duration(total_s / resources.at_once)}",
-            },
-        )
+    print_pairs("estimate (nothing was written)", lines)
+    usd = plan.flags.usd_per_hour * total_s / 3600
+    pairs = {
+        "places": resources.words,
+        "of one place": duration(total_s) + (f", {usd:,.2f} USD" if usd else ""),
+        "in all": f"about {duration(total_s / resources.at_once)}",
+    }
+    print_pairs("all", pairs)
 
 
 def _audio_s(run: Experiment, epochs: int, corpora: Corpora) -> float:
@@ -381,9 +354,3 @@ def _audio_s(run: Experiment, epochs: int, corpora: Corpora) -> float:
     flags = run.settings["flags"]
     names = flags.get("perturbations") or SUITES[flags.get("suite", "paper")]
     return scored_s * (1 + len(names) if run.job == "robustness" else 1)
-
-
-def small_networks(plan: StudyPlan) -> set[str]:
-    """Aliases of the small networks that are trained."""
-    runs = plan.grid.runs.values()
-    return {str(run.settings["backbone"]) for run in runs if run.settings.get("small")}

@@ -1,7 +1,9 @@
-"""The experiments of a study: trainings, then analyses of the trained models.
+"""The experiments of a study: trainings, then analyses of the trained models, then the tables.
 
 Every experiment has its folder with a record, so a study resumes after any crash with none lost and
-none run twice; one that fails is recorded with its error and the others go on.
+none run twice; one that fails is recorded with its error and the others go on. A value stands in
+the table of every cell that shares its experiment; the scores of the random model are listed once a
+study.
 """
 
 from __future__ import annotations
@@ -9,25 +11,44 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
-from raysers.errors import ConfigError
+from raysers.engine import output
+from raysers.errors import ConfigError, ObjectMissing
+from raysers.evaluation.rows import number, report_console
+from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
 from raysers.run import Run
-from raysers.studies import corpora as study_corpora
-from raysers.studies import synthetic, tables
+from raysers.schemas import CELLS, CURVES, METRICS, STUDY_METRICS
+from raysers.studies import synthetic
 from raysers.studies.corpora import Corpora
-from raysers.studies.experiments import Experiment
-from raysers.studies.plan import StudyPlan, small_networks
-from raysers.studies.work import IN_TRIALS, Place, Work
+from raysers.studies.experiments import (
+    IN_TRIALS,
+    MEASURED,
+    Cell,
+    Experiment,
+    Grid,
+    Place,
+    training_json,
+    work,
+)
+from raysers.studies.plan import StudyPlan
+from raysers.text import one_line
 from raysers.tuning.resources import find_resources
+from raysers.tuning.results import curve_rows
 from raysers.tuning.trials import Trial, TrialRecord, attempt, print_ended, run_trials, stored
+from raysers.types import DIMENSIONS
 
 _TABLES_EVERY_S = 30.0
+_NAME_WIDTH, _DATASET_WIDTH, _MAX_ERROR = 44, 24, 300
+
+Rows = Iterator[dict[str, Any]]
 
 
 def begin(plan: StudyPlan, run: Run, corpora: Corpora, config: Mapping[str, Any]) -> None:
@@ -38,17 +59,13 @@ def begin(plan: StudyPlan, run: Run, corpora: Corpora, config: Mapping[str, Any]
     """
     output = plan.flags.output
     if plan.earlier is None:
-        study_corpora.write_corpora(output, corpora)
-    synthetic.write_networks(output, small_networks(plan))
+        corpora.write(output)
+    synthetic.write_networks(output, plan.small_networks)
     for study in plan.studies:
         uri = storage.join(output, "studies", f"{study.name}.yaml")
         storage.write_atomic(uri, study.written().encode())
-    known = {
-        "home": list(corpora.home),
-        "others": list(corpora.others),
-        "notes": list(corpora.notes),
-        "fingerprint": corpora.fingerprint,
-    }
+    known: dict[str, Any] = {"fingerprint": corpora.fingerprint}
+    known |= {key: list(getattr(corpora, key)) for key in ("home", "others", "notes")}
     run.begin(config, plan.settings | {"corpora": known})
 
 
@@ -60,64 +77,55 @@ def run_all(
 ) -> dict[str, pa.Table]:
     """Run what is left on the connected cluster: trainings, then analyses; returns the tables.
 
-    Args:
-        plan: of the study.
-        corpora: its data.
-        run_id: of this run.
-        analyse: does an experiment that uses the whole cluster.
+    `analyse` does an experiment that uses the whole cluster.
 
     Raises:
         WriteError: the output cannot be written.
     """
-    flags, place = plan.flags, plan.place(corpora)
-    total, left = len(plan.grid.runs), plan.left()
-    resources = find_resources(max(1, len(left)), flags.workers_per_trial, flags.max_concurrent)
-    place = replace(place, resources=resources)
+    retries, total, left = plan.flags.retries, len(plan.grid.runs), plan.left()
+    resources = find_resources(max(1, len(left)), plan.flags)
+    place = replace(plan.place, in_domain=corpora.in_domain, resources=resources)
     print(f"{len(plan.grid.cells)} cells, {total} runs, {resources.words}", flush=True)
     written_s = time.monotonic()
 
-    def ended(record: TrialRecord) -> None:
+    def ended(record: TrialRecord) -> str:
         nonlocal written_s
         if time.monotonic() - written_s > _TABLES_EVERY_S:
-            tables.write_tables(plan.grid, place)
+            write_tables(plan.grid, place)
             written_s = time.monotonic()
+        score = record.result.get("dev_ccc_mean")
+        return f"dev CCC {score:.3f}" if isinstance(score, float) and score > -1 else ""
 
     def trial(run: Experiment) -> Trial:
-        call: Callable[..., Mapping[str, Any]] = Work(run=run, place=place)
-        if run.job not in IN_TRIALS:
-
-            def call(_: Any) -> Mapping[str, Any]:
-                return analyse(run, place)
-
+        in_trial = run.job in IN_TRIALS
+        call = partial(work, run, place) if in_trial else lambda _: analyse(run, place)
         if reason := _unmet(run, place):
-
-            def call(_: Any) -> Mapping[str, Any]:
-                raise ConfigError(reason)
-
+            call = partial(_refuse, reason)
         notes = {"job": run.job, "run_id": run_id}
         return Trial(name=run.name, path=place.uri(run.name), call=call, notes=notes)
 
     for jobs in (("train",), tuple(IN_TRIALS)[1:]):
-        trials = [trial(run) for run in left if run.job in jobs]
-        if trials:
+        if trials := [trial(run) for run in left if run.job in jobs]:
             run_trials(
                 lambda config, found=trials: found[config["number"]],  # type: ignore[misc]
                 list(range(len(trials))),
                 replace(resources, at_once=min(resources.at_once, len(trials))),
                 total=len(trials),
-                retries=flags.retries,
-                describe=describe,
+                retries=retries,
                 on_ended=ended,
             )
     analyses = [run for run in left if run.job not in IN_TRIALS]
-    for number, run in enumerate(analyses, start=1):
+    for count, run in enumerate(analyses, start=1):
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
-            record = attempt(trial(run), flags.retries, lambda _: None)
+            record = attempt(trial(run), retries, lambda _: None)
         storage.write_atomic(storage.join(record.path, "log.txt"), log.getvalue().encode())
-        print_ended(record, number, len(analyses), describe(record))
-        ended(record)
-    return tables.write_tables(plan.grid, place)
+        print_ended(record, count, len(analyses), ended(record))
+    return write_tables(plan.grid, place)
+
+
+def _refuse(reason: str, _: object) -> Mapping[str, Any]:
+    raise ConfigError(reason)
 
 
 def _unmet(run: Experiment, place: Place) -> str:
@@ -130,16 +138,10 @@ def _unmet(run: Experiment, place: Place) -> str:
     return ""
 
 
-def describe(run: TrialRecord) -> str:
-    """What a line about an experiment that ended says of it."""
-    score = run.result.get("dev_ccc_mean")
-    return f"dev CCC {score:.3f}" if isinstance(score, float) and score > -1 else ""
-
-
 def outcome_of(plan: StudyPlan, corpora: Corpora) -> dict[str, Any]:
     """How many cells and experiments ended how, for `run.json`."""
-    records = {name: stored(plan.place().uri(name)) for name in plan.grid.runs}
-    cells = [tables.status_of(records[cell.run]) for cell in plan.grid.cells]
+    records = {name: stored(plan.place.uri(name)) for name in plan.grid.runs}
+    cells = [_status(records[cell.run]) for cell in plan.grid.cells]
     known = [record for record in records.values() if record]
     return {
         "studies": [study.name for study in plan.studies],
@@ -151,3 +153,129 @@ def outcome_of(plan: StudyPlan, corpora: Corpora) -> dict[str, Any]:
         "audio_s": round(sum(float(r.result.get("audio_s", 0)) for r in known), 1),
         "notes": list(corpora.notes),
     }
+
+
+def _status(record: TrialRecord | None) -> str:
+    """done, failed, or waiting for the same command to be given again."""
+    status = record.status if record else ""
+    return status if status in ("done", "failed") else "waiting"
+
+
+def write_tables(grid: Grid, place: Place) -> dict[str, pa.Table]:
+    """Write `cells`, `metrics` and `curves`; returns them; raises WriteError."""
+    records = {name: stored(place.uri(name)) for name in grid.runs}
+    done = [cell for cell in grid.cells if _status(records[cell.run]) == "done"]
+    rows = {
+        "cells": ([_cell_row(cell, records[cell.run]) for cell in grid.cells], CELLS),
+        "metrics": (list(_metric_rows(done, place)), STUDY_METRICS),
+        "curves": ([row for cell in done for row in _curve_rows(cell, place)], CURVES),
+    }
+    tables = {name: pa.Table.from_pylist(found, schema) for name, (found, schema) in rows.items()}
+    for name, table in tables.items():
+        output.write_part(storage.join(place.output, name, "part-00000.parquet"), table)
+    return tables
+
+
+def _key(cell: Cell) -> dict[str, Any]:
+    names = ("study", "cell", "factor", "factor_value", "seed")
+    return {name: getattr(cell, name) for name in names}
+
+
+def _cell_row(cell: Cell, record: TrialRecord | None) -> dict[str, Any]:
+    result: Mapping[str, Any] = record.result if record else {}
+    status = _status(record)
+    return {
+        **_key(cell),
+        "kind": cell.job,
+        "model": cell.model,
+        "status": status,
+        "error": record.error if record and status == "failed" else "",
+        "path": f"runs/{cell.run}",
+        "wall_s": result.get("wall_s", record.wall_s if record else None),
+        "audio_s": result.get("audio_s"),
+        "workers": result.get("workers", 1 if status == "done" else None),
+        "device": result.get("device", ""),
+        "run_id": str(record.notes.get("run_id", "")) if record else "",
+    }
+
+
+def _metric_rows(done: list[Cell], place: Place) -> Rows:
+    """Rows of the cells' metrics, with models called as the reader knows them.
+
+    The parts of a fusion keep their names.
+    """
+    listed: dict[tuple[str, ...], str] = {}
+    for cell in done:
+        labels = {place.uri(run): label for run, label in cell.labels.items()}
+        for row in _own_metrics(cell, place):
+            own = dict(labels)
+            if row["model"] == RANDOM:
+                key = (cell.study, *(str(row[n]) for n in METRICS.names[1:7]))
+                if listed.setdefault(key, cell.cell) != cell.cell:
+                    continue
+            elif cell.job == "train":
+                own[row["model"]] = cell.labels[cell.run]
+            row["model"] = own.get(row["model"], row["model"])
+            if row["group"] == "model":
+                row["group_value"] = own.get(row["group_value"], row["group_value"])
+            yield {**_key(cell), **row}
+
+
+def _own_metrics(cell: Cell, place: Place) -> Rows:
+    folder = place.uri(cell.run)
+    if cell.job == "train":
+        yield from _rows(storage.join(folder, MEASURED, "metrics"))
+    for row in _rows(storage.join(folder, "metrics")):
+        # of the training itself: what chose the epoch
+        own = row["split"] == "dev" and not row["group"]
+        if own if cell.job == "train" else row["group"] != "epoch":
+            yield row
+
+
+def _rows(folder: str) -> list[dict[str, Any]]:
+    try:
+        table = output.read_part(storage.join(folder, "part-00000.parquet"))
+    except ObjectMissing:
+        return []
+    return [] if table is None else table.to_pylist()
+
+
+def _curve_rows(cell: Cell, place: Place) -> Rows:
+    if cell.job == "train":
+        document = training_json(place.uri(cell.run))
+        found = (*document.get("evaluations", ()), *document["history"])
+        by_step = dict(sorted((one["step"], one) for one in found))
+        yield from curve_rows({**_key(cell), "model": cell.model}, list(by_step.values()))
+
+
+def print_cells(cells: pa.Table, metrics: pa.Table) -> None:
+    """A line for every cell of `schemas.CELLS` and dataset, with CCC of `schemas.STUDY_METRICS`."""
+    console = report_console()
+    ccc = metrics.to_pandas()
+    ccc = ccc[(ccc["metric"] == "ccc") & (ccc["group"] == "") & (ccc["model"] != RANDOM)]
+    heads = "".join(f"{name:>11}" for name in DIMENSIONS)
+    head = f"{'study, cell':{_NAME_WIDTH}} {'CCC on':{_DATASET_WIDTH}}{heads}"
+    console.print(head, soft_wrap=True)
+    for row in cells.to_pylist():
+        own = ccc[(ccc["study"] == row["study"]) & (ccc["cell"] == row["cell"])]
+        for line in _lines(row, own):
+            console.print(line, soft_wrap=True)
+
+
+def _lines(row: Mapping[str, Any], ccc: pd.DataFrame) -> Iterator[str]:
+    name = one_line(f"{row['study']}, {row['cell']}")
+    if row["status"] != "done":
+        error = one_line(row["error"])[:_MAX_ERROR]
+        yield f"{name:{_NAME_WIDTH}} {row['status']}" + (f": {error}" if error else "")
+    elif row["kind"] != "train" or ccc.empty:
+        wall = "" if row["wall_s"] is None else f" in {row['wall_s']:.0f} s"
+        yield f"{name:{_NAME_WIDTH}} {row['kind']} done{wall}"
+    else:
+        measured = ccc[ccc["split"] != "dev"]
+        for (dataset, split), own in (measured if len(measured) else ccc).groupby(
+            ["dataset", "split"], sort=False
+        ):
+            values = dict(zip(own["dimension"], own["value"], strict=True))
+            shown = "".join(f"{number(values[d]) if d in values else '':>11}" for d in DIMENSIONS)
+            yield f"{name:{_NAME_WIDTH}} {one_line(f'{dataset} {split}'):{_DATASET_WIDTH}}{shown}"
+            name = ""

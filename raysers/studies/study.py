@@ -6,14 +6,15 @@ written.
 
 from __future__ import annotations
 
-import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from raysers.arguments import nearest
 from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
 from raysers.evaluation.evaluate import EvaluateFlags
@@ -62,18 +63,17 @@ _KEYS = (
 )  # fmt: skip
 _MAX_CELLS = 1000
 _MAX_BYTES = 1 << 20
+RANDOM = "random:"
 
 Flags = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model of a study.
+    """A model of a study: a `backbone` as `raysers train` takes it.
 
-    Attributes:
-        backbone: as `raysers train` takes it.
-        only: the values of the study's factor that it is trained with; empty: all.
-        train: flags of its trainings, over those of the study and of the value.
+    It is trained with `only` these values of the factor (empty: all), and with the flags of `train`
+    over those of the study and of the value.
     """
 
     backbone: str
@@ -119,13 +119,8 @@ class Study:
             label: {"backbone": model.backbone, "only": model.only, **model.train}
             for label, model in self.models.items()
         }
-        return yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        plain = json.loads(json.dumps(document))  # lists for tuples
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def study_names() -> list[str]:
@@ -143,6 +138,10 @@ def _place(name: str) -> tuple[int, str]:
     return _ORDER.index(name) if name in _ORDER else len(_ORDER), name
 
 
+def _folder() -> Any:
+    return resources.files("raysers").joinpath("assets", "studies")
+
+
 def read_studies(names: Sequence[str], scale: str) -> list[Study]:
     """The studies of `--study`: built-in names, `paper` for all of them, or YAML files.
 
@@ -158,160 +157,23 @@ def read_studies(names: Sequence[str], scale: str) -> list[Study]:
 
 
 def read_study(name: str, scale: str) -> Study:
-    """One study, with what its file says for `scale` laid over the rest.
+    """One study, with what its file says for `scale` laid over the rest; raises ConfigError.
 
-    Raises:
-        ConfigError: as `read_studies`.
+    Local backbones get names that mean the same in every folder.
     """
     title, text = _text(name)
     where = f"--study {name}"
     try:
-        document = _Values(where, parse_yaml(text))
+        parsed = parse_yaml(text)
     except ConfigError as error:
-        raise ConfigError(
-            str(error) if where in str(error) else f"{where} is no YAML: {error}"
-        ) from error
-    document.require(_KEYS)
-    small = document.mapping("small")
-    _Values(f"{where}: key 'small'", small).require(_KEYS[1:-1])
-    if scale == "small":
-        for key, value in small.items():
-            merged = key in ("train", "flags") and isinstance(value, dict)
-            document.known[key] = document.mapping(key) | value if merged else value
-    return _study(title, document)
-
-
-def _study(title: str, document: _Values) -> Study:
-    where, job = document.where, document.known.get("job", "train")
-    if job not in JOBS:
-        raise ConfigError(f"{where}: key 'job' is {job!r}: choose {', '.join(JOBS)}")
-    values = {
-        str(name): _flags(f"{where}: key 'values': {str(name)!r}:", "train", changes or {})
-        for name, changes in (document.mapping("values") or {"": {}}).items()
-    }
-    seeds = document.known.get("seeds", [0])
-    good = isinstance(seeds, list) and seeds and all(type(v) is int and v >= 0 for v in seeds)
-    if not good or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{where}: key 'seeds' is {seeds!r}: write whole numbers, as in [0, 1]")
-    study = Study(
-        name=title,
-        about=document.of("about", str, ""),
-        job=job,
-        models=_models(where, document.known.get("models"), values),
-        factor=document.of("factor", str, ""),
-        values=values,
-        seeds=tuple(seeds),
-        train=_flags(f"{where}: key 'train':", "train", document.mapping("train")),
-        flags=_flags(f"{where}: key 'flags':", job, document.mapping("flags"))
-        if job != "train"
-        else {},
-        together=document.of("together", bool, False),
-        best=document.of("best", bool, False),
-    )
-    for bad, words in (
-        (job == "train" and (study.together or study.best),
-         f"key {'together' if study.together else 'best'!r} is for jobs that analyse models"),
-        (job == "train" and document.known.get("flags"),
-         "key 'flags' is for jobs that analyse models: write 'train'"),
-        (study.together and study.best, "key 'best' leaves one model: leave out 'together'"),
-        (study.together and job not in ("evaluate", "probe"),
-         "key 'together' is for evaluate and probe"),
-        (len(values) > 1 and not study.factor,
-         "key 'values' needs 'factor': write what they are values of"),
-        (len(study.models) * len(values) * len(seeds) > _MAX_CELLS,
-         f"it has more trainings than a study can have: at most {_MAX_CELLS:,}"),
-    ):  # fmt: skip
-        if bad:
-            raise ConfigError(f"{where}: {words}")
-    return study
-
-
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """A mapping of a file, and where it stands."""
-
-    where: str
-    known: Any
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.known, dict):
-            raise ConfigError(f"{self.where} must be names with values, not {self.known!r}")
-
-    def require(self, keys: Iterable[str]) -> None:
-        """Raises ConfigError naming a key that is none of `keys`."""
-        keys = list(keys)
-        for key in map(str, self.known):
-            if key not in keys:
-                raise ConfigError(f"{self.where}: {key!r} is unknown: {_meant(key, keys)}")
-
-    def mapping(self, key: str) -> dict[Any, Any]:
-        """The mapping under a key; empty without one."""
-        found = _Values(f"{self.where}: key {key!r}", self.known.get(key) or {})
-        return dict(found.known)
-
-    def of(self, key: str, kind: Any, default: Any) -> Any:
-        """The value under a key, of a type."""
-        return coerce(f"{self.where}: key {key!r}", kind, self.known.get(key, default))
-
-
-def _meant(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-
-
-def _models(where: str, value: Any, values: Mapping[str, Flags]) -> dict[str, Model]:
-    where = f"{where}: key 'models'"
-    if isinstance(value, list):
-        labels = [str(name).rstrip("/").rpartition("/")[2] for name in value]
-        if len(set(labels)) < len(labels):
-            raise ConfigError(f"{where} has two of one name: write name: backbone")
-        value = dict(zip(labels, value, strict=True))
-    if not isinstance(value, dict) or not value:
-        raise ConfigError(f"{where} is {value!r}: write a list of backbones")
-    found = {}
-    for label, model in value.items():
-        flags = dict(model) if isinstance(model, dict) else {"backbone": model}
-        backbone, only = flags.pop("backbone", ""), flags.pop("only", [])
-        if not isinstance(backbone, str) or not backbone:
-            raise ConfigError(f"{where}: {model!r} is no backbone: quote it")
-        if not isinstance(only, list) or not set(map(str, only)) <= set(values):
-            raise ConfigError(f"{where}: {label!r}: 'only' is {only!r}: list some of 'values'")
-        own = _flags(f"{where}: {str(label)!r}:", "train", flags)
-        found[str(label)] = Model(backbone=backbone, only=tuple(map(str, only)), train=own)
-    return found
-
-
-def _flags(where: str, job: str, values: Any) -> dict[str, Any]:
-    """Flags of a job that a study can set, of the right kinds."""
-    hints: Mapping[str, Any] = _TRAIN
-    if job != "train":
-        kind, names = _ANALYSES[job]
-        known = get_type_hints(kind) if kind else dict.fromkeys(names, bool)
-        hints = {name: known[name] for name in names if name in known}
-    found = {}
-    for key, value in _Values(where, values).known.items():
-        name = str(key).removeprefix("--").replace("-", "_")
-        if name not in hints:
-            hint = _OWN.get(name) or _meant(name, list(hints))
-            raise ConfigError(f"{where} {key!r} is no flag of {job} that a study can set: {hint}")
-        found[name] = coerce(f"{where} {key!r}", hints[name], value)
-    if job == "robustness":
-        try:
-            chosen(found.get("perturbations", ()), found.get("suite", "paper"), ())
-        except ConfigError as error:
-            raise ConfigError(f"{where} {error}") from error
-    return found
-
-
-def with_absolute_backbones(study: Study) -> Study:
-    """The study with names of local backbones that mean the same in every folder."""
-    models = dict(study.models)
-    for label, model in study.models.items():
-        name = model.backbone.removeprefix("random:")
-        if name.startswith(("/", "./", "../", "~")):
-            prefix = model.backbone.removesuffix(name)
-            models[label] = replace(model, backbone=prefix + storage.absolute(name))
-    return replace(study, models=models)
+        raise ConfigError(f"{where} is no YAML: {error}") from error
+    document = _mapping(where, parsed, _KEYS)
+    small = _mapping(f"{where}: key 'small'", document.get("small"), _KEYS[1:-1])
+    for key, value in small.items() if scale == "small" else ():
+        merged = key in ("train", "flags") and isinstance(value, dict)
+        earlier = _mapping(f"{where}: key {key!r}", document.get(key)) if merged else {}
+        document[key] = earlier | value if merged else value
+    return _study(title, where, document)
 
 
 def _text(name: str) -> tuple[str, str]:
@@ -331,5 +193,111 @@ def _text(name: str) -> tuple[str, str]:
     return title, text
 
 
-def _folder() -> Any:
-    return resources.files("raysers").joinpath("assets", "studies")
+def _meant(name: str, known: Sequence[str]) -> str:
+    return nearest(name, known) or f"known are {', '.join(known)}"
+
+
+def _mapping(where: str, value: Any, keys: Sequence[str] = ()) -> dict[Any, Any]:
+    """A mapping of a file (empty for none), of no other than these `keys`, if any are given."""
+    if value is None and ": key" in where:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} must be names with values, not {value!r}")
+    for key in map(str, value) if keys else ():
+        if key not in keys:
+            raise ConfigError(f"{where}: {key!r} is unknown: {_meant(key, keys)}")
+    return dict(value)
+
+
+def _study(title: str, where: str, document: dict[str, Any]) -> Study:
+    job, seeds = document.get("job", "train"), document.get("seeds", [0])
+    if job not in JOBS:
+        raise ConfigError(f"{where}: key 'job' is {job!r}: choose {', '.join(JOBS)}")
+    values = {
+        str(name): _flags(f"{where}: key 'values': {str(name)!r}:", "train", changes)
+        for name, changes in (
+            _mapping(f"{where}: key 'values'", document.get("values")) or {"": {}}
+        ).items()
+    }
+    good = isinstance(seeds, list) and seeds and all(type(v) is int and v >= 0 for v in seeds)
+    if not good or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{where}: key 'seeds' is {seeds!r}: write whole numbers, as in [0, 1]")
+    simple: dict[str, Any] = {
+        key: coerce(f"{where}: key {key!r}", type(default), document.get(key, default))
+        for key, default in (("about", ""), ("factor", ""), ("together", False), ("best", False))
+    }
+    study = Study(
+        name=title,
+        job=job,
+        models=_models(where, document.get("models"), values),
+        values=values,
+        seeds=tuple(seeds),
+        train=_flags(f"{where}: key 'train':", "train", document.get("train")),
+        flags=_flags(f"{where}: key 'flags':", job, document.get("flags"))
+        if job != "train"
+        else {},
+        **simple,
+    )
+    for bad, words in (
+        (job == "train" and (study.together or study.best),
+         f"key {'together' if study.together else 'best'!r} is for jobs that analyse models"),
+        (job == "train" and document.get("flags"),
+         "key 'flags' is for jobs that analyse models: write 'train'"),
+        (study.together and study.best, "key 'best' leaves one model: leave out 'together'"),
+        (study.together and job not in ("evaluate", "probe"),
+         "key 'together' is for evaluate and probe"),
+        (len(values) > 1 and not study.factor,
+         "key 'values' needs 'factor': write what they are values of"),
+        (len(study.models) * len(values) * len(seeds) > _MAX_CELLS,
+         f"it has more trainings than a study can have: at most {_MAX_CELLS:,}"),
+    ):  # fmt: skip
+        if bad:
+            raise ConfigError(f"{where}: {words}")
+    return study
+
+
+def _models(where: str, value: Any, values: Mapping[str, Flags]) -> dict[str, Model]:
+    where = f"{where}: key 'models'"
+    if isinstance(value, list):
+        labels = [str(name).rstrip("/").rpartition("/")[2] for name in value]
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"{where} has two of one name: write name: backbone")
+        value = dict(zip(labels, value, strict=True))
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(f"{where} is {value!r}: write a list of backbones")
+    found = {}
+    for label, model in value.items():
+        flags = dict(model) if isinstance(model, dict) else {"backbone": model}
+        backbone, only = flags.pop("backbone", ""), flags.pop("only", [])
+        if not isinstance(backbone, str) or not backbone:
+            raise ConfigError(f"{where}: {model!r} is no backbone: quote it")
+        if not isinstance(only, list) or not set(map(str, only)) <= set(values):
+            raise ConfigError(f"{where}: {label!r}: 'only' is {only!r}: list some of 'values'")
+        name = backbone.removeprefix(RANDOM)
+        if name.startswith(("/", "./", "../", "~")):
+            backbone = backbone.removesuffix(name) + storage.absolute(name)
+        own = _flags(f"{where}: {str(label)!r}:", "train", flags)
+        found[str(label)] = Model(backbone=backbone, only=tuple(map(str, only)), train=own)
+    return found
+
+
+def _flags(where: str, job: str, values: Any) -> dict[str, Any]:
+    """Flags of a job that a study can set, of the right kinds."""
+    hints: Mapping[str, Any] = _TRAIN
+    if job != "train":
+        kind, names = _ANALYSES[job]
+        known = get_type_hints(kind) if kind else dict.fromkeys(names, bool)
+        hints = {name: known[name] for name in names if name in known}
+    found = {}
+    for key, value in _mapping(where, values).items():
+        name = str(key).removeprefix("--").replace("-", "_")
+        if name not in hints:
+            hint = _OWN.get(name) or _meant(name, list(hints))
+            raise ConfigError(f"{where} {key!r} is no flag of {job} that a study can set: {hint}")
+        found[name] = coerce(f"{where} {key!r}", hints[name], value)
+    if job == "robustness":
+        try:
+            chosen(found.get("perturbations", ()), found.get("suite", "paper"), ())
+        except ConfigError as error:
+            raise ConfigError(f"{where} {error}") from error
+    return found

@@ -59,14 +59,10 @@ _BANDS_HZ = (0.0, 250.0, 600.0, 1_500.0, 2_500.0, 4_500.0, 8_000.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """A synthetic corpus.
+    """A synthetic corpus: at most 6 `speakers` of each sex, `takes` clips of each and emotion.
 
-    Attributes:
-        name: of the corpus, and its folder.
-        languages: one for each pair of speakers in turn.
-        speakers: of each sex, at most 6.
-        takes: clips of every speaker and emotion.
-        splits: speakers of each sex by split, in their order; empty: none has a split.
+    `languages` are for one pair of speakers in turn; `splits` has speakers of each sex by split, in
+    their order; empty: none has a split.
     """
 
     name: str
@@ -78,13 +74,13 @@ class Corpus:
 
 #: The corpus that is trained on, with enough test speakers for intervals; and the other one.
 HOME = Corpus(
-    name="made-up-english",
+    name="synthetic-english",
     languages=("en-us", "en-gb", "en-us"),
     speakers=6,
     takes=3,
     splits={"train": 2, "dev": 1, "test": 3},
 )
-CROSS_CORPUS = Corpus(name="made-up-german", languages=("de",), speakers=4, takes=1, splits={})
+CROSS_CORPUS = Corpus(name="synthetic-german", languages=("de",), speakers=4, takes=1, splits={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +136,7 @@ def voices(corpus: Corpus) -> list[Voice]:
 
 def utterances(corpus: Corpus) -> Iterator[Utterance]:
     """Every clip of a corpus, by speaker, emotion and take; a function of the corpus alone."""
-    text = resources.files("raysers").joinpath("assets/made_up_speech.yaml").read_text("utf-8")
+    text = resources.files("raysers").joinpath("assets/synthetic_speech.yaml").read_text("utf-8")
     sentences: Mapping[str, Mapping[str, list[str]]] = yaml.safe_load(text)
     for voice in voices(corpus):
         for emotion, centre in EMOTIONS.items():
@@ -207,9 +203,7 @@ def _filtered(
 def make_speech(corpora: Sequence[Corpus], folder: str) -> dict[str, pa.Table]:
     """Speak what of the corpora is not there yet, on the connected cluster.
 
-    Args:
-        corpora: to make.
-        folder: each gets one below it, with `audio` and `manifest`.
+    Each gets a folder below `folder`, with `audio` and `manifest`.
 
     Returns:
         The labelled manifests by the corpora's names.
@@ -246,28 +240,29 @@ def _audio_uri(place: str, one: Utterance) -> str:
 
 def _manifest(corpus: Corpus, place: str) -> pa.Table:
     """What was spoken, headers read, with all that is known of it."""
-    by_file = {_audio_uri(place, one): one for one in utterances(corpus)}
     order = [split for split, speakers in corpus.splits.items() for _ in range(speakers)]
     splits: dict[str, str] = {}
     for sex in ("female", "male"):
         own = [voice.name for voice in voices(corpus) if voice.sex == sex]
         splits |= dict(zip(own, order, strict=False))
+    by_file = {
+        _audio_uri(place, one): {
+            "speaker": one.voice.name,
+            "sex": one.voice.sex,
+            "language": one.voice.language,
+            "split": splits.get(one.voice.name),
+            "transcript": one.text,
+            "emotion": one.emotion,
+            "corpus": corpus.name,
+            **dict(zip(DIMENSIONS, one.labels, strict=True)),
+        }
+        for one in utterances(corpus)
+    }
     listed = pa.Table.from_batches(list_inputs([storage.join(place, "audio")]))
     known = [by_file[file] for file in listed["file"].to_pylist()]
-    columns: dict[str, list[Any]] = {
-        "speaker": [one.voice.name for one in known],
-        "sex": [one.voice.sex for one in known],
-        "language": [one.voice.language for one in known],
-        "split": [splits.get(one.voice.name) for one in known],
-        "transcript": [one.text for one in known],
-        "emotion": [one.emotion for one in known],
-        "corpus": [corpus.name for _ in known],
-    }
-    for name, values in columns.items():
-        listed = listed.append_column(name, pa.array(values, pa.string()))
-    for number, name in enumerate(DIMENSIONS):
-        labels = pa.array([one.labels[number] for one in known], pa.float32())
-        listed = listed.append_column(name, labels)
+    for name in known[0]:
+        kind = pa.float32() if name in DIMENSIONS else pa.string()
+        listed = listed.append_column(name, pa.array([row[name] for row in known], kind))
     return sort_manifest(probe_batch(listed.combine_chunks(), Segmenting()))
 
 
@@ -330,11 +325,7 @@ def network_uri(output: str, alias: str) -> str:
 
 
 def write_networks(output: str, aliases: set[str]) -> None:
-    """Write the configurations of the small networks.
-
-    Raises:
-        WriteError: the output cannot be written.
-    """
+    """Write the configurations of the small networks; raises WriteError."""
     for alias in sorted(aliases):
         text = json.dumps(small_config(alias), indent=1) + "\n"
         storage.write_atomic(network_uri(output, alias), text.encode())

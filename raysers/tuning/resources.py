@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,16 +35,43 @@ _SHARING = 4
 _BATCHES, _DEV_CLIPS = 3, 32
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialFlags:
+    """Many trainings on one cluster."""
+
+    workers_per_trial: int = 1
+    """Workers of each training; one trains without Ray Train, which saves its start."""
+    max_concurrent: int = 0
+    """Trainings at once; 0: as many as the cluster has room for."""
+    retries: int = 1
+    """How often one may fail before it is recorded as failed and the others continue. The same
+    command again tries those whose process died, or that had no hub, package or disk."""
+    usd_per_hour: float = 0.0
+    """With --dry-run: price of the place (CPUs or GPUs) of one training per hour."""
+    dry_run: bool = False
+    """Print what there is to do with a measured estimate of time and cost, and write nothing."""
+
+    def trial_rules(self) -> Iterator[tuple[bool, str, str]]:
+        """(holds, flag, what to give instead)."""
+        for name in ("max_concurrent", "retries", "usd_per_hour"):
+            yield getattr(self, name) >= 0, "--" + name.replace("_", "-"), "0 or more"
+        yield self.workers_per_trial >= 1, "--workers-per-trial", "1 or more"
+
+
+def refuse_impossible(flags: Any, rules: Iterable[tuple[bool, str, str]]) -> None:
+    """Raises ConfigError naming the first flag whose rule does not hold."""
+    for good, flag, wanted in rules:
+        if not good:
+            value = getattr(flags, flag.removeprefix("--").replace("-", "_"))
+            raise ConfigError(f"{flag} is {value or 'empty'}: give {wanted}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResources:
-    """Places for trials.
+    """Places for `at_once` trials.
 
-    Attributes:
-        at_once: trials at a time.
-        cpus_each: CPUs of a trial's process.
-        gpus_each: its GPUs.
-        local: of a trial with one worker, which trains in its own process.
-        placement: of the workers of a trial with more than one; None with one.
+    Each process reserves `cpus_each` and `gpus_each`. A trial with one worker trains in its own
+    process on `local`; with more, they are placed by `placement`, which is None with one.
     """
 
     at_once: int
@@ -62,31 +90,21 @@ class TrialResources:
         return f"{self.at_once} at once, each on {each}"
 
 
-def find_resources(trials: int, workers_per_trial: int, max_concurrent: int) -> TrialResources:
+def find_resources(trials: int, flags: TrialFlags) -> TrialResources:
     """As `choose_resources`, on the connected cluster, whose nodes are waited for."""
     try:
-        place(workers_per_trial)  # waits for them, and refuses what the cluster never holds
+        place(flags.workers_per_trial)  # waits for them, refuses what the cluster never holds
     except ConfigError as error:
         text = str(error).replace("--workers ", "--workers-per-trial ")
         raise ConfigError(text) from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return choose_resources(trials, workers_per_trial, max_concurrent, nodes)
+    return choose_resources(trials, flags.workers_per_trial, flags.max_concurrent, nodes)
 
 
 def choose_resources(
     trials: int, workers_per_trial: int, max_concurrent: int, nodes: Sequence[dict[str, float]]
 ) -> TrialResources:
-    """Places on nodes with these resources.
-
-    Args:
-        trials: there are no more than these.
-        workers_per_trial: training workers of one trial.
-        max_concurrent: trials at once; 0 takes as many as fit.
-        nodes: resources of every node.
-
-    Raises:
-        ConfigError: the nodes cannot hold that many; the line names the flag.
-    """
+    """Places for at most `trials` trials on nodes with these resources; raises ConfigError."""
     gpus = sum(min(int(n.get("GPU", 0)), int(n.get("CPU", 0))) for n in nodes)
     cpus = [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1]
     each = max(1, workers_per_trial)
@@ -107,21 +125,17 @@ def choose_resources(
     if each > 1:  # its workers hold the CPUs
         placement = Placement(workers=each, num_cpus=spot.num_cpus, num_gpus=spot.num_gpus)
         return TrialResources(at_once=at_once, cpus_each=0, placement=placement)
-    here = min(at_once, max(_held(node, spot) for node in nodes))
+    held = [node.get("CPU", 0) / spot.num_cpus for node in nodes]
+    if spot.num_gpus:
+        held = [
+            min(n, node.get("GPU", 0) / spot.num_gpus) for n, node in zip(held, nodes, strict=True)
+        ]
     return TrialResources(
         at_once=at_once,
         cpus_each=spot.num_cpus,
         gpus_each=spot.num_gpus,
-        local=LocalResources(threads=spot.threads, processes_here=here),
+        local=LocalResources(threads=spot.threads, processes_here=min(at_once, int(max(held)))),
     )
-
-
-def _held(node: dict[str, float], spot: Placement) -> int:
-    """Trials that a node can have at the same time."""
-    held = node.get("CPU", 0) / spot.num_cpus
-    if spot.num_gpus:
-        held = min(held, node.get("GPU", 0) / spot.num_gpus)
-    return int(held)
 
 
 def measure_speed(flags: TrainingFlags, table: pa.Table, resources: TrialResources) -> float:
@@ -135,44 +149,32 @@ def measure_speed(flags: TrainingFlags, table: pa.Table, resources: TrialResourc
         table: clips with splits train and dev.
         resources: of a trial.
     """
-    some = pa.concat_tables(
-        [
-            _spread(table.filter(pc.equal(table["split"], split)), most)
-            for split, most in (("train", _BATCHES * flags.batch_size), ("dev", _DEV_CLIPS))
-        ]
-    )
-    workers = resources.placement
+    chosen = []
+    for split, most in (("train", _BATCHES * flags.batch_size), ("dev", _DEV_CLIPS)):
+        own = table.filter(pc.equal(table["split"], split))
+        chosen.append(own.take(list(range(0, len(own), max(1, len(own) // most)))[:most]))
+    workers, local = resources.placement, resources.local
     cpus, gpus = resources.cpus_each, resources.gpus_each
-    local = resources.local
     if workers is not None:
         cpus, gpus = workers.num_cpus, workers.num_gpus
         local = LocalResources(threads=workers.threads)
     measure = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_speed_here)
-    speed = float(get_with_notice(measure.remote(flags, some, local), "the place of a trial"))
+    task = measure.remote(flags, pa.concat_tables(chosen), local)
+    speed = float(get_with_notice(task, "the place of a trial"))
     return speed * (workers.workers if workers else 1)
 
 
 def _speed_here(flags: TrainingFlags, some: pa.Table, local: LocalResources) -> float:
     """Of one epoch in this process."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_manifest(storage.join(folder, "manifest"), some)
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        manifest = storage.join(folder, "manifest")
+        write_manifest(manifest, some)
         small = replace(
             flags, output=storage.join(folder, "out"), epochs=1, front_steps=0, folds=0,
             train_fraction=1.0, allow_leakage=True,
         )  # fmt: skip
-        with redirect_stdout(io.StringIO()):
-            outcome = run_training(
-                small,
-                {},
-                in_process=True,
-                local=local,
-                indexed=Indexed(manifest=storage.join(folder, "manifest")),
-            )
+        outcome = run_training(
+            small, {}, in_process=True, local=local, indexed=Indexed(manifest=manifest)
+        )
         epoch = outcome.history[0]
         return float(epoch["audio_s"] / max(epoch["wall_s"], 1e-9))
-
-
-def _spread(table: pa.Table, most: int) -> pa.Table:
-    """At most so many rows, spread evenly."""
-    step = max(1, len(table) // max(most, 1))
-    return table.take(list(range(0, len(table), step))[:most])

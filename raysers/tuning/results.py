@@ -1,4 +1,4 @@
-"""What a sweep leaves: tables, pictures, the best model as a folder, and what run.json says.
+"""What a sweep prints and leaves: plan, cost, tables, pictures, the best model, run.json.
 
 The score of a trial is that of its best epoch. The best trial was chosen by it, so it flatters that
 trial; the card says so.
@@ -10,36 +10,33 @@ import importlib.util
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, get_origin
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 
+from raysers import plotting
 from raysers.engine import output as parts
-from raysers.engine.progress import print_pairs, print_warning
+from raysers.engine.progress import duration, hours, print_pairs, print_warning
 from raysers.io import claim, storage
-from raysers.run import Exit
 from raysers.schemas import CURVES
-from raysers.tuning.figures import PARAMETER, pictures
-from raysers.tuning.plan import Sweep, point_of
-from raysers.tuning.space import SEARCHABLE, Space
+from raysers.training import dataset
+from raysers.training.progress import Epoch
+from raysers.tuning.resources import TrialResources, measure_speed
+from raysers.tuning.space import SEARCHABLE, Point, Space
+from raysers.tuning.sweep import Sweep, make_scheduler, point_of
 from raysers.tuning.trials import TrialRecord
-from raysers.tuning.tuner import best_epoch, describe
 from raysers.types import DIMENSIONS
 
 TRIALS_PART, CURVES_PART = "trials/part-00000.parquet", "curves/part-00000.parquet"
 #: Files of a trial's folder that are not part of its model folder.
 _NOT_PUBLISHED = ("state/", "tensorboard/", "trial.json", claim.NAME)
-#: What run.json says for each way to end.
-STATUSES = {
-    Exit.DONE: "done",
-    Exit.TOO_MANY_FAILED: "done_with_failures",
-    Exit.FAILED: "failed",
-}
 #: Fewer trials than this say nothing about several flags.
-_MIN_TRIALS = 6
-_FEW_TRIALS = 20
-
+_MIN_TRIALS, _FEW_TRIALS = 6, 20
+_PARAMETER = "param_"
 _MEANINGS = (
     ("trial", pa.string(), "name of the trial"),
     ("number", pa.int64(), "of the trial, from 0; with the seed it decides a random point"),
@@ -54,16 +51,114 @@ _MEANINGS = (
     ("path", pa.string(), "its folder, relative to the output"),
 )
 _ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_MAX_AXES, _LOG_SPAN, _MAX_POINTS_SHOWN = 9, 30.0, 40
 
 
-def trials_table(trials: Sequence[TrialRecord], space: Space) -> pa.Table:
-    """A row per trial by number, with a column `param_<flag>` per flag of the space."""
+def best_epoch(trial: TrialRecord) -> Epoch | None:
+    """The epoch a trial is judged by: the first one with its highest mean dev CCC."""
+    known = [epoch for epoch in trial.history if epoch["dev_ccc_mean"] is not None]
+    return max(known, key=lambda epoch: epoch["dev_ccc_mean"], default=None)
+
+
+def told(point: Point) -> str:
+    """`lr 0.00031, freeze cnn`."""
+    return ", ".join(
+        f"{name.replace('_', '-')} {f'{v:.3g}' if isinstance(v, float) else v}"
+        for name, v in point.items()
+    )
+
+
+def describe(trial: TrialRecord) -> str:
+    """`dev CCC 0.512 at epoch 4 of 5, lr 0.00031, freeze cnn`."""
+    words = told(trial.notes["point"])
+    if best := best_epoch(trial):
+        where = f"at epoch {best['epoch']} of {len(trial.history)}"
+        words = f"dev CCC {best['dev_ccc_mean']:.3f} {where}, {words}"
+    return words
+
+
+def print_plan(sweep: Sweep, resources: TrialResources) -> None:
+    """Space, search and places, before the sweep starts."""
+    flags = sweep.flags
+    stopping = f"ASHA, {flags.asha_reduction:g} to 1"
+    if make_scheduler(flags, sweep.most_epochs) is None:
+        too_short = " (too few epochs for ASHA)" if flags.asha == "on" else ""
+        stopping = f"no early stopping{too_short}"
+    pairs = {
+        "space": ", ".join(f"{k.replace('_', '-')}: {v}" for k, v in sweep.space.written().items()),
+        "search": f"{flags.search}, {sweep.trials} trials of up to {sweep.most_epochs} epochs",
+        "stopping": stopping,
+        "places": resources.words,
+    }
+    if sweep.earlier is not None:
+        state = "resumed" if sweep.left() else "finished, nothing is left to train"
+        pairs["resuming"] = f"the sweep of {sweep.earlier.started_at}: {state}"
+    print_pairs("tune", pairs)
+
+
+def print_estimate(sweep: Sweep, resources: TrialResources, clips: pa.Table) -> None:
+    """The trials, as far as they are known, and their cost with and without ASHA."""
+    shown = sweep.points[: min(sweep.trials, _MAX_POINTS_SHOWN)]
+    points = {f"trial {number}": told(point) for number, point in enumerate(shown)}
+    if len(shown) < sweep.trials:
+        chosen = ", chosen on the way" if sweep.flags.search == "optuna" else ""
+        points["..."] = f"{sweep.trials - len(shown)} more{chosen}"
+    print_pairs("trials", points)
+    numbers = sweep.left()
+    costs = {"trials left": f"{len(numbers)} of {sweep.trials}" if numbers else "none"}
+    if numbers:
+        flags = sweep.flags_of(0, sweep.points[0])
+        data = dataset.choose(flags, clips, [], seed=flags.seed, min_samples=1, dev_needed=True)
+        speed = measure_speed(flags, data.table, resources)
+        workers = resources.placement
+        of_one = f" with one worker, times {workers.workers}" if workers else ""
+        costs["an epoch"] = f"{len(data.train):,} clips, {hours(data.train.audio_s)} of audio"
+        costs["speed"] = f"{speed:.3g} x real time a trial, measured in training{of_one}"
+        for name, epochs in _epochs(sweep, len(numbers)).items():
+            seconds = epochs * data.train.audio_s / speed
+            costs[name] = f"{epochs:.0f} epochs, {duration(seconds / resources.at_once)}"
+            if price := sweep.flags.usd_per_hour:
+                costs[name] += f", {price * seconds / 3600:,.2f} USD"
+    print_pairs("estimate (nothing was written)", costs)
+    if numbers and len(sweep.networks) > 1:
+        print_warning("measured with the first backbone only: others take another time")
+
+
+def _epochs(sweep: Sweep, trials: int) -> dict[str, float]:
+    """Epochs of so many trials together, to the end and as ASHA would leave them."""
+    most, reduction = sweep.most_epochs, sweep.flags.asha_reduction
+    found = {"all to the end": float(trials * most)}
+    if make_scheduler(sweep.flags, most):
+        stop, share = float(sweep.flags.asha_grace or max(1, most // 10)), 1.0
+        spent = stop
+        while stop < most:
+            share /= reduction
+            spent += share * (min(stop * reduction, most) - stop)
+            stop *= reduction
+        found["with ASHA about"] = trials * spent
+    return found
+
+
+def on_ended(sweep: Sweep, trial: TrialRecord, trials: Sequence[TrialRecord]) -> str:
+    """Replace the table when a trial has ended; returns what its line says of it."""
+    write_trials(trials, sweep)
+    return describe(trial)
+
+
+def write_trials(trials: Sequence[TrialRecord], sweep: Sweep) -> pa.Table:
+    """Replace the table of trials: a row each, with a column `param_<flag>` per searched flag.
+
+    Raises:
+        WriteError: the output cannot be written.
+    """
     schema = [pa.field(n, kind, metadata={"meaning": m}) for n, kind, m in _MEANINGS]
-    for name in space.names:
+    for name in sweep.space.written():
         meaning = {"meaning": f"--{name.replace('_', '-')} of the trial; null: not searched in it"}
         kind = _ARROW.get(SEARCHABLE[name], pa.string())
-        schema.append(pa.field(PARAMETER + name, kind, metadata=meaning))
-    return parts.to_table([_row(trial) for trial in trials], pa.schema(schema))
+        schema.append(pa.field(_PARAMETER + name, kind, metadata=meaning))
+    table = parts.to_table(list(map(_row, trials)), pa.schema(schema))
+    parts.write_part(storage.join(sweep.flags.output, TRIALS_PART), table)
+    return table
 
 
 def _row(trial: TrialRecord) -> dict[str, Any]:
@@ -80,52 +175,27 @@ def _row(trial: TrialRecord) -> dict[str, Any]:
         "wall_s": trial.wall_s,
         "attempts": trial.attempts,
         "path": f"runs/{trial.name}",
-        **{PARAMETER + name: _cell(name, v) for name, v in trial.notes["point"].items()},
+        **{
+            _PARAMETER + name: v if SEARCHABLE[name] in _ARROW else _text(v)
+            for name, v in trial.notes["point"].items()
+        },
     }
 
 
-def _cell(name: str, value: Any) -> Any:
-    """Lists and other values without a column type as text."""
-    kind = SEARCHABLE[name]
-    if kind in _ARROW or value is None:
-        return value
-    return value if isinstance(value, str) and get_origin(kind) is not tuple else json.dumps(value)
+def _text(value: Any) -> str | None:
+    """A value without a column type."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def curves_table(sweep: Sweep, trials: Sequence[TrialRecord]) -> pa.Table:
-    """CCC on dev by trial, epoch and dimension, as studies have it."""
-    rows = []
-    for trial in trials:
-        point = trial.notes["point"]
-        for epoch in trial.history:
-            values = {**(epoch["dev_ccc"] or {}), "mean": epoch["dev_ccc_mean"]}
-            rows += [
-                {
-                    "study": sweep.flags.output.rstrip("/").rpartition("/")[2],
-                    "cell": trial.name,
-                    "model": point.get("backbone", sweep.base.backbone),
-                    "factor": "trial",
-                    "factor_value": str(trial.notes["number"]),
-                    "seed": point.get("seed", sweep.base.seed),
-                    "epoch": epoch["epoch"],
-                    "step": epoch.get("step"),
-                    "dimension": name,
-                    "ccc": value,
-                }
-                for name, value in values.items()
-            ]
-    return parts.to_table(rows, CURVES)
-
-
-def write_trials(trials: Sequence[TrialRecord], sweep: Sweep) -> pa.Table:
-    """Replace the table of trials; returns it.
-
-    Raises:
-        WriteError: the output cannot be written.
-    """
-    table = trials_table(trials, sweep.space)
-    parts.write_part(storage.join(sweep.flags.output, TRIALS_PART), table)
-    return table
+def curve_rows(
+    key: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of `schemas.CURVES`: CCC on dev by epoch and dimension, and their mean."""
+    for epoch in epochs:
+        values = {**(epoch["dev_ccc"] or {}), "mean": epoch["dev_ccc_mean"]}
+        for name in (*DIMENSIONS, "mean"):
+            at = {"epoch": epoch["epoch"], "step": epoch.get("step"), "dimension": name}
+            yield {**key, **at, "ccc": values.get(name)}
 
 
 def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
@@ -134,12 +204,26 @@ def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
     Raises:
         WriteError: the output cannot be written.
     """
-    table, curves = write_trials(trials, sweep), curves_table(sweep, trials)
-    parts.write_part(storage.join(sweep.flags.output, CURVES_PART), curves)
+    output, base = sweep.flags.output, sweep.base
+    table = write_trials(trials, sweep)
+    rows: list[dict[str, Any]] = []
+    for trial in trials:
+        point = trial.notes["point"]
+        key = {
+            "study": output.rstrip("/").rpartition("/")[2],
+            "cell": trial.name,
+            "model": point.get("backbone", base.backbone),
+            "factor": "trial",
+            "factor_value": str(trial.notes["number"]),
+            "seed": point.get("seed", base.seed),
+        }
+        rows += curve_rows(key, trial.history)
+    curves = parts.to_table(rows, CURVES)
+    parts.write_part(storage.join(output, CURVES_PART), curves)
     found = importance(trials, sweep.space, sweep.flags.seed)
-    for name, picture in pictures(table.to_pandas(), curves.to_pandas(), found).items():
+    for name, picture in _pictures(table.to_pandas(), curves.to_pandas()).items():
         for kind, content in picture.items():
-            storage.write_atomic(storage.join(sweep.flags.output, f"{name}.{kind}"), content)
+            storage.write_atomic(storage.join(output, f"{name}.{kind}"), content)
     ranked = _ranked(trials)
     chosen = None
     if ranked:
@@ -148,7 +232,7 @@ def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
         values = ", ".join(f"{name} {point[name]}" for name in sorted(point))
         _publish(
             best,
-            storage.join(sweep.flags.output, "best"),
+            storage.join(output, "best"),
             f"\n## Selection\n\nThis is {best.name}, the best of the {len(trials)} trials of a "
             f"{sweep.flags.search} search ({values}). It was chosen by its dev score, which is "
             "therefore too high by some chance: only clips that took no part in the choice, as a "
@@ -188,14 +272,6 @@ def _publish(best: TrialRecord, target: str, note: str) -> None:
             storage.write_atomic(storage.join(target, name), content)
 
 
-def exit_code(trials: Sequence[TrialRecord], max_failed: float) -> Exit:
-    """0; 1 without any trial that is done; 3 with more failed ones than allowed."""
-    counts = Counter(trial.status for trial in trials)
-    if not counts["done"]:
-        return Exit.FAILED
-    return Exit.TOO_MANY_FAILED if counts["failed"] > max_failed * len(trials) else Exit.DONE
-
-
 def print_outcome(sweep: Sweep, trials: Sequence[TrialRecord], outcome: Mapping[str, Any]) -> None:
     """The best trials, what mattered, and where everything is."""
     ranked, shares = _ranked(trials), outcome["importance"]["shares"]
@@ -227,9 +303,8 @@ def importance(trials: Sequence[TrialRecord], space: Space, seed: int) -> dict[s
     if len(used) < _MIN_TRIALS or len({_score(trial) for trial in used}) == 1:
         return found | {"note": f"{len(used)} trials with a score: too few to say what mattered"}
     if not all(map(importlib.util.find_spec, ("optuna", "sklearn"))):
-        return found | {
-            "note": "needs the packages optuna and scikit-learn: raysers[search,report]"
-        }
+        note = "needs the packages optuna and scikit-learn: raysers[search,report]"
+        return found | {"note": note}
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
@@ -247,3 +322,78 @@ def importance(trials: Sequence[TrialRecord], space: Space, seed: int) -> dict[s
     note = f"{len(used)} trials" + (f", {stopped} of them stopped early" if stopped else "")
     note += "; few, so take it as a hint" if len(used) < _FEW_TRIALS else ""
     return found | {"shares": [{"name": k, "value": v} for k, v in shares.items()], "note": note}
+
+
+def _pictures(trials: pd.DataFrame, curves: pd.DataFrame) -> dict[str, plotting.Picture]:
+    """`parallel_coordinates` and `learning_curves`, as far as there is anything."""
+    scored = trials.dropna(subset=["dev_ccc_mean"]).sort_values("dev_ccc_mean")
+    means = curves[curves["dimension"] == "mean"].dropna(subset=["ccc"])
+    drawn = {}
+    if len(scored):
+        drawn["parallel_coordinates"] = plotting.picture(partial(_draw_lines, scored))
+    if len(means):
+        drawn["learning_curves"] = plotting.picture(partial(_draw_curves, scored, means))
+    return drawn
+
+
+def _draw_lines(scored: pd.DataFrame) -> Any:
+    """A line per trial through its values to its score, each axis from its lowest to its highest.
+
+    Words are in their order; a number that spans a factor of 30 is on a logarithmic scale.
+    """
+    figure = plotting.new_figure(3.6)
+    panel = figure.subplots()
+    varying = [
+        name for name in scored if name.startswith(_PARAMETER) and len(set(scored[name])) > 1
+    ]
+    columns = [*varying[:_MAX_AXES], "dev_ccc_mean"]
+    heights, labels = pd.DataFrame(index=scored.index), []
+    for name in columns:
+        values = scored[name]
+        ends = values.dropna().sort_values(
+            key=lambda v: v if v.dtype.kind in "if" else v.astype(str)
+        )
+        shown = [f"{v:.2g}" if isinstance(v, float) else plotting.short(str(v), 16)
+                 for v in (ends.iloc[0], ends.iloc[-1])]  # fmt: skip
+        title = name.removeprefix(_PARAMETER).replace("_", "-").replace("dev-ccc-mean", "dev CCC")
+        labels.append(f"{title}\n{shown[0]} to {shown[1]}")
+        if values.dtype.kind not in "if" or values.isna().any():
+            values = values.astype(str).rank(method="dense")
+        elif values.min() > 0 and values.max() / values.min() >= _LOG_SPAN:
+            values = np.log(values)
+        span = values.max() - values.min()
+        heights[name] = (values - values.min()) / span if span else 0.5
+    for (_, own), status in zip(heights.iterrows(), scored["status"], strict=True):
+        width = 0.6 if status == "stopped" else 1.2
+        plotting.line(panel, range(len(columns)), own, plotting.BLUE, linewidth=width, alpha=0.5)
+    plotting.line(panel, range(len(columns)), heights.iloc[-1], plotting.VERMILION, linewidth=2.2)
+    for place in range(len(columns)):
+        panel.axvline(place, color=plotting.FAINT, linewidth=1.0, zorder=1)
+    panel.set_xticks(range(len(columns)), labels)
+    panel.set_yticks([])
+    words = f"{len(scored)} trials, the best in orange, stopped ones thin"
+    panel.set_title(words, loc="left", fontsize=plotting.SMALL_PT)
+    return figure
+
+
+def _draw_curves(scored: pd.DataFrame, means: pd.DataFrame) -> Any:
+    """Mean CCC on dev by epoch of every trial, the best in orange."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = plotting.new_figure(3.2)
+    panel = figure.subplots()
+    plotting.panel_title(panel, "Mean CCC on dev")
+    done = scored["trial"][scored["status"] == "done"].to_list()
+    for trial, curve in means.groupby("cell"):
+        is_best = trial in done[-1:]
+        rest = plotting.BLUE if trial in done else plotting.SOFT
+        colour = plotting.VERMILION if is_best else rest
+        width, alpha = (2.2, 1.0) if is_best else (0.9, 0.55)
+        plotting.line(panel, curve["epoch"], curve["ccc"], colour, linewidth=width, alpha=alpha)
+        if is_best:
+            plotting.end_label(panel, curve["ccc"].iloc[-1], str(trial), colour)
+    panel.set_xlim(1, max(means["epoch"].max(), 1.5))
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    plotting.value_grid(panel)
+    panel.set_xlabel("epoch; stopped trials grey", loc="right")
+    return figure

@@ -73,6 +73,10 @@ class Trial:
     call: Callable[[Report], Mapping[str, Any]]
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    def record(self) -> TrialRecord:
+        """What is stored, or a new record."""
+        return stored(self.path) or TrialRecord(name=self.name, path=self.path, notes=self.notes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
@@ -81,12 +85,9 @@ class TrialRecord:
     Attributes:
         path: the trial's folder; not in the file, so that a sweep can be moved.
         status: `stopped` is by the scheduler; `failed` is as often as it may.
-        error: why it failed; empty otherwise.
-        result: what its call returned.
-        history: its epochs.
+        result, history: what its call returned, and the epochs it reported.
         wall_s: seconds it ran, over attempts that came to an end.
-        attempts: how often it was started.
-        failures: how often it failed.
+        attempts, failures: how often it was started, and how often it failed.
         repeats: whether an immediate retry would fail in the same way.
         outside: whether the cause lies outside of the trial, so that the next command retries it.
     """
@@ -115,14 +116,24 @@ class TrialRecord:
         return self.is_over(retries) and not (self.status == "failed" and self.outside)
 
     def save(self) -> None:
-        """Write the record.
-
-        Raises:
-            WriteError: the folder cannot be written.
-        """
+        """Write the record; raises WriteError."""
         values = {k: v for k, v in asdict(self).items() if k != "path"}
         text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
         storage.write_atomic(storage.join(self.path, "trial.json"), text.encode())
+
+    def failed(self, error: Exception) -> TrialRecord:
+        """The record after one more failure."""
+        kind = "" if isinstance(error, RaysersError) else f"{type(error).__name__}: "
+        # of training workers that died, or never started, only the cause tells
+        lost = isinstance(error, RaysersError) and isinstance(error.__cause__, TrainingFailedError)
+        return replace(
+            self,
+            status="failed",
+            error=(kind + " ".join(str(error).split()))[:_MAX_ERROR],
+            failures=self.failures + 1,
+            repeats=isinstance(error, _REPEATED),
+            outside=lost or isinstance(error, _OUTSIDE),
+        )
 
 
 def stored(path: str) -> TrialRecord | None:
@@ -144,62 +155,39 @@ def stored(path: str) -> TrialRecord | None:
 def attempt(trial: Trial, retries: int, report: Report) -> TrialRecord:
     """Call a trial in this process until it is done or has failed as often as it may.
 
-    Returns:
-        The record; a failed trial raises nothing.
-
     Raises:
         TrainingStopped: `report` did.
         WriteError: the record cannot be written.
     """
-    record = stored(trial.path) or TrialRecord(name=trial.name, path=trial.path)
+    record = replace(trial.record(), notes=trial.notes)
     if record.outside:  # counted in one command only
         record = replace(record, failures=0, repeats=False, outside=False)
-    record = replace(record, notes=trial.notes, status="running")
-    while not record.is_over(retries):
-        history: list[Mapping[str, Any]] = []
+    record = replace(record, status="running")
 
-        attempts = record.attempts + 1
-        record = replace(record, status="running", error="", repeats=False, attempts=attempts)
+    def keep(epoch: Mapping[str, Any]) -> None:
+        nonlocal record
+        record = replace(record, history=(*record.history, dict(epoch)))
         record.save()
+        report(epoch)
 
-        def keep(
-            epoch: Mapping[str, Any],
-            kept: list[Mapping[str, Any]] = history,
-            running: TrialRecord = record,
-        ) -> None:
-            kept.append(dict(epoch))
-            replace(running, history=tuple(kept)).save()
-            report(epoch)
-
-        began_s, ended = time.monotonic(), replace(record, status="done")
-        stopped = None
+    while not record.is_over(retries):
+        record = replace(record, status="running", error="", repeats=False, history=())
+        record = replace(record, attempts=record.attempts + 1)
+        record.save()
+        began_s, stopped = time.monotonic(), None
         try:
-            ended = replace(ended, result=dict(trial.call(keep)))
+            result = dict(trial.call(keep))
+            record = replace(record, status="done", result=result)
         except TrainingStopped as error:
-            stopped, ended = error, replace(ended, status="stopped")
+            stopped = error
+            record = replace(record, status="stopped")
         except Exception as error:  # whatever a trial fails of is its record
-            ended = _failed(record, error)
-        wall_s = round(record.wall_s + time.monotonic() - began_s, 3)
-        record = replace(ended, history=tuple(history), wall_s=wall_s)
+            record = record.failed(error)
+        record = replace(record, wall_s=round(record.wall_s + time.monotonic() - began_s, 3))
         record.save()
         if stopped is not None:
             raise stopped
     return record
-
-
-def _failed(record: TrialRecord, error: Exception) -> TrialRecord:
-    words = " ".join(str(error).split())
-    kind = "" if isinstance(error, RaysersError) else f"{type(error).__name__}: "
-    # of training workers that died, or never started, only the cause tells
-    lost = isinstance(error, RaysersError) and isinstance(error.__cause__, TrainingFailedError)
-    return replace(
-        record,
-        status="failed",
-        error=f"{kind}{words}"[:_MAX_ERROR],
-        failures=record.failures + 1,
-        repeats=isinstance(error, _REPEATED),
-        outside=lost or isinstance(error, _OUTSIDE),
-    )
 
 
 def run_trials(
@@ -209,10 +197,9 @@ def run_trials(
     *,
     total: int,
     retries: int,
+    on_ended: Callable[[TrialRecord], str],
     search: Any = None,
     scheduler: TrialScheduler | None = None,
-    describe: Callable[[TrialRecord], str] = lambda _: "",
-    on_ended: Callable[[TrialRecord], None] = lambda _: None,
 ) -> None:
     """Run trials on the connected cluster; how each ended is in its record.
 
@@ -222,10 +209,9 @@ def run_trials(
         resources: how many at once, and what each reserves.
         total: how many there are, those that have ended before too.
         retries: how often a trial may fail, and how often its process may die.
-        search: of Tune, in place of `numbers`; its configurations are numbered from 0 to `total`.
+        on_ended: called with the record of every trial that ends; returns words for its line.
+        search: of Tune; numbers its configurations from 0 to `total`.
         scheduler: stops trials by their `epoch` and `score`.
-        describe: further words of the line about a trial that ended.
-        on_ended: called with the record of every trial that ends now.
 
     Raises:
         RaysersError: Tune gave up.
@@ -234,8 +220,8 @@ def run_trials(
         os.environ.setdefault(name, value)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.at_once)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    before = 0 if search else total - len(numbers)
-    progress = _Progress(make, total, before, resources.at_once, retries, describe, on_ended)
+    progress = _Progress(make, total, resources.at_once, retries, on_ended)
+    progress.ended["before"] = 0 if search else total - len(numbers)
     # a place that holds nothing is not allowed: a byte of memory stands for it
     reserved = {"cpu": resources.cpus_each, "gpu": resources.gpus_each, "memory": 1}
     work = tune.with_parameters(_work, make=make, retries=retries)
@@ -268,29 +254,34 @@ def run_trials(
         for result in results:
             if not result.config:
                 raise RaysersError("Ray Tune gave up: the same command resumes")
-            _settle(make(result.config), result.error)
+            trial = make(result.config)
+            if trial.record().status == "running":
+                _ended(trial, died=result.error is not None).save()
 
 
-def _settle(trial: Trial, error: Exception | None) -> None:
-    """Complete the record of a trial whose process died, or had no time to write it."""
-    record = stored(trial.path) or TrialRecord(name=trial.name, path=trial.path, notes=trial.notes)
-    if record.status == "running":
-        ended = replace(record, status="failed", error=_DIED, outside=True)
-        (replace(record, status="stopped") if error is None else ended).save()
+def _ended(trial: Trial, *, died: bool) -> TrialRecord:
+    """The record of a trial that ended, also of one whose process had no time to write it."""
+    record = trial.record()
+    if record.status != "running":
+        return record
+    if died:
+        return replace(record, status="failed", error=_DIED, outside=True)
+    return replace(record, status="stopped")
 
 
 def _work(config: dict[str, Any], make: Callable[[Mapping[str, Any]], Trial], retries: int) -> None:
     """One trial, in a worker process."""
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _LEAVE_S
     trial = make(config)
-    record = stored(trial.path)
+    record = trial.record()
     try:
-        if record is not None and record.is_final(retries):
+        if record.is_final(retries):
             for epoch in record.history:
                 _report(epoch)
         else:
             record = attempt(trial, retries, _report)
-        if record.status == "failed":  # so that a search keeps away from there
+        # so that a search keeps away from a failure, and Tune does not print that it has no result
+        if record.status == "failed" or not record.history:
             tune.report({"score": WORST})
     except TrainingStopped:
         raise SystemExit(0) from None  # how Tune's functions leave
@@ -303,96 +294,72 @@ def _report(epoch: Mapping[str, Any]) -> None:
         raise TrainingStopped("stopped by the scheduler") from None
 
 
+@dataclass(eq=False)
 class _Progress(tune.Callback):  # type: ignore[misc]
     """A line on stderr for every trial that ends, and now and then one about those at work."""
 
-    def __init__(
-        self,
-        make: Callable[[Mapping[str, Any]], Trial],
-        total: int,
-        before: int,
-        at_once: int,
-        retries: int,
-        describe: Callable[[TrialRecord], str],
-        on_ended: Callable[[TrialRecord], None],
-    ) -> None:
-        self.error: Exception | None = None
-        self._make, self._total, self._at_once = make, total, at_once
-        self._retries, self._describe, self._on_ended = retries, describe, on_ended
-        self._ended = Counter(before=before) if before else Counter[str]()
-        self._running: dict[str, Any] = {}
-        self._walls_s: list[float] = []
-        self._printed_s = time.monotonic()
+    make: Callable[[Mapping[str, Any]], Trial]
+    total: int
+    at_once: int
+    retries: int
+    on_ended: Callable[[TrialRecord], str]
+    ended: Counter[str] = field(default_factory=Counter)
+    error: Exception | None = None
+    running: set[str] = field(default_factory=set)
+    walls_s: list[float] = field(default_factory=list)
+    printed_s: float = field(default_factory=time.monotonic)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles callbacks to restore runs, which is never done here."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        made = self._make(trial.config)
-        record = stored(made.path)
-        if record is None or not record.is_final(self._retries):
-            self._running[made.name] = None
-
-    def on_trial_result(
-        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
-    ) -> None:
-        name = self._make(trial.config).name
-        if name in self._running:
-            self._running[name] = result.get("epoch")
+        made = self.make(trial.config)
+        if not made.record().is_final(self.retries):
+            self.running.add(made.name)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        print_line(f"{self._make(trial.config).name} is tried again: {_DIED}")
+        print_line(f"{self.make(trial.config).name} is tried again: {_DIED}")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        self._over(trial, "failed")
+        self._over(_ended(self.make(trial.config), died=True))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        self._over(trial, "stopped")
+        self._over(_ended(self.make(trial.config), died=False))
 
-    def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
-        if self._running and time.monotonic() - self._printed_s >= LINE_EVERY_S:
-            self._printed_s = time.monotonic()
-            print_line(self._line())
-
-    def _over(self, trial: Any, unfinished: Literal["failed", "stopped"]) -> None:
-        made = self._make(trial.config)
-        record = stored(made.path) or TrialRecord(name=made.name, path=made.path, notes=made.notes)
-        if record.status == "running":
-            record = replace(
-                record, status=unfinished, error=_DIED if unfinished == "failed" else ""
-            )
-        self._ended[record.status] += 1
-        if made.name not in self._running:
+    def _over(self, record: TrialRecord) -> None:
+        self.ended[record.status] += 1
+        if record.name not in self.running:
             return
-        del self._running[made.name]
-        self._walls_s.append(record.wall_s)
+        self.running.remove(record.name)
+        self.walls_s.append(record.wall_s)
         try:
-            self._on_ended(record)
+            words = self.on_ended(record)
         except Exception as error:
             self.error = error
             raise
-        print_ended(record, self._ended.total(), self._total, self._describe(record))
+        print_ended(record, self.ended.total(), self.total, words)
 
-    def _line(self) -> str:
+    def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
         """`3 of 20 ended (1 before) | at work: a (epoch 2), b | about 12:30 left`."""
-        other = ", ".join(f"{n} {s}" for s, n in sorted(self._ended.items()) if s != "done")
-        text = f"{self._ended.total()} of {self._total} ended" + (f" ({other})" if other else "")
-        names = (f"{name} (epoch {n})" if n else name for name, n in self._running.items())
+        if not self.running or time.monotonic() - self.printed_s < LINE_EVERY_S:
+            return
+        self.printed_s = time.monotonic()
+        epochs = {self.make(t.config).name: t.last_result.get("epoch", 0) for t in trials}
+        names = (f"{n} (epoch {epochs[n]})" if epochs[n] else n for n in sorted(self.running))
+        other = ", ".join(f"{n} {s}" for s, n in sorted(self.ended.items()) if n and s != "done")
+        text = f"{self.ended.total()} of {self.total} ended" + (f" ({other})" if other else "")
         text += f" | at work: {', '.join(names)}"
-        if self._walls_s:
-            left = (self._total - self._ended.total()) / max(1, self._at_once)
-            text += f" | about {duration(left * sum(self._walls_s) / len(self._walls_s))} left"
-        return text
+        if self.walls_s:
+            left = (self.total - self.ended.total()) / max(1, self.at_once)
+            text += f" | about {duration(left * sum(self.walls_s) / len(self.walls_s))} left"
+        print_line(text)
 
 
 def print_ended(record: TrialRecord, number: int, total: int, words: str) -> None:
     """`[ 3/20] trial-0002 done in 0:12  words`; of a failed trial its error."""
-    words = record.error or words
-    print_line(
-        f"[{number:{len(str(total))}}/{total}] {record.name} {record.status} "
-        f"in {duration(record.wall_s)}" + (f"  {words}" if words else "")
-    )
+    text = f"[{number:{len(str(total))}}/{total}] {record.name} {record.status} "
+    print_line(f"{text}in {duration(record.wall_s)}  {record.error or words}".rstrip())
 
 
 def print_line(text: str) -> None:

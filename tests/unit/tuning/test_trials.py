@@ -11,13 +11,14 @@ import pytest
 
 from raysers.errors import ConfigError, TrainingDiverged
 from raysers.run import Run
-from raysers.tuning.plan import asha
 from raysers.tuning.resources import TrialResources, choose_resources
 from raysers.tuning.results import importance
 from raysers.tuning.space import Parameter, Range, Space
+from raysers.tuning.sweep import TuningFlags, make_scheduler
 from raysers.tuning.trials import Trial, TrialRecord, run_trials, stored
 
 EPOCHS = 3
+FLAGS = TuningFlags(output="/o", data=("/d",), space="s", asha_grace=1, asha_reduction=2)
 
 
 def work(path: str, number: int, report) -> dict:
@@ -57,9 +58,14 @@ def run(place: Path) -> dict[int, TrialRecord]:
         return Trial(name=f"trial-{number}", path=path, call=call, notes={"number": number})
 
     ended: list[str] = []
+
+    def on_ended(record: TrialRecord) -> str:
+        ended.append(record.name)
+        return ""
+
     run_trials(
         make, NUMBERS, TrialResources(at_once=1, cpus_each=1), total=len(NUMBERS), retries=1,
-        scheduler=asha(grace=1, last=EPOCHS, reduction=2), on_ended=lambda r: ended.append(r.name),
+        scheduler=make_scheduler(FLAGS, EPOCHS + 1), on_ended=on_ended,
     )  # fmt: skip
     assert len(set(ended)) == len(ended)
     return {number: stored(str(place / f"trial-{number}")) for number in NUMBERS}
@@ -121,9 +127,8 @@ CPUS = [{"CPU": 4.0}, {"CPU": 4.0}]
 GPUS = [{"CPU": 0.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
 
 
-@pytest.mark.parametrize(
-    ("nodes", "trials", "workers", "most", "at_once", "cpus", "gpus", "here"),
-    [
+def test_trials_at_once_and_more_than_the_cluster_holds_is_refused_by_flag():
+    for nodes, trials, workers, most, at_once, cpus, gpus, here in (
         (CPUS, 100, 1, 0, 8, 1, 0, 4),
         (CPUS, 3, 1, 0, 3, 2, 0, 2),  # few trials get several threads
         (CPUS, 100, 1, 16, 16, 0.5, 0, 8),
@@ -132,21 +137,14 @@ GPUS = [{"CPU": 0.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
         ([{"CPU": 64.0, "GPU": 8.0}], 3, 1, 0, 3, 1, 1, 3),
         (CPUS, 100, 3, 0, 2, 0, 0, 1),  # the workers hold the CPUs
         (GPUS, 100, 4, 0, 2, 0, 0, 1),
-    ],
-)
-def test_trials_at_once(nodes, trials, workers, most, at_once, cpus, gpus, here):
-    found = choose_resources(trials, workers, most, nodes)
-    assert (found.at_once, found.cpus_each, found.gpus_each) == (at_once, cpus, gpus)
-    assert found.local.processes_here == here
-    assert (found.placement.workers if found.placement else 1) == workers
-
-
-@pytest.mark.parametrize(
-    ("workers", "most", "flag"), [(9, 0, "--workers-per-trial 9"), (1, 9, "--max-concurrent 9")]
-)
-def test_more_than_the_cluster_holds_is_refused_by_flag(workers, most, flag):
-    with pytest.raises(ConfigError, match=flag):
-        choose_resources(100, workers, most, GPUS)
+    ):
+        found = choose_resources(trials, workers, most, nodes)
+        assert (found.at_once, found.cpus_each, found.gpus_each) == (at_once, cpus, gpus)
+        assert found.local.processes_here == here
+        assert (found.placement.workers if found.placement else 1) == workers
+    for workers, most, flag in ((9, 0, "--workers-per-trial 9"), (1, 9, "--max-concurrent 9")):
+        with pytest.raises(ConfigError, match=flag):
+            choose_resources(100, workers, most, GPUS)
 
 
 def scored(number: int) -> TrialRecord:
