@@ -13,7 +13,8 @@ Result: OUTPUT/metrics, words, sentences, respoken (tables), and pictures of eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,11 @@ from raysers.evaluation.rows import (
 )
 from raysers.io import storage
 from raysers.run import Exit, Run
+from raysers.text import one_line
 from raysers.types import DIMENSIONS
 from raysers.words import probe as probing
 from raysers.words.probe import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, ProbeFlags
 from raysers.words.respoken import AGREEMENT, GROUP, ORIGINAL, RESPOKEN_CLIP
-from raysers.words.sentiment import ser_tests_shift
 
 JOB = "probe"
 _PRINTED_WORDS = 10
@@ -57,7 +58,11 @@ def probe(flags: ProbeFlags) -> int:
         run.refuse_other_settings(settings)
         sentences = probing.planned_sentences(flags)
         clips, notes = probing.planned_clips(flags)
-        _print_plan(flags, len(sentences), clips)
+        line = f"probe: models: {len(flags.model)}, sentences: {len(sentences):,}"
+        if clips is not None:
+            said = len(probing.transcribed(clips))
+            line += f", clips with transcripts: {said:,} (of {len(clips):,})"
+        print(line, flush=True)
         if flags.dry_run:
             return Exit.DONE
         run.begin(as_plain(flags), settings)
@@ -76,7 +81,7 @@ def probe(flags: ProbeFlags) -> int:
         outcome = {"rows": len(rows), "pictures": pictures, "notes": notes}
         run.finish("done" if code == Exit.DONE else "done_with_failures", outcome)
     print_probe(rows, found["words"].table if "words" in found else None)
-    print_notes([*notes, *_reading_notes(rows)])
+    print_notes(notes)
     print(f"metrics: {storage.join(flags.output, 'metrics')}")
     print(f"pictures: {', '.join(pictures)}")
     return code
@@ -114,71 +119,42 @@ def speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, li
     return Exit(max(codes)), models
 
 
-def _print_plan(flags: ProbeFlags, sentences: int, clips: pa.Table | None) -> None:
-    models = "1 model" if len(flags.model) == 1 else f"{len(flags.model)} models"
-    line = f"probe: {models}, {sentences:,} sentences"
-    if clips is not None:
-        said = len(probing.transcribed(clips))
-        line += f", {said:,} clips with transcripts (of {len(clips):,})"
-    print(line, flush=True)
-
-
 def print_probe(rows: Sequence[Row], words: pa.Table | None) -> None:
-    """Words of both sides, shifts by sentiment beside ser-tests', CCC after re-speaking."""
+    """Words of both sides, scores by sentiment, the paper's sentences, CCC after re-speaking."""
     if words is not None and len(words):
         mine = words.filter(pc.equal(words["source"], words["source"][0])).to_pylist()
         sides = [
             sorted((w for w in mine if w["side"] == side), key=lambda w: int(w["rank"]))
             for side in ("low", "high")
         ]
-        heads = ("lowest", "valence [95 %]", "highest", "valence [95 %]")
         lines = [
-            [cell for side in sides for cell in _word_cells(side[i : i + 1])]
-            for i in range(min(_PRINTED_WORDS, max(map(len, sides))))
+            [cell for word in pair for cell in _word_cells(word)]
+            for pair in islice(zip_longest(*sides), _PRINTED_WORDS)
         ]
+        heads = ("lowest", "valence [95 %]", "highest", "valence [95 %]")
         _print("words by mean valence (occurrences)", heads, lines)
-    heads = ("", *DIMENSIONS)
-    for model in dict.fromkeys(row.model for row in rows if row.group in ("sentiment", "text")):
-        found = {
-            (r.metric, r.group_value, r.dimension): r
-            for r in rows
-            if r.model == model and r.group in ("sentiment", "text")
-        }
-        shown = [("sentiment_mean", s) for s in ("positive", "neutral", "negative")]
-        shown += [
-            ("mean_shift", f"{one} - {other}")
-            for one, other in (("positive", "neutral"), ("negative", "neutral"),
-                               ("positive", "negative"))
-        ]  # fmt: skip
-        lines = [[v, *(_cell(found.get((m, v, d))) for d in DIMENSIONS)] for m, v in shown]
-        _print(f"{model}: scores by sentiment of the words [95 %]", heads, lines)
+    names = ("positive", "neutral", "negative")
+    wanted = [("sentiment_mean", name) for name in names]
+    shifts = ("positive - neutral", "negative - neutral", "positive - negative")
+    wanted += [("mean_shift", shift) for shift in shifts]
+    wanted += [("mean_shift", f"{name} - all") for name in names]
+    for model in dict.fromkeys(row.model for row in rows if row.group == "sentiment"):
+        own = [row for row in rows if row.model == model]
+        found = {(r.metric, r.group_value, r.dimension): r for r in own if r.group == "sentiment"}
+        lines = [[of, *(_cell(found.get((m, of, d))) for d in DIMENSIONS)] for m, of in wanted]
+        _print(f"{model}: scores by sentiment of the words [95 %]", ("", *DIMENSIONS), lines)
         lines = [
-            [value, number(row.value), number(row.paper)]
-            for (metric, value, dimension), row in found.items()
-            if (metric, dimension) == ("sentence_score", "valence")
+            [row.group_value, number(row.value), number(row.paper)]
+            for row in own
+            if (row.metric, row.dimension) == ("sentence_score", "valence")
         ]
         _print("the paper's sentences", ("", "valence", "paper"), lines)
-        lines = [
-            [f"{s} - all"]
-            + [
-                text
-                for d in DIMENSIONS
-                for row in [found.get(("mean_shift", f"{s} - all", d))]
-                for text in (number(row.value if row else NAN),
-                             number(ser_tests_shift(s, d, model=model)))
-            ]
-            for s in ("positive", "neutral", "negative")
-            if any(("mean_shift", f"{s} - all", d) in found for d in DIMENSIONS)
-        ]  # fmt: skip
-        beside = ("", *(head for d in DIMENSIONS for head in (d, "ser-tests")))
-        _print("shift of the mean against all sentences", beside, lines)
     of = {ORIGINAL: "original, labels", RESPOKEN_CLIP: "re-spoken, labels"}
     of[AGREEMENT] = "re-spoken, original"
     ccc = [row for row in rows if row.group == GROUP and row.metric == "ccc"]
     for cell in dict.fromkeys((row.dataset, row.split) for row in ccc):
-        keys = {
-            (r.model, r.group_value, r.dimension): r for r in ccc if (r.dataset, r.split) == cell
-        }
+        mine = [row for row in ccc if (row.dataset, row.split) == cell]
+        keys = {(row.model, row.group_value, row.dimension): row for row in mine}
         lines = [
             [model, name, *(_cell(keys.get((model, value, d))) for d in DIMENSIONS)]
             for model in dict.fromkeys(key[0] for key in keys)
@@ -187,41 +163,23 @@ def print_probe(rows: Sequence[Row], words: pa.Table | None) -> None:
         _print(f"{' '.join(cell)}, re-spoken: CCC [95 %]", ("model", "CCC of", *DIMENSIONS), lines)
 
 
-def _reading_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """How to read the figures, and the published ones beside them."""
-    groups = {row.group for row in rows}
-    if "word" in groups:
-        yield "words: a word counts as often as it occurs; intervals resample speakers"
-    if "sentiment" in groups:
-        yield "sentiment: intervals resample words, and templates and voices if there are several"
-        yield "ser-tests: English sentences in its voices, scores rounded to 2 decimals"
-    if "text" in groups:
-        yield "paper: its w2v2-L-robust with 24 layers and another synthetic voice"
-    if GROUP in groups:
-        yield "re-spoken: the labels are of the original speech, the voice is neutral"
-
-
 def _print(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """A table with its title; lines without any figure are left out."""
     shown = [line for line in lines if set(line[1:]) - {"-", ""}]
     if not shown:
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, head in enumerate(heads):
         left = i == 0 or head in ("highest", "CCC of")
         table.add_column(head, justify="left" if left else "right", no_wrap=True)
     for line in shown:
-        table.add_row(*line)
-    console = report_console()
-    console.print(title, style="italic")
-    console.print(table)
-    console.print()
+        table.add_row(*map(one_line, line))
+    report_console().print(table)
 
 
-def _word_cells(found: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    if not found:
+def _word_cells(word: dict[str, Any] | None) -> tuple[str, str]:
+    if word is None:
         return "", ""
-    word = found[0]
     values = [NAN if word[k] is None else word[k] for k in ("valence", "ci_low", "ci_high")]
     return f"{word['word']} ({word['occurrences']:,})", _bounded(*values)
 

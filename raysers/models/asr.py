@@ -67,16 +67,10 @@ def load_asr(
     language: str = "",
     timestamps: bool = False,
 ) -> Recogniser:
-    """Load a recogniser.
+    """Load the recogniser `name`: `moonshine`, a hub id with an optional `@REVISION`, or a folder.
 
-    Args:
-        name: `moonshine`, a hub id with an optional `@REVISION`, or a local folder.
-        device: `cpu` or `cuda`; moonshine always computes on the CPU.
-        dtype: auto, fp32, bf16 or fp16 of all but moonshine.
-        threads: compute threads of this process on CPUs; None leaves the libraries' setting.
-        language: of a multilingual Whisper model, such as `de`, or `auto` for that of each clip;
-            empty leaves it to the model's own rules.
-        timestamps: also the times of the words, which CTC models have.
+    `dtype` is auto, fp32, bf16 or fp16 of all but moonshine, `language` one of a multilingual
+    Whisper model, or `auto` for that of each clip; with `timestamps` words have times.
 
     Raises:
         ConfigError: no such name, no way to fetch it, or a format, a language or times that it
@@ -125,11 +119,8 @@ def parse_asr_name(name: str) -> ModelName:
 class StockRecogniser:
     """A CTC or speech-to-text network of transformers with the tokenizer of its folder.
 
-    Attributes:
-        name: what `--asr` said.
-        revision: commit or content hash the texts come from.
-        device: where it computes, `cpu` or `cuda`.
-        max_padded_s: padded seconds of a batch that it is fastest with.
+    `revision` is the commit or content hash the texts come from, `max_padded_s` the padded seconds
+    of a batch that it is fastest with.
     """
 
     def __init__(

@@ -41,18 +41,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 class TextEncoder:
     """A text encoder on its device.
 
-    Args:
-        name: `minilm`, a local folder, or a hub id with an optional `@REVISION`. A folder of an
-            object store is fetched by the caller first.
-        pooling: how tokens become one vector: `mean` over all of them, or `cls`, the first one.
-        device: `cpu`, `cuda` or `cuda:N`.
-        dtype: auto, fp32, bf16 or fp16 of the network; vectors are float32.
-        cache_dir: where hub downloads are kept; default: the hub library's own place.
-
-    Attributes:
-        revision: the hub's commit, or a hash of the folder's files.
-        hidden_size: numbers of a vector.
-        max_tokens: tokens of a text that are read, special ones included.
+    `name` is `minilm`, a local folder, or a hub id with an optional `@REVISION`; a folder of an
+    object store is fetched by the caller first. `pooling` makes one vector of the tokens: `mean`
+    over all of them, or `cls`, the first one. Vectors are float32 whatever `dtype` the network
+    computes in, and `max_tokens` of a text are read, special ones included.
 
     Raises:
         ConfigError: no such name, or no way to fetch it.

@@ -7,8 +7,8 @@ output, so rerunning the command makes tables and figures again without scoring 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,8 +38,7 @@ from raysers.words.figures import (
 from raysers.words.ratings import LEAST, MOST, WORDS, transcribed_row, word_ratings, word_rows
 from raysers.words.respoken import RESPOKEN, respoken_rows, respoken_table
 from raysers.words.sentiment import SENTENCES, check_sentiments, sentiment_rows
-from raysers.words.speaking import TABLE
-from raysers.words.synthesize import JOB, SynthesizeFlags, check
+from raysers.words.synthesize import JOB, TABLE, SynthesizeFlags, check
 from raysers.words.texts import recognised_texts, with_recognised
 
 #: Sub-folders of the output.
@@ -129,11 +128,7 @@ class ProbeFlags:
         )
 
     def with_absolute_paths(self) -> ProbeFlags:
-        """The flags, checked, with absolute paths.
-
-        Raises:
-            ConfigError: a flag has an impossible value.
-        """
+        """The flags, checked (ConfigError), with absolute paths."""
         self.check()
         return replace(
             self,
@@ -149,8 +144,7 @@ class ProbeFlags:
         return named if self.texts else "+".join(self.templates)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class Scored(NamedTuple):
     """A model, its name in file names, and the annotation outputs with its scores."""
 
     model: str
@@ -160,22 +154,17 @@ class Scored:
     respoken: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """One part of the probe: rows of the metrics table, a table, pictures by name, notes."""
 
     rows: list[Row]
     table: pa.Table
-    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    pictures: Mapping[str, Picture] = {}
     notes: Sequence[str] = ()
 
 
 def settings_of(flags: ProbeFlags) -> dict[str, Any]:
-    """What decides the tables, with the models' revisions.
-
-    Raises:
-        ConfigError, CheckpointError: a model is not there, twice there, or cannot be trusted.
-    """
+    """What decides the tables, with the models' revisions; ConfigError for a wrong model."""
     tasks = [AnnotateTask.load(model, dtype=flags.dtype, max_padded_s=0) for model in flags.model]
     if len({task.model for task in tasks}) < len(tasks):
         raise ConfigError("--model has the same model twice")
@@ -184,14 +173,10 @@ def settings_of(flags: ProbeFlags) -> dict[str, Any]:
 
 
 def planned_sentences(flags: ProbeFlags) -> pa.Table:
-    """The sentences of known sentiment, once everything about their synthesis is checked.
-
-    Raises:
-        ConfigError: they cannot be read, spoken or compared.
-    """
+    """The sentences of known sentiment; ConfigError if they cannot be read, spoken or compared."""
     speech = flags.speech(sentences=True)
     with Run.open(JOB, speech.output, table=TABLE, dry_run=True) as run:
-        table = check(speech, run).table
+        table, _ = check(speech, run)
     if "sentiment" not in table.column_names:
         raise ConfigError(f"--texts {flags.texts} has no column 'sentiment' to compare by")
     check_sentiments(table["sentiment"].to_pylist())
@@ -199,11 +184,7 @@ def planned_sentences(flags: ProbeFlags) -> pa.Table:
 
 
 def planned_clips(flags: ProbeFlags) -> tuple[pa.Table | None, list[str]]:
-    """The clips of --data to probe, as an earlier run chose them or anew, and notes.
-
-    Raises:
-        ConfigError: as `chosen_clips`.
-    """
+    """The clips of --data to probe, as an earlier run or `chosen_clips` takes them, and notes."""
     if not flags.data:
         return None, ["no --data: words of a corpus are not rated, no test set is spoken again"]
     require_wordcloud()

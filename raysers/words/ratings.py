@@ -114,17 +114,10 @@ def word_ratings(
 ) -> pa.Table:
     """Words with enough occurrences and their mean scores, by valence from low to high.
 
-    Args:
-        table: clips: `clip_id`, `transcript`, `valence` and, where known, `arousal`, `dominance`
-            (0..1, labels or predictions), `speaker`, `status`.
-        source: written into the rows: `labels`, or the model.
-        least: occurrences a word needs.
-        most: words at each end that get a `side` and a `rank`; no word is on both sides.
-        bootstrap: draws and seed of the intervals.
-        run_id: written into the rows.
-
-    Returns:
-        A table of `WORDS`; independent of the order of the rows.
+    `table` has clips with `clip_id`, `transcript`, `valence` and, where known, `arousal`,
+    `dominance` (0..1, labels or predictions), `speaker`, `status`. The `most` words at each end
+    get a `side` and a `rank`; no word is on both sides. Returns a table of `WORDS`, whatever the
+    order of the rows.
 
     Raises:
         ConfigError: no transcripts, or none in a clip with a valence.

@@ -7,13 +7,13 @@ both versions are compared. A clip spoken by several voices has the mean of thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.special import rel_entr
+from scipy.spatial.distance import jensenshannon
 
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap, draw_metrics, drawn_counts, interval, pairs
@@ -58,15 +58,10 @@ def respoken_table(
     link: Mapping[str, str],
     run_id: str = "",
 ) -> pa.Table:
-    """Labels and the scores of both versions, a table of `RESPOKEN`.
+    """Labels and the scores of both versions by model, a table of `RESPOKEN`.
 
-    Args:
-        labels: clips with `clip_id` and the dimensions where there are labels.
-        originals: by model, tables with `clip_id`, the dimensions and, unless all rows are good,
-            `status`.
-        respoken: by model, the same of the re-spoken clips.
-        link: re-spoken clip to the original.
-        run_id: written into the rows.
+    `link` leads from re-spoken clips to originals. Rows that have a `status` and are not ok do not
+    count.
 
     Raises:
         ConfigError: no model scored a clip in both versions.
@@ -103,11 +98,7 @@ def respoken_rows(
     `ccc_difference` and `mean_shift`; "respoken, original" compares the two scores of a clip by
     `ccc` and their distributions by `js_distance` (Jensen-Shannon, base 2, 0..1, ten bins). Two
     models' re-spoken scores are compared by `group` "model": `respoken_ccc_difference` and so on.
-
-    Args:
-        table: of `respoken_table`.
-        clips: what is known of the originals: `clip_id` and `join.COLUMNS`.
-        bootstrap: draws and seed; speakers of the originals are resampled.
+    `clips` has `clip_id` and `join.COLUMNS` of the originals, whose speakers are resampled.
     """
     how = bootstrap or Bootstrap()
     frame = table.to_pandas()
@@ -137,25 +128,6 @@ def respoken_rows(
             found += _distributions(labelled, cell, model, how)
     compared = comparison_rows(scores(second, truth), how) if len(second) > 1 else []
     return found + [replace(row, metric=f"respoken_{row.metric}") for row in compared]
-
-
-def jensen_shannon(one: Floats, other: Floats) -> Floats:
-    """Jensen-Shannon distance of counts over the last axis, base 2: [..., k] twice -> [...].
-
-    0: the same distribution; 1: nothing in common; NaN where one side counts nothing.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p, q = (x / x.sum(axis=-1, keepdims=True) for x in (one, other))
-        middle = (p + q) / 2
-        divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=-1) / (2 * np.log(2))
-    return np.asarray(np.sqrt(np.clip(divergence, 0, 1)), np.float64)
-
-
-def histogram(values: Floats) -> Floats:
-    """One-hot bins of every value, [n, 3] -> [n, 3, 10]; nothing for NaN."""
-    place = np.searchsorted(_EDGES, values, side="right")
-    bins = (place[..., None] == np.arange(len(_EDGES) + 1)) & np.isfinite(values)[..., None]
-    return np.asarray(bins, np.float64)
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -213,39 +185,32 @@ def _distributions(scores: Scores, cell: Subset, model: str, how: Bootstrap) -> 
     scored = np.isfinite(scores.predictions[ORIGINAL])
     sides = {LABELS: np.where(scored, scores.truth, np.nan), **scores.predictions}
     columns = np.stack([_columns(values[cell.rows]) for values in sides.values()], axis=1)
-    whole = columns.sum(axis=0)  # [3 sides, 3 dimensions, 13]
-    flat = columns.reshape(len(columns), -1)
-    sums, units = drawn_counts(scores, cell, flat, how)
-    drawn = sums.reshape(-1, *whole.shape)
-    for name, function in _OF_COLUMNS.items():
-        low, high = interval(function(drawn), units)
+    sums, units = drawn_counts(scores, cell, columns.reshape(len(columns), -1), how)
+    whole, drawn = columns.sum(axis=0), sums.reshape(-1, *columns.shape[1:])  # [3, 3, 13]
+    n = whole[..., 0].astype(np.int64)
+    of_whole, of_draws = (_mean_sd_distance(one) for one in (whole, drawn))
+    for metric in ("mean", "sd"):
+        low, high = interval(of_draws[metric], units)
         for s, side in enumerate(sides):
-            n = whole[s, :, 0].astype(np.int64)
-            bounds = low[s], high[s]
-            yield from dimension_rows(_part(cell, side), model, name, function(whole)[s], n, bounds)
-    distance = jensen_shannon(whole[1, :, 3:], whole[2, :, 3:])
-    bounds = interval(jensen_shannon(drawn[:, 1, :, 3:], drawn[:, 2, :, 3:]), units)
-    n = whole[2, :, 0].astype(np.int64)
-    yield from dimension_rows(_part(cell, AGREEMENT), model, "js_distance", distance, n, bounds)
+            value, bounds = of_whole[metric][s], (low[s], high[s])
+            yield from dimension_rows(_part(cell, side), model, metric, value, n[s], bounds)
+    name, bounds = "js_distance", interval(of_draws["js_distance"], units)
+    yield from dimension_rows(_part(cell, AGREEMENT), model, name, of_whole[name], n[2], bounds)
 
 
 def _columns(values: Floats) -> Floats:
-    """Presence, value, square and bins, [n, 3] -> [n, 3, 3 + 10]; values about .5."""
+    """Presence, value, square and ten bins, [n, 3] -> [n, 3, 13]; values about .5."""
     there = np.isfinite(values)
     near = np.where(there, values - 0.5, 0.0)
-    return np.concatenate([np.stack([there, near, near**2], axis=-1), histogram(values)], axis=-1)
+    place = np.searchsorted(_EDGES, values, side="right")[..., None]
+    bins = (place == np.arange(len(_EDGES) + 1)) & there[..., None]
+    return np.concatenate([np.stack([there, near, near**2], axis=-1), bins], axis=-1)
 
 
-def _mean(columns: Floats) -> Floats:
+def _mean_sd_distance(sums: Floats) -> dict[str, Floats]:
+    """Of sums of `_columns` [..., 3 sides, 3, 13]; `sd` is the population's."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(columns[..., 1] / columns[..., 0] + 0.5, np.float64)
-
-
-def _sd(columns: Floats) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        square = columns[..., 2] / columns[..., 0] - (_mean(columns) - 0.5) ** 2
-    return np.asarray(np.sqrt(np.maximum(square, 0)), np.float64)
-
-
-#: Figures of a distribution as functions of the sums of `_columns`; `sd` is the population's.
-_OF_COLUMNS: Mapping[str, Callable[[Floats], Floats]] = {"mean": _mean, "sd": _sd}
+        mean = sums[..., 1] / sums[..., 0]
+        variance = np.maximum(sums[..., 2] / sums[..., 0] - mean**2, 0)
+        distance = jensenshannon(sums[..., 1, :, 3:], sums[..., 2, :, 3:], base=2, axis=-1)
+    return {"mean": mean + 0.5, "sd": np.sqrt(variance), "js_distance": np.asarray(distance)}

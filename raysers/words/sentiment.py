@@ -8,13 +8,8 @@ once stays fixed.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
-from importlib import resources
-from statistics import fmean
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +19,6 @@ from numpy.typing import NDArray
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap, interval
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.published import paper_model, paper_numbers
 from raysers.evaluation.rows import NAN, Row, dimension_rows
 from raysers.evaluation.scores import Subset
 from raysers.seeding import generator
@@ -44,6 +38,8 @@ _SHIFTS = (
     (_NEUTRAL, _ALL),
     (_NEGATIVE, _ALL),
 )
+#: The paper's valence of spoken sentences (its 24-layer w2v2-L-robust) by their words.
+_PAPER = {("this", "is", "wonderful"): 0.816, ("this", "is", "stupid"): 0.137}
 #: Bins of ser-tests; the outer ones are open, and the upper edge belongs to a bin.
 _EDGES = (0.25, 0.5, 0.75)
 _BINS = ("0.00_0.25", "0.25_0.50", "0.50_0.75", "0.75_1.00")
@@ -68,45 +64,16 @@ SENTENCES = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Figures:
-    """Of the three sentiments and of all sentences; leading axes are bootstrap draws.
-
-    `mean` [..., 4, 3], `bins` [..., 4, 3, 4] (share of the scores in each bin), `n` [..., 4, 3];
-    `units`: how many were drawn.
-    """
-
-    mean: Floats
-    bins: Floats
-    n: Floats
-    units: int = 0
-
-    def bin_shift(self, s: int) -> Floats:
-        """Share of every bin among a sentiment minus that among all, [..., 3, 4]."""
-        return np.asarray(self.bins[..., s, :, :] - self.bins[..., _ALL, :, :], np.float64)
-
-
 def sentiment_rows(
     table: pa.Table, *, dataset: str, split: str = "all", bootstrap: Bootstrap | None = None
 ) -> list[Row]:
-    """Figures of every model for sentences of known sentiment.
+    """Figures of every model for sentences of known sentiment, a table like `SENTENCES`.
 
     By `group` "sentiment": `sentiment_mean` of positive, neutral and negative; `mean_shift` of
     "positive - neutral", "negative - neutral", "positive - negative" and of each against all
     sentences; `bin_proportion_shift_<bin>` of each against all (scores rounded to 2 decimals).
-
-    By "language", with two or more: `mean_shift` of "de, positive - all" and so on, and ser-tests'
-    `mean_shift_difference` and `bin_proportion_shift_difference_<bin>` of "de, positive" (the shift
-    minus the mean shift of all languages; bins with fewer than 67 scores over all languages are
-    left out), each with `..._passed`, 1 where it is within the limit (.025, .075), else 0.
-
+    By "language", with two or more: `mean_shift` of "de, positive - all" and so on.
     By "text": `sentence_score`, the mean over voices of the sentences the paper names.
-
-    Args:
-        table: like `SENTENCES`; only texts, sentiments and scores are needed.
-        dataset: written into the rows.
-        split: written into the rows.
-        bootstrap: draws and seed of the intervals.
 
     Raises:
         ConfigError: a column is missing, or a sentiment is none of the three.
@@ -114,10 +81,13 @@ def sentiment_rows(
     how = bootstrap or Bootstrap()
     rows: list[Row] = []
     for model, sentences in by_model(table):
-        whole = Subset(dataset=dataset, split=split, group="sentiment", rows=np.arange(0))
-        rows += _overall_rows(whole, model, *_figures(sentences, how, (dataset, split, "")))
-        rows += _language_rows(replace(whole, group="language"), model, sentences, how)
-        rows += _text_rows(replace(whole, group="text"), model, sentences)
+        cell = Subset(dataset=dataset, split=split, group="sentiment", rows=np.arange(0))
+        rows += _shifts(cell, model, sentences, how)
+        languages = sorted(set(sentences["language"]) - {""})
+        for name in languages if len(languages) > 1 else ():
+            own = sentences[sentences["language"] == name]
+            rows += _shifts(replace(cell, group="language"), model, own, how, name)
+        rows += _text_rows(replace(cell, group="text"), model, sentences)
     return rows
 
 
@@ -167,29 +137,50 @@ def _sentiment(value: str) -> int:
     return SENTIMENTS.index(name)
 
 
-def _figures(
-    sentences: pd.DataFrame, how: Bootstrap, key: tuple[str, ...]
-) -> tuple[_Figures, _Figures]:
-    """Figures of the sentences, and of their bootstrap draws, which `key` names."""
+def _shifts(
+    cell: Subset, model: str, sentences: pd.DataFrame, how: Bootstrap, language: str = ""
+) -> Iterator[Row]:
+    """Means, their differences and those of bins; of one language the differences of means."""
     scores = sentences[_SCORES].to_numpy(np.float64)
     there = np.isfinite(scores)
     filled = np.where(there, scores, 0.0)
     place = np.searchsorted(_EDGES, np.round(filled, 2), side="left")
     bins = (place[..., None] == np.arange(len(_BINS))) & there[..., None]
-    columns = np.concatenate([filled[..., None], there[..., None], bins], axis=-1)  # [n, 3, 6]
+    columns = np.concatenate([there[..., None], filled[..., None], bins], axis=-1)  # [n, 3, 6]
     member = sentences["sentiment"].to_numpy()[:, None] == np.arange(_ALL)
-    parted = (member[:, :, None, None] * columns[:, None]).reshape(len(scores), -1)
+    each = (member[:, :, None, None] * columns[:, None]).reshape(len(scores), -1)
 
-    def of(weights: Floats) -> _Figures:
-        sums = (weights @ parted).reshape(len(weights), _ALL, *columns.shape[1:])
+    def figures(weights: Floats) -> tuple[Floats, Floats]:
+        """Scores [draws, 4, 3], and means and shares of the bins [draws, 4, 3, 5]."""
+        sums = (weights @ each).reshape(len(weights), _ALL, *columns.shape[1:])
         sums = np.concatenate([sums, sums.sum(axis=1, keepdims=True)], axis=1)
-        count = sums[..., 1]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return _Figures(sums[..., 0] / count, sums[..., 2:] / count[..., None], count)
+            return sums[..., 0], sums[..., 1:] / sums[..., :1]
 
-    one = of(np.ones((1, len(scores))))
-    weights, units = _weights(sentences, how.draws, generator(how.seed, "sentiment", *key))
-    return _Figures(one.mean[0], one.bins[0], one.n[0]), replace(of(weights), units=units)
+    key = (how.seed, "sentiment", cell.dataset, cell.split, language)
+    weights, units = _weights(sentences, how.draws, generator(*key))
+    (n,), (found,) = figures(np.ones((1, len(scores))))
+    _, drawn = figures(weights)
+    sides = (_POSITIVE, _NEUTRAL, _NEGATIVE)
+    wanted: list[tuple[str, int, int | None, int]] = []
+    if not language:
+        wanted += [("sentiment_mean", s, None, 0) for s in sides]
+    wanted += [("mean_shift", one, other, 0) for one, other in _SHIFTS]
+    if not language:
+        wanted += [
+            (f"bin_proportion_shift_{name}", s, _ALL, b)
+            for s in sides
+            for b, name in enumerate(_BINS, 1)
+        ]
+    for metric, one, other, column in wanted:
+        value, of_draws, count = found[one, :, column], drawn[:, one, :, column], n[one]
+        name = _NAMES[one]
+        if other is not None:
+            value, of_draws = value - found[other, :, column], of_draws - drawn[:, other, :, column]
+            count = count + (0 if other == _ALL else n[other])
+            name += f" - {_NAMES[other]}"
+        own = replace(cell, group_value=f"{language}, {name}" if language else name)
+        yield from _rows(own, model, metric, value, count, interval(of_draws, units))
 
 
 def _weights(sentences: pd.DataFrame, draws: int, rng: np.random.Generator) -> tuple[Floats, int]:
@@ -234,135 +225,15 @@ def _rows(
             yield row
 
 
-def _overall_rows(cell: Subset, model: str, found: _Figures, drawn: _Figures) -> Iterator[Row]:
-    low, high = interval(drawn.mean, drawn.units)
-    for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
-        own = replace(cell, group_value=_NAMES[s])
-        yield from _rows(own, model, "sentiment_mean", found.mean[s], found.n[s], (low[s], high[s]))
-    yield from _shift_rows(cell, model, found, drawn)
-    for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
-        own = replace(cell, group_value=f"{_NAMES[s]} - all")
-        low, high = interval(drawn.bin_shift(s), drawn.units)
-        for b, name in enumerate(_BINS):
-            value, metric = found.bin_shift(s)[:, b], f"bin_proportion_shift_{name}"
-            yield from _rows(own, model, metric, value, found.n[s], (low[:, b], high[:, b]))
-
-
-def _shift_rows(
-    cell: Subset, model: str, found: _Figures, drawn: _Figures, prefix: str = ""
-) -> Iterator[Row]:
-    for one, other in _SHIFTS:
-        own = replace(cell, group_value=f"{prefix}{_NAMES[one]} - {_NAMES[other]}")
-        n = found.n[one] + (0 if other == _ALL else found.n[other])
-        bounds = interval(drawn.mean[:, one] - drawn.mean[:, other], drawn.units)
-        shift = found.mean[one] - found.mean[other]
-        yield from _rows(own, model, "mean_shift", shift, n, bounds)
-
-
-def _language_rows(
-    cell: Subset, model: str, sentences: pd.DataFrame, how: Bootstrap
-) -> Iterator[Row]:
-    languages = sorted(set(sentences["language"]) - {""})
-    if len(languages) < 2:
-        return
-    found = {
-        name: _figures(
-            sentences[sentences["language"] == name], how, (cell.dataset, cell.split, name)
-        )
-        for name in languages
-    }
-    shared = min(len(drawn.mean) for _, drawn in found.values())
-    for number, name in enumerate(languages):
-        figures, drawn = found[name]
-        yield from _shift_rows(cell, model, figures, drawn, f"{name}, ")
-        for s in (_POSITIVE, _NEUTRAL, _NEGATIVE):
-            own = replace(cell, group_value=f"{name}, {_NAMES[s]}")
-            shifts = np.stack([f.mean[s] - f.mean[_ALL] for f, _ in found.values()])
-            of_draws = np.stack(
-                [(d.mean[:, s] - d.mean[:, _ALL])[:shared] for _, d in found.values()]
-            )
-            units = min(d.units for _, d in found.values())
-            bounds = interval(of_draws[number] - of_draws.mean(axis=0), units)
-            off, metric = shifts[number] - shifts.mean(axis=0), "mean_shift_difference"
-            yield from _rows(own, model, metric, off, figures.n[s], bounds)
-            yield from _passed(own, model, metric, off, figures.n[s], threshold(metric))
-            bins = np.stack([f.bin_shift(s) for f, _ in found.values()])
-            total = sum(np.nan_to_num(f.bins[s] * f.n[s][:, None]) for f, _ in found.values())
-            enough = np.round(total) >= threshold("fewest_in_bin")
-            bin_off = np.where(enough, bins[number] - bins.mean(axis=0), np.nan)
-            limit = threshold("bin_proportion_shift_difference")
-            for b, bin_name in enumerate(_BINS):
-                metric = f"bin_proportion_shift_difference_{bin_name}"
-                yield from _rows(own, model, metric, bin_off[:, b], figures.n[s])
-                yield from _passed(own, model, metric, bin_off[:, b], figures.n[s], limit)
-
-
-def _passed(
-    cell: Subset, model: str, metric: str, off: Floats, n: Floats, limit: float
-) -> Iterator[Row]:
-    within = np.where(np.isfinite(off), np.abs(np.round(off, 2)) < limit, np.nan)
-    yield from _rows(cell, model, f"{metric}_passed", within.astype(np.float64), n)
-
-
 def _text_rows(cell: Subset, model: str, sentences: pd.DataFrame) -> Iterator[Row]:
-    named = sentences[[np.isfinite(paper_sentence(t, "valence")) for t in sentences["text"]]]
-    same = named["text"].map(lambda text: folded(text.strip()))
-    for _, found in named.groupby(same, sort=False):
-        text = found["text"].iloc[0].strip()
-        scores = found[_SCORES]
-        mean, n = scores.mean().to_numpy(), scores.count().to_numpy(np.float64)
-        own = replace(cell, group_value=text)
+    said = sentences["text"].map(_said)
+    for words, found in sentences[said.isin(_PAPER)].groupby(said, sort=False):
+        own = replace(cell, group_value=found["text"].iloc[0].strip())
+        mean, n = (found[_SCORES].agg(how).to_numpy(np.float64) for how in ("mean", "count"))
         for row in _rows(own, model, "sentence_score", mean, n):
-            yield replace(row, paper=paper_sentence(text, row.dimension))
+            valence = row.dimension == "valence"
+            yield replace(row, paper=_PAPER[words] if valence else NAN)
 
 
-@cache
-def _document() -> Mapping[str, Any]:
-    text = resources.files("raysers").joinpath("assets/probe_numbers.json").read_text("utf-8")
-    document: Mapping[str, Any] = json.loads(text)
-    return document
-
-
-def threshold(name: str) -> float:
-    """ser-tests' limit of a difference between languages, or the fewest sentences of a bin."""
-    return float(_document()["thresholds"][name])
-
-
-def paper_sentence(text: str, dimension: str) -> float:
-    """The paper's valence of a spoken sentence (its 24-layer w2v2-L-robust); NaN if none.
-
-    >>> paper_sentence("this is wonderful", "valence")
-    0.816
-    """
-
-    def words(text: str) -> list[str]:
-        return [folded(word) for word in tokens(text)]
-
-    known = _document()["paper"]["sentences"].items() if dimension == "valence" else ()
-    return next((float(value) for name, value in known if words(name) == words(text)), NAN)
-
-
-def ser_tests_shift(
-    sentiment: str, dimension: str, *, language: str = "en", model: str = "", what: str = "shift"
-) -> float:
-    """Published mean of a sentiment minus mean of all sentences of the language.
-
-    Args:
-        sentiment: positive, neutral or negative.
-        dimension: one of the three.
-        language: de, en, es, fr, it, ja, pt or zh.
-        model: as in a result; empty, or one unknown to ser-tests: mean of the paper's eight.
-        what: `shift`, or `difference` from the mean shift of the eight languages.
-
-    Returns:
-        The figure, to 2 decimals for a single model; NaN where ser-tests has none.
-    """
-    wanted = (language, sentiment, dimension)
-    rows = _document()["ser_tests"]
-    of = next((r for r in rows if (r["language"], r["sentiment"], r["dimension"]) == wanted), None)
-    if of is None:
-        return NAN
-    mine = paper_model(model) if model else ""
-    names = [mine] if mine in of[what] else list(paper_numbers().models.values())
-    values = [of[what][name] for name in names if name in of[what]]
-    return fmean(values) if values else NAN
+def _said(text: str) -> tuple[str, ...]:
+    return tuple(folded(word) for word in tokens(text))

@@ -1,55 +1,75 @@
-"""Texts to speech on the cluster: which sound files a run makes, and their manifest.
+"""Texts to speech on the cluster: sound files, a row for each, and their manifest.
 
 A shard is a stretch of texts. The names of files and parts are functions of what is said and how,
-so work that is done twice leaves one file and one row. The manifest has a row for every text, also
-for those that could not be spoken, so later jobs carry their status on.
+so work that is done twice leaves one file and one row. That a sound file exists does not prove that
+it is whole: its header is read. The manifest has a row for every text, also for those that could
+not be spoken, so later jobs carry their status on.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
+import sys
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import soundfile
 
 from raysers.cli import Output, Retry
+from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.shards import shard_name
-from raysers.data.sorting import sort_manifest
 from raysers.engine import ledger, progress
 from raysers.engine import output as parts
-from raysers.errors import ConfigError, RaysersError
+from raysers.errors import ClipError, ConfigError, errors_as_rows, raise_from_rows
 from raysers.io import storage
-from raysers.models.espeak import DEFAULT_PITCH, DEFAULT_RATE_WPM
-from raysers.models.tts import NEUTRAL, Engine, Gtts, Program
-from raysers.run import Exit, Run
-from raysers.schemas import LABEL_FIELDS, MANIFEST
-from raysers.types import Status
+from raysers.models.tts import NEUTRAL, Engine, Gtts, Line, Program
+from raysers.run import Run
+from raysers.schemas import MANIFEST, TRANSCRIPTS
+from raysers.types import Status, clip_id
 from raysers.words import texts as spoken_texts
-from raysers.words.speaking import MANNER_FIELDS, SPEECH, TABLE, complaint
 
-JOB, AUDIO = "synthesize", "audio"
+JOB, AUDIO, TABLE = "synthesize", "audio", "speech"
 
-_LABELS = {field.name: field for field in LABEL_FIELDS}
-_MEANINGS = {
-    "sentiment": "sentiment of what is said",
-    "template": "pattern the text was made from",
-    "word": "word in it that carries the sentiment",
-    "slot": "what else fills the template",
-    "source_clip_id": "clip the text was taken from",
-    "source_file": "file the text was taken from",
-}
+#: How a text is spoken.
+MANNER_FIELDS = (
+    pa.field("voice", pa.string(), metadata={"meaning": "voice; null: the program's own"}),
+    pa.field(
+        "rate_wpm",
+        pa.int32(),
+        metadata={"meaning": "speaking rate; null: the program's own", "unit": "words/min"},
+    ),
+    pa.field("pitch", pa.int32(), metadata={"meaning": "pitch, 0..99; null: the program's own"}),
+)
+#: The outcome of every text.
+SPEECH = pa.schema(
+    [
+        *MANIFEST,
+        pa.field("text", pa.string(), metadata={"meaning": "the text to speak"}),
+        *MANNER_FIELDS,
+        pa.field("tts", pa.string(), metadata={"meaning": "espeak, gtts, or the command"}),
+        TRANSCRIPTS.field("run_id"),
+        TRANSCRIPTS.field("created_at"),
+    ]
+)
 #: A small set of texts is cut into about this many shards, a large one into shards of this size.
 _SHARDS, _MOST_TEXTS, _LEAST_TEXTS = 64, 1000, 16
+#: Processes per CPU at most: a program may spend its time waiting for another machine.
+_MOST_PER_CPU = 4
 _SLUG_LENGTH = 40
-_ROWS_PER_PART = 100_000
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +117,8 @@ class SynthesizeFlags:
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
         program = bool(self.tts_command.strip())
-        repeated = [n for n in ("voice", "rate", "pitch") if _repeats(getattr(self, n))]
+        manner = {name: getattr(self, name) for name in ("voice", "rate", "pitch")}
+        twice = [name for name, values in manner.items() if len(set(values)) < len(values)]
         for bad, message in (
             (not self.output, "--output is empty: give a folder or an s3:// prefix"),
             (
@@ -110,128 +131,91 @@ class SynthesizeFlags:
             ),
             (self.tts == "gtts" and program, "give either --tts gtts or --tts-command"),
             (not self.voice, "--voice is empty: give neutral, or a name"),
-            (
-                self.tts_timeout_s <= 0,
-                f"--tts-timeout-s is {self.tts_timeout_s:g}: give a time above 0 seconds",
-            ),
+            (self.tts_timeout_s <= 0, "--tts-timeout-s: give a time above 0 seconds"),
             (self.limit < 0, f"--limit is {self.limit}: give 0 (all) or more"),
             (self.workers < 0, f"--workers is {self.workers}: give 0 (automatic) or more"),
             (not 0 <= self.max_failed <= 1, f"--max-failed is {self.max_failed}: give 0 to 1"),
             (Status.OK in self.retry, "--retry ok: give statuses of failed texts"),
-            (bool(repeated), f"--{''.join(repeated[:1])} has the same value twice"),
+            (bool(twice), f"--{''.join(twice[:1])} has the same value twice"),
         ):
             if bad:
                 raise ConfigError(message)
 
     @property
     def engine(self) -> Engine:
-        """The synthesizer.
-
-        Raises:
-            ConfigError: the program of --tts-command cannot be used.
-        """
-        if self.tts_command.strip():
-            return Program.of_command(
-                self.tts_command,
-                timeout_s=self.tts_timeout_s,
-                folder=os.getcwd(),
-                seed=self.seed,
-            )
-        return Gtts(seed=self.seed) if self.tts == "gtts" else Engine(seed=self.seed)
+        """The synthesizer; ConfigError if the program of --tts-command cannot be used."""
+        if not self.tts_command.strip():
+            return Gtts(seed=self.seed) if self.tts == "gtts" else Engine(seed=self.seed)
+        return Program.of_command(
+            self.tts_command, timeout_s=self.tts_timeout_s, folder=os.getcwd(), seed=self.seed
+        )
 
     @property
-    def variants(self) -> VoiceVariants:
-        """In how many ways each text is spoken."""
-        is_espeak = type(self.engine) is Engine
-        rate = self.rate or ((DEFAULT_RATE_WPM,) if is_espeak else (None,))
-        pitch = self.pitch or ((DEFAULT_PITCH,) if is_espeak else (None,))
-        return VoiceVariants(voices=self.voice, rates=rate, pitches=pitch)
+    def manner(self) -> list[tuple[int | None, ...]]:
+        """Rates and pitches that every text is spoken at."""
+        given = zip((self.rate, self.pitch), self.engine.defaults, strict=True)
+        return [values or (default,) for values, default in given]
 
     def settings(self, table: pa.Table) -> dict[str, Any]:
         """What decides the sounds and rows, given the texts."""
-        variants = self.variants
+        rate, pitch = self.manner
         return {
             "texts": spoken_texts.fingerprint(table),
             "tts": self.engine.name,
-            "voice": list(variants.voices),
-            "rate": list(variants.rates),
-            "pitch": list(variants.pitches),
+            "voice": list(self.voice),
+            "rate": list(rate),
+            "pitch": list(pitch),
             "seed": self.seed,
             "audio_format": self.audio_format,
         }
 
 
-def _repeats(values: Sequence[object]) -> bool:
-    return len(set(values)) < len(values)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VoiceVariants:
-    """In how many ways each text is spoken: every voice at every rate and pitch."""
-
-    voices: Sequence[str]
-    rates: Sequence[int | None]
-    pitches: Sequence[int | None]
-
-
-def check(flags: SynthesizeFlags, run: Run) -> spoken_texts.Texts:
-    """Read the texts and check everything the command names, also on a worker; writes nothing.
-
-    Args:
-        flags: of the command.
-        run: of its output, claimed or not.
+def check(flags: SynthesizeFlags, run: Run) -> tuple[pa.Table, list[str]]:
+    """Read the texts, with notes, and check everything the command names; writes nothing.
 
     Raises:
         ConfigError: something the user must change.
+        RefusedError: the output of `run` holds speech of other settings.
     """
     flags.check()
+    notes: list[str] = []
     if flags.texts:
-        read = spoken_texts.read_texts(flags.texts)
+        table, notes = spoken_texts.read_texts(flags.texts)
     else:
         found = [spoken_texts.template_texts(name) for name in flags.templates]
-        table = pa.concat_tables(found, promote_options="default")
-        read = spoken_texts.Texts(table=spoken_texts.without_repeats(table))
-    read = replace(read, table=read.table.slice(0, flags.limit or None))
-    run.refuse_other_settings(flags.settings(read.table))
-    how = flags.variants
-    numbers = ([v for v in values if v is not None] for values in (how.rates, how.pitches))
-    if objection := complaint(flags.engine, how.voices, *numbers):
-        raise ConfigError(objection)
-    return read
+        table = spoken_texts.without_repeats(pa.concat_tables(found, promote_options="default"))
+    table = table.slice(0, flags.limit or None)
+    run.refuse_other_settings(flags.settings(table))
+    flags.engine.check(flags.voice, flags.rate, flags.pitch)
+    return table, notes
 
 
-def utterances(
-    texts: pa.Table, variants: VoiceVariants, engine: Engine, output: str, suffix: str
-) -> pa.Table:
+def utterances(texts: pa.Table, flags: SynthesizeFlags, output: str) -> pa.Table:
     """One row per text and manner: the texts' columns, `MANNER_FIELDS`, and `file`.
 
     The same text in the same manner in several rows (other labels, say) is several files with
     the same sound, told apart by a number. Two voices that come down to the same are one row.
     """
-    rows, manner = [], []
-    languages = texts["language"].to_pylist() if "language" in texts.column_names else None
+    engine, rows, manner = flags.engine, [], []
     counts: Counter[str] = Counter()
-    for row, text in enumerate(texts["text"].to_pylist()):
-        language = languages[row] if languages else None
-        voices = dict.fromkeys(engine.voice_for(v, text, language) for v in variants.voices)
-        for how in itertools.product(voices, variants.rates, variants.pitches):
-            name = _name(engine.name, text, how)
+    for row, text in enumerate(texts.to_pylist()):
+        said, language = text["text"], text.get("language")
+        voices = dict.fromkeys(engine.voice_for(v, said, language) for v in flags.voice)
+        for how in itertools.product(voices, *flags.manner):
+            digest = blake2b(repr((engine.name, said, how)).encode(), digest_size=8).hexdigest()
+            letters = unicodedata.normalize("NFKD", said[: 4 * _SLUG_LENGTH])
+            ascii_letters = letters.encode("ascii", "ignore").decode().lower()
+            slug = re.sub(r"[^a-z0-9]+", "-", ascii_letters)[:_SLUG_LENGTH].strip("-")
+            name = f"{slug or 'text'}-{digest}"
             counts[name] += 1
             number = f"-{counts[name]}" if counts[name] > 1 else ""
+            file = f"{name}{number}.{flags.audio_format}"
             rows.append(row)
-            manner.append((*how, storage.join(output, AUDIO, f"{name}{number}{suffix}")))
+            manner.append((*how, storage.join(output, AUDIO, file)))
     plan = texts.take(pa.array(rows, pa.int64()))
     for index, field in enumerate([*MANNER_FIELDS, pa.field("file", pa.string())]):
         plan = plan.append_column(field, pa.array([how[index] for how in manner], field.type))
     return plan
-
-
-def _name(engine: str, text: str, how: tuple[object, ...]) -> str:
-    """Readable, and another one for every text, manner and engine."""
-    digest = blake2b(repr((engine, text, how)).encode(), digest_size=8).hexdigest()
-    letters = unicodedata.normalize("NFKD", text[: 4 * _SLUG_LENGTH]).encode("ascii", "ignore")
-    slug = re.sub(r"[^a-z0-9]+", "-", letters.decode().lower())[:_SLUG_LENGTH].strip("-")
-    return f"{slug or 'text'}-{digest}"
 
 
 def shard_blocks(plan: pa.Table) -> list[pa.Table]:
@@ -257,70 +241,157 @@ def shards_left(output: str, blocks: Sequence[pa.Table], redo: frozenset[str]) -
     return [blocks[i] for i in sorted(left)]
 
 
-def write_header(output: str, plan: pa.Table, about: str) -> None:
-    """Write `db.yaml`, which comes before any sound.
+class ShardSpeaker:
+    """A worker as Ray Data builds it: a shard's texts in, a row per status out.
+
+    With `redo` rows of these statuses are made again; `resumed`: there may be sound files.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        output: str,
+        run_id: str,
+        *,
+        audio_format: str = "wav",
+        redo: frozenset[str] = frozenset(),
+        resumed: bool = False,
+    ) -> None:
+        self.engine, self.output, self.run_id = engine, output, run_id
+        self.audio_format, self.redo, self.resumed = audio_format, redo, resumed
+
+    @errors_as_rows
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Speak a block of `shard_blocks` and write its part; rows `status`, `texts`.
+
+        Safe to repeat: finished rows and whole sound files of an earlier attempt are kept.
+        """
+        name = shard_name(block["shard"][0].as_py())
+        uri = storage.join(self.output, TABLE, name)
+        earlier = parts.read_part(uri)
+        rows = {
+            row["file"]: row
+            for row in ([] if earlier is None else _rows(earlier))
+            if row["status"] not in self.redo or row["run_id"] == self.run_id
+        }
+        texts = block.to_pylist()
+        if len(rows) == len(texts):
+            ledger.discard(ledger.mark_uri(self.output, name))
+        else:
+            attempt = ledger.begin(self.output, name, self.run_id)
+            left = [text for text in texts if text["file"] not in rows]
+            if self.resumed or attempt.suspicious:
+                there = {r["file"]: r for r in self._probed(left) if r["status"] == str(Status.OK)}
+                rows |= there
+                left = [text for text in left if text["file"] not in there]
+            errors = {text["file"]: self._speak(text, attempt) for text in left}
+            for text in left:
+                if error := errors[text["file"]]:
+                    row = {"status": str(error.status), "error": error.message, "start": 0}
+                    row |= {"clip_id": clip_id(text["file"], 0, None), "etag": ""}
+                    rows[text["file"]] = self._row(text) | row
+            spoken = [text for text in left if errors[text["file"]] is None]
+            rows |= {row["file"]: row for row in self._probed(spoken)}
+            table = parts.to_table([rows[text["file"]] for text in texts], SPEECH)
+            parts.write_part(uri, table)
+            attempt.close()
+        statuses = Counter(row["status"] for row in rows.values())
+        return pa.table({"status": list(statuses), "texts": list(statuses.values())})
+
+    def _speak(self, text: Row, attempt: ledger.Attempt) -> ClipError | None:
+        """Make one sound file; the row boundary, where failures become data."""
+        name = clip_id(text["file"], 0, None)
+        if attempt.given_up(name):
+            message = f"its worker process died {ledger.MAX_DEATHS} times on this text alone"
+            return ClipError(Status.WORKER_DIED, message)
+        if attempt.suspicious:
+            attempt.enter([name])
+        how = {key: text.get(key) for key in ("language", "voice", "rate_wpm", "pitch")}
+        file = io.BytesIO()
+        try:
+            samples, rate_hz = self.engine.speak(Line(text=text["text"], **how))
+            # what was 16-bit before is the same after
+            pcm = np.clip(np.rint(samples * np.float32(32768)), -32768, 32767).astype(np.int16)
+            soundfile.write(file, pcm, rate_hz, "PCM_16", format=self.audio_format.upper())
+        except ClipError as error:
+            return error
+        except MemoryError:
+            return ClipError(Status.OUT_OF_MEMORY, "no memory left to speak the text")
+        storage.write_atomic(text["file"], file.getvalue())
+        return None
+
+    def _probed(self, texts: list[Row]) -> list[Row]:
+        """Rows of texts with the headers of their sound files."""
+        if not texts:
+            return []
+        listed = pa.table({"file": pa.array([text["file"] for text in texts], pa.string())})
+        probed = _rows(probe_batch(listed, Segmenting()))
+        return [self._row(text) | row for text, row in zip(texts, probed, strict=True)]
+
+    def _row(self, text: Row) -> Row:
+        said = {name: text[name] for name in ("file", "text", "voice", "rate_wpm", "pitch")}
+        made = {"tts": self.engine.name, "run_id": self.run_id, "created_at": datetime.now(UTC)}
+        return said | made
+
+
+def _rows(table: pa.Table) -> list[Row]:
+    """Rows with their times as whole nanoseconds, for which Python's durations are too coarse."""
+    for name in ("start", "end"):
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, name, table[name].cast(pa.int64()))
+    rows: list[Row] = table.to_pylist()
+    return rows
+
+
+def worker_pool(workers: int) -> tuple[int, float]:
+    """How many speak at a time on the connected cluster, and the CPUs each reserves; 0: one a CPU.
 
     Raises:
-        WriteError: the output cannot be written.
+        ConfigError: more than the cluster can hold.
     """
-    schemas = {"manifest": _manifest_schema(plan), TABLE: SPEECH}
-    parts.write_header(output, schemas, description=f"speech made from {about}")
+    import ray
+
+    from raysers.engine import cluster
+
+    cluster.connect()
+    cpus = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    share = max(1, -(-workers // cpus))
+    if share > _MOST_PER_CPU:
+        raise ConfigError(
+            f"--workers {workers} is too many for the cluster's {cpus} CPUs: "
+            f"give {cpus * _MOST_PER_CPU} or fewer, or 0 to choose"
+        )
+    return workers or cpus, 1 / share
 
 
-def _manifest_schema(plan: pa.Table) -> pa.Schema:
-    """Columns of the manifest: those of all manifests, then what was carried from the texts."""
-    carried = {"transcript": _LABELS["transcript"]}
-    for field in plan.schema:
-        name = "transcript" if field.name == "text" else field.name
-        if name not in MANIFEST.names:
-            meaning = {"meaning": _MEANINGS.get(name, name)}
-            carried[name] = _LABELS.get(name) or field.with_metadata(field.metadata or meaning)
-    manner = {field.name: field for field in MANNER_FIELDS}
-    return pa.schema([*MANIFEST, *(carried | manner).values()])
-
-
-def conclude(run: Run, plan: pa.Table, shards: int, *, wall_s: float, max_failed: float) -> Exit:
-    """Check that every text is one row, write the manifest and how it ended, print it.
+def run_shards(blocks: Sequence[pa.Table], settings: Row, pool: tuple[int, float]) -> None:
+    """Speak every block by `ShardSpeaker(**settings)`, with a progress line now and then.
 
     Raises:
-        RaysersError: rows are missing or too many.
+        RaysersError: what a worker raised on purpose (credentials, storage, writing).
+        ray.exceptions.RayError: a bug in a worker.
     """
-    output = run.output
-    speech = parts.read_all(output, TABLE, shards, MANIFEST.names)
-    if speech["file"].to_pylist() != plan["file"].to_pylist():
-        raise RaysersError(
-            f"{output} does not match its texts: {len(plan):,} sounds but {len(speech):,} rows. "
-            f"Its parts were changed from outside: delete the folder {TABLE} and run the same "
-            "command"
-        )
-    schema = _manifest_schema(plan)
-    known = {name: plan[name] for name in plan.column_names} | {"transcript": plan["text"]}
-    known |= {name: speech[name] for name in MANIFEST.names}
-    columns = [known[field.name].cast(field.type) for field in schema]
-    manifest = sort_manifest(pa.table(columns, schema=schema))
-    # the first part last: without it a manifest counts as unfinished
-    starts = range(0, len(manifest), _ROWS_PER_PART)
-    for number, start in reversed(list(enumerate(starts))):
-        part = storage.join(output, "manifest", f"part-{number:05d}.parquet")
-        parts.write_part(part, manifest.slice(start, _ROWS_PER_PART))
-    ledger.tidy(output)
-    statuses = progress.count_statuses(manifest)
-    failed = 1 - statuses.get(Status.OK, 0) / len(manifest)
-    audio_s = round(pc.sum(manifest["duration_s"]).as_py() or 0.0, 3)
-    outcome = {
-        "clips": len(manifest),
-        "statuses": statuses,
-        "failed_share": round(failed, 6),
-        "audio_s": audio_s,
-        "wall_s": round(wall_s, 3),
-    }
-    good = failed <= max_failed
-    run.finish("done" if good else "done_with_failures", outcome)
-    progress.print_statuses(statuses)
-    progress.print_manifest(len(manifest), audio_s, output)
-    if not good:
-        progress.print_warning(
-            f"{failed:.1%} of the texts were not spoken, more than --max-failed {max_failed:g} "
-            "allows: see the columns status and error; --retry STATUS speaks such texts again"
-        )
-    return Exit.DONE if good else Exit.TOO_MANY_FAILED
+    import ray
+
+    if not blocks:
+        return
+    results = ray.data.from_arrow(list(blocks)).map_batches(
+        ShardSpeaker,
+        fn_constructor_kwargs=settings,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(size=min(pool[0], len(blocks))),
+        num_cpus=pool[1],
+    )
+    total, statuses = sum(map(len, blocks)), Counter[str]()
+    began_s = last_s = time.monotonic()
+    for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in raise_from_rows(batch).to_pylist():
+            statuses[row["status"]] += row["texts"]
+        now_s = time.monotonic()
+        if now_s - last_s >= progress.LINE_EVERY_S:
+            last_s, done = now_s, statuses.total()
+            left = progress.duration((total - done) * (now_s - began_s) / max(done, 1))
+            line = f"{done:,} of {total:,} texts spoken | {left} left"
+            print(line + progress.failures_text(statuses), file=sys.stderr, flush=True)

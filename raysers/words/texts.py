@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -34,17 +33,8 @@ RENAMED = {"clip_id": "source_clip_id", "file": "source_file"}
 #: Columns the spoken clips have themselves.
 OWN = frozenset({*MANIFEST.names, "voice", "rate_wpm", "pitch", "tts", "run_id", "created_at"})
 
-_TRANSCRIPTS = "transcripts"
 _LABELS = {field.name: field for field in LABEL_FIELDS if field.name != "transcript"}
 _NO_VALUE = ("", "nan", "NaN", "None", "null", "<NA>")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Texts:
-    """Texts with what else is known of each (`text` and other columns), and notes, a line each."""
-
-    table: pa.Table
-    notes: tuple[str, ...] = ()
 
 
 def template_names() -> list[str]:
@@ -68,8 +58,12 @@ def template_texts(name: str) -> pa.Table:
     return _parse_csv(name, _templates().joinpath(f"{name}.csv").read_text("utf-8"))
 
 
-def read_texts(uri: str) -> Texts:
-    """The texts of a file, table, manifest or output folder.
+def _templates() -> Any:
+    return resources.files("raysers").joinpath("assets", "templates")
+
+
+def read_texts(uri: str) -> tuple[pa.Table, list[str]]:
+    """The texts of a file, table, manifest or output folder (column `text` and others), and notes.
 
     Blank lines and rows without a text are left out, and so are rows that repeat another one in
     every column. Of an output of `transcribe` the recognised texts are read.
@@ -88,26 +82,51 @@ def read_texts(uri: str) -> Texts:
     except READ_FAILURES as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"--texts {uri} cannot be read: {reason}") from error
-    return _tidied(uri, with_recognised(table, recognised, "transcript"))
+    table = with_recognised(table, recognised, "transcript")
+    names = table.column_names
+    _check_names(uri, names)
+    words = next(name for name in TEXT_COLUMNS if name in names)
+    try:
+        columns = {"text": table[words].cast(pa.string())}
+    except pa.ArrowException as error:
+        raise ConfigError(f"--texts {uri}: column {words!r} is not text: {error}") from error
+    dropped = []
+    for name in names:
+        kept = RENAMED.get(name, name)
+        if name == words or kept in OWN:
+            continue
+        # beside a column `text` it would be two transcripts of one clip
+        column = None if name in TEXT_COLUMNS else _carried(uri, kept, table[name])
+        if column is None:
+            dropped.append(name)
+        else:
+            columns[kept] = column
+    read = pa.table(columns)
+    said = read.filter(pc.is_valid(read["text"]))
+    fresh = without_repeats(said)
+    if not len(fresh):
+        raise ConfigError(f"--texts {uri}: none of its {len(read):,} rows has a text")
+    missing, repeated = len(read) - len(said), len(said) - len(fresh)
+    notes = {
+        f"columns not used: {', '.join(dropped)}": len(dropped),
+        f"{missing:,} rows without a text are left out": missing,
+        f"{repeated:,} rows that repeat another one are left out": repeated,
+    }
+    return fresh, [f"{uri}: {note}" for note, count in notes.items() if count]
 
 
 def recognised_texts(uri: str, *, blank: bool = False) -> dict[str, str]:
     """Recognised text by clip id of an output of `transcribe`; nothing for anything else.
 
     Clips without speech are left out unless `blank` texts count.
-
-    Raises:
-        StorageError: it cannot be read.
     """
     if suffix_of(uri) or not storage.is_folder(uri):
         return {}
-    parts = storage.list_parts(storage.join(uri, _TRANSCRIPTS))
+    parts = storage.list_parts(storage.join(uri, "transcripts"))
     columns = ["clip_id", "status", "text"]
     rows = [row for part in parts for row in _read(part.uri).select(columns).to_pylist()]
-    ok = str(Status.OK)
-    return {
-        r["clip_id"]: r["text"] for r in rows if r["status"] == ok and (blank or r["text"].strip())
-    }
+    good = [row for row in rows if row["status"] == str(Status.OK)]
+    return {row["clip_id"]: row["text"] for row in good if blank or row["text"].strip()}
 
 
 def with_recognised(table: pa.Table, texts: dict[str, str], column: str) -> pa.Table:
@@ -142,19 +161,13 @@ def without_repeats(table: pa.Table) -> pa.Table:
     return table if len(seen) == len(table) else table.take(pa.array(seen.values(), pa.int64()))
 
 
-def _templates() -> Any:
-    return resources.files("raysers").joinpath("assets", "templates")
-
-
 def _parts(uri: str) -> list[str]:
     if not storage.is_folder(uri):
         storage.stat(uri)
         return [uri]
     parts = manifest_parts(uri)
-    if not parts:
-        raise ConfigError(f"--texts {uri}: a folder without a manifest; name a file of texts")
     if not is_whole(parts):
-        raise ConfigError(f"--texts {uri}: the manifest in it is incomplete: make it again")
+        raise ConfigError(f"--texts {uri}: a folder without a whole manifest; name a file of texts")
     return parts
 
 
@@ -191,43 +204,6 @@ def _parse_csv(uri: str, text: str) -> pa.Table:
     )
 
 
-def _tidied(uri: str, table: pa.Table) -> Texts:
-    names = table.column_names
-    _check_names(uri, names)
-    words = next(name for name in TEXT_COLUMNS if name in names)
-    try:
-        columns = {"text": table[words].cast(pa.string())}
-    except pa.ArrowException as error:
-        raise ConfigError(f"--texts {uri}: column {words!r} is not text: {error}") from error
-    dropped = []
-    for name in names:
-        kept = RENAMED.get(name, name)
-        if name == words or kept in OWN:
-            continue
-        # beside a column `text` it would be two transcripts of one clip
-        column = None if name in TEXT_COLUMNS else _carried(uri, kept, table[name])
-        if column is None:
-            dropped.append(name)
-        else:
-            columns[kept] = column
-    read = pa.table(columns)
-    said = read.filter(pc.is_valid(read["text"]))
-    fresh = without_repeats(said)
-    if not len(fresh):
-        raise ConfigError(f"--texts {uri}: none of its {len(read):,} rows has a text")
-    missing, repeated = len(read) - len(said), len(said) - len(fresh)
-    notes = [
-        note
-        for count, note in (
-            (len(dropped), f"columns not used: {', '.join(dropped)}"),
-            (missing, f"{missing:,} rows without a text are left out"),
-            (repeated, f"{repeated:,} rows that repeat another one are left out"),
-        )
-        if count
-    ]
-    return Texts(table=fresh, notes=tuple(f"{uri}: {note}" for note in notes))
-
-
 def _check_names(uri: str, names: Sequence[str]) -> None:
     if twice := [name for name in names if list(names).count(name) > 1]:
         raise ConfigError(f"--texts {uri}: it has the column {twice[0]!r} more than once")
@@ -239,10 +215,16 @@ def _check_names(uri: str, names: Sequence[str]) -> None:
 def _carried(uri: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """The column in a type every reader of manifests knows; None when there is no such type."""
     if field := _LABELS.get(name):
-        return _label(uri, field, column)
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+        numbers = pa.types.is_floating(field.type)
+        if pa.types.is_string(column.type) and numbers:
+            column = pc.if_else(pc.is_in(column, pa.array(_NO_VALUE)), None, column)
+        try:
+            column = column.cast(field.type, safe=not numbers)
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"--texts {uri}: column {field.name!r}: {reason}") from error
+        return pc.if_else(pc.is_nan(column), None, column) if numbers else column
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     for known, ours in (
         (pa.types.is_string, pa.string()),
         (pa.types.is_large_string, pa.string()),
@@ -253,14 +235,3 @@ def _carried(uri: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | 
         if known(kind):
             return column.cast(kind).cast(ours)
     return None
-
-
-def _label(uri: str, field: pa.Field, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_string(column.type) and pa.types.is_floating(field.type):
-        column = pc.if_else(pc.is_in(column, pa.array(_NO_VALUE)), None, column)
-    try:
-        column = column.cast(field.type, safe=not pa.types.is_floating(field.type))
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--texts {uri}: column {field.name!r}: {reason}") from error
-    return pc.if_else(pc.is_nan(column), None, column) if field.type == pa.float32() else column

@@ -53,16 +53,9 @@ _TIMES = pa.field("words", pa.list_(_WORD), metadata={"meaning": "words with the
 class TranscribeTask(ClipTask):
     """Settings of a transcription, checked against the recogniser itself.
 
-    Attributes:
-        asr: name, hub id, folder or URI, as written into every row.
-        load_from: the same, pinned to the revision that was checked.
-        revision: commit or content hash the texts come from.
-        dtype: `auto` until `placed` settles it for all workers.
-        max_padded_s: padded seconds per forward; 0 chooses for the device.
-        language: of all clips, `auto` for that of each clip; empty: the model's own rules.
-        timestamps: whether rows also have every word with its times.
-        device: `cpu` or `cuda`, from `placed`.
-        threads: compute threads per worker.
+    `asr` is written into every row; `load_from` is the same, pinned to the `revision` that was
+    checked. `dtype` is `auto` until `placed` settles it; `max_padded_s` 0 chooses for the device.
+    `language` is of all clips, `auto` for that of each clip, empty for the model's own rules.
     """
 
     table: ClassVar[str] = "transcripts"
@@ -78,43 +71,27 @@ class TranscribeTask(ClipTask):
     threads: int = 1
 
     @classmethod
-    def load(
-        cls,
-        asr: str,
-        *,
-        dtype: str,
-        max_padded_s: float,
-        language: str = "",
-        timestamps: bool = False,
-    ) -> TranscribeTask:
-        """Load and check the recogniser here, before anything is written.
+    def load(cls, asr: str, *, dtype: str, max_padded_s: float, **how: Any) -> TranscribeTask:
+        """Load and check the recogniser here, before anything is written; `how`: other fields.
 
         Raises:
             ConfigError: unknown name, or a precision, language or times it does not have.
             CheckpointError: a folder whose transcripts cannot be trusted.
         """
-        pinned = False
-        if not is_moonshine(asr):
-            name = parse_asr_name(asr)
-            pinned = name.hub_id is not None
-            asr = asr if pinned else storage.absolute(asr)  # workers have folders of their own
+        pinned = not is_moonshine(asr) and parse_asr_name(asr).hub_id is not None
+        if not pinned and not is_moonshine(asr):
+            asr = storage.absolute(asr)  # workers have working folders of their own
         # fp16 is for the workers' GPUs, which this process need not have; moonshine never takes it
         checked_in = "auto" if dtype == "fp16" and not is_moonshine(asr) else dtype
-        loaded = load_asr(
-            storage.fetch_folder(asr, "--asr"),
-            dtype=checked_in,
-            threads=1,
-            language=language,
-            timestamps=timestamps,
-        )
+        place = storage.fetch_folder(asr, "--asr")
+        revision = load_asr(place, dtype=checked_in, threads=1, **how).revision
         return cls(
             asr=asr,
-            load_from=f"{asr.partition('@')[0]}@{loaded.revision}" if pinned else asr,
-            revision=loaded.revision,
+            load_from=f"{asr.partition('@')[0]}@{revision}" if pinned else asr,
+            revision=revision,
             dtype=dtype,
             max_padded_s=max_padded_s,
-            language=language,
-            timestamps=timestamps,
+            **how,
         )
 
     @property
@@ -280,13 +257,8 @@ def word_error_rows(
     Intervals resample speakers, or clips where speakers are unknown. Dimension is empty. Subsets:
     every dataset and split, their languages and sexes, and all datasets together.
 
-    Args:
-        model: the recogniser.
-        clip_id: identity of every clip, [n].
-        said: what was said, [n].
-        recognised: text, [n]; None where recognition failed, so the clip does not count.
-        columns: what else is known (`corpus`, `split`, `speaker`, `language`, `sex`), each [n].
-        bootstrap: draws and seed of the intervals.
+    `recognised` is None where recognition failed, so the clip does not count; `columns` are what
+    else is known (`corpus`, `split`, `speaker`, `language`, `sex`), all [n].
     """
     # as the other evaluations have them: a clip counts where its text was recognised
     there = np.array([text is not None for text in recognised], bool)

@@ -73,12 +73,7 @@ def test_every_text_is_one_row_of_a_manifest_like_any_other(spoken):
     assert is_manifest(str(out))
     assert set(MANIFEST.names) <= set(read_manifest(str(out)).column_names)
     assert "transcript" in read_manifest(str(out)).column_names
-
-
-def test_the_same_command_again_speaks_nothing(spoken):
-    out = spoken / "out"
-    before = {f: f.stat().st_mtime_ns for f in (out / "audio").iterdir()}
-    rows = stable(out)
+    before, rows = {f: f.stat().st_mtime_ns for f in (out / "audio").iterdir()}, stable(out)
     assert run("--texts", spoken / "texts.csv", "--output", out) == 3
     assert {f: f.stat().st_mtime_ns for f in (out / "audio").iterdir()} == before
     assert stable(out) == rows
@@ -126,9 +121,7 @@ def test_bad_commands_write_nothing(spoken, tmp_path, capsys, flags, message):
 def test_dry_run_writes_nothing(spoken, tmp_path, capsys):
     flags = ["--templates", "this-is", "words", "--rate", 120, 200, "--voice", "random"]
     assert run(*flags, "--output", tmp_path / "out", "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert "240 sound files" in said  # (72 + 48) x 2
-    assert "estimate (nothing was written)" in said
+    assert "240 sound files" in capsys.readouterr().out  # (72 + 48) x 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -102,11 +102,6 @@ def test_less_than_the_model_sees_at_once_is_too_short(recogniser, samples):
     assert found.status == Status.TOO_SHORT
 
 
-def test_a_number_format_it_has_no_choice_of_is_refused():
-    with pytest.raises(ConfigError, match="--dtype bf16"):
-        load_asr("moonshine", dtype="bf16")
-
-
 def test_the_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "moonshine_voice", None)
     with pytest.raises(ConfigError, match=r"pip install 'raysers\[asr\]'"):

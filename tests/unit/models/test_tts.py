@@ -58,25 +58,10 @@ def test_same_words_same_samples_before_beside_and_after_others_and_in_another_p
     assert run.stdout.split() == [*alone.values()]
 
 
-def test_rate_changes_the_length_and_text_is_read_not_obeyed():
-    slow, rate_hz = speak(TEXT, rate_wpm=100)
-    fast, _ = speak(TEXT, rate_wpm=200)
-    assert rate_hz == 22_050
-    assert 1.6 < len(slow) / len(fast) < 2.4
-    assert len(speak('one <break time="20s"/> two')[0]) / rate_hz < 10
-    assert len(speak("one\0two")[0]) == pytest.approx(len(speak("one two")[0]), rel=0.1)
-
-
 def test_names_the_extra_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(ConfigError, match=r"pip install raysers\[speech\]"):
         speak(TEXT)
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's memory map")
-def test_leaves_no_library_behind():
-    speak(TEXT)
-    assert "raysers-espeak" not in Path("/proc/self/maps").read_text()
 
 
 def test_the_neutral_voice_is_the_plain_one_of_the_language():
@@ -187,7 +172,6 @@ WAVE = (
         ("import os; os.kill(os.getpid(), 11)", "model_error", "was killed by signal 11"),
         ("pass", "model_error", r"wrote no \{output\}"),
         ("import sys; open(sys.argv[1], 'w').write('words')", "model_error", "is no sound file"),
-        (WAVE.format(2) + "; out.writeframes(bytes(14600))", "model_error", "more than 3600 s"),
         (WAVE.format(8000) + "; out.writeframes(bytes(160))", "empty", "no sound came of it"),
     ],
 )  # fmt: skip

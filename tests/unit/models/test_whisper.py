@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from raysers.errors import CheckpointError, ClipError, ConfigError
+from raysers.errors import ClipError
 from raysers.models.emotion import EmotionModel
 from raysers.models.initialize import start_model
 from raysers.models.loading import load_emotion_model, save_emotion_model
@@ -113,19 +113,6 @@ def test_clips_beyond_the_positions_are_too_long() -> None:
     assert short.status == Status.TOO_SHORT
 
 
-def test_freezing_keeps_the_convolutions_and_always_the_positions() -> None:
-    model = small_model("whisper-base")
-    frozen: dict[str, set[str]] = {}
-    for part in ("none", "cnn", "backbone"):
-        model.freeze(part)
-        frozen[part] = {n for n, p in model.named_parameters() if not p.requires_grad}
-    positions = {"encoder.embed_positions.weight"}
-    convolutions = {f"encoder.conv{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
-    assert frozen["none"] == positions
-    assert frozen["cnn"] == positions | convolutions
-    assert frozen["backbone"] == {f"encoder.{n}" for n, _ in model.backbone.named_parameters()}
-
-
 def save_stock(folder: Path, model_class: Any, **config: Any) -> Any:
     """A stock checkpoint of `model_class` with its preprocessing, as transformers saves both."""
     torch.manual_seed(21)
@@ -176,28 +163,3 @@ def test_bottom_layers_and_the_whole_model_survive_the_folder(tmp_path: Path) ->
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "ours")
     assert isinstance(extractor, transformers.WhisperFeatureExtractor)
     assert extractor.nb_max_frames == 3_000
-
-
-def test_a_whisper_without_an_emotion_head_is_not_scored(tmp_path: Path) -> None:
-    labels = {0: "arousal", 1: "dominance", 2: "valence"}
-    save_stock(tmp_path, transformers.WhisperForAudioClassification, id2label=labels)
-    with pytest.raises(CheckpointError, match="no emotion head"):
-        load_emotion_model(str(tmp_path))
-
-
-def test_another_spectrogram_is_refused(tmp_path: Path) -> None:
-    save_stock(tmp_path, transformers.WhisperModel)
-    transformers.WhisperFeatureExtractor(hop_length=200).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="hop_length is 200, only 160"):
-        start_model(str(tmp_path), seed=0)
-
-
-def test_names_of_whisper_models() -> None:
-    random = load_emotion_model("random:whisper-tiny-1")
-    assert (random.do_normalize, random.hidden_size) == (False, 384)
-    assert len(random.model.backbone.layers) == 1
-    # sinusoids as published, not drawn
-    positions = random.model.backbone.embed_positions.weight
-    np.testing.assert_allclose(positions[0], [0.0] * 192 + [1.0] * 192, atol=1e-6)
-    with pytest.raises(ConfigError, match="has 4 layers"):
-        load_emotion_model("random:whisper-tiny-5")

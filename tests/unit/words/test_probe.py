@@ -59,12 +59,6 @@ def test_test_splits_are_taken_unless_others_are_asked_for(corpus, splits, asked
     assert notes == []
 
 
-def test_only_clips_whose_words_are_known_are_transcribed(corpus):
-    clips, _ = chosen_clips([corpus(["test"] * 5, ["a", None, "", " \n", "שלום"])], [])
-    assert len(clips) == 5
-    assert transcribed(clips)["transcript"].to_pylist() == ["a", "שלום"]
-
-
 def test_recognised_texts_stand_in_for_transcripts(corpus, tmp_path):
     """`corpus` as an output of transcribe: known words stay, clips without speech have none."""
     place = corpus(["test"] * 4, ["known", None, None, None])

@@ -8,7 +8,7 @@ import unicodedata
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
@@ -71,17 +71,11 @@ def rated(table: pa.Table, **how) -> dict[str, dict]:
 
 
 def test_a_word_counts_as_often_as_it_is_said():
-    table = corpus([("no no no", 0.1), ("no", 0.5), ("yes", 0.9)])
+    table = corpus([("no no no", 0.1), ("NO", 0.5), ("yes", 0.9)])
     no = rated(table)["no"]
     assert (no["occurrences"], no["clips"]) == (4, 2)
     assert no["valence"] == pytest.approx((3 * 0.1 + 0.5) / 4)
-
-
-def test_least_is_of_occurrences_and_the_spelling_most_used_is_shown():
-    table = corpus([("Straße", 0.4), ("Straße", 0.4), ("STRASSE", 0.4), ("selten", 0.2)])
-    assert set(rated(table, least=3)) == {"straße"}
-    assert rated(table, least=3)["straße"]["occurrences"] == 3
-    assert rated(table, least=4) == {}
+    assert set(rated(table, least=2)) == {"no"}
 
 
 def test_sides_do_not_overlap_and_the_middle_word_goes_where_it_lies():
@@ -113,19 +107,6 @@ def test_intervals_draw_speakers_with_all_their_clips():
     words = rated(table, bootstrap=Bootstrap(draws=400))
     assert (words["go"]["ci_low"], words["go"]["ci_high"]) == pytest.approx((0.2, 0.8))
     assert words["alone"]["ci_low"] is None  # one speaker says nothing about others
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.permutations(range(12)))
-def test_order_of_the_rows_does_not_matter(order):
-    rng = np.random.default_rng(1)
-    texts = [" ".join(rng.choice(["good", "bad", "so", "so"], 4)) for _ in order]
-    table = corpus(
-        list(zip(texts, rng.random(12).tolist(), strict=True)),
-        speaker=[f"s{i % 5}" for i in range(12)],
-    )
-    how = {"least": 2, "bootstrap": FEW}
-    assert word_ratings(table.take(order), **how).equals(word_ratings(table, **how))
 
 
 def test_missing_transcripts_or_labels_are_refused():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from raysers.errors import ConfigError
@@ -20,8 +17,6 @@ from raysers.evaluation.scores import Scores
 from raysers.types import DIMENSIONS
 from raysers.words.respoken import (
     RESPOKEN,
-    histogram,
-    jensen_shannon,
     respoken_rows,
     respoken_table,
 )
@@ -97,27 +92,6 @@ def test_nothing_in_common_is_refused():
         respoken_table(labels, {"m": labels}, {"m": scored(["r"], [0.2])}, {"r": "elsewhere"})
     with pytest.raises(ConfigError, match="no clip has scores of both"):
         respoken_table(labels, {"m": labels}, {"n": labels}, {"x": "x"})
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=12).filter(
-        lambda pairs: sum(p for p, _ in pairs) and sum(q for _, q in pairs)
-    )
-)
-def test_distance_is_scipys_and_symmetric(counts):
-    p, q = np.array(counts, float).T
-    found = jensen_shannon(p, q)
-    assert found == pytest.approx(jensenshannon(p, q, base=2), abs=1e-7)
-    assert found == pytest.approx(jensen_shannon(q, p))
-    assert 0 <= found <= 1
-
-
-def test_distance_ends_and_bins():
-    assert jensen_shannon(np.array([3.0, 0]), np.array([0, 5.0])) == 1
-    assert math.isnan(jensen_shannon(np.zeros(2), np.array([0, 5.0])))
-    values = np.array([[-0.3, 0.05, 0.1], [0.95, 1.7, np.nan]])
-    assert histogram(values).argmax(axis=-1).tolist() == [[0, 0, 1], [9, 9, 0]]
-    assert histogram(values).sum() == 5
 
 
 def test_both_sides_have_the_ccc_that_an_evaluation_gives_them(world):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import jiwer
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +15,6 @@ from raysers.words.transcribe import (
     count_errors,
     overall,
     plain_words,
-    print_word_errors,
     word_error_rows,
 )
 
@@ -104,37 +102,3 @@ def test_every_dataset_language_and_all_together_have_their_rates():
     assert undefined == ["wer", "cer", "substitutions", "deletions", "insertions"]
     assert overall(rows)["wer"] == pytest.approx(4 / 6, abs=1e-6)
     assert overall(rows)["clips"] == 4
-
-
-def test_intervals_draw_speakers_and_do_not_depend_on_the_order_of_clips():
-    rng = np.random.default_rng(0)
-    wrong = rng.random(300) < 0.3
-    order = rng.permutation(300)
-
-    def wer(chosen):
-        ids = [f"{i:03}" for i in chosen]
-        recognised = ["a b x" if wrong[i] else "a b c" for i in chosen]
-        speakers = {"speaker": [f"s{i % 30}" for i in chosen]}
-        how = Bootstrap(draws=500)
-        rows = word_error_rows("m", ids, ["a b c"] * 300, recognised, speakers, how)
-        return next(row for row in rows if row.metric == "wer")
-
-    row, same = wer(range(300)), wer(order.tolist())
-    assert row == same
-    # binomial: a third of the share of wrong clips, about 0.1 +- 1.96 x 0.009
-    assert row.value == pytest.approx(wrong.mean() / 3)
-    assert row.ci_low < row.value < row.ci_high
-    assert row.ci_high - row.ci_low == pytest.approx(2 * 1.96 * math.sqrt(0.21 / 300) / 3, rel=0.4)
-
-
-def test_printed_rates_are_percentages_and_names_cannot_steer_the_terminal(capsys):
-    evil = "a\x1b[31m\x07\u202ered\nnew [bold]line\x9b2J"
-    said, recognised = ["one two three four"] * 2, ["one two three", "one two three four five"]
-    columns = {"corpus": [evil, evil], "split": ["dev", "dev"]}
-    print_word_errors(word_error_rows("m", ["a", "b"], said, recognised, columns, Bootstrap()))
-    text = capsys.readouterr().out
-    assert "[bold]line" in text.replace("\n", "").replace(" ", "")
-    assert not set(text) & {"\x1b", "\x07", "\u202e", "\x9b", "\r"}
-    figures = text.split()
-    assert "25.0%" in figures  # WER: one of eight deleted, one inserted
-    assert figures.count("12.5%") == 2

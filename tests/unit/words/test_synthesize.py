@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,40 +14,35 @@ import soundfile
 
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
-from raysers.models.tts import NEUTRAL, Engine, Line
-from raysers.words.speaking import SPEECH, Speaking, speak_shard
-from raysers.words.synthesize import VoiceVariants, shard_blocks, utterances
+from raysers.models.tts import Engine, Line
+from raysers.words.synthesize import (
+    SPEECH,
+    ShardSpeaker,
+    SynthesizeFlags,
+    shard_blocks,
+    utterances,
+)
 
 pytest.importorskip("espeakng_loader")
 TEXTS = ['He said "no"', "😀 great", "line one\nline two", "שלום", "<b>x</b>", "...", "   "]
-ESPEAK = VoiceVariants(voices=[NEUTRAL], rates=[175], pitches=[50])
 #: Speaks the block in a Parquet file, in a process of its own.
 ELSEWHERE = (
     "import sys, pyarrow.parquet as pq\n"
-    "from raysers.words.speaking import Speaking, speak_shard\n"
+    "from raysers.words.synthesize import ShardSpeaker\n"
     "from raysers.models.tts import Engine\n"
     "output, block = sys.argv[1:]\n"
-    "speak_shard(pq.read_table(block), Speaking(engine=Engine(), output=output,\n"
-    "    run_id='run', audio_format='wav', redo=frozenset(), resumed=False))\n"
+    "ShardSpeaker(Engine(), output, 'run')(pq.read_table(block))\n"
     "assert not {'ray', 'torch'} & set(sys.modules)\n"
 )
 
 
-def speaking(output, **changes) -> Speaking:
-    plain = Speaking(
-        engine=Engine(),
-        output=str(output),
-        run_id="run",
-        audio_format="wav",
-        redo=frozenset(),
-        resumed=False,
-    )
-    return replace(plain, **changes)
+def speak_shard(output: object, block: pa.Table, run_id: str = "run", **how: object) -> None:
+    ShardSpeaker(Engine(), str(output), run_id, **how)(block)
 
 
-def block_of(output, texts, suffix=".wav") -> pa.Table:
-    table = pa.table({"text": texts})
-    (block,) = shard_blocks(utterances(table, ESPEAK, Engine(), str(output), suffix))
+def block_of(output, texts, audio_format="wav") -> pa.Table:
+    flags = SynthesizeFlags(output=str(output), audio_format=audio_format)
+    (block,) = shard_blocks(utterances(pa.table({"text": texts}), flags, str(output)))
     return block
 
 
@@ -73,7 +67,7 @@ def sounds(output: Path) -> dict[str, str]:
 
 
 def test_every_text_is_a_row_and_only_what_was_spoken_is_a_file(tmp_path):
-    speak_shard(block_of(tmp_path, TEXTS), speaking(tmp_path))
+    speak_shard(tmp_path, block_of(tmp_path, TEXTS))
     rows = rows_of(tmp_path)
     assert [row["text"] for row in rows] == TEXTS
     assert [row["status"] for row in rows] == ["ok"] * 5 + ["empty"] * 2
@@ -92,9 +86,8 @@ def test_every_text_is_a_row_and_only_what_was_spoken_is_a_file(tmp_path):
 
 
 def test_the_same_sounds_in_another_order_another_folder_and_another_process(tmp_path):
-    speak_shard(block_of(tmp_path / "a", TEXTS), speaking(tmp_path / "a"))
-    backwards = block_of(tmp_path / "b", TEXTS[::-1])
-    speak_shard(backwards, speaking(tmp_path / "b"))
+    speak_shard(tmp_path / "a", block_of(tmp_path / "a", TEXTS))
+    speak_shard(tmp_path / "b", block_of(tmp_path / "b", TEXTS[::-1]))
     assert elsewhere(tmp_path / "c", block_of(tmp_path / "c", TEXTS)) == 0
     assert sounds(tmp_path / "a") == sounds(tmp_path / "b") == sounds(tmp_path / "c")
     assert len(sounds(tmp_path / "a")) == 5
@@ -102,7 +95,7 @@ def test_the_same_sounds_in_another_order_another_folder_and_another_process(tmp
 
 def test_what_is_there_is_not_spoken_again_and_what_is_broken_is(tmp_path):
     block = block_of(tmp_path, TEXTS)
-    speak_shard(block, speaking(tmp_path))
+    speak_shard(tmp_path, block)
     first = rows_of(tmp_path)
     (tmp_path / "speech" / "part-000000.parquet").unlink()
     broken, lost = Path(first[0]["file"]), Path(first[1]["file"])
@@ -110,7 +103,7 @@ def test_what_is_there_is_not_spoken_again_and_what_is_broken_is(tmp_path):
     broken.write_bytes(b"RIFF not really")
     lost.unlink()
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "audio").iterdir()}
-    speak_shard(block, speaking(tmp_path, run_id="again", resumed=True))
+    speak_shard(tmp_path, block, "again", resumed=True)
     assert sounds(tmp_path) == whole
     after = {f: f.stat().st_mtime_ns for f in (tmp_path / "audio").iterdir()}
     assert {f for f in after if after[f] != before.get(f)} == {broken, lost}
@@ -124,23 +117,21 @@ def test_what_is_there_is_not_spoken_again_and_what_is_broken_is(tmp_path):
 
 def test_speech_goes_to_object_storage(s3):
     output = f"{s3.uri}/spoken out"
-    block = block_of(output, ["hello", "..."], suffix=".flac")
-    speak_shard(block, speaking(output, audio_format="flac"))
-    keys = s3.keys()
-    (sound,) = [key for key in keys if key.endswith(".flac")]
+    block = block_of(output, ["hello", "..."], "flac")
+    speak_shard(output, block, audio_format="flac")
+    (sound,) = [key for key in s3.keys() if key.endswith(".flac")]  # noqa: SIM118
     assert s3.get(sound).startswith(b"fLaC")
-    (part,) = [key for key in keys if "/speech/part-" in key]
+    (part,) = [key for key in s3.keys() if "/speech/part-" in key]  # noqa: SIM118
     rows = pq.ParquetFile(pa.BufferReader(s3.get(part))).read().to_pylist()
     assert [row["status"] for row in rows] == ["ok", "empty"]
     assert rows[0]["etag"]
     assert rows[0]["file"].endswith(sound)
-    speak_shard(block, speaking(output, audio_format="flac", resumed=True))
 
 
 def test_the_plan_has_every_text_in_every_manner_once(tmp_path):
     table = pa.table({"text": ["a", "b", "a"], "language": ["de", None, "de"], "n": [1, 2, 3]})
-    how = VoiceVariants(voices=[NEUTRAL, "de", "en-us+f3"], rates=[120, 200], pitches=[50])
-    plan = utterances(table, how, Engine(), str(tmp_path), ".wav")
+    flags = SynthesizeFlags(output="", voice=("neutral", "de", "en-us+f3"), rate=(120, 200))
+    plan = utterances(table, flags, str(tmp_path))
     # in German the neutral voice is "de" itself
     assert [plan["n"].to_pylist().count(n) for n in (1, 2, 3)] == [4, 6, 4]
     assert len(set(plan["file"].to_pylist())) == len(plan)
