@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raysers import __version__
+from raysers.arguments import nearest
 
 #: By subcommand: where its output goes unless -o names another folder, and what it does.
 COMMANDS = {
@@ -82,8 +82,8 @@ def _refuse(message: str) -> int:
 
 
 def _nearest(name: str) -> str:
-    if near := difflib.get_close_matches(name.lower(), COMMANDS, n=1):
-        return f"did you mean {near[0]!r}?"
+    if near := nearest(name, COMMANDS):
+        return near
     if os.path.exists(name) or "://" in name:
         return f"did you mean raysers annotate {name}?"
     return f"give one of {', '.join(COMMANDS)}"

@@ -9,7 +9,6 @@ Clips are made once and kept, so running the demo again shows how a finished fol
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +30,12 @@ class Demo:
 
 def demo(config: Demo) -> int:
     """Annotate; the exit code is the annotation job's."""
-    audio, flags = config.audio, []
-    folder = Path(config.output, _folder_name(audio) if audio else "synthetic-speech")
+    audio, flags, name = config.audio, [], "synthetic-speech"
+    if audio:  # a name that is unique for every input and starts with its last part
+        place = audio if "://" in audio else str(Path(audio).resolve())
+        mark = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+        name = f"{place.rstrip('/').rsplit('/', 1)[-1] or 'root'}-{mark}"
+    folder = Path(config.output, name)
     if not audio:
         audio = str(folder / "audio")
         clips, broken = make_audio(Path(audio))
@@ -44,21 +47,9 @@ def demo(config: Demo) -> int:
     table = tables / "annotations"
     if not config.audio and code in (Exit.DONE, Exit.TOO_MANY_FAILED):
         print_emotions(table)
-    _print_where(table)
-    return code
-
-
-def _folder_name(uri: str) -> str:
-    """A unique folder name for every input that starts with its last part."""
-    place = uri if "://" in uri else str(Path(uri).resolve())
-    mark = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:6]
-    return f"{place.rstrip('/').rsplit('/', 1)[-1] or 'root'}-{mark}"
-
-
-def _print_where(table: Path) -> None:
     if table.is_dir():
-        print(f"demo: the table is in {table}; to read it:")
-        print(f"""  {sys.executable} -c 'import pandas; print(pandas.read_parquet("{table}"))'""")
+        print(f"demo: the table is in {table}; to read it: raysers read {tables}")
+    return code
 
 
 main = command(Demo, demo, __doc__ or "", positional="audio")

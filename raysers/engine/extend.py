@@ -36,9 +36,10 @@ def warn_of_new_files(inputs: Sequence[str], clips: Manifest) -> None:
         for batch in list_inputs(others):
             added.update(batch.filter(is_new(batch))["file"].to_pylist())
     if added:
+        files = "1 file was" if len(added) == 1 else f"{len(added):,} files were"
         warn(
-            f"{len(added):,} files were added since the clips were listed and are not scored (the "
-            f"first: {min(added)}): --extend scores them"
+            f"{files} added since the clips were listed and not scored (the first: {min(added)}): "
+            "--extend scores them"
         )
 
 

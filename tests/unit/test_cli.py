@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
 from raysers.cli import ClipJobFlags, parse
-from raysers.errors import ConfigError
 from raysers.io.storage import REQUESTER_PAYS
 
 
@@ -24,8 +21,6 @@ def test_shared_flags_stand_anywhere_and_the_command_line_wins(tmp_path, monkeyp
     assert os.environ[REQUESTER_PAYS] == "0"
     parse(ClipJobFlags, ["--input", "a", "--requester-pays", "--output", "o"], description="")
     assert os.environ[REQUESTER_PAYS] == "1"
-
-
-def test_config_without_a_file_is_refused():
-    with pytest.raises(ConfigError, match="--config needs a file"):
-        parse(ClipJobFlags, ["--input", "a", "--output", "o", "--config"], description="")
+    config.write_text("output: elsewhere")
+    given = ["--input", "a", "--config", str(config)]
+    assert parse(ClipJobFlags, given, description="", output="emotions").output == "elsewhere"

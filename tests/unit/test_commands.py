@@ -36,20 +36,6 @@ def test_help_and_version_import_nothing_heavy():
     assert done.stdout.rstrip().endswith(f"raysers {__version__}")
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["anotate", "x"], "did you mean 'annotate'?"),
-        (["Evaluate"], "did you mean 'evaluate'?"),
-        (["zzz"], "give one of annotate, "),
-    ],
-)
-def test_unknown_commands_exit_2_with_the_nearest_name(argv, said, capsys):
-    assert commands.main(argv) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
-
-
 JOBS = [[name] for name in commands.COMMANDS if name != "fuse"]
 
 
@@ -95,11 +81,6 @@ def test_words_without_a_flag_are_the_input(argv, inputs, output, capsys):
     assert ("output: ./emotions" in capsys.readouterr().out) == (output == "emotions")
 
 
-def test_input_with_and_without_its_flag_is_refused():
-    with pytest.raises(ConfigError, match="with --input"):
-        parse(ClipJobFlags, ["a", "--input", "b"], description="", positional="input")
-
-
 def test_a_command_line_without_output_is_refused_by_the_scripts():
     with pytest.raises(ConfigError, match="needs --output URI"):
         parse(ClipJobFlags, ["--input", "a"], description="", positional="input")
@@ -119,19 +100,6 @@ def test_an_old_python_says_so_in_one_line(monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "Python 3.11 or newer" in line
     assert " is 3.9: " in line
-
-
-def test_the_output_of_a_config_file_wins_over_the_default(tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text("output: elsewhere")
-    flags = parse(
-        ClipJobFlags,
-        ["a", "--config", str(config)],
-        description="",
-        positional="input",
-        output="emotions",
-    )
-    assert flags.output == "elsewhere"
 
 
 def test_a_reader_that_leaves_the_pipe_is_no_bug():
