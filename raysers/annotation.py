@@ -7,12 +7,15 @@ revision that was checked.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from raysers.data.manifest import Manifest
+from raysers.engine import output, progress
 from raysers.engine.placement import Placement, settled_backend, settled_dtype
 from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import CheckpointError, ClipError
@@ -21,8 +24,43 @@ from raysers.models.backbones import parse_model_name
 from raysers.models.checkpoint import identify
 from raysers.models.outputs import PLAIN, Outputs
 from raysers.run import RunRecord
-from raysers.schemas import ANNOTATIONS, with_embeddings, with_outputs
-from raysers.types import DIMENSIONS
+from raysers.schemas import (
+    ANNOTATIONS,
+    CLIP_FIELDS,
+    LABEL_FIELDS,
+    with_embeddings,
+    with_outputs,
+)
+from raysers.types import DIMENSIONS, Status
+
+_SPEAKER = next(field for field in LABEL_FIELDS if field.name == "speaker")
+_SCORES = tuple(ANNOTATIONS.field(name) for name in DIMENSIONS)
+
+#: Columns of the rows that timelines are made of.
+_COLUMNS = (*(f.name for f in CLIP_FIELDS), "status", *DIMENSIONS, "duration_s")
+
+#: A turn a row, by file, speaker and start.
+TIMELINES = pa.schema(
+    [
+        *CLIP_FIELDS[:1],
+        _SPEAKER,
+        *CLIP_FIELDS[1:],
+        ANNOTATIONS.field("status"),
+        *_SCORES,
+        ANNOTATIONS.field("duration_s"),
+    ]
+)
+
+#: A speaker of a file a row; means weigh each turn by its length.
+SPEAKERS = pa.schema(
+    [
+        *CLIP_FIELDS[:1],
+        _SPEAKER,
+        pa.field("turns", pa.int64(), metadata={"meaning": "turns with scores"}),
+        pa.field("speech_s", pa.float64(), metadata={"meaning": "their length", "unit": "s"}),
+        *_SCORES,
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +131,11 @@ class AnnotateTask(ClipTask):
     def licence(self) -> str:
         """See `ClipTask.licence`."""
         return self.model_licence
+
+    @property
+    def model_threads(self) -> int:
+        """See `ClipTask.model_threads`; fp32 sets switches of the whole process."""
+        return 2 if self.device == "cuda" and self.dtype != "fp32" else 1
 
     @property
     def notes(self) -> Sequence[str]:
@@ -174,3 +217,40 @@ def require_revision(name: str, checked: str, found: str) -> None:
             f"{name} is {found} on {platform.node()} but was {checked} when the job began: every "
             "node must have the same, and it must not change"
         )
+
+
+def write_turns(where: str, clips: Manifest, rows: Callable[[Sequence[str]], pa.Table]) -> None:
+    """Write the speaker turns of an output: each speaker's scores in the order of time, and means.
+
+    They are there where a table of the input names several clips of a recording and who speaks in
+    them, such as an RTTM.
+
+    Args:
+        where: the output.
+        clips: its manifest.
+        rows: gives columns of its rows.
+    """
+    speakers = (part["speaker"] for part in clips.parts(["speaker"]) if part.num_columns)
+    if not any(len(column) > column.null_count for column in speakers):
+        return
+    known = clips.table(["clip_id", "speaker"])
+    found = rows(_COLUMNS).join(
+        known.filter(pc.is_valid(known["speaker"])), "clip_id", join_type="inner"
+    )
+    if len(found) == pc.count_distinct(found["file"]).as_py():
+        return  # whole files
+    found = found.select(TIMELINES.names).cast(TIMELINES)
+    found = found.sort_by([(name, "ascending") for name in ("file", "speaker", "start", "end")])
+    scored = found.filter(pc.equal(found["status"], str(Status.OK)))
+    for name in DIMENSIONS:
+        weighted = pc.multiply(scored[name].cast(pa.float64()), scored["duration_s"])
+        scored = scored.append_column(f"{name}_s", weighted)
+    sums = [("duration_s", "sum"), ("clip_id", "count"), *((f"{n}_s", "sum") for n in DIMENSIONS)]
+    groups = scored.group_by(["file", "speaker"], use_threads=False).aggregate(sums)
+    speech_s = groups["duration_s_sum"]
+    means = [pc.divide(groups[f"{name}_s_sum"], speech_s) for name in DIMENSIONS]
+    columns = [groups["file"], groups["speaker"], groups["clip_id_count"], speech_s, *means]
+    means_of = pa.table(columns, names=SPEAKERS.names).cast(SPEAKERS)
+    for name, table in (("timelines", found), ("speakers", means_of)):
+        output.write_part(output.part_uri(where, name, 0), table)
+    progress.print_line(f"speakers: {len(means_of):,} in {storage.join(where, 'speakers')}")

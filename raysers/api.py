@@ -33,9 +33,8 @@ from raysers.audio import sound
 from raysers.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, AudioReader
 from raysers.cli import DEFAULT_MODEL
 from raysers.commands.read import read_rows
-from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches
 from raysers.engine.placement import here
-from raysers.engine.worker import score_clips
+from raysers.engine.worker import score_stream
 from raysers.errors import ClipError, ConfigError
 from raysers.io import storage
 from raysers.run import quiet_environment
@@ -87,23 +86,18 @@ class Model:
         clips = [Clip(clip_id=str(number), file=file) for number, file in enumerate(files)]
         rows: dict[str, dict[str, Any]] = {}
         with ThreadPoolExecutor(_READERS) as pool:
-            feed = decode_ahead(clips, pool, max_clip_s=_LONGEST_S, ahead_s=AHEAD_S)
-            for batch in micro_batches(feed, self._model.max_padded_s):
-                scored = iter(
-                    score_clips(self._model, [one for one in batch if one.signal is not None])
-                )
-                for one in batch:
-                    found = one.error or next(scored)
-                    failure = found if isinstance(found, ClipError) else None
-                    rows[one.clip.clip_id] = {
-                        "file": one.clip.file,
-                        "status": str(failure.status if failure else Status.OK),
-                        "error": str(failure or ""),
-                        "duration_s": None if one.signal is None else one.duration_s,
-                        "rms_db": one.rms_db,
-                        "clipped_ratio": one.clipped_ratio,
-                        **(found if isinstance(found, dict) else {}),
-                    }
+            scored = score_stream(self._model, clips, pool, max_clip_s=_LONGEST_S)
+            for one, found in scored:
+                failure = found if isinstance(found, ClipError) else None
+                rows[one.clip.clip_id] = {
+                    "file": one.clip.file,
+                    "status": str(failure.status if failure else Status.OK),
+                    "error": str(failure or ""),
+                    "duration_s": None if one.signal is None else one.duration_s,
+                    "rms_db": one.rms_db,
+                    "clipped_ratio": one.clipped_ratio,
+                    **(found if isinstance(found, dict) else {}),
+                }
         return pd.DataFrame([rows[clip.clip_id] for clip in clips])
 
 

@@ -107,6 +107,9 @@ class ClipJobFlags(ListingFlags):
     """Model workers; 0 uses every GPU, or every CPU when there is none, also of nodes that join the
     cluster, and needs no Ray for up to an hour of audio on one machine; `local` scores in this
     process, without Ray."""
+    decode_processes: int | Literal["auto"] = "auto"
+    """Processes that decode for each worker; 0 decodes in its own threads, auto takes its share of
+    the node's cores beside a GPU, else 0."""
     max_padded_s: float = 0.0
     """Padded audio seconds per forward pass; 0 chooses for the device."""
     shard_s: float = 1800.0
@@ -128,9 +131,11 @@ class ClipJobFlags(ListingFlags):
         """Raises ConfigError naming the first flag with an impossible value."""
         super().check()
         workers = self.workers == "local" or self.workers >= 0
+        beside = self.decode_processes
         length = "a length above 0 seconds"
         _check(
             (workers, "--workers", self.workers, "0 (automatic), a number, or local"),
+            (beside == "auto" or beside >= 0, "--decode-processes", beside, "auto, or 0 or more"),
             (self.max_padded_s >= 0, "--max-padded-s", self.max_padded_s, "0 or more seconds"),
             (self.max_clip_s > 0, "--max-clip-s", self.max_clip_s, length),
             (self.shard_s > 0, "--shard-s", self.shard_s, length),

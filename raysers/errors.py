@@ -14,6 +14,7 @@
     │   ├── ConditionsUnsupported  the store has no conditional writes
     │   └── TransientStorageError  still failing after every retry
     ├── DeviceLost             the accelerator failed this process, which has to end
+    ├── DecoderDied            a decoding process died, perhaps on a hostile file
     ├── TrainingDiverged       loss or gradients are not finite: the parameters stay as they were
     └── WriteError             output cannot be written (disk full, no permission): stops it too
 
@@ -100,6 +101,10 @@ class WriteError(RaysersError):
 
 class DeviceLost(RaysersError):
     """The accelerator failed for good in this process; another process may have it working."""
+
+
+class DecoderDied(RaysersError):
+    """A process that decodes for this one died; what it had in work is tried again with care."""
 
 
 class TrainingDiverged(RaysersError):

@@ -72,11 +72,7 @@ class RunRecord:
     history: tuple[Mapping[str, Any], ...] = ()
 
     def save(self, output: str) -> None:
-        """Write the record atomically to `output`.
-
-        Raises:
-            WriteError: the folder cannot be written.
-        """
+        """Write the record atomically to `output`."""
         record = {name: getattr(self, name) for name in self.__slots__}
         text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
         storage.write_atomic(storage.join(output, "run.json"), (text + "\n").encode())
@@ -88,18 +84,13 @@ class Run:
         with Run.open("annotate", output, table="annotations") as run:
             ...                          # what is wrong up to here is exit 2, nothing written
             run.begin(config, settings)  # refuses other settings; run.json says `running`
-            ...
             run.finish("done", outcome)
 
-    Attributes:
-        output: the folder, spelled the same for every process of a cluster.
-        earlier: the record of the run that is resumed, if any.
-        record: this run's record, from `begin` on.
+    `earlier` is the record of the run that is resumed, `record` this run's, from `begin` on.
     """
 
     def __init__(self, job: str, output: str, claim: Claim | None, new_folders: list[str]) -> None:
-        self.job = job
-        self.output = output
+        self.job, self.output = job, output
         self.earlier: RunRecord | None = None
         self.record: RunRecord | None = None
         self.run_id = uuid.uuid4().hex[:16]
@@ -110,15 +101,9 @@ class Run:
     def open(cls, job: str, output: str, *, table: str = "", dry_run: bool = False) -> Run:
         """Claim the folder and look at what it holds; a dry run only looks.
 
-        Args:
-            job: name of the job; the folder must be its own, or new.
-            output: `--output` as given.
-            table: the job's table; parts of it without a `run.json` are refused.
-            dry_run: leave the folder as it is.
-
         Raises:
             RefusedError: the folder belongs to another job, or another run holds it.
-            ConfigError: it cannot be written, or holds tables of unknown origin.
+            ConfigError: it cannot be written, or has parts of `table` but no `run.json`.
         """
         output = absolute_output(output)
         with _as_config_errors():
@@ -146,9 +131,9 @@ class Run:
         try:
             if error is not None and self.record is not None:
                 self._fail(error)
-            elif isinstance(error, StorageError) and not isinstance(error, TransientStorageError):
-                # nothing is written yet: a store that refuses is the command's fault
-                raise ConfigError(str(error)) from error
+            elif error is not None:
+                with _as_config_errors():
+                    raise error
         finally:
             self._release()
 
@@ -178,14 +163,12 @@ class Run:
 
         Args:
             config: the flags as they were given.
-            settings: what decides the rows.
+            settings: what decides the rows; RefusedError where the folder's have others.
             command: gives the same result; default: this process's command line.
-
-        Raises:
-            RefusedError: the folder's rows have other settings.
-            WriteError: the folder cannot be written.
         """
         self.refuse_other_settings(settings)
+        names = ("run_id", "status", "started_at", "finished_at", "outcome")
+        before = self.earlier and {name: getattr(self.earlier, name) for name in names}
         record = RunRecord(
             run_id=self.run_id,
             job=self.job,
@@ -195,17 +178,13 @@ class Run:
             settings=settings,
             versions=_versions(),
             command=list(sys.argv if command is None else command),
-            history=_history(self.earlier),
+            history=(*self.earlier.history, before) if self.earlier and before else (),
         )
         self._save(record)
         return record
 
     def finish(self, status: str, outcome: Mapping[str, Any]) -> None:
-        """Write how the run ended: `done`, `done_with_failures`, `stopped`, with the figures.
-
-        Raises:
-            RaysersError: another run has taken the folder over.
-        """
+        """Write how the run ended: `done`, `done_with_failures`, `stopped`, with the figures."""
         assert self.record is not None, "finish before begin"
         self._save(replace(self.record, status=status, finished_at=now(), outcome=outcome))
 
@@ -247,11 +226,7 @@ class Run:
 
 
 def absolute_output(output: str) -> str:
-    """`--output` as a place that means the same in every process of the cluster.
-
-    Raises:
-        ConfigError: it would be thrown away with the job's copy of the code.
-    """
+    """`--output` as a place that means the same in every process of the cluster."""
     here = not storage.is_remote(output) and not os.path.isabs(os.path.expanduser(output))
     if _RAY_PACKAGES in os.getcwd() and here:
         raise ConfigError(
@@ -267,12 +242,7 @@ def now() -> str:
 
 
 def load_record(output: str) -> RunRecord | None:
-    """The record in `output`, or None when the folder has none.
-
-    Raises:
-        ConfigError: a `run.json` is there but is not one of ours.
-        StorageError: it cannot be read for another reason.
-    """
+    """The record in `output`, None when there is none; ConfigError when it is not one of ours."""
     uri = storage.join(output, "run.json")
     try:
         raw = json.loads(storage.read_bytes(uri))
@@ -316,13 +286,6 @@ def _missing_folders(output: str) -> list[str]:
     return missing
 
 
-def _history(earlier: RunRecord | None) -> tuple[Mapping[str, Any], ...]:
-    if earlier is None:
-        return ()
-    names = ("run_id", "status", "started_at", "finished_at", "outcome")
-    return (*earlier.history, {name: getattr(earlier, name) for name in names})
-
-
 def _versions() -> dict[str, str]:
     found = {"raysers": raysers.__version__, "python": platform.python_version()}
     for name in _VERSIONED:
@@ -340,12 +303,13 @@ def run_main(job: Callable[[], int]) -> int:
         return _report(error, Exit.BAD_CONFIG)
     except (RaysersError, MemoryError) as error:
         return _report(error, Exit.FAILED)
-    except KeyboardInterrupt:
-        return _stopped("interrupted", Exit.INTERRUPTED)
-    except SystemExit as error:
-        if error.code in (Exit.DONE, Exit.BAD_CONFIG):  # --help, or arguments that do not parse
-            return int(error.code)
-        return _stopped("terminated", Exit.TERMINATED)
+    except (KeyboardInterrupt, SystemExit) as error:
+        code = getattr(error, "code", Exit.INTERRUPTED)
+        if code in (Exit.DONE, Exit.BAD_CONFIG):  # --help, or arguments that do not parse
+            return int(code)
+        code = Exit.INTERRUPTED if code == Exit.INTERRUPTED else Exit.TERMINATED
+        print(f"\n{code.name.lower()}: the same command resumes where it stopped", file=sys.stderr)
+        return int(code)
     except BrokenPipeError:  # what read the output is gone, as `| head` is
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(Exit.FAILED)
@@ -362,21 +326,13 @@ def end_on_sigterm() -> None:
 
 
 _terminated = threading.Event()
-
-
-def is_terminated() -> bool:
-    """Whether this process received SIGTERM."""
-    return _terminated.is_set()
+#: Whether this process received SIGTERM.
+is_terminated = _terminated.is_set
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:
     _terminated.set()
     raise SystemExit(int(Exit.TERMINATED))
-
-
-def _stopped(how: str, code: Exit) -> int:
-    print(f"\n{how}: the same command resumes where it stopped", file=sys.stderr)
-    return int(code)
 
 
 def _report(error: BaseException, code: Exit) -> int:

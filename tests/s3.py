@@ -1,7 +1,6 @@
-"""A real S3 server on loopback and a proxy in front of it that misbehaves on demand.
+"""A real S3 server on loopback, one a session, and a proxy in front of it that misbehaves.
 
-Fixtures `s3_server`, `s3` and `s3_faults` serve every test. The server process is started once a
-session and ends with it.
+Fixtures `s3_server`, `s3` and `s3_faults` serve every test.
 """
 
 from __future__ import annotations
@@ -57,11 +56,10 @@ _UNSET = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_ENDPOINT_URL_S3
 class Fault:
     """One way to misbehave, for requests whose unquoted `/bucket/key?query` matches `pattern`.
 
-    `kind`: an HTTP status ("503"), `delay` (answers late), `reset` (cuts the body in the middle
-    and resets the connection), `short` (closes politely after half of the body), `less` (leaves out
-    the last 7 bytes and says so in Content-Length), `headers` (sends `headers` in place of the
-    server's own, none where they are empty). `code` is the S3 error code in the XML body. `times`
-    requests suffer, the next ones pass.
+    `kind`: an HTTP status ("503", with the S3 error `code`), `delay`, `reset` (in the middle of the
+    body), `short` (a polite end after half of it), `less` (leaves out the last 7 bytes and says so
+    in Content-Length), `headers` (sends `headers` in place of the server's own, none where they are
+    empty). `times` requests suffer, the next ones pass.
     """
 
     pattern: str

@@ -13,10 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from raysers.annotation import AnnotateTask
+from raysers.annotation import AnnotateTask, write_turns
 from raysers.cli import ClipJobFlags, command
 from raysers.engine.job import ClipJob
-from raysers.engine.turns import write_turns
 from raysers.errors import ConfigError
 from raysers.evaluation.dtype_check import check_dtype
 

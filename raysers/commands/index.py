@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from raysers.cli import CorpusName, ListingFlags, as_plain, command
 from raysers.data.manifest import Manifest
-from raysers.engine import output, plan, progress
-from raysers.engine.labelled import index_labelled
+from raysers.engine import listing, output, progress
+from raysers.engine.listing import index_labelled
 from raysers.io.storage import absolute, join, suffix_of
 from raysers.run import Exit, Run
 
@@ -51,23 +51,23 @@ class IndexFlags(ListingFlags):
 
 def index(flags: IndexFlags) -> int:
     """List, read headers, cut into clips, write; returns the exit code."""
-    flags = plan.with_absolute_paths(flags)
+    flags = listing.with_absolute_paths(flags)
     labels = flags.label_settings()
-    settings = plan.listing_settings(flags) | labels
+    settings = listing.listing_settings(flags) | labels
     with Run.open(JOB, flags.output) as run:
         run.refuse_other_settings(settings)
         if run.earlier is not None and run.earlier.status == "done":
             print(f"{run.output} holds this manifest already; for new files index elsewhere")
             return Exit.DONE
         if labels:
-            segmenting = plan.segmenting(flags)
+            segmenting = listing.segmenting(flags)
             table, notes = index_labelled(
                 flags.input, **labels, segmenting=segmenting, limit=flags.limit
             )
             manifest = Manifest.of(table)
-            plan.refuse_unseen_input(manifest)
+            listing.refuse_unseen_input(manifest)
         else:
-            manifest, notes = plan.list_clips(flags), []
+            manifest, notes = listing.list_clips(flags), []
         for note in notes:
             progress.print_warning(note)
         manifest.write(join(run.output, "manifest"))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysers.data import inventory
 from raysers.data.columnar import path_of
 from raysers.data.corpora import audformat
 from raysers.data.files import AUDIO_SUFFIXES, is_file, of_file, rows_to_table
@@ -177,7 +178,7 @@ def _classify(uri: str, *, databases: bool) -> _Input:
             return _Input(kind="table", uri=uri, info=info, parts=tuple(parts))
         if databases and (database := audformat.database_of(uri)):
             return _Input(kind="table", uri=uri, info=info, database=database)
-        if is_folder:
+        if is_folder or uri.rpartition("/")[2] == inventory.NAME:
             return _Input(kind="folder", uri=uri, info=info)
         found = _file(replace(info, uri=uri))
     except ObjectUnreadable as error:
@@ -293,7 +294,9 @@ def _folder(uri: str, notes: list[str]) -> Iterator[pa.Table]:
     left_out: list[tuple[str, str]] = []
 
     def plain() -> Iterator[ObjectInfo]:
-        for info in storage.list_objects(uri, skipped=lambda *one: left_out.append(one)):
+        is_inventory = uri.rpartition("/")[2] == inventory.NAME and not storage.is_folder(uri)
+        of_uri = inventory.inventory_objects if is_inventory else storage.list_objects
+        for info in of_uri(uri, skipped=lambda *one: left_out.append(one)):
             if suffix_of(info.uri) in AUDIO_SUFFIXES:
                 yield info
             elif suffix_of(info.uri) == ".tar" or is_compressed_tar(info.uri):

@@ -19,7 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -52,6 +52,8 @@ _FAILED_STARTS = 3
 #: Workers of an elastic cluster that may load the model at the same time.
 _JOINING = 100
 
+_connecting = threading.Lock()
+
 
 def connect() -> None:
     """Join the cluster of this job (`RAY_ADDRESS`), or start one on this machine.
@@ -76,9 +78,6 @@ def connect() -> None:
             _start_here()
         end_on_sigterm()
         configure_ray_data()
-
-
-_connecting = threading.Lock()
 
 
 def _workers_environment() -> dict[str, Any]:
@@ -183,11 +182,7 @@ def configure_ray_data() -> None:
 def map_blocks(
     work: Callable[[pa.Table], pa.Table], blocks: Sequence[pa.Table]
 ) -> Iterator[pa.Table]:
-    """`work` on every block in Ray tasks; results in any order.
-
-    Raises:
-        RaysersError: what `work` raised.
-    """
+    """`work` on every block in Ray tasks, raising the RaysersError of any; results in any order."""
     # `ray.data.from_arrow` would start a task for each block, only to count its rows
     results = from_blocks(list(blocks)).map_batches(
         errors_as_rows(work), batch_size=None, batch_format="pyarrow"
@@ -195,18 +190,6 @@ def map_blocks(
     results.set_name("raysers-headers")  # as the dashboard shows it
     for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield raise_from_rows(table)
-
-
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """Raise what a worker raised on purpose, without what Ray wrapped around it."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, RaysersError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise cause or error from error
 
 
 def is_one_machine() -> bool:
@@ -258,14 +241,19 @@ def get_with_notice(ref: Any, waiting_for: str) -> Any:
     """`ray.get`, with a line every now and then about what it waits for.
 
     Raises:
-        RaysersError: what the worker raised on purpose.
+        RaysersError: what the worker raised on purpose, without what Ray wrapped around it.
         ray.exceptions.RayError: a bug in the worker.
     """
     while not ray.wait([ref], timeout=_SAY_EVERY_S)[0]:
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
         print(f"waiting for {waiting_for} (free now: {free})", file=sys.stderr, flush=True)
-    with own_errors():
+    try:
         return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, RaysersError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise cause or error from error
 
 
 def new_monitor() -> Any:
@@ -297,10 +285,8 @@ class _ScoreShards:
         max_starts: int,
     ) -> None:
         self._settings, self._task, self._monitor = settings, task, monitor
-        self._read = read
-        self._max_starts = max_starts
+        self._read, self._max_starts = read, max_starts
         self._worker: ShardWorker | None = None
-        self._metrics: dict[str, metrics.Counter] | None = None
         self._loading = threading.Lock()
         self._reported_s: dict[int, float] = {}
 
@@ -312,28 +298,18 @@ class _ScoreShards:
         try:
             (shard,) = shards["shard"].to_pylist()
             result = self._worker.run(self._source.block(shard))
+            self._monitor.finished.remote(shard)
+            self._reported_s.pop(shard, None)
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more; the ledger finds the clip
-        self._count(result)
-        row = {field.name: getattr(result, field.name) for field in fields(result)}
-        return pa.table({"result": [json.dumps(row)]})
-
-    def _count(self, result: ShardResult) -> None:
-        """Tell Prometheus, through Ray's own exporter."""
-        with self._loading:
-            if self._metrics is None:
-                names = {"clips": ("status",), "audio_hours": (), "model_wait_s": ()}
-                self._metrics = {
-                    name: metrics.Counter(f"raysers_{name}", tag_keys=("table", *keys))
-                    for name, keys in names.items()
-                }
-        table = {"table": self._task.table}
+        # for Prometheus, through Ray's own exporter
+        about = {"table": self._task.table}
         for status, number in result.statuses.items():
-            self._metrics["clips"].inc(number, {**table, "status": str(status)})
-        spent = {"audio_hours": result.scored_s / 3600, "model_wait_s": result.wait_s}
-        for name, value in spent.items():
-            if value > 0:
-                self._metrics[name].inc(value, table)
+            self._clips.inc(number, {**about, "status": str(status)})
+        self._hours.inc(max(result.scored_s, 1e-9) / 3600, about)
+        self._wait.inc(max(result.wait_s, 1e-9), about)
+        row = {name: getattr(result, name) for name in ShardResult.__slots__}
+        return pa.table({"result": [json.dumps(row)]})
 
     def _load(self) -> ShardWorker:
         """The worker with its model loaded, unless loading it keeps killing workers."""
@@ -348,6 +324,9 @@ class _ScoreShards:
                 "workers die while they load the model: give fewer --workers or more memory"
             )
         self._source = self._read()
+        self._clips = metrics.Counter("raysers_clips", tag_keys=("table", "status"))
+        self._hours = metrics.Counter("raysers_audio_hours", tag_keys=("table",))
+        self._wait = metrics.Counter("raysers_model_wait_s", tag_keys=("table",))
         worker = ShardWorker(self._settings, self._task, self._report)
         self._monitor.loaded.remote()
         return worker

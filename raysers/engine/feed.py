@@ -1,15 +1,19 @@
-"""Fetching and decoding ahead of the model, in threads, within a bounded amount of audio.
+"""Fetching and decoding ahead of the model, within a bounded amount of audio.
 
 Clips come out in the order they were asked for. Neighbouring clips of one recording share one open
 reader, so a long recording cut into windows is opened once per stretch, not once per window.
+
+It is done in threads of the model's process, or in processes beside it (`processes`), whose signals
+come back in shared memory.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -32,8 +36,8 @@ _RUN_S = 120.0
 #: What is in flight is at least about so many jobs, so that every thread has one.
 _JOBS_AHEAD = 4
 
-#: Local files decoded by one thread in one go.
-_LOCAL_RUNS = 8
+#: Files that are handed over together: local ones to a thread, all to a process.
+_RUNS = 8
 
 #: A clip below this share of its batch's longest begins the next batch.
 _LEAST_OF_LONGEST = 0.88
@@ -86,7 +90,9 @@ def decode_ahead(
     warm up while the model still works on the one before. Most of a clip longer than `ahead_s` is
     consumed before the next is decoded, and nothing is kept once it was yielded.
     """
-    waiting = deque(_jobs(clips, min(_RUN_S, ahead_s / _JOBS_AHEAD)))
+    # waiting for an object store is best done one object a thread
+    alone = isinstance(pool, ThreadPoolExecutor) and any(is_remote(clip.file) for clip in clips)
+    waiting = deque(_jobs(clips, min(_RUN_S, ahead_s / _JOBS_AHEAD), 1 if alone else _RUNS))
     in_flight: deque[tuple[float, Future[list[Decoded]]]] = deque()
     flying_s = 0.0
 
@@ -96,7 +102,7 @@ def decode_ahead(
             if in_flight and flying_s + waiting[0][0] > ahead_s:
                 return
             seconds, runs = waiting.popleft()
-            job = pool.submit(_decode_runs, runs, max_clip_s, variants)
+            job = pool.submit(decode_runs, runs, max_clip_s, variants)
             in_flight.append((seconds, job))
             flying_s += seconds
 
@@ -122,13 +128,13 @@ def decode_ahead(
     return drain()
 
 
-def _jobs(clips: Sequence[Clip], most_s: float) -> Iterator[tuple[float, list[list[Clip]]]]:
-    """What one thread does in one go, files of `most_s` together, with its audio seconds.
+def _jobs(
+    clips: Sequence[Clip], most_s: float, most: int
+) -> Iterator[tuple[float, list[list[Clip]]]]:
+    """What is handed over at once, up to `most` files of `most_s` together, with its audio seconds.
 
-    Waiting for an object store is best done one object a thread; short local files are decoded so
-    fast that handing over each would cost a third of the time.
+    Short files are decoded so fast that handing over each would cost a third of the time.
     """
-    most = 1 if any(is_remote(clip.file) for clip in clips) else _LOCAL_RUNS
     job: list[list[Clip]] = []
     job_s = 0.0
     for run_s, run in _runs(clips):
@@ -141,10 +147,17 @@ def _jobs(clips: Sequence[Clip], most_s: float) -> Iterator[tuple[float, list[li
         yield job_s, job
 
 
-def _decode_runs(
-    runs: list[list[Clip]], max_clip_s: float, variants: Variants | None
+def decode_runs(
+    runs: list[list[Clip]],
+    max_clip_s: float,
+    variants: Variants | None,
+    pool: Executor | None = None,
 ) -> list[Decoded]:
-    decoded = [one for run in runs for one in decode_run(run, max_clip_s)]
+    """Decode clips of several files, of a store in the threads of `pool`, and their variants."""
+    apart = pool is not None and is_remote(runs[0][0].file)
+    decode = partial(decode_run, max_clip_s=max_clip_s)
+    found = pool.map(decode, runs) if pool is not None and apart else map(decode, runs)
+    decoded = [one for run in found for one in run]
     return decoded if variants is None else [each for one in decoded for each in variants(one)]
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,10 +27,10 @@ from raysers.cli import ClipJobFlags, as_plain
 from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardSource
 from raysers.data.sources import list_inputs
-from raysers.engine import estimate, extend, ledger, output, plan, progress, retry
+from raysers.engine import ledger, listing, output, plan, progress
 from raysers.engine.placement import Placement, connecting, here, io_threads
 from raysers.engine.plan import Plan
-from raysers.engine.progress import Shards
+from raysers.engine.progress import Shards, Totals
 from raysers.engine.worker import (
     SHARDS_AT_A_TIME,
     ClipTask,
@@ -42,6 +43,8 @@ from raysers.io import storage
 from raysers.run import Exit, Run, end_on_sigterm
 from raysers.types import Status
 
+#: Fewer clips are not worth another process that decodes.
+CLIPS_PER_PROCESS = 64
 #: Up to so much audio, every variant counted, `--workers 0` without a cluster starts no Ray.
 LOCAL_MAX_S = 3600.0
 
@@ -71,12 +74,12 @@ class ClipJob:
             ConfigError: a flag has an impossible value, or an input is not there.
             RefusedError: the output belongs to another job or run.
         """
-        flags = plan.with_absolute_paths(flags)
+        flags = listing.with_absolute_paths(flags)
         with Run.open(name, flags.output, table=table, dry_run=flags.dry_run) as run:
             if run.earlier is None:
                 list_inputs(flags.input)  # only looks at each: a misspelt one costs no start
             job = cls(flags, run)
-            if flags.workers != "local" and (flags.workers or plan.has_cluster()):
+            if flags.workers != "local" and (flags.workers or listing.has_cluster()):
                 job._connected = connecting()
             try:
                 yield job
@@ -94,11 +97,8 @@ class ClipJob:
     ) -> None:
         """List the clips, place the workers, settle the task and see what is left.
 
-        Args:
-            task: what to do with the clips.
-            manifest: the clips, when the job has listed them itself.
-            settings: what decides the rows besides task and listing.
-            placement: where to work, when it is decided already.
+        `manifest` and `placement` are for jobs that have decided these already; `settings` decide
+        the rows besides task and listing.
 
         Raises:
             ConfigError: anything the user has to change.
@@ -108,10 +108,10 @@ class ClipJob:
         preload = threading.Thread(target=_preload, args=(task.preloads,), daemon=True)
         if self._connected is None:  # the model may be needed in this process
             preload.start()
-        decisive: dict[str, Any] = {"rows_version": plan.ROWS_VERSION}
+        decisive: dict[str, Any] = {"rows_version": listing.ROWS_VERSION}
         clips = None if manifest is None else Manifest.of(manifest)
         if clips is None:
-            decisive = plan.listing_settings(flags)
+            decisive = listing.listing_settings(flags)
         decisive |= {"shard_s": flags.shard_s, "max_clip_s": flags.max_clip_s, **(settings or {})}
         if run.earlier is not None:
             before = run.earlier.settings
@@ -122,29 +122,32 @@ class ClipJob:
                 {k: before.get(k) if v == "auto" else v for k, v in known.items()}
             )
         if clips is None and run.earlier is not None:
-            clips = extend.stored_manifest(run)
+            clips = plan.stored_manifest(run)
             if flags.extend:
-                clips = extend.extended(flags, run, clips)
+                clips = plan.extended(flags, run, clips)
             elif not flags.limit:
-                extend.warn_of_new_files(flags.input, clips)
+                plan.warn_of_new_files(flags.input, clips)
         elif clips is None:
-            clips = plan.list_clips(flags, local=True if flags.workers == "local" else None)
+            clips = listing.list_clips(flags, local=True if flags.workers == "local" else None)
         if preload.ident is not None:  # a package that another thread still imports lacks names
             preload.join()
         audio_s = clips.audio_s * len(task.variant_names)
         self.placement = placement or self._place(audio_s, gpus=task.uses_gpus)
+        asked, most = flags.decode_processes, clips.num_rows // CLIPS_PER_PROCESS
+        beside = min(self.placement.decode_processes, most) if asked == "auto" else asked
+        self.placement = replace(self.placement, decode_processes=beside)
         self.task = task.placed(self.placement, run.earlier)
         decisive |= {**self.task.settings, "manifest": clips.fingerprint}
         self.plan = plan.make_plan(flags, run, self.task.table, clips, decisive)
         if flags.retry and run.earlier is not None:
-            self.plan = retry.with_failed(self.plan, flags, run.output, self.task.table)
-        estimate.print_plan(run, self.plan, flags.max_clip_s, self.task.notes)
+            self.plan = plan.with_failed(self.plan, flags, run.output, self.task.table)
+        begun = run.earlier.started_at if run.earlier else ""
+        progress.print_plan(run.job, begun, self.plan, flags.max_clip_s, self.task.notes)
 
     def estimate(self) -> Exit:
         """Benchmark a worker and print what the run would take; nothing is written."""
-        guess = estimate.estimate(self.plan, self.task, self.placement, self.flags.max_clip_s)
-        lines = estimate.rows(self.plan, guess, self.placement, self.flags.usd_per_hour)
-        progress.print_pairs("estimate (nothing was written)", lines)
+        guess = progress.estimate(self.plan, self.task, self.placement, self.flags.max_clip_s)
+        progress.print_estimate(self.plan, guess, self.placement, self.flags.usd_per_hour)
         return Exit.DONE
 
     def execute(self, config: Mapping[str, Any] | None = None, *, share: float = 1.0) -> Exit:
@@ -166,6 +169,7 @@ class ClipJob:
             retry=frozenset(str(s) for s in self.flags.retry),
             max_clip_s=self.flags.max_clip_s,
             io_threads=io_threads(self.plan.clips.last_part, self.placement),
+            decode_processes=self.placement.decode_processes,
         )
         reports: Shards = {}
         worker = None
@@ -175,13 +179,13 @@ class ClipJob:
             )
         self._begin(as_plain(self.flags) if config is None else config)
         if not self.plan.todo:
-            return self._conclude([])
+            return self._conclude(progress.Totals())
         whole = self.plan
-        self.plan = planned = estimate.sampled(whole, share)
+        self.plan = planned = progress.sampled(whole, share)
         refresh: Callable[[], Shards | None] = reports.copy
         if worker is not None:
             source = ShardSource(planned.clips, planned.shards, planned.changed)
-            results = _scored_here(worker, source, planned.todo)
+            results = _scored_here(worker, source, planned.todo, reports)
         else:
             from raysers.engine import cluster
 
@@ -196,10 +200,7 @@ class ClipJob:
         done = self._watch(results, refresh, clips)
         if len(planned.todo) == len(whole.todo):
             return self._conclude(done)
-        price = self.flags.usd_per_hour
-        lines = estimate.rest(whole, done, self.placement, price)
-        progress.print_pairs("what the rest takes, by this sample", lines)
-        progress.print_line("the same command without --sample scores it")
+        progress.print_rest(whole, planned, done, self.placement, self.flags.usd_per_hour)
         self.run.finish("stopped", {"clips": whole.clips.num_rows, "sampled": clips})
         return Exit.DONE
 
@@ -212,7 +213,7 @@ class ClipJob:
         workers = self.flags.workers
         if workers == "local":
             return here(gpus=gpus)
-        small = audio_s <= LOCAL_MAX_S and not workers and not plan.has_cluster()
+        small = audio_s <= LOCAL_MAX_S and not workers and not listing.has_cluster()
         # after a crash, workers of their own can die on a clip without ending the job
         if small and not ledger.has_marks(self.run.output):
             return here(gpus=gpus)
@@ -238,19 +239,17 @@ class ClipJob:
 
     def _watch(
         self, results: Iterator[ShardResult], refresh: Callable[[], Shards | None], clips: int
-    ) -> list[ShardResult]:
+    ) -> Totals:
         """Collect the results of shards as they finish, showing progress."""
-        done: list[ShardResult] = []
         rows, table = len(self.task.variant_names), self.task.table
-        totals = progress.Totals(total_s=self.plan.todo_s() * rows, rows=clips * rows)
+        done = Totals(total_s=self.plan.todo_s() * rows, rows=clips * rows)
         try:
-            with progress.live(totals, refresh):
+            with progress.live(done, refresh):
                 for result in results:
-                    totals.finished[result.shard] = (result.audio_s, dict(result.statuses))
-                    done.append(result)
+                    done.add(result)
                     self.run.verify()
         except ConfigError:
-            if self.run.earlier is None and not done:
+            if self.run.earlier is None and not done.shards:
                 # a worker refused the model: nothing is left, as if it had been found at once
                 self.run.abandon()
                 for folder in ("manifest", table, "_attempts"):
@@ -261,7 +260,7 @@ class ClipJob:
             raise
         return done
 
-    def _conclude(self, done: Sequence[ShardResult]) -> Exit:
+    def _conclude(self, done: Totals) -> Exit:
         """Check the rows, write how the run ended, print it."""
         where, table, planned = self.run.output, self.task.table, self.plan
         names = self.task.variant_names
@@ -269,17 +268,9 @@ class ClipJob:
             where, table, planned.clips, planned.shards, names, stamp=planned.stamp
         )
         failed = 1 - statuses[Status.OK] / statuses.total()
-        now_s = time.time()
-        first_s = min((result.began_at for result in done), default=now_s)
-        total: dict[str, float] = {
-            name: sum(getattr(result, name) for result in done)
-            for name in ("scored_s", "padded_s", "model_s", "wait_s", "decoded")
-        }
-        faults: Counter[str] = Counter()
-        examples: dict[str, str] = {}
-        for name, (clips, file) in (item for result in done for item in result.faults.items()):
-            faults[name] += clips
-            examples[name] = file
+        now_s, total = time.time(), done.sums
+        startup_s = min(done.began_at, now_s) - self._began_at
+        faults = Counter({name: clips for name, (clips, _) in done.faults.items()})
         outcome = {
             "clips": planned.clips.num_rows,
             "rows": statuses.total(),
@@ -287,12 +278,12 @@ class ClipJob:
             "failed_share": round(failed, 6),
             "audio_s": round(total["scored_s"], 3),
             "wall_s": round(now_s - self._began_at, 3),
-            "startup_s": round(max(first_s - self._began_at, 0.0), 3),
+            "startup_s": round(max(startup_s, 0.0), 3),
             "model_s": round(total["model_s"], 3),
             "wait_s": round(total["wait_s"], 3),
             "workers": "local" if self.placement.local else self.placement.workers,
             "device": self.placement.device,
-            "worker_peak_bytes": max((result.peak_bytes for result in done), default=0),
+            "worker_peak_bytes": done.peak_bytes,
             "decoded": total["decoded"],
             "faults": dict(faults),
             "padding_waste": round(
@@ -307,7 +298,7 @@ class ClipJob:
         progress.print_outcome(outcome, storage.join(where, table))
         for name, clips in faults.most_common():
             count = f"{clips:,} clips, such as" if clips > 1 else "1 clip,"
-            progress.print_warning(f"{count} {examples[name]}: {FAULTS[name]}")
+            progress.print_warning(f"{count} {done.faults[name][1]}: {FAULTS[name]}")
         if not good:
             progress.print_warning(
                 f"{failed:.1%} of the rows are not ok, more than --max-failed "
@@ -325,12 +316,14 @@ def _preload(names: Sequence[str]) -> None:
 
 
 def _scored_here(
-    worker: ShardWorker, source: ShardSource, shards: Sequence[int]
+    worker: ShardWorker, source: ShardSource, shards: Sequence[int], reports: Shards
 ) -> Iterator[ShardResult]:
     """Score shards in this process; those in work end early when the caller stops."""
     pool = ThreadPoolExecutor(SHARDS_AT_A_TIME, thread_name_prefix="shard")
     try:
-        yield from pool.map(lambda shard: worker.run(source.block(shard)), shards)
+        for result in pool.map(lambda shard: worker.run(source.block(shard)), shards):
+            reports.pop(result.shard, None)
+            yield result
     except BaseException:
         worker.stop()
         raise

@@ -16,7 +16,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from raysers.errors import ConditionsUnsupported, ObjectMissing, WriteError
 from raysers.io import storage
@@ -53,7 +53,7 @@ class Attempt:
     def enter(self, clip_ids: Sequence[str]) -> None:
         """Record that just these clips are about to be worked on."""
         self.suspects = list(clip_ids)
-        self._write()
+        storage.write_atomic(self.uri, self._record())
 
     def close(self) -> None:
         """Remove the mark: the shard's part is written."""
@@ -64,21 +64,10 @@ class Attempt:
         if not self.suspicious:
             discard(self.uri)
 
-    def _write(self) -> None:
-        storage.write_atomic(self.uri, self._record())
-
-    def _create(self) -> bool:
-        """Write the mark of a first attempt; False where there is a mark already."""
-        try:
-            return storage.put_if(self.uri, self._record()) is not None
-        except ConditionsUnsupported:
-            return False
-
     def _record(self) -> bytes:
-        names = ("run_id", "deaths", "suspects", "alone", "deaths_alone")
-        record = {name: getattr(self, name) for name in names}
+        record = asdict(self) | {"written_by": uuid.uuid4().hex}
         # no other process writes the same bytes, which `put_if` would take for its own
-        return json.dumps(record | {"written_by": uuid.uuid4().hex}).encode()
+        return json.dumps({name: v for name, v in record.items() if name != "uri"}).encode()
 
     def _after_death(self, run_id: str) -> None:
         """Draw the conclusions from a mark that was left behind."""
@@ -99,14 +88,15 @@ def begin(output: str, part: str, run_id: str) -> Attempt:
         WriteError: the mark cannot be written.
     """
     attempt = Attempt(mark_uri(output, part), run_id)
-    if attempt._create():  # one round trip to the store instead of two
-        return attempt
+    with suppress(ConditionsUnsupported):  # one round trip to the store instead of two
+        if storage.put_if(attempt.uri, attempt._record()) is not None:
+            return attempt
     with suppress(ObjectMissing):
         left_behind = json.loads(storage.read_bytes(attempt.uri))
         left_behind.pop("written_by", None)
         attempt = Attempt(attempt.uri, **left_behind)
         attempt._after_death(run_id)
-    attempt._write()
+    storage.write_atomic(attempt.uri, attempt._record())
     return attempt
 
 

@@ -39,8 +39,6 @@ _STAMP = b"raysers"
 
 #: Column that tells several rows of a clip apart, in the tables that have them.
 VARIANT = "perturbation"
-
-
 #: What audformat calls the types of our columns, except those of its index.
 _INDEX = {"file", "start", "end"}
 _DTYPES = {
@@ -85,19 +83,14 @@ def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 def replace_rows(earlier: pa.Table, again: pa.Table) -> pa.Table:
     """`earlier` with the rows of `again` in the places of the same clips and variants."""
-    position = {key: i for i, key in enumerate(_keys(again))}
+
+    def keys(table: pa.Table) -> list[tuple[str, ...]]:
+        columns = [name for name in ("clip_id", VARIANT) if name in table.column_names]
+        return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
+
+    place = {key: len(earlier) + i for i, key in enumerate(keys(again))}
     both = pa.concat_tables([earlier, again.cast(earlier.schema)])
-    take = [
-        earlier.num_rows + position[key] if key in position else i
-        for i, key in enumerate(_keys(earlier))
-    ]
-    return both.take(take)
-
-
-def _keys(table: pa.Table) -> list[tuple[str, ...]]:
-    """What names each row: its clip, and its variant where the table has variants."""
-    columns = [name for name in ("clip_id", VARIANT) if name in table.column_names]
-    return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
+    return both.take([place.get(key, i) for i, key in enumerate(keys(earlier))])
 
 
 def write_part(uri: str, table: pa.Table, *, stamp: str = "") -> None:
@@ -199,18 +192,16 @@ def check_rows(
 ) -> Counter[str]:
     """Rows by status; every clip has to be exactly one row under each variant's name.
 
-    The manifest and the rows of its shards are compared part by part.
-
     Raises:
         RaysersError: rows are missing or too many, or a part is there that the plan does not name.
     """
     columns = ["clip_id", "status"] + ([VARIANT] if tuple(names) != ("",) else [])
+    empty = pa.table({name: pa.array([], pa.string()) for name in columns})
     statuses: Counter[str] = Counter()
     where = storage.join(output, table)
     for number, part in enumerate(clips.parts(["clip_id"])):
         shards = range(plan.firsts[number], plan.firsts[number + 1])
         found = [rows for _, rows in read_parts(output, table, shards, columns, stamp=stamp)]
-        empty = pa.table({name: pa.array([], pa.string()) for name in columns})
         rows = pa.concat_tables([empty, *found])
         for name in names:
             mine = rows.filter(pc.equal(rows[VARIANT], name)) if name else rows
@@ -250,13 +241,10 @@ def check_complete(expected: pa.ChunkedArray, found: pa.ChunkedArray, output: st
 def write_header(
     output: str, tables: dict[str, pa.Schema], *, description: str, licence: str = ""
 ) -> None:
-    """Write `db.yaml`, `README.md` and, on a local disk, the links from audformat's table names.
+    """Write `db.yaml` for audformat and a README that tells Hugging Face `datasets` the tables.
 
-    The README tells Hugging Face `datasets` where each table is. The header's
-    `usage` follows from `licence`, the model's; the licence of the recordings is not known.
-
-    audformat looks for `db.<table>.parquet`; a relative link of that name to the table's folder
-    lets it read all parts at once, without a second copy of the rows.
+    `usage` follows from `licence`, the model's; that of the recordings is not known. audformat
+    looks for `db.<table>.parquet`: a local disk gets links of these names to the tables' folders.
 
     Raises:
         WriteError: the folder cannot be written.

@@ -1,53 +1,51 @@
 """What a job over clips has to do: the clips, the shards, and which of them are left.
 
-The driver lists; headers are read in this process when there are few, else by Ray tasks. The result
-does not depend on how the work was spread: rows are sorted by file and start.
+An extension is a further list behind the first one: its clips are in shards with the numbers that
+follow, so nothing that is written changes. It exists once the first of its parts is written, which
+is written last; from then on the plain command scores it too.
+
+`--retry` adds failed rows, their files inspected as on the first listing. The list of clips stays:
+a row keeps its `clip_id`, whatever its file is by now. A clip that was cut from its file is scored
+only where the file would still be cut there.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import chain, islice
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from raysers.cli import ClipJobFlags, ListingFlags
-from raysers.data.manifest import Manifest, collect, is_manifest, read_part, whole_parts
-from raysers.data.segments import Segmenting, probe_batch
+from raysers.cli import ClipJobFlags
+from raysers.data.manifest import Manifest, is_manifest, plain_rows, read_part, whole_parts
+from raysers.data.readers import STDIN
+from raysers.data.segments import CARRIED, CLAMPED_NS
 from raysers.data.shards import ShardPlan, plan_shards
-from raysers.data.sources import LISTING, absolute_input, list_inputs
+from raysers.data.sources import list_inputs, listed_segments
 from raysers.engine import output
-from raysers.engine.placement import Placement as Placement
-from raysers.engine.placement import io_threads as io_threads
-from raysers.engine.progress import LINE_EVERY_S, hours
-from raysers.errors import ConfigError
-from raysers.run import Run, absolute_output
-from raysers.schemas import MANIFEST
-from raysers.types import NS_PER_S, Status
+from raysers.engine.listing import inspected, listed_tables, segmenting, to_manifest, warn
+from raysers.errors import ConfigError, RaysersError
+from raysers.io import storage
+from raysers.run import Run
+from raysers.schemas import CHANNEL, MANIFEST, OBJECTS
+from raysers.types import Status
 
-#: Version of what the rows mean; another one is never mixed into an output folder.
-ROWS_VERSION = 2
+_CUT_OTHERWISE = (
+    "the file changed since it was listed and is cut into other clips now: give a new --output to "
+    "score all of it"
+)
 
-#: Objects whose headers one task reads. Finding speech decodes whole files, so its tasks are small.
-_OBJECTS_PER_TASK = 2000
-_OBJECTS_PER_VAD_TASK = 1
+#: No end of a clip.
+_NOT_GIVEN = -1
 
-#: Blocks that the cluster gets at a time.
-_BLOCKS_AT_A_TIME = 1000
-
-#: Up to so much 16-bit audio, finding speech is not worth starting a cluster.
-_LOCAL_VAD_BYTES = 120 << 20
-
-FlagsT = TypeVar("FlagsT", bound=ListingFlags)
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,157 +78,8 @@ class Plan:
         return float(np.sum(self.shards.seconds[self.todo]))
 
 
-def has_cluster() -> bool:
-    """Whether this process has a Ray cluster, or the address of one."""
-    # another thread may be importing it
-    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", bool)
-    return bool(os.environ.get("RAY_ADDRESS")) or is_initialized()
-
-
-def with_absolute_paths(flags: FlagsT) -> FlagsT:
-    """The flags, checked (ConfigError), with places that every process of the cluster knows."""
-    flags.check()
-    places = tuple(map(absolute_input, flags.input))
-    return replace(flags, input=places, output=absolute_output(flags.output))
-
-
-def listing_settings(flags: ListingFlags) -> dict[str, Any]:
-    """The settings that decide a manifest."""
-    settings: dict[str, Any] = {
-        "input": list(flags.input),
-        "segment": flags.segment,
-        "limit": flags.limit,
-        "rows_version": ROWS_VERSION,
-    }
-    if flags.channel != "mean":
-        settings["channel"] = flags.channel
-    if flags.segment == "window":
-        settings["hop_s"] = flags.hop_s
-    if flags.segment != "whole":
-        settings |= {"window_s": flags.window_s, "min_s": flags.min_s}
-    return settings
-
-
-def list_clips(flags: ListingFlags, *, local: bool | None = None) -> Manifest:
-    """The manifest of the input; see `index`."""
-    manifest = index(flags.input, segmenting(flags), limit=flags.limit, local=local)
-    refuse_unseen_input(manifest, local)
-    return manifest
-
-
-def segmenting(flags: ListingFlags) -> Segmenting:
-    """How the flags cut recordings into clips."""
-    channel = {"left": 1, "right": 2}.get(str(flags.channel), flags.channel)
-    return Segmenting(
-        kind=flags.segment,
-        window_s=flags.window_s,
-        hop_s=flags.hop_s,
-        min_s=flags.min_s,
-        channel=channel,  # type: ignore[arg-type]
-    )
-
-
-def index(
-    inputs: Sequence[str],
-    segmenting: Segmenting,
-    *,
-    limit: int = 0,
-    local: bool | None = None,
-) -> Manifest:
-    """The manifest of everything under `inputs`; only the first `limit` clips if above 0.
-
-    Finished manifests among the inputs are taken as they are; nothing of them is inspected again.
-    With `local`, headers are read in this process; None does so when there are few.
-
-    Raises:
-        ConfigError: an input that is not there, holds no audio, or is a table that does not fit.
-        CredentialsError, TransientStorageError: the store does not answer as it should.
-    """
-    refuse_cutting(inputs, segmenting)
-    finished = [uri for uri in inputs if is_manifest(uri)]
-    tables = (read_part(place) for uri in finished for place in whole_parts(uri))
-    others = [uri for uri in inputs if uri not in finished]
-    listed = listed_tables(others) if others else ()
-    return to_manifest(tables, listed, segmenting, limit=limit, local=local)
-
-
-def listed_tables(inputs: Sequence[str]) -> Iterator[pa.Table]:
-    """What the inputs list; warnings are printed."""
-    notes: list[str] = []
-    for batch in list_inputs(inputs, notes=notes):
-        yield pa.Table.from_batches([batch])
-    for warning in notes:
-        warn(warning)
-
-
-def to_manifest(
-    finished: Iterable[pa.Table],
-    listed: Iterable[pa.Table],
-    segmenting: Segmenting,
-    *,
-    limit: int = 0,
-    local: bool | None = None,
-) -> Manifest:
-    """The manifest of finished manifests and of the clips of `listed` objects; see `index`.
-
-    Headers are read in this process or by Ray tasks. Clips that several rows name are one row, and
-    a warning counts them.
-    """
-    if limit:  # every object is at least one clip
-        listed = _first(listed, limit)
-    empty = MANIFEST.empty_table()
-    tables = chain([empty], finished, inspected(listed, segmenting, local=local))
-    manifest, repeated = collect(tables, limit=limit)
-    if repeated:
-        warn(
-            f"{repeated:,} rows name the same stretch of a file as another row, or do so once they "
-            "end where the file ends: each is one clip"
-        )
-    return manifest
-
-
-def _first(tables: Iterable[pa.Table], limit: int) -> Iterator[pa.Table]:
-    """The first `limit` rows by file and start of tables in any order."""
-    held, order = LISTING.empty_table(), [("file", "ascending"), ("start", "ascending")]
-    for table in tables:
-        held = pa.concat_tables([held, table], promote_options="default")
-        if len(held) > 2 * limit + _OBJECTS_PER_TASK:
-            held = held.sort_by(order).slice(0, limit)
-    yield held.sort_by(order).slice(0, limit)
-
-
-def map_blocks(
-    work: Callable[[pa.Table], pa.Table],
-    blocks: Iterable[pa.Table],
-    *,
-    local: bool,
-    threads: int = 4,
-) -> Iterator[pa.Table]:
-    """`work` on every block, in threads of this process or in Ray tasks; results in any order.
-
-    Raises:
-        RaysersError: what `work` raised.
-    """
-    blocks = iter(blocks)
-    if local:
-        with ThreadPoolExecutor(threads) as pool:
-            while some := list(islice(blocks, 16 * threads)):
-                yield from pool.map(work, some)
-        return
-    from raysers.engine import cluster
-
-    cluster.connect()
-    # what is listed goes to the workers while the next is listed
-    while some := list(islice(blocks, _BLOCKS_AT_A_TIME)):
-        yield from cluster.map_blocks(work, some)
-
-
 def make_plan(
-    flags: ClipJobFlags,
-    run: Run,
-    table: str,
-    manifest: Manifest,
-    settings: Mapping[str, Any],
+    flags: ClipJobFlags, run: Run, table: str, manifest: Manifest, settings: Mapping[str, Any]
 ) -> Plan:
     """Cut the manifest into shards and see which are left.
 
@@ -243,117 +92,197 @@ def make_plan(
     stamp = output.stamp_of(run.job, {**settings, "manifest": manifest.fingerprints[0]})
     resumed = run.earlier is not None
     done = output.shards_done(run.output, table, len(shards), stamp) if resumed else set()
-    todo = set(range(len(shards))) - done
-    return Plan(clips=manifest, shards=shards, todo=sorted(todo), settings=settings, stamp=stamp)
+    todo = sorted(set(range(len(shards))) - done)
+    return Plan(clips=manifest, shards=shards, todo=todo, settings=settings, stamp=stamp)
 
 
-def refuse_cutting(inputs: Sequence[str], segmenting: Segmenting) -> None:
-    """Raises ConfigError where a finished manifest among the inputs would have to be cut."""
-    flag = f"--segment {segmenting.kind}" if segmenting.kind != "whole" else ""
-    flag = flag or (f"--channel {segmenting.channel}" if segmenting.channel != "mean" else "")
-    for uri in inputs if flag else ():
-        if is_manifest(uri):
-            raise ConfigError(
-                f"{flag}: {uri} is a manifest whose clips are decided already; leave "
-                f"{flag.split()[0]} out, or index the audio again"
-            )
-
-
-def refuse_unseen_input(manifest: Manifest, local: bool | None = None) -> None:
-    """Raises ConfigError where no clip is named, or no node but this one sees the files."""
-    if not manifest.num_rows:
-        raise ConfigError("--input: its tables name no clip: give tables with rows, or audio")
-    if local or not has_cluster():
+def warn_of_new_files(inputs: Sequence[str], clips: Manifest) -> None:
+    """Name files that the inputs have got since the list of clips was made."""
+    _, others = _split(inputs)
+    if not others:
         return
-    first = manifest.part(0, ["file"])["file"][0].as_py()
-    statuses = (part["status"] for part in manifest.parts(["status"]))
-    nothing = all(pc.all(pc.equal(one, str(Status.MISSING))).as_py() for one in statuses)
-    if not nothing or not os.path.exists(first):
-        return
-    from raysers.engine import cluster
-
-    if not cluster.is_one_machine():
-        raise ConfigError(
-            f"--input: the nodes do not see {first}: put the audio on a shared disk or in s3://"
+    is_new, added = _known_files(clips), set[str]()
+    with suppress(RaysersError):  # the run goes on with what it has listed
+        for batch in list_inputs(others):
+            added.update(batch.filter(is_new(batch))["file"].to_pylist())
+    if added:
+        files = "1 file was" if len(added) == 1 else f"{len(added):,} files were"
+        warn(
+            f"{files} added since the clips were listed and not scored (the first: {min(added)}): "
+            "--extend scores them"
         )
 
 
-def inspected(
-    listed: Iterable[pa.Table], segmenting: Segmenting, *, local: bool | None = None
-) -> Iterator[pa.Table]:
-    """The manifest rows of listed objects, in any order.
+def extended(flags: ClipJobFlags, run: Run, clips: Manifest) -> Manifest:
+    """The clips, and those of files that the inputs have got since these were listed.
 
-    Headers are read in this process (`local`; None: when there are few) or by Ray tasks.
+    Raises:
+        ConfigError: as `index`, or the output has channels and the new clips have none.
     """
-    vad = segmenting.kind == "vad"
-    objects = 0
-
-    def counted() -> Iterator[pa.Table]:
-        nonlocal objects
-        for table in listed:
-            objects += len(table)
-            yield table
-
-    blocks = _blocks(counted(), _OBJECTS_PER_VAD_TASK if vad else _OBJECTS_PER_TASK)
-    first = list(_few(blocks, vad))
-    rest = next(blocks, None)
-    here = bool(local) or (rest is None and not (vad and has_cluster()))
-    if rest is not None:
-        first.append(rest)
-    # one thread loads and calls the speech detector
-    inspect = partial(_inspect, segmenting=segmenting)
-    found = map_blocks(inspect, chain(first, blocks), local=here, threads=1 if vad else 4)
-    clips, speech_s, read_s, last_s = 0, 0.0, 0.0, time.monotonic()
-    for table in found:
-        clips += table.num_rows
-        if vad:
-            speech = table.filter(pc.equal(table["status"], str(Status.OK)))
-            speech_s += pc.sum(speech["duration_s"]).as_py() or 0.0
-            ends = pa.table({"file": table["file"], "end": table["end"].cast(pa.int64())})
-            ends = ends.group_by("file").aggregate([("end", "max")])
-            read_s += (pc.sum(ends["end_max"]).as_py() or 0) / NS_PER_S
-        if time.monotonic() - last_s >= LINE_EVERY_S:
-            last_s = time.monotonic()
-            line = f"reading headers: {clips:,} clips of {objects:,} files"
-            if vad:
-                line = f"finding speech: {hours(speech_s)} in {hours(read_s)} of audio"
-            print(line, file=sys.stderr)
-        yield table
+    finished, others = _split(flags.input)
+    is_new = _known_files(clips)
+    tables = (read_part(place) for uri in finished for place in whole_parts(uri))
+    listed = listed_tables(others) if others else ()
+    added = to_manifest(
+        (table.filter(is_new(table)) for table in tables),
+        (table.filter(is_new(table)) for table in listed),
+        segmenting(flags),
+        local=True if flags.workers == "local" else None,
+    )
+    if not added.num_rows:
+        return clips
+    if len({CHANNEL.name in one.part(0).column_names for one in (clips, added)}) > 1:
+        raise ConfigError(
+            f"--extend: --output {run.output} has a column channel and the added clips have none, "
+            "or the other way round: give another --output"
+        )
+    clips = clips.extended(added)
+    _settle(run, clips)
+    return clips
 
 
-def _blocks(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size`; only tables of clips have labels."""
-    held: list[pa.Table] = []
-    rows = 0
-    for table in chain(tables, [None]):
-        if table is not None:
-            held.append(table)
-            rows += len(table)
-        if rows and (table is None or rows >= size):
-            together = pa.concat_tables(held, promote_options="default")
-            yield from (together.slice(at, size) for at in range(0, rows, size))
-            held, rows = [], 0
+def _split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The finished manifests among the inputs, and what can be listed again."""
+    finished = [uri for uri in inputs if uri != STDIN and is_manifest(uri)]
+    return finished, [uri for uri in inputs if uri != STDIN and uri not in finished]
 
 
-def _few(blocks: Iterator[pa.Table], vad: bool) -> Iterator[pa.Table]:
-    """The first blocks, up to what is too little to start a cluster for."""
-    num_bytes = 0
-    for block in blocks:
-        yield block
-        num_bytes += pc.sum(block["num_bytes"]).as_py() or 0
-        if not vad or num_bytes > _LOCAL_VAD_BYTES:
-            return
+def _known_files(clips: Manifest) -> Callable[[Any], pa.Array]:
+    """A mask of the rows of a table whose file is not of these clips."""
+
+    def hashes(rows: Any) -> NDArray[np.int64]:  # eight bytes a file
+        return np.fromiter(map(hash, rows["file"].to_pylist()), np.int64, len(rows))
+
+    known = np.unique(np.concatenate([hashes(part) for part in clips.parts(["file"])]))
+    return lambda rows: pa.array(~np.isin(hashes(rows), known, assume_unique=False))
 
 
-def _inspect(block: pa.Table, segmenting: Segmenting) -> pa.Table:
-    if segmenting.kind != "vad":
-        return probe_batch(block, segmenting)
-    from raysers.models.vad import find_speech  # torch, which reading headers does not need
-
-    speech = partial(find_speech, min_s=segmenting.min_s, max_s=segmenting.window_s)
-    return probe_batch(block, segmenting, find_speech=speech)
+def _settle(run: Run, clips: Manifest) -> None:
+    """Let the record that is resumed name all clips: what was added changes no row before it."""
+    assert run.earlier is not None, "nothing is resumed"
+    settings = {**run.earlier.settings, "manifest": clips.fingerprint}
+    run.earlier = replace(run.earlier, settings=settings)
 
 
-def warn(text: str) -> None:
-    """A warning on stderr."""
-    print(f"warning: {text}", file=sys.stderr)
+def stored_manifest(run: Run) -> Manifest:
+    """The manifest of the run that is resumed, with extensions that are not in its record yet.
+
+    Raises:
+        RaysersError: it is not the one that the run's record names.
+    """
+    assert run.earlier is not None, "nothing is resumed"
+    manifest = Manifest.stored(storage.join(run.output, "manifest"))
+    if run.earlier.settings.get("manifest") not in manifest.fingerprints:
+        raise RaysersError(
+            f"the manifest in {run.output} is not the one its run.json names: it was changed from "
+            "outside; start again in another folder"
+        )
+    _settle(run, manifest)
+    return manifest
+
+
+def with_failed(plan: Plan, flags: ClipJobFlags, output_uri: str, table: str) -> Plan:
+    """The plan with the finished shards that hold a row to retry, its clips as their files are now.
+
+    A whole file takes its new length. A segment has the times of its table, held against the file
+    as on the first listing. Windows and stretches of speech are scored where the file is still cut
+    alike; where it is not, the row says so. Members of a tar and clips of a finished manifest have
+    to be of the version that was listed.
+
+    Raises:
+        ConfigError: a table of the input cannot be read any more.
+    """
+    statuses = pa.array(map(str, flags.retry))
+    todo, failed = set(plan.todo), set()
+    for shard, part in output.read_parts(
+        output_uri, table, range(len(plan.shards)), ["clip_id", "status"], stamp=plan.stamp
+    ):
+        if ids := part.filter(pc.is_in(part["status"], statuses))["clip_id"].to_pylist():
+            todo.add(shard)
+            failed.update(ids)
+    changed = _inspected_again(plan.clips, failed, flags) if failed else None
+    return replace(plan, changed=changed, todo=sorted(todo))
+
+
+def _inspected_again(clips: Manifest, ids: Collection[str], flags: ClipJobFlags) -> pa.Table:
+    """The clips of these ids, as their files are now."""
+    rows = plain_rows(_where(clips, "clip_id", ids))
+    listed = _listed(rows, flags.input)
+    again = pa.Table.from_pylist(
+        list({row[CARRIED.name]: row for row in listed}.values()),
+        pa.schema([*OBJECTS, CARRIED, CHANNEL]),
+    )
+    local = True if flags.workers == "local" else None
+    found: dict[str, list[Row]] = defaultdict(list)
+    # the channels are decided as well
+    for table in inspected([again], replace(segmenting(flags), channel="mean"), local=local):
+        for clip in plain_rows(table):
+            found[clip[CARRIED.name]].append(clip)
+    spans = defaultdict(set)
+    if flags.segment != "whole":
+        for row in plain_rows(_where(clips, "file", {row["file"] for row in rows})):
+            spans[row["file"], row.get(CHANNEL.name)].add((row["start"], row["end"]))
+    new = []
+    for row, key in zip(rows, (one[CARRIED.name] for one in listed), strict=True):
+        is_cut = flags.segment != "whole" and key != row["clip_id"]
+        known = spans[row["file"], row.get(CHANNEL.name)]
+        now = _cut(row, found[key], known) if is_cut else found[key][0]
+        if now["end"] is None:  # nothing is known of the file
+            now = row | {name: now[name] for name in ("status", "error")}
+        new.append(now | {"clip_id": row["clip_id"]})
+    return pa.Table.from_pylist(new, MANIFEST)
+
+
+def _listed(rows: list[Row], inputs: Sequence[str]) -> list[Row]:
+    """How the input lists what each clip is of: a file, or a part of it, which carries the id."""
+    finished = [uri for uri in inputs if is_manifest(uri)]
+    ids = {row["clip_id"] for row in rows}
+    decided = (_where(Manifest.stored(uri), "clip_id", ids) for uri in finished)
+    pinned = {clip for table in decided for clip in table["clip_id"].to_pylist()}
+    segments = listed_segments([uri for uri in inputs if uri not in finished])
+    ends = defaultdict(set)
+    files = pa.array({row["file"] for row in rows}, pa.string())
+    for given in plain_rows(segments.filter(pc.is_in(segments["file"], files))):
+        ends[given["file"], given["start"] or 0].add(given["end"])
+    listed = []
+    for row in rows:
+        channel = row.get(CHANNEL.name)
+        key = f"{row['file']}\0{row['byte_offset']}\0{channel}"
+        one = {"file": row["file"], CHANNEL.name: channel}
+        if row["byte_offset"] is not None:
+            one |= {name: row[name] for name in ("num_bytes", "etag", "byte_offset", "byte_size")}
+        if row["clip_id"] in pinned and row["end"] is not None:
+            key, one = row["clip_id"], one | {name: row[name] for name in OBJECTS.names}
+        elif (end := _given_end(row["end"], ends[row["file"], row["start"]])) != _NOT_GIVEN:
+            key = row["clip_id"]
+            one |= {"start": row["start"], "end": end}
+        listed.append(one | {CARRIED.name: key})
+    return listed
+
+
+def _where(clips: Manifest, name: str, values: Collection[str]) -> pa.Table:
+    known = pa.array(values, pa.string())
+    found = [part.filter(pc.is_in(part[name], known)) for part in clips.parts()]
+    return pa.concat_tables(found, promote_options="default")
+
+
+def _given_end(end: int | None, ends: Collection[int | None]) -> int | None:
+    """The end that a table gave a clip of the end `end`; `_NOT_GIVEN` where it gave none.
+
+    An open end and one just behind the file's end are in the manifest as the end of the file.
+    """
+    if end in ends:
+        return end
+    near = [e for e in ends if e is not None and end is not None and 0 < e - end <= CLAMPED_NS]
+    return min(near) if near else None if None in ends else _NOT_GIVEN
+
+
+def _cut(row: Row, now: list[Row], spans: Collection[tuple[int, int | None]]) -> Row:
+    """The listed window `row` of a file that is cut into the clips `now`, before into `spans`."""
+    same = next((r for r in now if (r["start"], r["end"]) == (row["start"], row["end"])), None)
+    is_same_file = same and row["etag"] and same["etag"] == row["etag"]  # `--limit` cuts spans off
+    if same and (is_same_file or all((r["start"], r["end"]) in spans for r in now)):
+        return same
+    if all(r["status"] != Status.OK for r in now):
+        return row | {name: now[0][name] for name in ("status", "error")}
+    return row | {"status": str(Status.UNREADABLE), "error": _CUT_OTHERWISE}

@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby, islice
@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from raysers.data.manifest import clips_of
 from raysers.data.shards import shard_name
 from raysers.engine import ledger, output
-from raysers.engine.feed import AHEAD_S, Decoded, decode_ahead, micro_batches
-from raysers.engine.plan import Placement
-from raysers.errors import ClipError, DeviceLost, RaysersError
+from raysers.engine.feed import AHEAD_S, Decoded, Variants, decode_ahead, micro_batches
+from raysers.engine.placement import Placement
+from raysers.engine.processes import Once, ProcessPool
+from raysers.errors import ClipError, DecoderDied, DeviceLost, RaysersError
 from raysers.run import RunRecord
 from raysers.types import Clip, Status
 
@@ -49,9 +50,8 @@ _STRETCH = 32
 class ClipModel(Protocol):
     """A loaded model as the worker uses it.
 
-    Attributes:
-        max_padded_s: largest clips x longest, in seconds, of one forward pass.
-        provenance: columns of every row, scored or not.
+    `max_padded_s` is the largest clips x longest, in seconds, of one forward pass; `provenance` are
+    columns of every row, scored or not.
     """
 
     max_padded_s: float
@@ -98,6 +98,11 @@ class ClipTask(ABC):
         return True
 
     @property
+    def model_threads(self) -> int:
+        """Threads that call the model: on a GPU, one makes rows while another's batch is there."""
+        return 1
+
+    @property
     def notes(self) -> Sequence[str]:
         """Warnings to print before the work starts."""
         return ()
@@ -119,17 +124,19 @@ class ClipTask(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """What every worker of a run needs to know."""
+    """What every worker of a run needs to know.
+
+    `stamp` goes into every part (`output.stamp_of`); rows with a status in `retry` are scored
+    again; `io_threads` fetch and decode, in `decode_processes` beside the worker's if any.
+    """
 
     output: str
     run_id: str
-    #: Written into every part (`output.stamp_of`).
     stamp: str
-    #: Statuses whose rows are scored again.
     retry: frozenset[str]
     max_clip_s: float
-    #: Threads that fetch and decode.
     io_threads: int
+    decode_processes: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,9 +145,8 @@ class ShardResult:
 
     `statuses` and `audio_s` count the part's rows and audio, `scored_s` and `padded_s` what went
     through the model, without and with padding. `model_s` is the wall time of forward passes,
-    `wait_s` the time in which the model waited for audio. `faults` has, by fault of recordings
-    (`audio.level.FAULTS`), the clips decoded and one file. `began_at` (since the epoch) is when the
-    worker, its model loaded, took the shard up; `peak_bytes` the worker's largest resident memory.
+    `wait_s` that of waiting for audio. `faults` has, by fault (`audio.level.FAULTS`), the clips and
+    one file. The shard was begun at `began_at` (since the epoch); `peak_bytes` are the worker's.
     """
 
     shard: int
@@ -154,6 +160,13 @@ class ShardResult:
     decoded: int = 0
     faults: dict[str, tuple[int, str]] = field(default_factory=dict)
     peak_bytes: int = 0
+
+    def count_decoded(self, one: Decoded) -> None:
+        """Count a clip and the faults of its recording."""
+        self.decoded += 1
+        for fault in one.faults:
+            clips, file = self.faults.get(fault, (0, one.clip.file))
+            self.faults[fault] = clips + 1, file
 
     def about(self, part: pa.Table) -> Self:
         """This result, with what `part` holds."""
@@ -170,22 +183,19 @@ Report = Callable[[int, float, dict[str, int]], None]
 
 
 class ShardWorker:
-    """Scores shards with one model, which one thread loads and calls.
-
-    A second thread would start a second team of compute threads.
-    """
+    """Scores shards with one model, which on CPUs only the thread that loaded it calls."""
 
     def __init__(self, settings: WorkerSettings, task: ClipTask, report: Report) -> None:
         self._settings = settings
         self._task = task
         self._report = report
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._io = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="decode")
+        self._model_threads = ThreadPoolExecutor(task.model_threads, thread_name_prefix="model")
+        self._io, self._variants = decoding(task, settings.io_threads, settings.decode_processes)
         self._store = ThreadPoolExecutor(2 * SHARDS_AT_A_TIME, thread_name_prefix="store")
         self._slots = threading.Semaphore(SHARDS_AT_A_TIME)
         self._turn = threading.Lock()
         self._stopped = threading.Event()
-        self._model = self._model_thread.submit(task.open).result()
+        self._model = self._model_threads.submit(task.open).result()
 
     def stop(self) -> None:
         """Make shards in work end at their next micro-batch, with an error."""
@@ -195,14 +205,14 @@ class ShardWorker:
         """End the threads; nothing is in work any more."""
         self._io.shutdown(wait=False, cancel_futures=True)
         self._store.shutdown()
-        self._model_thread.shutdown(wait=False, cancel_futures=True)
+        self._model_threads.shutdown(wait=False, cancel_futures=True)
 
     def run(self, block: pa.Table) -> ShardResult:
         """Score one shard's clips and write its part. Safe to repeat: same name, same rows."""
         shard = block["shard"][0].as_py()
-        settings = self._settings
+        settings, task = self._settings, self._task
         result = ShardResult(shard=shard)
-        uri = output.part_uri(settings.output, self._task.table, shard)
+        uri = output.part_uri(settings.output, task.table, shard)
         # both answers of the store at once: a shard of short clips would wait longer than it works
         begun = self._store.submit(
             ledger.begin, settings.output, shard_name(shard), settings.run_id
@@ -213,20 +223,24 @@ class ShardWorker:
             attempt = begun.result()
         clips = clips_of(block)
         if earlier is not None:
-            clips = _to_retry(clips, earlier, settings)
+            again = _to_retry(earlier, settings)
+            clips = [clip for clip in clips if clip.clip_id in again]
             if not clips:  # nothing to retry, or a finished shard whose result was lost
                 attempt.close()
                 return result.about(earlier)
-        try:
-            rows = self._rows_of(clips, attempt, result)
-        except BaseException as error:
-            if not isinstance(error, DeviceLost):
-                attempt.abandon()
-            raise
-        names = self._task.variant_names
-        ordered = [rows[clip.clip_id, name] for clip in clips for name in names]
-        schema = output.row_schema(self._task.schema, block.column_names)
-        part = output.to_table(ordered, schema)
+        while True:
+            try:
+                rows = self._rows_of(clips, attempt, result)
+                break
+            except DecoderDied:  # as after the death of this process, but the model stays loaded
+                result = ShardResult(shard=shard)
+                attempt = ledger.begin(settings.output, shard_name(shard), settings.run_id)
+            except BaseException as error:
+                if not isinstance(error, DeviceLost):
+                    attempt.abandon()
+                raise
+        ordered = [rows[clip.clip_id, name] for clip in clips for name in task.variant_names]
+        part = output.to_table(ordered, output.row_schema(task.schema, block.column_names))
         if earlier is not None:
             part = output.replace_rows(earlier, part)
         output.write_part(uri, part, stamp=settings.stamp)
@@ -242,46 +256,30 @@ class ShardWorker:
             for _ in range(slots):
                 self._slots.acquire()
         try:
-            isolated = self._isolated_feed(clips, attempt, result)
-            feed = isolated if attempt.suspicious else self._feed(clips, result)
-            return self._model_thread.submit(self._score_feed, feed, attempt, result).result()
+            feed = self._isolated_feed(clips, attempt) if attempt.suspicious else self._feed(clips)
+            return self._model_threads.submit(self._score_feed, feed, attempt, result).result()
         finally:
             self._slots.release(slots)
 
-    def _feed(self, clips: list[Clip], result: ShardResult) -> Iterator[Decoded]:
-        counting = threading.Lock()
-
-        def variants(decoded: Decoded) -> list[Decoded]:
-            if decoded.signal is not None:
-                with counting:
-                    result.decoded += 1
-                    for fault in decoded.faults:
-                        clips, file = result.faults.get(fault, (0, decoded.clip.file))
-                        result.faults[fault] = clips + 1, file
-            return self._task.variants(decoded)
-
+    def _feed(self, clips: list[Clip]) -> Iterator[Decoded]:
         return decode_ahead(
             clips,
             self._io,
             max_clip_s=self._settings.max_clip_s,
-            ahead_s=ahead_s(max(AHEAD_S, 4 * self._model.max_padded_s), self._task),
-            variants=variants,
+            ahead_s=ahead_of(self._task, max(AHEAD_S, 4 * self._model.max_padded_s)),
+            variants=self._variants,
         )
 
-    def _isolated_feed(
-        self, clips: list[Clip], attempt: ledger.Attempt, result: ShardResult
-    ) -> Iterator[Decoded]:
+    def _isolated_feed(self, clips: list[Clip], attempt: ledger.Attempt) -> Iterator[Decoded]:
         for alone, group in groupby(clips, key=lambda c: c.clip_id in attempt.alone):
             while stretch := list(islice(group, 1 if alone else _STRETCH)):
                 if attempt.given_up(stretch[0].clip_id):
-                    message = (
-                        f"its worker process died {ledger.MAX_DEATHS} times on this clip alone"
-                    )
-                    error = ClipError(Status.WORKER_DIED, message)
+                    times = f"{ledger.MAX_DEATHS} times on this clip alone"
+                    error = ClipError(Status.WORKER_DIED, f"its worker process died {times}")
                     yield from self._task.variants(Decoded(clip=stretch[0], error=error))
                     continue
                 attempt.enter([clip.clip_id for clip in stretch])
-                yield from self._feed(stretch, result)
+                yield from self._feed(stretch)
 
     def _score_feed(
         self, feed: Iterator[Decoded], attempt: ledger.Attempt, result: ShardResult
@@ -296,20 +294,20 @@ class ShardWorker:
         return rows
 
     def _score(self, batch: Sequence[Decoded], result: ShardResult) -> Iterator[tuple[Key, Row]]:
-        """Rows of a batch, with one forward pass over the clips that have a signal."""
-        good = [one for one in batch if one.signal is not None]
         started = time.perf_counter()
-        scored = iter(score_clips(self._model, good))
+        scored = score_batch(self._model, batch)
         result.model_s += time.perf_counter() - started
-        result.padded_s += len(good) * max((one.duration_s for one in good), default=0.0)
+        lengths_s = [one.duration_s for one in batch if one.signal is not None]
+        result.padded_s += len(lengths_s) * max(lengths_s, default=0.0)
         shared = {"run_id": self._settings.run_id, "created_at": datetime.now(UTC)}
-        for one in batch:
+        for one, found in zip(batch, scored, strict=True):
             clip, has_signal = one.clip, one.signal is not None
-            found = next(scored) if has_signal else one.error
             failure = found if isinstance(found, ClipError) else None
             status = str(failure.status if failure else Status.OK)
             result.scored_s += one.duration_s
             result.statuses[status] += 1
+            if has_signal and one.variant == self._task.variant_names[0]:
+                result.count_decoded(one)
             row = {
                 "file": clip.file,
                 "start": clip.start_ns,
@@ -327,19 +325,44 @@ class ShardWorker:
             yield key, {**row, **shared, **self._model.provenance, **one.columns, **scores}
 
 
-def score_clips(model: ClipModel, decoded: Sequence[Decoded]) -> list[Row | ClipError]:
-    """One forward pass over clips that all have a signal."""
-    signals = [one.signal for one in decoded if one.signal is not None]
-    return model.score(signals, [one.clip.transcript for one in decoded]) if signals else []
+def score_batch(model: ClipModel, batch: Sequence[Decoded]) -> list[Row | ClipError]:
+    """One forward pass over the clips of a batch that have a signal; the errors of the others."""
+    signals = [one.signal for one in batch if one.signal is not None]
+    texts = [one.clip.transcript for one in batch if one.signal is not None]
+    scored = iter(model.score(signals, texts) if signals else ())
+    return [next(scored) if one.error is None else one.error for one in batch]
 
 
-def ahead_s(plain_s: float, task: ClipTask) -> float:
-    """Clip seconds to decode ahead: `plain_s` without variants, fewer with them in memory too."""
+def decoding(task: ClipTask, threads: int, processes: int) -> tuple[Executor, Variants | None]:
+    """What decodes, and what makes a task's variants there."""
+    if not processes:
+        return ThreadPoolExecutor(threads, thread_name_prefix="decode"), task.variants
+    plain = type(task).variants is ClipTask.variants
+    pool = ProcessPool(processes, max(2, -(-threads // processes)))
+    return pool, None if plain else Once(task.variants)
+
+
+def score_stream(
+    model: ClipModel,
+    clips: Sequence[Clip],
+    pool: Executor,
+    *,
+    max_clip_s: float,
+    ahead_s: float = AHEAD_S,
+    variants: Variants | None = None,
+) -> Iterator[tuple[Decoded, Row | ClipError]]:
+    """Clips or their variants, and their scores."""
+    feed = decode_ahead(clips, pool, max_clip_s=max_clip_s, ahead_s=ahead_s, variants=variants)
+    for batch in micro_batches(feed, model.max_padded_s):
+        yield from zip(batch, score_batch(model, batch), strict=True)
+
+
+def ahead_of(task: ClipTask, plain_s: float = AHEAD_S) -> float:
+    """Clip seconds to decode ahead, fewer where their variants are in memory too."""
     return plain_s / math.sqrt(len(task.variant_names))
 
 
 def _timed(feed: Iterator[Decoded], result: ShardResult) -> Iterator[Decoded]:
-    """The same clips, adding up how long the model waits for them."""
     started = time.perf_counter()
     for one in feed:
         result.wait_s += time.perf_counter() - started
@@ -359,14 +382,12 @@ def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Deco
         yield group
 
 
-def _to_retry(clips: list[Clip], earlier: pa.Table, settings: WorkerSettings) -> list[Clip]:
-    """Clips whose row has a status to retry and is not of this very run."""
-    failed = {
-        row["clip_id"]
-        for row in earlier.select(["clip_id", "status", "run_id"]).to_pylist()
-        if row["status"] in settings.retry and row["run_id"] != settings.run_id
-    }
-    return [clip for clip in clips if clip.clip_id in failed]
+def _to_retry(earlier: pa.Table, settings: WorkerSettings) -> set[str]:
+    """Ids of clips whose row has a status to retry and is not of this very run."""
+    rows = zip(
+        *(earlier[name].to_pylist() for name in ("clip_id", "status", "run_id")), strict=True
+    )
+    return {clip for clip, s, run in rows if s in settings.retry and run != settings.run_id}
 
 
 def _decode_order(clips: list[Clip]) -> list[Clip]:

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from raysers.annotation import AnnotateTask
 from raysers.data.manifest import clips_of
 from raysers.engine import progress
-from raysers.engine.feed import AHEAD_S, decode_ahead, micro_batches
 from raysers.engine.job import ClipJob
-from raysers.engine.plan import io_threads
-from raysers.engine.worker import score_clips
+from raysers.engine.placement import io_threads
+from raysers.engine.worker import score_stream
 from raysers.errors import ConfigError
 from raysers.evaluation.metrics import ccc
 from raysers.run import Exit
@@ -70,11 +69,9 @@ def score_with(
         model = task.open()
         rows: dict[str, Mapping[str, float]] = {}
         with ThreadPoolExecutor(threads) as pool:
-            feed = decode_ahead(clips_of(sample), pool, max_clip_s=max_clip_s, ahead_s=AHEAD_S)
-            for batch in micro_batches(feed, model.max_padded_s):
-                good = [one for one in batch if one.signal is not None]
-                for one, row in zip(good, score_clips(model, good), strict=True):
-                    rows[one.clip.clip_id] = row if isinstance(row, dict) else {}
+            clips = clips_of(sample)
+            for one, row in score_stream(model, clips, pool, max_clip_s=max_clip_s):
+                rows[one.clip.clip_id] = row if isinstance(row, dict) else {}
         ids = sample["clip_id"].to_pylist()
         scores = [[rows.get(i, {}).get(name, np.nan) for name in DIMENSIONS] for i in ids]
         found.append(np.array(scores, np.float64).reshape(-1, len(DIMENSIONS)))

@@ -26,7 +26,7 @@ from raysers.data.files import csv_records
 from raysers.data.labelled import read_labelled
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.engine import output as parts
-from raysers.engine.labelled import index_labelled
+from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap, interval_notes
 from raysers.evaluation.correctness import (

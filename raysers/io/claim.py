@@ -3,7 +3,7 @@
 A claim left by a dead process is taken over. On the machine that wrote it, the process is looked
 up; elsewhere the claim is dead once it has not changed for `EXPIRY_S`, measured by the observer's
 own clock, so clocks need not agree. Stores without conditional writes get a plain object that is
-read back: two commands that start within a second can then both succeed, and a warning says so.
+read back, and a warning: two commands that start within a second can then both succeed.
 """
 
 from __future__ import annotations

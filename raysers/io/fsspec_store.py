@@ -23,7 +23,7 @@ from raysers.errors import (
     TransientStorageError,
 )
 from raysers.io.ranged import Fetched
-from raysers.io.uris import MAC_LEFTOVER, ObjectInfo, is_hidden, is_mac_leftover, suffix_of
+from raysers.io.uris import ObjectInfo, is_shown, suffix_of
 
 Result = TypeVar("Result")
 
@@ -85,7 +85,7 @@ def is_folder(uri: str) -> bool:
     return bool(_call(uri, lambda fs, path: fs.isdir(path)))
 
 
-def list_below(
+def list_objects(
     uri: str, suffixes: frozenset[str] | None, skipped: Callable[[str, str], None]
 ) -> Iterator[ObjectInfo]:
     """Files below a folder; see `storage.list_objects`. All names are held in memory."""
@@ -96,10 +96,9 @@ def list_below(
 
     def kept(path: str) -> bool:
         below = path.removeprefix(root).strip("/")
-        if is_mac_leftover(below):
-            skipped(MAC_LEFTOVER, path)
-        hidden = is_hidden(below) or not below or path.endswith("/")
-        return not hidden and (suffixes is None or suffix_of(path) in suffixes)
+        is_kept = suffixes is None or suffix_of(path) in suffixes
+        is_file = bool(below) and not path.endswith("/")
+        return is_file and is_shown(below, path, skipped) and is_kept
 
     def info(path: str) -> ObjectInfo:
         place = f"{uri.rstrip('/')}/{path.removeprefix(root).strip('/')}"

@@ -11,8 +11,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from raysers.audio.source import open_regular, retried
 from raysers.errors import (
@@ -22,9 +24,18 @@ from raysers.errors import (
     WriteError,
 )
 from raysers.io.ranged import Fetched
-from raysers.io.uris import ObjectInfo
+from raysers.io.uris import ObjectInfo, is_shown, suffix_of
 
+Node = TypeVar("Node")
 Result = TypeVar("Result")
+#: Objects of one node and nodes still to expand.
+Page = tuple[list[ObjectInfo], list[Node]]
+#: Called in a listing thread with a reason and the path that the listing leaves out for it.
+Skipped = Callable[[str, str], None]
+
+#: Latency, not bandwidth, limits a listing, on S3 and on network disks alike.
+_THREADS = 16
+_PAGE_NAMES = 1000
 
 #: Nothing a second write could change.
 _UNWRITABLE = frozenset(
@@ -60,6 +71,87 @@ def info(path: str, about: os.stat_result) -> ObjectInfo:
 def is_folder(path: str) -> bool:
     """Whether a folder is there."""
     return "\0" not in path and os.path.isdir(path)
+
+
+class _Folder(NamedTuple):
+    path: str
+    #: (device, inode) of the folder and those above it: a link back to one of them is a loop
+    above: tuple[tuple[int, int], ...]
+    #: it, or one above it, was reached by a link
+    is_linked: bool = False
+    #: the names in it to look at; None: not read yet
+    names: list[str] | None = None
+
+
+def list_objects(
+    path: str, suffixes: frozenset[str] | None, skipped: Skipped
+) -> Iterator[ObjectInfo]:
+    """Files below the folder `path`, links followed; see `storage.list_objects`."""
+    if not is_folder(path):
+        raise ObjectMissing(f"{path}: no such folder")
+
+    def expand(folder: _Folder) -> Page[_Folder]:
+        if folder.names is None:
+            try:
+                names = retried(lambda: sorted(os.listdir(folder.path)), folder.path)
+            except ObjectMissing as error:
+                skipped(str(error).removeprefix(f"{folder.path}: "), folder.path)
+                return [], []
+            places = (os.path.join(folder.path, name) for name in names)
+            both = zip(names, places, strict=True)
+            shown = [name for name, place in both if is_shown(name, place, skipped)]
+            pages = range(0, len(shown), _PAGE_NAMES)
+            return [], [folder._replace(names=shown[at : at + _PAGE_NAMES]) for at in pages]
+        found: list[ObjectInfo] = []
+        folders: list[_Folder] = []
+        for path in (os.path.join(folder.path, name) for name in folder.names):
+            is_kept = suffixes is None or suffix_of(path) in suffixes
+            try:
+                about = retried(partial(os.stat, path), path)
+            except ObjectMissing as error:
+                # a dangling link, a path that is too long, gone since: reading it gives the reason
+                if isinstance(error, ObjectUnreadable) and not (is_kept and suffix_of(path)):
+                    skipped(str(error).removeprefix(f"{path}: "), path)
+                elif is_kept:
+                    found.append(ObjectInfo(path, 0, ""))
+                continue
+            if not stat_module.S_ISDIR(about.st_mode):
+                # pipes, sockets and devices as well: each becomes a row with the reason
+                if is_kept:
+                    found.append(info(path, about))
+            elif (identity := (about.st_dev, about.st_ino)) in folder.above:
+                skipped("a link back to a folder above it", path)
+            elif folder.is_linked and os.path.islink(path):
+                # these could multiply without end
+                skipped("a linked folder inside a linked folder", path)
+            else:
+                is_linked = folder.is_linked or os.path.islink(path)
+                folders.append(_Folder(path, (*folder.above, identity), is_linked))
+        return found, folders
+
+    about = os.stat(path)
+    return crawl(_Folder(path, ((about.st_dev, about.st_ino),)), expand)
+
+
+def crawl(root: Node, expand: Callable[[Node], Page[Node]]) -> Iterator[ObjectInfo]:
+    """Every object below `root`, from at most `_THREADS` pages at a time.
+
+    The first error of any thread is raised here; closing the iterator ends the threads.
+    """
+    # last in, first out: depth first keeps the waiting list short
+    nodes, running = [root], set[Future[Page[Node]]]()
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        while nodes or running:
+            while nodes and len(running) < _THREADS:
+                running.add(pool.submit(expand, nodes.pop()))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                found, below = future.result()
+                nodes += below
+                yield from found
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def fetch(
@@ -179,13 +271,10 @@ def _publish_new(temporary: str, path: str) -> None:
     try:
         os.link(temporary, path)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # disks without links: readers may see the file before it is complete
-        with open(temporary, "rb") as source, open(path, "xb") as file:
-            file.write(source.read())
-            file.flush()
-            os.fsync(file.fileno())
+        os.unlink(temporary)
+        if error.errno in _NO_LINKS:
+            raise ConditionsUnsupported(f"{path}: the disk has no links: {error}") from error
+        raise
     os.unlink(temporary)
 
 

@@ -2,18 +2,24 @@
 
 All of it comes from one version of the object: an object replaced between two reads would give half
 of each version, and sound like a healthy file.
+
+Also the audio inside Parquet tables, as Hugging Face stores it: a row group is the least that
+Parquet reads, so the last ones are kept; rows of a shard are neighbours (see `data.shards`), which
+then costs one reading a group.
 """
 
 from __future__ import annotations
 
 import io
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from raysers.errors import ObjectChanged, ObjectUnreadable
+from raysers.errors import ObjectChanged, ObjectMissing, ObjectUnreadable
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from _typeshed import WriteableBuffer
 
 MIB = 2**20
@@ -24,6 +30,8 @@ BLOCK_BYTES = MIB
 MAX_AHEAD = 8
 #: Blocks kept: a read-ahead, the first block (headers), and some that parsers return to.
 MAX_BLOCKS = MAX_AHEAD + 4
+#: Bytes of row groups that a process keeps; the last one stays, whatever its size.
+_GROUPS_BYTES = 256 * MIB
 
 
 class ShortAnswer(OSError):
@@ -79,14 +87,11 @@ class RangedFile(io.RawIOBase):
     ) -> None:
         """Reads nothing yet."""
         super().__init__()
-        self.name = name
-        self.etag = etag
+        self.name, self.etag = name, etag
         self._fetch = fetch
-        self._base = base_bytes
-        self._total = total_bytes
+        self._base, self._total = base_bytes, total_bytes
         self._size = num_bytes if base_bytes or num_bytes is not None else total_bytes
-        self._whole_bytes = whole_bytes
-        self._block_bytes = block_bytes
+        self._whole_bytes, self._block_bytes = whole_bytes, block_bytes
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._position = 0
         self._next_block = -1
@@ -184,3 +189,49 @@ class RangedFile(io.RawIOBase):
                 f"{self._total} bytes"
             )
         return fetched
+
+
+_lock = threading.Lock()
+_groups: OrderedDict[tuple[str, str, int], pa.Array] = OrderedDict()
+_footers: dict[tuple[str, str], pa.parquet.FileMetaData] = {}
+
+
+def open_row(table: str, row: int, file: RangedFile) -> BinaryIO:
+    """The audio of a row of the Parquet table that `file` reads, of the version `file.etag`.
+
+    Raises:
+        ObjectMissing: no such row, or no audio in it.
+        ObjectUnreadable: no Parquet table with a column of audio.
+        StorageError: as reading the table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    version = table, file.etag
+    with _lock:  # threads of a worker mostly need the same group
+        try:
+            if version not in _footers:
+                _footers[version] = pq.read_metadata(file)
+            footer = _footers[version]
+            group, first = 0, 0
+            while group < footer.num_row_groups and first + footer.row_group(group).num_rows <= row:
+                first += footer.row_group(group).num_rows
+                group += 1
+            if group == footer.num_row_groups:
+                raise ObjectMissing(f"{table} has no row {row}")
+            key = (*version, group)
+            if key not in _groups:
+                whole = pq.ParquetFile(file, metadata=footer)
+                names = [f.name for f in whole.schema_arrow if pa.types.is_struct(f.type)]
+                name = "audio" if "audio" in names else (names or ["audio"])[0]
+                found = whole.read_row_group(group, columns=[f"{name}.bytes"])[name]
+                _groups[key] = found.combine_chunks().field("bytes")
+            _groups.move_to_end(key)
+            while len(_groups) > 1 and sum(g.nbytes for g in _groups.values()) > _GROUPS_BYTES:
+                _groups.popitem(last=False)
+            data = _groups[key][row - first].as_py()
+        except (pa.ArrowException, OSError) as error:
+            raise ObjectUnreadable(f"{table}, row {row}: {str(error).splitlines()[0]}") from error
+    if data is None:
+        raise ObjectMissing(f"{table}, row {row} has no audio")
+    return io.BytesIO(data)

@@ -1,4 +1,4 @@
-"""S3 and compatible stores through boto3: ranged reads, one-call writes, pages of listings, errors.
+"""S3 and compatible stores through boto3: ranged reads, one-call writes, listings, errors.
 
 boto3 retries a request but never the reading of its body, so resets and short bodies are retried
 here. S3 answers 403 both for "not yours" and for "your key is wrong", and 400 for an expired token;
@@ -13,9 +13,9 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import count
+from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import boto3
@@ -37,17 +37,19 @@ from raysers.errors import (
     TransientStorageError,
     WriteError,
 )
+from raysers.io.local import Page, Skipped, crawl
 from raysers.io.ranged import Fetched
-from raysers.io.uris import ObjectInfo, split_s3
+from raysers.io.uris import ObjectInfo, is_shown, split_s3, suffix_of
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 Result = TypeVar("Result")
 
+#: More sub-prefixes than this on a page keep every thread busy without looking deeper.
+_FEW_PREFIXES = 16
 #: Above this an upload goes in parts; one PUT may not be larger than 5 GiB.
 MULTIPART_BYTES = 64 * 2**20
-_PREFIX = "RAYSERS_S3_"
 #: Changing one of these makes another client.
 _AWS_VARIABLES = [
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
@@ -57,8 +59,8 @@ _AWS_VARIABLES = [
 _AWS_HOST = re.compile(r"^https?://[^/]*\.(amazonaws\.com(\.cn)?|api\.aws)(:\d+)?(/|$)")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
-#: Codes of S3, HTTP statuses for answers without one (HEAD, gateways, other vendors) and exceptions
-#: of boto3 and urllib3; an error goes by the first of its names that is here.
+#: Codes of S3, HTTP statuses of answers without one, and exceptions of boto3 and urllib3; an error
+#: goes by the first of its names that is here.
 _NAMES: dict[type[StorageError], str] = {
     # ParamValidationError: a bucket name that S3 does not allow
     ObjectMissing: "NoSuchKey NoSuchBucket NoSuchVersion NotFound KeyTooLongError 404 405 410 "
@@ -79,14 +81,8 @@ _NAMES: dict[type[StorageError], str] = {
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 #: Everything boto3 is known to raise out of a call or out of reading a body.
-_FAILURES = (
-    boto.BotoCoreError,
-    boto.ClientError,
-    ResponseParserError,
-    S3UploadFailedError,
-    HTTPError,
-    OSError,
-)
+_CLIENT_FAILURES = (boto.BotoCoreError, boto.ClientError, ResponseParserError)
+_FAILURES = (*_CLIENT_FAILURES, S3UploadFailedError, HTTPError, OSError)
 #: Full store: no retry helps, so it must not look like a busy server.
 _FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity", 507})
 _ADVICE = {
@@ -101,7 +97,7 @@ class S3Settings(NamedTuple):
     """How S3 is used; each field is read from `RAYSERS_S3_<FIELD>` where that is set.
 
     With the defaults, an object that always answers 500 fails after 16 to 40 s, one that always
-    stalls after about 3 minutes. An operation is tried `max_attempts` times, each of which boto3
+    stalls after about 3 minutes: an operation is tried `max_attempts` times, each of which boto3
     repeats up to `request_attempts` times; no try begins `max_retry_s` after the first.
     """
 
@@ -112,22 +108,17 @@ class S3Settings(NamedTuple):
     max_retry_s: float = 120.0
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
-    pool_connections: int = 64
-    #: 1 sends no signature, for public buckets.
+    pool_connections: int = 512
+    #: 1: no signature, for public buckets; 1: pay for requests and transfer (`--requester-pays`).
     anonymous: int = 0
-    #: 1 agrees to pay for requests and transfer, for requester-pays buckets (`--requester-pays`).
     requester_pays: int = 0
 
     @classmethod
     def from_environment(cls) -> S3Settings:
-        """Defaults, overridden by the environment.
-
-        Raises:
-            ConfigError: a variable that is not a number.
-        """
+        """Defaults, overridden by the environment; ConfigError for what is not a number."""
         values: dict[str, Any] = {}
         for name, default in cls._field_defaults.items():
-            variable = _PREFIX + name.upper()
+            variable = f"RAYSERS_S3_{name.upper()}"
             text = os.environ.get(variable, str(default))
             try:
                 values[name] = type(default)(text)
@@ -183,8 +174,72 @@ def stat(uri: str) -> ObjectInfo:
 
 def list_page(uri: str, **options: Any) -> Any:
     """One answer of `list_objects_v2` for the bucket of `uri`; errors as for `fetch`."""
-    bucket = split_s3(uri)[0]
-    return retried(lambda: client().list_objects_v2(Bucket=bucket, **options), uri)
+    return retried(lambda: client().list_objects_v2(Bucket=split_s3(uri)[0], **options), uri)
+
+
+class _Keys(NamedTuple):
+    """Keys of a prefix: one level of folders, or all of them after `after` up to `last`."""
+
+    prefix: str
+    is_level: bool = False
+    after: str = ""
+    #: Empty: up to the end.
+    last: str = ""
+
+
+def list_objects(
+    uri: str, suffixes: frozenset[str] | None, skipped: Skipped, *, page_keys: int = 1000
+) -> Iterator[ObjectInfo]:
+    """Objects below the prefix `uri`; see `storage.list_objects`.
+
+    Few folders are listed each on its own. More keys than a page are cut where their first
+    characters change, so that a flat prefix is listed in parallel as well.
+    """
+    bucket, key = split_s3(uri)
+    root = key + "/" if key else ""
+    if not list_page(uri, Prefix=root, MaxKeys=1).get("KeyCount") and root:
+        raise ObjectMissing(f"{uri}/: no objects with this prefix")
+
+    def expand(keys: _Keys) -> Page[_Keys]:
+        options = {"Delimiter": "/"} if keys.is_level else {"StartAfter": keys.after}
+        page = list_page(uri, Prefix=keys.prefix, MaxKeys=page_keys, **options)
+        items, more = page.get("Contents", []), page.get("IsTruncated")
+        below = [item["Prefix"] for item in page.get("CommonPrefixes", [])]
+        if more and below:
+            return [], [_Keys(keys.prefix)]
+        nodes = [_Keys(b, len(below) <= _FEW_PREFIXES) for b in below if shown(b.rstrip("/"))]
+        if more and (not keys.last or items[-1]["Key"] < keys.last):
+            seen = items[-1]["Key"]
+            cuts = _cuts(items[0]["Key"], seen, keys.last, keys.prefix)
+            ends = pairwise([seen, *cuts, keys.last])
+            nodes = [_Keys(keys.prefix, after=after, last=last) for after, last in ends]
+        found = [
+            ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], etag_of(item))
+            for item in items
+            if (not keys.last or item["Key"] <= keys.last) and is_wanted(item["Key"])
+        ]
+        return found, nodes
+
+    def shown(key: str) -> bool:
+        return is_shown(key[len(root) :], f"s3://{bucket}/{key}", skipped)
+
+    def is_wanted(key: str) -> bool:
+        is_kept = suffixes is None or suffix_of(key) in suffixes
+        return not key.endswith("/") and shown(key) and is_kept
+
+    return crawl(_Keys(root, is_level=True), expand)
+
+
+def _cuts(first: str, seen: str, last: str, prefix: str) -> list[str]:
+    """Where to cut the keys after a page from `first` to `seen`, from `seen` to `last`.
+
+    Cut is where a character that is the same on all of the page changes.
+    """
+    pairs = zip(first, seen, strict=False)
+    same = next((at for at, (a, b) in enumerate(pairs) if a != b), len(first))
+    places = range(len(prefix), max(same, len(prefix) + 1))
+    cuts = {seen[:at] + chr(ord(seen[at]) + 1) for at in places if seen[at] < "~"}
+    return sorted(cut for cut in cuts if not last or cut < last)
 
 
 def etag_of(answer: Any) -> str:
@@ -193,7 +248,7 @@ def etag_of(answer: Any) -> str:
 
 
 def write_atomic(uri: str, data: bytes) -> None:
-    """Stores the object in one call (in parts above 64 MiB); readers never see half of it.
+    """Stores the object in one call, large ones in parts; readers never see half of it.
 
     Raises:
         WriteError: refused, missing bucket, full.
@@ -252,13 +307,8 @@ def client() -> S3Client:
 _lock = threading.Lock()
 
 
-def _forget_lock() -> None:
-    """A child forked while another thread held the lock would wait for ever."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_lock)
+# a child forked while another thread held the lock would wait for ever
+os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
 
 
 @lru_cache(maxsize=4)
@@ -335,10 +385,11 @@ def _reply(error: Exception) -> tuple[str, int]:
 
 def _words(error: Exception) -> str:
     """One line: the store's code and message, or the library's own words."""
-    if not isinstance(error, boto.ClientError):
-        return " ".join(str(error).split()) or type(error).__name__
-    (code, status), message = _reply(error), error.response.get("Error", {}).get("Message", "")
-    return " ".join(f"{code} {message} (HTTP {status})".split())
+    text = str(error)
+    if isinstance(error, boto.ClientError):
+        (code, status), message = _reply(error), error.response.get("Error", {}).get("Message", "")
+        text = f"{code} {message} (HTTP {status})"
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _object(uri: str) -> tuple[str, str]:

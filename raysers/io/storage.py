@@ -32,8 +32,8 @@ from raysers.errors import (
     StorageError,
     TransientStorageError,
 )
-from raysers.io import listing, local
-from raysers.io.ranged import BLOCK_BYTES, WHOLE_BYTES, RangedFile
+from raysers.io import local
+from raysers.io.ranged import BLOCK_BYTES, WHOLE_BYTES, RangedFile, open_row
 from raysers.io.uris import (
     ObjectInfo,
     absolute,
@@ -48,8 +48,7 @@ from raysers.io.uris import (
 )
 
 #: Names of other modules that belong to this face.
-__all__ = ["AudioSource", "ObjectInfo", "absolute", "is_remote", "join", "parent"]
-__all__ += ["suffix_of"]
+__all__ = ["AudioSource", "ObjectInfo", "absolute", "is_remote", "join", "parent", "suffix_of"]
 
 #: `read_bytes` without a limit still stops somewhere.
 _MAX_READ_BYTES = 5 * 2**30
@@ -65,14 +64,13 @@ _HEADER_BYTES = 2**16
 class Breaker:
     """Separates an outage of the store from single objects that cannot be read; thread-safe.
 
-    Outage: in the last `window_s` seconds at least `least` different objects failed after every
-    retry, and more failed than were read.
+    Outage: in the last `window_s` seconds of `clock` at least `least` different objects failed
+    after every retry, and more failed than were read.
     """
 
     def __init__(
         self, *, least: int = 5, window_s: float = 120, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """One breaker a process; `clock` gives seconds."""
         self._least, self._window_s, self._clock = least, window_s, clock
         self._lock = threading.Lock()
         self._failed_s: dict[str, float] = {}
@@ -134,10 +132,7 @@ def list_objects(
         CredentialsError, TransientStorageError: as the store says.
     """
     uri, kept = absolute(uri), None if suffixes is None else frozenset(suffixes)
-    if is_remote(uri) and not is_s3(uri):
-        return cast(Iterator[ObjectInfo], _store(uri).list_below(uri, kept, skipped))
-    listed = listing.list_s3 if is_s3(uri) else listing.list_local
-    return listed(uri, kept, skipped)
+    return cast(Iterator[ObjectInfo], _store(uri).list_objects(uri, kept, skipped))
 
 
 def list_parts(uri: str) -> list[ObjectInfo]:
@@ -274,11 +269,9 @@ def open_source(
             file with an etag; else, with CredentialsError, from `read()` and the decoder.
     """
     if byte_offset is None and (place := row_of(uri)) is not None:
-        from raysers.io import rows
-
         table = open_file(place[0])
         table.etag = etag  # another version fails
-        return rows.open_row(*place, table, etag)
+        return open_row(*place, table)
     if byte_offset is None and not is_remote(uri):
         if etag and stat(uri).etag != etag:
             raise ObjectChanged(f"{uri} changed since it was listed: index again")

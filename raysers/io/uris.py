@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -29,8 +30,8 @@ _S3_NAMES = frozenset({"s3", "s3a", "s3n"})
 class ObjectInfo:
     """One file or object.
 
-    `etag` marks its version: the store's ETag without quotes, or `<mtime ns>-<size>` (hexadecimal)
-    of a local file; empty when unknown, as for a dangling link.
+    `etag` marks its version: the store's ETag without quotes, or `<mtime ns>-<size>` of a local
+    file; empty when unknown, as for a dangling link.
     """
 
     uri: str
@@ -131,10 +132,15 @@ def suffix_of(uri: str) -> str:
 
 def is_hidden(relative: str) -> bool:
     """Whether a path below the listed folder is hidden: dot files, macOS leftovers."""
-    return any(
-        (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
-        for part in relative.split("/")
-    )
+    parts = relative.split("/")
+    return "__MACOSX" in parts or any(part.startswith(".") and part.strip(".") for part in parts)
+
+
+def is_shown(relative: str, uri: str, skipped: Callable[[str, str], None]) -> bool:
+    """Whether a path below a listed folder is not hidden; a leftover of macOS is reported."""
+    if is_mac_leftover(relative):
+        skipped(MAC_LEFTOVER, uri)
+    return not is_hidden(relative)
 
 
 def is_mac_leftover(relative: str) -> bool:

@@ -11,6 +11,7 @@ but the rumble to a group norm, takes this to 0.008 and 0.05 (w2v2-b).
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -147,6 +148,7 @@ class Scorer:
         self._model.eval().requires_grad_(False).to(self._device)
         self._model.cast(chosen)
         self._dtype = chosen
+        self._threads = threading.local()
         self._do_normalize = loaded.do_normalize
         self._onnx: OnnxModel | None = None
         if backend == ONNX and (dtype == "int8" or fits(loaded)):
@@ -170,6 +172,10 @@ class Scorer:
         Args:
             signals: 16 kHz mono float32 clips, from `min_samples` to `max_samples`, at least one.
         """
+        with self._own_stream():
+            return self._score(signals)
+
+    def _score(self, signals: Sequence[Floats]) -> Scores:
         if self._onnx is None:
             scores, embeddings = self._forward(signals)
         else:
@@ -184,6 +190,14 @@ class Scorer:
         return Scores(
             scores=found_scores, embeddings=embeddings.cpu().numpy(), extras=extras.cpu().numpy()
         )
+
+    def _own_stream(self) -> contextlib.AbstractContextManager[object]:
+        """On a GPU each thread's batches are copied and computed beside those of the others."""
+        if self._device.type != "cuda":
+            return contextlib.nullcontext()
+        if not hasattr(self._threads, "stream"):
+            self._threads.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._threads.stream)
 
     def _forward(self, signals: Sequence[Floats]) -> tuple[Tensor, Tensor]:
         padded, lengths = _pad(signals, pinned=self._device.type == "cuda")
@@ -235,8 +249,8 @@ def auto_padded_s(scorer: Scorer) -> float:
 _CPU_PADDED_S = 12.0
 #: Beyond this a GPU is busy anyway, and results would only come in bigger lumps.
 _MOST_PADDED_S = 960.0
-#: Share of the free memory to plan with: allocation is uneven, and others use the GPU too.
-_FREE_SHARE = 0.5
+#: Share of the free memory to plan with: two batches are there at a time, and others use it too.
+_FREE_SHARE = 0.3
 #: Activations of a second of padded audio at the widest point of the large models, fp32.
 _BYTES_PER_S = 24e6
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from raysers.audio.decode import AudioReader
 from raysers.data.manifest import fingerprint
 from raysers.data.segments import Segmenting
-from raysers.engine.plan import has_cluster, index, map_blocks
+from raysers.engine.listing import has_cluster, index, map_blocks
 from raysers.engine.progress import print_warning
 from raysers.errors import ClipError, ConfigError, RaysersError, status_of
 from raysers.io import storage

@@ -25,7 +25,8 @@ from raysers.cli import ClipJobFlags
 from raysers.data.manifest import clips_of
 from raysers.engine.feed import Decoded, decode_run
 from raysers.engine.job import ClipJob
-from raysers.engine.plan import Placement, Plan
+from raysers.engine.placement import Placement
+from raysers.engine.plan import Plan
 from raysers.engine.worker import ClipTask
 from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.io import storage

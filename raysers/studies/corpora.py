@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from raysers.data import splits
 from raysers.data.manifest import fingerprint, write_manifest
-from raysers.engine.labelled import index_labelled
+from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError
 from raysers.evaluation.join import labelled_only
 from raysers.io import storage

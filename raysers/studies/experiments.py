@@ -23,8 +23,7 @@ from raysers.annotation import AnnotateTask
 from raysers.cli import ClipJobFlags, as_plain
 from raysers.data.manifest import read_manifest
 from raysers.engine.job import ClipJob
-from raysers.engine.placement import here
-from raysers.engine.plan import Placement
+from raysers.engine.placement import Placement, here
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels, write
 from raysers.evaluation.predictions import read_predictions

@@ -20,7 +20,7 @@ from raysers.data import splits
 from raysers.data.corpora.emotions import category_of
 from raysers.data.manifest import clips_of, fingerprint
 from raysers.data.splits import identities
-from raysers.engine.labelled import index_labelled
+from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.join import dimensions_of
 from raysers.models.losses import NO_CATEGORY

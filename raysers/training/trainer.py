@@ -34,8 +34,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from raysers.data.manifest import write_manifest
 from raysers.engine import cluster
-from raysers.engine.placement import here
-from raysers.engine.plan import Placement
+from raysers.engine.placement import Placement, here
 from raysers.errors import RaysersError
 from raysers.io import storage
 from raysers.run import Exit, Run

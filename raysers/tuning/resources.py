@@ -19,8 +19,7 @@ import ray
 
 from raysers.data.manifest import write_manifest
 from raysers.engine.cluster import get_with_notice, place
-from raysers.engine.placement import choose_placement
-from raysers.engine.plan import Placement
+from raysers.engine.placement import Placement, choose_placement
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.training.config import TrainingFlags

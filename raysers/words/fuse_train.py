@@ -23,7 +23,7 @@ from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.data.sorting import sort_manifest
 from raysers.engine.cluster import call_on_worker
 from raysers.engine.job import ClipJob
-from raysers.engine.labelled import index_labelled
+from raysers.engine.listing import index_labelled
 from raysers.engine.progress import print_warning
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.evaluation.bootstrap import Bootstrap

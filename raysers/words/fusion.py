@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from raysers.annotation import AnnotateTask, require_revision
 from raysers.cli import ClipJobFlags, Hidden
 from raysers.engine import output as parts
-from raysers.engine.plan import Placement
+from raysers.engine.placement import Placement
 from raysers.engine.worker import ClipTask, Row, Signal
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.io import storage

@@ -17,7 +17,7 @@ from raysers.annotation import AnnotateTask
 from raysers.cli import Models, Output, Uris, as_plain
 from raysers.data.manifest import is_whole, manifest_parts, read_manifest
 from raysers.engine import output as parts
-from raysers.engine.labelled import index_labelled
+from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.predictions import read_predictions

@@ -28,12 +28,16 @@ from tests.benchmarks.onnx_runtime import onnx_runtime
 from tests.benchmarks.padding import padding
 from tests.benchmarks.planning import planning
 from tests.benchmarks.robustness import robustness
+from tests.benchmarks.soak import soak
+from tests.benchmarks.store import store
 from tests.benchmarks.training import training
 
 BENCHES: dict[str, Callable[[Scale], Iterator[Line]]] = {
     "planning": planning,
     "padding": padding,
     "feed": feed,
+    "store": store,
+    "soak": soak,
     "whole": whole,
     "steady": steady,
     "windows": windows,
@@ -46,7 +50,7 @@ BENCHES: dict[str, Callable[[Scale], Iterator[Line]]] = {
     "coverage": coverage,
 }
 #: Benches that need no real speech.
-_SYNTHETIC = ("planning", "bends", "coverage")
+_SYNTHETIC = ("planning", "bends", "coverage", "soak")
 
 
 def main() -> int:

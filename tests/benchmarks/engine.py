@@ -95,6 +95,10 @@ class WatchedTask(ClipTask):
     def variant_names(self) -> tuple[str, ...]:
         return self.task.variant_names
 
+    @property
+    def model_threads(self) -> int:
+        return self.task.model_threads
+
     def variants(self, decoded: Decoded) -> list[Decoded]:
         return self.task.variants(decoded)
 
@@ -128,20 +132,25 @@ def start_ray() -> float:
     return time.perf_counter() - began
 
 
-def run_task(manifest: pa.Table, task: ClipTask, *, workers: int | str = 0) -> Line:
+def run_task(
+    manifest: pa.Table, task: ClipTask, *, workers: int | str = 0, decode_processes: int = 0
+) -> Line:
     """Every clip of the manifest through a job. To be called in a fresh process.
 
     Args:
         manifest: the clips.
         task: what is done to them.
         workers: as of `--workers`; 0 starts a cluster, `local` does not.
+        decode_processes: as of `--decode-processes`.
     """
     ray_s = 0.0 if workers == "local" else start_ray()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(sys.stderr):
         folder = Path(name)
         (folder / "stamps").mkdir()
         output = str(folder / "out")
-        flags = ClipJobFlags(input=(name,), output=output, workers=workers, max_clip_s=600.0)
+        flags = ClipJobFlags(
+            input=(name,), output=output, workers=workers, decode_processes=decode_processes
+        )
         began, began_cpu_s = time.perf_counter(), time.process_time()
         with ClipJob.open(flags, "bench", table=task.table) as job:
             job.prepare(WatchedTask(task=task, stamps=f"{name}/stamps"), manifest=manifest)

@@ -37,6 +37,9 @@ def _compare(kind: str, files: list[str], repeats: int) -> Iterator[Line]:
     sides = {
         "bare": partial(fresh, bare_loop, files),
         "local": partial(fresh, run_task, manifest, task, workers="local"),
+        "local, 2 decode processes": partial(
+            fresh, run_task, manifest, task, workers="local", decode_processes=2
+        ),
         "auto": partial(fresh, run_task, manifest, task),
         "one per core": partial(fresh, run_task, manifest, task, workers=cores()),
     }

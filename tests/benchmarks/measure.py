@@ -35,6 +35,8 @@ class Scale:
         objects: objects to list.
         window_hours: length of the recording in windows.
         bends: files bent at random.
+        shards: shards of the soak.
+        deaths: workers killed in it.
     """
 
     repeats: int
@@ -48,18 +50,20 @@ class Scale:
     objects: int
     window_hours: float
     bends: int
+    shards: int
+    deaths: int
 
 
 SCALES = {
     "small": Scale(
         repeats=1, feed_clips=2_000, clips=24, slow_repeats=1, layout_clips=8,
         training_clips=16, skewed_clips=400, rows=50_000, objects=20_000, window_hours=0.5,
-        bends=2_000,
+        bends=2_000, shards=300, deaths=3,
     ),
     "full": Scale(
         repeats=3, feed_clips=20_000, clips=535, slow_repeats=1, layout_clips=48,
         training_clips=96, skewed_clips=5_000, rows=1_000_000, objects=1_000_000, window_hours=2.0,
-        bends=20_000,
+        bends=20_000, shards=10_000, deaths=40,
     ),
 }  # fmt: skip
 

@@ -6,14 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
-from raysers.engine.plan import Placement
+from raysers.engine.placement import Placement
 from raysers.engine.worker import ClipTask, WorkerSettings
 from raysers.errors import ClipError
 from raysers.run import RunRecord
@@ -72,13 +72,10 @@ class LevelModel:
         return [{"arousal": v, "dominance": v / 2, "valence": len(signals)} for v in levels]
 
 
-def worker_settings(output: Path | str) -> WorkerSettings:
+def worker_settings(output: Path | str, **changes: Any) -> WorkerSettings:
     """What a worker that is called directly needs to know."""
-    return WorkerSettings(
-        output=str(output),
-        run_id="run",
-        stamp="stamp",
-        retry=frozenset(),
-        max_clip_s=60.0,
+    settings = WorkerSettings(
+        output=str(output), run_id="run", stamp="stamp", retry=frozenset(), max_clip_s=60.0,
         io_threads=1,
-    )
+    )  # fmt: skip
+    return replace(settings, **changes)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from raysers.cli import ClipJobFlags
-from raysers.engine import estimate, ledger
+from raysers.engine import ledger, progress
 from raysers.engine.feed import Decoded
 from raysers.engine.job import ClipJob
 from raysers.engine.worker import ShardWorker
@@ -151,14 +151,6 @@ def test_retry_makes_all_rows_of_a_mended_clip_again_and_no_others(job, rows, cl
     assert [r for r in after if r not in mended] == [r for r in before if r not in broken]
 
 
-def test_noise_that_is_gone_stops_the_job_and_the_same_command_goes_on(job, rows):
-    assert job(out="calm") == 0
-    with pytest.raises(RaysersError, match=r"noise\.wav cannot be used"):
-        job(gone="17.wav")
-    assert job() == 0
-    assert rows() == rows("calm")
-
-
 def test_a_given_up_clip_is_so_in_all_its_variants(clips, tmp_path):
     files = sorted(map(str, clips.iterdir()))[:2]
     block = pa.table({"clip_id": ["a", "b"], "file": files, "shard": [0, 0]})
@@ -179,7 +171,7 @@ def test_the_estimate_counts_every_variant(clips, tmp_path):
     flags = ClipJobFlags(input=(str(clips),), output=str(tmp_path / "out"), workers=1, dry_run=True)
     with ClipJob.open(flags, "variants", table="robustness") as job:
         job.prepare(HalvesTask(diary=str(tmp_path)))
-        guess = estimate.estimate(job.plan, job.task, job.placement, 60.0)
+        guess = progress.estimate(job.plan, job.task, job.placement, 60.0)
     assert guess.audio_s == pytest.approx(3 * job.plan.todo_s())
     assert guess.speed > 0
     assert not (tmp_path / "out").exists()

@@ -36,7 +36,7 @@ def emodb_files() -> list[str]:
 @pytest.fixture
 def no_cluster(monkeypatch) -> None:
     """Small jobs run in this process, also when an earlier test has started Ray in it."""
-    monkeypatch.setattr("raysers.engine.plan.has_cluster", lambda: False)
+    monkeypatch.setattr("raysers.engine.listing.has_cluster", lambda: False)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_an_output_begun_by_torch_is_finished_by_torch(command, tmp_path, monkey
     for part in (tmp_path / "out" / "annotations").glob("part-*.parquet"):
         part.unlink()
     monkeypatch.undo()
-    monkeypatch.setattr("raysers.engine.plan.has_cluster", lambda: False)
+    monkeypatch.setattr("raysers.engine.listing.has_cluster", lambda: False)
     assert main([*command, "--dtype", "fp32"]) == 0
     assert scores_of(tmp_path / "out") == begun
     assert "backend" not in record_of(tmp_path / "out")["settings"]

@@ -12,7 +12,7 @@ import soundfile as sf
 from raysers.commands.annotate import main as annotate
 from raysers.commands.index import main as index
 from raysers.data.manifest import write_manifest
-from raysers.engine.labelled import index_labelled
+from raysers.engine.listing import index_labelled
 from raysers.types import clip_id
 from tests.jobs.conftest import record_of, rows_of
 from tests.places import SHARED_DATA, needs_shared

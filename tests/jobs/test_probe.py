@@ -31,7 +31,7 @@ def run(*args: object) -> int:
 def scored_here() -> Iterator[None]:
     """What is spoken is scored in this process; speaking itself needs Ray."""
     with pytest.MonkeyPatch.context() as here:
-        here.setattr("raysers.engine.plan.has_cluster", lambda: False)
+        here.setattr("raysers.engine.listing.has_cluster", lambda: False)
         yield
 
 

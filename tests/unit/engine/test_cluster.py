@@ -8,7 +8,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysers.engine.cluster import call_on_worker
-from raysers.engine.plan import Placement
+from raysers.engine.placement import Placement
 from raysers.models.scorer import dtype_name
 
 

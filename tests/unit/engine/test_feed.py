@@ -101,20 +101,6 @@ def test_variants_of_a_long_clip_die_as_they_are_consumed_before_the_next_is_beg
     assert most <= 11
 
 
-def test_clips_of_unknown_length_are_not_all_decoded_at_once():
-    submitted = []
-
-    class Pool(ThreadPoolExecutor):
-        def submit(self, fn, /, *args, **kwargs):
-            submitted.append(sum(len(run) for run in args[0]))
-            return super().submit(fn, *args, **kwargs)
-
-    clips = [Clip(clip_id=str(i), file=f"/nowhere/{i}.wav") for i in range(500)]
-    with Pool(2) as pool:
-        decode_ahead(clips, pool, max_clip_s=600, ahead_s=600)
-        assert 0 < sum(submitted) <= 10
-
-
 def test_a_storage_failure_is_not_the_clips_fault(recording, monkeypatch):
     # an endpoint nobody listens on would be retried; missing credentials fail at once
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):

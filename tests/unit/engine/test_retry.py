@@ -17,8 +17,8 @@ from raysers.data.manifest import clips_of
 from raysers.data.shards import ShardSource, plan_shards, replace_clips
 from raysers.engine import output
 from raysers.engine.feed import decode_run
-from raysers.engine.plan import Plan, index, segmenting
-from raysers.engine.retry import with_failed
+from raysers.engine.listing import index, segmenting
+from raysers.engine.plan import Plan, with_failed
 from raysers.types import Status
 
 S = 10**9
@@ -107,12 +107,6 @@ def test_windows_are_scored_where_the_file_is_still_cut_alike(
     assert spans_s(found) == expected
     refused = [error for error in found["error"].to_pylist() if "--output" in error]
     assert len(refused) == str(expected).count("unreadable")
-
-
-def test_a_file_that_did_not_change_is_cut_alike_below_a_limit(tmp_path: Path) -> None:
-    wav(tmp_path / "a.wav", 3.0)
-    listed = Listed(tmp_path, tmp_path / "a.wav", "window", limit=2)
-    assert spans_s(listed.again()) == [(0, 1, "ok"), (1, 2, "ok")]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import soundfile as sf
 
+from raysers.engine.placement import Placement, io_threads
 from raysers.engine.worker import ShardWorker
 from tests.cluster.tasks import LevelTask, worker_settings
 from tests.s3 import Bucket, Faults
@@ -35,3 +37,20 @@ def test_a_shard_waits_for_the_store_twice(tmp_path: Path, s3: Bucket, s3_faults
     assert asked == 2  # is it there, and a mark; then its part
     assert s3_faults.count("_attempts", "DELETE") == 1
     assert s3.keys() == [f"out/annotations/part-00000{number}.parquet" for number in (0, 1)]
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_clips_of_a_slow_store_are_fetched_together(
+    tmp_path: Path, s3: Bucket, s3_faults: Faults, processes: int
+) -> None:
+    sf.write(tmp_path / "x.wav", np.full(1600, 0.1), 16_000)
+    files = [s3.put(f"in/{i}.wav", (tmp_path / "x.wav").read_bytes()) for i in range(48)]
+    block = pa.table({"clip_id": files, "file": files, "shard": [0] * len(files)})
+    threads = io_threads(block, Placement(workers=1, num_cpus=1, num_gpus=0))
+    settings = worker_settings(tmp_path, io_threads=threads, decode_processes=processes)
+    s3_faults.add("in/", "delay", delay_s=0.5)
+    worker = ShardWorker(settings, LevelTask(diary=str(tmp_path)), lambda *_: None)
+    assert worker.run(block).statuses == {"ok": 48}
+    worker.close()
+    assert s3_faults.count("in/") == 48
+    assert s3_faults.in_sequence() <= 8

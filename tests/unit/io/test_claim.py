@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -63,34 +62,6 @@ def test_of_many_that_start_at_once_one_owns_the_folder(folder):
         storage.read_bytes(storage.join(folder, NAME))
 
 
-def test_the_claim_of_a_dead_process_is_taken_over_at_once(folder):
-    process = hold(folder)
-    with pytest.raises(RefusedError, match=f"process {process.pid}"):
-        Claim.take(folder, "annotate")
-    process.send_signal(signal.SIGKILL)
-    began = time.monotonic()
-    process.wait()
-    Claim.take(folder, "annotate").release()
-    assert time.monotonic() - began < 10
-
-
-def test_a_stopped_process_keeps_its_claim(folder):
-    process = hold(folder)
-    process.send_signal(signal.SIGSTOP)
-    with pytest.raises(RefusedError):
-        Claim.take(folder, "annotate", expiry_s=1.0)
-    process.send_signal(signal.SIGCONT)
-    process.communicate()
-
-
-def foreign(folder: str) -> Owner:
-    """The owner in the claim, as if it lived on another machine."""
-    data, etag = storage.read_versioned(storage.join(folder, NAME))
-    owner = replace(Owner(**json.loads(data)), machine="elsewhere", host="node-7")
-    assert storage.put_if(storage.join(folder, NAME), owner.to_bytes(), etag)
-    return owner
-
-
 def test_an_owner_elsewhere_is_alive_while_it_renews_its_claim(folder, capfd):
     process = hold(folder, wait="time.sleep(0)")
     process.communicate()
@@ -105,71 +76,6 @@ def test_an_owner_elsewhere_is_alive_while_it_renews_its_claim(folder, capfd):
         assert storage.put_if(uri, renewed, storage.read_versioned(uri)[1])
         with pytest.raises(RefusedError, match="annotate on node-7"):
             second.result(timeout=10)
-
-
-def test_a_claim_from_elsewhere_that_is_not_renewed_expires_and_its_owner_notices(folder):
-    first = Claim.take(folder, "annotate", renew_s=3600.0)
-    foreign(folder)
-    first.verify()
-    second = Claim.take(folder, "annotate", expiry_s=1.0)
-    first.renew_s = 0.0  # as after a suspension: the claim is read again
-    with pytest.raises(RaysersError, match="taken over by another run"):
-        first.verify()
-    first.release()
-    second.verify()
-    assert storage.read_bytes(storage.join(folder, NAME))
-    second.release()
-
-
-def test_a_renewal_notices_a_takeover(folder):
-    first = Claim.take(folder, "annotate", renew_s=0.1)
-    uri = storage.join(folder, NAME)
-    storage.write_atomic(uri, Owner.this_process("train").to_bytes())
-    deadline = time.monotonic() + 10
-    with suppress(RaysersError):
-        while time.monotonic() < deadline:
-            first.verify()
-            time.sleep(0.05)
-        pytest.fail("the takeover was not noticed")
-    first.release()
-    assert json.loads(storage.read_bytes(uri))["job"] == "train"
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere", "a/b", "x" * 300])
-def test_a_disk_folder_is_made_or_refused_in_one_line(tmp_path, place):
-    (tmp_path / "file").touch()
-    output = str(tmp_path / place)
-    if place == "a/b":
-        Claim.take(output, "annotate").release()
-        assert os.listdir(output) == []
-        return
-    with pytest.raises(ConfigError, match="cannot be written") as raised:
-        Claim.take(output, "annotate")
-    assert output in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    ("place", "words"),
-    [("denied", "AccessDenied"), ("s3://no-such-bucket-here/out", "NoSuchBucket")],
-)
-def test_a_bucket_that_cannot_be_written_is_refused_in_one_line(s3, s3_faults, place, words):
-    s3_faults.add("/denied/", 403, code="AccessDenied", method="PUT")
-    output = place if place.startswith("s3") else f"{s3.uri}/{place}"
-    with pytest.raises(ConfigError, match=words) as raised:
-        Claim.take(output, "annotate")
-    assert output in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_bucket_that_allows_no_deletes_serves_the_next_run(s3, s3_faults):
-    s3_faults.add("_claim", 403, code="AccessDenied", method="DELETE")
-    output = f"{s3.uri}/out"
-    process = hold(output)
-    process.communicate()
-    Claim.take(output, "annotate").release()
 
 
 def test_a_store_without_conditions_has_claims_with_a_warning(s3, s3_faults, monkeypatch, capfd):
@@ -188,3 +94,80 @@ def test_a_store_without_conditions_has_claims_with_a_warning(s3, s3_faults, mon
     first.verify()
     first.release()
     assert s3.keys() == []
+
+
+def test_a_live_owner_keeps_its_claim_even_stopped_and_a_dead_one_loses_it_at_once(folder):
+    process = hold(folder)
+    for signal_ in (signal.SIGSTOP, signal.SIGCONT):
+        process.send_signal(signal_)
+        with pytest.raises(RefusedError, match=f"process {process.pid}"):
+            Claim.take(folder, "annotate", expiry_s=1.0)
+    process.kill()
+    process.wait()
+    began = time.monotonic()
+    Claim.take(folder, "annotate").release()
+    assert time.monotonic() - began < 10
+
+
+def is_lost(claim_: Claim) -> bool:
+    try:
+        claim_.verify()
+    except RaysersError as error:
+        return "taken over by another run" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_an_owner_notices_that_its_claim_was_taken_over(folder, renewed):
+    """By its next renewal, or, where it was suspended, when it next asks."""
+    uri = storage.join(folder, NAME)
+    first = Claim.take(folder, "annotate", renew_s=0.1 if renewed else 3600.0)
+    first.verify()
+    data, etag = storage.read_versioned(uri)
+    owner = replace(Owner(**json.loads(data)), machine="elsewhere", host="node-7")
+    if renewed:
+        storage.write_atomic(uri, Owner.this_process("train").to_bytes())
+    else:  # what looks like an owner elsewhere does not renew its claim
+        assert storage.put_if(uri, owner.to_bytes(), etag)
+        first.verify()
+        second = Claim.take(folder, "train", expiry_s=1.0)
+        first.renew_s = 0.0
+    deadline = time.monotonic() + 10
+    while not is_lost(first):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.release()
+    assert json.loads(storage.read_bytes(uri))["job"] == "train"
+    if not renewed:
+        second.verify()
+        second.release()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        *[(place, "cannot be written") for place in ("file", "file/below", "/proc/no", "x" * 300)],
+        ("s3/denied", "AccessDenied"),
+        ("s3://no-such-bucket-here/out", "NoSuchBucket"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_in_one_line(
+    tmp_path, s3, s3_faults, place, words
+):
+    s3_faults.add("/denied/", 403, code="AccessDenied", method="PUT")
+    (tmp_path / "file").touch()
+    remote = place.startswith("s3")
+    output = place.replace("s3/", f"{s3.uri}/") if remote else str(tmp_path / place)
+    with pytest.raises(ConfigError, match=words) as raised:
+        Claim.take(output, "annotate")
+    assert output in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_claims_make_folders_and_need_no_deletes(tmp_path, s3, s3_faults):
+    Claim.take(str(tmp_path / "a/b"), "annotate").release()
+    assert os.listdir(tmp_path / "a/b") == []
+    s3_faults.add("_claim", 403, code="AccessDenied", method="DELETE")
+    hold(f"{s3.uri}/out").communicate()
+    Claim.take(f"{s3.uri}/out", "annotate").release()

@@ -53,15 +53,6 @@ def test_same_size_at_the_same_moment_is_another_version(tmp_path: Path) -> None
     assert storage.put_if(str(path), b"mine", etag) is None
 
 
-def test_what_is_left_beside_a_claim_is_hidden(tmp_path: Path) -> None:
-    uri = str(tmp_path / "claim")
-    storage.put_if(uri, b"a")
-    storage.put_if(uri, b"b")
-    storage.put_if(uri, b"c", storage.read_versioned(uri)[1])
-    assert [info.uri for info in storage.list_objects(str(tmp_path))] == [uri]
-    assert not list(tmp_path.glob(".part-*"))
-
-
 def race(uri: str, attempt: str) -> list[str]:
     """Names of the winners among 4 processes of 5 threads that run `attempt` at one moment."""
     script = f"""
@@ -113,28 +104,6 @@ def test_exactly_one_of_many_processes_wins(
     assert storage.read_bytes(uri).decode() == winners[0]
 
 
-def test_threads_take_turns_and_lose_no_update(
-    folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # a write whose answer is late is sent again: it would count twice once others have written
-    monkeypatch.setenv("RAYSERS_S3_READ_TIMEOUT_S", "60")
-    if folder.startswith("s3://"):
-        request.getfixturevalue("s3_faults").one_at_a_time = True
-    uri = f"{folder}/counter"
-    storage.put_if(uri, b"0")
-
-    def count(number: int) -> None:
-        while True:
-            data, etag = storage.read_versioned(uri)
-            total = int(data.split()[0]) + 1
-            if storage.put_if(uri, f"{total} by {number}".encode(), etag):
-                return
-
-    with ThreadPoolExecutor(RACERS) as pool:
-        list(pool.map(count, range(RACERS)))
-    assert storage.read_bytes(uri).split()[0] == b"20"
-
-
 def test_an_answer_that_is_lost_is_still_a_success(s3: Bucket, s3_faults: Faults) -> None:
     """The store has written, the answer never arrives, and the retry finds the object there."""
     for name in ("created", "replaced"):
@@ -146,47 +115,6 @@ def test_an_answer_that_is_lost_is_still_a_success(s3: Bucket, s3_faults: Faults
         assert (bool(won), fault.hits, s3.get(name)) == (True, 1, b"mine")
 
 
-@pytest.mark.parametrize("status", [409, 503])
-def test_conflicts_and_outages_are_retried(s3: Bucket, s3_faults: Faults, status: int) -> None:
-    s3_faults.add("/claim", status, code="ConditionalRequestConflict", method="PUT", times=2)
-    assert storage.put_if(f"{s3.uri}/claim", b"mine")
-
-
-def test_stores_without_conditions_say_so(s3: Bucket, s3_faults: Faults) -> None:
-    uri = s3.put("claim", b"old")
-    s3_faults.add("/claim", 501, code="NotImplemented", method="PUT")
-    _, etag = storage.read_versioned(uri)
-    for version in (None, etag):
-        with pytest.raises(ConditionsUnsupported, match="claim"):
-            storage.put_if(uri, b"x", version)
-    assert s3_faults.count("/claim", "PUT") == 2, "not retried"
-
-
-def test_disks_without_links_and_without_locks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such disks cannot be made here, so the system calls answer as they do there."""
-
-    def unsupported(*_: object) -> None:
-        raise OSError(errno.ENOTSUP, "not supported")
-
-    monkeypatch.setattr(local.os, "link", unsupported)
-    uri = str(tmp_path / "claim")
-    assert storage.put_if(uri, b"one")
-    assert storage.put_if(uri, b"two") is None
-    assert storage.read_bytes(uri) == b"one"
-    monkeypatch.setattr(local.fcntl, "flock", unsupported)
-    with pytest.raises(ConditionsUnsupported, match="lock"):
-        storage.put_if(uri, b"two", storage.read_versioned(uri)[1])
-
-
-def test_stores_without_versions_say_so(s3: Bucket, s3_faults: Faults) -> None:
-    uri = s3.put("claim", b"old")
-    s3_faults.add("/claim", "headers", headers={"etag": ""})
-    with pytest.raises(ConditionsUnsupported, match="versions"):
-        storage.put_if(uri, b"new", storage.read_versioned(uri)[1])
-
-
 def test_refusals_are_write_errors(s3: Bucket, s3_faults: Faults) -> None:
     s3_faults.add("/claim", 403, code="AccessDenied", method="PUT")
     with pytest.raises(WriteError, match="AccessDenied"):
@@ -195,3 +123,40 @@ def test_refusals_are_write_errors(s3: Bucket, s3_faults: Faults) -> None:
         storage.put_if("/proc/claim", b"x")
     with pytest.raises(WriteError, match="no-such-bucket"):
         storage.put_if("s3://no-such-bucket-here/claim", b"x")
+
+
+def test_stores_without_conditions_or_versions_say_so(s3: Bucket, s3_faults: Faults) -> None:
+    uri = s3.put("claim", b"old")
+    s3_faults.add("/claim", 409, code="ConditionalRequestConflict", method="PUT", times=2)
+    _, etag = storage.read_versioned(uri)
+    assert storage.put_if(uri, b"newer", etag), "a conflict is retried"
+    s3_faults.clear()
+    s3_faults.add("/claim", 501, code="NotImplemented", method="PUT")
+    for version in (None, etag):
+        with pytest.raises(ConditionsUnsupported, match="claim"):
+            storage.put_if(uri, b"x", version)
+    assert s3_faults.count("/claim", "PUT") == 2, "not retried"
+    s3_faults.clear()
+    s3_faults.add("/claim", "headers", headers={"etag": ""})
+    with pytest.raises(ConditionsUnsupported, match="versions"):
+        storage.put_if(uri, b"new", storage.read_versioned(uri)[1])
+
+
+def test_disks_without_links_or_locks_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such disks cannot be made here, so the system calls answer as they do there."""
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    uri = str(tmp_path / "claim")
+    assert storage.put_if(uri, b"one")
+    monkeypatch.setattr(local.os, "link", unsupported)
+    monkeypatch.setattr(local.fcntl, "flock", unsupported)
+    for version in (None, storage.read_versioned(uri)[1]):
+        with pytest.raises(ConditionsUnsupported):
+            storage.put_if(uri, b"two", version)
+    assert storage.read_bytes(uri) == b"one"
+    assert [info.uri for info in storage.list_objects(str(tmp_path))] == [uri]
+    assert not list(tmp_path.glob(".part-*"))

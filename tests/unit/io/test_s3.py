@@ -20,8 +20,8 @@ from raysers.errors import (
     WriteError,
     status_of,
 )
-from raysers.io import listing, storage
 from raysers.io import s3 as s3_module
+from raysers.io import storage
 from raysers.io.ranged import MAX_AHEAD, MAX_BLOCKS, MIB, RangedFile
 from tests.s3 import Bucket, Faults
 
@@ -66,39 +66,6 @@ def test_ranges(s3: Bucket) -> None:
     assert storage.stat(empty).num_bytes == 0
 
 
-def test_a_part_without_its_range_is_never_taken_for_the_object(
-    s3: Bucket, s3_faults: Faults
-) -> None:
-    uri = s3.put("x.bin", b"data" * 100)
-    s3_faults.add("/x.bin", "headers", headers={"content-range": ""})
-    assert storage.stat(uri).num_bytes == 400
-    assert storage.read_bytes(uri) == b"data" * 100
-    with pytest.raises(StorageError, match="ignores Range"):
-        storage.read_range(uri, 4, 4)
-
-
-def test_etag_tells_versions_apart(s3: Bucket) -> None:
-    uri = s3.put("x.wav", b"one")
-    first = storage.stat(uri)
-    s3.put("x.wav", b"two")
-    assert storage.stat(uri).etag != first.etag
-    assert '"' not in first.etag
-
-
-def test_small_object_is_read_with_one_request(s3: Bucket, s3_faults: Faults) -> None:
-    data = os.urandom(300_000)
-    uri = s3.put("small.wav", data)
-    for known in (None, len(data)):
-        s3_faults.clear()
-        source = storage.open_source(uri, num_bytes=known)
-        assert isinstance(source, RangedFile)
-        source.seek(-100, os.SEEK_END)
-        assert source.read() == data[-100:]
-        source.seek(0)
-        assert source.read() == data
-        assert s3_faults.count("small.wav") == 1
-
-
 def test_large_object_is_read_in_blocks_within_bounded_memory(
     s3: Bucket, s3_faults: Faults
 ) -> None:
@@ -126,62 +93,6 @@ def test_large_object_is_read_in_blocks_within_bounded_memory(
     assert max(spans) < 2 * MIB, "a jump must not fetch a whole read-ahead"
 
 
-def test_large_object_of_unknown_size(s3: Bucket) -> None:
-    data = os.urandom(9 * MIB + 7)
-    source = storage.open_source(s3.put("unknown.wav", data))
-    assert not isinstance(source, str)
-    source.seek(0, os.SEEK_END)
-    assert source.tell() == len(data)
-    source.seek(8 * MIB - 5)
-    assert source.read() == data[8 * MIB - 5 :]
-
-
-def test_tar_member_window_never_leaves_its_bytes(s3: Bucket) -> None:
-    uri = s3.put("shard.tar", b"A" * 600 + b"member" + b"B" * 600)
-    for name in (uri, f"{uri}#m.wav"):
-        source = storage.open_source(name, byte_offset=600, byte_size=6)
-        assert not isinstance(source, str)
-        assert source.read(100) == b"member"
-        source.seek(0, os.SEEK_END)
-        assert source.tell() == 6
-        assert source.read() == b""
-
-
-# listing ----------------------------------------------------------------------------------------
-
-
-def test_listing_skips_hidden_markers_and_neighbours(s3: Bucket) -> None:
-    for key in ("in/a.wav", "in/b.FLAC", "in/sub/c.wav", "in/._a.wav", "in/.git/x.wav"):
-        s3.put(key)
-    for key in ("in/sub/", "in/__MACOSX/d.wav", "in/readme.txt", "in2/e.wav", "in.wav"):
-        s3.put(key)
-    found = {i.uri for i in storage.list_objects(f"{s3.uri}/in/", suffixes=[".wav", ".flac"])}
-    assert found == {f"{s3.uri}/in/{name}" for name in ("a.wav", "b.FLAC", "sub/c.wav")}
-    everything = {i.uri.removeprefix(s3.uri) for i in storage.list_objects(s3.uri)}
-    assert "/in.wav" in everything
-    assert "/in2/e.wav" in everything
-
-
-@pytest.mark.parametrize("page_keys", [1, 2, 5, 20, 1000])
-def test_listing_finds_every_key_once_whatever_the_shape(s3: Bucket, page_keys: int) -> None:
-    """Few and many sub-folders, deep and flat, files beside folders, names around the slash."""
-    keys = [f"root/f{i}.wav" for i in range(7)]
-    keys += [f"root/s{i:02d}/{j}.wav" for i in range(18) for j in range(3)]
-    keys += ["root/s03.wav", "root/s03-x/1.wav", "root/s03!/1.wav", "root/s030/1.wav"]
-    keys += ["root/deep/a/b/c/d/e/f.wav", "root/deep/a/b.wav", "root/ü/1.wav", "root/zz/~.wav"]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(s3.put, [*keys, "root/.hidden/x.wav", "root/a/.x.wav", "root/a/folder/"]))
-    found = listing.list_s3(f"{s3.uri}/root", frozenset({".wav"}), print, page_keys=page_keys)
-    assert sorted(i.uri.removeprefix(s3.uri + "/") for i in found) == sorted(keys)
-
-
-def test_many_folders_cost_few_requests(s3: Bucket, s3_faults: Faults) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(s3.put, [f"root/speaker{i:04d}/x.wav" for i in range(200)]))
-    assert len(list(listing.list_s3(f"{s3.uri}/root", None, print, page_keys=100))) == 200
-    assert s3_faults.count("list-type=2") <= 4
-
-
 def test_listing_stops_its_threads_when_abandoned(s3: Bucket) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(s3.put, [f"root/{i % 20}/{i}.wav" for i in range(100)]))
@@ -190,35 +101,6 @@ def test_listing_stops_its_threads_when_abandoned(s3: Bucket) -> None:
     next(listing)
     listing.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
-
-
-def test_missing_bucket_prefix_and_object(s3: Bucket) -> None:
-    s3.put("there/x.wav")
-    for uri in (f"{s3.uri}/nothing", "s3://no-such-bucket-here", "s3://no-such-bucket-here/a"):
-        with pytest.raises(ObjectMissing):
-            list(storage.list_objects(uri))
-        assert not storage.is_folder(uri)
-        assert storage.list_parts(uri) == []
-    for uri in (f"{s3.uri}/nothing.wav", "s3://no-such-bucket-here/a.wav", f"{s3.uri}/there"):
-        with pytest.raises(ObjectMissing):
-            storage.stat(uri)
-        with pytest.raises(ObjectMissing):
-            storage.read_bytes(uri)
-    assert storage.stat(f"{s3.uri}/there/x.wav").num_bytes == 1
-    assert storage.is_folder(f"{s3.uri}/there")
-
-
-def test_parts_are_listed_by_name_and_not_recursively(s3: Bucket) -> None:
-    for key in ("t/part-2.parquet", "t/part-1.parquet", "t/sub/part-3.parquet", "t/x.parquet"):
-        s3.put(key)
-    s3.put("t/part-0.csv")
-    assert [i.uri.rpartition("/")[2] for i in storage.list_parts(f"{s3.uri}/t")] == [
-        "part-1.parquet",
-        "part-2.parquet",
-    ]
-
-
-# faults -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,32 +140,6 @@ def test_each_refusal_has_its_fate_for_reading_and_for_stat(
         list(storage.list_objects(f"{s3.uri}/x.wav")) if status == 404 else source.read(1)
 
 
-@pytest.mark.parametrize("kind", ["503", "500", "reset", "short", "less"])
-def test_passing_trouble_is_survived(s3: Bucket, s3_faults: Faults, kind: str) -> None:
-    data = os.urandom(200_000)
-    uri = s3.put("x.wav", data)
-    fault = s3_faults.add("/x.wav", kind, times=3, method="GET")
-    assert storage.read_bytes(uri) == data
-    assert fault.hits == 3
-    fault.hits = 0
-    source = storage.open_source(uri)
-    assert not isinstance(source, str)
-    assert source.read() == data
-
-
-@pytest.mark.parametrize("kind", ["503", "reset", "short", "less"])
-def test_lasting_trouble_is_transient_error_after_the_allowed_attempts(
-    s3: Bucket, s3_faults: Faults, kind: str
-) -> None:
-    uri = s3.put("x.wav", os.urandom(200_000))
-    s3_faults.add("/x.wav", kind)
-    source = storage.open_source(uri)
-    assert isinstance(source, RangedFile)
-    with pytest.raises(TransientStorageError):
-        source.read(10)
-    assert s3_faults.count("/x.wav") == 4
-
-
 @pytest.mark.parametrize("known", ["total", "nothing"])
 def test_an_answer_is_checked_against_its_own_claim(
     s3: Bucket, s3_faults: Faults, known: str
@@ -303,30 +159,6 @@ def test_an_answer_is_checked_against_its_own_claim(
     s3_faults.add("/x.wav", "less", method="GET")
     with pytest.raises(TransientStorageError, match="993 bytes arrived of 1000"):
         storage.open_file(uri, **total).read()
-
-
-def read_member(uri: str, byte_offset: int, byte_size: int) -> bytes:
-    source = storage.open_source(uri, byte_offset=byte_offset, byte_size=byte_size)
-    assert not isinstance(source, str)
-    return source.read()
-
-
-@pytest.mark.parametrize("member", [(2000, 10), (995, 10), (2**63 - 1, 10), (1000, 1), (-5, 10)])
-def test_byte_ranges_that_are_not_in_the_object(
-    folder_of_both: tuple[str, str], member: tuple[int, int]
-) -> None:
-    for uri in folder_of_both:
-        with pytest.raises(StorageError, match=r"x\.tar") as raised:
-            read_member(uri, *member)
-        failure = status_of(raised.value)
-        assert failure is not None
-        assert failure.status == "unreadable"
-
-
-@pytest.fixture
-def folder_of_both(s3: Bucket, tmp_path: Path) -> tuple[str, str]:
-    (tmp_path / "x.tar").write_bytes(bytes(1000))
-    return str(tmp_path / "x.tar"), s3.put("x.tar", bytes(1000))
 
 
 @pytest.mark.parametrize(
@@ -371,43 +203,6 @@ def test_requester_pays_is_said_with_every_request(
         assert {headers.get("x-amz-request-payer") for headers in s3_faults.headers} == said
 
 
-def test_patience_is_bounded_in_time(
-    s3: Bucket, s3_faults: Faults, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "1000")
-    monkeypatch.setenv("RAYSERS_S3_MAX_RETRY_S", "0.3")
-    uri = s3.put("x.wav")
-    storage.read_bytes(uri)  # makes the client, whose time is not the store's
-    s3_faults.clear()
-    s3_faults.add("/x.wav", 500)
-    with pytest.raises(TransientStorageError):
-        storage.read_bytes(uri)
-    assert 2 <= s3_faults.count("/x.wav") < 100
-
-
-def test_slow_answer_times_out_and_is_retried(
-    s3: Bucket, s3_faults: Faults, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAYSERS_S3_READ_TIMEOUT_S", "0.3")
-    uri = s3.put("x.wav", b"data")
-    s3_faults.add("/x.wav", "delay", delay_s=1.0, times=1)
-    assert storage.read_bytes(uri) == b"data"
-    assert s3_faults.count("/x.wav") == 2
-
-
-def test_no_credentials(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = s3.put("x.wav", b"public")
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    with pytest.raises(CredentialsError):
-        storage.read_bytes(uri)
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(CredentialsError, match="AWS_ACCESS_KEY_ID"):
-        storage.read_bytes(uri)
-    s3.client.put_object_acl(Bucket=s3.name, Key="x.wav", ACL="public-read")
-    monkeypatch.setenv("RAYSERS_S3_ANONYMOUS", "1")
-    assert storage.read_bytes(uri) == b"public"
-
-
 @pytest.mark.parametrize(
     ("variable", "value", "error", "words"),
     [
@@ -432,56 +227,6 @@ def test_settings_that_cannot_work(
         storage.read_bytes(f"{s3.uri}/x")
 
 
-def test_bucket_name_that_cannot_be(s3: Bucket) -> None:
-    with pytest.raises(ObjectMissing, match="not a bucket"):
-        storage.read_bytes("s3://not a bucket/x")
-    with pytest.raises(WriteError, match="not a bucket"):
-        storage.write_atomic("s3://not a bucket/x", b"")
-
-
-def test_listing_faults(s3: Bucket, s3_faults: Faults) -> None:
-    s3.put("a/x.wav")
-    s3_faults.add("list-type=2", 503, code="SlowDown", times=2)
-    assert len(list(storage.list_objects(s3.uri))) == 1
-    s3_faults.clear()
-    s3_faults.add("list-type=2.*a/", 403, code="AccessDenied")
-    with pytest.raises(ObjectForbidden):
-        list(storage.list_objects(s3.uri))
-
-
-def test_writing(s3: Bucket, s3_faults: Faults) -> None:
-    fault = s3_faults.add("/out/a", 503, code="SlowDown", times=2, method="PUT")
-    storage.write_atomic(f"{s3.uri}/out/a", b"one")
-    assert fault.hits == 2
-    assert s3.get("out/a") == b"one"
-    s3_faults.add("/out/b", 403, code="AccessDenied", method="PUT")
-    with pytest.raises(WriteError, match=r"out/b.*AccessDenied"):
-        storage.write_atomic(f"{s3.uri}/out/b", b"two")
-    s3_faults.add("/out/c", 507, code="XMinioStorageFull", method="PUT")
-    with pytest.raises(WriteError, match="out/c"):
-        storage.write_atomic(f"{s3.uri}/out/c", b"three")
-    assert s3_faults.count("/out/c") == 1
-    s3_faults.add("/out/d", 503, method="PUT")
-    with pytest.raises(TransientStorageError):
-        storage.write_atomic(f"{s3.uri}/out/d", b"four")
-    with pytest.raises(WriteError, match="NoSuchBucket"):
-        storage.write_atomic("s3://no-such-bucket-here/x", b"five")
-
-
-def test_large_upload_goes_in_parts(
-    s3: Bucket, s3_faults: Faults, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(s3_module, "MULTIPART_BYTES", 6 * MIB)
-    data = os.urandom(17 * MIB)
-    fault = s3_faults.add("big.*partNumber=2", 503, times=1, method="PUT")
-    storage.write_atomic(f"{s3.uri}/big", data)
-    assert s3.get("big") == data
-    assert fault.hits == 1
-    s3_faults.add("/bad", 403, code="AccessDenied")
-    with pytest.raises(WriteError, match="AccessDenied"):
-        storage.write_atomic(f"{s3.uri}/bad", data)
-
-
 def test_client_is_shared_by_threads_and_made_anew_after_a_fork(s3: Bucket) -> None:
     with ThreadPoolExecutor(16) as pool:
         clients = set(map(id, pool.map(lambda _: s3_module.client(), range(100))))
@@ -498,3 +243,183 @@ def test_client_is_shared_by_threads_and_made_anew_after_a_fork(s3: Bucket) -> N
             os._exit(0)
     os.waitpid(child, 0)
     assert os.read(reader, 100) == b"1 data"
+
+
+@pytest.mark.parametrize("page_keys", [2, 5, 20, 1000])
+def test_listing_finds_every_key_once_whatever_the_shape(s3: Bucket, page_keys: int) -> None:
+    """Few and many sub-folders, deep and flat, files beside folders, names around the slash."""
+    keys = [f"root/f{i}.wav" for i in range(7)]
+    keys += [f"root/s{i:02d}/{j}.wav" for i in range(18) for j in range(3)]
+    keys += ["root/s03.wav", "root/s03-x/1.wav", "root/s03!/1.wav", "root/s030/1.wav"]
+    keys += ["root/deep/a/b/c/d/e/f.wav", "root/deep/a/b.wav", "root/zz/~.wav"]
+    keys += [f"root/ü/{name}.wav" for name in ("1", "é", "日本", "日本1", "\U0001f600", "~")]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(s3.put, [*keys, "root/.hidden/x.wav", "root/a/.x.wav", "root/a/folder/"]))
+    found = s3_module.list_objects(
+        f"{s3.uri}/root", frozenset({".wav"}), print, page_keys=page_keys
+    )
+    assert sorted(i.uri.removeprefix(s3.uri + "/") for i in found) == sorted(keys)
+
+
+@pytest.mark.parametrize("name", ["speaker{:04d}/x.wav", "{:x}.wav"])
+def test_a_long_prefix_is_listed_in_parallel_with_few_requests(
+    s3: Bucket, s3_faults: Faults, name: str
+) -> None:
+    names = [name.format(i * 2654435761 % 2**32 if "x}" in name else i) for i in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(s3.put, [f"root/{one}" for one in names]))
+    s3_faults.add("list-type=2", "delay", delay_s=0.1)
+    found = list(s3_module.list_objects(f"{s3.uri}/root", None, print, page_keys=5))
+    assert sorted(info.uri.rpartition("root/")[2] for info in found) == sorted(names)
+    assert s3_faults.count("list-type=2") <= 100  # 40 pages, which were 40 in sequence
+    assert s3_faults.in_sequence() <= 25
+
+
+def test_missing_bucket_prefix_and_object(s3: Bucket) -> None:
+    s3.put("there/x.wav")
+    nowhere = [f"{s3.uri}/nothing", "s3://no-such-bucket-here", "s3://not a bucket/x"]
+    for uri in nowhere:
+        with pytest.raises(ObjectMissing):
+            list(storage.list_objects(uri))
+        assert not storage.is_folder(uri)
+        assert storage.list_parts(uri) == []
+    for uri in (*nowhere, f"{s3.uri}/there"):
+        for call in (storage.stat, storage.read_bytes):
+            with pytest.raises(ObjectMissing):
+                call(uri)
+    assert storage.stat(f"{s3.uri}/there/x.wav").num_bytes == 1
+    assert storage.is_folder(f"{s3.uri}/there")
+
+
+@pytest.mark.parametrize("kind", ["503", "500", "reset", "short", "less"])
+def test_passing_trouble_is_survived_and_lasting_trouble_is_transient(
+    s3: Bucket, s3_faults: Faults, kind: str
+) -> None:
+    data = os.urandom(200_000)
+    uri = s3.put("x.wav", data)
+    fault = s3_faults.add("/x.wav", kind, times=3, method="GET")
+    assert storage.read_bytes(uri) == data
+    assert fault.hits == 3
+    s3_faults.clear()
+    s3_faults.add("/x.wav", kind)
+    source = storage.open_source(uri)
+    assert isinstance(source, RangedFile)
+    with pytest.raises(TransientStorageError):
+        source.read(10)
+    assert s3_faults.count("/x.wav") == 4
+    if kind == "503":
+        s3_faults.add("list-type=2", kind, code="SlowDown", times=2)
+        assert len(list(storage.list_objects(s3.uri))) == 1
+
+
+def test_large_upload_goes_in_parts(
+    s3: Bucket, s3_faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "MULTIPART_BYTES", 6 * MIB)
+    data = os.urandom(9 * MIB)
+    fault = s3_faults.add("big.*partNumber=2", 503, times=1, method="PUT")
+    storage.write_atomic(f"{s3.uri}/big", data)
+    assert s3.get("big") == data
+    assert fault.hits == 1
+    s3_faults.add("/bad", 403, code="AccessDenied")
+    with pytest.raises(WriteError, match="AccessDenied"):
+        storage.write_atomic(f"{s3.uri}/bad", data)
+
+
+def test_a_small_object_is_read_with_one_request_and_a_member_is_a_window(
+    s3: Bucket, s3_faults: Faults
+) -> None:
+    data = os.urandom(300_000)
+    uri = s3.put("small.tar", data)
+    for known in (None, len(data)):
+        s3_faults.clear()
+        source = storage.open_source(uri, num_bytes=known)
+        assert isinstance(source, RangedFile)
+        source.seek(-100, os.SEEK_END)
+        assert source.read() == data[-100:]
+        source.seek(0)
+        assert source.read() == data
+        assert s3_faults.count("small.tar") == 1
+    member = storage.open_source(f"{uri}#m.wav", byte_offset=600, byte_size=6)
+    assert not isinstance(member, str)
+    assert (member.read(100), member.read()) == (data[600:606], b"")
+    assert member.seek(0, os.SEEK_END) == 6
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("member", [(2000, 10), (995, 10), (2**63 - 1, 10), (1000, 1), (-5, 10)])
+def test_byte_ranges_that_are_not_in_the_object(
+    s3: Bucket, tmp_path: Path, remote: bool, member: tuple[int, int]
+) -> None:
+    (tmp_path / "x.tar").write_bytes(bytes(1000))
+    uri = s3.put("x.tar", bytes(1000)) if remote else str(tmp_path / "x.tar")
+    with pytest.raises(StorageError, match=r"x\.tar") as raised:
+        storage.open_source(uri, byte_offset=member[0], byte_size=member[1]).read()
+    failure = status_of(raised.value)
+    assert failure is not None
+    assert failure.status == "unreadable"
+
+
+def test_listing_skips_hidden_markers_and_neighbours(s3: Bucket) -> None:
+    shown = ["a.wav", "b.FLAC", "sub/c.wav", "part-2.parquet", "part-1.parquet"]
+    hidden = ["._a.wav", ".git/x.wav", "sub/", "__MACOSX/d.wav", "readme.txt", "part-0.csv"]
+    for key in (*shown, *hidden, "sub/part-3.parquet"):
+        s3.put(f"in/{key}")
+    for key in ("in2/e.wav", "in.wav"):
+        s3.put(key)
+    found = storage.list_objects(f"{s3.uri}/in/", suffixes=[".wav", ".flac"])
+    assert {info.uri for info in found} == {f"{s3.uri}/in/{name}" for name in shown[:3]}
+    parts = [info.uri.rpartition("/")[2] for info in storage.list_parts(f"{s3.uri}/in")]
+    assert parts == ["part-1.parquet", "part-2.parquet"]
+
+
+def test_patience_is_bounded_in_time_and_each_answer_too(
+    s3: Bucket, s3_faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3.put("x.wav", b"data")
+    storage.read_bytes(uri)  # makes the client, whose time is not the store's
+    s3_faults.clear()
+    monkeypatch.setenv("RAYSERS_S3_READ_TIMEOUT_S", "0.3")
+    s3_faults.add("/x.wav", "delay", delay_s=1.0, times=1)
+    assert storage.read_bytes(uri) == b"data"
+    assert s3_faults.count("/x.wav") == 2
+    monkeypatch.setenv("RAYSERS_S3_MAX_ATTEMPTS", "1000")
+    monkeypatch.setenv("RAYSERS_S3_MAX_RETRY_S", "0.3")
+    s3_faults.clear()
+    s3_faults.add("/x.wav", 500)
+    with pytest.raises(TransientStorageError):
+        storage.read_bytes(uri)
+    assert 2 <= s3_faults.count("/x.wav") < 100
+
+
+def test_public_buckets_need_no_credentials(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = s3.put("x.wav", b"public")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(CredentialsError, match="AWS_ACCESS_KEY_ID"):
+        storage.read_bytes(uri)
+    monkeypatch.setenv("RAYSERS_S3_ANONYMOUS", "1")
+    assert storage.read_bytes(uri) == b"public"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "tries"),
+    [
+        (403, "AccessDenied", WriteError, 1),
+        (507, "XMinioStorageFull", WriteError, 1),
+        (503, "SlowDown", TransientStorageError, 4),
+    ],
+)
+def test_writing(
+    s3: Bucket, s3_faults: Faults, status: int, code: str, error: type[Exception], tries: int
+) -> None:
+    uri = f"{s3.uri}/out"
+    s3_faults.add("/out", status, code=code, method="PUT")
+    with pytest.raises(error, match=f"out.*{code}"):
+        storage.write_atomic(uri, b"two")
+    assert s3_faults.count("/out") == tries
+    s3_faults.clear()
+    fault = s3_faults.add("/out", 503, code="SlowDown", times=2, method="PUT")
+    storage.write_atomic(uri, b"one")
+    assert (fault.hits, s3.get("out")) == (2, b"one")
+    with pytest.raises(WriteError, match="NoSuchBucket"):
+        storage.write_atomic("s3://no-such-bucket-here/x", b"five")

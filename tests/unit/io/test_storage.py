@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
 from raysers.errors import (
@@ -26,98 +23,55 @@ from raysers.io.storage import Breaker
 from raysers.types import Status
 
 LASTING = TransientStorageError("s3://corpus/x.wav: HTTP 500 (still failing after every retry)")
+DEFINITE = [ObjectMissing, ObjectForbidden, ObjectChanged, ObjectUnreadable, RuntimeError]
 
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def fail(breaker: Breaker, *names: object, error: Exception = LASTING) -> None:
-    for name in names:
-        breaker.failed(f"s3://corpus/{name}.wav", error)
-
-
-def test_few_objects_that_fail_are_rows() -> None:
-    breaker = Breaker()
-    fail(breaker, *range(4))
-    with pytest.raises(
-        TransientStorageError, match=r"outage: of s3://corpus 5 objects failed and 0 were read.*500"
-    ):
-        fail(breaker, 4)
-
-
-def test_one_object_is_one_however_often_it_fails() -> None:
-    breaker = Breaker()
-    fail(breaker, *[1, 2, 3, 4] * 100)
-
-
-def test_as_many_reads_as_failures_are_no_outage() -> None:
-    breaker = Breaker()
-    for number in range(1000):
-        breaker.succeeded(f"s3://corpus/good-{number}.wav")
-        fail(breaker, number)
-
-
-def test_reads_and_failures_of_long_ago_do_not_count() -> None:
-    clock = Clock()
-    breaker = Breaker(clock=clock)
-    for number in range(50):
-        breaker.succeeded(f"s3://corpus/good-{number}.wav")
-    fail(breaker, *range(10))
-    clock.now_s += 121
-    fail(breaker, *range(20, 24))
-    with pytest.raises(TransientStorageError, match="5 objects failed"):
-        fail(breaker, 24)
-
-
-def test_an_object_that_is_read_at_last_has_not_failed() -> None:
-    breaker = Breaker()
-    fail(breaker, *range(4))
-    breaker.succeeded("s3://corpus/0.wav")
-    fail(breaker, 4)
+#: Steps of a breaker: objects that fail (with which error) or are read, or seconds that pass.
+FAILED, READ, WAIT = "failed", "read", "wait"
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("steps", "outage"),
     [
-        ObjectMissing("x"),
-        ObjectForbidden("x"),
-        ObjectChanged("x"),
-        ObjectUnreadable("x"),
-        ClipError(Status.TRUNCATED, "x"),
-        RuntimeError("x"),
+        ([(FAILED, range(4))], False),
+        ([(FAILED, range(5))], True),
+        ([(FAILED, [1, 2, 3, 4] * 100)], False),  # one object is one however often it fails
+        ([(READ, range(1000)), (FAILED, range(1000))], False),  # as many reads as failures
+        ([(READ, range(50)), (FAILED, range(10)), (WAIT, 121), (FAILED, range(20, 24))], False),
+        ([(READ, range(50)), (FAILED, range(10)), (WAIT, 121), (FAILED, range(20, 25))], True),
+        ([(FAILED, range(4)), (READ, [0]), (FAILED, [4])], False),  # 0 was read at last
     ],
 )
-def test_a_definite_answer_shows_that_the_store_works(error: Exception) -> None:
+def test_many_objects_that_fail_are_an_outage_and_few_are_rows(steps, outage: bool) -> None:
+    now_s = 1000.0
+    breaker = Breaker(clock=lambda: now_s)
+    caught = None
+    for what, which in steps:
+        if what == WAIT:
+            now_s += which
+            continue
+        for name in which:
+            uri = f"s3://corpus/{name}.wav"
+            try:
+                breaker.succeeded(uri) if what == READ else breaker.failed(uri, LASTING)
+            except TransientStorageError as error:
+                caught = caught or str(error)
+    assert bool(caught) is outage
+    if caught:
+        assert "outage: of s3://corpus 5 objects failed and 0 were read" in caught
+        assert "500" in caught
+
+
+@pytest.mark.parametrize("kind", DEFINITE)
+def test_a_definite_answer_shows_that_the_store_works(kind: type[Exception]) -> None:
     breaker = Breaker()
-    fail(breaker, *range(100), error=error)
-    fail(breaker, *range(100, 140))
+    for error in (kind("x"), LASTING):
+        for number in range(100):
+            breaker.failed(f"s3://corpus/{type(error).__name__}-{number}.wav", error)
 
 
 def test_bad_credentials_stop_at_once() -> None:
     with pytest.raises(CredentialsError):
         Breaker().failed("s3://corpus/x.wav", CredentialsError("x"))
-
-
-def test_threads_share_a_breaker() -> None:
-    breaker, start = Breaker(least=800), threading.Barrier(8)
-
-    def work(thread: int) -> int:
-        start.wait()
-        outages = 0
-        for number in range(100):
-            try:
-                fail(breaker, f"{thread}-{number}")
-            except TransientStorageError:
-                outages += 1
-        return outages
-
-    with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(work, range(8))) == 1
 
 
 @pytest.mark.parametrize(

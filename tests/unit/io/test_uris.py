@@ -70,15 +70,6 @@ def test_tar_uri_of(file: str, tar: str) -> None:
     assert uris.tar_uri_of(file) == tar
 
 
-def test_parent() -> None:
-    assert [uris.parent(u) for u in ("/a/b", "s3://b/a/k", "s3://b/k", "s3://b")] == [
-        "/a",
-        "s3://b/a",
-        "s3://b",
-        "s3://b",
-    ]
-
-
 @pytest.mark.parametrize("module", [uris, shards])
 def test_examples_in_docstrings(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]

@@ -56,16 +56,6 @@ def test_replaced_object_is_refused(s3: Bucket, tmp_path: Path) -> None:
         heard(clip)
 
 
-def test_object_replaced_between_two_reads(s3: Bucket) -> None:
-    uri = s3.put("x.bin", b"a" * 300_000)
-    source = storage.open_file(uri, whole_bytes=1000, block_bytes=100_000)
-    assert source.read(10) == b"a" * 10
-    s3.put("x.bin", b"b" * 300_000)
-    source.seek(250_000)
-    with pytest.raises(ObjectChanged):
-        source.read(10)
-
-
 def test_file_replaced_between_listing_and_probing_is_a_row(tmp_path: Path) -> None:
     wav(tmp_path / "x.wav")
     (batch,) = list_inputs([str(tmp_path)])

@@ -1,0 +1,298 @@
+"""The manifest of a job's input: listing, and reading headers.
+
+The driver lists; headers are read in this process when there are few, else by Ray tasks. The result
+does not depend on how the work was spread: rows are sorted by file and start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysers.cli import ListingFlags
+from raysers.data.manifest import Manifest, collect, is_manifest, read_part, whole_parts
+from raysers.data.segments import Segmenting, probe_batch
+from raysers.data.sources import LISTING, absolute_input, list_inputs
+from raysers.engine.progress import LINE_EVERY_S
+from raysers.errors import ConfigError
+from raysers.run import absolute_output
+from raysers.schemas import MANIFEST
+from raysers.types import Status
+
+#: Version of what the rows mean; another one is never mixed into an output folder.
+ROWS_VERSION = 1
+
+#: Objects whose headers one task reads. Finding speech decodes whole files, so its tasks are small.
+_OBJECTS_PER_TASK = 2000
+_OBJECTS_PER_VAD_TASK = 1
+#: Blocks that the cluster gets at a time.
+_BLOCKS_AT_A_TIME = 1000
+#: Up to so much 16-bit audio, finding speech is not worth starting a cluster.
+_LOCAL_VAD_BYTES = 120 << 20
+
+FlagsT = TypeVar("FlagsT", bound=ListingFlags)
+
+
+def has_cluster() -> bool:
+    """Whether this process has a Ray cluster, or the address of one."""
+    # another thread may be importing it
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", bool)
+    return bool(os.environ.get("RAY_ADDRESS")) or is_initialized()
+
+
+def with_absolute_paths(flags: FlagsT) -> FlagsT:
+    """The flags, checked (ConfigError), with places that every process of the cluster knows."""
+    flags.check()
+    places = tuple(map(absolute_input, flags.input))
+    return replace(flags, input=places, output=absolute_output(flags.output))
+
+
+def listing_settings(flags: ListingFlags) -> dict[str, Any]:
+    """The settings that decide a manifest."""
+    settings: dict[str, Any] = {
+        "input": list(flags.input),
+        "segment": flags.segment,
+        "limit": flags.limit,
+        "rows_version": ROWS_VERSION,
+    }
+    if flags.channel != "mean":
+        settings["channel"] = flags.channel
+    if flags.segment == "window":
+        settings["hop_s"] = flags.hop_s
+    if flags.segment != "whole":
+        settings |= {"window_s": flags.window_s, "min_s": flags.min_s}
+    return settings
+
+
+def segmenting(flags: ListingFlags) -> Segmenting:
+    """How the flags cut recordings into clips."""
+    return Segmenting(
+        kind=flags.segment,
+        window_s=flags.window_s,
+        hop_s=flags.hop_s,
+        min_s=flags.min_s,
+        channel={"left": 1, "right": 2}.get(str(flags.channel), flags.channel),  # type: ignore[arg-type]
+    )
+
+
+def list_clips(flags: ListingFlags, *, local: bool | None = None) -> Manifest:
+    """The manifest of the input; see `index` and `refuse_unseen_input`."""
+    manifest = index(flags.input, segmenting(flags), limit=flags.limit, local=local)
+    refuse_unseen_input(manifest, local)
+    return manifest
+
+
+def index(
+    inputs: Sequence[str],
+    segmenting: Segmenting,
+    *,
+    limit: int = 0,
+    local: bool | None = None,
+) -> Manifest:
+    """The manifest of everything under `inputs`; only the first `limit` clips if above 0.
+
+    Finished manifests among the inputs are taken as they are; nothing of them is inspected again.
+    With `local`, headers are read in this process; None does so when there are few.
+
+    Raises:
+        ConfigError: an input that is not there, holds no audio, or is a table that does not fit.
+        CredentialsError, TransientStorageError: the store does not answer as it should.
+    """
+    _refuse_cutting(inputs, segmenting)
+    finished = [uri for uri in inputs if is_manifest(uri)]
+    others = [uri for uri in inputs if uri not in finished]
+
+    tables = (read_part(place) for uri in finished for place in whole_parts(uri))
+    listed = listed_tables(others) if others else ()
+    return to_manifest(tables, listed, segmenting, limit=limit, local=local)
+
+
+def listed_tables(inputs: Sequence[str]) -> Iterator[pa.Table]:
+    """What the inputs list; warnings are printed."""
+    notes: list[str] = []
+    for batch in list_inputs(inputs, notes=notes):
+        yield pa.Table.from_batches([batch])
+    for note in notes:
+        warn(note)
+
+
+def index_labelled(
+    inputs: Sequence[str],
+    *,
+    corpus: str = "auto",
+    emotion_map: str = "",
+    speakers: str = "",
+    segmenting: Segmenting | None = None,
+    limit: int = 0,
+) -> tuple[pa.Table, list[str]]:
+    """The manifest of labelled inputs, with every label column, and notes for the user.
+
+    Args and errors are those of `read_labelled` and `index`; `segmenting` is for rows without a
+    segment of their own, None leaves files whole.
+    """
+    from raysers.data.labelled import read_labelled  # every corpus' reader
+
+    segmenting = segmenting or Segmenting()
+    _refuse_cutting(inputs, segmenting)
+    found = read_labelled(inputs, corpus=corpus, emotion_map=emotion_map, speakers=speakers)
+    finished, listed = found.table.slice(0, found.finished), found.table.slice(found.finished)
+    return to_manifest([finished], [listed], segmenting, limit=limit).table(), list(found.notes)
+
+
+def to_manifest(
+    finished: Iterable[pa.Table],
+    listed: Iterable[pa.Table],
+    segmenting: Segmenting,
+    *,
+    limit: int = 0,
+    local: bool | None = None,
+) -> Manifest:
+    """The manifest of finished manifests and of the clips of `listed` objects; see `index`."""
+    if limit:  # every object is at least one clip
+        first = LISTING.empty_table()
+        for some in _blocks(listed, max(2 * limit, _OBJECTS_PER_TASK)):
+            both = pa.concat_tables([first, some], promote_options="default")
+            first = both.sort_by([("file", "ascending"), ("start", "ascending")]).slice(0, limit)
+        listed = [first]
+    empty = MANIFEST.empty_table()
+    tables = chain([empty], finished, inspected(listed, segmenting, local=local))
+    manifest, repeated = collect(tables, limit=limit)
+    if repeated:
+        warn(
+            f"{repeated:,} rows name the same stretch of a file as another row, or do so once they "
+            "end where the file ends: each is one clip"
+        )
+    return manifest
+
+
+def map_blocks(
+    work: Callable[[pa.Table], pa.Table],
+    blocks: Iterable[pa.Table],
+    *,
+    local: bool,
+    threads: int = 4,
+) -> Iterator[pa.Table]:
+    """`work` on every block, in threads of this process or in Ray tasks; results in any order.
+
+    Raises:
+        RaysersError: what `work` raised.
+    """
+    blocks = iter(blocks)
+    if local:
+        with ThreadPoolExecutor(threads) as pool:
+            while some := list(islice(blocks, 16 * threads)):
+                yield from pool.map(work, some)
+        return
+    from raysers.engine import cluster
+
+    cluster.connect()
+    # what is listed goes to the workers while the next is listed
+    while some := list(islice(blocks, _BLOCKS_AT_A_TIME)):
+        yield from cluster.map_blocks(work, some)
+
+
+def _refuse_cutting(inputs: Sequence[str], segmenting: Segmenting) -> None:
+    """Raises ConfigError where a finished manifest among the inputs would have to be cut."""
+    flag = f"--segment {segmenting.kind}" if segmenting.kind != "whole" else ""
+    flag = flag or (f"--channel {segmenting.channel}" if segmenting.channel != "mean" else "")
+    for uri in inputs if flag else ():
+        if is_manifest(uri):
+            raise ConfigError(
+                f"{flag}: {uri} is a manifest whose clips are decided already; leave "
+                f"{flag.split()[0]} out, or index the audio again"
+            )
+
+
+def refuse_unseen_input(manifest: Manifest, local: bool | None = None) -> None:
+    """Raises ConfigError where no clip is named, or no node but this one sees the files."""
+    if not manifest.num_rows:
+        raise ConfigError("--input: its tables name no clip: give tables with rows, or audio")
+    if local or not has_cluster():
+        return
+    first = manifest.part(0, ["file"])["file"][0].as_py()
+    statuses = (part["status"] for part in manifest.parts(["status"]))
+    nothing = all(pc.all(pc.equal(one, str(Status.MISSING))).as_py() for one in statuses)
+    if not nothing or not os.path.exists(first):
+        return
+    from raysers.engine import cluster
+
+    if not cluster.is_one_machine():
+        raise ConfigError(
+            f"--input: the nodes do not see {first}: put the audio on a shared disk or in s3://"
+        )
+
+
+def inspected(
+    listed: Iterable[pa.Table], segmenting: Segmenting, *, local: bool | None = None
+) -> Iterator[pa.Table]:
+    """The manifest rows of listed objects, in any order.
+
+    Headers are read in this process (`local`; None: when there are few) or by Ray tasks.
+    """
+    vad, objects = segmenting.kind == "vad", 0
+
+    def counted() -> Iterator[pa.Table]:
+        nonlocal objects
+        for table in listed:
+            objects += len(table)
+            yield table
+
+    blocks = _blocks(counted(), _OBJECTS_PER_VAD_TASK if vad else _OBJECTS_PER_TASK)
+    first: list[pa.Table] = []
+    num_bytes = 0
+    for block in blocks:
+        first.append(block)
+        num_bytes += pc.sum(block["num_bytes"]).as_py() or 0
+        if num_bytes > _LOCAL_VAD_BYTES if vad else len(first) > 1:
+            break
+    else:
+        local = local or not (vad and has_cluster())
+    inspect = partial(_inspect, segmenting=segmenting)
+    # one thread loads and calls the speech detector
+    found = map_blocks(inspect, chain(first, blocks), local=bool(local), threads=1 if vad else 4)
+    clips, last_s = 0, time.monotonic()
+    for table in found:
+        clips += len(table)
+        if time.monotonic() - last_s >= LINE_EVERY_S:
+            last_s = time.monotonic()
+            what = "finding speech" if vad else "reading headers"
+            print(f"{what}: {clips:,} clips of {objects:,} files", file=sys.stderr)
+        yield table
+
+
+def _blocks(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `size`; only tables of clips have labels."""
+    held: list[pa.Table] = []
+    rows = 0
+    for table in chain(tables, [None]):
+        if table is not None:
+            held.append(table)
+            rows += len(table)
+        if rows and (table is None or rows >= size):
+            together = pa.concat_tables(held, promote_options="default")
+            yield from (together.slice(at, size) for at in range(0, rows, size))
+            held, rows = [], 0
+
+
+def _inspect(block: pa.Table, segmenting: Segmenting) -> pa.Table:
+    if segmenting.kind != "vad":
+        return probe_batch(block, segmenting)
+    from raysers.models.vad import find_speech  # torch, which reading headers does not need
+
+    speech = partial(find_speech, min_s=segmenting.min_s, max_s=segmenting.window_s)
+    return probe_batch(block, segmenting, find_speech=speech)
+
+
+def warn(text: str) -> None:
+    """A line on stderr."""
+    print(f"warning: {text}", file=sys.stderr)
