@@ -49,7 +49,7 @@ def shaped(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 def metric(model: str, value: float, **other: Any) -> dict[str, Any]:
     known = {"dataset": "emodb", "split": "test", "dimension": "arousal", "metric": "ccc"}
-    bounds = {"ci_low": value - 0.05, "ci_high": value + 0.04, "n": 120}
+    bounds = {"ci_low": value - 0.05, "ci_high": value + 0.04, "n": 120, "speakers": 8}
     empty = {"group": "", "group_value": "", "run_id": "id"}
     return {"model": model, "value": value} | empty | known | bounds | other
 

@@ -28,8 +28,7 @@ _COLUMNS = (
     "duration_s", "rms_db", "clipped_ratio", "model",
 )  # fmt: skip
 _KNOWN = ("corpus", "speaker", "sex", "language")
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_HEADS = ("5 %", "25 %", "median", "75 %", "95 %")
+_QUANTILES = {0.05: "5 %", 0.25: "25 %", 0.5: "median", 0.75: "75 %", 0.95: "95 %"}
 _BINS, _SMALL_IN, _MOST_GROUPS, _MOST_STEPS = 50, 2.35, 25, 240
 _TIMELINES, _FEWEST_WINDOWS = 4, 8
 
@@ -79,7 +78,10 @@ def read_archive(run: ReportRun) -> Archive | None:
     rows = table_of(run.folder, "annotations", [*_COLUMNS, *numbers])
     if rows is None or not len(rows):
         return None
-    clips = _plain(rows).to_pandas()
+    for name, unknown in (("start", 0), ("end", -1)):  # integers cannot overflow a frame's times
+        times = pc.fill_null(rows[name].cast(pa.int64()), unknown)
+        rows = rows.set_column(rows.column_names.index(name), f"{name}_ns", times)
+    clips = rows.to_pandas()
     known = table_of(run.folder, "manifest", ("clip_id", "duration_s", *_KNOWN))
     if known is not None and "clip_id" in known.column_names:
         manifest = known.to_pandas().drop_duplicates("clip_id")
@@ -94,29 +96,16 @@ def read_archive(run: ReportRun) -> Archive | None:
     return Archive(run=run, clips=clips, numbers=numbers)
 
 
-def _plain(rows: pa.Table) -> pa.Table:
-    """The rows with times as integers, which cannot overflow a frame's."""
-    for name in ("start", "end"):
-        times = pc.fill_null(rows[name].cast(pa.int64()), 0 if name == "start" else -1)
-        place = rows.column_names.index(name)
-        rows = rows.set_column(place, f"{name}_ns", times)
-    return rows
-
-
 def folders(files: pa.ChunkedArray) -> Any:
     """Of every file the first folder (or tar) below the one that all files share; "" for none."""
     is_member = pc.match_substring_regex(files, r"(?i)\.tar#")
     tars = pc.replace_substring_regex(files, r"(?i)(\.tar)#.*$", r"\1/")
     place = pc.if_else(is_member, tars, pc.replace_substring_regex(files, r"[^/]*$", ""))
-    ends = pc.min_max(place).as_py()
-    shared = _common_start(ends["min"], ends["max"]).rpartition("/")[0] + "/"
+    low, high = pc.min_max(place).as_py().values()
+    differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    shared = low[: next(differ, min(len(low), len(high)))].rpartition("/")[0] + "/"
     below = pc.utf8_slice_codeunits(place, len(shared))
     return pc.replace_substring_regex(below, r"/.*$", "").to_pandas().to_numpy()
-
-
-def _common_start(one: str, other: str) -> str:
-    same = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return one[: next(same, min(len(one), len(other)))]
 
 
 def covered_s(clips: pd.DataFrame) -> float:
@@ -150,21 +139,20 @@ def duration(seconds: float) -> str:
 
 def archive_exhibits(archive: Archive, key: str) -> Iterator[Exhibit]:
     """What there is to say about an archive."""
-    ok = archive.ok
-    if len(ok):
+    is_scored = len(archive.ok) > 0
+    if is_scored:
         yield _scores(archive, f"{key}-scores")
     yield _statuses(archive, f"{key}-status")
-    if len(ok):
+    if is_scored:
         yield from _trust(archive, f"{key}-trust")
         yield _sound(archive, f"{key}-sound")
         yield from _groups(archive, f"{key}-groups")
         yield from _timelines(archive, f"{key}-timelines")
 
 
-def _quantiles(columns: Mapping[str, pd.Series], head: str = "") -> pd.DataFrame:
+def _quantiles(columns: Mapping[str, pd.Series], head: str) -> pd.DataFrame:
     """A row of quantiles for every column."""
-    names = dict(zip(_QUANTILES, _HEADS, strict=True))
-    found = pd.DataFrame(columns).quantile(list(_QUANTILES)).T.rename(columns=names)
+    found = pd.DataFrame(columns).quantile(list(_QUANTILES)).T.rename(columns=_QUANTILES)
     return found.reset_index(names=head)
 
 
@@ -256,12 +244,10 @@ def _sound(archive: Archive, key: str) -> Exhibit:
     ok, clipped = archive.ok, archive.ok.clipped_ratio.fillna(0.0)
     columns = {"level, dB re full scale": ok.rms_db, "length, s": ok.duration_s}
     columns["samples at full scale, %"] = 100 * clipped
-    length = np.log10(np.maximum(ok.duration_s, 0.1))
+    logs, powers = np.log10(np.maximum(ok.duration_s, 0.1)), lambda x: f"{10**x:.6g}"
     pictures = {
         f"{key}-level": _histogram(ok.rms_db, (-60.0, 0.0), "level, dB"),
-        f"{key}-length": _histogram(
-            length, (-1.0, 3.0), "length, s", tick=lambda x: f"{10**x:.6g}"
-        ),
+        f"{key}-length": _histogram(logs, (-1.0, 3.0), "length, s", tick=powers),
     }
     lead = f"{int((clipped > 0).sum()):,} of {len(ok):,} scored clips reach full scale, "
     lead += f"{int((clipped > 0.001).sum()):,} with more than one sample in a thousand."
@@ -282,9 +268,9 @@ def _groups(archive: Archive, key: str) -> Iterator[Exhibit]:
         rows = []
         for value, count in counts.head(_MOST_GROUPS).items():
             own = clips[clips.value == value]
-            means = own[own.status == str(Status.OK)][[*DIMENSIONS]].mean()
-            failed = int((own.status != str(Status.OK)).sum())
-            hours = shown(covered_s(own) / 3600, 2)
+            scored = own[own.status == str(Status.OK)]
+            hours, means = shown(covered_s(own) / 3600, 2), scored[[*DIMENSIONS]].mean()
+            failed = len(own) - len(scored)
             rows.append([value or "(none)", count, failed, hours, *(shown(m, 2) for m in means)])
         left = f": the {len(rows)} largest of {len(counts):,}" if len(counts) > len(rows) else ""
         columns = [name, "clips", "failed", "hours", *(f"mean {d}" for d in DIMENSIONS)]
@@ -296,11 +282,9 @@ def _groups(archive: Archive, key: str) -> Iterator[Exhibit]:
 def _timelines(archive: Archive, key: str) -> Iterator[Exhibit]:
     """Scores along the recordings with most clips."""
     counts = archive.clips.file.value_counts()
-    counts = (
-        counts[counts >= _FEWEST_WINDOWS].sort_index().sort_values(ascending=False, kind="stable")
-    )
+    counts = counts[counts >= _FEWEST_WINDOWS].sort_index()
     charts = []
-    for number, file in enumerate(counts.index[:_TIMELINES]):
+    for number, file in enumerate(counts.nlargest(_TIMELINES).index):
         own = archive.clips[archive.clips.file == file].sort_values("start_ns")
         if own[[*DIMENSIONS]].notna().any(axis=None):
             charts.append(_timeline(f"{key}-{number}", str(file), own))
@@ -313,36 +297,32 @@ def _timelines(archive: Archive, key: str) -> Iterator[Exhibit]:
 
 
 def _timeline(key: str, file: str, own: pd.DataFrame) -> Chart:
-    minutes = (own.start_ns + own.end_ns) / 2 / NS_PER_S / 60
+    spans = own[["start_ns", "end_ns"]] / NS_PER_S
     stretch = np.arange(len(own)) // -(-len(own) // _MOST_STEPS)
-    grouped = own.assign(minutes=minutes).groupby(stretch)
-    bare = own[own[[*DIMENSIONS]].isna().all(axis=1)]
+    grouped = own.assign(minutes=spans.mean(axis=1) / 60).groupby(stretch)
+    bare = spans[own[[*DIMENSIONS]].isna().all(axis=1)] / 60
 
     def draw() -> Any:
         figure = plotting.new_figure(3.6)
         axes = figure.subplots(3, 1, sharex=True)
         for axis, d in zip(axes, DIMENSIONS, strict=True):
-            x, mean = grouped.minutes.mean(), grouped[d].mean()
+            x = grouped.minutes.mean()
             if stretch[-1] < len(own) - 1:
                 low, high = grouped[d].quantile(0.1), grouped[d].quantile(0.9)
                 plotting.band(axis, x, low, high, COLOURS[d])
-            plotting.line(axis, x, mean, COLOURS[d], linewidth=1.4)
+            plotting.line(axis, x, grouped[d].mean(), COLOURS[d], linewidth=1.4)
             axis.set_ylim(min(0.0, own[d].min()), max(1.0, own[d].max()))
             plotting.value_grid(axis, "y", most=2)
             plotting.panel_title(axis, d, colour=word_colour(COLOURS[d]), pad_pt=3)
-            for one in bare.itertuples():
-                ends = one.start_ns / NS_PER_S / 60, one.end_ns / NS_PER_S / 60
+            for ends in bare.itertuples(index=False):
                 axis.axvspan(*ends, color=SOFT, alpha=0.15, linewidth=0)
         axes[-1].set_xlabel("minutes", loc="right")
         return figure
 
-    spans = own[["start_ns", "end_ns"]] / NS_PER_S
     numbers = own[[*DIMENSIONS]].copy()
-    numbers.insert(
-        0, "seconds", spans.start_ns.map("{:,.1f} to ".format) + spans.end_ns.map("{:,.1f}".format)
-    )
+    seconds = [f"{start:,.1f} to {end:,.1f}" for start, end in spans.itertuples(index=False)]
+    numbers.insert(0, "seconds", seconds)
     name = plotting.short(last_part(file), 60)
     made = frame_table(f"Windows of {name}", numbers, 2)
-    return Chart(
-        name, f"Scores of {len(own):,} windows along {name}.", {key: plotting.picture(draw)}, made
-    )
+    alt = f"Scores of {len(own):,} windows along {name}."
+    return Chart(name, alt, {key: plotting.picture(draw)}, made)

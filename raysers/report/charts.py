@@ -8,20 +8,25 @@ table has every number, a picture at most so many rows; the caption says what wa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from raysers import plotting
+from raysers.evaluation.bootstrap import FEW_UNITS, FEWEST_UNITS
+from raysers.evaluation.scores import RANDOM
 from raysers.plotting import COLOURS, INK, SOFT, series_colour, word_colour
-from raysers.report.evidence import RANDOM
 from raysers.report.page import Cell, Chart, shown, table, with_bounds
 
 MOST_ROWS, MOST_SERIES, _MOST_MARKS = 24, 4, 30
 _EDGES_IN, _BLOCK_IN, _KEY_IN, _ROW_IN, _SERIES_IN, _LINES_IN = 0.6, 0.28, 0.4, 0.235, 0.115, 2.9
-_DOTS = ["block", "column", "row", "series", "value", "low", "high", "paper", "n"]
+_MARKS = ["block", "column", "row", "series", "value", "low", "high", "paper", "n", "speakers"]
+_FEW = (
+    f"intervals over fewer than {FEW_UNITS} speakers are rough, over fewer than {FEWEST_UNITS} "
+    "there are none"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,40 +71,50 @@ def dots(metrics: pd.DataFrame, row: pd.Series, series: pd.Series | str = "") ->
     """Rows of metrics as marks of a dot chart, the random model's last."""
     found = metrics.rename(columns={"dimension": "column", "ci_low": "low", "ci_high": "high"})
     block = (metrics.dataset + " " + metrics.split).str.strip()
-    found = found.assign(block=block, row=row, series=series)[_DOTS]
+    found = found.assign(block=block, row=row, series=series)[_MARKS]
     found = found.drop_duplicates(["block", "row", "series", "column"], keep="last")
     return found.sort_values("row", key=lambda names: names == RANDOM, kind="stable")
 
 
-def dots_chart(spec: Dots, metrics: pd.DataFrame) -> Chart | None:
-    """The chart with its table; None without a value."""
-    found = spec.rows(metrics)
-    there = found[found.value.notna()]
-    if there.empty:
+def chart(spec: Dots | Lines, frame: pd.DataFrame) -> Chart | None:
+    """The chart with its table; None without a value, or where no line has two points."""
+    found, is_line = spec.rows(frame), isinstance(spec, Lines)
+    there = found[found.value.notna()] if len(found) else found
+    if there.empty or (is_line and there.groupby(["column", "series"]).size().max() < 2):
         return None
-    drawn, left_out = _selected(there)
+    found = found.reindex(columns=[*_MARKS, *(["x"] if is_line else [])])
+    columns = [str(c) for c in (*COLOURS, "mean") if c in set(found.column)]
+    columns = columns if is_line else list(found.column.unique())
     several = found.series.nunique() > 1 or found.series.iloc[0] != ""
-    columns = list(found.column.unique())
-    has_paper = bool(found.paper.notna().any())
+    has_paper, has_speakers = bool(found.paper.notna().any()), bool((found.speakers > 0).any())
     rows: list[list[Cell]] = []
-    for (block, name, series), own in found.groupby(["block", "row", "series"], sort=False):
-        by_column = {one["column"]: one for one in own.to_dict("records")}
-        bounds = [_bounded(by_column.get(c)) for c in columns]
-        papers = [shown(by_column[c]["paper"]) if c in by_column else "–" for c in columns]
-        paper = "–" if set(papers) == {"–"} else " / ".join(papers)
-        cells = [name, *([series] if several else []), block, *bounds]
-        rows.append([*cells, *([paper] if has_paper else []), int(own.n.max())])
-    head = [spec.row, *([spec.series or "of"] if several else []), "data"]
-    head += [*(f"{c} [95 %]" for c in columns), *(["the paper"] if has_paper else []), "n"]
-    pictures = {spec.key: plotting.picture(lambda: _draw_dots(drawn, spec))}
-    numbers = table(spec.axis + left_out, head, rows)
-    return Chart(
-        spec.title, f"Dot chart of {spec.axis}: the table has all values.", pictures, numbers
-    )
-
-
-def _bounded(one: Mapping[str, Any] | None) -> Cell:
-    return "–" if one is None else with_bounds(one["value"], one["low"], one["high"])
+    keys = ["series", "x"] if is_line else ["block", "row", "series"]
+    for key, own in found.groupby(keys, sort=False):
+        by = {one["column"]: one for one in own.to_dict("records")}
+        cells: list[Cell] = [key[0], spec.tick(key[1])] if isinstance(spec, Lines) else [key[1]]
+        if not is_line:
+            cells += [*([key[2]] if several else []), key[0]]
+        cells += [with_bounds(by[c]) if c in by else "–" for c in columns]
+        if has_paper:
+            papers = [shown(by[c]["paper"]) if c in by else "–" for c in columns]
+            cells.append("–" if set(papers) == {"–"} else " / ".join(papers))
+        if not is_line:
+            cells.append(int(own.n.max()))
+            cells += [int(own.speakers.max()) or "–"] if has_speakers else []
+        rows.append(cells)
+    if isinstance(spec, Lines):
+        head, caption, what = ["of", spec.axis], f"{spec.values} over {spec.axis}", spec.bounds
+        pictures = {spec.key: plotting.picture(lambda: _draw_lines(there, columns, spec))}
+    else:
+        drawn, left_out = _selected(there)
+        head = [spec.row, *([spec.series or "of"] if several else []), "data"]
+        caption, what = spec.axis + left_out, "95 %"
+        pictures = {spec.key: plotting.picture(lambda: _draw_dots(drawn, spec))}
+    head += [*(f"{c} [{what}]" for c in columns), *(["the paper"] if has_paper else [])]
+    head += [] if is_line else ["clips", *(["speakers"] if has_speakers else [])]
+    few = there.reindex(columns=["speakers"]).speakers.between(2, FEW_UNITS - 1).any()
+    alt = f"{'Line' if is_line else 'Dot'} chart of {caption}: the table has all values."
+    return Chart(spec.title, alt, pictures, table(caption + f" ({_FEW})" * int(few), head, rows))
 
 
 def _selected(there: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -130,10 +145,9 @@ def _draw_dots(drawn: pd.DataFrame, spec: Dots) -> Any:
     axes = figure.subplots(len(blocks), len(columns), squeeze=False, height_ratios=heights)
     for (block, own), places in zip(blocks, axes, strict=True):
         rows, mine = list(own.row.unique()), [c for c in columns if c in set(own.column)]
-        for axis, column in zip(places, [*mine, *[""] * (len(columns) - len(mine))], strict=True):
-            if not column:
-                axis.set_axis_off()
-                continue
+        for axis in places[len(mine) :]:
+            axis.set_axis_off()
+        for axis, column in zip(places, mine, strict=False):
             plotting.name_rows(axis, [plotting.short(name, 24) for name in rows])
             axis.tick_params(labelleft=column == mine[0])
             axis.set_xlim(low - room, high + room)
@@ -184,25 +198,6 @@ def _key(figure: Any, marks: Sequence[tuple[str, str, str]]) -> None:
         handlelength=1.0, handletextpad=0.3, columnspacing=1.4,
         labelcolor=[word_colour(colour) for _, colour, _ in marks],
     )  # fmt: skip
-
-
-def lines_chart(spec: Lines, frame: pd.DataFrame) -> Chart | None:
-    """The chart with its table; None where no line has two points."""
-    found = spec.rows(frame)
-    found = found[found.value.notna()] if len(found) else found
-    if found.empty or found.groupby(["column", "series"]).size().max() < 2:
-        return None
-    columns = [c for c in (*COLOURS, "mean") if c in set(found.column)]
-    rows: list[list[Cell]] = []
-    for (series, x), own in found.groupby(["series", "x"], sort=False):
-        by_column = {one["column"]: one for one in own.to_dict("records")}
-        rows.append([series, spec.tick(x), *(_bounded(by_column.get(c)) for c in columns)])
-    head = ["of", spec.axis, *(f"{c} [{spec.bounds}]" for c in columns)]
-    pictures = {spec.key: plotting.picture(lambda: _draw_lines(found, columns, spec))}
-    numbers = table(f"{spec.values} over {spec.axis}", head, rows)
-    return Chart(
-        spec.title, f"Line chart of {numbers.caption}: the table has all values.", pictures, numbers
-    )
 
 
 def _draw_lines(found: pd.DataFrame, columns: Sequence[str], spec: Lines) -> Any:

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 
 from raysers.engine.output import read_part
 from raysers.errors import ConfigError, ObjectMissing
+from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
 from raysers.plotting import Picture, model_names
 from raysers.report.page import last_part
 from raysers.run import load_record
 
-#: The random baseline, and the parts of a fusion: models of the tables that are no networks.
-RANDOM, PARTS = "random-gaussian", ("fused", "acoustic model", "audio head", "text head")
+#: The parts of a fusion: models of the tables that are no networks, as the random one.
+PARTS = ("fused", "acoustic model", "audio head", "text head")
 #: The studies the paper's figures are of; others are the user's.
 PAPER_STUDIES = (
     "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness",
@@ -43,16 +44,19 @@ _TEXTS = [
     "study", "cell", "backbone", "factor", "factor_value", "model", "dataset", "split", "group",
     "group_value", "dimension", "metric",
 ]  # fmt: skip
-_NUMBERS = ["seed", "seeds", "value", "ci_low", "ci_high", "n", "trained_on", "paper"]
+#: Numbers, with what stands for unknown ones.
+_NUMBERS: dict[str, float] = {
+    "seed": 0, "seeds": 1, "n": 0, "speakers": 0, "trained_on": 0, "value": math.nan,
+    "ci_low": math.nan, "ci_high": math.nan, "paper": math.nan,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRun:
-    """A run's record, and what beside it tells about its work.
+    """A run's record (`run.json`), and what beside it tells about its work.
 
     Attributes:
         folder: as it was given, or found in a study.
-        record: `run.json`.
         training, network: `training.json` and the trained model's `config.json`, if any.
         model: what its study calls the model; empty outside of studies.
     """
@@ -87,8 +91,7 @@ class Evidence:
         runs: the given runs.
         cell_runs: what the cells of the given studies left.
         metrics: all metrics tables, with the cell of a study (`STUDY_METRICS`).
-        curves: of `schemas.CURVES`, of studies.
-        cells: of `schemas.CELLS`.
+        curves, cells: of studies (`schemas.CURVES`, `schemas.CELLS`).
         notes: what readers of the runs should know.
     """
 
@@ -112,61 +115,49 @@ def read_evidence(uris: Sequence[str]) -> Evidence:
         StorageError, RaysersError: a table cannot be read.
     """
     runs = [_run(uri) for uri in dict.fromkeys(uris)]
-    cell_runs: list[ReportRun] = []
-    metrics, curves, cells = [], [], []
-    notes: list[str] = []
+    cell_runs, notes = list[ReportRun](), list[str]()
+    metrics, curves, cells = [], [pd.DataFrame()], [pd.DataFrame()]
     for run in runs:
         notes += _notes(run)
         table = metrics_frame(table_of(run.folder, "metrics"))
         if run.job == "study":
             own = frame_of(run.folder, "cells")
-            metrics.append(_with_names(table, own))
+            table = _with_names(table, own)
             curves.append(frame_of(run.folder, "curves"))
             cells.append(own)
             cell_runs += _runs_of(run, own)
             notes += _progress(own)
         elif run.job == "train":  # calls its model by its folder's name, other jobs by the folder
-            metrics.append(
-                table.assign(model=table.model.where(table.model != run.name, run.folder))
-            )
+            table["model"] = table.model.where(table.model != run.name, run.folder)
         elif run.job == "fuse-train":
-            metrics.append(table.assign(backbone=run.name))
-        else:
-            metrics.append(table)
+            table["backbone"] = run.name
+        metrics.append(table)
     values = pd.concat(metrics, ignore_index=True)
     values = values.drop_duplicates([*_TEXTS, SEED], keep="last", ignore_index=True)
     compared = values.group == "model"
     names = model_names([*dict.fromkeys([*values.model, *values.group_value[compared]])])
     # wherever such a number is shown, its model's name says so
-    known = values.trained_on > 0
-    values["model"] = values.model.map(names).mask(
-        known, values.model.map(names) + " (trained on these clips)"
-    )
+    known = " (trained on these clips)"
+    said = values.model.map(names)
+    values["model"] = said.where(values.trained_on == 0, said + known)
     values["group_value"] = values.group_value.where(~compared, values.group_value.map(names))
-    notes = [_named(note, names) for note in notes]
     return Evidence(
         runs=runs,
         cell_runs=cell_runs,
         metrics=values,
-        curves=_together(curves),
-        cells=_together(cells),
-        notes=list(dict.fromkeys(notes)),
+        curves=pd.concat([f for f in curves if len(f)] or curves[:1], ignore_index=True),
+        cells=pd.concat([f for f in cells if len(f)] or cells[:1], ignore_index=True),
+        notes=list(dict.fromkeys(_named(note, names) for note in notes)),
     )
-
-
-def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    there = [frame for frame in frames if len(frame)]
-    return pd.concat(there, ignore_index=True) if there else pd.DataFrame()
 
 
 def _run(uri: str, model: str = "") -> ReportRun:
     record = load_record(uri)
     if record is None:
         raise ConfigError(f"--runs {uri} has no run.json: give the --output folders of other jobs")
-    run = ReportRun(folder=uri, record=asdict(record), model=model)
-    if record.job != "train":
-        return run
-    return replace(run, training=_json(uri, "training.json"), network=_json(uri, "config.json"))
+    names = ("training.json", "config.json") if record.job == "train" else ()
+    more = dict(zip(("training", "network"), (_json(uri, name) for name in names), strict=False))
+    return ReportRun(folder=uri, record=asdict(record), model=model, **more)
 
 
 def _json(uri: str, name: str) -> Mapping[str, Any]:
@@ -264,8 +255,8 @@ def metrics_frame(table: pa.Table | None) -> pd.DataFrame:
     frame = pd.DataFrame() if table is None else table.to_pandas()
     frame = frame.reindex(columns=[*_TEXTS, *_NUMBERS])
     frame[_TEXTS] = frame[_TEXTS].astype(object).fillna("").astype(str)
-    frame[_NUMBERS] = frame[_NUMBERS].astype(float)
-    return frame.fillna({SEED: 0.0, "seeds": 1.0, "n": 0.0, "trained_on": 0.0})
+    known = {name: value for name, value in _NUMBERS.items() if value == value}
+    return frame.astype(dict.fromkeys(_NUMBERS, float)).fillna(known)
 
 
 def _with_names(metrics: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
@@ -316,16 +307,10 @@ def over_seeds(metrics: pd.DataFrame) -> pd.DataFrame:
         return metrics
     keys = [name for name in _TEXTS if name not in ("cell", "factor")]
     rows = metrics.assign(factor_value=metrics.factor_value.mask(metrics.factor == SEED, ""))
-    rows = rows.drop_duplicates([*keys, SEED], keep="last")
-    found = rows.groupby(keys, sort=False, as_index=False).agg(
-        factor=("factor", "last"),
-        value=("value", "mean"),
-        ci_low=("ci_low", "min"),
-        ci_high=("ci_high", "max"),
-        paper=("paper", "last"),
-        n=("n", "last"),
-        seeds=("value", "count"),
-    )
+    rows = rows.drop_duplicates([*keys, SEED], keep="last").assign(seeds=rows.value)
+    how = dict.fromkeys(("factor", "paper", "n", "speakers"), "last")
+    how |= {"value": "mean", "ci_low": "min", "ci_high": "max", "seeds": "count"}
+    found = rows.groupby(keys, sort=False, as_index=False).agg(how)
     found["seeds"] = found.seeds.clip(lower=1)
     panels = found.groupby(["study", "model", "dataset", "split"], sort=False).seeds
     least, most = panels.transform("min"), panels.transform("max")
@@ -351,17 +336,3 @@ def by_themselves(metrics: pd.DataFrame) -> pd.DataFrame:
             apart = metrics.model + ", " + metrics.factor_value
         name = metrics.model.mask(ours & (metrics.factor_value != ""), apart)
     return metrics.assign(study="", factor_value="", model=name)
-
-
-def number_in(text: str) -> float:
-    """The number a factor's value stands for; NaN when it is none.
-
-    >>> number_in("12"), number_in("25 %"), number_in("all")
-    (12.0, 0.25, nan)
-    """
-    share = text.strip().endswith("%")
-    try:
-        number = float(text.strip().rstrip("% "))
-    except ValueError:
-        return math.nan
-    return number / 100 if share else number

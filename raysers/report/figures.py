@@ -7,31 +7,27 @@ of models of which at least two variants have been measured.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from importlib import resources
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from raysers.evaluation.published import paper_numbers
-from raysers.report.charts import MOST_SERIES, Dots, Lines, dots, dots_chart, lines_chart
+from raysers.evaluation.published import asset, paper_numbers
+from raysers.evaluation.scores import RANDOM
+from raysers.report.charts import MOST_SERIES, Dots, Lines, chart, dots
 from raysers.report.embeddings import map_charts
 from raysers.report.evidence import (
     PAPER_STUDIES,
     PARTS,
-    RANDOM,
     Evidence,
     by_themselves,
     factor_values,
     frame_of,
     is_network,
     main_splits,
-    number_in,
     of_studies,
     over_seeds,
     own_studies,
@@ -43,12 +39,15 @@ from raysers.text import printable
 from raysers.types import DIMENSIONS
 
 _INTERVAL = "with its 95 % interval"
-_FACTS = "The paper, for orientation: its own models, data and splits"
-_UNMEASURED = "None of its runs has been measured."
 _COMMAND = "raysers study --study FILE.yaml --data CORPUS --output STUDY"
 #: Jobs whose cells leave values of a study; what the others leave is in figures of any study.
 _MEASURING = ("train", "evaluate", "robustness")
 _ALL = "all"  # the dataset of means over datasets
+
+
+def paper_document() -> dict[str, Any]:
+    """Texts of the figures, related work and the paper's statements, as they come with raysers."""
+    return asset("report/paper_report")
 
 
 def correctness(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -117,11 +116,8 @@ def speakers(metrics: pd.DataFrame) -> pd.DataFrame:
     """Figure 5: CCC of every speaker, those with the lowest mean first; models are series."""
     found = of_studies(metrics, "backbones", "speakers")
     found = over_seeds(main_splits(found[found.metric == "speaker_ccc"]))
-    if found.empty:
-        return dots(found, found.model)
-    model = pd.factorize(found.model)[0]
     mean = found.groupby(["dataset", "split", "group_value"]).value.transform("mean")
-    found = found.assign(mean=mean, place=model)
+    found = found.assign(mean=mean, place=pd.factorize(found.model)[0], speakers=0)
     found = found.sort_values(["dataset", "split", "mean", "group_value", "place"], kind="stable")
     return dots(found, found.group_value, found.model)
 
@@ -142,8 +138,7 @@ def fusion(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def by_factor(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
     """Figures 7 and 9: CCC by model, once for each value of what the study varies."""
-    found = metrics[(metrics.study == study) & (metrics.model != RANDOM)]
-    found = over_seeds(_ccc(found))
+    found = over_seeds(_ccc(metrics[(metrics.study == study) & (metrics.model != RANDOM)]))
     found = dots(found, found.model, found.factor_value)
     arms = found[found.value.notna()].groupby(["block", "row"]).series.nunique()
     if not (arms > 1).any() and found.series.nunique() > 1:
@@ -154,8 +149,7 @@ def by_factor(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
 
 def over_numbers(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
     """Figures 13 and 14: CCC over layers or share of data; lines are models and datasets."""
-    found = metrics[(metrics.study == study) & (metrics.model != RANDOM)]
-    found = _ccc(found)
+    found = _ccc(metrics[(metrics.study == study) & (metrics.model != RANDOM)])
     several = [name for name in ("model", "dataset") if found[name].nunique() > 1] or ["dataset"]
     found = over_seeds(found.assign(factor=""))
     model = found.model.str.replace(r", [\d to]+ seeds$", "", regex=True)
@@ -167,6 +161,19 @@ def over_numbers(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
     )  # fmt: skip
     points = points.dropna(subset="x")
     return points.sort_values(["column", "series", "x"], ignore_index=True)
+
+
+def number_in(text: str) -> float:
+    """The number a factor's value stands for; NaN when it is none.
+
+    >>> number_in("12"), number_in("25 %"), number_in("all")
+    (12.0, 0.25, nan)
+    """
+    try:
+        number = float(text.strip().rstrip("% "))
+    except ValueError:
+        return math.nan
+    return number / 100 if text.strip().endswith("%") else number
 
 
 def learning(curves: pd.DataFrame, study: str = "seeds") -> pd.DataFrame:
@@ -214,10 +221,10 @@ def _words(folder: str) -> Table:
 
 def _group(metrics: pd.DataFrame, kind: str) -> Table:
     own = metrics[metrics.group == {"sentiment": "sentiment", "respoken": "speech"}[kind]]
-    columns = ["group_value", "metric", "model", "dataset", "split", "dimension"]
-    return frame_table(
-        "Values with their 95 % intervals", own[[*columns, "value", "ci_low", "ci_high"]]
-    )
+    columns = ["group_value", "metric", "model", "dataset", "split", "dimension", "value"]
+    own = own[[*columns, "ci_low", "ci_high", "n", "speakers"]]
+    own = own.astype({"n": int, "speakers": int}).rename(columns={"n": "clips"})
+    return frame_table("Values with their 95 % intervals", own)
 
 
 _CCC = partial(Dots, axis=f"CCC {_INTERVAL}")
@@ -227,64 +234,34 @@ _UNCHANGED = partial(Dots, axis=f"share of scores unchanged {_INTERVAL}")
 CHARTS: Mapping[int, Sequence[Dots | Lines] | Callable[[Evidence], Iterator[Chart]]] = {
     2: [_CCC(key="figure-2", rows=correctness)],
     3: [
-        _UNCHANGED(
-            key="figure-3-models", title="mean over perturbations", rows=robustness_by_model
-        ),
-        _UNCHANGED(
-            key="figure-3",
-            title="by perturbation",
-            rows=robustness_by_change,
-            row="perturbation",
-            series="model",
-        ),
+        _UNCHANGED(key="figure-3-models", title="mean over perturbations",
+                   rows=robustness_by_model),
+        _UNCHANGED(key="figure-3", title="by perturbation", rows=robustness_by_change,
+                   row="perturbation", series="model"),
         *(
-            _UNCHANGED(
-                key=f"figure-3-mean-{of}",
-                title=f"mean over all but the {of} (section 4.5)",
-                rows=partial(robustness_means, of=of),
-                row=of,
-            )
+            _UNCHANGED(key=f"figure-3-mean-{of}", row=of, rows=partial(robustness_means, of=of),
+                       title=f"mean over all but the {of} (section 4.5)")
             for of in ("model", "perturbation")
         ),
     ],
     4: [
-        _DIFFERENCE(
-            key=f"figure-4-{name}",
-            title=name,
-            rows=partial(fairness, metric=f"sex_fairness_{name}"),
-            axis=f"{axis}, {_INTERVAL}",
-        )
+        _DIFFERENCE(key=f"figure-4-{name}", title=name, axis=f"{axis}, {_INTERVAL}",
+                    rows=partial(fairness, metric=f"sex_fairness_{name}"))
         for name, axis in (
             ("score", "CCC of women minus CCC of men"),
             ("bias", "shift of women's values minus that of men's"),
         )
     ],
     5: [
-        Dots(
-            key="figure-5",
-            title="by speaker",
-            rows=speakers,
-            axis="CCC, mean over draws, with their middle 95 %",
-            row="speaker",
-            series="model",
-        ),
-        Dots(
-            key="figure-5-ranks",
-            title="agreement of two models",
-            rows=speaker_ranks,
-            axis="rank correlation of speakers (Spearman)",
-            row="models",
-            limits=(-1.0, 1.0),
-            at=0.0,
-        ),
+        Dots(key="figure-5", title="by speaker", rows=speakers, row="speaker", series="model",
+             axis="CCC, mean over draws, with their middle 95 %"),
+        Dots(key="figure-5-ranks", title="agreement of two models", rows=speaker_ranks,
+             row="models", axis="rank correlation of speakers (Spearman)", limits=(-1.0, 1.0),
+             at=0.0),
     ],
     6: [
-        _DIFFERENCE(
-            key="figure-6",
-            rows=fusion,
-            row="against",
-            axis="CCC of fused scores minus CCC of the other, with its paired 95 % interval",
-        )
+        _DIFFERENCE(key="figure-6", rows=fusion, row="against",
+                    axis=f"CCC of fused scores minus CCC of the other, paired, {_INTERVAL}")
     ],
     7: [_CCC(key="figure-7", rows=partial(by_factor, study="pretraining"), series="variant")],
     8: map_charts,
@@ -294,42 +271,27 @@ CHARTS: Mapping[int, Sequence[Dots | Lines] | Callable[[Evidence], Iterator[Char
     12: [Lines(key="figure-12", rows=learning, axis="epoch", bounds="± 1 sd")],
     13: [Lines(key="figure-13", rows=partial(over_numbers, study="layers"), axis="layers")],
     14: [
-        Lines(
-            key="figure-14",
-            rows=partial(over_numbers, study="fraction"),
-            axis="share of the training clips",
-            tick=percent,
-            log=True,
-        )
+        Lines(key="figure-14", rows=partial(over_numbers, study="fraction"),
+              axis="share of the training clips", tick=percent, log=True)
     ],
-}
-
-
-def charts_of(number: int, found: Evidence, prefix: str = "") -> list[Chart]:
-    """The charts of a figure that the evidence has data for; `prefix` goes before file names."""
-    charts = CHARTS[number]
-    if callable(charts):
-        return list(charts(found))
-    made = (_chart(replace(one, key=prefix + one.key), found) for one in charts)
-    return [chart for chart in made if chart is not None]
-
-
-def _chart(spec: Dots | Lines, found: Evidence) -> Chart | None:
-    if isinstance(spec, Dots):
-        return dots_chart(spec, found.metrics)
-    return lines_chart(spec, found.curves if spec.axis == "epoch" else found.metrics)
-
-
+}  # fmt: skip
 #: Figures whose charts also show a study that is none of the paper's.
 _OF_ANY_STUDY = (3, 4, 5)
 
 
-@cache
-def paper_document() -> dict[str, Any]:
-    """Texts of the figures, related work and the paper's statements, as they come with raysers."""
-    text = resources.files("raysers").joinpath("assets/report/paper_report.json").read_text("utf-8")
-    document: dict[str, Any] = json.loads(text)
-    return document
+def charts_of(number: int, found: Evidence, prefix: str = "") -> list[Chart]:
+    """The charts of a figure that the evidence has data for; `prefix` goes before file names."""
+    specs = CHARTS[number]
+    if callable(specs):
+        return list(specs(found))
+    return list(_made((replace(one, key=prefix + one.key) for one in specs), found))
+
+
+def _made(specs: Iterator[Dots | Lines], found: Evidence) -> Iterator[Chart]:
+    for spec in specs:
+        frame = found.curves if spec.axis == "epoch" else found.metrics
+        if (made := chart(spec, frame)) is not None:
+            yield made
 
 
 def paper_figures(found: Evidence) -> tuple[list[Exhibit], list[Missing]]:
@@ -339,7 +301,8 @@ def paper_figures(found: Evidence) -> tuple[list[Exhibit], list[Missing]]:
         name, key = f"Figure {row['number']}", f"figure-{row['number']}"
         charts = charts_of(row["number"], found)
         facts = [tuple(fact.values()) for fact in paper_document()["facts"].get(key, ())]
-        paper = table(_FACTS, ("claim", "value", "section"), facts) if facts else None
+        caption = "The paper, for orientation: its own models, data and splits"
+        paper = table(caption, ("claim", "value", "section"), facts) if facts else None
         if charts:
             made = Exhibit(key, row["title"], row["lead"], name, charts=charts, facts=paper)
             exhibits.append(made)
@@ -357,8 +320,9 @@ def study_exhibits(found: Evidence) -> tuple[list[Exhibit], list[Missing]]:
             lead = f"Concordance (CCC) with the labels by {_compared(metrics)}."
             exhibits.append(Exhibit(f"study-{number}", f"Study {study}", lead, charts=charts))
     measuring = found.cells[found.cells.kind.isin(_MEASURING)].study if len(found.cells) else ()
+    why = "A study of your own", "None of its runs has been measured.", _COMMAND
     missing = [
-        Missing(f"Study {printable(study)}", "A study of your own", _UNMEASURED, _COMMAND)
+        Missing(f"Study {printable(study)}", *why)
         for study in dict.fromkeys(measuring)
         if study not in own and study not in PAPER_STUDIES
     ]
@@ -376,25 +340,21 @@ def _study_charts(key: str, study: str, metrics: pd.DataFrame, found: Evidence) 
     varied, alone = factor_values(metrics), by_themselves(metrics)
     compared = _compared(metrics)
     factor = compared.removeprefix("model and ")
-    specs: list[Dots | Lines] = []
-    if len(varied) > 1 and not any(np.isnan(number_in(one)) for one in varied):
+    spec: Dots | Lines = _CCC(key=f"{key}ccc", rows=lambda _: correctness(alone), row=compared)
+    if len(varied) > 1 and not any(math.isnan(number_in(one)) for one in varied):
         tick = percent if any("%" in one for one in varied) else "{:g}".format
         rows = partial(over_numbers, study=study)
-        specs.append(Lines(key=f"{key}ccc", rows=rows, axis=factor, tick=tick))
+        spec = Lines(key=f"{key}ccc", rows=rows, axis=factor, tick=tick)
     elif 1 < len(varied) <= MOST_SERIES and compared != factor:
-        rows = partial(by_factor, study=study)
-        specs.append(_CCC(key=f"{key}ccc", rows=rows, series=factor))
-    else:
-        specs.append(_CCC(key=f"{key}ccc", rows=lambda _: correctness(alone), row=compared))
+        spec = _CCC(key=f"{key}ccc", rows=partial(by_factor, study=study), series=factor)
+    yield from _made(iter([spec]), found)
     curves = learning(found.curves, study)
     if not varied and len(curves) and curves.n.max() > 1:
-        title = "learning curves, mean of the seeds"
-        specs.append(
-            Lines(key=f"{key}curves", title=title, rows=lambda _: curves, axis="epoch",
-                  values="CCC on dev", bounds="± 1 sd")
-        )  # fmt: skip
-    yield from (chart for spec in specs if (chart := _chart(spec, found)) is not None)
+        title, rows = "learning curves, mean of the seeds", partial(learning, study=study)
+        how = {"axis": "epoch", "values": "CCC on dev", "bounds": "± 1 sd"}
+        lines = Lines(key=f"{key}curves", title=title, rows=rows, **how)
+        yield from _made(iter([lines]), found)
     for row in paper_document()["figures"]:
         if row["number"] in _OF_ANY_STUDY:
-            for chart in charts_of(row["number"], replace(found, metrics=alone), key):
-                yield replace(chart, title=f"{row['title']}: {chart.title}")
+            for made in charts_of(row["number"], replace(found, metrics=alone), key):
+                yield replace(made, title=f"{row['title']}: {made.title}")

@@ -51,32 +51,28 @@ class Table:
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     """A table of at most `MOST_ROWS` rows."""
+
+    def is_number(cell: Cell) -> bool:
+        return not isinstance(cell, str) or _NUMBER.fullmatch(cell) is not None
+
     kept = rows[:MOST_ROWS]
     cells = list(zip(*kept, strict=True)) or [()] * len(columns)
-    numeric = [
-        bool(own) and place > 0 and all(map(_is_number, own)) for place, own in enumerate(cells)
-    ]
+    numeric = [bool(own) and i > 0 and all(map(is_number, own)) for i, own in enumerate(cells)]
     return Table(caption, columns, kept, numeric, max(0, len(rows) - MOST_ROWS))
-
-
-def _is_number(cell: Cell) -> bool:
-    return not isinstance(cell, str) or _NUMBER.fullmatch(cell) is not None
 
 
 def frame_table(caption: str, frame: pd.DataFrame, digits: int = 3) -> Table:
     """A frame as a table: numbers with so many digits, a dash for what is missing."""
-    rows: list[list[Cell]] = [
-        [_plain(value, digits) for value in row] for row in frame.itertuples(index=False, name=None)
-    ]
+
+    def plain(value: Any) -> Cell:
+        if value is None or value != value:
+            return "\N{EN DASH}"
+        if isinstance(value, float):
+            return shown(value, digits)
+        return value if isinstance(value, str) else int(value)
+
+    rows = [list(map(plain, row)) for row in frame.itertuples(index=False, name=None)]
     return table(caption, [*map(str, frame.columns)], rows)
-
-
-def _plain(value: Any, digits: int) -> Cell:
-    if value is None or value != value:
-        return "\N{EN DASH}"
-    if isinstance(value, float):
-        return shown(value, digits)
-    return value if isinstance(value, str) else int(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +191,16 @@ def shown(value: float | None, digits: int = 3) -> str:
     if value is None or math.isnan(value):
         return "\N{EN DASH}"
     text = f"{value:,.{digits}f}"
-    return (
-        text.removeprefix("-")
-        if not float(text.replace(",", ""))
-        else text.replace("-", "\N{MINUS SIGN}")
-    )
+    sign = "\N{MINUS SIGN}" if float(text.replace(",", "")) else ""
+    return text.replace("-", sign)
 
 
-def with_bounds(value: float, low: float, high: float, digits: int = 3) -> str:
-    """`0.635 [0.601, 0.668]`, without bounds where there are none."""
+def with_bounds(mark: Mapping[str, Any]) -> str:
+    """A mark of a chart as `0.635 [0.601, 0.668]`, without bounds where there are none."""
+    value, low, high = (mark[name] for name in ("value", "low", "high"))
     if math.isnan(value) or math.isnan(low) or math.isnan(high):
-        return shown(value, digits)
-    return f"{shown(value, digits)} [{shown(low, digits)}, {shown(high, digits)}]"
+        return shown(value)
+    return f"{shown(value)} [{shown(low)}, {shown(high)}]"
 
 
 def last_part(path: str) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 
 import raysers
+from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
 from raysers.models.backbones import FAMILIES
 from raysers.report import archive, listen
 from raysers.report.archive import Archive
 from raysers.report.evidence import (
-    RANDOM,
     Evidence,
     ReportRun,
     by_themselves,
@@ -96,16 +96,18 @@ def write_report(
         "beside this page as SVG and PNG. The paper is Wagner et al., Dawn of the transformer era "
         "in speech emotion recognition: closing the valence gap, arXiv 2203.07378.",
     )
-    names = []
-    for chart in (c for section in sections for e in section.exhibits for c in e.charts):
-        for key, picture in chart.pictures.items():
-            for kind, data in picture.items():
-                names.append(f"{key}.{kind}")
-                storage.write_atomic(storage.join(output, FIGURES_FOLDER, names[-1]), data)
-    _remove_stale(storage.join(output, FIGURES_FOLDER), {".svg", ".png"}, names)
+    files = {
+        f"{key}.{kind}": data
+        for chart in (c for section in sections for e in section.exhibits for c in e.charts)
+        for key, picture in chart.pictures.items()
+        for kind, data in picture.items()
+    }
+    for name, data in files.items():
+        storage.write_atomic(storage.join(output, FIGURES_FOLDER, name), data)
+    _remove_stale(storage.join(output, FIGURES_FOLDER), {".svg", ".png"}, files)
     _remove_stale(storage.join(output, listen.FOLDER), {".flac"}, excerpts)
     storage.write_atomic(storage.join(output, PAGE), text.encode("utf-8", "replace"))
-    return names, missing
+    return list(files), missing
 
 
 def _remove_stale(folder: str, suffixes: set[str], kept: Collection[str]) -> None:
@@ -162,10 +164,10 @@ def _paper_tables(found: Evidence) -> Iterator[Exhibit]:
 def _msp_rows(found: Evidence) -> Iterator[list[Cell]]:
     own = {name: by_themselves(rows) for name, rows in own_studies(found.metrics).items()}
     for study, metrics in {"": found.metrics, **own}.items():
-        dots = correctness(metrics)
-        dots = dots[dots.block.str.startswith("msp-podcast") & (dots.row != RANDOM)]
-        for (model, data), rows in dots.groupby(["row", "block"], sort=False):
-            by = {r.column: with_bounds(r.value, r.low, r.high) for r in rows.itertuples()}
+        marks = correctness(metrics)
+        marks = marks[marks.block.str.startswith("msp-podcast") & (marks.row != RANDOM)]
+        for (model, data), rows in marks.groupby(["row", "block"], sort=False):
+            by = {row["column"]: with_bounds(row) for row in rows.to_dict("records")}
             name = f"{model} ({study})" if study else model
             yield ["here", name, data, *(by.get(d, "–") for d in DIMENSIONS)]
 
@@ -195,10 +197,9 @@ def _trainings(found: Evidence) -> Iterator[Exhibit]:
             known = [c for c in ("epoch", "train_loss", *DIMENSIONS) if c in epochs]
             numbers = frame_table("Epochs", epochs[known])
             title = f"Training of {run.name}"
-            lead = (
-                f"{config.get('backbone', 'The network')}, {len(epochs)} epochs, seed "
-                f"{config.get('seed', '–')}. One training: its curve has no interval."
-            )
+            network, seed = config.get("backbone", "The network"), config.get("seed", "–")
+            lead = f"{network}, {len(epochs)} epochs, seed {seed}. "
+            lead += "One training: its curve has no interval."
         elif run.job == "tune" and len(trials := frame_of(run.folder, "trials")):
             trials = trials.sort_values("dev_ccc_mean", ascending=False, kind="stable")
             searched = [name for name in trials if name.startswith("param_")]
@@ -235,42 +236,39 @@ def _cost(found: Evidence) -> Exhibit:
     A device hour is an hour in which a model had a device, added up over the workers; waiting for
     audio and starting up are in the wall time only.
     """
-    rows = [[run.name, run.job, *_cost_of_run(run)] for run in found.runs]
+    rows: list[list[Cell]] = []
+    for run in found.runs:
+        # a training says it in its own record, a job over clips in its outcome
+        outcome = run.outcome
+        place = mapping(run.training.get("placement")) or outcome
+        workers = place.get("workers") or mapping(run.record.get("config")).get("workers")
+        audio_s = _number(outcome.get("audio_s")) or _number(outcome.get("audio_hours")) * 3600
+        training_s = _number(outcome.get("training_s")) * (_number(place.get("workers")) or 1)
+        device_s = _number(outcome.get("model_s")) or training_s
+        status = str(run.record.get("status", "")).replace("_", " ")
+        cost = _cost_cells(wall_s(run), workers, place.get("device"), audio_s, device_s)
+        rows.append([run.name, run.job, status, *cost])
     tables = [table("Runs, in the order they were given", ["run", "job", *_COST], rows)]
-    cells: list[list[Cell]] = []
+    rows = []
     for one in found.cells.to_dict("records"):
-        wall, workers = _number(one["wall_s"]), int(_number(one["workers"]))
+        wall, workers, audio_s = (_number(one[name]) for name in ("wall_s", "workers", "audio_s"))
         status = str(one["status"]) + (f": {one['error']}" if one["error"] else "")
-        device_s, audio_s = wall * (workers or 1), _number(one["audio_s"])
-        cost = _cost_cells(status, wall, workers, one["device"], audio_s, device_s)
-        cells.append([one["cell"], one["study"], *cost])
-    if cells:
-        tables.append(table("Runs of the studies", ["run", "study", *_COST], cells))
+        cost = _cost_cells(wall, int(workers), one["device"], audio_s, wall * (workers or 1))
+        rows.append([one["cell"], one["study"], status, *cost])
+    if rows:
+        tables.append(table("Runs of the studies", ["run", "study", *_COST], rows))
     lead = (
         "Audio hours per device hour predict the cost of a longer run; wall time includes start-up."
     )
     return Exhibit("cost", "Cost", lead, tables=tables)
 
 
-def _cost_of_run(run: ReportRun) -> list[Cell]:
-    # a training says it in its own record, a job over clips in its outcome
-    outcome = run.outcome
-    placement = mapping(run.training.get("placement")) or outcome
-    workers = placement.get("workers") or mapping(run.record.get("config")).get("workers")
-    audio_s = _number(outcome.get("audio_s")) or _number(outcome.get("audio_hours")) * 3600
-    training_s = _number(outcome.get("training_s")) * (_number(placement.get("workers")) or 1)
-    device_s = _number(outcome.get("model_s")) or training_s
-    status = str(run.record.get("status", "")).replace("_", " ")
-    return _cost_cells(status, wall_s(run), workers, placement.get("device"), audio_s, device_s)
-
-
 def _cost_cells(
-    status: str, wall: float, workers: Any, device: Any, audio_s: float, device_s: float
+    wall: float, workers: Any, device: Any, audio_s: float, device_s: float
 ) -> list[Cell]:
     rate = audio_s / device_s if audio_s and device_s else None
-    hours = audio_s / 3600 or None
     said = [str(value) if value else "–" for value in (workers, device)]
-    return [status, clock(wall), *said, shown(hours, 2), shown(rate, 1)]
+    return [clock(wall), *said, shown(audio_s / 3600 or None, 2), shown(rate, 1)]
 
 
 def wall_s(run: ReportRun) -> float:
