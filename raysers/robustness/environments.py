@@ -37,11 +37,7 @@ _FRAME, _ENCODER, _DECODER = 160, "libopencore_amrnb", "amrnb"
 
 
 class Recordings(Protocol):
-    """Recordings of one kind, mono at 16 kHz, to be mixed in or convolved with.
-
-    Attributes:
-        lengths: samples of each recording, at least one recording.
-    """
+    """Recordings of one kind, at least one, mono at 16 kHz, to be mixed in or convolved with."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -52,14 +48,10 @@ class Recordings(Protocol):
 
 
 def mix(signal: ArrayLike, noise: ArrayLike, snr_db: float) -> Signal:
-    """The clip with noise behind it, at the level the clip had.
+    """The clip with noise of the same length behind it, at the level the clip had.
 
-    Args:
-        signal: the clip, shape (samples,).
-        noise: as long as the clip; its RMS is measured over its whole length.
-        snr_db: RMS of the clip over that of the noise.
-
-    Silence, as clip or as noise, leaves the clip as it is: no ratio could be reached.
+    `snr_db` is the RMS of the clip over that of the noise. Silence, as clip or as noise, leaves the
+    clip as it is: no ratio could be reached.
     """
     x, n = np.asarray(signal, np.float32), np.asarray(noise, np.float64)
     rms_x, rms_n = _rms(x), _rms(n)
@@ -155,16 +147,9 @@ def _tilt_filter(db_per_octave: float) -> NDArray[np.float64]:
 def phone(signal: ArrayLike, noise: ArrayLike, *, amr: bool = False) -> Signal:
     """The clip at 8 kHz, compressed, and back at 16 kHz with high-passed pink noise.
 
-    Args:
-        signal: the clip, shape (samples,).
-        noise: standard normal samples, one more than the clip has.
-        amr: also through the AMR codec at 7,400 bit/s.
-
-    Returns:
-        As many samples, with the RMS of the clip unless a sample would exceed full scale.
-
-    Raises:
-        ModuleNotFoundError: `amr` without the package `av`.
+    As many samples, with the RMS of the clip unless a sample would exceed full scale. `noise` has
+    one standard normal sample more than the clip; with `amr` also through the AMR codec at 7,400
+    bit/s, which needs the package `av`.
     """
     x = np.asarray(signal, np.float32)
     narrow = soxr.resample(x, SAMPLE_RATE_HZ, _PHONE_HZ, quality="HQ") if x.size else x
@@ -235,36 +220,23 @@ def has_amr() -> bool:
 
 
 def through_amr(signal: NDArray[np.float32], bit_rate: int = 7400) -> NDArray[np.float32]:
-    """Through the AMR codec of mobile telephony, encoded and decoded.
-
-    Args:
-        signal: mono at 8 kHz, shape (samples,); beyond full scale it is clipped.
-        bit_rate: bits per second, one of the codec's eight.
-
-    Returns:
-        As many samples, float32.
-
-    Raises:
-        ModuleNotFoundError: `av` is not installed.
-    """
+    """As many samples at 8 kHz through the AMR codec of mobile telephony; clipped at full scale."""
     av = _av()
     encoder = av.CodecContext.create(_ENCODER, "w")
     encoder.sample_rate, encoder.layout, encoder.format = _PHONE_HZ, "mono", "s16"
     encoder.bit_rate = bit_rate
     padded = np.zeros(-(-signal.size // _FRAME) * _FRAME + 2 * _FRAME, np.int16)
     padded[: signal.size] = np.rint(signal.clip(-1, 1) * 32767)
-    packets = [p for frame in padded.reshape(-1, 1, _FRAME) for p in _encoded(av, encoder, frame)]
+    packets = []
+    for samples in padded.reshape(-1, 1, _FRAME):
+        sent = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        sent.sample_rate = _PHONE_HZ
+        packets += encoder.encode(sent)
     packets += encoder.encode(None)
     decoder = av.CodecContext.create(_DECODER, "r")
     decoded = [frame.to_ndarray().ravel() for p in packets for frame in decoder.decode(p)]
     received = np.concatenate([*decoded, np.zeros(signal.size, np.float32)])[: signal.size]
     return np.asarray(received, np.float32)
-
-
-def _encoded(av: Any, encoder: Any, samples: NDArray[np.int16]) -> list[Any]:
-    frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-    frame.sample_rate = _PHONE_HZ
-    return list(encoder.encode(frame))
 
 
 def _av() -> Any:
@@ -274,48 +246,30 @@ def _av() -> Any:
 _NOISE = "ser-tests, robustness to background noise"
 _TILT = "ser-tests, robustness to spectral tilt; filters of our own"
 _ROOMS = "ser-tests, robustness to simulated recording conditions"
-_SNR = {"snr_db": (20,)}
 
 #: Behind speech, from the user's folder of noise (its subfolders are the kinds).
-BACKGROUND = (
+BACKGROUND = tuple(
     Perturbation(
-        name="background_white",
-        function=_background_white,
-        choices=_SNR,
+        name=f"background_{name}",
+        function=function,
+        choices={"snr_db": (snr_db,)} | ({"voices": (4, 5, 6, 7)} if name == "babble" else {}),
         source=_NOISE,
         drawn=True,
-    ),
-    Perturbation(
-        name="background_babble",
-        function=_babble,
-        choices={**_SNR, "voices": (4, 5, 6, 7)},
-        source=_NOISE,
-        drawn=True,
-        needs="speech",
-    ),
-    *(
-        Perturbation(
-            name=f"background_{name}",
-            function=function,
-            choices={"snr_db": (snr_db,)},
-            source=_NOISE,
-            drawn=True,
-            needs=kind,
-        )
-        for name, kind, function, snr_db in (
-            ("ambience", "noise", _background, 20),
-            ("music", "music", _background, 20),
-            ("coughing", "coughing", _event, 10),
-            ("sneezing", "sneezing", _event, 10),
-        )
-    ),
+        needs=kind,
+    )
+    for name, kind, function, snr_db in (
+        ("white", "", _background_white, 20),
+        ("babble", "speech", _babble, 20),
+        ("ambience", "noise", _background, 20),
+        ("music", "music", _background, 20),
+        ("coughing", "coughing", _event, 10),
+        ("sneezing", "sneezing", _event, 10),
+    )
 )
-
 TILTS = tuple(
     Perturbation(name=name, function=tilt, choices={"db_per_octave": (slope,)}, source=_TILT)
     for name, slope in (("tilt_down", -3), ("tilt_up", 3))
 )
-
 #: Another position or room against a reference one, from the user's impulse responses.
 ROOMS = tuple(
     Perturbation(name=name, function=_room, source=_ROOMS, drawn=True, needs=name, against=against)
@@ -326,7 +280,6 @@ ROOMS = tuple(
         ("room", "room_reference"),
     )
 )
-
 PHONE = Perturbation(
     name="phone",
     function=_drawn,

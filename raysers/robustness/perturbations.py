@@ -86,11 +86,7 @@ class Perturbation:
         rng: np.random.Generator,
         material: Any = None,
     ) -> Signal:
-        """The changed clip for drawn parameters, with the generator they were drawn from.
-
-        Raises:
-            TooShort: as `apply`.
-        """
+        """The changed clip for drawn parameters, with the generator they were drawn from."""
         own: dict[str, Any] = {"rng": rng} if self.drawn else {}
         if self.needs:
             own["material"] = material
@@ -105,18 +101,11 @@ def generator(seed: int, clip_id: str, perturbation: str, repeat: int = 0) -> np
 def additive_tone(
     signal: ArrayLike, frequency_hz: float, snr_db: float, reference: Reference = "peak"
 ) -> Signal:
-    """Add a sine that starts at phase 0.
+    """Add a sine that starts at phase 0, `snr_db` below the clip.
 
-    Args:
-        signal: the clip.
-        frequency_hz: of the sine.
-        snr_db: level of the clip over that of the sine.
-        reference: `peak` compares the clip's largest magnitude with the sine's amplitude (the
-            paper), `rms` compares root mean squares, the sine's taken as amplitude / sqrt 2
-            (auglib's `Tone`, used by ser-tests).
-
-    Raises:
-        ValueError: another reference.
+    The reference `peak` compares the clip's largest magnitude with the sine's amplitude (the
+    paper), `rms` root mean squares, the sine's taken as amplitude / sqrt 2 (auglib's `Tone`, used
+    by ser-tests). Raises ValueError for another one.
     """
     x = _mono(signal)
     if reference not in ("peak", "rms"):
@@ -142,21 +131,13 @@ def prepend_zeros(signal: ArrayLike, samples: int) -> Signal:
 
 
 def crop_beginning(signal: ArrayLike, samples: int) -> Signal:
-    """Drop the first `samples`.
-
-    Raises:
-        TooShort: nothing would be left.
-    """
+    """Drop the first `samples`; TooShort where nothing would be left."""
     x = _mono(signal)
     return x[_less_than_all(samples, x) :].copy()
 
 
 def crop_end(signal: ArrayLike, samples: int) -> Signal:
-    """Drop the last `samples`.
-
-    Raises:
-        TooShort: nothing would be left.
-    """
+    """Drop the last `samples`; TooShort where nothing would be left."""
     x = _mono(signal)
     return x[: x.size - _less_than_all(samples, x)].copy()
 
@@ -165,10 +146,7 @@ def clip(signal: ArrayLike, ratio: float) -> Signal:
     """Clip hard so that about this share of the samples lies at the threshold.
 
     The threshold is the magnitude that `int(ratio x samples)` samples exceed; nothing is scaled
-    back afterwards. A ratio of 0 and silence change nothing.
-
-    Raises:
-        ValueError: the ratio is not within 0..1.
+    back afterwards. A ratio of 0 and silence change nothing; beyond 0..1 it is a ValueError.
     """
     x = _mono(signal)
     if not 0 <= ratio <= 1:
@@ -196,18 +174,10 @@ def lowpass(signal: ArrayLike, cutoff_hz: float, order: int = 1) -> Signal:
 
 
 def white_noise(signal: ArrayLike, snr_db: float, noise: ArrayLike) -> Signal:
-    """Add Gaussian noise at a ratio of root mean squares.
+    """Add standard normal `noise`, as many samples as the clip has, at a ratio of RMS.
 
     The noise's own is taken as 1, what it is on average, so a short clip may be off by a fraction
-    of a dB.
-
-    Args:
-        signal: the clip.
-        snr_db: level of the clip over that of the noise.
-        noise: standard normal samples, as many as the clip has.
-
-    Raises:
-        ValueError: another number of samples.
+    of a dB. Raises ValueError for another number of samples.
     """
     x = _mono(signal)
     drawn = np.asarray(noise)
@@ -224,41 +194,31 @@ def _drawn_white_noise(signal: Signal, snr_db: float, rng: np.random.Generator) 
 
 PAPER = "Wagner et al. 2022, section 3.4"
 SER_TESTS = "ser-tests, robustness to small changes"
+_TONES = {"frequency_hz": range(5000, 7001), "snr_db": (40, 45, 50), "reference": ("peak",)}
 _SAMPLES = {"samples": (100, 500, 1000)}
+_NOISE = {"snr_db": (35, 40, 45)}
 
 #: The paper's eight, then ser-tests' two more.
-PERTURBATIONS = (
+PERTURBATIONS = tuple(
     Perturbation(
-        name="additive_tone",
-        function=additive_tone,
-        choices={
-            "frequency_hz": range(5000, 7001),
-            "snr_db": (40, 45, 50),
-            "reference": ("peak",),
-        },
-        source=PAPER,
-    ),
-    Perturbation(name="append_zeros", function=append_zeros, choices=_SAMPLES, source=PAPER),
-    Perturbation(
-        name="clip", function=clip, choices={"ratio": (0.001, 0.002, 0.003)}, source=PAPER
-    ),
-    Perturbation(name="crop_beginning", function=crop_beginning, choices=_SAMPLES, source=PAPER),
-    Perturbation(name="gain", function=gain, choices={"gain_db": (-2, -1, 1, 2)}, source=PAPER),
-    Perturbation(
-        name="highpass", function=highpass, choices={"cutoff_hz": (50, 100, 150)}, source=PAPER
-    ),
-    Perturbation(
-        name="lowpass", function=lowpass, choices={"cutoff_hz": (7500, 7000, 6500)}, source=PAPER
-    ),
-    Perturbation(
-        name="white_noise",
-        function=_drawn_white_noise,
-        choices={"snr_db": (35, 40, 45)},
-        source=PAPER,
-        drawn=True,
-    ),
-    Perturbation(name="crop_end", function=crop_end, choices=_SAMPLES, source=SER_TESTS),
-    Perturbation(name="prepend_zeros", function=prepend_zeros, choices=_SAMPLES, source=SER_TESTS),
+        name=name,
+        function=function,
+        choices=choices,
+        source=source,
+        drawn=choices is _NOISE,
+    )
+    for name, function, choices, source in (
+        ("additive_tone", additive_tone, _TONES, PAPER),
+        ("append_zeros", append_zeros, _SAMPLES, PAPER),
+        ("clip", clip, {"ratio": (0.001, 0.002, 0.003)}, PAPER),
+        ("crop_beginning", crop_beginning, _SAMPLES, PAPER),
+        ("gain", gain, {"gain_db": (-2, -1, 1, 2)}, PAPER),
+        ("highpass", highpass, {"cutoff_hz": (50, 100, 150)}, PAPER),
+        ("lowpass", lowpass, {"cutoff_hz": (7500, 7000, 6500)}, PAPER),
+        ("white_noise", _drawn_white_noise, _NOISE, PAPER),
+        ("crop_end", crop_end, _SAMPLES, SER_TESTS),
+        ("prepend_zeros", prepend_zeros, _SAMPLES, SER_TESTS),
+    )
 )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -103,12 +102,8 @@ def listed(flag: str, folder: str) -> tuple[dict[str, tuple[Recording, ...]], st
 
     A kind with a file named `reference` has that one as a separate kind, `<kind>_reference`.
 
-    Args:
-        flag: named in errors.
-        folder: folder or prefix with a subfolder per kind; empty: nothing.
-
     Raises:
-        ConfigError: nothing there can be used.
+        ConfigError: nothing there can be used; it names `flag`.
     """
     if not folder:
         return {}, ""
@@ -117,11 +112,13 @@ def listed(flag: str, folder: str) -> tuple[dict[str, tuple[Recording, ...]], st
         manifest = index([folder], Segmenting()).table()
     except ConfigError as error:
         raise ConfigError(str(error).replace("--input", flag)) from error
-    rows = [r for r in _rows(manifest, folder) if r[0]]
-    if not rows:
+    found: dict[str, list[Recording]] = {}
+    for row in sorted(manifest.to_pylist(), key=lambda row: str(row["file"])):
+        if kind := _kind(row["file"].removeprefix(folder)):
+            found.setdefault(kind, []).append(_recording(row))
+    if not found:
         raise ConfigError(f"{flag} {folder}: needs a subfolder per kind of recording")
-    kinds = groupby(sorted(rows, key=lambda r: (r[0], r[1].file)), key=lambda r: r[0])
-    return {kind: tuple(r for _, r in members) for kind, members in kinds}, fingerprint(manifest)
+    return {kind: tuple(found[kind]) for kind in sorted(found)}, fingerprint(manifest)
 
 
 def usable(
@@ -135,8 +132,7 @@ def usable(
         ConfigError: a kind with nothing left.
         CredentialsError, TransientStorageError: the store does not answer as it should.
     """
-    idle = sorted(set(found) - set(used))
-    if idle:
+    if idle := sorted(set(found) - set(used)):
         print_warning(f"{flag}: no perturbation of this run uses the folders {', '.join(idle)}")
     kinds = sorted(set(found) & set(used))
     checked = iter(_checked([item for kind in kinds for item in found[kind]]))
@@ -175,25 +171,18 @@ def _checked(items: Sequence[Recording]) -> list[Recording]:
 #: Tells an outage of the store from recordings that cannot be read.
 _BREAKER = storage.Breaker()
 
+_NUMBERS = ("samples", "num_bytes", "byte_offset", "byte_size", "number")
 _SCHEMA = pa.schema(
-    [
-        ("file", pa.string()),
-        ("samples", pa.int64()),
-        ("num_bytes", pa.int64()),
-        ("byte_offset", pa.int64()),
-        ("byte_size", pa.int64()),
-        ("etag", pa.string()),
-        ("fault", pa.string()),
-        ("number", pa.int64()),
-    ]
+    [*((name, pa.string()) for name in ("file", "etag", "fault"))]
+    + [(name, pa.int64()) for name in _NUMBERS]
 )
 
 
 def _decoded(block: pa.Table) -> pa.Table:
     rows = block.to_pylist()
-    numbers = [row.pop("number") for row in rows]
-    items = [asdict(decoded_once(Recording(**row))) for row in rows]
-    merged = [{**item, "number": n} for item, n in zip(items, numbers, strict=True)]
+    merged = [
+        {"number": row.pop("number")} | asdict(decoded_once(Recording(**row))) for row in rows
+    ]
     return pa.Table.from_pylist(merged, _SCHEMA)
 
 
@@ -214,11 +203,6 @@ def decoded_once(item: Recording) -> Recording:
     _BREAKER.succeeded(item.file)
     # the tail of a header's promise may hold nothing to read
     return replace(item, samples=max(1, min(item.samples, samples)))
-
-
-def _rows(manifest: pa.Table, folder: str) -> list[tuple[str, Recording]]:
-    rows = manifest.to_pylist()
-    return [(_kind(row["file"].removeprefix(folder)), _recording(row)) for row in rows]
 
 
 def _kind(path: str) -> str:

@@ -7,7 +7,7 @@ picture is in the manner of the paper's Figure 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,20 @@ from raysers.evaluation.bootstrap import interval_notes
 from raysers.evaluation.join import dimensions_of, with_dataset_names
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.published import TESTS_PART, print_tests, robustness_tests, to_tests
-from raysers.evaluation.rows import Row, number, print_notes, report_console, to_frame, to_table
+from raysers.evaluation.rows import (
+    METRICS_PART,
+    Row,
+    number,
+    print_notes,
+    report_console,
+    to_frame,
+    to_table,
+)
 from raysers.evaluation.scores import RANDOM, Scores, base_subsets
 from raysers.io import storage
 from raysers.plotting import COLOURS, INK, SOFT
 from raysers.robustness.measures import (
+    CLEAN,
     MEAN,
     OVERALL,
     TONE,
@@ -41,18 +50,17 @@ from raysers.robustness.measures import (
     ser_tests,
     ser_tests_share,
 )
-from raysers.robustness.suites import CLEAN, HARD
-from raysers.robustness.task import Perturbed, RobustnessTask
+from raysers.robustness.task import HARD, Perturbed, RobustnessTask
 from raysers.types import DIMENSIONS
 
-METRICS_PART = "metrics/part-00000.parquet"
 _COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split")
 _MOST_GROUPS, _MOST_WITH_BOUNDS = 8, 3
 #: Datasets and splits in one picture.
 _MOST_PANELS = 6
 _SHARE, _SIZE, _P95, _CCC = f"{OVERALL}_", "mean_change_", "p95_change_", "ccc_change_"
 _LINE_IN, _EDGES_IN = 0.36, 1.5
-_OFFSETS = dict(zip(DIMENSIONS, (-0.22, 0.0, 0.22), strict=True))
+_OFFSETS = (-0.22, 0.0, 0.22)
+_ByMetric = dict[str, dict[str, Any]]
 
 
 def report(job: ClipJob, task: RobustnessTask, how: Comparison) -> list[Row]:
@@ -85,78 +93,61 @@ def print_robustness(
     """The share of unchanged scores per dataset, then the change of CCC, then groups."""
     console = console or report_console()
     for (dataset, split), mine in rows.groupby(["dataset", "split"], sort=False):
-        whole = mine[mine["group"] == ""]
+        whole, groups = (mine[(mine["group"] == "") == is_whole] for is_whole in (True, False))
         title = f"{dataset} {split}: share of scores that {how.text}"
-        _print(console, title, _share_table(whole, model, how))
-        _print(console, "absolute change: mean / 95th percentile", _size_table(whole))
-        _print(console, "change of CCC", _ccc_table(whole, model, how))
-        for group, parts_ in mine[mine["group"] != ""].groupby("group", sort=False):
-            _print(console, f"share unchanged (mean) by {group}", _group_table(parts_))
+        _print(console, title, [*DIMENSIONS, "mean [95 %]", "ser-tests", "random"],
+               _shares(whole, model, how))  # fmt: skip
+        by = _by_metric(whole)
+        sizes = [
+            [name, *(f"{number(of[d].value)} / {number(by[_P95 + name][d].value)}" for d in of)]
+            for metric, rows_of in by.items()
+            if (name := metric.removeprefix(_SIZE)) != metric
+            for of in [{d: rows_of[d] for d in DIMENSIONS}]
+        ]
+        _print(console, "absolute change: mean / 95th percentile", DIMENSIONS, sizes)
+        _print(console, "change of CCC", [*DIMENSIONS, "ser-tests, mean"], _cccs(by, model, how))
+        for group, part in groups.groupby("group", sort=False):
+            _print(console, f"share unchanged (mean) by {group}", *_group(part))
 
 
-def _share_table(rows: pd.DataFrame, model: str, how: Comparison) -> Table:
-    table = _table("", *DIMENSIONS, "mean [95 %]", "ser-tests", "random")
-    shares = _of_metric(rows, OVERALL)
-    own, random = (_by_dimension(shares[mask]) for mask in _parted(shares))
-    small = [n for n in map(_name, own) if n in of_ser_tests()]
-    for metric, of in own.items():
-        beside = ser_tests_share(small if metric == OVERALL else [_name(metric)], model, how)
-        chance = random[metric][MEAN].value if metric in random else np.nan
+def _shares(rows: pd.DataFrame, model: str, how: Comparison) -> Iterator[list[str]]:
+    own, random = (_by_metric(rows[rows["model"].eq(RANDOM) == chance]) for chance in (False, True))
+    own = {_name(metric): of for metric, of in own.items() if metric.startswith(OVERALL)}
+    for name, of in own.items():
+        small = [n for n in own if n in of_ser_tests()] if name == OVERALL else [name]
+        chance = random.get(of[MEAN].metric, {MEAN: None})[MEAN]
+        published = ser_tests_share(small, model, how), chance.value if chance else np.nan
         cells = [number(of[d].value) for d in DIMENSIONS]
-        published = map(number, (beside, chance))
-        name = "all small changes" if metric == OVERALL else _name(metric)
-        style = "bold" if metric == OVERALL else None
-        table.add_row(name, *cells, _with_bounds(of[MEAN]), *published, style=style)
-    return table
+        yield [_printed(name), *cells, _with_bounds(of[MEAN]), *map(number, published)]
 
 
-def _size_table(rows: pd.DataFrame) -> Table:
-    table = _table("", *DIMENSIONS)
-    p95 = _by_dimension(_of_metric(rows, _P95))
-    for metric, of in _by_dimension(_of_metric(rows, _SIZE)).items():
-        name = metric.removeprefix(_SIZE)
-        largest = p95[_P95 + name]
-        pairs = (f"{number(of[d].value)} / {number(largest[d].value)}" for d in DIMENSIONS)
-        table.add_row(name, *pairs)
-    return table
-
-
-def _ccc_table(rows: pd.DataFrame, model: str, how: Comparison) -> Table:
-    table = _table("", *DIMENSIONS, "ser-tests, mean")
-    for metric, of in _by_dimension(_of_metric(rows, _CCC)).items():
+def _cccs(by: _ByMetric, model: str, how: Comparison) -> Iterator[list[str]]:
+    for metric, of in by.items():
         name = metric.removeprefix(_CCC)
-        other_tone = name == TONE and how.tone_snr != "rms"
-        beside = np.nan if other_tone else ser_tests("ccc_change", name, model)
-        cells = (_with_bounds(of[d]) if d in of else "-" for d in DIMENSIONS)
-        table.add_row(name, *cells, number(beside))
-    return table
+        if name != metric:
+            other_tone = name == TONE and how.tone_snr != "rms"
+            beside = np.nan if other_tone else ser_tests("ccc_change", name, model)
+            cells = (_with_bounds(of[d]) if d in of else "-" for d in DIMENSIONS)
+            yield [name, *cells, number(beside)]
 
 
-def _group_table(rows: pd.DataFrame) -> Table:
-    shares = _of_metric(rows, OVERALL)
-    shares = shares[(shares["dimension"] == MEAN) & (shares["model"] != RANDOM)]
+def _group(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Values of a group, and a line per perturbation."""
+    shares = rows[rows["metric"].str.startswith(OVERALL) & (rows["model"] != RANDOM)]
+    shares = shares[shares["dimension"] == MEAN]
     values = list(shares["group_value"].unique()[:_MOST_GROUPS])
-    table = _table("", *values)
+    text = _with_bounds if len(values) <= _MOST_WITH_BOUNDS else lambda row: number(row.value)
+    lines = []
     for metric, of in shares.groupby("metric", sort=False) if len(values) > 1 else ():
-        rows_of = {row.group_value: row for row in of.itertuples()}
-        text = _with_bounds if len(values) <= _MOST_WITH_BOUNDS else lambda row: number(row.value)
-        cells = (text(rows_of[value]) if value in rows_of else "-" for value in values)
-        table.add_row("all small changes" if metric == OVERALL else _name(metric), *cells)
-    return table
+        by = {row.group_value: row for row in of.itertuples()}
+        cells = (text(by[value]) if value in by else "-" for value in values)
+        lines.append([_printed(_name(metric)), *cells])
+    return values, lines
 
 
-def _of_metric(rows: pd.DataFrame, prefix: str) -> pd.DataFrame:
-    return rows[rows["metric"].str.startswith(prefix)]
-
-
-def _parted(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    random = rows["model"] == RANDOM
-    return ~random, random
-
-
-def _by_dimension(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def _by_metric(rows: pd.DataFrame) -> _ByMetric:
     """By metric, then by dimension, the row."""
-    found: dict[str, dict[str, Any]] = {}
+    found: _ByMetric = {}
     for row in rows.itertuples():
         found.setdefault(row.metric, {})[row.dimension] = row
     return found
@@ -166,14 +157,18 @@ def _name(metric: str) -> str:
     return metric.removeprefix(_SHARE)
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", no_wrap=True)
-    return table
+def _printed(name: str) -> str:
+    return "all small changes" if name == OVERALL else name
 
 
-def _print(console: Console, title: str, table: Table) -> None:
+def _print(
+    console: Console, title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]
+) -> None:
+    table = Table("", box=None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line, style="bold" if line[0] == _printed(OVERALL) else None)
     if table.row_count:
         console.print(title, style="italic")
         console.print(table)
@@ -188,14 +183,7 @@ def _with_bounds(row: Any) -> str:
 def reading_notes(
     rows: pd.DataFrame, names: Sequence[str], how: Comparison, *, amr: bool
 ) -> Iterator[str]:
-    """What a reader should know of the figures, and of those beside ours.
-
-    Args:
-        rows: of the metrics table.
-        names: the perturbations of the run.
-        how: as they were compared.
-        amr: whether the phone has its codec.
-    """
+    """What a reader should know of the figures of the perturbations `names`."""
     compared = set(rows["metric"])
     lost = [name for name in names if _SHARE + name not in compared]
     if lost:
@@ -222,25 +210,29 @@ def _panels(rows: pd.DataFrame) -> list[pd.DataFrame]:
 def robustness_figure(rows: pd.DataFrame, model: str, how: Comparison) -> dict[str, bytes]:
     """Share of unchanged scores by perturbation and dimension, with the published ones.
 
-    Args:
-        rows: of the metrics table; groups are left out, datasets and splits have a panel each.
-        model: named in the title.
-        how: as scores were compared.
-
-    Returns:
-        The picture as `png` and `svg`; nothing without a perturbation to show.
+    Datasets and splits have a panel each. Nothing without a perturbation to show.
     """
     panels = _panels(rows)[:_MOST_PANELS]
     return plotting.picture(lambda: _draw(panels, model, how)) if panels else {}
 
 
 def _draw(panels: Sequence[pd.DataFrame], model: str, how: Comparison) -> Any:
+    from matplotlib.lines import Line2D
+
     lines = [panel["metric"].nunique() for panel in panels]
     figure = plotting.new_figure(sum(_EDGES_IN + _LINE_IN * count for count in lines))
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=lines)[:, 0]
     for axis, rows in zip(axes, panels, strict=True):
-        own, random = (rows[mask] for mask in _parted(rows))
-        _draw_panel(axis, _by_dimension(own), how)
+        own, random = rows[rows["model"] != RANDOM], rows[rows["model"] == RANDOM]
+        by = _by_metric(own)
+        for y, (metric, of) in enumerate(by.items()):
+            for d, offset in zip(DIMENSIONS, _OFFSETS, strict=True):
+                bounds = of[d].ci_low, of[d].ci_high
+                plotting.interval(axis, of[d].value, bounds, y + offset, COLOURS[d])
+            plotting.published(axis, ser_tests_share([_name(metric)], "", how), y, marker="|")
+        plotting.name_rows(axis, [_name(metric).replace("_", " ") for metric in by])
+        axis.set_xlim(-0.01, 1.02)
+        axis.grid(axis="x")
         if len(random):
             plotting.guide(axis, float(random["value"].mean()))
         first, short = own.iloc[0], model.rstrip("/").rpartition("/")[2]
@@ -248,41 +240,16 @@ def _draw(panels: Sequence[pd.DataFrame], model: str, how: Comparison) -> Any:
         title += f", {first.speakers:,} speakers" if first.speakers else ""
         plotting.panel_title(axis, title)
         axis.set_xlabel(f"share of scores that {how.text}", loc="right")
-    _legend(figure)
-    return figure
-
-
-def _draw_panel(axis: Any, lines: Mapping[str, Mapping[str, Any]], how: Comparison) -> None:
-    for y, (metric, of) in enumerate(lines.items()):
-        for dimension in DIMENSIONS:
-            row, height = of[dimension], y + _OFFSETS[dimension]
-            bounds = row.ci_low, row.ci_high
-            plotting.interval(axis, row.value, bounds, height, COLOURS[dimension])
-        beside = ser_tests_share([_name(metric)], "", how)
-        plotting.published(axis, beside, y, marker="|")
-    plotting.name_rows(axis, [_name(metric).replace("_", " ") for metric in lines])
-    axis.set_xlim(-0.01, 1.02)
-    axis.grid(axis="x")
-
-
-def _legend(figure: Any) -> None:
-    from matplotlib.lines import Line2D
-
-    hollow: dict[str, Any] = {"linestyle": "", "color": INK, "mfc": "none"}
     marks = [
         *(Line2D([], [], marker="o", linestyle="", color=COLOURS[d], label=d) for d in DIMENSIONS),
-        Line2D([], [], marker="|", label="ser-tests, mean", **hollow),
+        Line2D([], [], marker="|", linestyle="", color=INK, mfc="none", label="ser-tests, mean"),
         Line2D([], [], color=SOFT, lw=0.8, linestyle=(0, (2, 3)), label="random"),
     ]
     figure.legend(
-        handles=marks,
-        loc="outside lower left",
-        ncols=len(marks),
-        frameon=False,
-        columnspacing=1.2,
-        handlelength=1.2,
-        handletextpad=0.5,
-    )
+        handles=marks, loc="outside lower left", ncols=len(marks), frameon=False,
+        columnspacing=1.2, handlelength=1.2, handletextpad=0.5,
+    )  # fmt: skip
+    return figure
 
 
 def changes_of(perturbed: Perturbed) -> list[Change]:

@@ -1,16 +1,20 @@
 """The robustness task: every clip and its perturbed variants, scored by one model.
 
+A suite is what its users expect to find: `paper` the eight of the paper, `small` ser-tests' ten
+small changes, `full` all there are material for.
+
 A variant's draw is a function of the seed, the clip's id, the perturbation and the repeat, so the
 rows are the same on any cluster, in any order, after any resume.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,18 +30,82 @@ from raysers.data.manifest import clips_of
 from raysers.engine.feed import Decoded, decode_run
 from raysers.engine.job import ClipJob
 from raysers.engine.placement import Placement
-from raysers.engine.plan import Plan
 from raysers.engine.worker import ClipTask
 from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.io import storage
-from raysers.robustness.environments import BACKGROUND, ROOMS, has_amr
-from raysers.robustness.measures import Comparison
-from raysers.robustness.perturbations import Perturbation, TooShort, generator
+from raysers.robustness.environments import BACKGROUND, PHONE, ROOMS, TILTS, has_amr
+from raysers.robustness.measures import CLEAN, Comparison
+from raysers.robustness.perturbations import (
+    PERTURBATIONS,
+    Perturbation,
+    Reference,
+    TooShort,
+    generator,
+)
 from raysers.robustness.recordings import NoiseReader, Recording, listed, usable
-from raysers.robustness.suites import CLEAN, NOISE_KINDS, ROOM_KINDS, Suite, chosen, with_options
 from raysers.run import RunRecord
 from raysers.schemas import ROBUSTNESS
 from raysers.types import SAMPLE_RATE_HZ, Status
+
+ALL: Mapping[str, Perturbation] = {
+    row.name: row for row in (*PERTURBATIONS, *BACKGROUND, PHONE, *TILTS, *ROOMS)
+}
+SUITES: Mapping[str, tuple[str, ...]] = {
+    "paper": tuple(row.name for row in PERTURBATIONS[:8]),
+    "small": tuple(row.name for row in PERTURBATIONS),
+    "full": tuple(ALL),
+}
+Suite = Literal["paper", "small", "full"]
+#: Kinds of recordings that perturbations mix in, and that they convolve with.
+NOISE_KINDS = tuple(row.needs for row in BACKGROUND if row.needs)
+ROOM_KINDS = tuple(row.needs for row in ROOMS)
+#: The changes too large to be called small: the change of CCC is what counts for them.
+HARD = frozenset(SUITES["full"]) - frozenset(SUITES["small"])
+
+
+def chosen(
+    names: Sequence[str], suite: Suite, material: Collection[str]
+) -> tuple[list[Perturbation], list[Perturbation]]:
+    """The perturbations of a run, and those of its suite that there is no material for.
+
+    Names count before the suite; `material` are the kinds of recordings that are there.
+
+    Raises:
+        ConfigError: an unknown name, or one without material.
+    """
+    for name in names:
+        if name not in ALL:
+            near = difflib.get_close_matches(name, ALL, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(ALL)}"
+            raise ConfigError(f"--perturbations {name}: no such perturbation: {hint}")
+    # in the table's order, with those that others are compared with
+    picked = [ALL[name] for name in (names or SUITES[suite])]
+    wanted = {row.name for row in picked} | {row.against for row in picked}
+    rows = [row for row in ALL.values() if row.name in wanted]
+    missing = [row for row in rows if row.needs and row.needs not in material]
+    if names and missing:
+        first, in_room = missing[0], missing[0] in ROOMS
+        place = f"{first.needs.partition('_')[0]!r} of "
+        place += "--impulse-responses, one named reference" if in_room else "--noise-folder"
+        raise ConfigError(f"--perturbations {first.name}: needs recordings in the folder {place}")
+    left = {row.name for row in missing}
+    left |= {row.name for row in rows if row.against in left}
+    return [row for row in rows if row.name not in left], [r for r in rows if r.name in left]
+
+
+def with_options(
+    rows: Iterable[Perturbation], *, tone_snr: Reference, amr: bool
+) -> list[Perturbation]:
+    """The rows with the tone's SNR and the phone's codec as asked for."""
+    fixed: dict[str, dict[str, tuple[Any, ...]]] = {
+        "additive_tone": {"reference": (tone_snr,)},
+        "phone": {"amr": (amr,)},
+    }
+    return [
+        replace(row, choices={**row.choices, **fixed[row.name]}) if row.name in fixed else row
+        for row in rows
+    ]
+
 
 #: What is done to the clips unless something else is asked for.
 DEFAULT_SUITE: Suite = "paper"
@@ -74,7 +142,6 @@ class RobustnessFlags(ClipJobFlags):
         noise = NOISE_KINDS if self.noise_folder else ()
         rooms = ROOM_KINDS if self.impulse_responses else ()
         rows, _ = chosen(self.perturbations, self.suite or DEFAULT_SUITE, (*noise, *rooms))
-        self._check_use({row.name for row in rows}, {row.needs for row in rows})
         for flag, value, good, wanted in (
             ("--repeats", self.repeats, self.repeats >= 1, "1 or more"),
             ("--threshold", self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1"),
@@ -82,27 +149,16 @@ class RobustnessFlags(ClipJobFlags):
         ):
             if not good:
                 raise ConfigError(f"{flag} is {value}: give {wanted}")
-
-    def _check_use(self, names: set[str], needs: set[str]) -> None:
-        """Raises ConfigError for a flag that nothing in this run uses."""
+        has_tone = any(row.name == "additive_tone" for row in rows)
+        needs = {row.needs for row in rows}
         uses = "give --suite full, or a perturbation that uses it:"
-        noise = ", ".join(row.name for row in BACKGROUND if row.needs)
-        rooms = ", ".join(row.name for row in ROOMS)
+        users = [", ".join(r.name for r in some if r.needs) for some in (BACKGROUND, ROOMS)]
+        responses, tone = self.impulse_responses, self.tone_snr.replace("peak", "")
         for flag, given, used, fix in (
             ("--suite", self.suite, not self.perturbations, "leave it out beside --perturbations"),
-            ("--noise-folder", self.noise_folder, needs & set(NOISE_KINDS), f"{uses} {noise}"),
-            (
-                "--impulse-responses",
-                self.impulse_responses,
-                needs & set(ROOM_KINDS),
-                f"{uses} {rooms}",
-            ),
-            (
-                "--tone-snr",
-                "" if self.tone_snr == "peak" else self.tone_snr,
-                "additive_tone" in names,
-                "leave it out, or add the perturbation additive_tone",
-            ),
+            ("--noise-folder", self.noise_folder, needs & {*NOISE_KINDS}, f"{uses} {users[0]}"),
+            ("--impulse-responses", responses, needs & {*ROOM_KINDS}, f"{uses} {users[1]}"),
+            ("--tone-snr", tone, has_tone, "leave it out, or add the perturbation additive_tone"),
         ):
             if given and not used:
                 raise ConfigError(f"{flag} {given} is used by nothing in this run: {fix}")
@@ -122,11 +178,7 @@ class RobustnessFlags(ClipJobFlags):
 class Perturbed:
     """The variants of a clip: as it is, then every perturbation as often as it is repeated.
 
-    Attributes:
-        rows: the perturbations.
-        seed: of all draws.
-        repeats: draws of each perturbation that draws anything.
-        material: recordings by kind.
+    `material` are recordings by kind.
     """
 
     rows: tuple[Perturbation, ...]
@@ -146,11 +198,12 @@ class Perturbed:
 
     def of(self, one: Decoded) -> list[Decoded]:
         """One variant per name; one that cannot be applied has its own error."""
-        variants = [_named(one, CLEAN, {})]
-        for row in self.rows:
-            for repeat, name in enumerate(self.variants_of(row)):
-                variants.append(self._variant(one, row, repeat, name))
-        return variants
+        changed = [
+            self._variant(one, row, repeat, name)
+            for row in self.rows
+            for repeat, name in enumerate(self.variants_of(row))
+        ]
+        return [_named(one, CLEAN, {}), *changed]
 
     def _variant(self, one: Decoded, row: Perturbation, repeat: int, name: str) -> Decoded:
         if one.signal is None:
@@ -166,13 +219,8 @@ class Perturbed:
         if reading.taken:
             parameters["recordings"] = reading.taken
         level = levels(signal)
-        changed = Decoded(
-            clip=one.clip,
-            signal=signal,
-            rms_db=level.rms_db,
-            clipped_ratio=level.clipped_ratio,
-        )
-        return _named(changed, name, parameters)
+        measured = {"rms_db": level.rms_db, "clipped_ratio": level.clipped_ratio}
+        return _named(Decoded(clip=one.clip, signal=signal, **measured), name, parameters)
 
 
 def _named(one: Decoded, name: str, parameters: Mapping[str, Any]) -> Decoded:
@@ -182,14 +230,7 @@ def _named(one: Decoded, name: str, parameters: Mapping[str, Any]) -> Decoded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RobustnessTask(ClipTask):
-    """Settings of a robustness run.
-
-    Attributes:
-        scoring: the model and how it is run, as for annotation.
-        perturbed: what is made of every clip.
-        left_out: perturbations of the suite there is no material for.
-        own_settings: what decides the rows besides the model.
-    """
+    """Settings of a robustness run; `own_settings` decide the rows besides the model."""
 
     table: ClassVar[str] = "robustness"
     preloads: ClassVar[Sequence[str]] = AnnotateTask.preloads
@@ -302,14 +343,11 @@ def _codec(earlier: RunRecord | None) -> bool:
 
 
 def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
-    """Write `count` perturbed clips, each beside the clip as it is, as 24-bit FLAC.
+    """Write `count` perturbed clips, each beside the clip as it is, as 24-bit FLAC; their files.
 
     The perturbations take turns, as far as they can be applied; the clips are a choice by their
     ids, so it is the same every time. A clip beyond full scale is turned down, and its name says
     by how much.
-
-    Returns:
-        The files of perturbed clips.
 
     Raises:
         WriteError: the output cannot be written.
@@ -317,10 +355,13 @@ def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
     picks = [name for name in perturbed.names if name != CLEAN]
     if not count or not picks:
         return []
-    output, max_clip_s = job.run.output, job.flags.max_clip_s
+    output, manifest = job.run.output, job.plan.manifest
     written: list[str] = []
-    for clip in _shuffled(job.plan):
-        by_name = _variants_of(clip, perturbed, max_clip_s)
+    good = manifest.filter(pc.equal(manifest["status"], str(Status.OK)))
+    keys = [hashlib.blake2b(i.encode()).digest() for i in good["clip_id"].to_pylist()]
+    for row in sorted(range(len(keys)), key=keys.__getitem__):
+        (decoded,) = decode_run(clips_of(good.slice(row, 1)), job.flags.max_clip_s)
+        by_name = {one.variant: one for one in perturbed.of(decoded)}
         turn = len(written) % len(picks)
         turns = (by_name[name] for name in [*picks[turn:], *picks[:turn]])
         one = next((variant for variant in turns if variant.signal is not None), None)
@@ -334,19 +375,6 @@ def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
             break
     print(f"audio: {storage.join(output, 'audio')} ({len(written)} clips and their originals)")
     return written
-
-
-def _shuffled(plan: Plan) -> Iterator[pa.Table]:
-    """Good clips one by one, in an order of their own."""
-    good = plan.manifest.filter(pc.equal(plan.manifest["status"], str(Status.OK)))
-    keys = [hashlib.blake2b(i.encode()).digest() for i in good["clip_id"].to_pylist()]
-    for row in sorted(range(len(keys)), key=keys.__getitem__):
-        yield good.slice(row, 1)
-
-
-def _variants_of(clip: pa.Table, perturbed: Perturbed, max_clip_s: float) -> dict[str, Decoded]:
-    (decoded,) = decode_run(clips_of(clip), max_clip_s)
-    return {one.variant: one for one in perturbed.of(decoded)}
 
 
 def _write_flac(output: str, name: str, one: Decoded) -> str:

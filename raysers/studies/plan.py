@@ -22,7 +22,7 @@ from raysers.engine.progress import duration, hours, print_pairs, print_warning
 from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedError
 from raysers.io import storage
 from raysers.models.backbones import parse_model_name
-from raysers.robustness.suites import SUITES
+from raysers.robustness.task import SUITES
 from raysers.run import Run, RunRecord, absolute_output
 from raysers.studies import corpora as study_corpora
 from raysers.studies import synthetic

@@ -19,8 +19,7 @@ from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
 from raysers.evaluation.evaluate import EvaluateFlags
 from raysers.io import storage
-from raysers.robustness.suites import chosen
-from raysers.robustness.task import RobustnessFlags
+from raysers.robustness.task import RobustnessFlags, chosen
 from raysers.tuning.space import SEARCHABLE, coerce
 from raysers.words.fuse_train import FuseTrainFlags
 from raysers.words.probe import ProbeFlags

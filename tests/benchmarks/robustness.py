@@ -14,8 +14,7 @@ import pyarrow as pa
 
 from raysers.annotation import AnnotateTask
 from raysers.cli import DEFAULT_MODEL
-from raysers.robustness.suites import chosen
-from raysers.robustness.task import Perturbed, RobustnessTask
+from raysers.robustness.task import Perturbed, RobustnessTask, chosen
 from tests.benchmarks import corpus
 from tests.benchmarks.engine import WarmWorker, blocks_of
 from tests.benchmarks.measure import Line, Scale, alternate, fresh, judged

@@ -148,31 +148,6 @@ def test_metrics_equal_audmetric_per_split_and_need_no_cluster(labels, good, tmp
     assert max(map(len, printed.splitlines()[:-1])) <= 100
 
 
-def test_several_models_are_compared_on_the_same_clips(labels, good, poor, tmp_path):
-    out = tmp_path / "out"
-    args = ("--predictions", good, poor, "--labels", labels, "--output", out)
-    assert run(*args, "--by", "sex", "speaker", "--speaker-samples", 10) == 0
-    rows = metrics_of(out)
-    where = {"split": "test", "dimension": "arousal"}
-    difference = the(rows, metric="ccc_difference", group_value="poor", **where)
-    values = [
-        the(rows, model=m, metric="ccc", group="", **where)["value"] for m in ("good", "poor")
-    ]
-    assert difference["value"] == pytest.approx(values[0] - values[1])
-    assert difference["ci_low"] > 0
-    assert the(rows, metric="ccc_difference_above_0", **where)["value"] == 1
-    ranks = the(rows, metric="speaker_spearman", **where)
-    assert (ranks["model"], ranks["group_value"], ranks["n"]) == ("good", "poor", 6)
-    groups = {(r["group"], r["group_value"]) for r in rows if r["metric"] == "ccc"}
-    assert {("sex", "female"), ("sex", "male"), ("speaker", "spk3")} <= groups
-    women, men = (
-        the(rows, model="good", metric="ccc", group_value=sex, **where)["value"]
-        for sex in ("female", "male")
-    )
-    score = the(rows, model="good", metric="sex_fairness_score", **where)
-    assert score["value"] == pytest.approx(women - men)
-
-
 def test_the_same_command_replaces_its_result_and_another_is_refused(
     labels, good, tmp_path, capsys
 ):
@@ -229,28 +204,6 @@ def test_folds_pool_to_one_model(labels, good, tmp_path):
     for key, row in ours.items():
         names = ("value", "ci_low", "ci_high", "n")
         assert [row[n] for n in names] == [theirs[key][n] for n in names]
-
-
-def test_one_model_on_two_corpora_is_one_model_with_a_drop(good, tmp_path):
-    corpus = ["here" if i % 2 else "there" for i in range(CLIPS)]
-    labels = write_labels(tmp_path / "c" / "labels.csv", corpus=corpus)
-    parts = [
-        write_predictions(tmp_path / name, GOOD, clips=range(k, CLIPS, 2))
-        for k, name in enumerate(("a", "b"))
-    ]
-    out = tmp_path / "out"
-    args = ("--labels", labels, "--output", out, "--in-domain", "here", "--bootstrap", 20)
-    assert run("--predictions", *parts, *args) == 0
-    rows = metrics_of(out)
-    assert {r["model"] for r in rows} == {"good", "random-gaussian"}
-    drop = the(rows, metric="ccc_drop", dimension="arousal")
-    inside, outside = (
-        the(
-            rows, model="good", dataset=d, split="test", dimension="arousal", metric="ccc", group=""
-        )
-        for d in ("here", "there")
-    )
-    assert drop["value"] == pytest.approx(1 - outside["value"] / inside["value"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sklearn.calibration import calibration_curve
 
 from raysers.evaluation.correctness import category_rows, correctness_rows
 from raysers.evaluation.evaluate import assess
-from raysers.evaluation.scores import Categories, Scores, base_subsets
+from raysers.evaluation.scores import Categories, Scores
 from raysers.seeding import generator
 from tests.unit.evaluation.worlds import only, options, permuted, scores, speakers_world
 
@@ -136,16 +136,6 @@ def test_groups_have_figures_and_a_group_of_one_category_its_recall():
     assert only(rows, group_value="Angry").value == pytest.approx(
         (predicted[anger] == "anger").mean()
     )
-
-
-def test_labels_of_categories_alone_are_enough():
-    made, _ = world()
-    alone = dataclasses.replace(made, truth=np.full(made.truth.shape, np.nan))
-    assert [len(cell.rows) for cell in base_subsets(alone)] == [240]
-    assert figures(alone) == figures(made)
-    rows, notes = assess(alone, options(draws=5))
-    assert {r.metric for r in rows} == {"uar", "macro_f1", "accuracy", "ece"}
-    assert not any(note.startswith("no ") for note in notes)  # figures of the dimensions
 
 
 def test_stated_intervals_cover_the_labels_as_often_as_is_counted():

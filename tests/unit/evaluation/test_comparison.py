@@ -59,15 +59,3 @@ def test_pairing_shows_a_small_difference_that_lies_within_both_intervals():
     difference = only(rows, metric="ccc_difference", dimension="arousal")
     assert difference.ci_high - difference.ci_low < (one.ci_high - one.ci_low) / 3
     assert difference.ci_low > 0
-
-
-def test_only_clips_both_predicted_count():
-    made = speakers_world(clips=100)
-    poor = made.predictions["poor"].copy()
-    poor[:40] = np.nan
-    pair = {"good": made.predictions["good"], "poor": poor}
-    rows = comparison_rows(scores(made.truth, columns=made.columns, **pair), Bootstrap(draws=10))
-    row = only(rows, metric="ccc_difference", dimension="valence")
-    assert row.n == 60
-    expected = ccc(made.truth[40:, 2], pair["good"][40:, 2]) - ccc(made.truth[40:, 2], poor[40:, 2])
-    assert row.value == pytest.approx(expected)

@@ -15,6 +15,7 @@ from raysers.evaluation.join import join, with_dataset_names
 from raysers.types import NS_PER_S, clip_id
 
 SPAN = pa.duration("ns")
+NAN = math.nan
 
 
 def table(clips, values=None, status="ok", **columns) -> pa.Table:
@@ -41,98 +42,71 @@ def joined(labels, predictions) -> tuple[list[float], dict]:
 
 
 WHOLE = [("/a/x/1.wav", 0, None), ("/a/x/2.wav", 0, None), ("/a/y/1.wav", 0, None)]
+KNOWN = [(f, s, 2.5 + i) for i, (f, s, _) in enumerate(WHOLE)]
+SEGMENTS = [("/a/x/1.wav", 0, 1), ("/a/x/1.wav", 1, 2), ("/a/x/1.wav", 2, None)]
+SAM = [("/d/sam/1.wav", 0, None), ("/d/sam/2.wav", 0, None)]
+#: Labelled clips, predicted clips with arousal 0, .1, .2 ..., what is beside each label.
+CASES = {
+    "ids in any order": (WHOLE, WHOLE[::-1], [0.2, 0.1, 0]),
+    "a moved corpus, by the path below its root": (
+        WHOLE, [(f"s3://b/deep/c{f.removeprefix('/a')}", s, e) for f, s, e in WHOLE], [0, 0.1, 0.2],
+    ),
+    "an open label is the end of the file": (WHOLE, KNOWN, [0, 0.1, 0.2]),
+    "so is an open prediction": (KNOWN, WHOLE, [0, 0.1, 0.2]),
+    "a window is not the label of the whole recording": (
+        WHOLE, [("/a/x/1.wav", 0, 10), ("/a/x/1.wav", 10, 20), ("/a/x/2.wav", 0, 7)],
+        [NAN, 0.2, NAN],
+    ),
+    "a whole file is not one of its segments": (
+        [*SEGMENTS[:2], ("/a/x/2.wav", 0, 1)], WHOLE[:2], [NAN, NAN, 0.1],
+    ),
+    "segments, by their times": (
+        SEGMENTS, [("/b/x/1.wav", 2, 2.7), ("/b/x/1.wav", 1, 2), ("/b/x/1.wav", 0, 1.5)],
+        [NAN, 0.1, 0],
+    ),
+    "the same name in another folder is another clip": (
+        WHOLE, [("/b/x/1.wav", 0, None), ("/b/z/1.wav", 0, None)], [0, NAN, NAN],
+    ),
+    "another speaker's file of the same name is not taken where any file is the same": (
+        SAM, [("/d/bea/1.wav", 0, 1), ("/d/sam/1.wav", 0, 1), ("/d/bea/2.wav", 0, 1)], [0.1, NAN],
+    ),
+}  # fmt: skip
 
 
-def test_the_same_clip_ids_join_in_any_order():
-    predictions = table(WHOLE[::-1], [0.7, 0.8, 0.9])
-    values, found = joined(table(WHOLE), predictions)
-    assert values == pytest.approx([0.9, 0.8, 0.7])
-    assert (found.by_id, found.by_path, found.unlabelled, found.unpredicted) == (3, 0, 0, 0)
-
-
-def test_a_moved_corpus_joins_by_the_path_below_its_root():
-    moved = [(f"s3://bucket/deep/corpus{f.removeprefix('/a')}", s, e) for f, s, e in WHOLE]
-    values, found = joined(table(WHOLE), table(moved, [0.7, 0.8, 0.9]))
-    assert values == pytest.approx([0.7, 0.8, 0.9])
-    assert (found.by_id, found.by_path) == (0, 3)
-
-
-def test_the_end_of_the_file_is_an_open_end():
-    known = [(f, s, 2.5 + i) for i, (f, s, _) in enumerate(WHOLE)]
-    assert joined(table(WHOLE), table(known))[0] == pytest.approx([0, 0.1, 0.2])
-    assert joined(table(known), table(WHOLE))[0] == pytest.approx([0, 0.1, 0.2])
-
-
-def test_a_window_is_not_the_label_of_the_whole_recording():
-    windows = [("/a/x/1.wav", 0, 10), ("/a/x/1.wav", 10, 20), ("/a/x/2.wav", 0, 7)]
-    values, found = joined(table(WHOLE), table(windows, [0.5, 0.6, 0.7]))
-    assert math.isnan(values[0])
-    assert values[1] == pytest.approx(0.7)
-    assert found.unlabelled == 2
-
-
-def test_a_whole_file_is_not_one_of_its_segments():
-    segments = [("/a/x/1.wav", 0, 1), ("/a/x/1.wav", 1, 2), ("/a/x/2.wav", 0, 1)]
-    values, _ = joined(table(segments), table(WHOLE[:2], [0.5, 0.6]))
-    assert np.isnan(values[:2]).all()
-    assert values[2] == pytest.approx(0.6)
-
-
-def test_segments_join_by_their_times():
-    segments = [("/a/x/1.wav", 0, 1), ("/a/x/1.wav", 1, 2), ("/a/x/1.wav", 2, None)]
-    moved = [("/b/x/1.wav", 2, 2.7), ("/b/x/1.wav", 1, 2), ("/b/x/1.wav", 0, 1.5)]
-    values, _ = joined(table(segments), table(moved, [0.3, 0.2, 0.1]))
-    assert values[1:] == pytest.approx([0.2, 0.3])
-    assert math.isnan(values[0])
-
-
-def test_the_same_name_in_another_folder_is_another_clip():
-    values, found = joined(table(WHOLE), table([("/b/x/1.wav", 0, None), ("/b/z/1.wav", 0, None)]))
-    assert values[0] == 0
-    assert np.isnan(values[1:]).all()
-    assert found.unlabelled == 1
-
-
-def test_another_speakers_file_of_the_same_name_is_not_taken_where_any_file_is_the_same():
-    labels = table([("/d/sam/1.wav", 0, None), ("/d/sam/2.wav", 0, None)])
-    both = [("/d/bea/1.wav", 0, 1), ("/d/sam/1.wav", 0, 1), ("/d/bea/2.wav", 0, 1)]
-    values, found = joined(labels, table(both, [0.1, 0.5, 0.2]))
-    assert values[0] == 0.5
-    assert math.isnan(values[1])
-    assert (found.unlabelled, found.moved) == (2, ())
+@pytest.mark.parametrize(("labels", "predicted", "expected"), CASES.values(), ids=CASES)
+def test_a_prediction_stands_beside_the_label_of_its_clip(labels, predicted, expected):
+    values, found = joined(table(labels), table(predicted))
+    assert values == pytest.approx(expected, nan_ok=True)
+    count = int(np.isfinite(expected).sum())
+    assert found.by_id + found.by_path == count
+    assert (found.unlabelled, found.unpredicted) == (len(predicted) - count, len(labels) - count)
 
 
 def test_of_several_folders_the_one_named_like_the_labels_is_theirs_and_is_told():
-    labels = table([("/d/sam/1.wav", 0, None), ("/d/sam/2.wav", 0, None)])
     moved = [("/new/bea/1.wav", 0, 1), ("/new/sam/1.wav", 0, 1), ("/new/bea/2.wav", 0, 1)]
-    values, found = joined(labels, table(moved, [0.1, 0.5, 0.2]))
-    assert values[0] == 0.5
-    assert math.isnan(values[1])
+    values, found = joined(table(SAM), table(moved, [0.1, 0.5, 0.2]))
+    assert values == pytest.approx([0.5, NAN], nan_ok=True)
     assert found.moved == ("/new/sam/",)
 
 
 def test_failed_predictions_are_counted_and_have_no_scores():
     ok, failed = table(WHOLE[:1], [0.5]), table(WHOLE[1:2], [None], status="unreadable")
-    odd = table(WHOLE[2:], [math.nan])
-    values, found = joined(table(WHOLE), pa.concat_tables([ok, failed, odd]))
-    assert values[0] == 0.5
-    assert np.isnan(values[1:]).all()
+    values, found = joined(table(WHOLE), pa.concat_tables([ok, failed, table(WHOLE[2:], [NAN])]))
+    assert values == pytest.approx([0.5, NAN, NAN], nan_ok=True)
     assert found.statuses == {"ok": 1, "unreadable": 1, "not_finite": 1}
     assert found.failed_share == pytest.approx(2 / 3)
 
 
-def test_nothing_in_common_is_refused_with_counts_and_examples():
-    with pytest.raises(
-        ConfigError, match=r"none of the 2 clips .* 3 labelled .*/q/1.wav"
-    ) as caught:
-        join(table(WHOLE), {"m": table([("/q/1.wav", 0, 1), ("/q/2.wav", 0, 1)])})
-    assert "\n" not in str(caught.value)
-
-
-def test_a_clip_predicted_twice_is_refused():
-    twice = table([("/b/x/1.wav", 0, 2), ("/c/x/1.wav", 0, 2)])
-    with pytest.raises(ConfigError, match=r"more than once \(first: /a/x/1.wav\)"):
-        join(table(WHOLE), {"m": twice})
+@pytest.mark.parametrize(
+    ("predicted", "message"),
+    [
+        ([("/q/1.wav", 0, 1), ("/q/2.wav", 0, 1)], r"none of the 2 clips .* 3 labelled .*/q/1.wav"),
+        ([("/b/x/1.wav", 0, 2), ("/c/x/1.wav", 0, 2)], r"more than once \(first: /a/x/1.wav\)"),
+    ],
+)
+def test_nothing_in_common_and_clips_predicted_twice_are_refused(predicted, message):
+    with pytest.raises(ConfigError, match=message):
+        join(table(WHOLE), {"m": table(predicted)})
 
 
 def test_categories_and_deviations_come_along():
@@ -145,24 +119,17 @@ def test_categories_and_deviations_come_along():
         p_ang=pa.array([0.2, None, None], pa.float32()),  # another fold's model has no such
     )
     labels = table(WHOLE, emotion=pa.array(["sad", "fear", "anger"]))
-    scores, coverage = join(labels, {"m": predictions, "n": table(WHOLE)})
-    assert coverage["m"].statuses == {"ok": 2, "not_finite": 1}
-    assert list(scores.categories) == list(scores.deviations) == ["m"]
+    alone = table(WHOLE, [None] * 3, p_anger=pa.array([1, 0, None], pa.float32()))
+    scores, coverage = join(labels, {"m": predictions, "n": table(WHOLE), "alone": alone})
+    assert coverage["m"].statuses == coverage["alone"].statuses == {"ok": 2, "not_finite": 1}
+    assert list(scores.categories) == ["m", "alone"]
+    assert list(scores.deviations) == ["m"]
     found = scores.categories["m"]
     assert tuple(found.names) == ("happiness", "anger")
-    np.testing.assert_allclose(
-        found.probabilities, [[np.nan, np.nan], [0.8, 0], [0.8, 0.2]], rtol=1e-6
-    )
-    np.testing.assert_allclose(scores.deviations["m"][:, 0], [np.nan, 0.2, 0.1], rtol=1e-6)
+    expected = [[NAN, NAN], [0.8, 0], [0.8, 0.2]]
+    np.testing.assert_allclose(found.probabilities, expected, rtol=1e-6)
+    np.testing.assert_allclose(scores.deviations["m"][:, 0], [NAN, 0.2, 0.1], rtol=1e-6)
     assert scores.emotions().tolist() == ["sadness", "fear", "anger"]
-
-
-def test_a_model_of_categories_alone_has_scores():
-    nothing = [None] * 3
-    predictions = table(WHOLE, nothing, p_anger=pa.array([1, 0, None], pa.float32()))
-    scores, coverage = join(table(WHOLE), {"m": predictions})
-    assert coverage["m"].statuses == {"ok": 2, "not_finite": 1}
-    assert scores.categories["m"].probabilities[:2, 0].tolist() == [1, 0]
 
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -179,7 +146,6 @@ def test_moving_and_shuffling_a_corpus_never_changes_the_join(paths, random):
 
 
 def test_clips_without_a_corpus_are_named_after_the_folder_they_share():
-    named = with_dataset_names(table(WHOLE))
-    assert named["corpus"].to_pylist() == ["a"] * 3
+    assert with_dataset_names(table(WHOLE))["corpus"].to_pylist() == ["a"] * 3
     some = table(WHOLE, corpus=pa.array([None, "", "emodb"], pa.string()))
     assert with_dataset_names(some)["corpus"].to_pylist() == ["x", "x", "emodb"]

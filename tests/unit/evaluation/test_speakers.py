@@ -57,17 +57,6 @@ def test_agreement_is_spearmans_of_the_means():
         assert (row.model, row.group_value, row.n) == ("good", "poor", 9)
 
 
-def test_models_that_are_the_same_agree_and_opposites_do_not():
-    made = speakers_world(clips=360, speakers=9)
-    good = made.predictions["good"]
-    same = speaker_rows(scores(made.truth, columns=made.columns, a=good, b=good), samples=30)
-    assert [r.value for r in same if r.metric == "speaker_spearman"] == pytest.approx([1, 1, 1])
-    opposite = speaker_rows(
-        scores(made.truth, columns=made.columns, a=good, b=1 - good), samples=30
-    )
-    assert all(r.value < 0 for r in opposite if r.metric == "speaker_spearman")
-
-
 def test_a_models_figures_do_not_depend_on_the_models_beside_it():
     """Models with the same clips share draws; one that lacks clips has draws of its own."""
     made = speakers_world(clips=240, speakers=4)

@@ -88,6 +88,23 @@ def test_a_sex_that_is_scored_worse_fails_and_one_scored_alike_passes():
     assert unfair["fairness_sex", "recall_difference", "male, (0.25, 0.5]"][0] < -0.05
 
 
+def test_speakers_of_one_pitch_that_are_scored_worse_fail():
+    """30 clips of each of 20 speakers, at 120 or 220 Hz; others have no pitch or 25 clips."""
+    rng = np.random.default_rng(0)
+    speaker = np.repeat(np.arange(26), [30] * 20 + [60] * 5 + [25])
+    pitch_hz = np.select([speaker < 10, speaker < 20, speaker == 25], [120.0, 220.0, 170.0], np.nan)
+    truth = rng.beta(4, 4, len(speaker))
+    noise = rng.normal(0, 0.05, len(speaker)) * np.where(pitch_hz < 145, 4, 1)
+    columns = {"speaker": [f"s{i}" for i in speaker], "pitch_hz": pitch_hz.tolist()}
+    found = verdicts(scores(truth, columns=columns, m=truth + noise))
+    test = "fairness_pitch"
+    assert {subject for name, _, subject in found if name == test and "," not in subject} == {
+        "low pitch", "high pitch",
+    }  # fmt: skip
+    assert found[test, "ccc_difference", "low pitch"][0] < -0.1
+    assert not found[test, "ccc_difference", "low pitch"][1]
+
+
 def test_published_results_stand_beside_the_same_data_only():
     made = speakers_world()
     columns = {**made.columns, "corpus": ["msp-podcast"] * 240, "split": ["test1"] * 240}

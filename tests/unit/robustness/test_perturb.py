@@ -69,11 +69,6 @@ def test_published_outputs_are_reproduced(case):
 
 
 @needs_shared
-def test_every_transform_of_the_published_outputs_was_compared():
-    assert {c["transform"] for c in CASES} == set(OURS)
-
-
-@needs_shared
 def test_literals_of_auglibs_own_tests():
     literals = json.loads((REFERENCE / "auglib_unit_expectations.json").read_text())
     for ratio, given_, expected in literals["ClipByRatio"]:
@@ -128,19 +123,6 @@ def test_the_snr_is_really_reached_on_real_speech():
         toned = perturbations.additive_tone(x, 6000, 45, "peak")
         peak_db = 20 * math.log10(np.abs(x).max() / np.abs(toned - x).max())
         assert peak_db == pytest.approx(45, abs=0.1)
-
-
-@needs_shared
-def test_levels_and_shares_on_real_speech():
-    for x in speech():
-        for gain_db in (-2, 1, 2):
-            got = perturbations.gain(x, gain_db)
-            assert level_db(got) - level_db(x) == pytest.approx(gain_db, abs=1e-3)
-        clipped = perturbations.clip(x, 0.003)
-        changed = np.count_nonzero(clipped != x)
-        assert changed <= 0.003 * len(x)
-        assert changed > 0.001 * len(x)  # ties at the threshold are the only reason for less
-        assert np.abs(clipped).max() < np.abs(x).max()
 
 
 def test_filters_do_what_their_names_say():
@@ -200,13 +182,3 @@ def test_silence_and_single_samples_are_safe(row, x):
     assert np.isfinite(got).all()
     if not x.any():
         assert np.abs(got).max() < 1e-6  # noise is relative to the clip: silence stays silent
-
-
-def test_the_same_draw_gives_the_same_clip_and_another_one_another():
-    x = formula_input()
-    for row in PERTURBATIONS:
-        first = [row.apply(x, np.random.default_rng(s))[0] for s in range(8)]
-        again = [row.apply(x, np.random.default_rng(s))[0] for s in range(8)]
-        for a, b in zip(first, again, strict=True):
-            np.testing.assert_array_equal(a, b)
-        assert len({a.tobytes() for a in first}) > 1

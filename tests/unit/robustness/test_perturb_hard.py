@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from raysers.errors import ConfigError
 from raysers.robustness.environments import (
     BACKGROUND,
     PHONE,
@@ -23,7 +22,7 @@ from raysers.robustness.environments import (
     tilt,
 )
 from raysers.robustness.perturbations import generator
-from raysers.robustness.suites import ALL, SUITES, chosen, with_options
+from raysers.robustness.task import ALL, SUITES, chosen, with_options
 from tests.places import SHARED_DATA, needs_shared
 
 HARD = (*BACKGROUND, PHONE, *TILTS, *ROOMS)
@@ -68,14 +67,6 @@ def test_noise_is_mixed_at_its_ratio_and_the_level_stays(snr_db):
     # what is not explained by the clip is the noise
     share = np.dot(got, x) / np.dot(x, x)
     assert level_db(share * x) - level_db(got - share * x) == pytest.approx(snr_db, abs=0.2)
-
-
-def test_mixing_as_ser_tests_writes_it():
-    x, noise = voice(400), np.random.default_rng(1).normal(0, 0.01, 400)
-    rms = np.sqrt(np.mean(x.astype(float) ** 2))
-    y = (10 ** (20 / 20) * np.sqrt(np.mean(noise**2)) / rms * x + noise) / 2
-    y *= rms / np.sqrt(np.mean(y**2))
-    np.testing.assert_allclose(mix(x, noise, 20), y, atol=1e-6)
 
 
 @pytest.mark.parametrize("row", HARD, ids=lambda row: row.name)
@@ -163,26 +154,3 @@ def test_suites_have_what_their_names_say():
         "background_white", "phone", "tilt_down", "tilt_up",
     }  # fmt: skip
     assert {row.needs for row in left} == EVERYTHING - {""}
-
-
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (("gian",), "did you mean gain?"),
-        (("xyz",), "choose from additive_tone"),
-        (("background_music",), "'music' of --noise-folder"),
-        (("room",), "--impulse-responses"),
-    ],
-)
-def test_what_cannot_be_made_is_refused_with_the_fix(names, words):
-    with pytest.raises(ConfigError, match="--perturbations") as error:
-        chosen(names, "paper", ())
-    assert words in str(error.value)
-
-
-@pytest.mark.parametrize("level", [0.0, 1e-42, 1e-39])
-def test_levels_that_float32_can_hardly_hold_are_silence(level):
-    quiet = np.full(400, level, np.float32)
-    noise = np.random.default_rng(0).standard_normal(401)
-    np.testing.assert_array_equal(phone(quiet, noise), quiet)
-    np.testing.assert_array_equal(mix(quiet, noise[:400], 20), quiet)

@@ -10,10 +10,9 @@ import pytest
 import soundfile as sf
 
 from raysers.engine.feed import Decoded
-from raysers.errors import ClipError, RaysersError
+from raysers.errors import ClipError
 from raysers.robustness.recordings import NoiseReader, Recording, decoded_once
-from raysers.robustness.suites import chosen
-from raysers.robustness.task import Perturbed
+from raysers.robustness.task import Perturbed, chosen
 from raysers.types import Clip, Status
 
 
@@ -85,13 +84,3 @@ def test_a_recording_is_decoded_to_its_end_before_it_is_used(tmp_path):
     (tmp_path / "x.flac").write_bytes(data[: len(data) // 2])
     assert decoded_once(item).fault
     assert decoded_once(replace(item, file=str(tmp_path / "gone.flac"))).fault
-
-
-def test_noise_that_cannot_be_read_is_not_the_clips_fault(tmp_path):
-    (tmp_path / "x.wav").write_text("not audio")
-    item = Recording(
-        file=str(tmp_path / "x.wav"), samples=10, num_bytes=None, byte_offset=None,
-        byte_size=None, etag="",
-    )  # fmt: skip
-    with pytest.raises(RaysersError, match="cannot be used as noise"):
-        NoiseReader([item]).read(0, 0, 5)
