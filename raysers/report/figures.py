@@ -351,8 +351,8 @@ def _study_charts(key: str, study: str, metrics: pd.DataFrame, found: Evidence) 
     curves = learning(found.curves, study)
     if not varied and len(curves) and curves.n.max() > 1:
         title, rows = "learning curves, mean of the seeds", partial(learning, study=study)
-        how = {"axis": "epoch", "values": "CCC on dev", "bounds": "± 1 sd"}
-        lines = Lines(key=f"{key}curves", title=title, rows=rows, **how)
+        lines = Lines(key=f"{key}curves", title=title, rows=rows, axis="epoch")
+        lines = replace(lines, values="CCC on dev", bounds="± 1 sd")
         yield from _made(iter([lines]), found)
     for row in paper_document()["figures"]:
         if row["number"] in _OF_ANY_STUDY:

@@ -219,8 +219,8 @@ class Perturbed:
         if reading.taken:
             parameters["recordings"] = reading.taken
         level = levels(signal)
-        measured = {"rms_db": level.rms_db, "clipped_ratio": level.clipped_ratio}
-        return _named(Decoded(clip=one.clip, signal=signal, **measured), name, parameters)
+        changed = Decoded(clip=one.clip, signal=signal, rms_db=level.rms_db)
+        return _named(replace(changed, clipped_ratio=level.clipped_ratio), name, parameters)
 
 
 def _named(one: Decoded, name: str, parameters: Mapping[str, Any]) -> Decoded:
