@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +9,9 @@ import pytest
 import soundfile as sf
 
 from raysers.engine.feed import Decoded
-from raysers.errors import ClipError
 from raysers.robustness.recordings import NoiseReader, Recording, decoded_once
 from raysers.robustness.task import Perturbed, chosen
-from raysers.types import Clip, Status
+from raysers.types import Clip
 
 
 def perturbed(*names: str, **options) -> Perturbed:
@@ -23,30 +21,6 @@ def perturbed(*names: str, **options) -> Perturbed:
 def decoded(samples: int = 8000, clip_id: str = "a") -> Decoded:
     signal = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
     return Decoded(clip=Clip(clip_id=clip_id, file="a.wav"), signal=signal, rms_db=-20.0)
-
-
-def test_the_clip_itself_comes_first_as_it_was_decoded():
-    one = decoded()
-    made = perturbed("gain", "tilt_up", repeats=3).of(one)
-    assert [m.variant for m in made] == ["clean", "gain", "gain#2", "gain#3", "tilt_up"]
-    assert made[0].signal is one.signal
-    assert all(m.columns["perturbation"] == m.variant for m in made)
-    drawn = {json.loads(m.columns["parameters"])["gain_db"] for m in made[1:4]}
-    assert drawn <= {-2, -1, 1, 2}
-
-
-def test_a_perturbation_that_cannot_be_applied_is_an_error_of_its_own():
-    made = perturbed("gain", "crop_end", repeats=4).of(decoded(samples=99))
-    assert [m.error and m.error.status for m in made] == [None] * 5 + [Status.TOO_SHORT] * 4
-    assert "samples" in json.loads(made[-1].columns["parameters"])
-
-
-def test_a_clip_that_could_not_be_read_is_so_in_every_variant():
-    error = ClipError(Status.MISSING, "not there")
-    one = Decoded(clip=Clip(clip_id="a", file="a.wav"), error=error)
-    made = perturbed("gain", "clip").of(one)
-    assert [m.variant for m in made] == ["clean", "clip", "gain"]
-    assert all(m.error is error and m.signal is None for m in made)
 
 
 def test_draws_differ_between_clips_and_not_with_their_company():
