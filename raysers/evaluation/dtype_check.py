@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from raysers.annotation import AnnotateTask
 from raysers.data.manifest import clips_of
@@ -18,19 +17,16 @@ from raysers.engine.job import ClipJob
 from raysers.engine.placement import io_threads
 from raysers.engine.worker import score_stream
 from raysers.errors import ConfigError
-from raysers.evaluation.metrics import ccc
+from raysers.evaluation.join import dimensions_of
+from raysers.evaluation.metrics import Floats, ccc
 from raysers.run import Exit
 from raysers.types import DIMENSIONS, Status
 
-Floats = NDArray[np.float64]
-
 
 def check_dtype(job: ClipJob, clips: int) -> Exit:
-    """Score clips of a prepared job both ways on one worker and print the deviations.
+    """Score so many clips of an annotation both ways on one worker and print the deviations.
 
-    Args:
-        job: its task is an `AnnotateTask`; nothing is written to its output.
-        clips: how many, spread evenly over the manifest.
+    They are spread evenly over the manifest; nothing is written.
 
     Raises:
         ConfigError: no clip can be scored both ways.
@@ -55,7 +51,7 @@ def check_dtype(job: ClipJob, clips: int) -> Exit:
         f"{task.dtype} ({task.backend}) against fp32 (torch), {both.any(1).sum()} clips"
         " (nothing was written)"
     )
-    for name, line in deviations(chosen, reference, labels_of(sample)).items():
+    for name, line in deviations(chosen, reference, dimensions_of(sample)).items():
         progress.print_line(f"{name:9}  {line}")
     return Exit.DONE
 
@@ -78,23 +74,11 @@ def score_with(
     return found
 
 
-def labels_of(sample: pa.Table) -> Floats:
-    """Labels [clips, 3] of a manifest, NaN where it has none."""
-    unknown = np.full(sample.num_rows, np.nan)
-    columns = [
-        sample[name].to_numpy().astype(np.float64) if name in sample.column_names else unknown
-        for name in DIMENSIONS
-    ]
-    return np.stack(columns, 1)
-
-
 def deviations(chosen: Floats, reference: Floats, labels: Floats) -> dict[str, str]:
     """A line per dimension on absolute differences, and on CCC where labels allow one.
 
-    Args:
-        chosen: scores in the precision that is checked, [clips, 3], NaN where there are none.
-        reference: scores by torch in fp32, likewise.
-        labels: likewise.
+    Scores in the precision that is checked, those by torch in fp32, and labels, [clips, 3] each;
+    NaN where there are none.
     """
     lines = {}
     for place, name in enumerate(DIMENSIONS):

@@ -144,10 +144,7 @@ def _places(archive: Archive, clips: pd.DataFrame) -> dict[str, tuple[int, int]]
 
 
 def _player(
-    row: Mapping[str, Any],
-    output: str,
-    audio: AudioMode,
-    places: Mapping[str, tuple[int, int]],
+    row: Mapping[str, Any], output: str, audio: AudioMode, places: Mapping[str, tuple[int, int]]
 ) -> tuple[str, str]:
     """Address of the clip's audio, or an empty one and why there is none."""
     start_ns, end_ns = int(row["start_ns"]), int(row["end_ns"])

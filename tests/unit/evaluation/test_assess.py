@@ -60,23 +60,9 @@ def test_every_figure_says_how_many_of_its_clips_the_model_was_trained_on():
     women = np.array(made.column("sex")) == "female"
     made = dataclasses.replace(made, trained={"good": women & (np.arange(240) < 100)})
     rows, notes = assess(made, options(draws=10, by=["sex"]))
-    found = {
-        (r.model, r.group_value): r.trained_on
-        for r in rows
-        if r.metric in ("ccc", "ccc_difference")
-    }
-    assert found == {
-        ("good", ""): 50,
-        ("good", "female"): 50,
-        ("good", "male"): 0,
-        ("good", "poor"): 50,
-        ("poor", ""): 0,
-        ("poor", "female"): 0,
-        ("poor", "male"): 0,
-        (NAME, ""): 0,
-        (NAME, "female"): 0,
-        (NAME, "male"): 0,
-    }
+    of = [r for r in rows if r.metric in ("ccc", "ccc_difference")]
+    found = {(r.model, r.group_value): r.trained_on for r in of if r.trained_on}
+    assert found == {("good", ""): 50, ("good", "female"): 50, ("good", "poor"): 50}
     assert any(note.startswith("good was trained on 50 of the 240 clips") for note in notes)
 
 
