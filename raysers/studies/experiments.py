@@ -218,7 +218,7 @@ class Place:
         """Where clips are scored: by workers of the trial, or in its own process."""
         if self.resources is None:
             return here(threads=1)
-        return self.resources.placement or here(threads=self.resources.local.threads)
+        return self.resources.placement
 
 
 def work(run: Experiment, place: Place, report: Report) -> dict[str, Any]:
@@ -256,9 +256,8 @@ def _train(run: Experiment, place: Place, report: Report) -> dict[str, Any]:
         flags,
         as_plain(flags),
         on_epoch=lambda epoch: report({k: epoch[k] for k in ("epoch", "dev_ccc", "dev_ccc_mean")}),
-        in_process=resources is None or resources.placement is None,
-        local=resources.local if resources else None,
-        placement=resources.placement if resources else None,
+        placement=resources.placement if resources else here(threads=1),
+        processes_here=resources.processes_here if resources else 1,
         command=command_of(flags),
     )
     epochs_s = sum(float(epoch["wall_s"]) for epoch in outcome.history)

@@ -1,8 +1,8 @@
-"""Where a training stands, in `OUTPUT/state/<step>/`: whole or absent, locally and on S3.
+"""What a training stores while it runs: the best model, and its state.
 
-`state.json` is written last and deleted first, so a folder without it does not count; an older
-state goes only after the new one is complete. One state is always there once one was written.
-Tensors are in two safetensors files, so that weights can be read without the optimiser's moments.
+A state, `OUTPUT/state/<step>/`, is whole or absent, locally and on S3: `state.json` is written last
+and deleted first, so a folder without it does not count; an older state goes only after the new one
+is complete. One state is always there once one was written.
 """
 
 from __future__ import annotations
@@ -10,26 +10,34 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from raysers.errors import CheckpointError, ObjectMissing, RaysersError
+from raysers.errors import CheckpointError, ObjectMissing
+from raysers.evaluation.metrics import ccc, per_dimension
 from raysers.io import storage
+from raysers.models.emotion import EmotionNetwork
+from raysers.models.loading import save_emotion_model
+from raysers.models.lora import merged
+from raysers.models.losses import NO_CATEGORY
+from raysers.training.dataloader import Floats
 from raysers.training.learner import Learner
+from raysers.training.plan import TrainingPlan
+from raysers.types import DIMENSIONS
 
 _MARK = "state.json"
-_WEIGHTS, _OPTIMISER = "weights.safetensors", "optimizer.safetensors"
-_MODEL, _AVERAGE = "model.", "average."
-
 #: Digits of a state's folder: its step.
 _DIGITS = 8
 
@@ -55,49 +63,54 @@ class Sums:
         return self.audio_s / 3600 / self.wall_s if self.wall_s else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DevScores:
-    """CCC by dimension and UAR on the dev set; None: nothing to score, NaN: undefined."""
+def dev_ccc(labels: Floats, predictions: NDArray[np.float64]) -> dict[str, float]:
+    """CCC of each dimension over the clips with a label and a prediction; NaN where undefined.
 
-    ccc: Mapping[str, float] | None = None
-    uar: float | None = None
-
-    @property
-    def mean_ccc(self) -> float | None:
-        """Mean over the dimensions where the CCC is defined, None where there is none."""
-        known = [value for value in (self.ccc or {}).values() if not math.isnan(value)]
-        return sum(known) / len(known) if known else None
-
-    @property
-    def score(self) -> float | None:
-        """What models are chosen by: the mean CCC, or the UAR where no dimension is trained."""
-        return _known(self.uar) if self.ccc is None else self.mean_ccc
-
-    def record(self) -> dict[str, Any]:
-        """As JSON-ready values, undefined ones None."""
-        ccc = None if self.ccc is None else {k: _known(v) for k, v in self.ccc.items()}
-        uar = {} if self.uar is None else {"dev_uar": _known(self.uar)}
-        return {"dev_ccc": ccc, "dev_ccc_mean": self.mean_ccc, **uar}
+    A network that gave no number (inf) for a clip with a label has no CCC at all: it must not be
+    judged by the other clips. Both arrays are [clips, 3], NaN where missing.
+    """
+    if (np.isinf(predictions) & np.isfinite(labels)).any():
+        return dict.fromkeys(DIMENSIONS, math.nan)
+    values = per_dimension(ccc, labels.astype(np.float64), predictions)
+    return dict(zip(DIMENSIONS, map(float, values), strict=True))
 
 
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+def dev_uar(classes: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    """Unweighted average recall over the categories of the dev set; NaN where it has none.
+
+    `classes` has `NO_CATEGORY` for clips with none of the categories; `probabilities`
+    [clips, categories] are NaN and inf as for `dev_ccc`.
+    """
+    known = (classes != NO_CATEGORY) & ~np.isnan(probabilities).any(axis=1)
+    if not known.any() or np.isinf(probabilities[known]).any():
+        return math.nan
+    truth, right = classes[known], classes[known] == probabilities[known].argmax(axis=1)
+    return float(np.mean([right[truth == one].mean() for one in np.unique(truth)]))
+
+
+def dev_record(ccc: Mapping[str, float] | None, uar: float | None) -> dict[str, Any]:
+    """Dev scores as JSON-ready values, undefined (NaN) ones None.
+
+    The mean is over the dimensions where the CCC is defined.
+    """
+    known = None if ccc is None else {name: _known(value) for name, value in ccc.items()}
+    defined = [value for value in (known or {}).values() if value is not None]
+    mean = sum(defined) / len(defined) if defined else None
+    of_categories = {} if uar is None else {"dev_uar": _known(uar)}
+    return {"dev_ccc": known, "dev_ccc_mean": mean, **of_categories}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 @dataclass(slots=True)
 class TrainProgress:
     """How far a training is: all of its state except tensors.
 
-    Attributes:
-        step: steps done.
-        epoch: epochs done.
-        best: highest dev score so far.
-        waited: epochs since then.
-        sums: of the epoch under way.
-        history: records of the epochs done.
-        evaluations: records of `--eval-steps`.
-        failed: clips that could not be decoded, and why, by clip id.
-        finished: the predictions of the stored model are written too.
+    Steps and epochs done; the highest dev score (mean CCC, or UAR where no dimension is trained)
+    and the epochs since then; sums over the epoch under way; records of the epochs done and of
+    `--eval-steps`; why clips could not be decoded, by clip id; warnings for the user.
     """
 
     step: int = 0
@@ -108,19 +121,13 @@ class TrainProgress:
     history: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    finished: bool = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """As JSON-ready values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**values, "sums": asdict(self.sums)}
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> TrainProgress:
-        """The inverse of `state_dict`; keys of others are ignored."""
-        names = {f.name for f in fields(cls)} & state.keys()
-        known = {name: state[name] for name in names}
-        return cls(**{**known, "sums": Sums(**state["sums"])})
+    def from_dict(cls, state: Mapping[str, Any]) -> TrainProgress:
+        """The inverse of `dataclasses.asdict`; other keys are ignored."""
+        known = {f.name: state[f.name] for f in fields(cls) if f.name in state}
+        return cls(**(known | {"sums": Sums(**state["sums"])}))
 
     def end_step(self, loss: float, audio_s: float, wall_s: float) -> None:
         """Count a step."""
@@ -130,21 +137,18 @@ class TrainProgress:
         self.sums.audio_s += audio_s
         self.sums.wall_s += wall_s
 
-    def end_evaluation(self, scores: DevScores, *, may_keep: bool) -> bool:
+    def end_evaluation(self, scores: Mapping[str, Any], *, may_keep: bool) -> bool:
         """Record scores between two epochs; returns whether this model is the one to keep."""
         kept = may_keep and self._is_best(scores)
         self.sums.kept |= kept
         place = {"epoch": self.epoch + 1, "step": self.step}
-        self.evaluations.append({**place, **scores.record(), "kept": kept})
+        self.evaluations.append({**place, **scores, "kept": kept})
         return kept
 
-    def end_epoch(self, scores: DevScores, *, lr: float, keep_last: bool) -> bool:
+    def end_epoch(self, scores: Mapping[str, Any], *, lr: float, keep_last: bool) -> bool:
         """Close the epoch under way; returns whether its model is the one to keep.
 
-        Args:
-            scores: of the dev set.
-            lr: learning rate of its last step.
-            keep_last: every epoch replaces the one before, however good.
+        Scores are as of `dev_record`; with `keep_last` every epoch replaces the one before.
         """
         self.epoch += 1
         kept = self._is_best(scores) or keep_last
@@ -156,7 +160,7 @@ class TrainProgress:
                 "step": self.step,
                 "train_loss": self.sums.mean_loss,
                 "lr": lr,
-                **scores.record(),
+                **scores,
                 "kept": self.sums.kept,
                 "audio_s": round(self.sums.audio_s, 3),
                 "wall_s": round(self.sums.wall_s, 3),
@@ -167,9 +171,10 @@ class TrainProgress:
         self.sums = Sums()
         return kept
 
-    def _is_best(self, scores: DevScores) -> bool:
+    def _is_best(self, scores: Mapping[str, Any]) -> bool:
         """Whether they are above all before, or the first; they are remembered then."""
-        first, score = self.best is None, scores.score
+        first = self.best is None
+        score = scores.get("dev_uar") if scores["dev_ccc"] is None else scores["dev_ccc_mean"]
         if score is not None and (self.best is None or score > self.best):
             self.best = score
             return True
@@ -186,35 +191,41 @@ class Saved:
     @property
     def progress(self) -> TrainProgress:
         """How far the training was."""
-        return TrainProgress.from_state_dict(self.notes)
+        return TrainProgress.from_dict(self.notes)
 
     def restore(self, learner: Learner) -> None:
         """Put the state into a learner that was built with the same arguments.
 
         Raises:
-            CheckpointError: the state is damaged or of another network or optimiser.
-            RaysersError: a file is gone, so someone else changed the folder.
+            CheckpointError: the state is damaged, or of another network or optimiser.
         """
-        _fill(_weights(learner), self._tensors(_WEIGHTS))
-        tensors = self._tensors(_OPTIMISER)
-        averages = {k: tensors.pop(k) for k in list(tensors) if k.startswith(_AVERAGE)}
-        _fill(dict(_averages(learner)), averages)
-        _restore_moments(learner, tensors)
-        scalars = self.notes["learner"]
+        try:
+            weights, moments, averages = (
+                load(storage.read_bytes(storage.join(self.uri, f"{name}.safetensors")))
+                for name in _tensors(learner)
+            )
+            learner.model.load_state_dict(weights)
+            by_parameter: dict[int, dict[str, Tensor]] = {}
+            for key, value in moments.items():
+                number, _, kind = key.partition(".")
+                by_parameter.setdefault(int(number), {})[kind] = value
+            groups = learner.optimiser.state_dict()["param_groups"]
+            learner.optimiser.load_state_dict({"state": by_parameter, "param_groups": groups})
+            for place, average in enumerate(learner.average.averages if learner.average else ()):
+                average.copy_(averages[str(place)])
+            scalars = self.notes["learner"]
+        except (ObjectMissing, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"the saved state {self.uri} is damaged or does not fit this training ({reason}): "
+                "delete it to start again"
+            ) from error
         learner.steps = int(scalars["steps"])
         learner.halvings = int(scalars["halvings"])
         if learner.average is not None:
             learner.average.updates = int(scalars["average_updates"])
         if scalars["checkpointing"]:
             learner.checkpoint_gradients()
-
-    def _tensors(self, name: str) -> dict[str, Tensor]:
-        try:
-            return load(storage.read_bytes(storage.join(self.uri, name)))
-        except ObjectMissing as error:
-            raise RaysersError(f"{self.uri} was changed from outside: {name} is gone") from error
-        except SafetensorError as error:
-            raise CheckpointError(f"the saved state is damaged: {error}") from error
 
 
 def save(output: str, progress: TrainProgress, learner: Learner) -> None:
@@ -225,28 +236,49 @@ def save(output: str, progress: TrainProgress, learner: Learner) -> None:
     """
     uri = _folder(output, progress.step)
     storage.delete(storage.join(uri, _MARK))  # a state of this step that is written again
-    moments = dict(_moments(learner)) | dict(_averages(learner))
-    for name, tensors in ((_WEIGHTS, _weights(learner)), (_OPTIMISER, moments)):
+    for name, tensors in _tensors(learner).items():
         cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        storage.write_atomic(storage.join(uri, name), to_bytes(cpu))
-    write_notes(output, progress, learner)
-    clear(output, keep=progress.step)
-
-
-def write_notes(output: str, progress: TrainProgress, learner: Learner) -> None:
-    """Replace what the state of the same step says besides tensors.
-
-    Raises:
-        WriteError: disk full, no permission.
-    """
+        storage.write_atomic(storage.join(uri, f"{name}.safetensors"), to_bytes(cpu))
     scalars = {
         "steps": learner.steps,
         "average_updates": learner.average.updates if learner.average else 0,
         "halvings": learner.halvings,
         "checkpointing": learner.checkpointing and not learner.flags.gradient_checkpointing,
     }
-    text = json.dumps({**progress.state_dict(), "learner": scalars}, indent=1)
-    storage.write_atomic(storage.join(_folder(output, progress.step), _MARK), text.encode())
+    text = json.dumps({**asdict(progress), "learner": scalars}, indent=1)
+    storage.write_atomic(storage.join(uri, _MARK), text.encode())
+    clear(output, keep=progress.step)
+
+
+def _tensors(learner: Learner) -> dict[str, dict[str, Tensor]]:
+    """Everything that training changes, by file and name."""
+    state: Mapping[int, Mapping[str, Any]] = learner.optimiser.state_dict()["state"]
+    moments = {
+        f"{number}.{kind}": value
+        for number, kinds in state.items()
+        for kind, value in kinds.items()
+        if isinstance(value, Tensor)
+    }
+    averages = learner.average.averages if learner.average else []
+    return {
+        "weights": learner.model.state_dict(),
+        "optimizer": moments,
+        "average": {str(number): tensor for number, tensor in enumerate(averages)},
+    }
+
+
+def store_model(plan: TrainingPlan, model: EmotionNetwork, *, do_normalize: bool) -> None:
+    """Make `model` the one in the output; a reader finds the old model or the new one.
+
+    Raises:
+        WriteError: disk full, no permission.
+    """
+    model.outputs = replace(model.outputs, trained=tuple(plan.data.trained))
+    dtype = torch.float16 if plan.flags.save_dtype == "fp16" else torch.float32
+    with tempfile.TemporaryDirectory() as place:
+        save_emotion_model(merged(model), place, do_normalize=do_normalize, dtype=dtype)
+        for file in sorted(Path(place).iterdir(), key=lambda f: f.suffix == ".json"):
+            storage.write_atomic(storage.join(plan.output, file.name), file.read_bytes())
 
 
 def latest(output: str) -> Saved | None:
@@ -260,72 +292,25 @@ def latest(output: str) -> Saved | None:
 
 def clear(output: str, keep: int | None = None) -> None:
     """Delete every state but that of step `keep`; with None all that a training left."""
-    kept = None if keep is None else _folder(output, keep)
-    gone = [uri for uri in _files(output) if storage.parent(uri) != kept]
-    for uri in sorted(gone, key=lambda uri: not uri.endswith(f"/{_MARK}")):
+    files = _files(output)
+    if keep is not None:
+        kept = _folder(output, keep)
+        names = {uri: storage.parent(uri).rpartition("/")[2] for uri in files}
+        states = [uri for uri in files if names[uri].isdigit() and len(names[uri]) == _DIGITS]
+        files = [uri for uri in states if storage.parent(uri) != kept]
+    for uri in sorted(files, key=lambda uri: not uri.endswith(f"/{_MARK}")):
         storage.delete(uri)
-    if keep is None:
-        for uri in _files(output, states=False):
-            storage.delete(uri)
-    if not storage.is_remote(output):
-        # with what a killed process left half-written
+    if not storage.is_remote(output):  # with what a killed process left half-written
         root = storage.join(output, "state")
-        for folder in {storage.parent(uri) for uri in gone} if keep is not None else {root}:
+        for folder in {root} if keep is None else {storage.parent(uri) for uri in files}:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _files(output: str, *, states: bool = True) -> list[str]:
-    """Files of the states, or all below `state`."""
-    found: list[str] = []
+def _files(output: str) -> list[str]:
     with suppress(ObjectMissing):
-        found = [one.uri for one in storage.list_objects(storage.join(output, "state"))]
-    names = {uri: storage.parent(uri).rpartition("/")[2] for uri in found}
-    return [u for u in found if not states or (names[u].isdigit() and len(names[u]) == _DIGITS)]
+        return [found.uri for found in storage.list_objects(storage.join(output, "state"))]
+    return []
 
 
 def _folder(output: str, step: int) -> str:
     return storage.join(output, "state", f"{step:0{_DIGITS}d}")
-
-
-def _weights(learner: Learner) -> dict[str, Tensor]:
-    return {_MODEL + name: value for name, value in learner.model.state_dict().items()}
-
-
-def _averages(learner: Learner) -> Iterator[tuple[str, Tensor]]:
-    if learner.average is not None:
-        for number, tensor in enumerate(learner.average.averages):
-            yield f"{_AVERAGE}{number}", tensor
-
-
-def _moments(learner: Learner) -> Iterator[tuple[str, Tensor]]:
-    """`<moment>:<parameter>` for every tensor that the optimiser keeps."""
-    names: dict[Tensor, str] = {p: _MODEL + n for n, p in learner.model.named_parameters()}
-    for parameter, state in learner.optimiser.state.items():
-        for kind, value in state.items():
-            if isinstance(value, Tensor):
-                yield f"{kind}:{names[parameter]}", value
-
-
-def _restore_moments(learner: Learner, moments: Mapping[str, Tensor]) -> None:
-    parameters = {_MODEL + name: value for name, value in learner.model.named_parameters()}
-    counts = Counter(key.partition(":")[0] for key in moments)
-    if any(count != len(learner.gradients) for count in counts.values()):
-        raise CheckpointError("the saved state does not fit this network: moments are missing")
-    learner.optimiser.state.clear()
-    for key, value in moments.items():
-        kind, _, name = key.partition(":")
-        parameter = parameters.get(name)
-        if parameter is None or (value.dim() and value.shape != parameter.shape):
-            raise CheckpointError(f"the saved state does not fit this network: {key}")
-        learner.optimiser.state[parameter][kind] = value.to(learner.device, copy=True)
-
-
-@torch.no_grad()
-def _fill(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    if places.keys() != values.keys():
-        odd = sorted(places.keys() ^ values.keys())[0]
-        raise CheckpointError(f"the saved state does not fit this network: {odd}")
-    for name, place in places.items():
-        if place.shape != values[name].shape:
-            raise CheckpointError(f"the saved state does not fit this network: {name}")
-        place.copy_(values[name])

@@ -1,6 +1,8 @@
-"""From the clips of a training to the batches of one worker: decode ahead, augment, pad.
+"""From the clips of a training to the batches of one worker: order, cut, decode, augment, pad.
 
-Clips are known by their number among the job's clips, which are sorted by identity.
+Order, batches and micro-batches never depend on the number of workers; only their assignment does,
+and it does not change any result. Clips are known by their number among the job's clips, which are
+sorted by identity.
 """
 
 from __future__ import annotations
@@ -10,93 +12,201 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import psutil
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from raysers.audio.augment import Augmentation, augment, clip_rng
 from raysers.engine.feed import decode_run
-from raysers.training.batch import (
-    Batch,
-    Floats,
-    Indices,
-    MicroBatch,
-    assign,
-    epoch_order,
-    global_batches,
-    micro_batches,
-    padded_s,
-)
-from raysers.training.dataset import Examples, TrainingJob
+from raysers.models.masking import normalise
+from raysers.training.dataset import Examples
+from raysers.training.plan import TrainingPlan
 from raysers.types import SAMPLE_RATE_HZ
 
 BatchT = TypeVar("BatchT")
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
 #: (number of the clip, its signal) -> the input of the network
 Prepare = Callable[[int, Floats], Floats]
 
+#: Keeps the order's random stream apart from others that start from seed and epoch.
+_ORDER_STREAM = 0x0BDE
+#: Halvings of the range in which the best limit for a batch's micro-batches is searched.
+_HALVINGS = 40
 #: Audio seconds decoded ahead of the network.
 _AHEAD_S = 600.0
 #: Epochs of pre-training the front end are numbered from here, so that no other epoch is like them.
 _FRONT_EPOCH = 1 << 20
 
-#: Control groups of this machine, and the file that says which of them this process is in.
-_CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-#: Where version 2 and 1 keep the limit and the usage, and what of the latter is page cache.
-_CGROUP_FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MicroBatch:
+    """Clips of a global batch that are padded and run together.
 
-def available_bytes(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Memory that this process can still get: the machine's, or what its container leaves.
-
-    Args:
-        cgroups: where control groups are mounted, version 1 or 2.
-        membership: a file as `/proc/self/cgroup`.
+    Its number within the batch decides the dropout. `rows` int64 [clips] are the places of the
+    clips in the batch, `lengths` int64 [clips] their samples, `padded` float32 [clips, samples]
+    the 16 kHz audio on the CPU.
     """
-    left = int(psutil.virtual_memory().available)
-    for folder in _memory_cgroups(cgroups, membership):
-        for limit, usage, cache in _CGROUP_FILES:
-            with suppress(OSError, ValueError, KeyError):  # of the other version, or without limit
-                most = int((folder / limit).read_text())
-                lines = (folder / "memory.stat").read_text().splitlines()
-                reclaimable = int(dict(line.split() for line in lines)[cache])
-                used = int((folder / usage).read_text()) - reclaimable
-                left = min(left, most - used)
-    return max(left, 0)
+
+    number: int
+    rows: Tensor
+    padded: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, number: int, rows: Sequence[int], signals: Sequence[Floats]) -> MicroBatch:
+        """Pad signals, at least one."""
+        lengths = torch.tensor([len(signal) for signal in signals])
+        padded = torch.zeros((len(signals), int(lengths.max())))
+        for row, signal in zip(padded.numpy(), signals, strict=True):
+            row[: len(signal)] = signal
+        return cls(number=number, rows=torch.tensor(rows), padded=padded, lengths=lengths)
+
+    def pinned(self) -> MicroBatch:
+        """The same in page-locked memory."""
+        return replace(self, padded=self.padded.pin_memory())
+
+    def on(self, device: torch.device, *, normalised: bool) -> Tensor:
+        """[clips, samples] on the device; `normalised`: zero mean, unit variance per clip."""
+        padded = self.padded.to(device, non_blocking=True)
+        return normalise(padded, self.lengths.to(device)) if normalised else padded
+
+    @property
+    def padded_s(self) -> float:
+        """Seconds of padded audio."""
+        return self.padded.numel() / SAMPLE_RATE_HZ
+
+    def chosen(self, clips: Tensor | slice, number: int) -> MicroBatch:
+        """Some of the clips, at least one, padded to the longest of them."""
+        lengths = self.lengths[clips]
+        padded = self.padded[clips, : int(lengths.max())]
+        return MicroBatch(number=number, rows=self.rows[clips], padded=padded, lengths=lengths)
+
+    def halved(self, times: int) -> list[MicroBatch]:
+        """Up to 2 ** times parts, each with another number; none is empty."""
+        if not times:
+            return [self]
+        middle = (len(self.rows) + 1) // 2
+        halves = [(0, slice(middle))] + [(1, slice(middle, None))] * (len(self.rows) > 1)
+        parts = [self.chosen(clips, 2 * self.number + half) for half, clips in halves]
+        return [part for half in parts for part in half.halved(times - 1)]
 
 
-def _memory_cgroups(cgroups: Path, membership: Path) -> Iterator[Path]:
-    """The group of this process and those around it; a limit of any of them counts."""
-    with suppress(OSError):
-        for line in membership.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            mount = cgroups / "memory" if controllers else cgroups
-            group = Path(path.lstrip("/"))
-            yield from (mount / place for place in (group, *group.parents))
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """A global batch as one process has it: its own micro-batches, the labels of all clips.
+
+    Labels are float32 [clips, 3], NaN where missing; categories int64 [clips], -1 where unknown.
+    """
+
+    labels: Tensor
+    categories: Tensor
+    pieces: Sequence[MicroBatch]
+
+
+def epoch_order(clips: int, seed: int, epoch: int) -> Indices:
+    """int64 [clips]: a permutation of the clips, a function of seed and epoch alone.
+
+    Sorts raw 64-bit draws, which numpy promises never to change (its ready-made permutations may).
+    """
+    bits = np.random.PCG64(np.random.SeedSequence((seed, epoch, _ORDER_STREAM)))
+    return np.argsort(bits.random_raw(clips), kind="stable").astype(np.int64)
+
+
+def balanced_order(corpora: Indices, seed: int, epoch: int) -> Indices:
+    """As `epoch_order`, with the clips of smaller corpora repeated up to the largest's number.
+
+    `corpora` [clips] numbers the corpus of every clip.
+    """
+    owned = [np.flatnonzero(corpora == corpus) for corpus in np.unique(corpora)]
+    most = max(map(len, owned))
+    drawn = [np.resize(own[epoch_order(len(own), seed, epoch)], most) for own in owned]
+    return np.concatenate(drawn)[epoch_order(most * len(owned), seed, epoch)]
+
+
+def global_batches(order: Indices, batch_size: int) -> list[Indices]:
+    """The order cut into `ceil(clips / batch_size)` batches whose sizes differ by at most one.
+
+    No row is dropped, and no batch is a small remainder, whose loss would be a poor estimate.
+    """
+    return np.array_split(order, math.ceil(len(order) / batch_size)) if len(order) else []
+
+
+def micro_batches(lengths_s: Sequence[float], max_padded_s: float, pieces: int) -> list[Indices]:
+    """Cut one batch by length into micro-batches that are padded and run one at a time.
+
+    Clips are sorted, longest first, and cut so that the costliest micro-batch (clips x longest) is
+    as cheap as that number of them allows. Their number is the smallest that keeps each within
+    `max_padded_s`, and at least `pieces`, as far as there are clips. A clip longer than
+    `max_padded_s` is alone.
+
+    Returns:
+        Indices into the batch, each once, the longest clips first.
+    """
+    if not len(lengths_s):
+        return []
+    lengths = np.asarray(lengths_s, np.float64)
+    order = np.argsort(-lengths, kind="stable").astype(np.int64)
+    longest_first: list[float] = lengths[order].tolist()
+    most_s = min(max_padded_s, len(lengths) * longest_first[0])
+    needed = len(_cut(longest_first, most_s))
+    sizes = _even_cut(longest_first, max(needed, min(pieces, len(lengths))), most_s)
+    return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def _cut(longest_first: list[float], limit_s: float) -> list[int]:
+    """Sizes of the fewest consecutive micro-batches within `limit_s`; one clip may be above it."""
+    sizes, start = [], 0
+    while start < len(longest_first):
+        fitting = int(limit_s / longest_first[start]) if longest_first[start] > 0 else math.inf
+        sizes.append(int(min(max(fitting, 1), len(longest_first) - start)))
+        start += sizes[-1]
+    return sizes
+
+
+def _even_cut(longest_first: list[float], pieces: int, most_s: float) -> list[int]:
+    """Sizes of exactly `pieces` micro-batches, the costliest as cheap as can be."""
+    low_s, high_s = 0.0, most_s
+    for _ in range(_HALVINGS):
+        middle_s = (low_s + high_s) / 2
+        if len(_cut(longest_first, middle_s)) <= pieces:
+            high_s = middle_s
+        else:
+            low_s = middle_s
+    sizes = _cut(longest_first, high_s)
+    while len(sizes) < pieces:  # halve the costliest that has more than one clip
+        starts = np.cumsum([0, *sizes[:-1]]).tolist()
+        costs = [
+            (size * longest_first[start] if size > 1 else -1.0, size, -number)
+            for number, (size, start) in enumerate(zip(sizes, starts, strict=True))
+        ]
+        number = -max(costs)[2]
+        sizes[number : number + 1] = [sizes[number] // 2, sizes[number] - sizes[number] // 2]
+    return sizes
+
+
+def assign(lengths_s: Sequence[float], cut: Sequence[Indices], workers: int) -> list[list[int]]:
+    """Numbers of each worker's micro-batches of `cut`: the costliest first, to the least loaded."""
+    costs = [len(piece) * max(float(lengths_s[i]) for i in piece) for piece in cut]
+    assignments: list[list[int]] = [[] for _ in range(workers)]
+    loads = [0.0] * workers
+    for piece in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        worker = min(range(workers), key=lambda w: (loads[w], len(assignments[w]), w))
+        assignments[worker].append(piece)
+        loads[worker] += costs[piece]
+    return [sorted(mine) for mine in assignments]
 
 
 class SignalCache:
-    """Decoded clips of one set of examples, kept as far as they fit.
+    """Decoded clips of one set of examples, kept as far as they fit into `room_bytes`.
 
     The cache never evicts: with cyclic access, LRU would evict exactly the clip needed next.
-
-    Args:
-        examples: the clips, by their number.
-        pool: threads that fetch and decode.
-        max_clip_s: a clip that turns out longer is a failed one.
-        min_samples: and so is one that turns out shorter.
-        room_bytes: how much decoded audio may be kept.
-
-    Attributes:
-        failed: why a clip could not be decoded, by its number.
+    `failed` says by number why a clip could not be decoded, or is longer than `max_clip_s` or
+    shorter than `min_samples`.
     """
 
     def __init__(
@@ -110,9 +220,7 @@ class SignalCache:
     ) -> None:
         self.min_samples = min_samples
         self.failed: dict[int, str] = {}
-        self._clips = examples.clips
-        self._pool = pool
-        self._max_clip_s = max_clip_s
+        self._clips, self._pool, self._max_clip_s = examples.clips, pool, max_clip_s
         self._room_bytes = room_bytes
         self._kept: dict[int, Floats] = {}
         self._lock = threading.Lock()
@@ -125,13 +233,8 @@ class SignalCache:
     ) -> Iterator[tuple[BatchT, list[Floats | None]]]:
         """Every batch with the signals of its clips, decoded while earlier batches are in use.
 
-        Args:
-            batches: in the order of their use.
-            numbers: which clips a batch has.
-            prepare: changes a signal, in the decoding threads; None leaves it.
-
-        Yields:
-            The batch and a signal per clip, None for one that cannot be decoded (see `failed`).
+        A signal is None where its clip (of the `numbers` of a batch) cannot be decoded; `prepare`
+        changes the others in the decoding threads.
 
         Raises:
             TransientStorageError, CredentialsError: the store fails; not the clips' fault.
@@ -182,40 +285,28 @@ class SignalCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One optimiser step.
+    """The clips of one step's global batch by number, and their audio by the headers.
 
-    Attributes:
-        number: from 0, over the whole training.
-        epoch: from 0.
-        clips: numbers of the clips of the global batch.
-        audio_s: of the global batch, as far as headers tell.
-        pieces: by number, the positions in `clips` of this worker's micro-batches.
+    `pieces` has the positions in `clips` of this worker's micro-batches, by their number.
     """
 
-    number: int
-    epoch: int
     clips: Indices
     audio_s: float
     pieces: dict[int, Indices]
 
 
 class TrainLoader:
-    """The steps of a training, with this worker's audio.
+    """The steps of a training, with the audio of worker `rank` of `workers` from `signals`.
 
-    Args:
-        job: the training.
-        signals: of its train clips.
-        rank: of this worker.
-        workers: how many share the work.
-        pinned: whether batches are put into page-locked memory, for copies to a GPU.
+    `pinned` batches are in page-locked memory, for copies to a GPU.
     """
 
     def __init__(
-        self, job: TrainingJob, signals: SignalCache, rank: int, workers: int, *, pinned: bool
+        self, plan: TrainingPlan, signals: SignalCache, rank: int, workers: int, *, pinned: bool
     ) -> None:
-        self._job, self._signals, self._rank, self._workers = job, signals, rank, workers
+        self._plan, self._signals, self._rank, self._workers = plan, signals, rank, workers
         self._pinned = pinned
-        flags = job.flags
+        flags, train = plan.flags, plan.data.train
         self._augmentation = Augmentation(
             crop_s=flags.crop_s,
             equaliser_db=flags.equaliser_db,
@@ -223,8 +314,8 @@ class TrainLoader:
             noise_share=flags.noise_share,
             speed=flags.speed,
         )
-        self._lengths_s = [self._augmentation.longest_s(c.duration_s) for c in job.train.clips]
-        self.steps_per_epoch = math.ceil(len(job.train) / flags.batch_size)
+        self._lengths_s = [self._augmentation.longest_s(c.duration_s) for c in train.clips]
+        self.steps_per_epoch = math.ceil(len(self._order(0)) / flags.batch_size)
         self.total_steps = self.steps_per_epoch * flags.epochs
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Step, Batch]]:
@@ -235,14 +326,14 @@ class TrainLoader:
 
         steps = self._signals.ahead(self._steps(epoch, first), clips, self._changed(epoch))
         with ThreadPoolExecutor(1, thread_name_prefix="pad") as pad:
-            ready: tuple[Step, Future[Batch]] | None = None
+            ready: deque[tuple[Step, Future[Batch]]] = deque()
             for step, signals in steps:
-                padding = step, pad.submit(self._batch, step, signals)
-                if ready is not None:
-                    yield ready[0], ready[1].result()
-                ready = padding
-            if ready is not None:
-                yield ready[0], ready[1].result()
+                ready.append((step, pad.submit(self._batch, step, signals)))
+                if len(ready) > 1:
+                    padded, padding = ready.popleft()
+                    yield padded, padding.result()
+            for padded, padding in ready:
+                yield padded, padding.result()
 
     def front_batches(self, steps: int) -> Iterator[MicroBatch]:
         """Whole batches for that many steps of pre-training the front end."""
@@ -255,31 +346,27 @@ class TrainLoader:
                 if signals:
                     yield MicroBatch.of(0, range(len(signals)), signals)
 
+    def _order(self, epoch: int) -> Indices:
+        flags, corpora = self._plan.flags, self._plan.data.train.corpora
+        if flags.balance:
+            return balanced_order(corpora, flags.seed, epoch)
+        return epoch_order(len(corpora), flags.seed, epoch)
+
     def _steps(self, epoch: int, first: int) -> Iterator[Step]:
-        flags = self._job.flags
-        order = epoch_order(len(self._job.train), flags.seed, epoch)
-        for number, clips in enumerate(
-            global_batches(order, flags.batch_size), epoch * self.steps_per_epoch
-        ):
-            if number < first:
-                continue
+        flags = self._plan.flags
+        batches = global_batches(self._order(epoch), flags.batch_size)
+        for clips in batches[max(0, first - epoch * self.steps_per_epoch) :]:
             lengths_s = [self._lengths_s[i] for i in clips]
-            cut = micro_batches(lengths_s, flags.max_padded_s, self._job.pieces)
-            costs = [padded_s(lengths_s, piece) for piece in cut]
-            mine = assign(costs, self._workers)[self._rank]
-            yield Step(
-                number=number,
-                epoch=epoch,
-                clips=clips,
-                audio_s=float(sum(lengths_s)),
-                pieces={piece: cut[piece] for piece in mine},
-            )
+            cut = micro_batches(lengths_s, flags.max_padded_s, self._plan.pieces)
+            mine = assign(lengths_s, cut, self._workers)[self._rank]
+            pieces = {piece: cut[piece] for piece in mine}
+            yield Step(clips=clips, audio_s=float(sum(lengths_s)), pieces=pieces)
 
     def _changed(self, epoch: int) -> Prepare | None:
         """The augmentation of `epoch`, from the seed and the clip's identity alone."""
         if not self._augmentation.changes_anything:
             return None
-        flags, identities = self._job.flags, self._job.train.identities
+        flags, identities = self._plan.flags, self._plan.data.train.identities
 
         def change(number: int, signal: Floats) -> Floats:
             return augment(
@@ -298,10 +385,9 @@ class TrainLoader:
             found = [(int(row), next(rest)) for row in rows]
             decoded = [(row, signal) for row, signal in found if signal is not None]
             if decoded:
-                rows_of, signals_of = zip(*decoded, strict=True)
-                piece = MicroBatch.of(number, rows_of, signals_of)
+                piece = MicroBatch.of(number, *zip(*decoded, strict=True))
                 pieces.append(piece.pinned() if self._pinned else piece)
-        train = self._job.train
+        train = self._plan.data.train
         labels = torch.from_numpy(train.labels[step.clips])
         categories = torch.from_numpy(train.categories[step.clips])
         return Batch(labels=labels, categories=categories, pieces=pieces)

@@ -29,10 +29,8 @@ from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Clip, Status
 
 #: A dimension with fewer train labels is not trained: no CCC is defined.
 _LEAST_LABELS = 2
-
 #: Reasons that follow from flags, so they are no failure of the data.
 _TOO_LONG, _TOO_SHORT = "longer than --max-clip-s", "too short"
-
 #: Flags that leave clips out, by how they do when they are not given.
 _FILTERS = {"limit": 0, "train_fraction": 1.0, "min_clip_s": 0.0, "max_clip_s": 60.0}
 
@@ -43,12 +41,16 @@ class TooManyFailed(RaysersError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """Clips by identity; labels float32 [clips, 3] (NaN: none); categories int64 [clips] or -1."""
+    """Clips by identity; labels float32 [clips, 3] (NaN: none); categories int64 [clips] or -1.
+
+    `corpora` int64 [clips] numbers their corpora.
+    """
 
     clips: list[Clip]
     identities: Sequence[str]
     labels: NDArray[np.float32]
     categories: NDArray[np.int64]
+    corpora: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -61,17 +63,12 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The data of a training.
+    """The clips in use: `table` is a labelled manifest whose `split` is train or dev.
 
-    Attributes:
-        table: the clips in use, as a labelled manifest whose `split` is train or dev.
-        train: what the parameters are fitted to.
-        dev: what chooses the epoch; may be empty.
-        categories: names of the emotion categories, in the order of their numbers.
-        left_out: clips of train and dev that are not used, by reason.
-        leakage: what train shares with dev or a test split although it should not, a line each.
-        notes: sentences for the terminal and the model card.
-        trained: dimensions that train has labels for; the others have none in dev either.
+    `dev` may be empty. `categories` are in the order of their numbers; `left_out` counts the clips
+    of train and dev that are not used, by reason; `leakage` has a line for whatever train shares
+    with dev or a test split; `notes` are sentences for the terminal and the card; `trained` names
+    the dimensions that train has labels for, the others have none in dev either.
     """
 
     table: pa.Table
@@ -96,41 +93,6 @@ class TrainingData:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingJob:
-    """One training, the same for all its workers.
-
-    Attributes:
-        flags: with the recipe filled in, precision and padded seconds settled.
-        backbone: what to load, pinned to the revision that was checked.
-        run_id: of the record in the output, which every worker must see.
-        train: what the parameters are fitted to.
-        dev: what chooses the epoch; may be empty.
-        categories: emotion categories of the head that is trained; none without one.
-        trained: dimensions with labels.
-        threads: compute threads of a worker.
-        io_threads: threads of a worker that fetch and decode.
-        pieces: least micro-batches of a batch, whatever the number of workers; they decide the
-            dropout.
-    """
-
-    flags: TrainingFlags
-    backbone: str
-    run_id: str
-    train: Examples
-    dev: Examples
-    categories: tuple[str, ...]
-    trained: Sequence[str]
-    threads: int
-    io_threads: int
-    pieces: int
-
-    @property
-    def output(self) -> str:
-        """The run's folder."""
-        return self.flags.output
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Indexed:
     """Data whose headers have been read: the labelled manifest, and notes about reading it."""
 
@@ -146,7 +108,7 @@ def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
     Raises:
         ConfigError: data that cannot be read.
     """
-    tables, notes = [], []
+    tables, notes = [], dict[str, None]()
     for uris, split in ((flags.data, None), (flags.train, "train"), (flags.dev, "dev")):
         if not uris:
             continue
@@ -158,41 +120,26 @@ def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
             limit=flags.limit,
         )
         if split is not None:
-            if "split" in table.column_names:
-                table = table.drop_columns("split")
-            table = table.append_column("split", pa.array([split] * len(table), pa.string()))
+            given = table.drop_columns([n for n in ("split",) if n in table.column_names])
+            table = given.append_column("split", pa.array([split] * len(table), pa.string()))
         tables.append(table)
-        notes += [note for note in found if note not in notes]
-    return pa.concat_tables(tables, promote_options="default"), notes
+        notes |= dict.fromkeys(found)
+    return pa.concat_tables(tables, promote_options="default"), list(notes)
 
 
 def choose(
-    flags: LabelledFlags,
-    table: pa.Table,
-    notes: Sequence[str],
-    *,
-    seed: int,
-    min_samples: int,
-    dev_needed: bool,
-    weights: Sequence[float] = (1.0, 1.0, 1.0),
-    categories: bool = False,
+    flags: TrainingFlags, table: pa.Table, notes: Sequence[str], *, min_samples: int
 ) -> TrainingData:
-    """Split, filter and check the clips that `index_data` has read.
+    """Split, filter and check the clips (and notes about them) that `index_data` has read.
 
-    Args:
-        flags: which data.
-        table: the labelled manifest.
-        notes: about reading it.
-        seed: decides `--train-fraction` and `--shuffle-labels`.
-        min_samples: what the network needs to give a score.
-        dev_needed: whether training without dev clips makes sense.
-        weights: of the dimensions in the loss; one of 0 is not trained.
-        categories: whether emotion categories are trained, so that a clip may have one alone.
+    Clips with fewer than `min_samples` are left out. With categories, a clip may have one alone.
 
     Raises:
         ConfigError: data that cannot be used, or that leaks.
         TooManyFailed: too many clips cannot be used.
     """
+    by_category = flags.categories or flags.category_weight > 0
+    dev_needed = flags.keep != "last"
     if flags.folds:
         try:
             table = splits.fold_splits(table, flags.folds, flags.fold)
@@ -207,27 +154,33 @@ def choose(
     leakage = splits.check_leakage(table, flags.allow_leakage)
     without = table["split"].null_count
     table = table.filter(pc.is_in(table["split"], pa.array(["train", "dev"])))
-    table, left_out = _usable(flags, table, min_samples, categories=categories)
+    table, left_out = _usable(flags, table, min_samples, categories=by_category)
     left_out |= {"no split": without} if without else {}
-    _check_labels(table)
+    outside = np.argwhere(np.abs(_labels(table) - 0.5) > 0.5).tolist()
+    if outside:
+        row, column = outside[0]
+        value = table[DIMENSIONS[column]][row].as_py()
+        raise ConfigError(
+            f"{table['file'][row]} has {DIMENSIONS[column]} {value:g}, outside 0..1: rescale the "
+            "labels of --data"
+        )
     train, dev = (table.filter(pc.equal(table["split"], name)) for name in ("train", "dev"))
-    train = splits.take_fraction(train, flags.train_fraction, seed)
+    train = splits.take_fraction(train, flags.train_fraction, flags.seed)
     _require_rows({"train": train} | ({"dev": dev} if dev_needed else {}), flags, left_out)
     if flags.shuffle_labels:
-        train = splits.shuffle_labels(train, seed)
+        train = splits.shuffle_labels(train, flags.seed)
     names = tuple(sorted({name for name in _emotions(train) if name}))
-    counts = np.isfinite(_labels(train)).sum(axis=0) * (np.asarray(weights) > 0)
+    counts = np.isfinite(_labels(train)).sum(axis=0) * (np.asarray(flags.target_weights) > 0)
     trained = counts >= _LEAST_LABELS
-    if not trained.any() and not categories:
+    if not trained.any() and not by_category:
         raise ConfigError(
             f"nothing to train: no dimension has {_LEAST_LABELS} train labels and a weight above "
             "0: give more labelled data, other --target-weights, or --categories"
         )
-    notes = [*notes, *_label_notes(_labels(train), _labels(dev), trained)]
     train_examples, dev_examples = (_examples(part, names, trained) for part in (train, dev))
     dev_labels = np.isfinite(dev_examples.labels).sum(axis=0)
-    by_category = categories and (dev_examples.categories >= 0).any()
-    if dev_needed and dev_labels.max(initial=0) < _LEAST_LABELS and not by_category:
+    has_category = by_category and (dev_examples.categories >= 0).any()
+    if dev_needed and dev_labels.max(initial=0) < _LEAST_LABELS and not has_category:
         raise ConfigError(
             f"no dimension that is trained has {_LEAST_LABELS} dev labels: give labelled dev "
             "clips, or --keep last to train without"
@@ -239,7 +192,7 @@ def choose(
         categories=names,
         left_out=left_out,
         leakage=leakage,
-        notes=notes,
+        notes=[*notes, *_label_notes(_labels(train), _labels(dev), trained)],
         trained=tuple(name for name, of in zip(DIMENSIONS, trained, strict=True) if of),
     )
 
@@ -251,13 +204,14 @@ def _examples(table: pa.Table, categories: Sequence[str], trained: NDArray[np.bo
     numbers = {name: number for number, name in enumerate(categories)}
     labels = _labels(table)
     labels[:, ~trained] = np.nan
+    found = [numbers.get(name or "", NO_CATEGORY) for name in _emotions(table)]
+    corpora = [name or "" for name in _column(table, "corpus").to_pylist()]
     return Examples(
         clips=clips_of(table),
         identities=table["identity"].to_pylist(),
         labels=labels,
-        categories=np.array(
-            [numbers.get(name or "", NO_CATEGORY) for name in _emotions(table)], np.int64
-        ),
+        categories=np.array(found, np.int64),
+        corpora=np.unique(corpora, return_inverse=True)[1].astype(np.int64),
     )
 
 
@@ -266,23 +220,17 @@ def _label_notes(
 ) -> Iterator[str]:
     """Dimensions that are not trained, and those whose labels never vary."""
     for column, name in enumerate(DIMENSIONS):
-        values, dev_values = (
-            labels[np.isfinite(labels[:, column]), column] for labels in (train, dev)
-        )
+        values, dev_values = (part[~np.isnan(part[:, column]), column] for part in (train, dev))
         if not trained[column]:
             why = "no weight" if len(values) >= _LEAST_LABELS else "too few train labels"
             yield f"{name} is not trained ({why}, {len(values):,} labels): its scores will be null"
             continue
-        if (values == values[0]).all():
-            yield (
-                f"{name}: all {len(values):,} train labels are {values[0]:g}, so the model cannot "
-                "learn it"
-            )
-        if len(dev_values) and (dev_values == dev_values[0]).all():
-            yield (
-                f"{name}: all {len(dev_values):,} dev labels are {dev_values[0]:g}, so its dev CCC "
-                "is 0 for any model"
-            )
+        for found, split, so in (
+            (values, "train", "the model cannot learn it"),
+            (dev_values, "dev", "its dev CCC is 0 for any model"),
+        ):
+            if len(found) and (found == found[0]).all():
+                yield f"{name}: all {len(found):,} {split} labels are {found[0]:g}, so {so}"
 
 
 def _usable(
@@ -293,20 +241,14 @@ def _usable(
     if categories:
         unlabelled &= np.array([name is None for name in _emotions(table)], bool)
     status = np.array(table["status"].to_pylist(), object)
-    lengths_s = _column(table, "duration_s").to_pylist()
-    lengths = np.array(lengths_s, np.float64)  # None becomes NaN
-    least_s = max(flags.min_clip_s, min_samples / SAMPLE_RATE_HZ)
-    reasons = np.select(
-        [
-            status != str(Status.OK),
-            unlabelled,
-            np.isnan(lengths),
-            lengths > flags.max_clip_s,
-            lengths < least_s,
-        ],
-        [status, "no label", "unknown length", _TOO_LONG, _TOO_SHORT],
-        "",
-    )
+    lengths_s = np.array(_column(table, "duration_s").to_pylist(), np.float64)  # None becomes NaN
+    tests = {
+        "no label": unlabelled,
+        "unknown length": np.isnan(lengths_s),
+        _TOO_LONG: lengths_s > flags.max_clip_s,
+        _TOO_SHORT: lengths_s < max(flags.min_clip_s, min_samples / SAMPLE_RATE_HZ),
+    }
+    reasons = np.select([status != str(Status.OK), *tests.values()], [status, *tests.keys()], "")
     left_out = dict(Counter(reason for reason in reasons.tolist() if reason).most_common())
     if left_out == {"no label": len(table)}:
         raise ConfigError(
@@ -322,21 +264,6 @@ def _usable(
             f"{table['error'][first].as_py() or reasons[first]}"
         )
     return table.filter(pa.array(reasons == "", pa.bool_())), left_out
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
-
-
-def _check_labels(table: pa.Table) -> None:
-    labels = _labels(table)
-    outside = np.argwhere((labels < 0) | (labels > 1)).tolist()
-    if outside:
-        row, column = outside[0]
-        raise ConfigError(
-            f"{table['file'][row]} has {DIMENSIONS[column]} {labels[row, column]:g}, outside "
-            "0..1: rescale the labels of --data"
-        )
 
 
 def _require_rows(
@@ -358,6 +285,10 @@ def _require_rows(
                 f"{source} leaves {clips} that can be used, {_LEAST_LABELS} are needed{why}: "
                 f"{fixes[name]}{others}"
             )
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
 
 
 def _emotions(table: pa.Table) -> list[str | None]:

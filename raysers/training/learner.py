@@ -12,13 +12,14 @@ numbers.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -29,26 +30,27 @@ from raysers.models.losses import LOSSES, NO_CATEGORY, category_loss
 from raysers.models.outputs import Outputs
 from raysers.models.scorer import exact_convolutions, is_out_of_memory
 from raysers.training import optim
-from raysers.training.batch import Batch, Floats, MicroBatch
 from raysers.training.config import LearningFlags
+from raysers.training.dataloader import Batch, Floats, MicroBatch
 from raysers.types import DIMENSIONS
 
 _TARGETS = len(DIMENSIONS)
-
 #: What `--dtype` and `--gradient-dtype` name; parameters, optimiser and head stay in fp32.
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-_log = logging.getLogger(__name__)
+#: Control groups of this machine, and the file that says which of them this process is in.
+_CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+#: Where version 2 and 1 keep the limit and the usage, and what of the latter is page cache.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The same in every process.
+    """Loss of the global batch before the step, learning rate, and whether a process asks to stop.
 
-    Attributes:
-        loss: of the global batch, before the step.
-        lr: learning rate of the step.
-        stop: whether any process asked to stop after it.
+    The same in every process.
     """
 
     loss: float
@@ -61,14 +63,15 @@ class Learner:
 
     Every process of the group builds one from the same arguments; what differs all the same is
     replaced by process 0's. `halvings` says how often micro-batches are halved because they did not
-    fit into the memory, `checkpointing` whether activations are computed twice.
+    fit into the memory, `checkpointing` whether activations are computed twice; `warnings` tell of
+    both.
 
     Args:
-        start: of `start_model`; its network is taken over and moved to the device. Its heads
-            beside that of the dimensions are dropped: they fit the embeddings as they were.
-        categories: emotion categories to train a head for; none without a weight in the loss.
-        flags: how to train, with nothing left to a recipe.
-        total_steps: steps of the whole training, for the schedule.
+        start: its network is taken over and moved to the device. Heads beside that of the
+            dimensions are dropped: they fit the embeddings as they were.
+        categories: to train a head for; none without a weight in the loss.
+        flags: with nothing left to a recipe.
+        total_steps: of the whole training, for the schedule.
         device: `cpu`, `cuda` or `cuda:N`.
         graph_bytes: room for graphs that are kept between the predictions and the gradients; any
             number gives the same bits, and a small one costs a second forward pass.
@@ -87,27 +90,21 @@ class Learner:
         *,
         graph_bytes: float = 0.0,
     ) -> None:
-        self.flags = flags
-        self.total_steps = total_steps
-        self.device = torch.device(device)
-        self.steps = 0
-        self.halvings = 0
+        self.flags, self.total_steps, self.device = flags, total_steps, torch.device(device)
+        self.steps = self.halvings = 0
+        self.warnings: list[str] = []
         self.graph_bytes = 0.0 if flags.gradient_checkpointing else graph_bytes
         self._bytes_per_s = 0.0  # of a graph, by padded seconds; the most so far
         self._lack = ""
         self._dtype = _DTYPES[flags.dtype]
-        self.do_normalize = start.do_normalize
-        self.min_samples = start.min_samples
+        self.do_normalize, self.min_samples = start.do_normalize, start.min_samples
         with self._own_random_numbers():
             torch.manual_seed(flags.seed)
-            start.model.attach(
-                Outputs(categories=tuple(categories) if flags.category_weight else ())
-            )
+            names = tuple(categories) if flags.category_weight else ()
+            start.model.attach(Outputs(categories=names))
         self.model: EmotionNetwork = start.model.to(self.device)
-        self.checkpointing = False
-        self.model.gradient_checkpointing(False)
-        if flags.gradient_checkpointing:
-            self.checkpoint_gradients()
+        self.checkpointing = flags.gradient_checkpointing
+        self.model.gradient_checkpointing(self.checkpointing)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not parameters:
             raise ConfigError("--freeze leaves nothing to train: freeze less")
@@ -119,8 +116,9 @@ class Learner:
             flags.optimiser, parameters, lr=flags.lr, weight_decay=flags.weight_decay
         )
         self.average: optim.AveragedWeights | None = None
-        if flags.ema > 0:
-            self.average = optim.AveragedWeights(list(_averaged(self.model)), flags.ema)
+        if flags.ema > 0:  # of what changes: parameters that learn, and running statistics
+            buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+            self.average = optim.AveragedWeights([*parameters, *buffers], flags.ema)
         self._training_pass: Callable[..., tuple[Tensor, Tensor]] = self.model
         if flags.compile:
             self._training_pass = torch.compile(self.model, dynamic=True)
@@ -135,16 +133,14 @@ class Learner:
         then with its micro-batches halved, down to single clips, then with gradient checkpointing.
         The halves draw dropout of their own. What was needed once stays for the steps that follow.
 
-        Args:
-            batch: the same labels in every process.
-            stop: whether this process asks all to stop after this step.
+        With `stop`, this process asks all to stop after this step.
 
         Raises:
-            MemoryError: all of that is not enough; raised in every process alike.
-            TrainingDiverged: the loss or its gradient is not finite; raised in every process
-                alike, before any parameter changes.
+            MemoryError, TrainingDiverged: all of that is not enough; loss or gradient are not
+                finite. In every process alike, before any parameter changes.
         """
-        self._mode(training=True)
+        if not self.model.training:
+            self.model.train()
         pieces = [p for piece in batch.pieces for p in self._long_enough(piece)]
         pieces.sort(key=lambda piece: piece.number)
         # gradients of convolutions need all their bits too
@@ -159,13 +155,13 @@ class Learner:
                 f"step {self.steps}: loss {loss:g}, gradient norm {norm:g}; parameters are as "
                 "before it: lower --lr, or let it rise slowly with --warmup"
             )
-        factor = optim.lr_factor(
-            self.steps, self.total_steps, self.flags.schedule, self.flags.warmup
-        )
+        flags = self.flags
+        factor = optim.lr_factor(self.steps, self.total_steps, flags.schedule, flags.warmup)
+        lr = flags.lr * factor
         if clips:
-            self._move(norm, self.flags.lr * factor)
+            self._move(norm, lr)
         self.steps += 1
-        return StepResult(loss=loss, lr=self.flags.lr * factor, stop=stopping > 0)
+        return StepResult(loss=loss, lr=lr, stop=stopping > 0)
 
     def checkpoint_gradients(self) -> None:
         """Keep few activations from here on, and compute the others again for gradients."""
@@ -178,7 +174,7 @@ class Learner:
         By the averaged weights where there are. One forward pass; clips shorter than `min_samples`
         get NaN. Concerns this process alone.
         """
-        self._mode(training=False)
+        self.model.eval()
         width = _TARGETS + len(self.model.outputs.categories)
         scores = np.full((len(signals), width), np.nan, np.float32)
         for piece in self._long_enough(MicroBatch.of(0, range(len(signals)), signals)):
@@ -195,10 +191,6 @@ class Learner:
         with self.average.in_place() if self.average else nullcontext():
             yield self.model
 
-    def _mode(self, *, training: bool) -> None:
-        if self.model.training != training:
-            self.model.train(training)
-
     def _long_enough(self, piece: MicroBatch) -> list[MicroBatch]:
         """The clips that the network can take, if any."""
         fitting = piece.lengths >= self.min_samples
@@ -206,21 +198,18 @@ class Learner:
             return [piece]
         return [piece.chosen(fitting, piece.number)] if fitting.any() else []
 
-    @contextmanager
-    def _own_random_numbers(self) -> Iterator[None]:
+    def _own_random_numbers(self) -> AbstractContextManager[None]:
         """Leave torch's generators as they were."""
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            yield
+        return torch.random.fork_rng(devices=devices)
 
     def _backward(
         self, batch: Batch, pieces: list[MicroBatch], stop: bool
     ) -> tuple[float, float, float, float]:
         """Gradients of the batch, summed over the processes, into `gradients`.
 
-        Returns:
-            The loss, the number of clips, and how many processes ran out of memory (then all of it
-            is void) or ask to stop.
+        Returns the loss, the number of clips, and how many processes ran out of memory (then all
+        of it is void) or ask to stop.
         """
         self.gradients.clear()
         pieces = [part for piece in pieces for part in piece.halved(self.halvings)]
@@ -236,8 +225,7 @@ class Learner:
         state = torch.tensor((float(not fits), float(stop)), device=self.device)
         optim.sum_([state])
         clips = (outputs[:, -1] > 0.5).sum()
-        lacking, stopping = state
-        found = torch.stack((loss.float(), clips.float(), lacking, stopping)).tolist()
+        found = torch.stack((loss.float(), clips.float(), *state)).tolist()
         return found[0], found[1], found[2], found[3]
 
     def _fits(self, compute: Callable[[], None]) -> bool:
@@ -275,8 +263,7 @@ class Learner:
             measure = "activations are computed twice"
         else:
             raise MemoryError(lack)
-        if optim.rank() == 0:
-            _log.warning("step %d: out of memory (%s); from here on %s", self.steps, lack, measure)
+        self.warnings.append(f"step {self.steps}: out of memory ({lack}); from here on {measure}")
 
     def _predict_pieces(
         self, pieces: list[MicroBatch], outputs: Tensor, graphs: dict[int, Tensor]
@@ -301,7 +288,8 @@ class Learner:
 
     def _run(self, piece: MicroBatch) -> Tensor:
         """float32 [rows, 3 + categories], with the dropout of this step and micro-batch."""
-        torch.manual_seed(_piece_seed(self.flags.seed, self.steps, piece.number))
+        mixed = np.random.SeedSequence((self.flags.seed, self.steps, piece.number))
+        torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         scores, embeddings = self._forward(piece, self._training_pass)
         if not self.model.outputs.categories:
             return scores.float()
@@ -356,18 +344,6 @@ class Learner:
             self.average.update()
 
 
-def _averaged(model: nn.Module) -> Iterator[Tensor]:
-    """What changes in training: parameters that learn, and running statistics."""
-    yield from (p for p in model.parameters() if p.requires_grad)
-    yield from (b for b in model.buffers() if b.is_floating_point())
-
-
-def _piece_seed(seed: int, step: int, piece: int) -> int:
-    """Seed of torch's generator for one micro-batch of one step: 63 well-mixed bits."""
-    words = np.random.SeedSequence((seed, step, piece)).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))
-
-
 @contextmanager
 def _graph_storages(model: nn.Module) -> Iterator[dict[int, int]]:
     """Bytes by address of what the graphs that are built within keep beside the weights."""
@@ -382,3 +358,26 @@ def _graph_storages(model: nn.Module) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield storages
+
+
+def available_bytes(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Memory that this process can still get: the machine's, or what its container leaves.
+
+    `cgroups` is where control groups are mounted, version 1 or 2.
+    """
+    left = int(psutil.virtual_memory().available)
+    groups: list[Path] = []  # of this process and those around it; a limit of any of them counts
+    with suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "memory" in controllers.split(","):
+                mount = cgroups / "memory" if controllers else cgroups
+                group = Path(path.lstrip("/"))
+                groups += [mount / place for place in (group, *group.parents)]
+    for (limit, usage, cache), folder in itertools.product(_CGROUP_FILES, groups):
+        with suppress(OSError, ValueError, KeyError):  # of the other version, or without limit
+            most = int((folder / limit).read_text())
+            lines = (folder / "memory.stat").read_text().splitlines()
+            used = int((folder / usage).read_text())
+            left = min(left, most - used + int(dict(line.split() for line in lines)[cache]))
+    return max(left, 0)

@@ -42,13 +42,13 @@ def world_size() -> int:
 def sum_(tensors: Sequence[Tensor]) -> None:
     """Replace each contiguous tensor by its sum over all processes, the same bits in each."""
     if dist.is_initialized():
-        _wait(dist.all_reduce(tensor, async_op=True) for tensor in tensors)
+        _wait([dist.all_reduce(tensor, async_op=True) for tensor in tensors])
 
 
 def broadcast_(tensors: Sequence[Tensor]) -> None:
     """Replace each contiguous tensor by that of process 0."""
     if dist.is_initialized():
-        _wait(dist.broadcast(tensor, 0, async_op=True) for tensor in tensors)
+        _wait([dist.broadcast(tensor, 0, async_op=True) for tensor in tensors])
 
 
 def gather(value: T) -> list[T]:
@@ -67,17 +67,16 @@ def wait_for_all() -> None:
 
 
 def _wait(started: Iterable[dist.Work | None]) -> None:
-    for work in [work for work in started if work is not None]:
-        work.wait()
+    for work in started:
+        if work is not None:
+            work.wait()
 
 
 class Gradients:
-    """The gradients of `parameters` as views into `buckets`, flat and contiguous.
+    """The gradients of `parameters`, in the network's order, as views into flat `buckets`.
 
-    Args:
-        parameters: in the order of the network.
-        bucket_bytes: most of a bucket, unless one parameter is larger.
-        dtype: in which processes exchange them; None leaves them exact.
+    A bucket has at most `bucket_bytes`, unless one parameter is larger. Processes exchange them in
+    `dtype`; None leaves them exact.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class Gradients:
     ) -> None:
         self.buckets: list[Tensor] = []
         self._dtype = dtype
-        self._count = len(parameters)
         self._bucket_of: dict[Tensor, int] = {}
         self._is_last_pass = False
         self._incomplete: list[set[Tensor]] = []
@@ -104,9 +102,6 @@ class Gradients:
                     register: Any = parameter.register_post_accumulate_grad_hook
                     register(self._arrived)
             self.buckets.append(bucket)
-
-    def __len__(self) -> int:
-        return self._count
 
     @property
     def num_bytes(self) -> int:
@@ -165,8 +160,8 @@ class Gradients:
         """Seconds that the sum of all takes by itself, measured; 0 in a process alone."""
         if world_size() == 1:
             return 0.0
-        probe = torch.zeros(min(self.num_bytes, _PROBE_BYTES), dtype=torch.uint8)
-        probe = probe.to(self.buckets[0].device)
+        device = self.buckets[0].device
+        probe = torch.zeros(min(self.num_bytes, _PROBE_BYTES), dtype=torch.uint8, device=device)
         sum_([probe[:1]])  # connections are made
         began_s = time.perf_counter()
         sum_([probe])
@@ -185,19 +180,16 @@ class Gradients:
 
 
 def _chunks(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> Iterator[list[nn.Parameter]]:
-    """Neighbours of one type and device that fit into a bucket together."""
+    """Neighbours that fit into a bucket together."""
     chunk: list[nn.Parameter] = []
     num_bytes = 0
     for parameter in parameters:
-        size = parameter.numel() * parameter.element_size()
-        other = chunk and (chunk[0].dtype, chunk[0].device) != (parameter.dtype, parameter.device)
-        if chunk and (other or num_bytes + size > bucket_bytes):
+        if chunk and num_bytes + parameter.nbytes > bucket_bytes:
             yield chunk
             chunk, num_bytes = [], 0
         chunk.append(parameter)
-        num_bytes += size
-    if chunk:
-        yield chunk
+        num_bytes += parameter.nbytes
+    yield chunk
 
 
 def make_optimiser(
@@ -206,8 +198,8 @@ def make_optimiser(
     """The optimiser of `--optimiser`, with the fused kernels of the parameters' device.
 
     adam and sgd (Nesterov momentum .9) add `weight_decay` times the weight to the gradient; adamw
-    decays matrices and kernels only, decoupled from the gradient, and leaves norms, gains and
-    biases alone.
+    decays matrices and kernels only, decoupled from the gradient, and leaves vectors alone,
+    whatever their dimensions: norms, gains and biases.
     """
     if name == "adam":
         return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
@@ -215,17 +207,13 @@ def make_optimiser(
         return torch.optim.SGD(
             parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True, fused=True
         )
+    flat = {p: sum(size > 1 for size in p.shape) < 2 for p in parameters}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if not _is_flat(p)]},
-        {"params": [p for p in parameters if _is_flat(p)], "weight_decay": 0.0},
+        {"params": [p for p in parameters if not flat[p]]},
+        {"params": [p for p in parameters if flat[p]], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
-
-
-def _is_flat(parameter: Tensor) -> bool:
-    """Whether a parameter is a vector, whatever its dimensions: a bias, a norm, a gain."""
-    return sum(size > 1 for size in parameter.shape) < 2
 
 
 #: What `--schedule` names: share of the steps after the warm-up that are done -> factor.
@@ -266,8 +254,7 @@ class AveragedWeights:
         """Take in the weights as they are now."""
         decay = min(self.decay, self.updates / (self.updates + _EMA_WARM))
         self.updates += 1
-        now = [tensor.detach() for tensor in self.tensors]
-        torch._foreach_lerp_(self.averages, now, 1.0 - decay)
+        torch._foreach_lerp_(self.averages, [t.detach() for t in self.tensors], 1.0 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

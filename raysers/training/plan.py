@@ -5,7 +5,7 @@ The driver builds the network once, only to learn that it can be built and what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from raysers.data.corpora.emotions import EMOTION_MAPS
 from raysers.data.manifest import read_manifest
 from raysers.engine.placement import Placement, io_threads, settled_dtype
+from raysers.engine.progress import clips_and_audio, print_pairs, print_warning
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.io import storage
 from raysers.models.backbones import CNN14, parse_model_name
@@ -20,10 +21,9 @@ from raysers.models.initialize import InitialModel, start_model
 from raysers.models.lora import ADAPTERS, add_adapters
 from raysers.models.outputs import Outputs
 from raysers.run import Run, RunRecord, absolute_output
-from raysers.training import checkpoint, dataset
-from raysers.training.checkpoint import TrainProgress
+from raysers.training import dataset
 from raysers.training.config import FlagsT, TrainingFlags, deciding, with_recipe
-from raysers.training.dataset import Indexed, TrainingData, TrainingJob
+from raysers.training.dataset import Indexed, TrainingData
 from raysers.types import SAMPLE_RATE_HZ
 
 #: Version of what a training does with its settings; another one never resumes from a state.
@@ -40,10 +40,9 @@ _LEAST_CATEGORIES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What is known of the network that training starts from.
+    """What is known of the network that training starts from, after `InitialModel`.
 
-    `kind` is a key of `RECIPES`; `hub_id` is where its weights came from, if from there; the
-    others are as in `models.initialize.InitialModel`.
+    `kind` is a key of `RECIPES`; `hub_id` is where its weights came from, if from there.
     """
 
     kind: str
@@ -62,16 +61,10 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """A training that can begin or resume.
+    """A training that can begin or resume, the same for the driver and all workers.
 
-    Attributes:
-        flags: with absolute paths, the recipe filled in, and `auto` settled.
-        network: what it starts from.
-        data: train and dev clips.
-        placement: workers and their resources.
-        settings: everything that decides the parameters.
-        earlier: the record of the run that is resumed, if any.
-        progress: what is done already.
+    Its flags have absolute paths, the recipe filled in, and `auto` settled; `settings` is
+    everything that decides the parameters.
     """
 
     flags: TrainingFlags
@@ -79,23 +72,63 @@ class TrainingPlan:
     data: TrainingData
     placement: Placement
     settings: Mapping[str, Any]
-    earlier: RunRecord | None
-    progress: TrainProgress
+    run_id: str
 
-    def job(self, run_id: str) -> TrainingJob:
-        """What the workers of run `run_id` get."""
-        return TrainingJob(
-            flags=self.flags,
-            backbone=self.network.load_from,
-            run_id=run_id,
-            train=self.data.train,
-            dev=self.data.dev,
-            categories=self.data.categories if self.flags.category_weight else (),
-            trained=self.data.trained,
-            threads=self.placement.threads,
-            io_threads=io_threads(self.data.table, self.placement),
-            pieces=self.settings.get("pieces", LEAST_PIECES),
-        )
+    @property
+    def output(self) -> str:
+        """The run's folder."""
+        return self.flags.output
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Emotion categories of the head that is trained; none without one."""
+        return self.data.categories if self.flags.category_weight else ()
+
+    @property
+    def pieces(self) -> int:
+        """Least micro-batches of a batch, whatever the number of workers now."""
+        return int(self.settings.get("pieces", LEAST_PIECES))
+
+    @property
+    def io_threads(self) -> int:
+        """Threads of a worker that fetch and decode."""
+        return io_threads(self.data.table, self.placement)
+
+    def print(self, earlier: RunRecord | None, steps_done: int) -> None:
+        """Data, network and way of training; and everything worth a warning."""
+        flags, network, data = self.flags, self.network, self.data
+        train, dev = (clips_and_audio(len(part), part.audio_s) for part in (data.train, data.dev))
+        pairs = {
+            "train": train,
+            "dev": dev if len(data.dev) else "none (--keep last)",
+            "network": (
+                f"{flags.backbone}, {network.trained / 1e6:.2f} of {network.parameters / 1e6:.2f} "
+                "M parameters are trained"
+            ),
+            "recipe": (
+                f"{flags.optimiser} {flags.lr:g} {flags.schedule}, {flags.epochs} epochs, "
+                f"batch {flags.batch_size}, {flags.loss} loss, {flags.dtype}"
+            ),
+            "workers": f"{self.placement.workers} on {self.placement.device}",
+        }
+        if self.categories:
+            pairs["categories"] = f"{', '.join(self.categories)}, weight {flags.category_weight:g}"
+        if earlier is not None:
+            pairs["resuming"] = f"the run of {earlier.started_at}, {steps_done} steps done"
+        print_pairs("train", pairs)
+        warnings = list(data.notes)
+        if data.left_out:
+            counts = ", ".join(f"{reason} {n:,}" for reason, n in data.left_out.items())
+            warnings.append(f"clips left out: {counts}")
+        if data.leakage:
+            warnings.append(
+                f"leakage allowed, the results are marked: {data.leakage[0]}"
+                f" ({len(data.leakage)} such groups)"
+            )
+        if flags.shuffle_labels:
+            warnings.append("--shuffle-labels: a control, the model means nothing")
+        for warning in warnings:
+            print_warning(warning)
 
 
 def with_absolute_paths(flags: FlagsT) -> FlagsT:
@@ -194,8 +227,7 @@ def is_finished(flags: TrainingFlags, network: Network, run: Run) -> bool:
     if run.earlier is None:
         return False
     known = {"data_fingerprint": run.earlier.settings.get("data_fingerprint")}
-    settings = _settings(_as_begun(flags, run.earlier), network, run.earlier)
-    run.refuse_other_settings(settings | known)
+    run.refuse_other_settings(_settings(_as_begun(flags, run), network, run) | known)
     return run.earlier.status == "done"
 
 
@@ -207,14 +239,7 @@ def make_plan(
     *,
     indexed: Indexed | None = None,
 ) -> TrainingPlan:
-    """Read the data and see what is done already.
-
-    Args:
-        flags: settled as far as `inspect` does.
-        network: what training starts from.
-        run: of the output.
-        placement: of the workers.
-        indexed: the data of the flags, if they have been indexed before.
+    """Read the data, or what is `indexed` of them, and settle what the flags leave open.
 
     Raises:
         ConfigError: the data cannot be used.
@@ -225,67 +250,53 @@ def make_plan(
         table, notes = dataset.index_data(flags)
     else:
         table, notes = read_manifest(indexed.manifest), [*indexed.notes]
-    data = dataset.choose(
-        flags,
-        table,
-        notes,
-        seed=flags.seed,
-        min_samples=network.min_samples,
-        dev_needed=flags.keep != "last",
-        weights=flags.target_weights,
-        categories=flags.category_weight > 0,
-    )
-    flags = _as_begun(flags, run.earlier)
+    data = dataset.choose(flags, table, notes, min_samples=network.min_samples)
+    flags = _as_begun(flags, run)
     flags = replace(
         flags,
         dtype=_settled_dtype(flags.dtype, placement),
         max_padded_s=flags.max_padded_s or _PADDED_S[placement.device],
     )
     if flags.category_weight:
-        _check_categories(data.categories, "categories" if flags.categories else "category-weight")
-    settings = _settings(flags, network, run.earlier) | {"data_fingerprint": data.fingerprint}
+        flag, names = "categories" if flags.categories else "category-weight", data.categories
+        if len(names) < _LEAST_CATEGORIES:
+            raise ConfigError(
+                f"--{flag}: the training clips have {len(names)} emotion categories, "
+                f"{_LEAST_CATEGORIES} are needed: leave it out, or give data with a column emotion"
+            )
+        Outputs.from_config({"categories": names}, f"--{flag}")  # too many, or too long
+    settings = _settings(flags, network, run) | {"data_fingerprint": data.fingerprint}
     if run.earlier is None and placement.workers > LEAST_PIECES:
         settings["pieces"] = placement.workers
     run.refuse_other_settings(settings)
-    saved = checkpoint.latest(flags.output) if run.earlier else None
     return TrainingPlan(
         flags=flags,
         network=network,
         data=data,
         placement=placement,
         settings=settings,
-        earlier=run.earlier,
-        progress=saved.progress if saved else TrainProgress(),
+        run_id=run.run_id,
     )
 
 
-def _check_categories(names: Sequence[str], flag: str) -> None:
-    if len(names) < _LEAST_CATEGORIES:
-        raise ConfigError(
-            f"--{flag}: the training clips have {len(names)} emotion categories, "
-            f"{_LEAST_CATEGORIES} are needed: leave it out, or give data with a column emotion"
-        )
-    Outputs.from_config({"categories": names}, f"--{flag}")  # too many, or too long
-
-
-def _as_begun(flags: TrainingFlags, earlier: RunRecord | None) -> TrainingFlags:
+def _as_begun(flags: TrainingFlags, run: Run) -> TrainingFlags:
     """What was left to the device means what it meant when the run was begun."""
-    known = {} if earlier is None else earlier.settings
+    known = {} if run.earlier is None else run.earlier.settings
     dtype = known.get("dtype", "auto") if flags.dtype == "auto" else flags.dtype
     return replace(
         flags, dtype=dtype, max_padded_s=flags.max_padded_s or known.get("max_padded_s", 0.0)
     )
 
 
-def _settings(flags: TrainingFlags, network: Network, earlier: RunRecord | None) -> dict[str, Any]:
+def _settings(flags: TrainingFlags, network: Network, run: Run) -> dict[str, Any]:
     """The settings that decide the parameters, as far as they follow from the flags."""
-    settings = deciding(flags) | {
+    known = {} if run.earlier is None else run.earlier.settings
+    return {
+        **deciding(flags),
         "backbone_revision": network.revision,
         "training_version": TRAINING_VERSION,
+        **({"pieces": known["pieces"]} if "pieces" in known else {}),  # with any number of workers
     }
-    if earlier is not None and "pieces" in earlier.settings:
-        settings["pieces"] = earlier.settings["pieces"]  # with any number of workers
-    return settings
 
 
 def _settled_dtype(dtype: str, placement: Placement) -> Literal["fp32", "bf16"]:

@@ -1,16 +1,23 @@
-"""What a finished training leaves beside the model: figures, card, curve, and the full record.
+"""What a training shows and leaves beside the model: lines, figures, card, curve, full record.
 
 The dev scores come from the model as it was stored, read back and run the way annotate runs it, so
-the card describes the file that users load.
+the card describes the file that users load. The figures of every epoch also go to TensorBoard
+files, written anew from the whole history, and to MLflow if asked for, where a resumed run
+continues its entry: a run that was interrupted shows as one.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,42 +27,35 @@ import pyarrow.compute as pc
 
 from raysers.data.corpora.emotions import common_name, load_emotion_map
 from raysers.engine import output as parts
+from raysers.engine.progress import duration, hours, print_pairs
+from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import interval_notes
 from raysers.evaluation.correctness import category_rows, correctness_rows
 from raysers.evaluation.evaluate import training_notes, with_training
 from raysers.evaluation.join import categories_of, dimensions_of
 from raysers.evaluation.rows import EMOTION, Row, to_table
 from raysers.evaluation.scores import Scores, subsets, with_baseline
-from raysers.io import storage
+from raysers.io import claim, storage
 from raysers.run import RunRecord
 from raysers.training.checkpoint import TrainProgress
 from raysers.training.config import TrainingFlags
-from raysers.training.dataset import TrainingData
-from raysers.training.dev import PREDICTIONS
-from raysers.training.model_card import CardFacts, SplitFacts, learning_curve, model_card
+from raysers.training.loop import PREDICTIONS
+from raysers.training.model_card import learning_curve, model_card
 from raysers.training.plan import TrainingPlan
 
-METRICS = "metrics/part-00000.parquet"
+Epoch = Mapping[str, Any]
 
-#: Flags that are told elsewhere on the card, or that say nothing about the model.
-_NOT_RECIPE = {
-    "data", "train", "dev", "corpus", "speakers", "limit", "max_failed", "output", "seed",
-    "workers", "track", "checkpoint_steps", "max_restarts", "backbone", "allow_leakage",
-    "shuffle_labels", "categories",
-}  # fmt: skip
-_ALWAYS = ("epochs", "batch_size", "lr", "optimiser", "schedule", "loss", "freeze", "dtype")
+METRICS = "metrics/part-00000.parquet"
+#: Experiment in MLflow, and the tag by which a run of ours is found again.
+_EXPERIMENT, _TAG = "raysers", "raysers.run"
 
 
 def write_results(plan: TrainingPlan, record: RunRecord, progress: TrainProgress) -> dict[str, Any]:
     """Everything a result folder has besides the model and its predictions.
 
-    Returns:
-        The figures for `run.json`.
-
-    Raises:
-        WriteError: the folder cannot be written.
+    Returns the figures for `run.json`.
     """
-    output, history = plan.flags.output, progress.history
+    output, history = plan.output, progress.history
     name = output.rstrip("/").rpartition("/")[2]
     dev_rows, notes = _dev_rows(plan, name)
     by_epoch = _progress_rows(plan, name, "epoch", history)
@@ -64,26 +64,26 @@ def write_results(plan: TrainingPlan, record: RunRecord, progress: TrainProgress
     parts.write_part(storage.join(output, METRICS), table)
     for kind, content in learning_curve(history).items():
         storage.write_atomic(storage.join(output, f"learning_curve.{kind}"), content)
-    facts = _facts(plan, record, history, dev_rows, notes, name)
-    storage.write_atomic(storage.join(output, "README.md"), model_card(facts).encode())
-    outcome = _outcome(plan, history, facts)
-    document = _document(plan, record, progress, facts) | {"outcome": outcome}
+    document = _document(plan, record, progress, dev_rows, name) | {"metric_notes": notes}
+    card = model_card(name, document, dev_rows)
+    storage.write_atomic(storage.join(output, "README.md"), card.encode())
     text = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
     storage.write_atomic(storage.join(output, "training.json"), text.encode())
+    outcome: dict[str, Any] = document["outcome"]
     return outcome
 
 
 def _dev_rows(plan: TrainingPlan, name: str) -> tuple[list[Row], list[str]]:
     """Figures of the stored model on the dev clips, and of the random baseline; and notes."""
-    dev = plan.data.dev
+    dev, table = plan.data.dev, plan.data.table
     if not len(dev):
         return [], []
-    predictions = parts.read_part(storage.join(plan.flags.output, PREDICTIONS))
+    predictions = parts.read_part(storage.join(plan.output, PREDICTIONS))
     assert predictions is not None  # the workers have written it
     clip_ids = [clip.clip_id for clip in dev.clips]
     found = _of_clips(predictions, clip_ids)
     # with a leak, a clip is in train too
-    known = _of_clips(plan.data.table.filter(pc.equal(plan.data.table["split"], "dev")), clip_ids)
+    known = _of_clips(table.filter(pc.equal(table["split"], "dev")), clip_ids)
     names = ("speaker", "sex", "corpus", "split", "session", "emotion")
     predicted = categories_of(found)
     scores = Scores(
@@ -107,7 +107,7 @@ def _of_clips(table: pa.Table, clip_ids: Sequence[str]) -> pa.Table:
 
 
 def _progress_rows(
-    plan: TrainingPlan, name: str, group: str, records: Sequence[Mapping[str, Any]]
+    plan: TrainingPlan, name: str, group: str, records: Sequence[Epoch]
 ) -> Iterator[Row]:
     """Dev CCC, dev UAR and, by epoch, training loss; `group` is epoch or step."""
     for record in records:
@@ -129,154 +129,242 @@ def _progress_rows(
                 )
 
 
-def _facts(
-    plan: TrainingPlan,
-    record: RunRecord,
-    history: Sequence[Mapping[str, Any]],
-    rows: Sequence[Row],
-    notes: Sequence[str],
-    name: str,
-) -> CardFacts:
-    flags, network, data = plan.flags, plan.network, plan.data
-    kept = [r["epoch"] for r in history if r["kept"]]
-    categories = data.categories if flags.category_weight else ()
-    head = len(categories) * (network.embedding_size + 1)
-    leakage = data.leakage[0] if data.leakage else ""
-    more = len(data.leakage) - 1
-    return CardFacts(
-        name=name,
-        backbone=flags.backbone,
-        parameters=network.parameters + head,
-        trained_parameters=network.trained + head,
-        min_samples=network.min_samples,
-        splits=_splits(data),
-        recipe=_recipe(flags),
-        metrics=rows,
-        metric_notes=notes,
-        command=shlex.join(record.command),
-        versions=record.versions,
-        seed=flags.seed,
-        epochs=len(history),
-        best_epoch=kept[-1] if flags.keep != "last" and kept else None,
-        audio_hours=sum(r["audio_s"] for r in history) / 3600,
-        seconds=sum(r["wall_s"] for r in history),
-        workers=plan.placement.workers,
-        device=plan.placement.device,
-        data_fingerprint=data.fingerprint,
-        leakage=f"{leakage}; and {more:,} more such groups" if more > 0 else leakage,
-        shuffled_labels=flags.shuffle_labels,
-        failed_clips=history[-1]["failed"],
-        base_hub_id=network.hub_id,
-        base_licence=network.licence,
-        languages=sorted(set(_texts(data, "language")) - {""}),
-        notes=[str(note) for note in data.notes],
-        mapping=_mapping(plan),
-        model_type=network.model_type,
-        pooling=flags.pooling,
-        trained=data.trained,
-        categories=categories,
-    )
-
-
-def _mapping(plan: TrainingPlan) -> dict[str, tuple[float, float, float]]:
-    """What the categories of the training clips stood for, where labels come from categories."""
-    if not plan.flags.emotion_map:
-        return {}
-    known = load_emotion_map(plan.flags.emotion_map)
-    points = {name: known.get(common_name(name)) for name in plan.data.categories}
-    return {name: point for name, point in points.items() if point is not None}
-
-
-def _texts(data: TrainingData, name: str) -> list[str]:
-    if name not in data.table.column_names:
-        return [""] * len(data.table)
-    return [value or "" for value in data.table[name].to_pylist()]
-
-
-def _splits(data: TrainingData) -> list[SplitFacts]:
-    """Clips, hours and speakers of every corpus and split, train before dev."""
-    clips = pd.DataFrame({name: _texts(data, name) for name in ("corpus", "split", "speaker")})
-    clips["duration_s"] = data.table["duration_s"].to_numpy()
-    facts = [
-        SplitFacts(
-            corpus=str(corpus or "unnamed"),
-            split=str(split),
-            clips=len(part),
-            hours=float(part["duration_s"].sum() / 3600),
-            speakers=len(set(part["speaker"]) - {""}) or None,
-        )
-        for (corpus, split), part in clips.groupby(["corpus", "split"])
-    ]
-    return facts[::-1]
-
-
-def _recipe(flags: TrainingFlags) -> dict[str, object]:
-    """The settings that matter: the main ones, then whatever is not at its default."""
-    others = [
-        f.name
-        for f in fields(TrainingFlags)
-        if f.name not in _NOT_RECIPE.union(_ALWAYS) and getattr(flags, f.name) != f.default
-    ]
-    return {name: getattr(flags, name) for name in (*_ALWAYS, *others)}
-
-
-def _outcome(
-    plan: TrainingPlan, history: Sequence[Mapping[str, Any]], facts: CardFacts
-) -> dict[str, Any]:
-    last = history[-1]
-    whole = [r for r in facts.metrics if not r.group and r.model == facts.name]
-
-    def figures(metric: str) -> dict[str, float | None]:
-        return {
-            f"{r.dataset} {r.dimension}": None if math.isnan(r.value) else round(r.value, 4)
-            for r in whole
-            if r.metric == metric
-        }
-
-    return {
-        "epochs": len(history),
-        "steps": last["step"],
-        "kept_epoch": facts.best_epoch or len(history),
-        "dev_ccc": figures("ccc"),
-        **({"dev_uar": figures("uar")} if facts.categories else {}),
-        "failed_clips": last["failed"],
-        "left_out": dict(plan.data.left_out),
-        "audio_hours": round(facts.audio_hours, 4),
-        "training_s": round(facts.seconds, 1),
-    }
-
-
 def _document(
-    plan: TrainingPlan, record: RunRecord, progress: TrainProgress, facts: CardFacts
+    plan: TrainingPlan, record: RunRecord, progress: TrainProgress, rows: Sequence[Row], name: str
 ) -> dict[str, Any]:
-    """`training.json` but for the outcome."""
-    data, placement = plan.data, plan.placement
-    speakers: dict[str, dict[str, int]] = {}  # clips by split and speaker
-    for split, speaker in zip(_texts(data, "split"), _texts(data, "speaker"), strict=True):
-        counts = speakers.setdefault(split, {})
-        counts[speaker or "unknown"] = counts.get(speaker or "unknown", 0) + 1
+    """`training.json`."""
+    data, flags, placement, history = plan.data, plan.flags, plan.placement, progress.history
+    texts = ("corpus", "split", "speaker", "language")
+    clips = pd.DataFrame({column: _texts(data.table, column) for column in texts})
+    clips["hours"] = data.table["duration_s"].to_numpy() / 3600
+    by_speaker = clips.replace({"speaker": {"": "unknown"}}).groupby(["split", "speaker"]).size()
+    speakers: dict[str, dict[str, int]] = {}
+    for (split, speaker), count in by_speaker.items():
+        speakers.setdefault(split, {})[speaker] = int(count)
+    mapping = load_emotion_map(flags.emotion_map) if flags.emotion_map else {}
+    points = {category: mapping.get(common_name(category)) for category in data.categories}
+    kept = [epoch["epoch"] for epoch in history if epoch["kept"]]
+    whole = [row for row in rows if not row.group and row.model == name]
+    figures = {
+        metric: {
+            f"{row.dataset} {row.dimension}": None if math.isnan(row.value) else round(row.value, 4)
+            for row in whole
+            if row.metric == metric
+        }
+        for metric in ("ccc", "uar")
+    }
     return {
         "run_id": record.run_id,
         "command": record.command,
         "config": record.config,
         "settings": record.settings,
         "versions": record.versions,
-        "seed": plan.flags.seed,
+        "seed": flags.seed,
         "network": asdict(plan.network),
         "data": {
             "fingerprint": data.fingerprint,
-            "splits": [asdict(split) for split in facts.splits],
+            "splits": [
+                {
+                    "corpus": corpus or "unnamed",
+                    "split": split,
+                    "clips": len(part),
+                    "hours": float(part["hours"].sum()),
+                    "speakers": len(set(part["speaker"]) - {""}) or None,
+                }
+                for (corpus, split), part in clips.groupby(["corpus", "split"])
+            ][::-1],
             "speakers": speakers,
+            "languages": sorted(set(clips["language"]) - {""}),
+            "trained": list(data.trained),
             "categories": list(data.categories),
+            # what categories stood for, where labels come from them
+            "mapping": {category: point for category, point in points.items() if point},
             "leakage": list(data.leakage),
             "left_out": dict(data.left_out),
+            "notes": list(data.notes),
         },
         "placement": {
             "workers": placement.workers,
             "device": placement.device,
             "threads": placement.threads,
         },
-        "history": progress.history,
-        **({"evaluations": progress.evaluations} if plan.flags.eval_steps else {}),
+        "history": history,
+        **({"evaluations": progress.evaluations} if flags.eval_steps else {}),
         "failed_clips": progress.failed,
+        "outcome": {
+            "epochs": len(history),
+            "steps": progress.step,
+            "kept_epoch": kept[-1] if kept and flags.keep != "last" else len(history),
+            "dev_ccc": figures["ccc"],
+            **({"dev_uar": figures["uar"]} if plan.categories else {}),
+            "failed_clips": history[-1]["failed"],
+            "left_out": dict(data.left_out),
+            "audio_hours": round(sum(epoch["audio_s"] for epoch in history) / 3600, 4),
+            "training_s": round(sum(epoch["wall_s"] for epoch in history), 1),
+        },
     }
+
+
+def _texts(table: pa.Table, name: str) -> list[str]:
+    if name not in table.column_names:
+        return [""] * len(table)
+    return [value or "" for value in table[name].to_pylist()]
+
+
+def print_outcome(output: str, outcome: Mapping[str, Any]) -> None:
+    """Dev scores of the stored model, and where it is."""
+    pairs = {"epochs": f"{outcome['epochs']}, kept {outcome['kept_epoch']}"}
+    for metric in ("CCC", "UAR"):
+        for name, value in outcome.get(f"dev_{metric.lower()}", {}).items():
+            pairs[f"dev {metric} {name}"] = _number(value, "– (constant labels)")
+    audio_s, wall_s = outcome["audio_hours"] * 3600, outcome["training_s"]
+    pairs["trained on"] = f"{hours(audio_s)} of audio in {duration(wall_s)}"
+    pairs["model"] = output
+    if outcome["failed_clips"]:
+        pairs["failed"] = f"{outcome['failed_clips']} clips could not be decoded: training.json"
+    print_pairs("result", pairs)
+
+
+def live_line(figures: Mapping[str, Any], epochs: int) -> str:
+    """`epoch 2/5 | step 120/400 | loss 0.412 | 1.2 h of audio, 0.021 audio hours/s`."""
+    if not figures:
+        return "loading the model"
+    return (
+        f"epoch {figures['epoch']}/{epochs} | step {figures['step']}/{figures['steps']} | "
+        f"loss {figures['loss']:.3f} | {hours(figures['audio_s'])} of audio, "
+        f"{figures['audio_hours_per_s']:.3g} audio hours/s"
+    )
+
+
+def epoch_line(record: Epoch, epochs: int) -> str:
+    """One line for an epoch: loss, dev CCC by dimension, dev UAR, speed, whether it was kept."""
+    line = f"epoch {record['epoch']}/{epochs}  loss {_number(record['train_loss'])}"
+    if ccc := record["dev_ccc"]:
+        line += "  dev CCC " + "  ".join(f"{name} {_number(ccc[name])}" for name in ccc)
+        line += f"  mean {_number(record['dev_ccc_mean'])}"
+    if "dev_uar" in record:
+        line += f"  dev UAR {_number(record['dev_uar'])}"
+    return (
+        f"{line}{' *' if record['kept'] else '  '}  {hours(record['audio_s'])} of audio in "
+        f"{duration(record['wall_s'])}, {record['audio_hours_per_s']:.3g} audio hours/s"
+    )
+
+
+def _number(value: float | None, unknown: str = "-") -> str:
+    return unknown if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+@contextmanager
+def tracked(
+    flags: TrainingFlags, record: RunRecord, history: Sequence[Epoch]
+) -> Iterator[Callable[[Epoch], None]]:
+    """What to call with the record of every further epoch; `history` is behind the run.
+
+    Writes `OUTPUT/tensorboard`; on S3 the file is sent again after every epoch.
+    """
+    from tensorboardX import SummaryWriter
+
+    target = storage.join(flags.output, "tensorboard")
+    folder = tempfile.mkdtemp() if storage.is_remote(target) else target
+    shutil.rmtree(folder, ignore_errors=True)
+    writer = SummaryWriter(folder, write_to_disk=True)
+
+    def write(epoch: Epoch) -> None:
+        for name, value in _figures(epoch).items():
+            writer.add_scalar(name, value, epoch["epoch"])
+        writer.flush()
+        for file in Path(folder).iterdir() if folder != target else ():
+            # one name for all attempts, so that an earlier one's file is replaced
+            uri = storage.join(target, "events.out.tfevents.0.raysers")
+            storage.write_atomic(uri, file.read_bytes())
+
+    for epoch in history:
+        write(epoch)
+    try:
+        if flags.track == "none":
+            yield write
+        else:
+            with _mlflow_run(flags.output, record, history) as log:
+
+                def write_and_log(epoch: Epoch) -> None:
+                    write(epoch)
+                    log(epoch)
+
+                yield write_and_log
+    finally:
+        writer.close()
+        if folder != target:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _figures(record: Epoch) -> dict[str, float]:
+    """The numbers of an epoch by their name in the trackers, what is unknown left out."""
+    found = {f"train/{name}": record[name] for name in ("lr", "audio_hours_per_s")}
+    found |= {"train/loss": record["train_loss"], "dev/ccc_mean": record["dev_ccc_mean"]}
+    found |= {f"dev/ccc_{name}": value for name, value in (record["dev_ccc"] or {}).items()}
+    found["dev/uar"] = record.get("dev_uar")
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+@contextmanager
+def _mlflow_run(
+    output: str, record: RunRecord, history: Sequence[Epoch]
+) -> Iterator[Callable[[Epoch], None]]:
+    """Logs to `MLFLOW_TRACKING_URI`; the model follows at the end, unless an error ends it."""
+    mlflow = check_tracking("mlflow")
+    tag = record.history[0]["run_id"] if record.history else record.run_id
+    experiment = mlflow.set_experiment(_EXPERIMENT).experiment_id
+    query = f"tags.`{_TAG}` = '{tag}'"
+    earlier = mlflow.search_runs([experiment], query, output_format="list")
+    done = earlier[0].data.metrics.get("train/epoch", 0) if earlier else 0
+
+    def log(epoch: Epoch) -> None:
+        try:
+            number = epoch["epoch"]
+            mlflow.log_metrics(_figures(epoch) | {"train/epoch": number}, step=number)
+        except mlflow.exceptions.MlflowException as error:  # the training is worth more
+            print(f"warning: MLflow: {str(error).splitlines()[0]}", file=sys.stderr)
+
+    name = output.rstrip("/").rpartition("/")[2]
+    run_id = earlier[0].info.run_id if earlier else None
+    with mlflow.start_run(run_id=run_id, run_name=name, tags={_TAG: tag}):
+        if not earlier:
+            mlflow.log_params({key: str(value)[:500] for key, value in record.settings.items()})
+        for epoch in history:
+            if epoch["epoch"] > done:
+                log(epoch)
+        yield log
+        with tempfile.TemporaryDirectory() as folder:
+            for found in storage.list_objects(output):
+                file = found.uri.removeprefix(output + "/")
+                if "/" not in file and file != claim.NAME:
+                    Path(folder, file).write_bytes(storage.read_bytes(found.uri))
+            mlflow.log_artifacts(folder, "model")
+
+
+def check_tracking(track: str) -> Any:
+    """The package `mlflow` where `--track` asks for it.
+
+    Raises:
+        ConfigError: it is not installed, or no server answers.
+    """
+    if track == "none":
+        return None
+    try:
+        import mlflow
+    except ImportError as error:
+        raise ConfigError(
+            "--track mlflow needs the package mlflow-skinny: pip install 'raysers[track]'"
+        ) from error
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError("--track mlflow: set MLFLOW_TRACKING_URI to the server to report to")
+    # a server that is not there is found out in seconds, not minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    try:
+        mlflow.get_experiment_by_name(_EXPERIMENT)
+    except (mlflow.exceptions.MlflowException, ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--track mlflow: MLFLOW_TRACKING_URI does not answer ({reason})"
+        ) from error
+    return mlflow

@@ -2,7 +2,8 @@
 
 The folder decides what is left: a finished training is only read, an interrupted one resumes. Ray
 Train runs the loop in its process groups and starts dead workers again; a trial calls the same loop
-in its own process.
+in its own process. On Ray, process 0 writes `OUTPUT/state/progress.json`, which the driver reads:
+it outlives dead workers. The driver asks the workers to stop by a file beside it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,27 +32,33 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from raysers.data.manifest import write_manifest
 from raysers.engine import cluster
-from raysers.engine.placement import Placement, here
-from raysers.errors import RaysersError
+from raysers.engine.placement import Placement
+from raysers.engine.progress import LINE_EVERY_S, duration
+from raysers.errors import RaysersError, StorageError
 from raysers.io import storage
-from raysers.run import Exit, Run
-from raysers.training import checkpoint, optim, progress
-from raysers.training import plan as training_plan
+from raysers.run import Run
+from raysers.training import checkpoint, optim
+from raysers.training import plan as planning
 from raysers.training.checkpoint import TrainProgress
 from raysers.training.config import TrainingFlags
-from raysers.training.dataset import Indexed, TrainingJob
-from raysers.training.loop import AGREED, Callback, TrainingStopped, train_loop
-from raysers.training.plan import LEAST_PIECES, Network
-from raysers.training.progress import Epoch, ProgressFile, ProgressPoller, request_stop
-from raysers.training.results import write_results
-from raysers.training.tracking import check_tracking, tracked
-
-JOB = "train"
-
-OnEpoch = Callable[[Epoch], None]
+from raysers.training.dataset import Indexed
+from raysers.training.loop import AGREED, Callback, PassOn, TrainingStopped, train_loop
+from raysers.training.plan import LEAST_PIECES, Network, TrainingPlan
+from raysers.training.results import (
+    Epoch,
+    check_tracking,
+    epoch_line,
+    live_line,
+    print_outcome,
+    tracked,
+    write_results,
+)
 
 #: Ray Train's settings that only the environment takes.
 _ENVIRONMENT = {
@@ -60,8 +67,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",  # nodes of a growing cluster take minutes
 }
-#: Failures of Ray Train itself, as of placing workers, after which it gives up. Its own default
-#: is to try for ever.
+#: Failures of Ray Train itself, as of placing workers, after which it gives up (default: never).
 _CONTROLLER_FAILURES = 5
 #: Networks up to this size train faster in several processes than with several threads.
 _SMALL_PARAMETERS = 20_000_000
@@ -71,57 +77,41 @@ _GRACE_S = 20.0
 _REPORT_EVERY_S = 10.0
 #: Steps between two questions to Ray Train whether a node is about to be taken away.
 _ASK_EVERY = 10
+#: Shortest time between two looks at the files, on disks and in object stores.
+_EVERY_S, _REMOTE_EVERY_S = 0.5, 10.0
+#: Without news for so long, workers may be gone.
+_STALE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a training ended.
+    """`outcome` of run.json, a record per epoch, and whether anything was left to do."""
 
-    Attributes:
-        output: the model folder.
-        figures: `outcome` of its run.json: dev CCC of the stored model, epochs, audio, times.
-        history: a record per epoch.
-        trained: whether anything was left to do.
-    """
-
-    output: str
     figures: Mapping[str, Any]
     history: Sequence[Epoch]
     trained: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalResources:
-    """Compute threads of a training in the calling process, and how many share the memory."""
-
-    threads: int = 1
-    processes_here: int = 1
 
 
 def run_training(
     flags: TrainingFlags,
     config: Mapping[str, Any],
     *,
-    on_epoch: OnEpoch | None = None,
-    in_process: bool = False,
-    local: LocalResources | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     placement: Placement | None = None,
+    processes_here: int = 1,
     indexed: Indexed | None = None,
     command: Sequence[str] | None = None,
 ) -> Outcome:
-    """Check, plan, train what is left, conclude.
-
-    The same settings give the same model, whichever way it is trained.
+    """Check, plan, train what is left, conclude; the same settings give the same model anywhere.
 
     Args:
         flags: of the training.
         config: the flags as the user gave them, for run.json.
         on_epoch: called in this thread with the record of every epoch, those of an interrupted
             run first; not for a run that is finished. May raise TrainingStopped.
-        in_process: train in this process, without Ray Train; a cluster is joined only to read the
-            headers of many files.
-        local: with `in_process`, what of this machine the training may use.
-        placement: without `in_process`, of the workers; None asks the cluster for `--workers`.
+        placement: of the workers; a local one trains in this process, without Ray Train. None asks
+            the cluster for `--workers`.
+        processes_here: with a local placement, trainings that share this machine's memory.
         indexed: the data of `flags`, if they have been indexed before.
         command: what to tell readers of the card to run; default: this process's command line.
 
@@ -131,60 +121,61 @@ def run_training(
         TrainingStopped: `on_epoch` did; run.json says `stopped`, and the state is kept.
         RaysersError: the training failed; the same call resumes from its last state.
     """
-    flags = training_plan.with_absolute_paths(flags)
-    with Run.open(JOB, flags.output) as run:
-        training_plan.refuse_unknown_model(run)
+    flags = planning.with_absolute_paths(flags)
+    with Run.open("train", flags.output) as run:
+        planning.refuse_unknown_model(run)
         check_tracking(flags.track)
-        settled, network = training_plan.inspect(flags)
-        if training_plan.is_finished(settled, network, run):
+        settled, network = planning.inspect(flags)
+        if planning.is_finished(settled, network, run):
             print(f"train: the model in {run.output} is finished, nothing was left to do")
-            document = json.loads(storage.read_bytes(storage.join(run.output, "training.json")))
-            history = document["history"]
-            return Outcome(
-                output=run.output, figures=document["outcome"], history=history, trained=False
-            )
-        local = local or LocalResources()
-        if in_process:
-            placement = here(threads=local.threads)
-        else:
+            found = json.loads(storage.read_bytes(storage.join(run.output, "training.json")))
+            return Outcome(figures=found["outcome"], history=found["history"], trained=False)
+        if placement is None or not placement.local:
             cluster.connect()
             placement = placement or cluster.place(flags.workers or _small_workers(network))
-        plan = training_plan.make_plan(settled, network, run, placement, indexed=indexed)
-        progress.print_plan(plan)
+        plan = planning.make_plan(settled, network, run, placement, indexed=indexed)
+        saved = checkpoint.latest(run.output) if run.earlier else None
+        progress = saved.progress if saved else TrainProgress()
+        plan.print(run.earlier, progress.step)
         if run.earlier is None:
             write_manifest(storage.join(run.output, "manifest"), plan.data.table)
         record = run.begin(config, plan.settings, command)
-        listeners: list[OnEpoch] = [] if on_epoch is None else [on_epoch]
+        listeners = [] if on_epoch is None else [on_epoch]
         try:
-            for epoch in plan.progress.history:
-                for listen in listeners:
-                    listen(epoch)
-            with tracked(plan.flags, record, plan.progress.history) as trackers:
+            for epoch, listen in product(progress.history, listeners):
+                listen(epoch)
+            with tracked(plan.flags, record, progress.history) as track:
+                known, warned = len(progress.history), 0
 
-                def end_epoch(epoch: Epoch) -> None:
-                    run.verify()
-                    print(progress.epoch_line(epoch, plan.flags.epochs), flush=True)
-                    for listen in (*trackers, *listeners):
-                        listen(epoch)
+                def pass_on(history: Sequence[Epoch], warnings: Sequence[str]) -> None:
+                    nonlocal known, warned  # what is new, in order, once
+                    for text in warnings[warned:]:
+                        warned += 1
+                        print(f"warning: {text}", file=sys.stderr)
+                    for epoch in history[known:]:
+                        known += 1
+                        run.verify()
+                        print(epoch_line(epoch, plan.flags.epochs), flush=True)
+                        for listen in (track, *listeners):
+                            listen(epoch)
 
-                job = plan.job(record.run_id)
-                if in_process:
-                    _train_here(job, end_epoch, local.processes_here)
+                if placement.local:
+                    train_loop(plan, Callback(pass_on), placement.device, processes_here)
                 else:
-                    done = len(plan.progress.history)
-                    _train_on_ray(job, placement, done, end_epoch)
+                    _train_on_ray(plan, pass_on)
                 saved = checkpoint.latest(run.output)
-                if saved is None or not saved.progress.finished:
+                if saved is None:
                     raise RaysersError(f"the state in {run.output} was changed from outside")
-                figures = write_results(plan, record, saved.progress)
+                progress = saved.progress
+                pass_on(progress.history, progress.warnings)
+                figures = write_results(plan, record, progress)
         except TrainingStopped as stopped:
             run.finish("stopped", {"reason": str(stopped)})
             raise
         run.finish("done", figures)
         checkpoint.clear(run.output)  # not before: a failure until here must find it
-        progress.print_outcome(run.output, figures)
-        history = saved.progress.history
-        return Outcome(output=run.output, figures=figures, history=history, trained=True)
+        print_outcome(run.output, figures)
+        return Outcome(figures=figures, history=progress.history, trained=True)
 
 
 def _small_workers(network: Network) -> int:
@@ -199,75 +190,38 @@ def _small_workers(network: Network) -> int:
     return min(int(resources.get("CPU", 0)), LEAST_PIECES)
 
 
-class _InProcess(Callback):
-    """Passes epochs to a function, prints warnings, and stops after SIGTERM."""
-
-    def __init__(self, on_epoch: OnEpoch) -> None:
-        self._on_epoch = on_epoch
-        self.terminated = threading.Event()
-
-    def on_epoch(self, progress: TrainProgress) -> None:
-        """Pass the record on."""
-        self._on_epoch(progress.history[-1])
-
-    def on_warning(self, text: str) -> None:
-        """Print it."""
-        print(f"warning: {text}", file=sys.stderr)
-
-    def should_stop(self) -> bool:
-        """After SIGTERM."""
-        return self.terminated.is_set()
-
-    @contextmanager
-    def on_sigterm(self) -> Iterator[None]:
-        """Within, a first SIGTERM is only noted, where this thread is the one to receive it."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        earlier = signal.getsignal(signal.SIGTERM)
-
-        def note(*_: object) -> None:
-            self.terminated.set()
-            signal.signal(signal.SIGTERM, earlier)
-
-        signal.signal(signal.SIGTERM, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, earlier)
-
-
-def _train_here(job: TrainingJob, on_epoch: OnEpoch, processes_here: int) -> None:
-    """Train in this process alone, on its GPU if it has one.
-
-    Raises:
-        SystemExit: after SIGTERM, with the state saved.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    callback = _InProcess(on_epoch)
-    try:
-        with callback.on_sigterm():
-            train_loop(job, [callback], device=device, processes_here=processes_here)
-    except TrainingStopped:
-        if callback.terminated.is_set():
-            raise SystemExit(int(Exit.TERMINATED)) from None
-        raise
-
-
 class _OnRayTrain(Callback):
-    """Reports epochs to Ray Train, and saves the state before a node is taken away."""
+    """Writes `progress.json`, reports to Ray Train, saves before a node is taken away."""
 
-    def __init__(self, output: str) -> None:
-        self._output = output
-        self._steps = 0
-        self._is_saved = False
-        self._reported_s = time.monotonic()
+    def __init__(self, plan: TrainingPlan) -> None:
+        self._output = plan.output
+        self._content: dict[str, Any] = {"run_id": plan.run_id}
+        self._starts = _read_progress(plan).get("starts", [])  # of workers that died
+        self._steps, self._is_saved = 0, False
+        self._reported_s = self._written_s = self._asked_s = time.monotonic()
+
+    def on_step(self, progress: TrainProgress, total_steps: int) -> None:
+        """Write the figures of the live line, at the start and now and then."""
+        is_start = "starts" not in self._content
+        self._content.setdefault("starts", [*self._starts, progress.step])
+        if is_start or time.monotonic() - self._written_s >= _every_s(self._output):
+            sums = progress.sums
+            self._content["live"] = bool(sums.steps) and {
+                "epoch": progress.epoch + 1,
+                "step": progress.step,
+                "steps": total_steps,
+                "loss": sums.mean_loss,
+                "audio_s": sums.audio_s,
+                "audio_hours_per_s": sums.audio_hours_per_s,
+            }
+            self._write(progress)
 
     def on_epoch(self, progress: TrainProgress) -> None:
-        """Report the numbers of the record, with a checkpoint that points to the output.
+        """Write the history; report numbers, with a checkpoint that points to the output.
 
         A report waits for Ray Train, so short epochs are not all reported.
         """
+        self._write(progress)
         (due, *_) = optim.gather(time.monotonic() - self._reported_s > _REPORT_EVERY_S)
         if not due:
             return
@@ -280,6 +234,16 @@ class _OnRayTrain(Callback):
             ray.train.report(numbers, checkpoint=pointer)
         self._reported_s = time.monotonic()
 
+    def should_stop(self) -> bool:
+        """Whether the driver asked process 0 for it, as far as known."""
+        if optim.rank() or time.monotonic() - self._asked_s < _every_s(self._output):
+            return False
+        self._asked_s = time.monotonic()
+        with suppress(StorageError):  # not there, or not readable just now
+            storage.stat(_state_uri(self._output, "stop"))
+            return True
+        return False
+
     def should_save(self) -> bool:
         """Once, when a node with a worker is about to be taken away."""
         self._steps += 1
@@ -288,57 +252,79 @@ class _OnRayTrain(Callback):
         self._is_saved = ray.train.get_preemption_info() is not None
         return self._is_saved
 
+    def _write(self, progress: TrainProgress) -> None:
+        if optim.rank() == 0:
+            self._content |= {"history": progress.history, "warnings": progress.warnings}
+            text = json.dumps(self._content).encode()
+            storage.write_atomic(_state_uri(self._output, "progress.json"), text)
+            self._written_s = time.monotonic()
+
+
+def _every_s(output: str) -> float:
+    return _REMOTE_EVERY_S if storage.is_remote(output) else _EVERY_S
+
+
+def _state_uri(output: str, name: str) -> str:
+    return storage.join(output, "state", name)
+
+
+def _read_progress(plan: TrainingPlan) -> dict[str, Any]:
+    """`progress.json` of this run; empty when it is not there, or not readable just now."""
+    with suppress(StorageError):
+        uri = _state_uri(plan.output, "progress.json")
+        found: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        return found if found["run_id"] == plan.run_id else {}
+    return {}
+
 
 def _run_worker(config: dict[str, Any]) -> Exception | None:
-    """The training of one of Ray Train's workers; `config` has a reference to the TrainingJob.
+    """The training of one of Ray Train's workers; `config` has a reference to the plan.
 
     Returns:
         An error that all workers met: raised, it would make Ray Train start them again.
     """
-    job: TrainingJob = ray.get(config["job"])
+    plan: TrainingPlan = ray.get(config["plan"])
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    callbacks: list[Callback] = [_OnRayTrain(job.output)]
-    if optim.rank() == 0:
-        callbacks.append(ProgressFile(job.output, job.run_id))
     beside = ray.train.get_context().get_local_world_size()
     try:
-        train_loop(job, callbacks, device=device, processes_here=beside)
+        train_loop(plan, _OnRayTrain(plan), device, beside)
     except AGREED as error:
         return error
     return None
 
 
-def _train_on_ray(job: TrainingJob, placement: Placement, done: int, on_epoch: OnEpoch) -> None:
-    """Train with Ray Train until the job is finished; `done` epochs are known to `on_epoch`.
+def _train_on_ray(plan: TrainingPlan, pass_on: PassOn) -> None:
+    """Train with Ray Train until the training is finished.
 
     Raises:
-        TrainingStopped: `on_epoch` did.
+        TrainingStopped: `pass_on` did.
         RaysersError: what a worker raised on purpose, or that workers died too often.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    request_stop(job.output, stop=False)
-    folder = storage.join(job.output, "state", "ray-train")
+    storage.delete(_state_uri(plan.output, "stop"))
+    folder = _state_uri(plan.output, "ray-train")
     if storage.is_remote(folder):  # Ray has its own way to object stores, with other settings
         folder = tempfile.mkdtemp(prefix="raysers-train-")
-    gpus = {"GPU": placement.num_gpus} if placement.num_gpus else {}
+    placement, restarts = plan.placement, plan.flags.max_restarts
+    cpus, gpus = placement.num_cpus, placement.num_gpus
     trainer = TorchTrainer(
         _run_worker,
-        train_loop_config={"job": ray.put(job)},
+        train_loop_config={"plan": ray.put(plan)},
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
-            use_gpu=placement.num_gpus > 0,
-            resources_per_worker={"CPU": placement.num_cpus, **gpus},
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus},
         ),
-        torch_config=TorchConfig(backend="nccl" if placement.num_gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
             name=f"raysers-{uuid.uuid4().hex[:12]}",
             storage_path=folder,
             failure_config=FailureConfig(
-                max_failures=job.flags.max_restarts, controller_failure_limit=_CONTROLLER_FAILURES
+                max_failures=restarts, controller_failure_limit=_CONTROLLER_FAILURES
             ),
         ),
     )
@@ -352,20 +338,45 @@ def _train_on_ray(job: TrainingJob, placement: Placement, done: int, on_epoch: O
 
     # off the main thread, which stays free to show progress and to be interrupted
     threading.Thread(target=fit, name="ray-train", daemon=True).start()
-    poller = ProgressPoller(job, done, on_epoch)
     try:
-        poller.follow(lambda wait_s: bool(wait([fitted], wait_s).done))
+        _follow(plan, fitted, pass_on)
     except (TrainingStopped, SystemExit, KeyboardInterrupt):
-        request_stop(job.output)
+        storage.write_atomic(_state_uri(plan.output, "stop"), b"")
         wait([fitted], _GRACE_S)
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    saved = checkpoint.latest(job.output)
-    poller.pass_on(saved.progress.history if saved else [])
     error = fitted.exception() or fitted.result()
     if error is not None:
-        _raise(error, job.flags.max_restarts)
+        _raise(error, restarts)
+
+
+def _follow(plan: TrainingPlan, fitted: Future[Any], pass_on: PassOn) -> None:
+    """Read `progress.json` until `fitted`: a live line on a terminal, else a line every 10 s."""
+    console = Console(stderr=True)
+    news_s = printed_s = polled_s = time.monotonic()
+    found: dict[str, Any] = {}
+    starts, is_over = 1, False
+    with Live(console=console, transient=True) if console.is_terminal else nullcontext() as view:
+        while not is_over:
+            is_over = bool(wait([fitted], _EVERY_S).done)
+            if not is_over and time.monotonic() - polled_s < _every_s(plan.output):
+                continue
+            before, polled_s, found = found, time.monotonic(), _read_progress(plan) or found
+            if found != before:
+                news_s = polled_s
+            for step in found.get("starts", [])[starts:]:
+                print(f"workers died and were started again after step {step}", file=sys.stderr)
+            starts = max(starts, len(found.get("starts", [])))
+            pass_on(found.get("history", []), found.get("warnings", []))
+            line = live_line(found.get("live", {}), plan.flags.epochs)
+            if polled_s - news_s > _STALE_S:
+                line = f"waiting for workers, no news for {duration(polled_s - news_s)} ({line})"
+            if view is not None:
+                view.update(Text(line))
+            elif polled_s - printed_s >= LINE_EVERY_S:
+                printed_s = polled_s
+                print(line, file=sys.stderr, flush=True)
 
 
 def _raise(error: BaseException, max_restarts: int) -> NoReturn:

@@ -19,12 +19,12 @@ import ray
 
 from raysers.data.manifest import write_manifest
 from raysers.engine.cluster import get_with_notice, place
-from raysers.engine.placement import Placement, choose_placement
+from raysers.engine.placement import Placement, choose_placement, here
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed
-from raysers.training.trainer import LocalResources, run_training
+from raysers.training.trainer import run_training
 
 #: More trials than this on one machine without GPUs take its memory from each other.
 _MAX_ON_A_NODE = 8
@@ -69,22 +69,22 @@ def refuse_impossible(flags: Any, rules: Iterable[tuple[bool, str, str]]) -> Non
 class TrialResources:
     """Places for `at_once` trials.
 
-    Each process reserves `cpus_each` and `gpus_each`. A trial with one worker trains in its own
-    process on `local`; with more, they are placed by `placement`, which is None with one.
+    Each process reserves `cpus_each` and `gpus_each`. A trial with one worker has a local
+    `placement`: it trains in its own process, one of `processes_here` on the same machine.
     """
 
     at_once: int
     cpus_each: float
     gpus_each: float = 0.0
-    local: LocalResources = field(default_factory=LocalResources)
-    placement: Placement | None = None
+    placement: Placement = field(default_factory=lambda: here(threads=1))
+    processes_here: int = 1
 
     @property
     def words(self) -> str:
         """For the user."""
-        threads = self.local.threads
+        threads = self.placement.threads
         each = "a GPU" if self.gpus_each else f"{threads} CPU thread{'s' * (threads > 1)}"
-        if self.placement is not None:
+        if not self.placement.local:
             each = f"{self.placement.workers} workers on {self.placement.device}"
         return f"{self.at_once} at once, each on {each}"
 
@@ -133,7 +133,8 @@ def choose_resources(
         at_once=at_once,
         cpus_each=spot.num_cpus,
         gpus_each=spot.num_gpus,
-        local=LocalResources(threads=spot.threads, processes_here=min(at_once, int(max(held)))),
+        placement=replace(spot, workers=1, local=True),
+        processes_here=min(at_once, int(max(held))),
     )
 
 
@@ -152,18 +153,13 @@ def measure_speed(flags: TrainingFlags, table: pa.Table, resources: TrialResourc
     for split, most in (("train", _BATCHES * flags.batch_size), ("dev", _DEV_CLIPS)):
         own = table.filter(pc.equal(table["split"], split))
         chosen.append(own.take(list(range(0, len(own), max(1, len(own) // most)))[:most]))
-    workers, local = resources.placement, resources.local
-    cpus, gpus = resources.cpus_each, resources.gpus_each
-    if workers is not None:
-        cpus, gpus = workers.num_cpus, workers.num_gpus
-        local = LocalResources(threads=workers.threads)
-    measure = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_speed_here)
-    task = measure.remote(flags, pa.concat_tables(chosen), local)
-    speed = float(get_with_notice(task, "the place of a trial"))
-    return speed * (workers.workers if workers else 1)
+    one = replace(resources.placement, workers=1, local=True)
+    measure = ray.remote(num_cpus=one.num_cpus, num_gpus=one.num_gpus, max_retries=0)(_speed_here)
+    task = measure.remote(flags, pa.concat_tables(chosen), one)
+    return float(get_with_notice(task, "the place of a trial")) * resources.placement.workers
 
 
-def _speed_here(flags: TrainingFlags, some: pa.Table, local: LocalResources) -> float:
+def _speed_here(flags: TrainingFlags, some: pa.Table, placement: Placement) -> float:
     """Of one epoch in this process."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         manifest = storage.join(folder, "manifest")
@@ -172,8 +168,6 @@ def _speed_here(flags: TrainingFlags, some: pa.Table, local: LocalResources) -> 
             flags, output=storage.join(folder, "out"), epochs=1, front_steps=0, folds=0,
             train_fraction=1.0, allow_leakage=True,
         )  # fmt: skip
-        outcome = run_training(
-            small, {}, in_process=True, local=local, indexed=Indexed(manifest=manifest)
-        )
+        outcome = run_training(small, {}, placement=placement, indexed=Indexed(manifest=manifest))
         epoch = outcome.history[0]
         return float(epoch["audio_s"] / max(epoch["wall_s"], 1e-9))

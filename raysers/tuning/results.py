@@ -24,7 +24,7 @@ from raysers.engine.progress import duration, hours, print_pairs, print_warning
 from raysers.io import claim, storage
 from raysers.schemas import CURVES
 from raysers.training import dataset
-from raysers.training.progress import Epoch
+from raysers.training.results import Epoch
 from raysers.tuning.resources import TrialResources, measure_speed
 from raysers.tuning.space import SEARCHABLE, Point, Space
 from raysers.tuning.sweep import Sweep, make_scheduler, point_of
@@ -108,10 +108,10 @@ def print_estimate(sweep: Sweep, resources: TrialResources, clips: pa.Table) -> 
     costs = {"trials left": f"{len(numbers)} of {sweep.trials}" if numbers else "none"}
     if numbers:
         flags = sweep.flags_of(0, sweep.points[0])
-        data = dataset.choose(flags, clips, [], seed=flags.seed, min_samples=1, dev_needed=True)
+        data = dataset.choose(flags, clips, [], min_samples=1)
         speed = measure_speed(flags, data.table, resources)
         workers = resources.placement
-        of_one = f" with one worker, times {workers.workers}" if workers else ""
+        of_one = f" with one worker, times {workers.workers}" if not workers.local else ""
         costs["an epoch"] = f"{len(data.train):,} clips, {hours(data.train.audio_s)} of audio"
         costs["speed"] = f"{speed:.3g} x real time a trial, measured in training{of_one}"
         for name, epochs in _epochs(sweep, len(numbers)).items():

@@ -27,7 +27,7 @@ from raysers.training.config import TrainingFlags, deciding, with_recipe
 from raysers.training.dataset import Indexed
 from raysers.training.loop import TrainingStopped
 from raysers.training.plan import Network
-from raysers.training.progress import Epoch
+from raysers.training.results import Epoch
 from raysers.training.trainer import run_training
 from raysers.tuning.resources import TrialFlags, TrialResources, refuse_impossible
 from raysers.tuning.space import SEARCHABLE, Point, Space, coerce, read_space
@@ -228,14 +228,8 @@ def with_data(sweep: Sweep, run: Run) -> tuple[Sweep, pa.Table]:
             point if record is None else point_of(record)
             for point, record in zip(points, records, strict=False)
         ]
-    dataset.choose(
-        base,
-        table,
-        notes,
-        seed=base.seed,
-        min_samples=max(network.min_samples for _, network in sweep.networks.values()),
-        dev_needed=True,
-    )
+    least = max(network.min_samples for _, network in sweep.networks.values())
+    dataset.choose(base, table, notes, min_samples=least)
     made = replace(
         sweep,
         points=points,
@@ -355,9 +349,8 @@ def train_trial(
             flags,
             as_plain(flags),
             on_epoch=on_epoch,
-            in_process=resources.placement is None,
-            local=resources.local,
             placement=resources.placement,
+            processes_here=resources.processes_here,
             indexed=sweep.indexed,
             command=command_of(flags),
         )

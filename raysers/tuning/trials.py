@@ -235,7 +235,7 @@ def run_trials(
                 num_samples=total if search else 1,
                 max_concurrent_trials=resources.at_once,
                 # a new process per trial where its workers need the CPUs
-                reuse_actors=resources.placement is None,
+                reuse_actors=resources.placement.local,
             ),
             run_config=tune.RunConfig(
                 name="trials",

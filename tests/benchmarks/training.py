@@ -148,7 +148,7 @@ def bare_loop(model: str, files: Sequence[str], threads: int) -> Line:
 
 def step_alone(model: str, files: Sequence[str], threads: int) -> Line:
     """Our step without Ray and files, on decoded clips. To be called in a fresh process."""
-    from raysers.training.batch import micro_batches
+    from raysers.training.dataloader import micro_batches
 
     torch.set_num_threads(threads)
     signals, labels = _decoded(files), labels_of(len(files))
@@ -172,7 +172,7 @@ def _learner(model: str, steps: int) -> Any:
 
 def _batch(labels: np.ndarray, cut: Sequence[np.ndarray], signals: Sequence[np.ndarray]) -> Any:
     """A global batch with all its micro-batches."""
-    from raysers.training.batch import Batch, MicroBatch
+    from raysers.training.dataloader import Batch, MicroBatch
 
     pieces = [
         MicroBatch.of(n, rows.tolist(), [signals[r] for r in rows]) for n, rows in enumerate(cut)
@@ -189,7 +189,7 @@ def _decoded(files: Sequence[str]) -> list[np.ndarray]:
 
 def _timed(step: Callable[[np.ndarray], None], clips: int) -> Line:
     """The job's batches through `step`; the first epoch is apart."""
-    from raysers.training.batch import epoch_order, global_batches
+    from raysers.training.dataloader import epoch_order, global_batches
 
     epochs_s, steps = [], 0
     for epoch in range(_EPOCHS):

@@ -25,7 +25,7 @@ from raysers.models.backbones import keep_layers, parse_model_name
 from raysers.models.initialize import start_model
 from raysers.models.loading import load_emotion_model, save_emotion_model
 from raysers.models.scorer import Scorer
-from raysers.training.batch import Batch, MicroBatch, micro_batches
+from raysers.training.dataloader import Batch, MicroBatch, micro_batches
 from raysers.training.learner import Learner
 from tests.benchmarks.loops import batch_scorer
 from tests.unit.models.networks import speechlike

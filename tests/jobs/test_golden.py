@@ -45,6 +45,7 @@ from raysers.commands import (
     transcribe,
     tune,
 )
+from raysers.engine.placement import here
 from raysers.training.trainer import run_training
 from tests import s3
 from tests.jobs.golden_inputs import put_talk, write_inputs
@@ -57,8 +58,8 @@ PLACE = "s3://golden"
 
 def train_here(args: list[str]) -> int:
     """Train in this process, which gives the same bytes as Ray Train's workers."""
-    with pytest.MonkeyPatch.context() as here:
-        here.setattr(train, "run_training", partial(run_training, in_process=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "run_training", partial(run_training, placement=here(threads=1)))
         return train.main(args)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import audmetric
@@ -22,8 +22,7 @@ import torch
 from raysers.data.labelled import read_labelled
 from raysers.data.splits import fold_splits, shuffle_labels
 from raysers.models.initialize import start_model
-from raysers.training.batch import Batch, MicroBatch, epoch_order, global_batches
-from raysers.training.config import LearningFlags
+from raysers.training.dataloader import Batch, MicroBatch, epoch_order, global_batches
 from raysers.training.learner import Learner
 from raysers.types import DIMENSIONS
 from tests.jobs.voices import MEL_FRONT, write_toy_config
@@ -35,38 +34,20 @@ pytestmark = needs_shared
 CLIP_SAMPLES = 16_000
 BATCH_SIZE = 16
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A network of under 0.1 M parameters, and how it is trained."""
-
-    config: dict[str, Any]
-    front: str
-    epochs: int
-    flags: LearningFlags
-
-
-RECIPES = {
-    "cnn14": Recipe(
-        config={
-            "model_type": "cnn14",
-            "widths": [8, 16, 32],
-            "dropout": 0.1,
-            "mel_bands": 32,
-            "window_samples": 1024,
-            "hop_samples": 320,
+#: Networks of under 0.1 M parameters, front end, epochs, and how they are trained.
+RECIPES: dict[str, tuple[dict[str, Any], str, int, dict[str, Any]]] = {
+    "cnn14": (
+        {
+            "model_type": "cnn14", "widths": [8, 16, 32], "dropout": 0.1, "mel_bands": 32,
+            "window_samples": 1024, "hop_samples": 320,
         },
-        front="plain",
-        epochs=7,
-        flags=learning(optimiser="sgd", lr=0.01, schedule="linear", warmup=0.1),
+        "plain", 7, {"optimiser": "sgd", "lr": 0.01},
     ),
-    "wav2vec2": Recipe(
-        config=MEL_FRONT | {"conv_dim": [64, 32, 32, 32], "apply_spec_augment": False},
-        front="mel",
-        epochs=6,
-        flags=learning(lr=1e-3, schedule="linear", warmup=0.1),
+    "wav2vec2": (
+        MEL_FRONT | {"conv_dim": [64, 32, 32, 32], "apply_spec_augment": False},
+        "mel", 6, {"lr": 1e-3},
     ),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,40 +78,34 @@ def _signals(table: pa.Table) -> list[np.ndarray]:
     return [s[start : start + CLIP_SAMPLES] for s, start in zip(found, starts, strict=True)]
 
 
-def _learned(recipe: Recipe, train: pa.Table, dev: pa.Table, folder) -> np.ndarray:
-    """Arousal [clips] of the dev clips after a training."""
-    path = write_toy_config(folder, **recipe.config)
-    if recipe.config.get("model_type") == "cnn14":
-        path.write_text(json.dumps(recipe.config))
-    start = start_model(f"random:{path}", seed=0, front=recipe.front)
+def _arousal_ccc(kind: str, train: pa.Table, dev: pa.Table, folder: Path) -> float:
+    """Of the dev clips, after a training."""
+    config, front, epochs, flags = RECIPES[kind]
+    path = write_toy_config(folder, **config)
+    if kind == "cnn14":
+        path.write_text(json.dumps(config))
     signals = _signals(train)
     labels = np.stack([train[name].to_numpy() for name in DIMENSIONS], 1).astype(np.float32)
-    orders = [epoch_order(len(train), 0, epoch) for epoch in range(recipe.epochs)]
+    orders = [epoch_order(len(train), 0, epoch) for epoch in range(epochs)]
     batches = [batch for order in orders for batch in global_batches(order, BATCH_SIZE)]
-    learner = Learner(start, (), recipe.flags, len(batches), "cpu")
+    start = start_model(f"random:{path}", seed=0, front=front)
+    how = learning(schedule="linear", warmup=0.1, **flags)
+    learner = Learner(start, (), how, len(batches), "cpu")
     for batch in batches:
         piece = MicroBatch.of(0, range(len(batch)), [signals[i] for i in batch])
         unknown = torch.full((len(batch),), -1)
         known = torch.from_numpy(labels[batch])
         learner.step(Batch(labels=known, categories=unknown, pieces=[piece]))
     unheard = _signals(dev)
-    pieces = [unheard[i : i + 32] for i in range(0, len(unheard), 32)]
-    return np.concatenate([learner.predict(piece)[:, 0] for piece in pieces])
-
-
-def _arousal_ccc(dev: pa.Table, predictions: np.ndarray) -> float:
-    return audmetric.concordance_cc(dev["arousal"].to_numpy(), predictions)
+    pieces = [learner.predict(unheard[i : i + 32])[:, 0] for i in range(0, len(unheard), 32)]
+    return audmetric.concordance_cc(dev["arousal"].to_numpy(), np.concatenate(pieces))
 
 
 @pytest.fixture(scope="module")
 def taught(train_and_dev, tmp_path_factory) -> dict[str, float]:
     """The arousal CCC of each network after its training on the true labels."""
-    train, dev = train_and_dev
     folder = tmp_path_factory.mktemp("taught")
-    return {
-        kind: _arousal_ccc(dev, _learned(recipe, train, dev, folder))
-        for kind, recipe in RECIPES.items()
-    }
+    return {kind: _arousal_ccc(kind, *train_and_dev, folder) for kind in RECIPES}
 
 
 @pytest.mark.parametrize("kind", RECIPES)
@@ -145,14 +120,13 @@ def test_shuffled_labels_teach_nothing(train_and_dev, taught, tmp_path):
 
     The clips of a category sound alike, so whatever a network makes of noise goes along with
     arousal or against it: the CCC of one shuffle has a mean of .01 and a standard deviation of .12
-    (16 were measured, -.29 to .27), and rounding of another processor draws another one. The mean
-    of two is nearly four deviations below half of what truth teaches, .67, which is also what
-    labels that leak would teach.
+    (16 were measured, -.29 to .27). The mean of two is nearly four deviations below half of what
+    truth teaches, .67, which is also what labels that leak would teach.
     """
     train, dev = train_and_dev
     found = []
-    for seed, recipe in enumerate(RECIPES.values()):
+    for seed, kind in enumerate(RECIPES):
         shuffled = shuffle_labels(train, seed=seed)
         assert shuffled["arousal"].to_pylist() != train["arousal"].to_pylist()
-        found.append(_arousal_ccc(dev, _learned(recipe, shuffled, dev, tmp_path)))
+        found.append(_arousal_ccc(kind, shuffled, dev, tmp_path))
     assert np.mean(found) < np.mean([*taught.values()]) / 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -22,9 +21,10 @@ from safetensors.numpy import load_file
 
 from raysers.cli import as_plain, parse
 from raysers.commands import annotate, train
+from raysers.engine.placement import here
 from raysers.evaluation.metrics import ccc
 from raysers.training.loop import TrainingStopped
-from raysers.training.trainer import LocalResources, run_training
+from raysers.training.trainer import run_training
 from raysers.types import DIMENSIONS
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of
@@ -72,131 +72,129 @@ def command(place, labels) -> list[str]:
 
 @pytest.fixture(scope="module")
 def one(place, command, ray_session) -> Path:
-    """The result with one worker."""
-    out = place / "one"
-    assert train.main([*command, "--output", str(out), "--workers", "1"]) == 0
-    return out
+    """The result of one worker: this process, with as many threads as Ray's CPUs."""
+    _train_here(command, place / "one")
+    return place / "one"
 
 
 @pytest.fixture(scope="module")
 def two(place, command, ray_session) -> Path:
-    """The result with two workers."""
+    """The result of two workers."""
     out = place / "two"
     assert train.main([*command, "--output", str(out), "--workers", "2"]) == 0
     return out
 
 
-def _document(out: Path) -> dict:
-    return json.loads((out / "training.json").read_text())
+def _train_here(command: list[str], out: Path, on_epoch: Callable | None = None) -> None:
+    flags = parse(train.TrainFlags, [*command, "--output", str(out)], description="")
+    run_training(flags, as_plain(flags), on_epoch=on_epoch, placement=here(threads=4))
 
 
-def test_one_and_two_workers_give_the_same_model(one, two):
-    """But for rounding: they add up in another order, with another number of threads.
+def _document(out: Path, name: str = "training.json") -> dict:
+    return json.loads((out / name).read_text())
 
-    Adam makes steps of it where a gradient is next to nothing: one weight in thousands.
-    """
-    ours, theirs = (load_file(out / "model.safetensors") for out in (one, two))
+
+def _same(out: Path, calm: Path) -> bool:
+    """The same bytes, and the same history but for what differs from run to run."""
+    timed = ("wall_s", "audio_hours_per_s")
+    history, expected = (
+        [{k: v for k, v in r.items() if k not in timed} for r in _document(one)["history"]]
+        for one in (out, calm)
+    )
+    weights = ((one / "model.safetensors").read_bytes() for one in (out, calm))
+    return history == expected and next(weights) == next(weights)
+
+
+def _assert_close(out: Path, calm: Path) -> None:
+    """The same but for rounding, of which Adam makes steps where a gradient is next to nothing."""
+    ours, theirs = (load_file(one / "model.safetensors") for one in (out, calm))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         np.testing.assert_allclose(value, theirs[name], atol=2e-4, rtol=0, err_msg=name)
         assert np.abs(value - theirs[name]).mean() < 2e-6, name
-    losses = [[r["train_loss"] for r in _document(out)["history"]] for out in (one, two)]
+    losses = [[r["train_loss"] for r in _document(one)["history"]] for one in (out, calm)]
     np.testing.assert_allclose(*losses, atol=1e-5, rtol=0)
 
 
-def _same_bytes(out: Path, calm: Path) -> bool:
-    return (out / "model.safetensors").read_bytes() == (calm / "model.safetensors").read_bytes()
+def test_one_and_two_workers_give_the_same_model(one, two):
+    _assert_close(two, one)
 
 
-def test_a_training_in_the_callers_process_gives_the_same_bytes(one, command, place):
-    """With as many threads as the worker of Ray Train had, all of the cluster's CPUs."""
-    out = place / "here"
-    flags = parse(train.TrainFlags, [*command, "--output", str(out)], description="")
-    run_training(flags, as_plain(flags), in_process=True, local=LocalResources(threads=4))
-    assert _same_bytes(out, one)
+def _stop(record: dict) -> None:
+    raise TrainingStopped(f"enough of {record['epoch']}")
 
 
-def _lasting(document: dict) -> list[dict]:
-    """History without what differs from run to run."""
-    timed = ("wall_s", "audio_hours_per_s")
-    return [{k: v for k, v in r.items() if k not in timed} for r in document["history"]]
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_training_in_the_callers_process_gives_the_same_bytes(workers, one, command, place):
+    """An epoch here, the others by Ray Train; with another number of workers but for rounding."""
+    out = place / f"on with {workers}"
+    with pytest.raises(TrainingStopped, match="enough of 1"):
+        _train_here(command, out, _stop)
+    assert _document(out, "run.json")["status"] == "stopped"
+    assert _saved_steps(out) == [STEPS]
+    assert train.main([*command, "--output", str(out), "--workers", str(workers)]) == 0
+    if workers == 1:
+        assert _same(out, one)
+    else:
+        _assert_close(out, one)
 
 
 def _train_workers() -> list[psutil.Process]:
     """Processes of Ray Train's workers below this one."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "TrainWorker" in " ".join(process.cmdline())
-    ]
-
-
-def test_kill_9_of_a_worker_in_mid_run_gives_the_same_model(place, command, two, capsys):
-    out, killed = place / "worker-killed", []
-
-    def kill_one() -> None:
-        while not _saved_steps(out):
-            time.sleep(0.01)
-        victim = _train_workers()[0]
-        victim.kill()
-        killed.append(victim.pid)
-
-    thread = threading.Thread(target=kill_one, daemon=True)
-    thread.start()
-    args = [*command, "--output", str(out), "--workers", "2", "--checkpoint-steps", "2"]
-    assert train.main(args) == 0
-    thread.join(timeout=10)
-    assert len(killed) == 1
-    assert "workers died and were started again after step" in capsys.readouterr().err
-    assert _same_bytes(out, two)
-    assert _lasting(_document(out)) == _lasting(_document(two))
-
-
-@pytest.mark.slow
-def test_sigterm_of_the_driver_saves_the_step_under_way_and_the_same_command_resumes(
-    place, command, two
-):
-    out = place / "terminated"
-
-    def terminate() -> None:
-        while not _saved_steps(out):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=terminate, daemon=True)
-    thread.start()
-    args = [*command, "--output", str(out), "--workers", "2"]
-    assert train.main([*args]) == 143
-    thread.join(timeout=10)
-    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
-    (step,) = _saved_steps(out)
-    assert STEPS <= step <= EPOCHS * STEPS
-    assert train.main(args) == 0
-    assert _same_bytes(out, two)
-
-
-@pytest.mark.slow
-def test_a_training_on_ray_that_a_callback_stops_resumes(place, command, two):
-    out = place / "stopped"
-    flags = parse(
-        train.TrainFlags, [*command, "--output", str(out), "--workers", "2"], description=""
-    )
-
-    def stop(record) -> None:
-        raise TrainingStopped(f"enough of {record['epoch']}")
-
-    with pytest.raises(TrainingStopped, match="enough of 1"):
-        run_training(flags, as_plain(flags), on_epoch=stop)
-    assert json.loads((out / "run.json").read_text())["status"] == "stopped"
-    (step,) = _saved_steps(out)
-    assert STEPS <= step <= EPOCHS * STEPS
-    outcome = run_training(flags, as_plain(flags))
-    assert [record["epoch"] for record in outcome.history] == [*range(1, EPOCHS + 1)]
-    assert _same_bytes(out, two)
+    family = psutil.Process().children(recursive=True)
+    return [process for process in family if "TrainWorker" in processes.title(process)]
 
 
 def _saved_steps(out: Path) -> list[int]:
     return [int(mark.parent.name) for mark in out.glob("state/*/state.json")]
+
+
+def _when_saved(out: Path, act: Callable[[], object]) -> threading.Thread:
+    """Act in a thread as soon as the first state is saved."""
+
+    def watch() -> None:
+        while not _saved_steps(out):
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_kill_9_of_a_worker_in_mid_run_gives_the_same_model(place, command, two, capsys):
+    out = place / "worker-killed"
+
+    def kill_one() -> None:
+        _train_workers()[0].kill()
+
+    thread = _when_saved(out, kill_one)
+    args = [*command, "--output", str(out), "--workers", "2", "--checkpoint-steps", "2"]
+    assert train.main(args) == 0
+    thread.join(timeout=10)
+    assert "workers died and were started again after step" in capsys.readouterr().err
+    assert _same(out, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM", "callback"])
+def test_a_training_on_ray_that_is_stopped_saves_its_step_and_resumes(how, place, command, two):
+    out = place / how
+    args = [*command, "--output", str(out), "--workers", "2"]
+    if how == "callback":
+        flags = parse(train.TrainFlags, args, description="")
+        with pytest.raises(TrainingStopped, match="enough of 1"):
+            run_training(flags, as_plain(flags), on_epoch=_stop)
+    else:
+        thread = _when_saved(out, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train.main(args) == 143
+        thread.join(timeout=10)
+    status = {"SIGTERM": "interrupted", "callback": "stopped"}[how]
+    assert _document(out, "run.json")["status"] == status
+    (step,) = _saved_steps(out)
+    assert STEPS <= step <= EPOCHS * STEPS
+    assert train.main(args) == 0
+    assert _same(out, two)
 
 
 @pytest.mark.slow
@@ -211,47 +209,39 @@ def test_kill_9_of_the_driver_then_the_same_command_gives_the_same_model(
     driver = processes.start(
         "jobs/train.py", *args, env={"RAY_ADDRESS": address, "TMPDIR": str(tmp_path)}
     )
-    workers = _stopped_workers(driver, lambda: bool(_saved_steps(out)))
-    driver.kill()
-    driver.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive, "workers outlive their driver"
-    assert 0 < max(_saved_steps(out)) < EPOCHS * STEPS
-    assert json.loads((out / "run.json").read_text())["status"] == "running"
-    assert not (out / "training.json").exists()
-    assert train.main(args) == 0
-    assert _same_bytes(out, two)
-    assert _lasting(_document(out)) == _lasting(_document(two))
-
-
-def _stopped_workers(
-    driver: subprocess.Popen[str], ready: Callable[[], bool]
-) -> list[psutil.Process]:
-    """Ray Train's workers, stopped once `ready()`.
-
-    They live on for a moment after their driver, which is long enough to finish so small a
-    training: only what stands still is killed in mid-run for certain.
-    """
     deadline = time.monotonic() + 240
-    while not ready():
+    while not _saved_steps(out):
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     workers = _train_workers()
     for worker in workers:
-        worker.suspend()
+        worker.suspend()  # or they finish so small a training before they miss their driver
     assert len(workers) == 2
-    return workers
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, "workers outlive their driver"
+    assert 0 < max(_saved_steps(out)) < EPOCHS * STEPS
+    assert _document(out, "run.json")["status"] == "running"
+    assert not (out / "training.json").exists()
+    assert train.main(args) == 0
+    assert _same(out, two)
 
 
-def test_the_kept_epoch_has_the_best_dev_ccc_and_the_model_has_learned(one):
-    history = _document(one)["history"]
-    means = [record["dev_ccc_mean"] for record in history]
-    best = int(np.argmax(means))
-    assert [r["epoch"] for r in history if r["kept"]][-1] == best + 1
-    assert _document(one)["outcome"]["kept_epoch"] == best + 1
+def test_the_record_says_what_was_trained_and_what_was_passed_over(one):
+    document = _document(one)
+    history, outcome = document["history"], document["outcome"]
+    best = 1 + int(np.argmax([record["dev_ccc_mean"] for record in history]))
+    assert [r["epoch"] for r in history if r["kept"]][-1] == outcome["kept_epoch"] == best
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert history[-1]["step"] == EPOCHS * STEPS
+    assert outcome["failed_clips"] == 1
+    (why,) = document["failed_clips"].values()
+    assert "broken.flac" in why
+    assert document["data"]["speakers"]["dev"] == {"ann": 7, "cid": 7}
+    assert document["data"]["categories"] == ["high", "low"]
+    assert document["settings"]["lr"] == 3e-3
 
 
 def test_annotate_with_the_result_gives_the_dev_scores_of_the_card(one, labels):
@@ -267,75 +257,48 @@ def test_annotate_with_the_result_gives_the_dev_scores_of_the_card(one, labels):
             assert row[name] == pytest.approx(scored[row["file"]][name], abs=1e-5)
         assert row["emotion"] == scored[row["file"]]["emotion"]
     metrics = pq.read_table(one / "metrics" / "part-00000.parquet").to_pylist()
+    kept = str(_document(one)["outcome"]["kept_epoch"])
     for name in ("arousal", "dominance"):
-        expected = ccc(
-            [float(truth[row["file"]][name]) for row in stored], [row[name] for row in stored]
-        )
-        (found,) = [
-            r["value"]
-            for r in metrics
-            if r["model"] == "one" and r["metric"] == "ccc" and not r["group"]
-            and r["split"] == "dev" and r["dimension"] == name
-        ]  # fmt: skip
-        assert found == pytest.approx(expected, abs=1e-6)
-        kept = _document(one)["outcome"]["kept_epoch"]
-        (of_epoch,) = [
-            r["value"]
-            for r in metrics
-            if r["group"] == "epoch" and r["group_value"] == str(kept) and r["dimension"] == name
-        ]
-        assert of_epoch == pytest.approx(expected, abs=1e-4)
-
-
-def test_a_clip_that_cannot_be_decoded_is_counted_named_and_passed_over(one):
-    document = _document(one)
-    assert document["outcome"]["failed_clips"] == 1
-    (why,) = document["failed_clips"].values()
-    assert "broken.flac" in why
+        pairs = [(float(truth[row["file"]][name]), row[name]) for row in stored]
+        expected = ccc(*zip(*pairs, strict=True))
+        for group, value, most in (("", "", 1e-6), ("epoch", kept, 1e-4)):
+            where = {"model": "one", "metric": "ccc", "split": "dev", "dimension": name}
+            where |= {"group": group, "group_value": value}
+            (found,) = [row["value"] for row in metrics if where.items() <= row.items()]
+            assert found == pytest.approx(expected, abs=most)
 
 
 def test_the_folder_holds_everything_and_no_state(one):
     names = {str(p.relative_to(one)) for p in one.rglob("*") if p.is_file()}
-    events = {n for n in names if n.startswith("tensorboard/")}
-    assert len(events) == 1
-    assert names - events == {
+    (events,) = (name for name in names if name.startswith("tensorboard/"))
+    assert names - {events} == {
         "config.json", "preprocessor_config.json", "model.safetensors", "README.md",
         "training.json", "learning_curve.png", "learning_curve.svg", "run.json",
         "metrics/part-00000.parquet", "predictions/part-00000.parquet",
         "manifest/part-00000.parquet",
     }  # fmt: skip
-    document = _document(one)
-    assert document["data"]["speakers"]["dev"] == {"ann": 7, "cid": 7}
-    assert document["data"]["categories"] == ["high", "low"]
-    assert document["settings"]["lr"] == 3e-3
     assert "arousal" in (one / "README.md").read_text()
-
-
-def test_the_same_command_on_a_finished_run_does_nothing(one, command, capsys):
-    before = {p: p.stat().st_mtime_ns for p in one.rglob("*")}
-    assert train.main([*command, "--output", str(one), "--workers", "1"]) == 0
-    assert "nothing was left to do" in capsys.readouterr().out
-    assert {p: p.stat().st_mtime_ns for p in one.rglob("*")} == before
-
-
-def test_another_setting_in_the_same_folder_is_refused_by_name(one, command, capsys):
-    assert train.main([*command, "--output", str(one), "--lr", "1e-4"]) == 2
-    error = capsys.readouterr().err
-    assert "lr was 0.003, now 0.0001" in error
-    assert len(error.strip().splitlines()) == 1
-
-
-def test_tensorboard_has_every_epoch_once(one):
     from tensorboardX.proto.event_pb2 import Event
 
-    (file,) = (one / "tensorboard").iterdir()
-    content, steps = file.read_bytes(), []
+    content, steps = (one / events).read_bytes(), []
     while content:  # length, its checksum, the event, its checksum
         size = int.from_bytes(content[:8], "little")
         event = Event.FromString(content[12 : 12 + size])
         steps += [event.step for v in event.summary.value if v.tag == "dev/ccc_arousal"]
         content = content[16 + size :]
     assert steps == list(range(1, EPOCHS + 1))
+
+
+def test_a_finished_run_is_only_read_and_not_continued_with_other_settings(one, command, capsys):
+    before = {p: p.stat().st_mtime_ns for p in one.rglob("*")}
+    args = [*command, "--output", str(one), "--workers", "1"]
+    assert train.main(args) == 0
+    assert "nothing was left to do" in capsys.readouterr().out
+    assert train.main([*args, "--lr", "1e-4"]) == 2
+    error = capsys.readouterr().err
+    assert "lr was 0.003, now 0.0001" in error
+    assert len(error.strip().splitlines()) == 1
+    assert {p: p.stat().st_mtime_ns for p in one.rglob("*")} == before
 
 
 @pytest.mark.slow
@@ -347,15 +310,14 @@ def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(place, command, r
     error = capsys.readouterr().err
     assert "1 of 29 clips" in error
     assert "broken.flac" in error
-    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+    assert _document(out, "run.json")["status"] == "failed"
 
 
 def test_a_loss_that_is_not_a_number_ends_with_exit_1_and_names_the_step(
     place, command, capsys, monkeypatch
 ):
-    monkeypatch.setattr(train, "run_training", partial(run_training, in_process=True))
-    out = place / "diverged"
-    args = [*command, "--output", str(out), "--lr", "1e30", "--optimiser", "sgd"]
+    monkeypatch.setattr(train, "run_training", partial(run_training, placement=here(threads=1)))
+    args = [*command, "--output", str(place / "diverged"), "--lr", "1e30", "--optimiser", "sgd"]
     assert train.main(args) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: epoch 1, step ")

@@ -6,6 +6,7 @@ In this process, which gives the same bytes as Ray Train's workers and starts no
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from safetensors.numpy import load_file
 
 from raysers.cli import as_plain, parse
 from raysers.commands import annotate, evaluate, report, robustness, train
+from raysers.engine.placement import here
+from raysers.models.backbones import ASSETS
 from raysers.models.loading import load_emotion_model
 from raysers.models.scorer import Scorer
+from raysers.training.loop import TrainingStopped
 from raysers.training.trainer import run_training
 from raysers.types import DIMENSIONS
 from tests.jobs.conftest import rows_of
@@ -26,6 +30,7 @@ from tests.jobs.voices import TOY, read_table, write_table, write_toy_config, wr
 #: CNN14 with a hundredth of the channels.
 NARROW = {"model_type": "cnn14", "widths": [8, 16, 16]}
 PATIENCE = 3
+LOCAL = ("--workers", "local", "--dtype", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +38,14 @@ def labels(tmp_path_factory) -> Path:
     return write_voices(tmp_path_factory.mktemp("kinds") / "voices")
 
 
-def _trained(labels: Path, out: Path, config: Path, *args: str) -> dict:
+def _trained(
+    labels: Path, out: Path, backbone: object, *args: str, on_epoch: Callable | None = None
+) -> dict:
     """The `training.json` of a training in this process."""
-    common = ["--data", str(labels), "--output", str(out), "--backbone", f"random:{config}"]
-    flags = parse(train.TrainFlags, [*common, *args], description="")
-    run_training(flags, as_plain(flags), in_process=True)
+    common = ["--data", str(labels), "--output", str(out), "--backbone", f"random:{backbone}"]
+    recipes = ASSETS / "recipes"
+    flags = parse(train.TrainFlags, [*common, *args], description="", recipes=recipes)
+    run_training(flags, as_plain(flags), on_epoch=on_epoch, placement=here(threads=1))
     return json.loads((out / "training.json").read_text())
 
 
@@ -47,26 +55,28 @@ def _predictions(out: Path) -> dict[str, list[float]]:
     return {row["file"]: [row[name] for name in DIMENSIONS] for row in rows}
 
 
+def _annotated(labels: Path, model: Path, out: Path) -> list[dict]:
+    args = ["--input", str(labels), "--output", str(out), "--model", str(model)]
+    assert annotate.main([*args, *LOCAL]) == 0
+    return rows_of(out)
+
+
 def test_cnn14_trains_by_its_own_recipe_stops_early_and_annotates(labels, tmp_path):
-    config, out, scored = tmp_path / "config.json", tmp_path / "cnn", tmp_path / "scored"
+    config, out = tmp_path / "config.json", tmp_path / "cnn"
     config.write_text(json.dumps(NARROW))
     document = _trained(labels, out, config, "--patience", str(PATIENCE))
-    settings, history = document["settings"], document["history"]
+    settings, history, network = document["settings"], document["history"], document["network"]
     recipe = {"optimiser": "sgd", "lr": 0.01, "batch_size": 64, "epochs": 60}
     assert {name: settings[name] for name in recipe} == recipe
-    assert document["network"]["kind"] == "cnn14"
-    assert document["network"]["trained"] == document["network"]["parameters"]
+    assert (network["kind"], network["trained"]) == ("cnn14", network["parameters"])
     assert len(history) == document["outcome"]["kept_epoch"] + PATIENCE < settings["epochs"]
     assert [r["kept"] for r in history[-PATIENCE - 1 :]] == [True] + [False] * PATIENCE
     assert history[-1]["train_loss"] < history[0]["train_loss"]
-
-    args = ["--input", str(labels), "--output", str(scored), "--model", str(out)]
-    assert annotate.main([*args, "--dtype", "fp32", "--workers", "local"]) == 0
-    rows = {row["file"]: [row[name] for name in DIMENSIONS] for row in rows_of(scored)}
+    scored = {row["file"]: row for row in _annotated(labels, out, tmp_path / "scored")}
     dev = _predictions(out)
     assert len(dev) == 14
     for file, scores in dev.items():
-        assert scores == pytest.approx(rows[file], abs=1e-5)
+        assert scores == pytest.approx([scored[file][name] for name in DIMENSIONS], abs=1e-5)
 
 
 def test_fewer_layers_attentive_pooling_and_little_memory(labels, tmp_path):
@@ -77,19 +87,39 @@ def test_fewer_layers_attentive_pooling_and_little_memory(labels, tmp_path):
         "--gradient-checkpointing", "--accumulate", "2", "--epochs", "2", "--lr", "1e-3",
     )  # fmt: skip
     assert document["settings"]["dtype"] == "bf16"
-    assert len(document["history"]) == 2
     stored = json.loads((out / "config.json").read_text())
     assert (stored["num_hidden_layers"], stored["pooling_mode"]) == (1, "attentive")
     weights = load_file(out / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {np.dtype(np.float32)}
     assert weights["classifier.dense.weight"].shape == (32, 2 * 32)  # means and deviations
-    assert not any("layers.1." in name for name in weights if ".encoder." in name)
-
     dev = _predictions(out)
     scorer = Scorer(load_emotion_model(str(out)), dtype="fp32", device="cpu", threads=1)
     found = scorer.score([sf.read(file, dtype="float32")[0] for file in dev]).scores
     np.testing.assert_allclose(list(dev.values()), found, atol=0.05)
     assert np.ptp(found[:, 0]) > 0
+
+
+def test_the_lora_recipe_trains_resumes_and_leaves_a_plain_model(labels, tmp_path):
+    out, calm = tmp_path / "lora", tmp_path / "calm"
+    args = ("--recipe", "lora", "--epochs", "2", "--batch-size", "7")
+
+    def stop(record: dict) -> None:
+        raise TrainingStopped("enough")
+
+    with pytest.raises(TrainingStopped):
+        _trained(labels, out, "tiny", *args, on_epoch=stop)
+    document = _trained(labels, out, "tiny", *args)
+    expected = _trained(labels, calm, "tiny", *args)
+    settings, network, history = document["settings"], document["network"], document["history"]
+    assert (settings["lora"], settings["lr"], network["freeze"]) == (8, 1e-3, "backbone")
+    assert network["trained"] < network["parameters"]
+    assert [r["train_loss"] for r in history] == [r["train_loss"] for r in expected["history"]]
+    stored, same = (load_file(folder / "model.safetensors") for folder in (out, calm))
+    assert all(np.array_equal(value, same[name]) for name, value in stored.items())
+    assert not any("lora" in name for name in stored)
+    scored = {row["file"]: row for row in _annotated(labels, out, tmp_path / "scored")}
+    for file, scores in _predictions(out).items():
+        assert scores == pytest.approx([scored[file][name] for name in DIMENSIONS], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -107,66 +137,28 @@ def test_a_dimension_without_train_labels_is_null_from_the_model_to_the_report(
     _trained(table, out, config, "--epochs", "1", "--batch-size", "7")
     captured = " ".join(capsys.readouterr().out.split())
     assert "dominance is not trained" in captured
-    assert "valence: all 14 train labels are 0.5" in captured
-    assert json.loads((out / "config.json").read_text())["trained_dimensions"] == [
-        "arousal",
-        "valence",
-    ]
+    stored = json.loads((out / "config.json").read_text())
+    assert stored["trained_dimensions"] == ["arousal", "valence"]
     card = (out / "README.md").read_text()
-    assert "Scores speech for arousal and valence" in card
-    assert "Not trained for dominance" in card
-    assert "valence: all 14 train labels are 0.5" in card
+    for words in ("Scores speech for arousal and valence", "Not trained for dominance"):
+        assert words in card
+    for text in (captured, card):
+        assert "valence: all 14 train labels are 0.5" in text
     for scores in _predictions(out).values():
         assert [score is None for score in scores] == [False, True, False]
-
-    scored, local = tmp_path / "scored", ("--workers", "local")
-    assert (
-        annotate.main(["--input", str(table), "--output", str(scored), "--model", str(out), *local])
-        == 0
-    )
-    for row in rows_of(scored):
-        assert row["status"] == "ok"
-        assert row["dominance"] is None
+    for row in _annotated(table, out, tmp_path / "scored"):
+        assert (row["status"], row["dominance"]) == ("ok", None)
         assert np.isfinite([row["arousal"], row["valence"]]).all()
 
-    evaluated, changed = tmp_path / "evaluated", tmp_path / "changed"
+    scored, evaluated, changed = (tmp_path / name for name in ("scored", "evaluated", "changed"))
     capsys.readouterr()
-    assert (
-        evaluate.main(
-            [
-                "--predictions",
-                str(scored),
-                "--labels",
-                str(table),
-                "--output",
-                str(evaluated),
-                "--bootstrap",
-                "20",
-            ]
-        )
-        == 0
-    )
+    args = ["--predictions", str(scored), "--labels", str(table), "--output", str(evaluated)]
+    assert evaluate.main([*args, "--bootstrap", "20"]) == 0
     assert "no scores of dominance" in " ".join(capsys.readouterr().out.split())
     found = pq.read_table(evaluated / "metrics").to_pylist()
     assert {row["dimension"] for row in found if row["metric"] == "mae"} == {"arousal", "valence"}
-    assert (
-        robustness.main(
-            [
-                "--input",
-                str(table),
-                "--output",
-                str(changed),
-                "--model",
-                str(out),
-                "--limit",
-                "3",
-                "--perturbations",
-                "gain",
-                *local,
-            ]
-        )
-        == 0
-    )
+    args = ["--input", str(table), "--output", str(changed), "--model", str(out), "--limit", "3"]
+    assert robustness.main([*args, "--perturbations", "gain", *LOCAL]) == 0
     shares = {
         row["dimension"]: row["value"]
         for row in pq.read_table(changed / "metrics").to_pylist()
@@ -174,6 +166,5 @@ def test_a_dimension_without_train_labels_is_null_from_the_model_to_the_report(
     }
     assert shares["dominance"] is None
     assert shares["mean"] == pytest.approx((shares["arousal"] + shares["valence"]) / 2)
-    page = tmp_path / "page"
     folders = [str(folder) for folder in (out, scored, evaluated, changed)]
-    assert report.main(["--runs", *folders, "--output", str(page)]) == 0
+    assert report.main(["--runs", *folders, "--output", str(tmp_path / "page")]) == 0

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 from raysers.models.emotion import EmotionModel
@@ -49,19 +48,14 @@ def some_loss(scores: Tensor, embeddings: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "wavlm-base", "whisper-base"])
-def test_training_equals_evaluation(kind: str) -> None:
+def test_training_equals_evaluation_and_gradients_those_of_single_clips(kind: str) -> None:
     model = trained(kind)
-    batch = padded_batch(clips())
-    in_training = model(*batch)
+    in_training = model(*padded_batch(clips()))
     with torch.no_grad():
-        in_evaluation = model.eval()(*batch)
+        in_evaluation = model.eval()(*padded_batch(clips()))
     torch.testing.assert_close(in_training, in_evaluation, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "wavlm-base", "whisper-base"])
-def test_batch_gradient_is_the_sum_over_single_clips(kind: str) -> None:
-    model = trained(kind)
-    some_loss(*model(*padded_batch(clips()))).backward()
+    model.train()
+    some_loss(*in_training).backward()
     batch = gradients(model)
     model.zero_grad()
     for signal in clips():
@@ -69,43 +63,6 @@ def test_batch_gradient_is_the_sum_over_single_clips(kind: str) -> None:
     for name, single in gradients(model).items():
         largest = single.abs().max().item()
         torch.testing.assert_close(batch[name], single, rtol=0, atol=1e-5 * max(1.0, largest))
-
-
-class Stock(nn.Module):
-    """Stock backbone, mean over time, head written out: one clip at a time, no mask."""
-
-    def __init__(self, model: EmotionModel) -> None:
-        super().__init__()
-        name = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert"}[model.config.model_type]
-        config = getattr(transformers, f"{name}Config")(**model.config.to_dict())
-        backbone = getattr(transformers, f"{name}Model")(config)
-        self.add_module(model.family.prefix, backbone)
-        self.classifier = nn.ModuleDict({"dense": nn.Linear(48, 48), "out_proj": nn.Linear(48, 3)})
-        self.load_state_dict(model.state_dict())
-        self.backbone = [backbone]
-
-    def forward(self, signal: np.ndarray) -> tuple[Tensor, Tensor]:
-        pooled = self.backbone[0](torch.from_numpy(signal)[None])[0].mean(1)
-        hidden = torch.tanh(self.classifier["dense"](pooled))
-        return self.classifier["out_proj"](hidden), pooled
-
-
-@pytest.mark.parametrize("kind", ["w2v2-b", "w2v2-L", "hubert-b", "hubert-L"])
-def test_gradients_are_those_of_the_stock_network_clip_by_clip(kind: str) -> None:
-    model = trained(kind)
-    some_loss(*model(*padded_batch(clips()))).backward()
-    stock = Stock(model).train()
-    for signal in clips():
-        some_loss(*stock(signal)).backward()
-    expected = gradients(stock)
-    blind = {n for n in expected if n.endswith("k_proj.bias")}
-    assert gradients(model).keys() == expected.keys() - blind
-    for name, gradient in gradients(model).items():
-        largest = expected[name].abs().max().item()
-        assert largest > 0
-        torch.testing.assert_close(
-            gradient, expected[name], rtol=0, atol=2e-5 * max(1.0, largest), msg=name
-        )
 
 
 def test_frozen_front_neither_learns_nor_drops() -> None:
@@ -116,9 +73,8 @@ def test_frozen_front_neither_learns_nor_drops() -> None:
     assert model.backbone.feature_projection.training
     some_loss(*model(*padded_batch(clips()))).backward()
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert {n for n, p in model.named_parameters() if p.grad is not None} <= learning
+    assert gradients(model).keys() <= learning
     assert not any("feature_extractor" in n or n.endswith("k_proj.bias") for n in learning)
-    assert any("feature_projection" in n for n in learning)
     model.freeze("none")
     assert model.backbone.feature_extractor.training
     assert all(p.requires_grad for p in model.backbone.feature_extractor.parameters())
@@ -136,11 +92,7 @@ def test_frozen_backbone_gives_the_deployed_embeddings() -> None:
     scores, embeddings = model(*batch)
     torch.testing.assert_close(embeddings, deployed, rtol=0, atol=1e-6)
     scores.sum().backward()
-    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
-        f"classifier.{layer}.{kind}"
-        for layer in ("dense", "out_proj")
-        for kind in ("weight", "bias")
-    }
+    assert {name.partition(".")[0] for name in gradients(model)} == {"classifier"}
 
 
 @pytest.mark.parametrize("kind", ["w2v2-b", "w2v2-L", "wavlm-base", "data2vec", "whisper-base"])
@@ -160,21 +112,6 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
         found.append(gradients(model))
     assert found[0].keys() == found[1].keys()
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
-
-
-def test_checkpointing_keeps_less() -> None:
-    model = trained("w2v2-L", num_hidden_layers=4)
-    model.freeze("cnn")
-    kept = []
-    for on in (False, True):
-        model.gradient_checkpointing(on)
-        sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
-        ):
-            model(*padded_batch(clips()))
-        kept.append(sum(sizes))
-    assert kept[1] < 0.5 * kept[0]
 
 
 def test_everything_random_comes_from_torchs_seed() -> None:

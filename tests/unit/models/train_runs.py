@@ -17,16 +17,15 @@ import torch
 
 from raysers.models.initialize import start_model
 from raysers.training import optim
-from raysers.training.batch import (
+from raysers.training.config import LearningFlags
+from raysers.training.dataloader import (
     Batch,
     MicroBatch,
     assign,
     epoch_order,
     global_batches,
     micro_batches,
-    padded_s,
 )
-from raysers.training.config import LearningFlags
 from raysers.training.learner import Learner, StepResult
 from tests.unit.models.networks import small_config, speechlike
 
@@ -119,8 +118,7 @@ def batch_of(run: Run, rows: np.ndarray) -> Batch:
     signals, labels, classes = data_of(run.clips)
     lengths_s = [len(signals[r]) / 16_000 for r in rows]
     cut = micro_batches(lengths_s, run.max_padded_s, run.pieces)
-    costs = [padded_s(lengths_s, piece) for piece in cut]
-    mine = assign(costs, optim.world_size())[optim.rank()]
+    mine = assign(lengths_s, cut, optim.world_size())[optim.rank()]
     pieces = []
     for number in mine:
         kept = [int(i) for i in cut[number] if rows[i] not in run.absent]
@@ -151,15 +149,8 @@ def parameters_of(learner: Learner) -> dict[str, np.ndarray]:
 Job = Callable[[], Any]
 
 
-def in_processes(jobs: Sequence[tuple[Job, int]]) -> list[list[Any]]:
-    """What each job returns in each process of a gloo group of its size."""
-    found: dict[int, list[list[Any]]] = {}
-    for size in {size for _, size in jobs}:
-        found[size] = _in_group([job for job, of in jobs if of == size], size)
-    return [found[size].pop(0) for _, size in jobs]
-
-
-def _in_group(jobs: Sequence[Job], size: int) -> list[list[Any]]:
+def in_processes(jobs: Sequence[Job], size: int) -> list[list[Any]]:
+    """What each job returns in each process of a gloo group."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     with tempfile.TemporaryDirectory() as folder:

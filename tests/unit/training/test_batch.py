@@ -11,16 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysers.errors import ConfigError
-from raysers.training.batch import (
+from raysers.training.dataloader import (
     MicroBatch,
     assign,
+    balanced_order,
     epoch_order,
     global_batches,
     micro_batches,
-    padded_s,
 )
-from raysers.training.dataloader import available_bytes
+from raysers.training.learner import available_bytes
 
 lengths = st.lists(st.floats(0.1, 30.0), min_size=1, max_size=60)
 
@@ -38,6 +37,18 @@ def test_the_order_is_a_permutation_by_seed_and_epoch_and_will_never_change() ->
     assert np.all(np.abs(counts - 600) < 6 * np.sqrt(600 * 0.8))
 
 
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(0, 9))
+def test_a_balanced_epoch_has_equally_many_clips_of_every_corpus(
+    sizes: list[int], epoch: int
+) -> None:
+    corpora = np.repeat(np.arange(len(sizes)), sizes)
+    order = balanced_order(corpora, seed=1, epoch=epoch)
+    assert np.bincount(corpora[order]).tolist() == [max(sizes)] * len(sizes)
+    counts = np.bincount(order, minlength=len(corpora))
+    for corpus in range(len(sizes)):  # each of its clips about equally often
+        assert np.ptp(counts[corpora == corpus]) <= 1
+
+
 @given(clips=st.integers(0, 300), batch_size=st.integers(1, 70))
 def test_no_row_is_dropped_by_batches(clips: int, batch_size: int) -> None:
     order = epoch_order(clips, 0, 0)
@@ -46,6 +57,10 @@ def test_no_row_is_dropped_by_batches(clips: int, batch_size: int) -> None:
     sizes = [len(batch) for batch in batches]
     assert len(batches) == -(-clips // batch_size)
     assert not sizes or max(sizes) <= min(batch_size, min(sizes) + 1)
+
+
+def padded_s(lengths_s: list[float], piece: np.ndarray) -> float:
+    return len(piece) * max(lengths_s[i] for i in piece)
 
 
 @given(lengths, st.floats(0.05, 200.0), st.integers(1, 9), st.integers(1, 5))
@@ -59,7 +74,7 @@ def test_no_row_is_dropped_by_micro_batches_and_workers(
         assert len(piece) == 1 or padded_s(lengths_s, piece) <= max_padded_s * (1 + 1e-12)
     falling = [lengths_s[i] for piece in cut for i in piece]
     assert falling == sorted(lengths_s, reverse=True)
-    assignments = assign([padded_s(lengths_s, piece) for piece in cut], workers)
+    assignments = assign(lengths_s, cut, workers)
     assert len(assignments) == workers
     rows = [i for mine in assignments for piece in mine for i in cut[piece].tolist()]
     assert sorted(rows) == list(range(len(lengths_s)))
@@ -84,10 +99,6 @@ def test_micro_batches_worked_by_hand() -> None:
     # a clip that is too long by itself does not let others in
     assert [p.tolist() for p in micro_batches([9.0, 1.0, 1.0], 2.0, 1)] == [[0], [1, 2]]
     assert micro_batches([], 2.0, 4) == []
-    with pytest.raises(ConfigError, match="--batch-size"):
-        global_batches(np.arange(3), 0)
-    with pytest.raises(ConfigError, match="--max-padded-s"):
-        micro_batches([1.0], 0.0, 1)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=9), st.integers(0, 4))

@@ -140,8 +140,8 @@ def test_trials_at_once_and_more_than_the_cluster_holds_is_refused_by_flag():
     ):
         found = choose_resources(trials, workers, most, nodes)
         assert (found.at_once, found.cpus_each, found.gpus_each) == (at_once, cpus, gpus)
-        assert found.local.processes_here == here
-        assert (found.placement.workers if found.placement else 1) == workers
+        assert found.processes_here == here
+        assert found.placement.workers == workers
     for workers, most, flag in ((9, 0, "--workers-per-trial 9"), (1, 9, "--max-concurrent 9")):
         with pytest.raises(ConfigError, match=flag):
             choose_resources(100, workers, most, GPUS)
