@@ -15,7 +15,7 @@ from raysers.tuning.trials import stored
 from tests.jobs import processes
 from tests.jobs.voices import read_table, write_table, write_toy_config, write_voices
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SPLITS = {"ann": "train", "cid": "train", "bea": "dev", "dan": "test"}
 TRAIN = {"epochs": 2, "batch_size": 7, "lr": 3e-3, "max_padded_s": 8, "eval_steps": 1}

@@ -137,7 +137,7 @@ def test_kill_9_at_random_moments_and_the_same_command_equal_an_uninterrupted_sw
 ):
     """And `--trials` raised later, in a folder that was moved, runs only the new ones."""
     args = [*command, "--space", str(place / "random.yaml"), "--asha", "off", "--search", search]
-    args += ["--max-concurrent", "2", "--checkpoint-steps", "1"]
+    args += ["--max-concurrent", "2", "--checkpoint-steps", "1", "--epochs", "3"]
     out = tmp_path / "killed"
     killed = [*args, "--trials", str(trials), "--output", str(out)]
     address, rng = ray.get_runtime_context().gcs_address, random.Random(trials)
