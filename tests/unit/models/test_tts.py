@@ -97,19 +97,6 @@ def test_what_cannot_be_spoken_has_a_status(text, how, status, message):
     assert caught.value.status == status
 
 
-@pytest.mark.parametrize(
-    ("voices", "rates", "pitches", "message"),
-    [
-        (["en-us+nobody"], [], [], "--voice en-us.nobody: espeak-ng has no 'nobody'"),
-        ([NEUTRAL], [20], [], "--rate is 20: give 80 to 450"),
-        ([NEUTRAL], [], [100], "--pitch is 100: give 0 to 99"),
-    ],
-)
-def test_espeak_refuses_what_it_does_not_have(voices, rates, pitches, message):
-    with pytest.raises(ConfigError, match=message):
-        Engine().check(voices, rates, pitches)
-
-
 #: A program that says the bytes of its input as samples, so the test can read them back.
 SAY = """
 import sys, wave
