@@ -244,8 +244,9 @@ def _curve_rows(cell: Cell, place: Place) -> Rows:
     if cell.job == "train":
         document = training_json(place.uri(cell.run))
         found = (*document.get("evaluations", ()), *document["history"])
-        by_step = dict(sorted((one["step"], one) for one in found))
-        yield from curve_rows({**_key(cell), "model": cell.model}, list(by_step.values()))
+        by_step = {one["step"]: one for one in found}
+        epochs = [by_step[step] for step in sorted(by_step)]
+        yield from curve_rows({**_key(cell), "model": cell.model}, epochs)
 
 
 def print_cells(cells: pa.Table, metrics: pa.Table) -> None:
