@@ -111,6 +111,7 @@ class AvSound:
         codec = _NAMES.get(context.name, context.name)
         self._start: Fraction | None = None  # time of the first sample, seconds
         self.sample_rate_hz = self.channels = 0
+        self._first_tick, self._ticks_to_frames = 0, Fraction(0)
         self._held, self._next, self._blocks = np.zeros((0, 1), np.float32), 0, self._decoded()
         first = next(self._blocks, None)
         self._source.check()
@@ -208,10 +209,14 @@ class AvSound:
         try:
             for frame in self._frames():
                 for part in resampler.resample(frame):
-                    data = np.ascontiguousarray(part.to_ndarray().T, np.float32)
+                    # what PyAV's `to_ndarray` does takes as long as decoding
+                    planes = [np.frombuffer(p, np.float32, part.samples) for p in part.planes]
+                    data = np.stack(planes, axis=1)
                     if not self.channels:
                         self.channels, self.sample_rate_hz = data.shape[1], part.sample_rate
-                        self._start = self._time(frame)
+                        self._first_tick = frame.pts or 0
+                        self._start = self._first_tick * Fraction(frame.time_base)
+                        self._ticks_to_frames = Fraction(frame.time_base) * self.sample_rate_hz
                     if (data.shape[1], part.sample_rate) != (self.channels, self.sample_rate_hz):
                         self._failure = (
                             f"the stream changes to {part.sample_rate} Hz and "
@@ -241,15 +246,13 @@ class AvSound:
         for start in range(0, frames, size):
             yield np.zeros((min(size, frames - start), self.channels), np.float32)
 
-    def _time(self, frame: Any) -> Fraction:
-        return Fraction(0) if frame.pts is None else frame.pts * Fraction(frame.time_base)
-
     def _number(self, frame: Any, expected: int) -> int:
         """Number of a decoded frame's first sample; `expected` -1 after a seek."""
         if frame.pts is None or self._start is None:
             return max(expected, 0)
-        number = round((self._time(frame) - self._start) * self.sample_rate_hz)
-        step = Fraction(frame.time_base) * self.sample_rate_hz  # samples of a tick
+        step = self._ticks_to_frames  # its integers: fractions take half the time of decoding
+        ticks = 2 * (frame.pts - self._first_tick) * step.numerator + step.denominator
+        number: int = ticks // (2 * step.denominator)
         size = self._stream.codec_context.frame_size or frame.samples
         if expected >= 0:
             is_gap = number - expected > max(size // 2, step)
