@@ -196,6 +196,7 @@ class Scorer:
         if self._device.type != "cuda":
             return contextlib.nullcontext()
         if not hasattr(self._threads, "stream"):
+            torch.cuda.synchronize(self._device)  # the weights are there, whatever brought them
             self._threads.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._threads.stream)
 
