@@ -17,7 +17,6 @@ from raysers.annotation import AnnotateTask, write_turns
 from raysers.cli import ClipJobFlags, command
 from raysers.engine.job import ClipJob
 from raysers.errors import ConfigError
-from raysers.evaluation.dtype_check import check_dtype
 
 JOB = "annotate"
 
@@ -66,6 +65,8 @@ def annotate(flags: AnnotateFlags) -> int:
             )
         )
         if flags.check_dtype:
+            from raysers.evaluation.dtype_check import check_dtype  # pandas and scipy: half a second
+
             return check_dtype(job, flags.check_dtype)
         if flags.dry_run:
             return job.estimate()

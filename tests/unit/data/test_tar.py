@@ -229,8 +229,8 @@ def test_memory_does_not_grow_with_members_and_global_headers(tmp_path: Path) ->
     tracemalloc.start()
     members = index_tar(storage.stat(str(tmp_path / "x.tar")), suffixes=WAV)
     assert len([next(members) for _ in range(799)]) == 799
-    alive = sum(isinstance(thing, tarfile.TarInfo) for thing in gc.get_objects())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    alive = sum(isinstance(thing, tarfile.TarInfo) for thing in gc.get_objects())
     assert alive < 10
     assert peak < 5 * 2**20
