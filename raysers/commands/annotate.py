@@ -65,7 +65,8 @@ def annotate(flags: AnnotateFlags) -> int:
             )
         )
         if flags.check_dtype:
-            from raysers.evaluation.dtype_check import check_dtype  # pandas and scipy: half a second
+            # its pandas and scipy would cost every start half a second
+            from raysers.evaluation.dtype_check import check_dtype
 
             return check_dtype(job, flags.check_dtype)
         if flags.dry_run:

@@ -123,14 +123,11 @@ def test_a_finished_sweep_is_not_touched_by_its_command_or_by_another(
     assert {p: p.stat().st_mtime_ns for p in swept.rglob("*")} == before
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("search", "trials", "more", "kills"),
-    [
-        ("random", 2, 1, 1),
-        pytest.param("random", 12, 4, 3, marks=pytest.mark.slow),
-        pytest.param("optuna", 12, 4, 3, marks=pytest.mark.slow),
-    ],
+    [("random", 2, 1, 1), ("random", 12, 4, 3), ("optuna", 12, 4, 3)],
 )
 def test_kill_9_at_random_moments_and_the_same_command_equal_an_uninterrupted_sweep(
     search, trials, more, kills, place, command, ray_session, tmp_path
