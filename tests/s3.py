@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -213,11 +213,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         upstream = http.client.HTTPConnection(self.upstream, timeout=60)
         headers.pop("expect", None)
-        with self.rules.turn if self.rules.one_at_a_time else nullcontext():
-            upstream.request(self.command, self.path, body=body, headers=headers)
-            answer = upstream.getresponse()
-        with suppress(OSError):  # a client that gave up waiting
+        try:
+            with self.rules.turn if self.rules.one_at_a_time else nullcontext():
+                upstream.request(self.command, self.path, body=body, headers=headers)
+                answer = upstream.getresponse()
             self.relay(answer, answer.read(), fault)
+        except OSError:  # the client has given up waiting, or the server has ended
+            self.close_connection = True
         upstream.close()
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815

@@ -229,7 +229,10 @@ def growing(tmp_path_factory, emodb_files) -> tuple[Path, list[str], list[dict]]
     return folder, later, comparable(rows_of(home / "out"))
 
 
-@pytest.mark.parametrize("moment", ["list", pytest.param("score", marks=pytest.mark.slow), "stop"])
+@pytest.mark.parametrize(
+    "moment",
+    ["list", *(pytest.param(one, marks=pytest.mark.slow) for one in ("score", "stop"))],
+)
 def test_files_that_were_added_are_scored_once_whatever_happens(moment, growing, tmp_path):
     """Killed once the longer list is there, and while it is scored; and stopped by Ctrl-C."""
     folder, later, expected = growing
