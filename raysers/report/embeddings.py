@@ -163,7 +163,7 @@ def _draw(maps: Sequence[tuple[str, pd.DataFrame]], known: Sequence[str]) -> Any
                 _dots(axis, plane[clips[name] == value], series_colour(index), str(value))
         if len(maps) > 1 and name == known[0]:
             title = f"{plotting.short(model, 20)}: {title}"
-        _titled(axis, title, plane, columns=3 if wide < 3 else 2)
+        _titled(axis, title, plane, wide)
     return figure
 
 
@@ -190,11 +190,13 @@ def _dots(axis: Any, plane: NDArray[np.float64], colour: str, name: str) -> None
         )  # fmt: skip
 
 
-def _titled(axis: Any, title: str, plane: NDArray[np.float64], *, columns: int) -> None:
-    """The panel's title, and the names of its colours above the dots."""
+def _titled(axis: Any, title: str, plane: NDArray[np.float64], wide: int) -> None:
+    """The panel's title, and the names of its colours above the dots; `wide` panels are a row."""
     (left, low), (right, high) = plane.min(axis=0) - 0.05, plane.max(axis=0) + 0.05
+    columns = 3 if wide < 3 else 2
+    lines = math.ceil(len(axis.get_legend_handles_labels()[1]) / columns)
     axis.set_xlim(left, right)
-    axis.set_ylim(low, high + 0.6 / columns * (high - low))
+    axis.set_ylim(low, high + (right - left) * (0.19 * lines + 0.04) * wide / plotting.WIDTH_IN)
     plotting.panel_title(axis, title, pad_pt=4)
     legend = axis.legend(
         loc="upper left", ncols=columns, frameon=False, fontsize=plotting.SMALL_PT,
