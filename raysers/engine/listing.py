@@ -30,7 +30,7 @@ from raysers.schemas import MANIFEST
 from raysers.types import Status
 
 #: Version of what the rows mean; another one is never mixed into an output folder.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 
 #: Objects whose headers one task reads. Finding speech decodes whole files, so its tasks are small.
 _OBJECTS_PER_TASK = 2000

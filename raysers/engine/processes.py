@@ -147,12 +147,14 @@ class _Member:
                 future = self.waiting.pop(number)
                 self._pool.answered()
                 future.set_exception(result) if is_error else future.set_result(result)
-        except (EOFError, OSError):
+        except Exception as error:  # with no thread to read them, answers would never come
             unanswered = self._pool.died(self)
             self.connection.close()
             code = self.process.wait()
+            is_dead = isinstance(error, EOFError | OSError)
+            died = DecoderDied(f"a decoding process ended with code {code}")
             for future in unanswered:
-                future.set_exception(DecoderDied(f"a decoding process ended with code {code}"))
+                future.set_exception(died if is_dead else error)
 
     def _shared(self, sizes: list[int]) -> list[memoryview]:
         """The arrays that follow an answer; their memory lives as long as they do."""

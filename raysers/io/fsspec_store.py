@@ -6,6 +6,7 @@ first read of an object and again every `_KNOWN_S` seconds.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,10 @@ Result = TypeVar("Result")
 
 _THREADS = 16
 _WAITS_S = (0.5, 1.0, 2.0, 4.0)
+#: After so many seconds nothing is tried again: some file systems retry for a minute themselves.
+_PATIENCE_S = 30.0
+#: Packages that log every error, with its traceback, before they raise it.
+_LOGGERS = ("fsspec", "gcsfs", "adlfs", "azure")
 #: Seconds for which size and version of an object are taken as known.
 _KNOWN_S = 30
 #: What file systems call the version of an object, the surest first.
@@ -130,6 +135,8 @@ def _info(uri: str, about: dict[str, Any]) -> ObjectInfo:
 @lru_cache(maxsize=64)
 def _file_system(root: str) -> Any:
     scheme = root.partition("://")[0]
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         # listings are not cached: files are added
         return url_to_fs(root, use_listings_cache=False)[0]
@@ -148,6 +155,7 @@ def _path(uri: str) -> str:
 def _call(uri: str, work: Callable[[Any, str], Result]) -> Result:
     """`work` with the file system and the path in it, repeated while it fails as may pass."""
     file_system, path = _file_system("/".join(uri.split("/")[:3])), _path(uri)
+    started_s = time.monotonic()
     for wait_s in (*_WAITS_S, None):
         try:
             return work(file_system, path)
@@ -155,7 +163,8 @@ def _call(uri: str, work: Callable[[Any, str], Result]) -> Result:
             raise
         except Exception as error:  # every file system raises its own errors
             kind, why = _kind_of(error)
-            if kind is not TransientStorageError or wait_s is None:
+            is_late = time.monotonic() - started_s > _PATIENCE_S
+            if kind is not TransientStorageError or wait_s is None or is_late:
                 raise kind(f"{uri}: {why}") from error
         time.sleep(wait_s)
     raise AssertionError("the loop above returns or raises")

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raysers.data.segments import Segmenting
-from raysers.engine.listing import index
+from raysers.engine.listing import ROWS_VERSION, index
+from raysers.schemas import ANNOTATIONS, TRANSCRIPTS
 
 KINDS = ("labels.csv", "more.parquet", "folder", "finished")
 
@@ -65,3 +66,15 @@ def test_every_row_of_a_table_is_a_clip_or_counted_in_a_warning(inputs, capsys, 
     at_end = {end for _, end in spans if end is None or 1.001 < end <= 1.1 or end == 1.0}
     starts = {start for start, end in spans if end in at_end}
     assert sum(row["end"].value == 10**9 for row in clips.to_pylist()) == len(starts)
+
+
+def test_other_columns_are_another_version_of_the_rows():
+    """Where an older output is resumed, its parts and new ones would have different columns."""
+    clip = "file start end clip_id start_s end_s status error"
+    level = "arousal dominance valence duration_s rms_db clipped_ratio"
+    run = "model model_revision run_id created_at"
+    assert (ROWS_VERSION, ANNOTATIONS.names, TRANSCRIPTS.names) == (
+        2,
+        f"{clip} {level} {run}".split(),
+        f"{clip} text {run}".split(),
+    )

@@ -110,6 +110,17 @@ def double(values: list[np.ndarray], threads: Executor) -> list[np.ndarray]:
     return [2 * one for one in values]
 
 
+class Unreadable:
+    """Is pickled, and cannot be unpickled."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return int, ("no number",)
+
+
+def unreadable(threads: Executor) -> Unreadable:
+    return Unreadable()
+
+
 def test_answers_and_errors_arrive_and_calls_of_a_dead_process_fail(tmp_path: Path) -> None:
     pool = ProcessPool(1, 2)
     arrays = [np.arange(3, dtype=np.float32), np.empty(0), np.ones((2, 5))]
@@ -119,6 +130,8 @@ def test_answers_and_errors_arrive_and_calls_of_a_dead_process_fail(tmp_path: Pa
         found.fill(0)  # its own memory
     with pytest.raises(CredentialsError, match="key"):
         pool.submit(fail, "key").result()
+    with pytest.raises(ValueError, match="no number"):
+        pool.submit(unreadable).result(timeout=30)
     pid_file = tmp_path / "pid"
     stuck = pool.submit(wait, str(pid_file))
     while not (pid_file.exists() and pid_file.read_text()):
