@@ -9,6 +9,7 @@ Clips are made once and kept, so running the demo again shows how a finished fol
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def demo(config: Demo) -> int:
     if not config.audio and code in (Exit.DONE, Exit.TOO_MANY_FAILED):
         print_emotions(table)
     if table.is_dir():
-        print(f"demo: the table is in {table}; to read it: raysers read {tables}")
+        print(f"demo: the table is in {table}; to read it:")
+        print(
+            f"  {sys.executable} -m raysers read {tables}"
+        )  # make does not put raysers on the path
     return code
 
 

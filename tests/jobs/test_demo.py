@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -84,3 +85,5 @@ def test_the_demo_annotates_its_clips_and_says_mean_scores_by_emotion(
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     for emotion, values in scores.items():
         assert [emotion, *(f"{mean:.2f}" for mean in np.mean(values, axis=0))] in printed
+    read = subprocess.run(printed[-1], capture_output=True, text=True, check=True).stdout
+    assert read.splitlines()[-1].startswith("66 rows")
