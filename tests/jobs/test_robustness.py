@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import shutil
 import tarfile
@@ -156,8 +157,16 @@ def test_another_threshold_on_a_finished_output_compares_anew_and_scores_nothing
     args = ("--input", few, "--output", calm, "--model", checkpoint[0], "--dtype", "fp32", *CALM)
     assert run(*args, "--threshold", 1, "--round-scores") == 0
     assert {p: p.read_bytes() for p in (calm / "robustness").iterdir()} == before
-    new = metrics_of(calm)
-    assert all(r["value"] == 1.0 for key, r in new.items() if key[-1] == "robustness")
+    new, rows = metrics_of(calm), table_of(calm)
+    clean = {r["clip_id"]: r for r in rows if r["perturbation"] == "clean"}
+    for name, d in itertools.product(SUITES["paper"], DIMENSIONS):
+        shifts = [
+            abs(round(round(r[d], 2) - round(clean[r["clip_id"]][d], 2), 2))
+            for r in rows
+            if r["perturbation"] == name
+        ]
+        key = (rows[0]["model"], few.name, "all", "", "", d, f"robustness_{name}")
+        assert new[key]["value"] == np.mean(np.array(shifts) < 1), key
     assert "ser-tests" in capsys.readouterr().out
     assert run(*args) == 0
     again = metrics_of(calm)
