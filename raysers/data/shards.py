@@ -32,8 +32,9 @@ MAX_CLIPS = 20_000
 MAX_UNKNOWN_CLIPS = 256
 #: Lengths this close count as equal, so that clips of one recording stay neighbours.
 _BUCKET_RATIO = 1.08
-#: A small archive is cut into at least about this many shards, unless they fell below a minute.
-_MIN_SHARDS = 32
+#: No shard is more than this part of the audio from its beginning to the end of the list, or than a
+#: minute: so seven workers, two shards in each, end together if one has a tenth of their speed.
+_LAST_SHARDS = 128
 _MIN_SHARD_S = 60.0
 
 #: Parts that a process keeps: shards in work are of the same part or of two neighbours.
@@ -72,11 +73,13 @@ class PartPlan:
 class ShardPlan:
     """The shards of each part of a manifest.
 
-    Per part: `shard_s`, padded audio seconds of a full shard, and `firsts`, the number of its first
-    shard (one more entry than parts). Per shard: `clips`, and `seconds` of audio, 0 if unknown.
+    `shard_s` are the padded audio seconds of a full shard. Per part: `after_s`, audio of the parts
+    that follow in its list, and `firsts`, the number of its first shard (one more entry than
+    parts). Per shard: `clips`, and `seconds` of audio, 0 if unknown.
     """
 
-    shard_s: Seconds
+    shard_s: float
+    after_s: Seconds
     firsts: Indices
     clips: Indices
     seconds: Seconds
@@ -101,8 +104,9 @@ def shard_name(shard: int) -> str:
 def plan_shards(manifest: Manifest, *, shard_s: float) -> ShardPlan:
     """Cuts every part of a manifest into shards of at most `shard_s` padded seconds (`plan_part`).
 
-    Shards of a small archive are shorter, a 32nd of it but not less than a minute, so that it still
-    spreads over workers. An extension is planned by itself: it moves no shard before it.
+    Towards the end of the list they get shorter, a 128th of what is left but a minute at least, so
+    that a small archive spreads over workers and no slow one works on when the others are done. An
+    extension is planned by itself: it moves no shard before it.
 
     Raises:
         ConfigError: `shard_s` is not positive.
@@ -110,31 +114,34 @@ def plan_shards(manifest: Manifest, *, shard_s: float) -> ShardPlan:
     if not shard_s > 0:
         raise ConfigError(f"--shard-s must be more than 0 seconds, got {shard_s}")
     columns = ("file", "duration_s", "status")
-    parts_s = np.array([np.nansum(_lengths_s(part)) for part in manifest.parts(columns[1:])])
-    totals_s = np.add.reduceat(parts_s, manifest.firsts)
-    lists_s = np.minimum(shard_s, np.maximum(_MIN_SHARD_S, totals_s / _MIN_SHARDS))
-    shards_s = np.repeat(lists_s, np.diff([*manifest.firsts, len(manifest)]))
-    parts = zip(manifest.parts(columns), shards_s.tolist(), strict=True)
-    plans = [plan_part(part, shard_s=one_s) for part, one_s in parts]
+    parts_s = np.array([_sum_s(_lengths_s(part)) for part in manifest.parts(columns[1:])])
+    after_s = np.append(np.cumsum(parts_s[::-1])[::-1], 0.0)
+    ends = np.array([*manifest.firsts[1:], len(manifest)])
+    after_s = after_s[1:] - np.repeat(after_s[ends], np.diff([0, *ends]))
+    parts = zip(manifest.parts(columns), after_s.tolist(), strict=True)
+    plans = [plan_part(part, shard_s=shard_s, after_s=one_s) for part, one_s in parts]
     return ShardPlan(
-        shard_s=shards_s,
+        shard_s=shard_s,
+        after_s=after_s,
         firsts=np.cumsum([0, *map(len, plans)]),
         clips=np.concatenate([np.diff(plan.starts) for plan in plans]),
         seconds=np.concatenate([plan.seconds for plan in plans]),
     )
 
 
-def plan_part(table: pa.Table, *, shard_s: float) -> PartPlan:
+def plan_part(table: pa.Table, *, shard_s: float, after_s: float = 0.0) -> PartPlan:
     """Cuts a sorted table (`file`, `duration_s`, `status`) into shards of similar lengths.
 
     Longest clips first, within a length bucket of 8 % in the order of the table. A shard is full
-    when clips x longest would pass `shard_s`; a clip longer than that is alone. Clips of unknown
-    length, then those that are not `ok`, come last in shards of their own.
+    when clips x longest would pass `shard_s`, or less near the end of the list, of which `after_s`
+    follow; a clip longer than that is alone. Clips of unknown length, then those that are not `ok`,
+    come last in shards of their own.
     """
     lengths_s, ok = _lengths_s(table), _is_ok(table)
     scored = np.isfinite(lengths_s)
     in_tables = pc.match_substring_regex(table["file"].cast(pa.string()), ROW_PATTERN).to_numpy()
-    longest_first, cuts = _by_length(np.flatnonzero(scored), lengths_s, shard_s, in_tables)
+    rows = np.flatnonzero(scored)
+    longest_first, cuts = _by_length(rows, lengths_s, shard_s, after_s, in_tables)
     unknown, failed = np.flatnonzero(ok & ~scored), np.flatnonzero(~ok)
     sizes = np.concatenate(
         [cuts, _even_sizes(len(unknown), MAX_UNKNOWN_CLIPS), _even_sizes(len(failed), MAX_CLIPS)]
@@ -178,7 +185,8 @@ class ShardSource:
 
     def _read(self, number: int) -> tuple[pa.Table, PartPlan]:
         part = self._manifest.part(number, _TRAVELLING)
-        plan = plan_part(part, shard_s=float(self._plan.shard_s[number]))
+        after_s = float(self._plan.after_s[number])
+        plan = plan_part(part, shard_s=self._plan.shard_s, after_s=after_s)
         if len(plan) != self._plan.firsts[number + 1] - self._plan.firsts[number]:
             raise RaysersError(
                 "the manifest of the output was changed while its clips were scored: run the same "
@@ -214,8 +222,17 @@ def _lengths_s(table: pa.Table) -> Seconds:
     return np.where(_is_ok(table), lengths_s, np.nan)
 
 
+def _sum_s(lengths_s: Seconds) -> float:
+    """Their sum in whole milliseconds, which is exact and so the same on every machine."""
+    return float(np.nansum(np.rint(1000 * lengths_s))) / 1000
+
+
 def _by_length(
-    rows: Indices, lengths_s: Seconds, shard_s: float, in_tables: NDArray[np.bool_]
+    rows: Indices,
+    lengths_s: Seconds,
+    shard_s: float,
+    after_s: float,
+    in_tables: NDArray[np.bool_],
 ) -> tuple[Indices, Indices]:
     """`rows` by falling length bucket, stable within, and the size of each shard of them.
 
@@ -233,7 +250,9 @@ def _by_length(
     # all that follows in the shard is not longer than the longest of the first row's bucket
     widths = np.diff(np.append(firsts, len(rows)))
     longest_s = np.repeat(np.maximum.reduceat(mine_s, firsts), widths)
-    most = np.clip((shard_s / longest_s).astype(np.int64), 1, MAX_CLIPS)
+    left_s = after_s + np.cumsum(np.rint(1000 * mine_s)[::-1])[::-1] / 1000
+    full_s = np.minimum(shard_s, np.maximum(_MIN_SHARD_S, left_s / _LAST_SHARDS))
+    most = np.clip((full_s / longest_s).astype(np.int64), 1, MAX_CLIPS)
     sizes, start = [], 0
     while start < len(rows):
         sizes.append(min(int(most[start]), len(rows) - start))

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import select
+import socket
 import sys
 import threading
 import time
@@ -47,6 +48,8 @@ from raysers.run import Exit, end_on_sigterm, is_terminated, load_record
 #: How long the nodes of a starting cluster are waited for.
 _NODES_WAIT_S = 900.0
 _ASK_AGAIN_S, _SAY_EVERY_S = 10.0, 30.0
+#: A head that is silent for so long is lost; after a minute Ray's core ends the process by itself.
+_HEAD_LOST_S, _ASK_HEAD_S = 30.0, 5.0
 #: Starts per worker that may die while loading before the job gives up.
 _FAILED_STARTS = 3
 #: Workers of an elastic cluster that may load the model at the same time.
@@ -76,6 +79,7 @@ def connect() -> None:
                 raise ConfigError(f"RAY_ADDRESS={address} does not answer: {fix}") from error
         else:
             _start_here()
+        _watch_ray()
         end_on_sigterm()
         configure_ray_data()
 
@@ -99,7 +103,6 @@ def _start_here() -> None:
                     include_dashboard=False,
                     log_to_driver=False,
                 )
-            _watch_raylet()
             return
         except Exception as error:
             ray.shutdown()
@@ -111,38 +114,44 @@ def _start_here() -> None:
                 ) from error
 
 
-def _watch_raylet() -> None:
-    """End this process with one clear line when its raylet dies.
+def _watch_ray() -> None:
+    """End this process with one clear line when the raylet here dies, or the head is lost.
 
     Ray's core would end it without a word at its next call, or raise whatever that call raises.
     Where the system cannot wait for a process by a descriptor, that is what happens.
     """
-    ended = select.poll()
+    ended, context = select.poll(), ray.get_runtime_context()
+    head, node = context.gcs_address, f"--node_id={context.get_node_id()}"
+    host, _, port = head.rpartition(":")
     try:
-        raylets = [p.pid for p in psutil.Process().children() if p.name() == "raylet"]
-        for pid in raylets:
-            ended.register(os.pidfd_open(pid), select.POLLIN)
+        for process in psutil.process_iter():
+            if process.name() == "raylet" and node in process.cmdline():
+                ended.register(os.pidfd_open(process.pid), select.POLLIN)
     except (AttributeError, OSError, psutil.Error):
         return
 
     def watch() -> None:
-        ended.poll()
+        lost = "Ray stopped on this machine (its raylet died, perhaps for lack of memory)"
+        heard_s = time.monotonic()
+        while not ended.poll(1000 * _ASK_HEAD_S):
+            with suppress(OSError):
+                socket.create_connection((host.strip("[]"), int(port)), _ASK_HEAD_S).close()
+                heard_s = time.monotonic()
+            if time.monotonic() - heard_s > _HEAD_LOST_S:
+                lost = f"the head of the Ray cluster, {head}, is lost"
+                break
         # the job is over, or a signal to the whole process group ends it
         if not ray.is_initialized() or is_terminated():
             return
         print(
-            "error: Ray stopped on this machine (its raylet died, perhaps for lack of memory): "
-            "the same command resumes where it stopped",
-            file=sys.stderr,
-            flush=True,
+            f"error: {lost}: the same command resumes where it stopped", file=sys.stderr, flush=True
         )
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         os._exit(Exit.FAILED)
 
-    if raylets:
-        threading.Thread(target=watch, name="raylet", daemon=True).start()
+    threading.Thread(target=watch, name="raylet", daemon=True).start()
 
 
 @contextmanager

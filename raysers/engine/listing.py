@@ -29,8 +29,8 @@ from raysers.run import absolute_output
 from raysers.schemas import MANIFEST
 from raysers.types import Status
 
-#: Version of what the rows mean; another one is never mixed into an output folder.
-ROWS_VERSION = 2
+#: Version of what rows and shards mean; another one is never mixed into an output folder.
+ROWS_VERSION = 3
 
 #: Objects whose headers one task reads. Finding speech decodes whole files, so its tasks are small.
 _OBJECTS_PER_TASK = 2000

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -134,19 +133,3 @@ def test_an_error_of_the_decoder_is_the_clips_row_and_nobody_elses(clips, tmp_pa
         (Status.UNREADABLE, "IndexError: a bug in a library"),
         None,
     ]
-
-
-@pytest.mark.slow
-def test_a_node_that_joins_in_mid_run_gets_a_worker(clips, tmp_path, rows):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.cluster.node_joins", str(clips), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    levels = [row["arousal"] ** 0.5 for row in rows()]
-    assert levels == pytest.approx([i / 100 for i in range(1, 41)], abs=1e-4)
-    parts = len(list((tmp_path / "out/annotations").iterdir()))
-    assert 1 <= int((tmp_path / "joined").read_text()) < parts

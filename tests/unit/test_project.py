@@ -14,8 +14,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.autoscaler._private import util as autoscaler
+from ray.autoscaler._private.kuberay import autoscaling_config
 
 from raysers.commands import COMMANDS
+from raysers.engine.placement import choose_placement
 from tests.places import REPO
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -141,7 +143,10 @@ def test_cluster_yaml_satisfies_rays_own_schema(monkeypatch):
     types = prepared["available_node_types"]
     assert types[prepared["head_node_type"]]["resources"] == {"CPU": 0}
     assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert sum(t["max_workers"] for t in types.values()) >= prepared["max_workers"]
+    # Ray Data asks for a node of every group that may still grow
+    grow = {name: t["max_workers"] for name, t in types.items() if t["max_workers"]}
+    assert grow == {"gpu": prepared["max_workers"]}
+    assert types["gpu"]["min_workers"] < types["gpu"]["max_workers"]
     # what is mounted must be there and must be enough to install the package
     local = [Path(path) for path in prepared["file_mounts"].values() if not path.startswith("~")]
     assert [path for path in local if not path.exists()] == []
@@ -172,7 +177,16 @@ def test_rayjob_is_complete_and_of_the_pinned_ray():
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert head["template"]["spec"]["restartPolicy"] == "Never"
     (group,) = cluster["workerGroupSpecs"]
-    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    assert group["minReplicas"] <= group["replicas"] < group["maxReplicas"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    # as Ray's autoscaler reads it; a GPU job asks for a GPU and a CPU, and decodes on the others
+    resource = {"metadata": {"name": "annotate", "namespace": "default"}, "spec": cluster}
+    read = autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
+    assert read["idle_timeout_minutes"] == 5
+    assert read["available_node_types"]["headgroup"]["resources"]["CPU"] == 0
+    worker = read["available_node_types"]["gpu"]
+    assert (worker["min_workers"], worker["max_workers"]) == (1, 4)
+    assert choose_placement(0, [worker["resources"]]).workers == worker["resources"]["GPU"] == 1
     templates = [head["template"], group["template"]]
     images = {c["image"] for t in templates for c in t["spec"]["containers"]}
     assert len(images) == 1

@@ -133,7 +133,7 @@ def test_an_extension_moves_nothing_before_it(tmp_path: Path, monkeypatch) -> No
     assert stored.fingerprints == [first.fingerprint, grown.fingerprint]
     assert first.fingerprint != grown.fingerprint
     longer = plan_shards(stored, shard_s=600)
-    for name in ("clips", "seconds", "firsts", "shard_s"):
+    for name in ("clips", "seconds", "firsts", "after_s"):
         of_first = getattr(shards, name)
         assert getattr(longer, name)[: len(of_first)].tolist() == of_first.tolist()
     assert longer.clips.sum() == 385

@@ -47,7 +47,7 @@ def manifest(
 def one_part(table: pa.Table, *, shard_s: float) -> PartPlan:
     """The plan of a manifest of one part."""
     whole = plan_shards(Manifest([table], [len(table)]), shard_s=shard_s)
-    plan = plan_part(table, shard_s=float(whole.shard_s[0]))
+    plan = plan_part(table, shard_s=shard_s)
     assert np.array_equal(whole.seconds, plan.seconds)
     assert np.array_equal(whole.clips, np.diff(plan.starts))
     return plan
@@ -107,10 +107,24 @@ def test_shards_hold_similar_lengths_and_keep_recordings_together() -> None:
     assert recordings == sorted(recordings)
 
 
-def test_a_small_archive_still_spreads_and_a_tiny_one_does_not() -> None:
-    assert len(one_part(manifest([3.0] * 3200), shard_s=1800)) == 32
+def test_a_tiny_archive_is_one_shard_and_long_clips_are_alone() -> None:
     assert len(one_part(manifest([3.0] * 10), shard_s=1800)) == 1
     assert len(one_part(manifest([1800.0] * 100), shard_s=1800)) == 100
+
+
+@pytest.mark.parametrize("hours", [60, 1000])
+@pytest.mark.parametrize("workers", [2, 7])
+def test_no_worker_works_on_long_after_the_others(hours: int, workers: int) -> None:
+    """One has a tenth of the speed; each has two shards at a time, as the engine hands them out."""
+    table = rows_like(manifest([9.0, 10.0] * (hours * 3600 // 19)))
+    plan = plan_shards(Manifest.of(table), shard_s=1800)
+    assert plan.seconds.max() > 0.9 * min(1800, hours * 3600 / 128)
+    ends_s = np.zeros(2 * workers)  # when each place is free; a worker serves its two in turns
+    costs = np.repeat([20.0] + [2.0] * (workers - 1), 2)
+    for seconds in plan.seconds:
+        place = ends_s.argmin()
+        ends_s[place] += seconds * costs[place]
+    assert ends_s.max() - ends_s[2:].max() < 0.05 * ends_s.max()
 
 
 def rows_like(table: pa.Table) -> pa.Table:

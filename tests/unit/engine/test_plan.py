@@ -74,7 +74,7 @@ def test_other_columns_are_another_version_of_the_rows():
     level = "arousal dominance valence duration_s rms_db clipped_ratio"
     run = "model model_revision run_id created_at"
     assert (ROWS_VERSION, ANNOTATIONS.names, TRANSCRIPTS.names) == (
-        2,
+        3,
         f"{clip} {level} {run}".split(),
         f"{clip} text {run}".split(),
     )
