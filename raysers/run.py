@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from enum import IntEnum
 from importlib import metadata
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import raysers
 from raysers.errors import (
@@ -35,6 +35,8 @@ from raysers.errors import (
 from raysers.io import storage
 from raysers.io.claim import Claim
 from raysers.text import one_line, with_packages
+
+FlagsT = TypeVar("FlagsT", bound=Any)
 
 _VERSIONED = (
     "ray", "torch", "transformers", "onnxruntime", "soundfile", "soxr", "pyarrow", "numpy",
@@ -234,6 +236,22 @@ def absolute_output(output: str) -> str:
             "thrown away: give an absolute path or an s3:// prefix"
         )
     return storage.absolute(output)
+
+
+def with_absolute_paths(flags: FlagsT, *places: str) -> FlagsT:
+    """The flags, checked, with `output` and these places the same in every process of the cluster.
+
+    A place is a path, several, or empty. Raises ConfigError: a flag has an impossible value.
+    """
+    flags.check()
+    changes: dict[str, Any] = {"output": absolute_output(flags.output)}
+    for name in places:
+        value = getattr(flags, name)
+        if isinstance(value, tuple):
+            changes[name] = tuple(map(storage.absolute, value))
+        elif value:
+            changes[name] = storage.absolute(value)
+    return replace(flags, **changes)
 
 
 def now() -> str:

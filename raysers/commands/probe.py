@@ -39,7 +39,7 @@ from raysers.evaluation.rows import (
     to_table,
 )
 from raysers.io import storage
-from raysers.run import Exit, Run
+from raysers.run import Exit, Run, with_absolute_paths
 from raysers.text import one_line
 from raysers.types import DIMENSIONS
 from raysers.words import probe as probing
@@ -52,7 +52,7 @@ _PRINTED_WORDS = 10
 
 def probe(flags: ProbeFlags) -> int:
     """Check everything, speak, score, measure, write, print; returns the exit code."""
-    flags = flags.with_absolute_paths()
+    flags = with_absolute_paths(flags, "data", "texts")
     with Run.open(JOB, flags.output, table="metrics", dry_run=flags.dry_run) as run:
         settings = probing.settings_of(flags)
         run.refuse_other_settings(settings)

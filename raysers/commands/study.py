@@ -24,7 +24,7 @@ from raysers.engine import cluster
 from raysers.errors import RaysersError
 from raysers.evaluation.rows import print_notes
 from raysers.io import storage
-from raysers.run import Exit, Run
+from raysers.run import Exit, Run, with_absolute_paths
 from raysers.studies import plan, runner
 from raysers.studies.experiments import Experiment, Place, analysis_flags
 from raysers.studies.plan import StudyFlags
@@ -40,7 +40,7 @@ _ANALYSES: Mapping[str, Callable[[Any], int]] = {
 
 def study(flags: StudyFlags) -> int:
     """Check, plan, run what is left, write the tables; returns the exit code."""
-    config, flags = as_plain(flags), flags.with_absolute_paths()
+    config, flags = as_plain(flags), with_absolute_paths(flags, "data", "speakers")
     with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
         planned = plan.make_plan(flags, run)
         cluster.connect()

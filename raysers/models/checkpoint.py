@@ -70,7 +70,7 @@ _MOST_PARAMETERS = 4_000_000_000  # the largest speech backbones have 2e9
 _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "add_adapter": (False, None),
     "adapter_attn_dim": (None,),
-    "use_weighted_layer_sum": (False, None),
+    "use_weighted_layer_sum": (False, True, None),
     "conv_pos_batch_norm": (False, None),  # it lets padding into the scores
     "pooling_mode": (*POOLING_NAMES, None),
 }

@@ -157,6 +157,8 @@ class EmotionNetwork(nn.Module, ABC):
 class EmotionModel(EmotionNetwork):
     """A backbone of one of `FAMILIES` by its `transformers` configuration, pooling and head."""
 
+    layer_weights: nn.Parameter | None
+
     def __init__(self, config: Any, pooling_mode: str = "mean") -> None:
         super().__init__()
         self.config = config
@@ -172,6 +174,7 @@ class EmotionModel(EmotionNetwork):
         import transformers
 
         config = self.config
+        self._layerdrop: float = config.layerdrop
         self.geometry = ConvGeometry(
             kernels=tuple(config.conv_kernel), strides=tuple(config.conv_stride)
         )
@@ -199,8 +202,11 @@ class EmotionModel(EmotionNetwork):
         return self.geometry.receptive_field_samples
 
     def init_head(self) -> None:
-        """Pooling and head as new, drawn from torch's generator."""
+        """Pooling and head as new, drawn from torch's generator, and equal layer weights."""
         size = self.config.hidden_size
+        weights = nn.Parameter(torch.zeros(len(self._layers) + 1))
+        weighted = getattr(self.config, "use_weighted_layer_sum", False)
+        self.register_parameter("layer_weights", weights if weighted else None)
         self.pooling = POOLINGS[self.pooling_mode](size)
         self.classifier = EmotionHead(
             self.embedding_size, size, self.config.final_dropout, self.config.initializer_range
@@ -303,21 +309,38 @@ class EmotionModel(EmotionNetwork):
     def _encode(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """[clips, frames, hidden] of the transformer; `mask` is True on valid frames."""
         encoder = self.backbone.encoder
-        if self.family.prefix == "wavlm":  # its layers pass a position bias along
-            return cast(Tensor, encoder(hidden, attention_mask=mask).last_hidden_state)
         if mask is not None:
             hidden = hidden.masked_fill(~mask[..., None], 0.0)
         hidden = hidden + _positions(encoder.pos_conv_embed, hidden, mask)
         stable = getattr(self.config, "do_stable_layer_norm", False)
         hidden = encoder.dropout(hidden if stable else encoder.layer_norm(hidden))
         # one row of keys for all queries: a frames x frames table is never stored
-        keys = None if mask is None else mask[:, None, None, :]
-        for layer in encoder.layers:
+        wavlm = self.family.prefix == "wavlm"
+        keys = mask if mask is None or wavlm else mask[:, None, None, :]
+        return self._through_layers(hidden, keys, encoder.layer_norm if stable else None)
+
+    def _through_layers(self, hidden: Tensor, keys: Tensor | None, norm: Any) -> Tensor:
+        """[clips, frames, hidden] behind the layers and `norm`.
+
+        With `layer_weights` the sum of what each layer takes and of the result, under the softmax
+        of these weights (Yang et al. 2021, SUPERB), as stock classifiers compute it.
+        """
+        along = {"position_bias": None} if self.family.prefix == "wavlm" else {}
+        states = []
+        for number, layer in enumerate(self._layers):
+            states += [] if self.layer_weights is None else [hidden]
             # drawn for every layer, so that what is drawn later does not depend on it
-            dropped = encoder.training and torch.rand(()).item() < self.config.layerdrop
-            if not dropped:
-                hidden = layer(hidden, attention_mask=keys)
-        return cast(Tensor, encoder.layer_norm(hidden)) if stable else hidden
+            dropped = self.backbone.training and torch.rand(()).item() < self._layerdrop
+            if not dropped or (along and number == 0):  # WavLM's first gives the others their bias
+                hidden = layer(hidden, attention_mask=keys, **along)
+                if along:
+                    hidden, along["position_bias"] = hidden[:2]
+        hidden = hidden if norm is None else norm(hidden)
+        if self.layer_weights is None:
+            return hidden
+        shares = self.layer_weights.softmax(0)
+        parts = zip(shares, (*states, hidden), strict=True)
+        return torch.stack([share * state.float() for share, state in parts]).sum(0)
 
 
 def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> Any:

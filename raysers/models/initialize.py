@@ -66,6 +66,7 @@ def start_model(
     freeze: Freeze = "auto",
     pooling: Pooling = "masked",
     head_dropout: float | None = None,
+    layer_weights: bool = False,
     front: Front = "plain",
     cache_dir: str | Path | None = None,
 ) -> InitialModel:
@@ -80,6 +81,7 @@ def start_model(
         freeze: `auto` is `none` for random weights and `cnn` for trained ones.
         pooling: `unmasked` averages over padding too, in training only.
         head_dropout: 0..1, in place of what the configuration says (`final_dropout`).
+        layer_weights: learn a weighted sum of all layers' states, in place of the last one.
         front: `mel` starts the first convolution as a mel bank (random weights only).
         cache_dir: where hub downloads are kept; default: the hub library's own place.
 
@@ -99,11 +101,14 @@ def start_model(
         raise ConfigError(f"--front mel is for random:NAME models, {name} has a trained front")
     folder = None if random else checkpoint.open_folder(parsed, cache_dir, "--backbone")
     config = checkpoint.random_config(parsed) if folder is None else folder.config
-    if config["model_type"] == CNN14 and pooling != "masked":
-        raise ConfigError(f"--pooling {pooling}: cnn14 has its own pooling")
+    if config["model_type"] == CNN14 and (pooling != "masked" or layer_weights):
+        flag = "--layer-weights" if layer_weights else f"--pooling {pooling}"
+        raise ConfigError(f"{flag}: cnn14 has no transformer layers, and its own pooling")
     config = keep_layers(config, layers, name) | {
         "pooling_mode": "mean" if pooling in ("masked", "unmasked") else pooling
     }
+    if layer_weights:
+        config["use_weighted_layer_sum"] = True
     if head_dropout is not None:
         config["final_dropout"] = head_dropout
     if Outputs.from_config(config, name).points:
@@ -180,11 +185,13 @@ def _trained(
     torch.manual_seed(seed)
     model.init_head()
     # stock checkpoints may lack SpecAugment's vector; training needs one
-    vector = {f"{model.family.prefix}.masked_spec_embed": torch.rand(model.config.hidden_size)}
+    new = {f"{model.family.prefix}.masked_spec_embed": torch.rand(model.config.hidden_size)}
+    if model.layer_weights is not None:
+        new["layer_weights"] = model.layer_weights.detach()
     if not kept:
         own = {key: value for key, value in tensors.items() if not is_head(key)}
         tensors = own | {k: v for k, v in model.state_dict().items() if is_head(k)}
-    loading.load_weights(model, vector | tensors, where)
+    loading.load_weights(model, new | tensors, where)
     loading.reorder_outputs(model, order if kept else [])
     return model, kept
 

@@ -50,9 +50,10 @@ class WhisperEmotionModel(EmotionModel):
         # keys of the head, which Whisper's own configuration does not have
         config.final_dropout = getattr(config, "final_dropout", 0.0)
         config.initializer_range = config.init_std
+        self._layerdrop: float = config.encoder_layerdrop
+        self._final_norm: bool = getattr(config, "final_norm", True)
         self._trim_db: float | None = getattr(config, "trim_db", None)
         self._peak_level: float | None = getattr(config, "peak_level", None)
-        self._final_norm: bool = getattr(config, "final_norm", True)
         self._mel = MelSettings(
             bands=config.num_mel_bins,
             window_samples=_WINDOW_SAMPLES,
@@ -128,11 +129,8 @@ class WhisperEmotionModel(EmotionModel):
         ragged = bool((frames < hidden.shape[1]).any())
         mask = valid(frames, hidden.shape[1]).to(hidden.device) if ragged else None
         keys = None if mask is None else mask[:, None, None, :]
-        for layer in encoder.layers:
-            dropped = encoder.training and torch.rand(()).item() < encoder.layerdrop
-            if not dropped:
-                hidden = layer(hidden, keys)
-        return cast(Tensor, encoder.layer_norm(hidden)) if self._final_norm else hidden, mask
+        norm = encoder.layer_norm if self._final_norm else None
+        return self._through_layers(hidden, keys, norm), mask
 
     def _spectrogram(self, padded: Tensor, lengths: Tensor, inside: Tensor) -> Tensor:
         """float32 [clips, frames, bands], zero where `inside` [clips, frames, 1] is False.

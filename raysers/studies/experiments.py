@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.compute as pc
 
@@ -106,7 +106,7 @@ def make_grid(studies: Iterable[Study], scale: str) -> Grid:
         trained = list(_trainings(study, scale, runs))
         if study.job == "train":
             cells += trained
-        elif study.together or study.best:
+        elif study.together:
             cells.append(_analysis(study, trained, runs))
         else:
             cells += [_analysis(study, [one], runs) for one in trained]
@@ -117,7 +117,8 @@ def make_grid(studies: Iterable[Study], scale: str) -> Grid:
 def _trainings(study: Study, scale: str, runs: dict[str, Experiment]) -> Iterator[Cell]:
     for label, model in study.models.items():
         name = model.backbone.removeprefix(RANDOM)
-        small = scale == "small" and synthetic.has_small(name)
+        own = synthetic.small_flags(name) if scale == "small" else None
+        small = own is not None
         shown = f"{label}-tiny" if small else label
         for value, changes in study.values.items():
             if model.only and value not in model.only:
@@ -128,8 +129,7 @@ def _trainings(study: Study, scale: str, runs: dict[str, Experiment]) -> Iterato
                 random = flags.pop("weights", "") == "random" or random
                 _check_backbone(study.name, model.backbone, (RANDOM if random else "") + name)
                 if scale == "small":
-                    front = synthetic.FRONT if small and name != CNN14 else {}
-                    flags = {**synthetic.TRAIN, **front, **flags}
+                    flags = {**synthetic.TRAIN, **(own or {}), **flags}
                 settings = {"backbone": name, "random": random, "small": small, "train": flags}
                 kind = "random-" if random and not small and name != CNN14 else ""
                 run = _experiment(runs, "train", kind + name, settings, ())
@@ -166,11 +166,9 @@ def _analysis(study: Study, trained: Sequence[Cell], runs: dict[str, Experiment]
     names = [cell.model for cell in trained]
     made = replace(
         one,
-        cell=one.cell if alone else "all" if study.together else "best",
+        cell=one.cell if alone else "all",
         job=study.job,
-        run=_experiment(
-            runs, study.job, words, {"flags": dict(study.flags), "best": study.best}, needs
-        ),
+        run=_experiment(runs, study.job, words, {"flags": dict(study.flags)}, needs),
         variant="",
         labels={  # with what tells them apart where they are repeated
             cell.run: cell.model if names.count(cell.model) == 1 else f"{cell.model} {cell.variant}"
@@ -201,12 +199,13 @@ class Place:
     """Where the experiments of a study are, and how they run.
 
     `in_domain` is the corpus others are compared with, if any; `workers` are of each training;
-    `resources` are None before the cluster is known.
+    `scorers` of analyses on the whole cluster; `resources` are None before the cluster is known.
     """
 
     output: str
     in_domain: str = ""
     workers: int = 1
+    scorers: int | Literal["local"] = 0
     resources: TrialResources | None = None
 
     def uri(self, run: str) -> str:
@@ -270,7 +269,7 @@ def _train(run: Experiment, place: Place, report: Report) -> dict[str, Any]:
         "audio_s": float(outcome.figures["audio_hours"]) * 3600,
         "device": document["placement"]["device"],
         "workers": document["placement"]["workers"],
-        "dev_ccc_mean": dev_ccc_mean(document),
+        "dev_ccc_mean": document["history"][document["outcome"]["kept_epoch"] - 1]["dev_ccc_mean"],
     }
 
 
@@ -309,8 +308,8 @@ def _require_done(code: int, output: str) -> None:
 
 
 def _annotate(run: Experiment, place: Place, _: Report) -> dict[str, Any]:
-    (model, *_others), output = models_of(run, place), place.uri(run.name)
     embeddings = bool(run.settings["flags"].get("embeddings", True))
+    model, output = place.uri(run.needs[0]), place.uri(run.name)
     return _annotate_with(model, output, place, embeddings=embeddings)
 
 
@@ -318,7 +317,7 @@ def _robustness(run: Experiment, place: Place, _: Report) -> dict[str, Any]:
     flags = RobustnessFlags(
         input=(evaluation_uri(place.output),),
         output=place.uri(run.name),
-        model=models_of(run, place)[0],
+        model=place.uri(run.needs[0]),
         **run.job_flags,
     )
     with ClipJob.open(flags, "robustness", table=RobustnessTask.table) as job:
@@ -347,20 +346,6 @@ def _took(output: str) -> dict[str, Any]:
     }
 
 
-def models_of(run: Experiment, place: Place) -> tuple[str, ...]:
-    """Folders of the models that an experiment analyses; where asked for, only the best on dev."""
-    folders = tuple(map(place.uri, run.needs))
-    if run.settings["best"]:  # the first of equals
-        return (max(folders, key=lambda folder: dev_ccc_mean(training_json(folder))),)
-    return folders
-
-
-def dev_ccc_mean(document: Mapping[str, Any]) -> float:
-    """Mean dev CCC of the epoch that a training kept; -1 where it had no dev clips."""
-    kept = document["history"][int(document["outcome"]["kept_epoch"]) - 1]["dev_ccc_mean"]
-    return -1.0 if kept is None else float(kept)
-
-
 def training_json(model: str) -> dict[str, Any]:
     """What a training says of itself."""
     found: dict[str, Any] = json.loads(storage.read_bytes(storage.join(model, "training.json")))
@@ -369,7 +354,7 @@ def training_json(model: str) -> dict[str, Any]:
 
 def analysis_flags(run: Experiment, place: Place) -> EvaluateFlags | FuseTrainFlags | ProbeFlags:
     """The flags of the job that does an experiment on the whole cluster."""
-    models, output, own = models_of(run, place), place.uri(run.name), run.job_flags
+    models, output, own = tuple(map(place.uri, run.needs)), place.uri(run.name), run.job_flags
     if run.job == "evaluate":
         scored = tuple(storage.join(model, SCORED) for model in models)
         labels = (evaluation_uri(place.output),)
@@ -377,6 +362,7 @@ def analysis_flags(run: Experiment, place: Place) -> EvaluateFlags | FuseTrainFl
             predictions=scored, labels=labels, output=output, in_domain=place.in_domain, **own
         )
     data: tuple[str, ...] = (training_uri(place.output),)
+    own["workers"] = place.scorers
     if run.job == "fuse":
         return FuseTrainFlags(data=data, output=output, model=models[0], **own)
     spoken = read_manifest(data[0], ["transcript"])["transcript"]

@@ -23,7 +23,7 @@ from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedErro
 from raysers.io import storage
 from raysers.models.backbones import parse_model_name
 from raysers.robustness.task import SUITES
-from raysers.run import Run, RunRecord, absolute_output
+from raysers.run import Run, RunRecord
 from raysers.studies import corpora as study_corpora
 from raysers.studies import synthetic
 from raysers.studies.corpora import Corpora
@@ -37,17 +37,13 @@ from raysers.studies.experiments import (
 )
 from raysers.studies.study import Study, in_order, read_studies, read_study
 from raysers.training import plan as training_plan
-from raysers.tuning.resources import (
-    TrialFlags,
-    find_resources,
-    measure_speed,
-    refuse_impossible,
-)
+from raysers.training.config import Rule
+from raysers.tuning.resources import TrialFlags, find_resources, measure_speed
 from raysers.tuning.trials import stored
 
 JOB = "study"
 #: Version of what a study does with its settings; another one never resumes its cells.
-STUDY_VERSION = 2
+STUDY_VERSION = 3
 #: Forward passes that take as long as a training step on the same audio.
 _FORWARDS = 3
 #: Text models and recognisers that come with packages, and `manifest` for none.
@@ -86,11 +82,8 @@ class _Studies:
 class StudyFlags(TrialFlags, _Studies):
     """All flags of the study job."""
 
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        refuse_impossible(self, self._rules())
-
-    def _rules(self) -> Iterator[tuple[bool, str, str]]:
+    def rules(self) -> Iterator[Rule]:
+        """Those of trials last."""
         yield bool(self.study), "--study", "a study, or paper for all of them"
         yield bool(self.output), "--output", "a folder or an s3:// prefix"
         given = bool(self.data) or self.scale == "small"
@@ -100,17 +93,7 @@ class StudyFlags(TrialFlags, _Studies):
         yield self.limit >= 0, "--limit", "0 or more"
         share = 0 <= self.max_failed_cells <= 1
         yield share, "--max-failed-cells", "a share from 0 to 1"
-        yield from self.trial_rules()
-
-    def with_absolute_paths(self) -> StudyFlags:
-        """The flags, checked, with places that mean the same in every process of the cluster."""
-        self.check()
-        return replace(
-            self,
-            output=absolute_output(self.output),
-            data=tuple(map(storage.absolute, self.data)),
-            speakers=self.speakers and storage.absolute(self.speakers),
-        )
+        yield from super().rules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +119,12 @@ class StudyPlan:
     @property
     def place(self) -> Place:
         """Where the experiments are, before corpora and cluster are known."""
-        return Place(output=self.flags.output, workers=self.flags.workers_per_trial)
+        return Place(
+            output=self.flags.output,
+            workers=self.flags.workers_per_trial,
+            # workers of their own take longer to start than to score so little
+            scorers="local" if self.flags.scale == "small" else 0,
+        )
 
     @property
     def small_networks(self) -> set[str]:

@@ -94,7 +94,7 @@ def run_all(
             write_tables(plan.grid, place)
             written_s = time.monotonic()
         score = record.result.get("dev_ccc_mean")
-        return f"dev CCC {score:.3f}" if isinstance(score, float) and score > -1 else ""
+        return f"dev CCC {score:.3f}" if isinstance(score, float) else ""
 
     def trial(run: Experiment) -> Trial:
         in_trial = run.job in IN_TRIALS

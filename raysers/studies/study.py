@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from typing import Any, Literal, get_type_hints
 
 import yaml
@@ -19,18 +18,17 @@ from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
 from raysers.evaluation.evaluate import EvaluateFlags
 from raysers.io import storage
+from raysers.models.backbones import ASSETS
+from raysers.report.evidence import PAPER_STUDIES
 from raysers.robustness.task import RobustnessFlags, chosen
 from raysers.tuning.space import SEARCHABLE, coerce
 from raysers.words.fuse_train import FuseTrainFlags
 from raysers.words.probe import ProbeFlags
 
-#: Stands for every built-in study.
+#: Stands for `PAPER_STUDIES`.
 PAPER = "paper"
-#: The paper's order; what trains comes before its analyses.
-_ORDER = (
-    "backbones", "pretraining", "frozen", "seeds", "layers", "fraction", "robustness", "fairness",
-    "speakers", "effects", "embeddings", "fusion", "probe", "respoken",
-)  # fmt: skip
+#: The built-in studies; what trains comes before its analyses.
+STUDIES = (*PAPER_STUDIES, "ablation")
 #: By job that analyses models, the class of its flags and those that a study can set.
 _ANALYSES: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "robustness": (
@@ -57,8 +55,7 @@ _TRAIN = {name: kind for name, kind in SEARCHABLE.items() if name not in _OWN} |
     "weights": Literal["pretrained", "random"]
 }
 _KEYS = (
-    "about", "job", "models", "factor", "values", "seeds", "train", "flags", "together", "best",
-    "small",
+    "about", "job", "models", "factor", "values", "seeds", "train", "flags", "together", "small",
 )  # fmt: skip
 _MAX_CELLS = 1000
 _MAX_BYTES = 1 << 20
@@ -96,7 +93,6 @@ class Study:
         train: flags of all its trainings.
         flags: of the job that analyses the models.
         together: one analysis of all the models side by side, instead of one of each.
-        best: only of the model with the best dev CCC.
     """
 
     name: str
@@ -109,7 +105,6 @@ class Study:
     train: Flags
     flags: Flags
     together: bool
-    best: bool
 
     def written(self) -> str:
         """The study as YAML, as it was used."""
@@ -122,32 +117,19 @@ class Study:
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def study_names() -> list[str]:
-    """The built-in studies, in the order of the paper's figures."""
-    there = {p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml")}
-    return sorted(there, key=_place)
-
-
 def in_order(studies: Iterable[Study]) -> list[Study]:
     """What trains before its analyses; the built-in ones as the paper has them."""
-    return sorted(studies, key=lambda study: _place(study.name))
-
-
-def _place(name: str) -> tuple[int, str]:
-    return _ORDER.index(name) if name in _ORDER else len(_ORDER), name
-
-
-def _folder() -> Any:
-    return resources.files("raysers").joinpath("assets", "studies")
+    known = {name: place for place, name in enumerate(STUDIES)}
+    return sorted(studies, key=lambda study: (known.get(study.name, len(known)), study.name))
 
 
 def read_studies(names: Sequence[str], scale: str) -> list[Study]:
-    """The studies of `--study`: built-in names, `paper` for all of them, or YAML files.
+    """The studies of `--study`: built-in names, `paper` for those of the paper, or YAML files.
 
     Raises:
         ConfigError: no such study, or a file with something wrong; the line names the key.
     """
-    wanted = [one for name in names for one in (study_names() if name == PAPER else [name])]
+    wanted = [one for name in names for one in (PAPER_STUDIES if name == PAPER else [name])]
     studies = [read_study(name, scale) for name in dict.fromkeys(wanted)]
     for study in studies:
         if [other.name for other in studies].count(study.name) > 1:
@@ -177,10 +159,10 @@ def read_study(name: str, scale: str) -> Study:
 
 def _text(name: str) -> tuple[str, str]:
     """(title, YAML) of a built-in study or a file."""
-    if name in study_names():
-        return name, _folder().joinpath(f"{name}.yaml").read_text("utf-8")
+    if name in STUDIES:
+        return name, (ASSETS / "studies" / f"{name}.yaml").read_text("utf-8")
     if not name.endswith((".yaml", ".yml")):
-        hint = _meant(name, [*study_names(), PAPER])
+        hint = _meant(name, [*STUDIES, PAPER])
         raise ConfigError(f"--study {name}: {hint}; or give a YAML file, or {PAPER} for all")
     try:
         text = storage.read_bytes(name, max_bytes=_MAX_BYTES).decode("utf-8")
@@ -223,7 +205,7 @@ def _study(title: str, where: str, document: dict[str, Any]) -> Study:
         raise ConfigError(f"{where}: key 'seeds' is {seeds!r}: write whole numbers, as in [0, 1]")
     simple: dict[str, Any] = {
         key: coerce(f"{where}: key {key!r}", type(default), document.get(key, default))
-        for key, default in (("about", ""), ("factor", ""), ("together", False), ("best", False))
+        for key, default in (("about", ""), ("factor", ""), ("together", False))
     }
     study = Study(
         name=title,
@@ -238,11 +220,8 @@ def _study(title: str, where: str, document: dict[str, Any]) -> Study:
         **simple,
     )
     for bad, words in (
-        (job == "train" and (study.together or study.best),
-         f"key {'together' if study.together else 'best'!r} is for jobs that analyse models"),
         (job == "train" and document.get("flags"),
          "key 'flags' is for jobs that analyse models: write 'train'"),
-        (study.together and study.best, "key 'best' leaves one model: leave out 'together'"),
         (study.together and job not in ("evaluate", "probe"),
          "key 'together' is for evaluate and probe"),
         (len(values) > 1 and not study.factor,

@@ -266,9 +266,9 @@ def _manifest(corpus: Corpus, place: str) -> pa.Table:
     return sort_manifest(probe_batch(listed.combine_chunks(), Segmenting()))
 
 
-#: Flags of all small trainings, unless the study says otherwise, and of random convolutions.
+#: Flags of all small trainings, unless the study says otherwise.
 TRAIN: Mapping[str, Any] = {
-    "epochs": 8,
+    "epochs": 6,
     "batch_size": 16,
     "lr": 1e-3,
     "optimiser": "adamw",
@@ -277,7 +277,6 @@ TRAIN: Mapping[str, Any] = {
     "weight_decay": 0.02,
     "clip_norm": 1.0,
 }
-FRONT: Mapping[str, Any] = {"front": "mel", "front_steps": 60}
 
 #: Of the small transformers: convolutions from 16 kHz samples to 25 frames a second, and widths.
 #: What tells the seven apart stays: norms, order of norm and attention, biases, dropout, family.
@@ -302,9 +301,14 @@ _SMALL = (
 )  # fmt: skip
 
 
-def has_small(name: str) -> bool:
-    """Whether a backbone's name is one of the paper's, which has a small network."""
-    return name in _SMALL
+def small_flags(name: str) -> dict[str, Any] | None:
+    """Flags of training for the small network of a backbone; None where there is none.
+
+    `eval_steps` are for Figure 12, and the same everywhere, so that it shares its trainings.
+    """
+    if name not in _SMALL:
+        return None
+    return {"eval_steps": 10} | ({} if name == CNN14 else {"front": "mel", "front_steps": 60})
 
 
 def small_config(alias: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is complete. One state is always there once one was written.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -33,7 +34,7 @@ from raysers.models.loading import save_emotion_model
 from raysers.models.lora import merged
 from raysers.models.losses import NO_CATEGORY
 from raysers.training.dataloader import Floats
-from raysers.training.learner import Learner
+from raysers.training.learner import SEX_HEAD, Learner
 from raysers.training.plan import TrainingPlan
 from raysers.types import DIMENSIONS
 
@@ -276,7 +277,9 @@ def store_model(plan: TrainingPlan, model: EmotionNetwork, *, do_normalize: bool
     model.outputs = replace(model.outputs, trained=tuple(plan.data.trained))
     dtype = torch.float16 if plan.flags.save_dtype == "fp16" else torch.float32
     with tempfile.TemporaryDirectory() as place:
-        save_emotion_model(merged(model), place, do_normalize=do_normalize, dtype=dtype)
+        stored = copy.copy(merged(model))
+        stored._modules = {n: m for n, m in stored._modules.items() if n != SEX_HEAD}
+        save_emotion_model(stored, place, do_normalize=do_normalize, dtype=dtype)
         for file in sorted(Path(place).iterdir(), key=lambda f: f.suffix == ".json"):
             storage.write_atomic(storage.join(plan.output, file.name), file.read_bytes())
 

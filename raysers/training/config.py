@@ -6,6 +6,7 @@ that everything behind it, and `run.json`, sees plain numbers only.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
@@ -20,6 +21,26 @@ RECIPES: dict[str, dict[str, Any]] = {
     "transformer": {"epochs": 5, "batch_size": 32, "lr": 1e-4, "optimiser": "adam"},
     "cnn14": {"epochs": 60, "batch_size": 64, "lr": 1e-2, "optimiser": "sgd"},
 }
+
+
+#: Whether it holds, its flag, and what to give instead.
+Rule = tuple[bool, str, str]
+
+
+class Ruled(ABC):
+    """Flags with rules."""
+
+    @abstractmethod
+    def rules(self) -> Iterator[Rule]:
+        """The rules."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag whose rule does not hold."""
+        for good, flag, wanted in self.rules():
+            if not good:
+                value = getattr(self, flag.removeprefix("--").replace("-", "_"))
+                shown = "empty" if value in ("", ()) else value
+                raise ConfigError(f"{flag} is {shown}: give {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +96,9 @@ class NetworkFlags:
     """Rank of low-rank adapters that are trained in place of the backbone; 0: none."""
     pooling: Literal["masked", "unmasked", "statistics", "attentive"] = "masked"
     """How frames become one vector per clip."""
+    layer_weights: bool = False
+    """Score a sum of all transformer layers' states by weights that are learned, in place of the
+    last layer's."""
     head_dropout: float | None = None
     """Dropout of the head, 0..1, in place of the network's own."""
     front: Literal["plain", "mel"] = "plain"
@@ -112,6 +136,8 @@ class LearningFlags:
     labelled; the same as --category-weight 1."""
     category_weight: float = 0.0
     """Weight of the categories' cross-entropy in the loss; 0: none, and 1 with --categories."""
+    sex_weight: float = 0.0
+    """Weight in the loss of a head for the speakers' sex, which only training has; 0: none."""
     accumulate: int = 1
     """Handle each worker's part of a batch in N pieces, to need less memory; same result."""
     gradient_checkpointing: bool = False
@@ -155,7 +181,7 @@ class AugmentFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags):
+class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags, Ruled):
     """All flags of the training job."""
 
     output: Output
@@ -172,12 +198,9 @@ class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags):
     max_restarts: int = 3
     """How often workers that died are started again."""
 
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        for good, flag, wanted in _rules(self):
-            if not good:
-                value = getattr(self, flag.removeprefix("--").replace("-", "_"))
-                raise ConfigError(f"{flag} is {value}: give {wanted}")
+    def rules(self) -> Iterator[Rule]:
+        """In the order of the flags."""
+        return _rules(self)
 
 
 def with_recipe(flags: FlagsT, kind: str) -> FlagsT:
@@ -192,8 +215,7 @@ def with_recipe(flags: FlagsT, kind: str) -> FlagsT:
     return replace(flags, **left_open)
 
 
-def _rules(flags: TrainingFlags) -> Iterator[tuple[bool, str, str]]:
-    """(holds, flag, what to give instead), in the order of the flags."""
+def _rules(flags: TrainingFlags) -> Iterator[Rule]:
     yield bool(flags.output), "--output", "a folder or an s3:// prefix"
     yield bool(flags.data or flags.train), "--data", "labelled data, or --train and --dev"
     alone = not (flags.data and (flags.train or flags.dev))
@@ -237,8 +259,8 @@ def _rules(flags: TrainingFlags) -> Iterator[tuple[bool, str, str]]:
 
 _AT_LEAST_0 = (
     "limit", "min_clip_s", "layers", "lora", "front_steps", "epochs", "batch_size", "lr",
-    "weight_decay", "clip_norm", "category_weight", "patience", "eval_steps", "equaliser_db",
-    "seed", "workers", "max_padded_s", "checkpoint_steps", "max_restarts",
+    "weight_decay", "clip_norm", "category_weight", "sex_weight", "patience", "eval_steps",
+    "equaliser_db", "seed", "workers", "max_padded_s", "checkpoint_steps", "max_restarts",
 )  # fmt: skip
 
 #: Flags that `--help` shows; recipes and config files hold the others.
@@ -256,7 +278,7 @@ _FREE = {
 
 
 #: Flags of later versions, not recorded at their default, so that earlier runs resume.
-_LATER = {"balance"}
+_LATER = {"balance", "layer_weights", "sex_weight"}
 
 
 def deciding(flags: TrainingFlags) -> dict[str, Any]:

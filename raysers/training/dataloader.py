@@ -100,12 +100,14 @@ class MicroBatch:
 class Batch:
     """A global batch as one process has it: its own micro-batches, the labels of all clips.
 
-    Labels are float32 [clips, 3], NaN where missing; categories int64 [clips], -1 where unknown.
+    Labels are float32 [clips, 3], NaN where missing; categories and sexes int64 [clips], -1 where
+    unknown.
     """
 
     labels: Tensor
     categories: Tensor
     pieces: Sequence[MicroBatch]
+    sexes: Tensor | None = None
 
 
 def epoch_order(clips: int, seed: int, epoch: int) -> Indices:
@@ -388,6 +390,7 @@ class TrainLoader:
                 piece = MicroBatch.of(number, *zip(*decoded, strict=True))
                 pieces.append(piece.pinned() if self._pinned else piece)
         train = self._plan.data.train
-        labels = torch.from_numpy(train.labels[step.clips])
-        categories = torch.from_numpy(train.categories[step.clips])
-        return Batch(labels=labels, categories=categories, pieces=pieces)
+        labels, categories, sexes = (
+            torch.from_numpy(of[step.clips]) for of in (train.labels, train.categories, train.sexes)
+        )
+        return Batch(labels=labels, categories=categories, sexes=sexes, pieces=pieces)

@@ -41,15 +41,17 @@ class TooManyFailed(RaysersError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """Clips by identity; labels float32 [clips, 3] (NaN: none); categories int64 [clips] or -1.
+    """Clips by identity; labels float32 [clips, 3] (NaN: none).
 
-    `corpora` int64 [clips] numbers their corpora.
+    `categories` and `sexes` int64 [clips] are -1 where unknown; `corpora` int64 [clips] numbers
+    their corpora.
     """
 
     clips: list[Clip]
     identities: Sequence[str]
     labels: NDArray[np.float32]
     categories: NDArray[np.int64]
+    sexes: NDArray[np.int64]
     corpora: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -65,16 +67,18 @@ class Examples:
 class TrainingData:
     """The clips in use: `table` is a labelled manifest whose `split` is train or dev.
 
-    `dev` may be empty. `categories` are in the order of their numbers; `left_out` counts the clips
-    of train and dev that are not used, by reason; `leakage` has a line for whatever train shares
-    with dev or a test split; `notes` are sentences for the terminal and the card; `trained` names
-    the dimensions that train has labels for, the others have none in dev either.
+    `dev` may be empty. `categories` and `sexes` (empty unless trained) are in the order of their
+    numbers; `left_out` counts the clips of train and dev that are not used, by reason; `leakage`
+    has a line for whatever train shares with dev or a test split; `notes` are sentences for the
+    terminal and the card; `trained` names the dimensions that train has labels for, the others
+    have none in dev either.
     """
 
     table: pa.Table
     train: Examples
     dev: Examples
     categories: tuple[str, ...]
+    sexes: tuple[str, ...]
     left_out: Mapping[str, int]
     leakage: Sequence[str]
     notes: Sequence[str]
@@ -89,6 +93,8 @@ class TrainingData:
             digest.update(f"{len(ids)}\0{ids}\0{self.categories}".encode())
             digest.update(examples.labels.tobytes())
             digest.update(examples.categories.tobytes())
+            if self.sexes:
+                digest.update(examples.sexes.tobytes())
         return digest.hexdigest()
 
 
@@ -170,6 +176,8 @@ def choose(
     if flags.shuffle_labels:
         train = splits.shuffle_labels(train, flags.seed)
     names = tuple(sorted({name for name in _emotions(train) if name}))
+    found = _column(train, "sex").to_pylist() if flags.sex_weight else []
+    sexes = tuple(sorted({sex for sex in found if sex}))
     counts = np.isfinite(_labels(train)).sum(axis=0) * (np.asarray(flags.target_weights) > 0)
     trained = counts >= _LEAST_LABELS
     if not trained.any() and not by_category:
@@ -177,7 +185,7 @@ def choose(
             f"nothing to train: no dimension has {_LEAST_LABELS} train labels and a weight above "
             "0: give more labelled data, other --target-weights, or --categories"
         )
-    train_examples, dev_examples = (_examples(part, names, trained) for part in (train, dev))
+    train_examples, dev_examples = (_examples(part, names, sexes, trained) for part in (train, dev))
     dev_labels = np.isfinite(dev_examples.labels).sum(axis=0)
     has_category = by_category and (dev_examples.categories >= 0).any()
     if dev_needed and dev_labels.max(initial=0) < _LEAST_LABELS and not has_category:
@@ -190,6 +198,7 @@ def choose(
         train=train_examples,
         dev=dev_examples,
         categories=names,
+        sexes=sexes,
         left_out=left_out,
         leakage=leakage,
         notes=[*notes, *_label_notes(_labels(train), _labels(dev), trained)],
@@ -197,22 +206,29 @@ def choose(
     )
 
 
-def _examples(table: pa.Table, categories: Sequence[str], trained: NDArray[np.bool_]) -> Examples:
+def _examples(
+    table: pa.Table, categories: Sequence[str], sexes: Sequence[str], trained: NDArray[np.bool_]
+) -> Examples:
     """Rows of a labelled manifest, in an order that stays wherever the corpus lies."""
     table = table.append_column("identity", pa.array(identities(table), pa.string()))
     table = table.sort_by("identity")
-    numbers = {name: number for number, name in enumerate(categories)}
     labels = _labels(table)
     labels[:, ~trained] = np.nan
-    found = [numbers.get(name or "", NO_CATEGORY) for name in _emotions(table)]
     corpora = [name or "" for name in _column(table, "corpus").to_pylist()]
     return Examples(
         clips=clips_of(table),
         identities=table["identity"].to_pylist(),
         labels=labels,
-        categories=np.array(found, np.int64),
+        categories=_numbered(_emotions(table), categories),
+        sexes=_numbered(_column(table, "sex").to_pylist(), sexes),
         corpora=np.unique(corpora, return_inverse=True)[1].astype(np.int64),
     )
+
+
+def _numbered(words: Sequence[str | None], names: Sequence[str]) -> NDArray[np.int64]:
+    """int64 [words]: the place of each among `names`, or `NO_CATEGORY`."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers.get(word or "", NO_CATEGORY) for word in words], np.int64)
 
 
 def _label_notes(

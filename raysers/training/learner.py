@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -35,6 +36,8 @@ from raysers.training.dataloader import Batch, Floats, MicroBatch
 from raysers.types import DIMENSIONS
 
 _TARGETS = len(DIMENSIONS)
+#: Module of the network in training that its stored model does not have.
+SEX_HEAD = "sex_head"
 #: What `--dtype` and `--gradient-dtype` name; parameters, optimiser and head stay in fp32.
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: Control groups of this machine, and the file that says which of them this process is in.
@@ -70,6 +73,7 @@ class Learner:
         start: its network is taken over and moved to the device. Heads beside that of the
             dimensions are dropped: they fit the embeddings as they were.
         categories: to train a head for; none without a weight in the loss.
+        sexes: how many there are; without a weight in the loss they have no head.
         flags: with nothing left to a recipe.
         total_steps: of the whole training, for the schedule.
         device: `cpu`, `cuda` or `cuda:N`.
@@ -88,6 +92,7 @@ class Learner:
         total_steps: int,
         device: str | torch.device,
         *,
+        sexes: int = 0,
         graph_bytes: float = 0.0,
     ) -> None:
         self.flags, self.total_steps, self.device = flags, total_steps, torch.device(device)
@@ -102,7 +107,18 @@ class Learner:
             torch.manual_seed(flags.seed)
             names = tuple(categories) if flags.category_weight else ()
             start.model.attach(Outputs(categories=names))
+            if sexes and flags.sex_weight:
+                start.model.add_module(SEX_HEAD, nn.Linear(start.embedding_size, sexes))
         self.model: EmotionNetwork = start.model.to(self.device)
+        modules: Any = dict(self.model.named_children())
+        self._heads = [
+            (modules[head], weight, truth)
+            for head, weight, truth in (
+                ("categories", flags.category_weight, "categories"),
+                (SEX_HEAD, flags.sex_weight, "sexes"),
+            )
+            if head in modules
+        ]
         self.checkpointing = flags.gradient_checkpointing
         self.model.gradient_checkpointing(self.checkpointing)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -214,7 +230,7 @@ class Learner:
         self.gradients.clear()
         pieces = [part for piece in pieces for part in piece.halved(self.halvings)]
         # scores, logits and presence of the whole batch
-        width = _TARGETS + len(self.model.outputs.categories) + 1
+        width = _TARGETS + sum(head.out_features for head, *_ in self._heads) + 1
         outputs = torch.zeros(len(batch.labels), width, device=self.device)
         graphs: dict[int, Tensor] = {}
         fits = self._fits(lambda: self._predict_pieces(pieces, outputs, graphs))
@@ -287,13 +303,12 @@ class Learner:
             outputs[rows, -1] = 1.0
 
     def _run(self, piece: MicroBatch) -> Tensor:
-        """float32 [rows, 3 + categories], with the dropout of this step and micro-batch."""
+        """float32 [rows, 3 + classes], with the dropout of this step and micro-batch."""
         mixed = np.random.SeedSequence((self.flags.seed, self.steps, piece.number))
         torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         scores, embeddings = self._forward(piece, self._training_pass)
-        if not self.model.outputs.categories:
-            return scores.float()
-        return torch.cat((scores.float(), self.model.categories(embeddings.float())), 1)
+        logits = [head(embeddings.float()) for head, *_ in self._heads]
+        return torch.cat((scores.float(), *logits), 1)
 
     def _forward(
         self, piece: MicroBatch, network: Callable[..., tuple[Tensor, Tensor]]
@@ -305,16 +320,17 @@ class Learner:
             return network(padded, piece.lengths)
 
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss of the batch, and its gradient float32 [clips, 3 + categories]."""
+        """Loss of the batch, and its gradient float32 [clips, 3 + classes]."""
         absent = outputs[:, -1] < 0.5
         labels = batch.labels.to(self.device).masked_fill(absent[:, None], math.nan)
         # double: every process gets its digits from these few numbers
         found = outputs[:, :-1].double().requires_grad_()
-        loss = LOSSES[self.flags.loss](found[:, :_TARGETS], labels, self.flags.target_weights)
-        if self.model.outputs.categories:
-            categories = batch.categories.to(self.device).masked_fill(absent, NO_CATEGORY)
-            logits = found[:, _TARGETS:]
-            loss = loss + self.flags.category_weight * category_loss(logits, categories)
+        sizes = [head.out_features for head, *_ in self._heads]
+        scores, *logits = torch.split(found, [_TARGETS, *sizes], 1)
+        loss = LOSSES[self.flags.loss](scores, labels, self.flags.target_weights)
+        for (_, weight, name), own in zip(self._heads, logits, strict=True):
+            classes = getattr(batch, name).to(self.device).masked_fill(absent, NO_CATEGORY)
+            loss = loss + weight * category_loss(own, classes)
         (slope,) = torch.autograd.grad(loss, found)
         return loss.detach(), slope.float()
 

@@ -178,6 +178,7 @@ class _Training:
             flags,
             self._loader.total_steps,
             device,
+            sexes=len(data.sexes),
             graph_bytes=_GRAPH_SHARE[device.type] * free_bytes,
         )
         self.progress = TrainProgress()

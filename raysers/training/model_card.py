@@ -104,6 +104,7 @@ def model_card(name: str, training: Mapping[str, Any], metrics: Sequence[Row]) -
     new = len(categories) * (network["embedding_size"] + 1)
     others = f"; and {len(leaks) - 1:,} more such groups" if len(leaks) > 1 else ""
     is_plain = network["model_type"] in _PLAIN_CLASSES and settings["pooling"].endswith("masked")
+    is_plain = is_plain and not settings.get("layer_weights")
     command = shlex.join(training["command"])
     folder = "./" + visible(name)
     splits = [

@@ -20,7 +20,8 @@ from raysers.models.backbones import CNN14, parse_model_name
 from raysers.models.initialize import InitialModel, start_model
 from raysers.models.lora import ADAPTERS, add_adapters
 from raysers.models.outputs import Outputs
-from raysers.run import Run, RunRecord, absolute_output
+from raysers.run import Run, RunRecord
+from raysers.run import with_absolute_paths as absolute_flags
 from raysers.training import dataset
 from raysers.training.config import FlagsT, TrainingFlags, deciding, with_recipe
 from raysers.training.dataset import Indexed, TrainingData
@@ -113,6 +114,8 @@ class TrainingPlan:
         }
         if self.categories:
             pairs["categories"] = f"{', '.join(self.categories)}, weight {flags.category_weight:g}"
+        if data.sexes:
+            pairs["sexes"] = f"{', '.join(data.sexes)}, weight {flags.sex_weight:g}, not stored"
         if earlier is not None:
             pairs["resuming"] = f"the run of {earlier.started_at}, {steps_done} steps done"
         print_pairs("train", pairs)
@@ -132,22 +135,10 @@ class TrainingPlan:
 
 
 def with_absolute_paths(flags: FlagsT) -> FlagsT:
-    """The flags, checked, with places that mean the same in every process of the cluster.
-
-    Raises:
-        ConfigError: a flag has an impossible value.
-    """
-    flags.check()
-    is_file = bool(flags.emotion_map) and flags.emotion_map not in EMOTION_MAPS
-    return replace(
-        flags,
-        output=absolute_output(flags.output),
-        data=tuple(map(storage.absolute, flags.data)),
-        train=tuple(map(storage.absolute, flags.train)),
-        dev=tuple(map(storage.absolute, flags.dev)),
-        speakers=flags.speakers and storage.absolute(flags.speakers),
-        emotion_map=storage.absolute(flags.emotion_map) if is_file else flags.emotion_map,
-    )
+    """As `run.with_absolute_paths`; an emotion map may be a name."""
+    is_file = flags.emotion_map not in EMOTION_MAPS
+    places = ("data", "train", "dev", "speakers", *["emotion_map"] * is_file)
+    return absolute_flags(flags, *places)
 
 
 def refuse_unknown_model(run: Run) -> None:
@@ -173,6 +164,7 @@ def start_network(flags: TrainingFlags, backbone: str) -> InitialModel:
         freeze=flags.freeze,
         pooling=flags.pooling,
         head_dropout=flags.head_dropout,
+        layer_weights=flags.layer_weights,
         front=flags.front,
     )
     if flags.lora:
@@ -197,6 +189,8 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
     if start.max_samples is not None:  # longer clips are left out like those of --max-clip-s
         longest_s = start.max_samples / SAMPLE_RATE_HZ
         flags = replace(flags, max_clip_s=min(flags.max_clip_s, longest_s))
+    if getattr(start.model, "layer_weights", None) is not None:  # also those that came with it
+        flags = replace(flags, layer_weights=True)
     pinned = name.hub_id is not None and not name.random
     unversioned = flags.backbone.partition("@")[0]
     parameters = dict(start.model.named_parameters())
@@ -265,6 +259,11 @@ def make_plan(
                 f"{_LEAST_CATEGORIES} are needed: leave it out, or give data with a column emotion"
             )
         Outputs.from_config({"categories": names}, f"--{flag}")  # too many, or too long
+    if flags.sex_weight and len(data.sexes) < _LEAST_CATEGORIES:
+        raise ConfigError(
+            f"--sex-weight: the training clips are of {len(data.sexes)} sexes, "
+            f"{_LEAST_CATEGORIES} are needed: leave it out, or give data with a column sex"
+        )
     settings = _settings(flags, network, run) | {"data_fingerprint": data.fingerprint}
     if run.earlier is None and placement.workers > LEAST_PIECES:
         settings["pieces"] = placement.workers

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +21,7 @@ from raysers.engine.cluster import get_with_notice, place
 from raysers.engine.placement import Placement, choose_placement, here
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.training.config import TrainingFlags
+from raysers.training.config import Rule, Ruled, TrainingFlags
 from raysers.training.dataset import Indexed
 from raysers.training.trainer import run_training
 
@@ -35,7 +34,7 @@ _BATCHES, _DEV_CLIPS = 3, 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialFlags:
+class TrialFlags(Ruled):
     """Many trainings on one cluster."""
 
     workers_per_trial: int = 1
@@ -50,19 +49,11 @@ class TrialFlags:
     dry_run: bool = False
     """Print what there is to do with a measured estimate of time and cost, and write nothing."""
 
-    def trial_rules(self) -> Iterator[tuple[bool, str, str]]:
-        """(holds, flag, what to give instead)."""
+    def rules(self) -> Iterator[Rule]:
+        """Of these flags."""
         for name in ("max_concurrent", "retries", "usd_per_hour"):
             yield getattr(self, name) >= 0, "--" + name.replace("_", "-"), "0 or more"
         yield self.workers_per_trial >= 1, "--workers-per-trial", "1 or more"
-
-
-def refuse_impossible(flags: Any, rules: Iterable[tuple[bool, str, str]]) -> None:
-    """Raises ConfigError naming the first flag whose rule does not hold."""
-    for good, flag, wanted in rules:
-        if not good:
-            value = getattr(flags, flag.removeprefix("--").replace("-", "_"))
-            raise ConfigError(f"{flag} is {value or 'empty'}: give {wanted}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

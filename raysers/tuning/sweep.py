@@ -23,13 +23,13 @@ from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
 from raysers.run import Run, RunRecord
 from raysers.training import checkpoint, dataset, plan
-from raysers.training.config import TrainingFlags, deciding, with_recipe
+from raysers.training.config import Rule, TrainingFlags, deciding, with_recipe
 from raysers.training.dataset import Indexed
 from raysers.training.loop import TrainingStopped
 from raysers.training.plan import Network
 from raysers.training.results import Epoch
 from raysers.training.trainer import run_training
-from raysers.tuning.resources import TrialFlags, TrialResources, refuse_impossible
+from raysers.tuning.resources import TrialFlags, TrialResources
 from raysers.tuning.space import SEARCHABLE, Point, Space, coerce, read_space
 from raysers.tuning.trials import WORST, Report, Trial, TrialRecord, run_trials, stored
 
@@ -64,12 +64,9 @@ class TuningFlags(TrialFlags, TrainingFlags):
     seed: int = 0
     """Decides the points, and as in training all else that is random in each trial."""
 
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        super().check()
-        refuse_impossible(self, self._rules())
-
-    def _rules(self) -> Iterator[tuple[bool, str, str]]:
+    def rules(self) -> Iterator[Rule]:
+        """Those of training first."""
+        yield from TrainingFlags.rules(self)
         yield bool(self.space), "--space", "a YAML file with the flags to search"
         yield self.workers == 0, "--workers", "--workers-per-trial and --max-concurrent instead"
         yield self.track == "none", "--track", "none: a sweep is in its table, its trials in theirs"
@@ -79,7 +76,7 @@ class TuningFlags(TrialFlags, TrainingFlags):
         yield self.asha_reduction > 1, "--asha-reduction", "more than 1, or --asha off"
         share = 0 <= self.max_failed_trials <= 1
         yield share, "--max-failed-trials", "a share from 0 to 1"
-        yield from self.trial_rules()
+        yield from TrialFlags.rules(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ output, so rerunning the command makes tables and figures again without scoring 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ from raysers.evaluation.rows import Row
 from raysers.io import storage
 from raysers.models.tts import NEUTRAL
 from raysers.plotting import Picture
-from raysers.run import Run, absolute_output
+from raysers.run import Run
 from raysers.types import DIMENSIONS
 from raysers.words.figures import (
     ccc_figure,
@@ -81,8 +81,9 @@ class ProbeFlags:
     """Precision of the models."""
     limit: int = 0
     """Only the first N sentences and the first N clips; 0 takes all."""
-    workers: int = 0
-    """Model workers; 0 uses every GPU, or every CPU when there is none."""
+    workers: int | Literal["local"] = 0
+    """Model workers; 0 uses every GPU, or every CPU when there is none; `local` works in this
+    process, without Ray."""
     dry_run: bool = False
     """Print how much there is to speak and to score, and write nothing."""
     max_failed: float = 0.05
@@ -125,16 +126,6 @@ class ProbeFlags:
             workers=self.workers,
             dry_run=self.dry_run,
             max_failed=self.max_failed,
-        )
-
-    def with_absolute_paths(self) -> ProbeFlags:
-        """The flags, checked (ConfigError), with absolute paths."""
-        self.check()
-        return replace(
-            self,
-            output=absolute_output(self.output),
-            data=tuple(map(storage.absolute, self.data)),
-            texts=storage.absolute(self.texts) if self.texts else "",
         )
 
     @property

@@ -16,7 +16,7 @@ import sys
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -105,8 +105,8 @@ class SynthesizeFlags:
     """Kind of sound file; 16 bits either way."""
     limit: int = 0
     """Only the first N texts; 0 takes all."""
-    workers: int = 0
-    """Texts spoken at a time; 0 uses every CPU."""
+    workers: int | Literal["local"] = 0
+    """Texts spoken at a time; 0 uses every CPU; `local` speaks in this process, without Ray."""
     dry_run: bool = False
     """Print how much there is to speak and write nothing."""
     max_failed: float = 0.05
@@ -133,7 +133,7 @@ class SynthesizeFlags:
             (not self.voice, "--voice is empty: give neutral, or a name"),
             (self.tts_timeout_s <= 0, "--tts-timeout-s: give a time above 0 seconds"),
             (self.limit < 0, f"--limit is {self.limit}: give 0 (all) or more"),
-            (self.workers < 0, f"--workers is {self.workers}: give 0 (automatic) or more"),
+            ("-" in str(self.workers), f"--workers is {self.workers}: give 0 (automatic) or more"),
             (not 0 <= self.max_failed <= 1, f"--max-failed is {self.max_failed}: give 0 to 1"),
             (Status.OK in self.retry, "--retry ok: give statuses of failed texts"),
             (bool(twice), f"--{''.join(twice[:1])} has the same value twice"),
@@ -343,12 +343,13 @@ def _rows(table: pa.Table) -> list[Row]:
     return rows
 
 
-def worker_pool(workers: int) -> tuple[int, float]:
-    """How many speak at a time on the connected cluster, and the CPUs each reserves; 0: one a CPU.
+def worker_pool(workers: int | Literal["local"]) -> tuple[int, float] | None:
+    """How many speak at a time on the cluster, and the CPUs each reserves; 0: one a CPU.
 
-    Raises:
-        ConfigError: more than the cluster can hold.
+    None is for this process. Raises ConfigError: more than the cluster can hold.
     """
+    if workers == "local":
+        return None
     import ray
 
     from raysers.engine import cluster
@@ -364,29 +365,31 @@ def worker_pool(workers: int) -> tuple[int, float]:
     return workers or cpus, 1 / share
 
 
-def run_shards(blocks: Sequence[pa.Table], settings: Row, pool: tuple[int, float]) -> None:
+def run_shards(blocks: Sequence[pa.Table], settings: Row, pool: tuple[int, float] | None) -> None:
     """Speak every block by `ShardSpeaker(**settings)`, with a progress line now and then.
 
-    Raises:
-        RaysersError: what a worker raised on purpose (credentials, storage, writing).
-        ray.exceptions.RayError: a bug in a worker.
+    Raises RaysersError: credentials, storage, writing.
     """
-    import ray
-
     if not blocks:
         return
-    results = ray.data.from_arrow(list(blocks)).map_batches(
-        ShardSpeaker,
-        fn_constructor_kwargs=settings,
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=min(pool[0], len(blocks))),
-        num_cpus=pool[1],
-    )
+    if pool is None:
+        batches: Iterable[pa.Table] = map(ShardSpeaker(**settings), blocks)
+    else:
+        import ray
+
+        results = ray.data.from_arrow(list(blocks)).map_batches(
+            ShardSpeaker,
+            fn_constructor_kwargs=settings,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(size=min(pool[0], len(blocks))),
+            num_cpus=pool[1],
+        )
+        batches = results.iter_batches(batch_size=None, batch_format="pyarrow")
     total, statuses = sum(map(len, blocks)), Counter[str]()
     began_s = last_s = time.monotonic()
-    for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in batches:
         for row in raise_from_rows(batch).to_pylist():
             statuses[row["status"]] += row["texts"]
         now_s = time.monotonic()

@@ -99,9 +99,24 @@ def test_fewer_layers_attentive_pooling_and_little_memory(labels, tmp_path):
     assert np.ptp(found[:, 0]) > 0
 
 
-def test_the_lora_recipe_trains_resumes_and_leaves_a_plain_model(labels, tmp_path):
-    out, calm = tmp_path / "lora", tmp_path / "calm"
-    args = ("--recipe", "lora", "--epochs", "2", "--batch-size", "7")
+@pytest.mark.parametrize(
+    ("recipe", "settings", "added"),
+    [
+        ("lora", {"lora": 8, "lr": 1e-3}, set()),
+        ("layer-weights", {"layer_weights": True, "freeze": "backbone"}, {"layer_weights"}),
+        # the head for the sex is of the training alone
+        ("multi-task", {"category_weight": 0.5, "sex_weight": 0.2},
+         {"categories.weight", "categories.bias"}),
+    ],
+)  # fmt: skip
+def test_a_recipe_beyond_the_paper_trains_resumes_and_leaves_a_model_to_annotate_with(
+    recipe, settings, added, labels, tmp_path
+):
+    rows = read_table(labels)
+    rows = [{**row, "sex": row["sex"] if number % 4 else ""} for number, row in enumerate(rows)]
+    labels = write_table(labels.with_name("some.csv"), rows)
+    out, calm = tmp_path / "out", tmp_path / "calm"
+    args = ("--recipe", recipe, "--epochs", "2", "--batch-size", "7")
 
     def stop(record: dict) -> None:
         raise TrainingStopped("enough")
@@ -110,13 +125,19 @@ def test_the_lora_recipe_trains_resumes_and_leaves_a_plain_model(labels, tmp_pat
         _trained(labels, out, "tiny", *args, on_epoch=stop)
     document = _trained(labels, out, "tiny", *args)
     expected = _trained(labels, calm, "tiny", *args)
-    settings, network, history = document["settings"], document["network"], document["history"]
-    assert (settings["lora"], settings["lr"], network["freeze"]) == (8, 1e-3, "backbone")
-    assert network["trained"] < network["parameters"]
-    assert [r["train_loss"] for r in history] == [r["train_loss"] for r in expected["history"]]
+    assert document["settings"].items() >= settings.items()
+    network = document["network"]
+    if recipe != "multi-task":
+        assert network["freeze"] == "backbone"
+        assert network["trained"] < network["parameters"]
+    losses = [[r["train_loss"] for r in d["history"]] for d in (document, expected)]
+    assert losses[0] == losses[1]
     stored, same = (load_file(folder / "model.safetensors") for folder in (out, calm))
     assert all(np.array_equal(value, same[name]) for name, value in stored.items())
-    assert not any("lora" in name for name in stored)
+    plain = load_emotion_model("random:tiny").model.state_dict()
+    assert {*stored} - {*plain} == added
+    if "layer_weights" in added:
+        assert np.ptp(stored["layer_weights"]) > 0
     scored = {row["file"]: row for row in _annotated(labels, out, tmp_path / "scored")}
     for file, scores in _predictions(out).items():
         assert scores == pytest.approx([scored[file][name] for name in DIMENSIONS], abs=1e-5)

@@ -43,7 +43,7 @@ MISTAKES = {
     "annotate audio --config": "--config needs a file",
     "annotate audio --config nowhere.yaml": "--config nowhere.yaml",
     "annotate audio --config bad.yaml": "unknown key 'modle'",
-    "train audio --recipe papr": "--recipe papr: give one of cnn14, from-scratch, lora, paper",
+    "train audio --recipe papr": "--recipe papr: give one of cnn14, from-scratch, ",
     # places
     "annotate nowhere": "nowhere",
     "annotate empty": "no audio",
@@ -53,7 +53,7 @@ MISTAKES = {
     "annotate audio -o other": "holds a run of 'index'",
     "annotate names.csv": "file",
     "index audio --corpus emodb": "no file is named as EmoDB's are",
-    "train": "--data is (): give labelled data, or --train and --dev",
+    "train": "--data is empty: give labelled data, or --train and --dev",
     "train audio --dev audio": "--data is ('audio',): give either --data, or --train and --dev",
     "evaluate nowhere --labels labels.csv": "nowhere",
     "evaluate audio --labels labels.csv": "audio",

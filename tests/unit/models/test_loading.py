@@ -262,7 +262,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("id2label", {"id2label": LABELS | {"3": "quality"}}),
     ("model_type is 'bert'", {"model_type": "bert"}),
     ("add_adapter is True", {"add_adapter": True}),
-    ("use_weighted_layer_sum is True", {"use_weighted_layer_sum": True}),
+    ("missing: layer_weights", {"use_weighted_layer_sum": True}),
     ("conv_pos_batch_norm", {"model_type": "hubert", "conv_pos_batch_norm": True}),
     ("pooling_mode is 'max'", {"pooling_mode": "max"}),
     ("hidden_size.*'wide'", {"hidden_size": "wide"}),

@@ -47,7 +47,11 @@ def stock_embedding(model: EmotionModel, signal: np.ndarray) -> np.ndarray:
     tensors = {k: v.clone() for k, v in model.backbone.state_dict().items()}
     tensors["embed_positions.weight"] = tensors["embed_positions.weight"][:positions]
     encoder.load_state_dict(tensors)
-    return encoder(features).last_hidden_state.mean(1)[0].numpy()
+    found = encoder(features, output_hidden_states=True)
+    if model.layer_weights is None:
+        return found.last_hidden_state.mean(1)[0].numpy()
+    shares = model.layer_weights.softmax(0)
+    return sum(a * b for a, b in zip(shares, found.hidden_states, strict=True)).mean(1)[0].numpy()
 
 
 def scorer_of(model: EmotionModel) -> Scorer:
@@ -63,9 +67,12 @@ def test_thirty_seconds_equal_the_stock_encoder(kind: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_a_ragged_batch_equals_the_stock_encoder_at_each_clips_length() -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_ragged_batch_equals_the_stock_encoder_at_each_clips_length(weighted: bool) -> None:
     """Lengths with whole positions, a quiet clip, digital silence at the end, and all silence."""
-    model = small_model("whisper-base")
+    model = small_model("whisper-base", use_weighted_layer_sum=weighted)
+    if model.layer_weights is not None:
+        torch.nn.init.normal_(model.layer_weights)
     signals = [speechlike(n, n) for n in (16_000, 640, 40_400, 23_360)]
     signals += [1e-4 * signals[0], np.concatenate((signals[3], np.zeros(8_000, np.float32)))]
     signals.append(np.zeros(6_400, np.float32))

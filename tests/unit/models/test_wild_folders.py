@@ -21,6 +21,8 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForSequenceClassification,
+    WavLMConfig,
+    WavLMForSequenceClassification,
 )
 
 from raysers.errors import CheckpointError
@@ -44,8 +46,8 @@ SCORED = (
 REFUSED = {
     "b_act": "id2label", "b_label_n": "id2label", "c_four": "id2label", "c_one_output": "id2label",
     "c_two_outputs": "id2label", "d_stock_3class": "id2label",
-    "d_stock_adv": "must be fine-tuned first", "d_superb_hubert": "use_weighted_layer_sum",
-    "d_superb_w2v2": "use_weighted_layer_sum", "k_8khz": "sampling_rate is 8000",
+    "d_stock_adv": "must be fine-tuned first", "d_superb_hubert": "id2label",
+    "d_superb_w2v2": "id2label", "k_8khz": "sampling_rate is 8000",
     "k_no_flag": "add the line", "m_adapter": "add_adapter", "m_attn_adapter": "only null",
     "r_lora": "merge_and_unload", "s_conformer": "supported: wav2vec2",
     "s_emotion2vec": "supported: wav2vec2", "s_sew": "supported: wav2vec2",
@@ -107,20 +109,28 @@ def test_what_others_write_scores_as_stock_transformers(folders: Path, name: str
             assert ours == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    ("config_class", "network"),
+    ("config_class", "network", "kind"),
     [
-        (Wav2Vec2Config, Wav2Vec2ForSequenceClassification),
-        (HubertConfig, HubertForSequenceClassification),
+        (Wav2Vec2Config, Wav2Vec2ForSequenceClassification, "w2v2-L"),
+        (HubertConfig, HubertForSequenceClassification, "w2v2-b"),
+        (WavLMConfig, WavLMForSequenceClassification, "wavlm-base"),
+        (WavLMConfig, WavLMForSequenceClassification, "wavlm-large"),
     ],
 )
 def test_a_stock_classifier_of_emotions_gives_its_own_probabilities(
-    config_class: Any, network: Any, tmp_path: Path
+    config_class: Any, network: Any, kind: str, weighted: bool, tmp_path: Path
 ) -> None:
+    """Those of SUPERB sum the states of all layers by learned weights."""
     names = ("anger", "joy", "sadness", "neutral")
-    config = config_class(**small_config("w2v2-L"), id2label=dict(enumerate(names)))
+    # the last state is the normalised one, as in the library that such classifiers are from
+    keys = {"use_weighted_layer_sum": weighted, "tie_last_hidden_states": True}
+    keys |= small_config(kind)
     torch.manual_seed(2)
-    stock = network(config).eval()
+    stock = network(config_class(**keys, id2label=dict(enumerate(names)))).eval()
+    if weighted:
+        torch.nn.init.normal_(stock.layer_weights)
     stock.save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path)
     loaded = load_emotion_model(str(tmp_path))
@@ -132,6 +142,7 @@ def test_a_stock_classifier_of_emotions_gives_its_own_probabilities(
         expected = stock(inputs.input_values).logits.softmax(1)[0].numpy()
     found = scorer.score([other, signal])
     np.testing.assert_allclose(found.extras[1], expected, atol=1e-5)
+    assert np.ptp(expected) > 1e-3
     assert np.isnan(found.scores).all()
 
 

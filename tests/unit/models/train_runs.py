@@ -96,13 +96,20 @@ def data_of(clips: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     return signals, labels, rng.integers(-1, len(CATEGORIES), clips)
 
 
+def sexes_of(rows: np.ndarray) -> np.ndarray:
+    """0 or 1, and -1 (unknown) for a third of the clips."""
+    return rows % 3 - 1
+
+
 def new_learner(run: Run, model_seed: int = 1) -> Learner:
     """A learner at its start."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config_of(run)))
         start = start_model(f"random:{path}", seed=model_seed)
-    return Learner(start, CATEGORIES, run.flags, run.steps, "cpu", graph_bytes=run.graph_bytes)
+    return Learner(
+        start, CATEGORIES, run.flags, run.steps, "cpu", sexes=2, graph_bytes=run.graph_bytes
+    )
 
 
 def batches_of(run: Run) -> list[np.ndarray]:
@@ -129,7 +136,8 @@ def batch_of(run: Run, rows: np.ndarray) -> Batch:
         if kept:
             pieces.append(MicroBatch.of(number, kept, heard))
     known = torch.from_numpy(labels[rows]), torch.from_numpy(classes[rows])
-    return Batch(labels=known[0], categories=known[1], pieces=pieces)
+    sexes = torch.from_numpy(sexes_of(rows))
+    return Batch(labels=known[0], categories=known[1], sexes=sexes, pieces=pieces)
 
 
 def train(run: Run) -> tuple[Learner, list[StepResult]]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from raysers.models.backbones import ASSETS
-from raysers.studies.study import study_names
+from raysers.studies.study import PAPER_STUDIES
 from raysers.training.config import RECIPES
 from tests.places import REPO
 
@@ -35,4 +35,4 @@ def test_a_study_does_what_the_table_says_of_the_paper(name, path, value):
 
 
 def test_the_table_speaks_of_every_study():
-    assert {name for name, _, _ in SETTINGS if not name.startswith("recipe")} == {*study_names()}
+    assert {name for name, _, _ in SETTINGS if not name.startswith("recipe")} == {*PAPER_STUDIES}

@@ -7,7 +7,7 @@ import yaml
 
 from raysers.errors import ConfigError
 from raysers.studies.experiments import Place, make_grid, training_flags
-from raysers.studies.study import PAPER, Model, read_studies, read_study, study_names
+from raysers.studies.study import PAPER, STUDIES, Model, read_studies, read_study
 
 GOOD = """
 about: a question
@@ -45,7 +45,7 @@ def test_a_file_is_read_with_values_of_the_flags_kinds_and_written_as_it_was_use
     assert (study.seeds, study.train) == ((0, 3), {"epochs": 2})
     small = read_study(written(tmp_path, GOOD), "small")
     assert small.train == {"epochs": 2, "batch_size": 4}
-    for name in study_names():
+    for name in STUDIES:
         for scale in ("full", "small"):
             study = read_study(name, scale)
             again = read_study(written(tmp_path, study.written(), f"{name}.yaml"), "full")
@@ -65,7 +65,7 @@ def test_bad_files_and_unknown_names_are_refused_in_one_line_with_the_key(tmp_pa
         ({"train": {"data": ["/x"]}}, "'data' is no flag of train"),
         ({"seeds": [1, 1]}, "key 'seeds'"),
         ({"seeds": list(range(2000))}, "at most 1,000"),
-        ({"best": True}, "key 'best' is for jobs that analyse"),
+        ({"together": True}, "key 'together' is for evaluate and probe"),
         ({"flags": {"suite": "small"}}, "write 'train'"),
         ({"job": "robustness", "flags": {"perturbations": ["gian"]}}, "did you mean gain?"),
         ({"job": "evaluate", "flags": {"by": "sex"}}, "'sex' does not fit: give a list of words"),

@@ -31,6 +31,7 @@ from tests.unit.models.train_runs import (
     learning,
     new_learner,
     parameters_of,
+    sexes_of,
     train,
 )
 
@@ -39,7 +40,7 @@ Arrays = dict[str, np.ndarray]
 PLAIN = Run()
 RUNS = {
     "plain": PLAIN,
-    "absent": PLAIN.but(kind="w2v2-L", absent=(3, 7), clip_norm=0.5, ema=0.9),
+    "absent": PLAIN.but(kind="w2v2-L", absent=(3, 7), clip_norm=0.5, ema=0.9, sex_weight=0.4),
     "dropout": PLAIN.but(dropout=True),
     # running statistics and augmentation of the paper's other network
     "cnn14": PLAIN.but(kind="cnn14", optimiser="sgd", lr=0.01),
@@ -309,8 +310,11 @@ class PlainLoop:
         self.dense, self.out_proj = nn.Linear(size, size), nn.Linear(size, 3)
         self.dense.load_state_dict(model.classifier.dense.state_dict())
         self.out_proj.load_state_dict(model.classifier.out_proj.state_dict())
-        self.categories = nn.Linear(size, model.categories.out_features)
-        self.categories.load_state_dict(model.categories.state_dict())
+        self.heads = {}
+        for name in ("categories", "sex_head")[: 1 + bool(run.flags.sex_weight)]:
+            theirs = model.get_submodule(name)
+            self.heads[name] = nn.Linear(size, theirs.out_features)
+            self.heads[name].load_state_dict(theirs.state_dict())
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
         self.trained = {n: p for n, p in self.named() if n not in frozen}
         self.normalise = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
@@ -320,19 +324,20 @@ class PlainLoop:
             ("wav2vec2.", self.backbone),
             ("classifier.dense.", self.dense),
             ("classifier.out_proj.", self.out_proj),
-            ("categories.", self.categories),
+            *((f"{name}.", head) for name, head in self.heads.items()),
         ):
             yield from ((prefix + name, p) for name, p in module.named_parameters())
 
-    def outputs(self, signal: np.ndarray) -> tuple[Tensor, Tensor]:
+    def outputs(self, signal: np.ndarray) -> tuple[Tensor, ...]:
         values = self.normalise(signal, sampling_rate=16_000)["input_values"][0]
         pooled = self.backbone(torch.as_tensor(values)[None])[0].mean(1)[0]
-        return self.out_proj(torch.tanh(self.dense(pooled))), self.categories(pooled)
+        scores = self.out_proj(torch.tanh(self.dense(pooled)))
+        return scores, *(head(pooled) for head in self.heads.values())
 
     def loss(self, run: Run, rows: np.ndarray) -> Tensor:
         signals, labels, classes = data_of(run.clips)
         rows = np.array([r for r in rows if r not in run.absent])
-        scores, logits = zip(*(self.outputs(signals[r]) for r in rows), strict=True)
+        scores, *logits = zip(*(self.outputs(signals[r]) for r in rows), strict=True)
         terms, weights = [], []
         for target, weight in enumerate(run.flags.target_weights):
             known = ~np.isnan(labels[rows, target])
@@ -342,10 +347,15 @@ class PlainLoop:
             spread = x.var(correction=0) + y.var(correction=0) + (x.mean() - y.mean()) ** 2
             terms.append(weight * (1 - 2 * covariance / spread))
             weights.append(weight)
-        known = torch.from_numpy(classes[rows] >= 0)
-        truth = torch.from_numpy(classes[rows])[known]
-        entropy = nn.functional.cross_entropy(torch.stack(logits)[known], truth)
-        return sum(terms) / sum(weights) + run.flags.category_weight * entropy
+        loss = sum(terms) / sum(weights)
+        factors = (run.flags.category_weight, run.flags.sex_weight)
+        for factor, of, found in zip(
+            factors, logits, (classes[rows], sexes_of(rows)), strict=False
+        ):
+            known = torch.from_numpy(found >= 0)
+            truth = torch.from_numpy(found)[known]
+            loss = loss + factor * nn.functional.cross_entropy(torch.stack(of)[known], truth)
+        return loss
 
     def train(self, run: Run, optimiser: torch.optim.Optimizer) -> list[float]:
         losses = []
@@ -384,7 +394,7 @@ def _adamw(trained: dict[str, Tensor]) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     ("changes", "optimiser"),
     [
-        ({"absent": (3, 7), "target_weights": (1.0, 0.5, 2.0)}, _adam),
+        ({"absent": (3, 7), "target_weights": (1.0, 0.5, 2.0), "sex_weight": 0.3}, _adam),
         ({"optimiser": "sgd", "lr": 1e-2, "weight_decay": 1e-3, "clip_norm": 0.3}, _sgd),
         ({"kind": "w2v2-L", "optimiser": "adamw", "lr": 1e-3, "weight_decay": 0.1}, _adamw),
     ],
