@@ -84,14 +84,6 @@ def series_colour(index: int) -> str:
     return SERIES[min(index, len(SERIES) - 1)]
 
 
-def blend(colour: str, share: float) -> tuple[float, ...]:
-    """`colour` with so much of it left (0..1) towards a light grey; red, green, blue in 0..1."""
-    from matplotlib.colors import to_rgb
-
-    pairs = zip(to_rgb(colour), to_rgb("#B8B8B8"), strict=True)
-    return tuple(share * strong + (1 - share) * weak for strong, weak in pairs)
-
-
 def picture(draw: Callable[[], Any]) -> Picture:
     """The `matplotlib.figure.Figure` that `draw` makes, as `png` and `svg` on white.
 

@@ -8,28 +8,20 @@ only the code in the XML body tells them apart, and a HEAD answer has no body.
 from __future__ import annotations
 
 import io
-import os
 import random
-import re
-import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import count, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import boto3
 import botocore.exceptions as boto
 from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
-from botocore import UNSIGNED
-from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from raysers.errors import (
     ConditionsUnsupported,
-    ConfigError,
     CredentialsError,
     ObjectForbidden,
     ObjectMissing,
@@ -39,10 +31,8 @@ from raysers.errors import (
 )
 from raysers.io.local import Page, Skipped, crawl
 from raysers.io.ranged import Fetched
+from raysers.io.s3_client import S3Settings, client, reader
 from raysers.io.uris import ObjectInfo, is_shown, split_s3, suffix_of
-
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
 
 Result = TypeVar("Result")
 
@@ -50,14 +40,6 @@ Result = TypeVar("Result")
 _FEW_PREFIXES = 16
 #: Above this an upload goes in parts; one PUT may not be larger than 5 GiB.
 MULTIPART_BYTES = 64 * 2**20
-#: Changing one of these makes another client.
-_AWS_VARIABLES = [
-    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-]  # fmt: skip
-_AWS_HOST = re.compile(r"^https?://[^/]*\.(amazonaws\.com(\.cn)?|api\.aws)(:\d+)?(/|$)")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 #: Codes of S3, HTTP statuses of answers without one, and exceptions of boto3 and urllib3; an error
 #: goes by the first of its names that is here.
@@ -93,40 +75,6 @@ _ADVICE = {
 _CONDITION_FAILED = frozenset({"PreconditionFailed", "412", "NoSuchKey", "404"})
 
 
-class S3Settings(NamedTuple):
-    """How S3 is used; each field is read from `RAYSERS_S3_<FIELD>` where that is set.
-
-    With the defaults, an object that always answers 500 fails after 16 to 40 s, one that always
-    stalls after about 3 minutes: an operation is tried `max_attempts` times, each of which boto3
-    repeats up to `request_attempts` times; no try begins `max_retry_s` after the first.
-    """
-
-    max_attempts: int = 7
-    request_attempts: int = 2
-    backoff_s: float = 0.5
-    max_backoff_s: float = 20.0
-    max_retry_s: float = 120.0
-    connect_timeout_s: float = 10.0
-    read_timeout_s: float = 60.0
-    pool_connections: int = 512
-    #: 1: no signature, for public buckets; 1: pay for requests and transfer (`--requester-pays`).
-    anonymous: int = 0
-    requester_pays: int = 0
-
-    @classmethod
-    def from_environment(cls) -> S3Settings:
-        """Defaults, overridden by the environment; ConfigError for what is not a number."""
-        values: dict[str, Any] = {}
-        for name, default in cls._field_defaults.items():
-            variable = f"RAYSERS_S3_{name.upper()}"
-            text = os.environ.get(variable, str(default))
-            try:
-                values[name] = type(default)(text)
-            except ValueError:
-                raise ConfigError(f"{variable}={text!r} is not a number") from None
-        return cls(**values)
-
-
 def fetch(
     uri: str, offset: int, size: int, *, etag: str = "", total_bytes: int | None = None
 ) -> Fetched:
@@ -140,18 +88,11 @@ def fetch(
     bucket, key = _object(uri)
 
     def get() -> Fetched:
-        span = f"bytes={offset}-{offset + size - 1}"
         try:
-            answer = client().get_object(Bucket=bucket, Key=key, Range=span)
-            with answer["Body"] as body:
-                claim = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
-                if (int(claim[1]) if claim else 0) != offset:
-                    raise StorageError(f"{uri}: the store ignores Range requests")
-                data = body.read(size)
-            # 206 is a part of the object, whose size is then unknown
-            is_part = answer["ResponseMetadata"]["HTTPStatusCode"] == 206
-            total = claim[2] if claim else "*" if is_part else str(answer["ContentLength"])
-            found = Fetched(data, -1 if total == "*" else int(total), etag_of(answer))
+            answer = reader().get(bucket, key, offset, size)
+            if answer.offset != offset:
+                raise StorageError(f"{uri}: the store ignores Range requests")
+            found = Fetched(answer.data, answer.total_bytes, _bare(answer.etag))
         except boto.ClientError as error:
             if _reply(error)[0] not in ("InvalidRange", "416"):
                 raise
@@ -244,7 +185,11 @@ def _cuts(first: str, seen: str, last: str, prefix: str) -> list[str]:
 
 def etag_of(answer: Any) -> str:
     """The version mark in an answer or a listing, bare; empty where the store gives none."""
-    return str(answer.get("ETag", "")).removeprefix("W/").strip('"')
+    return _bare(str(answer.get("ETag", "")))
+
+
+def _bare(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
 
 
 def write_atomic(uri: str, data: bytes) -> None:
@@ -295,54 +240,6 @@ def delete(uri: str) -> None:
     """Removes the object; it need not exist. Errors as for `write_atomic`."""
     bucket, key = _object(uri)
     retried(lambda: client().delete_object(Bucket=bucket, Key=key), uri, writing=True)
-
-
-def client() -> S3Client:
-    """This process's client: thread-safe, and made anew after a fork or a change of environment."""
-    variables = tuple(os.environ.get(name, "") for name in _AWS_VARIABLES)
-    with _lock:
-        return _client(os.getpid(), variables, S3Settings.from_environment())
-
-
-_lock = threading.Lock()
-
-
-# a child forked while another thread held the lock would wait for ever
-os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
-
-
-@lru_cache(maxsize=4)
-def _client(pid: int, variables: tuple[str, ...], settings: S3Settings) -> S3Client:
-    config = Config(
-        signature_version=UNSIGNED if settings.anonymous else None,
-        connect_timeout=settings.connect_timeout_s,
-        read_timeout=settings.read_timeout_s,
-        max_pool_connections=settings.pool_connections,
-        retries={"mode": "standard", "total_max_attempts": settings.request_attempts},
-    )
-    # other vendors: buckets are no host names there, and many refuse the newer checksums
-    vendor = Config(
-        s3={"addressing_style": "path"},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    try:
-        # not boto3's default session: threads must not share that while it makes clients
-        session = boto3.session.Session()
-        made = session.client("s3", config=config)
-        if not _AWS_HOST.match(made.meta.endpoint_url):
-            made = session.client("s3", config=config.merge(vendor))
-        if settings.requester_pays:
-            made.meta.events.register("before-call.s3", _requester_pays)
-    except _FAILURES as error:
-        raise CredentialsError(f"no S3 client: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"no S3 client: {error}; check AWS_ENDPOINT_URL") from error
-    return made
-
-
-def _requester_pays(params: dict[str, Any], **_: object) -> None:
-    params["headers"]["x-amz-request-payer"] = "requester"
 
 
 def retried(call: Callable[[], Result], uri: str, *, writing: bool = False) -> Result:

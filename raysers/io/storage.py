@@ -55,7 +55,7 @@ _MAX_READ_BYTES = 5 * 2**30
 _COPY_BYTES = 8 << 20
 #: Files of a model folder; text models also have vocabularies.
 _MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".md", ".txt", ".model")
-#: 1 makes every S3 request at the caller's expense; see `s3.S3Settings`.
+#: 1 makes every S3 request at the caller's expense; see `s3_client.S3Settings`.
 REQUESTER_PAYS = "RAYSERS_S3_REQUESTER_PAYS"
 #: Holds nearly every audio header.
 _HEADER_BYTES = 2**16

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
+import re
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -49,6 +53,37 @@ def test_odd_keys_are_written_listed_and_read_verbatim(s3: Bucket) -> None:
         assert storage.stat(uri) == listed[uri]
         storage.delete(uri)
     assert s3.keys() == []
+
+
+def test_reads_are_signed_by_the_published_steps(s3: Bucket, s3_faults: Faults) -> None:
+    """AWS Signature Version 4, worked by hand for what arrived at the store."""
+    for key in ODD_KEYS:
+        uri = s3.put(key, b"data")
+        s3_faults.clear()
+        assert storage.read_bytes(uri) == b"data"
+        ((_, target, _),), (headers,) = s3_faults.seen, s3_faults.headers
+        algorithm, given = headers["authorization"].split(" ", 1)
+        credential, signed, signature = (part.split("=", 1)[1] for part in re.split(r",\s*", given))
+        assert {"host", "range", "x-amz-date"} <= set(signed.split(";"))
+        lines = [f"{name}:{headers[name]}" for name in signed.split(";")]
+        path, payload = quote(target, safe="/-._~"), hashlib.sha256(b"").hexdigest()
+        asked = "\n".join(["GET", path, "", *lines, "", signed, payload])
+        access, scope = credential.split("/", 1)
+        digest = hashlib.sha256(asked.encode()).hexdigest()
+        text = "\n".join([algorithm, headers["x-amz-date"], scope, digest])
+        secret = ("AWS4" + os.environ["AWS_SECRET_ACCESS_KEY"]).encode()
+        for part in (*scope.split("/"), text):
+            secret = hmac.digest(secret, part.encode(), "sha256")
+        assert (access, signature) == (os.environ["AWS_ACCESS_KEY_ID"], secret.hex()), key
+
+
+def test_a_bucket_of_another_region_is_read_where_the_store_sends_the_reader(
+    s3: Bucket, s3_faults: Faults
+) -> None:
+    s3_faults.add("/x.wav", 301, code="PermanentRedirect", times=1)
+    for _ in range(2):
+        assert storage.read_bytes(s3.put("x.wav", b"data")) == b"data"
+    assert s3_faults.count("/x.wav") == 3, "one detour for the bucket, not one for each object"
 
 
 def test_ranges(s3: Bucket) -> None:
@@ -307,7 +342,8 @@ def test_passing_trouble_is_survived_and_lasting_trouble_is_transient(
     assert isinstance(source, RangedFile)
     with pytest.raises(TransientStorageError):
         source.read(10)
-    assert s3_faults.count("/x.wav") == 4
+    # a connection that breaks is tried again at once
+    assert 4 <= s3_faults.count("/x.wav") <= 8
     if kind == "503":
         s3_faults.add("list-type=2", kind, code="SlowDown", times=2)
         assert len(list(storage.list_objects(s3.uri))) == 1
