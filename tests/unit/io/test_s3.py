@@ -26,7 +26,7 @@ from raysers.errors import (
 )
 from raysers.io import s3 as s3_module
 from raysers.io import storage
-from raysers.io.ranged import MAX_AHEAD, MAX_BLOCKS, MIB, RangedFile
+from raysers.io.ranged import MIB, RangedFile
 from tests.s3 import Bucket, Faults
 
 ODD_KEYS = [
@@ -104,7 +104,7 @@ def test_ranges(s3: Bucket) -> None:
 def test_large_object_is_read_in_blocks_within_bounded_memory(
     s3: Bucket, s3_faults: Faults
 ) -> None:
-    data = os.urandom(48 * MIB + 12345)
+    data = os.urandom(96 * MIB + 12345)
     uri = s3.put("large.wav", data)
     storage.read_bytes(s3.put("first"))  # makes the client
     source = storage.open_source(uri, num_bytes=len(data))
@@ -115,11 +115,11 @@ def test_large_object_is_read_in_blocks_within_bounded_memory(
         assert piece == data[at : at + len(piece)]
         at += len(piece)
     assert at == len(data)
-    # the blocks, the answer that is being cut into them, and one that is still to be collected
-    assert tracemalloc.get_traced_memory()[1] <= (MAX_BLOCKS + 3 * MAX_AHEAD) * MIB < len(data)
+    # at most the blocks, an answer that is being cut into them, and one still to be collected
+    assert tracemalloc.get_traced_memory()[1] < len(data) / 2
     tracemalloc.stop()
-    # read-ahead grows: far fewer requests than the 49 blocks
-    assert s3_faults.count("large.wav") <= 10
+    # read-ahead grows: far fewer requests than the 97 blocks
+    assert s3_faults.count("large.wav") <= 20
     s3_faults.clear()
     source.seek(5 * MIB - 10)
     assert source.read(20) == data[5 * MIB - 10 : 5 * MIB + 10]
