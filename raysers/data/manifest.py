@@ -248,21 +248,11 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         ConfigError: no manifest, or one that was left half-written.
     """
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        tables = list(pool.map(lambda part: _read_part(part, columns), whole_parts(uri)))
-    table = pa.concat_tables(tables, promote_options="default")
-    _check_rows(uri, table)
-    return table
+    return Manifest.stored(uri).table(columns)
 
 
 def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One file of a manifest; ConfigError if it is none, or damaged."""
-    table = _read_part(uri, columns)
-    _check_rows(uri, table)
-    return table
-
-
-def _read_part(uri: str, columns: Sequence[str] | None) -> pa.Table:
     try:
         with pq.ParquetFile(storage.open_source(uri)) as file:
             present = file.schema_arrow.names
@@ -270,9 +260,11 @@ def _read_part(uri: str, columns: Sequence[str] | None) -> pa.Table:
             if missing := [name for name in columns or MANIFEST.names if name in needed]:
                 raise ConfigError(f"{uri} is no manifest: it has no column {', '.join(missing)}")
             names = [name for name in columns or present if name in present]
-            return shaped(file.read(columns=names), columns)
+            table = shaped(file.read(columns=names), columns)
     except READ_FAILURES as error:
         raise ConfigError(f"{uri} is not a manifest in Parquet: {error}") from error
+    _check_rows(uri, table)
+    return table
 
 
 def _check_rows(uri: str, table: pa.Table) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -64,8 +63,6 @@ class PartPlan:
 
     def rows(self, shard: int) -> Indices:
         """Rows of a shard, longest bucket first."""
-        if not 0 <= shard < len(self):
-            raise IndexError(f"shard {shard} of {len(self)}")
         return self.order[self.starts[shard] : self.starts[shard + 1]]
 
 
@@ -86,10 +83,6 @@ class ShardPlan:
 
     def __len__(self) -> int:
         return len(self.clips)
-
-    def part_of(self, shard: int) -> int:
-        """The part that holds a shard."""
-        return int(np.searchsorted(self.firsts, shard, "right")) - 1
 
 
 def shard_name(shard: int) -> str:
@@ -155,24 +148,21 @@ def plan_part(table: pa.Table, *, shard_s: float, after_s: float = 0.0) -> PartP
 class ShardSource:
     """The clips of each shard, read part by part.
 
-    Rows of `changed`, as `--retry` found them, replace those of the same `clip_id`.
+    `manifest` may be where the run has written it. Rows of `changed`, as `--retry` found them,
+    replace those of the same `clip_id`.
     """
 
     def __init__(
-        self, manifest: Manifest, plan: ShardPlan, changed: pa.Table | None = None
+        self, manifest: Manifest | str, plan: ShardPlan, changed: pa.Table | None = None
     ) -> None:
-        self._manifest, self._plan, self._changed = manifest, plan, changed
+        self._manifest = Manifest.stored(manifest) if isinstance(manifest, str) else manifest
+        self._plan, self._changed = plan, changed
         self._parts: OrderedDict[int, tuple[pa.Table, PartPlan]] = OrderedDict()
         self._lock = threading.Lock()
 
-    @classmethod
-    def stored(cls, uri: str, plan: ShardPlan, changed: pa.Table | None) -> Self:
-        """The clips of the manifest that a run has written."""
-        return cls(Manifest.stored(uri), plan, changed)
-
     def block(self, shard: int) -> pa.Table:
         """The clips of a shard, with a column `shard`; RaysersError if the manifest has changed."""
-        number = self._plan.part_of(shard)
+        number = int(np.searchsorted(self._plan.firsts, shard, "right")) - 1
         with self._lock:
             if number not in self._parts:
                 self._parts[number] = self._read(number)

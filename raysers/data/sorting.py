@@ -93,7 +93,7 @@ def sorted_parts(
 
         def wanted() -> Iterator[tuple[str, pa.Table]]:
             nonlocal kept
-            for full in _in_parts(_merged(files), part_rows):
+            for full in in_parts(_merged(files), part_rows):
                 kept += len(full)
                 part = full.slice(0, max(0, limit - sum(rows)) if limit else None)
                 if len(part):
@@ -142,7 +142,7 @@ def _in_runs(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             held, rows, num_bytes = [], 0, 0
 
 
-def _in_parts(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+def in_parts(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of `rows`, the last one shorter."""
     held = None
     for table in tables:

@@ -20,7 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -282,19 +282,17 @@ def snapshot(monitor: Any) -> Shards | None:
         return None
 
 
+@dataclass(eq=False)
 class _ScoreShards:
     """The worker as Ray Data builds it: errors that it raises on purpose travel back as rows."""
 
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        read: Callable[[], ShardSource],
-        task: ClipTask,
-        monitor: Any,
-        max_starts: int,
-    ) -> None:
-        self._settings, self._task, self._monitor = settings, task, monitor
-        self._read, self._max_starts = read, max_starts
+    settings: WorkerSettings
+    read: Callable[[], ShardSource]
+    task: ClipTask
+    monitor: Any
+    max_starts: int
+
+    def __post_init__(self) -> None:
         self._worker: ShardWorker | None = None
         self._loading = threading.Lock()
         self._reported_s: dict[int, float] = {}
@@ -307,12 +305,12 @@ class _ScoreShards:
         try:
             (shard,) = shards["shard"].to_pylist()
             result = self._worker.run(self._source.block(shard))
-            self._monitor.finished.remote(shard)
+            self.monitor.finished.remote(shard)
             self._reported_s.pop(shard, None)
         except DeviceLost:
             os._exit(1)  # nothing works in this process any more; the ledger finds the clip
         # for Prometheus, through Ray's own exporter
-        about = {"table": self._task.table}
+        about = {"table": self.task.table}
         for status, number in result.statuses.items():
             self._clips.inc(number, {**about, "status": str(status)})
         self._hours.inc(max(result.scored_s, 1e-9) / 3600, about)
@@ -322,29 +320,29 @@ class _ScoreShards:
 
     def _load(self) -> ShardWorker:
         """The worker with its model loaded, unless loading it keeps killing workers."""
-        record = load_record(self._settings.output)
-        if record is None or record.run_id != self._settings.run_id:
+        record = load_record(self.settings.output)
+        if record is None or record.run_id != self.settings.run_id:
             raise RaysersError(
-                f"{platform.node()} does not see {self._settings.output}: give an --output that "
+                f"{platform.node()} does not see {self.settings.output}: give an --output that "
                 "every node reaches, s3:// or a shared disk"
             )
-        if ray.get(self._monitor.loading.remote()) > self._max_starts:
+        if ray.get(self.monitor.loading.remote()) > self.max_starts:
             raise RaysersError(
                 "workers die while they load the model: give fewer --workers or more memory"
             )
-        self._source = self._read()
+        self._source = self.read()
         self._clips = metrics.Counter("raysers_clips", tag_keys=("table", "status"))
         self._hours = metrics.Counter("raysers_audio_hours", tag_keys=("table",))
         self._wait = metrics.Counter("raysers_model_wait_s", tag_keys=("table",))
-        worker = ShardWorker(self._settings, self._task, self._report)
-        self._monitor.loaded.remote()
+        worker = ShardWorker(self.settings, self.task, self._report)
+        self.monitor.loaded.remote()
         return worker
 
     def _report(self, shard: int, audio_s: float, statuses: dict[str, int]) -> None:
         now_s = time.monotonic()
         if now_s - self._reported_s.get(shard, 0.0) >= 1.0:
             self._reported_s[shard] = now_s
-            self._monitor.report.remote(shard, audio_s, statuses)
+            self.monitor.report.remote(shard, audio_s, statuses)
 
 
 def run_shards(

@@ -191,7 +191,7 @@ class ClipJob:
 
             monitor = cluster.new_monitor()
             place = storage.join(self.run.output, "manifest")
-            read = partial(ShardSource.stored, place, planned.shards, planned.changed)
+            read = partial(ShardSource, place, planned.shards, planned.changed)
             results = cluster.run_shards(
                 planned.todo, read, settings, self.task, self.placement, monitor
             )

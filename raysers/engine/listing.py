@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from raysers.cli import ListingFlags
 from raysers.data.manifest import Manifest, collect, is_manifest, read_part, whole_parts
 from raysers.data.segments import Segmenting, probe_batch
+from raysers.data.sorting import in_parts
 from raysers.data.sources import LISTING, absolute_input, list_inputs
 from raysers.engine.progress import LINE_EVERY_S
 from raysers.errors import ConfigError
@@ -98,11 +99,13 @@ def index(
     *,
     limit: int = 0,
     local: bool | None = None,
+    only: Callable[[pa.Table], pa.Array] | None = None,
 ) -> Manifest:
     """The manifest of everything under `inputs`; only the first `limit` clips if above 0.
 
     Finished manifests among the inputs are taken as they are; nothing of them is inspected again.
-    With `local`, headers are read in this process; None does so when there are few.
+    With `local`, headers are read in this process; None does so when there are few. `only` is a
+    mask of the rows to take.
 
     Raises:
         ConfigError: an input that is not there, holds no audio, or is a table that does not fit.
@@ -113,12 +116,13 @@ def index(
     others = [uri for uri in inputs if uri not in finished]
 
     tables = (read_part(place) for uri in finished for place in whole_parts(uri))
-    listed = listed_tables(others) if others else ()
+    listed = _listed(others) if others else iter(())
+    if only is not None:
+        tables, listed = ((t.filter(only(t)) for t in some) for some in (tables, listed))
     return to_manifest(tables, listed, segmenting, limit=limit, local=local)
 
 
-def listed_tables(inputs: Sequence[str]) -> Iterator[pa.Table]:
-    """What the inputs list; warnings are printed."""
+def _listed(inputs: Sequence[str]) -> Iterator[pa.Table]:
     notes: list[str] = []
     for batch in list_inputs(inputs, notes=notes):
         yield pa.Table.from_batches([batch])
@@ -160,7 +164,7 @@ def to_manifest(
     """The manifest of finished manifests and of the clips of `listed` objects; see `index`."""
     if limit:  # every object is at least one clip
         first = LISTING.empty_table()
-        for some in _blocks(listed, max(2 * limit, _OBJECTS_PER_TASK)):
+        for some in in_parts(listed, max(2 * limit, _OBJECTS_PER_TASK)):
             both = pa.concat_tables([first, some], promote_options="default")
             first = both.sort_by([("file", "ascending"), ("start", "ascending")]).slice(0, limit)
         listed = [first]
@@ -247,7 +251,7 @@ def inspected(
             objects += len(table)
             yield table
 
-    blocks = _blocks(counted(), _OBJECTS_PER_VAD_TASK if vad else _OBJECTS_PER_TASK)
+    blocks = in_parts(counted(), _OBJECTS_PER_VAD_TASK if vad else _OBJECTS_PER_TASK)
     first: list[pa.Table] = []
     num_bytes = 0
     for block in blocks:
@@ -268,20 +272,6 @@ def inspected(
             what = "finding speech" if vad else "reading headers"
             print(f"{what}: {clips:,} clips of {objects:,} files", file=sys.stderr)
         yield table
-
-
-def _blocks(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size`; only tables of clips have labels."""
-    held: list[pa.Table] = []
-    rows = 0
-    for table in chain(tables, [None]):
-        if table is not None:
-            held.append(table)
-            rows += len(table)
-        if rows and (table is None or rows >= size):
-            together = pa.concat_tables(held, promote_options="default")
-            yield from (together.slice(at, size) for at in range(0, rows, size))
-            held, rows = [], 0
 
 
 def _inspect(block: pa.Table, segmenting: Segmenting) -> pa.Table:

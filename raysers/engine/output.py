@@ -176,11 +176,6 @@ def parts_there(output: str, table: str) -> set[str]:
     return {part.uri.rpartition("/")[2] for part in found}
 
 
-def shards_done(output: str, table: str, shards: int, stamp: str) -> set[int]:
-    """Shards with a finished part of the run that `stamp` identifies."""
-    return {shard for shard, _ in read_parts(output, table, range(shards), [], stamp=stamp)}
-
-
 def check_rows(
     output: str,
     table: str,

@@ -24,13 +24,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysers.cli import ClipJobFlags
-from raysers.data.manifest import Manifest, is_manifest, plain_rows, read_part, whole_parts
+from raysers.data.manifest import Manifest, is_manifest, plain_rows
 from raysers.data.readers import STDIN
 from raysers.data.segments import CARRIED, CLAMPED_NS
 from raysers.data.shards import ShardPlan, plan_shards
 from raysers.data.sources import list_inputs, listed_segments
 from raysers.engine import output
-from raysers.engine.listing import inspected, listed_tables, segmenting, to_manifest, warn
+from raysers.engine.listing import index, inspected, segmenting, warn
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
 from raysers.run import Run
@@ -90,15 +90,16 @@ def make_plan(
     shards = plan_shards(manifest, shard_s=flags.shard_s)
     # an extension changes no row before it, so parts keep the stamp of the original list
     stamp = output.stamp_of(run.job, {**settings, "manifest": manifest.fingerprints[0]})
-    resumed = run.earlier is not None
-    done = output.shards_done(run.output, table, len(shards), stamp) if resumed else set()
-    todo = sorted(set(range(len(shards))) - done)
-    return Plan(clips=manifest, shards=shards, todo=todo, settings=settings, stamp=stamp)
+    todo = set(range(len(shards)))
+    if run.earlier is not None:
+        finished = output.read_parts(run.output, table, range(len(shards)), [], stamp=stamp)
+        todo.difference_update(shard for shard, _ in finished)
+    return Plan(clips=manifest, shards=shards, todo=sorted(todo), settings=settings, stamp=stamp)
 
 
 def warn_of_new_files(inputs: Sequence[str], clips: Manifest) -> None:
     """Name files that the inputs have got since the list of clips was made."""
-    _, others = _split(inputs)
+    others = [uri for uri in inputs if uri != STDIN and not is_manifest(uri)]
     if not others:
         return
     is_new, added = _known_files(clips), set[str]()
@@ -119,16 +120,9 @@ def extended(flags: ClipJobFlags, run: Run, clips: Manifest) -> Manifest:
     Raises:
         ConfigError: as `index`, or the output has channels and the new clips have none.
     """
-    finished, others = _split(flags.input)
-    is_new = _known_files(clips)
-    tables = (read_part(place) for uri in finished for place in whole_parts(uri))
-    listed = listed_tables(others) if others else ()
-    added = to_manifest(
-        (table.filter(is_new(table)) for table in tables),
-        (table.filter(is_new(table)) for table in listed),
-        segmenting(flags),
-        local=True if flags.workers == "local" else None,
-    )
+    local = True if flags.workers == "local" else None
+    inputs = [uri for uri in flags.input if uri != STDIN]
+    added = index(inputs, segmenting(flags), local=local, only=_known_files(clips))
     if not added.num_rows:
         return clips
     if len({CHANNEL.name in one.part(0).column_names for one in (clips, added)}) > 1:
@@ -139,12 +133,6 @@ def extended(flags: ClipJobFlags, run: Run, clips: Manifest) -> Manifest:
     clips = clips.extended(added)
     _settle(run, clips)
     return clips
-
-
-def _split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The finished manifests among the inputs, and what can be listed again."""
-    finished = [uri for uri in inputs if uri != STDIN and is_manifest(uri)]
-    return finished, [uri for uri in inputs if uri != STDIN and uri not in finished]
 
 
 def _known_files(clips: Manifest) -> Callable[[Any], pa.Array]:

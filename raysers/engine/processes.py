@@ -62,7 +62,7 @@ class ProcessPool(Executor):
     def __init__(self, processes: int, threads: int) -> None:
         self._processes, self._threads = processes, threads
         self._lock = threading.Lock()
-        self._deaths = 0
+        self.deaths = 0
         self._members: list[_Member] = []
         with self._lock:  # at once: they start while the model is loaded
             self._members += [_Member(threads, self) for _ in range(processes)]
@@ -78,7 +78,7 @@ class ProcessPool(Executor):
         call = pickle.dumps((fn, args))
         with self._lock:
             while len(self._members) < self._processes:
-                if self._deaths >= _DEATHS:
+                if self.deaths >= _DEATHS:
                     raise RaysersError(
                         "decoding processes die one after another: give --decode-processes 0, "
                         "or more memory"
@@ -91,15 +91,11 @@ class ProcessPool(Executor):
                 member.connection.send((number, call))
         return future
 
-    def answered(self) -> None:
-        """A member works."""
-        self._deaths = 0
-
     def died(self, member: _Member) -> list[Future[Any]]:
         """Forget a dead member; returns what it has not answered."""
         with self._lock:
             self._members.remove(member)
-            self._deaths += 1
+            self.deaths += 1
             return list(member.waiting.values())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -145,7 +141,7 @@ class _Member:
                 number, is_error, data, sizes = self.connection.recv()
                 result = pickle.loads(data, buffers=self._shared(sizes))
                 future = self.waiting.pop(number)
-                self._pool.answered()
+                self._pool.deaths = 0
                 future.set_exception(result) if is_error else future.set_result(result)
         except Exception as error:  # with no thread to read them, answers would never come
             unanswered = self._pool.died(self)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -154,19 +154,12 @@ def live(totals: Totals, refresh: Callable[[], Shards | None]) -> Iterator[None]
         thread.join(timeout=5)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class Estimate(NamedTuple):
     """Audio seconds of a plan, measured speed (x real time) and start of one worker."""
 
     audio_s: float
     speed: float
     start_s: float
-    workers: int
-
-    @property
-    def wall_s(self) -> float:
-        """Seconds the run would take."""
-        return self.start_s + (self.audio_s / (self.speed * self.workers) if self.speed else 0.0)
 
 
 def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float) -> Estimate:
@@ -185,8 +178,7 @@ def estimate(plan: Plan, task: ClipTask, placement: Placement, max_clip_s: float
         from raysers.engine import cluster
 
         speed, start_s = cluster.call_on_worker(placement, _measure, *measure)
-    audio_s = plan.todo_s() * len(task.variant_names)
-    return Estimate(audio_s=audio_s, speed=speed, start_s=start_s, workers=placement.workers)
+    return Estimate(plan.todo_s() * len(task.variant_names), speed, start_s)
 
 
 def _over_lengths(clips: pa.Table) -> pa.Table:
@@ -229,7 +221,9 @@ def print_estimate(plan: Plan, guess: Estimate, placement: Placement, usd_per_ho
     """The estimate for people."""
     device = "GPU" if placement.device == "cuda" else "CPU"
     each = placement.num_gpus or placement.num_cpus
-    worker_hours = guess.wall_s * guess.workers / 3600
+    speed = guess.speed * placement.workers
+    wall_s = guess.start_s + (guess.audio_s / speed if speed else 0.0)
+    worker_hours = wall_s * placement.workers / 3600
     lines = {
         "clips": f"{plan.clips.num_rows:,}",
         "audio": hours(float(np.sum(plan.shards.seconds))),
@@ -237,7 +231,7 @@ def print_estimate(plan: Plan, guess: Estimate, placement: Placement, usd_per_ho
         "shards": f"{len(plan.shards)} ({len(plan.todo)} to do)",
         "workers": f"{placement.workers} x {each:g} {device}",
         "measured speed": f"{guess.speed:.1f} x real time per worker",
-        "wall time": f"{duration(guess.wall_s)} (of it {guess.start_s:.0f} s to start)",
+        "wall time": f"{duration(wall_s)} (of it {guess.start_s:.0f} s to start)",
         f"{device} hours": f"{worker_hours * each:.2f}",
     }
     if usd_per_hour:

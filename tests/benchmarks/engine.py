@@ -55,9 +55,6 @@ class NullTask(ClipTask):
     def settings(self) -> dict[str, Any]:
         return {"model": "null"}
 
-    def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
-        return self
-
     def open(self) -> ClipModel:
         return NullModel(self.max_padded_s)
 

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from tests.benchmarks import corpus
@@ -28,29 +27,16 @@ def padding(scale: Scale) -> Iterator[Line]:
 
 
 def _wastes(name: str, manifest: pa.Table) -> Iterator[Line]:
-    unsorted = _waste_of_sixteens(manifest)
     for budget_s in _BUDGETS_S:
         line = {
             "bench": "padding",
             "lengths": name,
             "clips": manifest.num_rows,
             "max_padded_s": budget_s,
-            "waste_of_unsorted_16": unsorted,
         }
-        yield judged(line, ratio=_our_waste(manifest, budget_s), target=TARGET, lower=True)
-
-
-def _our_waste(manifest: pa.Table, budget_s: float) -> float:
-    """Through the worker itself, with a model that only counts."""
-    line = WarmWorker(NullTask(max_padded_s=budget_s)).run(blocks_of(manifest))
-    return float(line["padding_waste"])
-
-
-def _waste_of_sixteens(manifest: pa.Table) -> float:
-    """What batches of 16 in random order would waste."""
-    lengths_s = manifest["duration_s"].to_pylist()
-    order = np.random.default_rng(0).permutation(len(lengths_s)).tolist()
-    return padding_waste([order[i : i + 16] for i in range(0, len(order), 16)], lengths_s)
+        # through the worker itself, with a model that only counts
+        found = WarmWorker(NullTask(max_padded_s=budget_s)).run(blocks_of(manifest))
+        yield judged(line, ratio=found["padding_waste"], target=TARGET, lower=True)
 
 
 def padding_waste(batches: Sequence[Sequence[int]], durations_s: Sequence[float]) -> float:

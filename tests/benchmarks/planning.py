@@ -54,7 +54,14 @@ def _plan(folder: str) -> Line:
     from raysers.data.shards import ShardSource, plan_shards
     from raysers.engine import output
 
-    steps, before_bytes = _Steps(), rss_bytes()
+    seconds: Line = {}
+    before_bytes = rss_bytes()
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        seconds[f"{name}_s"] = time.perf_counter() - began
 
     def listed() -> Iterator[pa.Table]:
         with pa.OSFile(f"{folder}/rows.arrow") as file:
@@ -62,21 +69,21 @@ def _plan(folder: str) -> Line:
             for number in range(reader.num_record_batches):
                 yield pa.Table.from_batches([reader.get_batch(number)])
 
-    with steps("sort"):
+    with step("sort"):
         clips, _ = collect(listed())
-    with steps("write"):
+    with step("write"):
         clips.write(f"{folder}/manifest")
-    with steps("fingerprint"):
+    with step("fingerprint"):
         _ = clips.fingerprint
-    with steps("shards"):
+    with step("shards"):
         plan = plan_shards(clips, shard_s=1800.0)
     planned_bytes = rss_bytes("VmHWM") - before_bytes
-    with steps("resume"):
+    with step("resume"):
         stored = Manifest.stored(f"{folder}/manifest")
         _ = stored.fingerprint
-    with steps("first_shard"):
+    with step("first_shard"):
         ShardSource(stored, plan).block(0)
-    with steps("check"):
+    with step("check"):
         for part in stored.parts(["clip_id"]):
             output.check_complete(part["clip_id"], part["clip_id"], folder)
     started = ("sort", "write", "fingerprint", "shards", "first_shard")
@@ -84,22 +91,9 @@ def _plan(folder: str) -> Line:
         "shards": len(plan),
         "planned_bytes": planned_bytes,
         "growth_bytes": rss_bytes("VmHWM") - before_bytes,
-        **steps.seconds,
-        "total_s": sum(steps.seconds[f"{name}_s"] for name in started),
+        **seconds,
+        "total_s": sum(seconds[f"{name}_s"] for name in started),
     }
-
-
-class _Steps:
-    """Seconds of named steps."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[f"{name}_s"] = time.perf_counter() - began
 
 
 def _make_rows(path: str, rows: int) -> None:

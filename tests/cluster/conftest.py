@@ -49,12 +49,12 @@ def run(tmp_path, clips) -> Callable[..., int]:
 
 @pytest.fixture
 def rows(tmp_path) -> Callable[..., list[dict[str, Any]]]:
-    """Rows of an output without run id and time, by file."""
+    """Rows of an output without run id and time, by file and variant."""
 
-    def read(out: str = "out") -> list[dict[str, Any]]:
+    def read(out: str = "out", table: str = "annotations") -> list[dict[str, Any]]:
         found = []
-        for part in sorted((tmp_path / out / "annotations").glob("part-*.parquet")):
+        for part in sorted((tmp_path / out / table).glob("part-*.parquet")):
             found += pq.ParquetFile(part).read().drop(["run_id", "created_at"]).to_pylist()
-        return sorted(found, key=lambda r: r["file"])
+        return sorted(found, key=lambda r: (r["file"], r.get("perturbation", "")))
 
     return read

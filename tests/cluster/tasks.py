@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raysers.engine.placement import Placement
 from raysers.engine.worker import ClipTask, WorkerSettings
 from raysers.errors import ClipError
-from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS
 
 #: First sample of a clip that kills the process that scores it.
@@ -30,10 +30,12 @@ class LevelTask(ClipTask):
     Attributes:
         diary: folder where each scored clip leaves a line.
         pause_s: seconds per forward pass, to have time to break things.
+        speed: audio seconds a second; a tenth of it in the first process.
     """
 
     diary: str
     pause_s: float = 0.0
+    speed: float = math.inf
     max_padded_s: float = 4.0
 
     @property
@@ -43,9 +45,6 @@ class LevelTask(ClipTask):
     @property
     def settings(self) -> dict[str, Any]:
         return {"model": "level"}
-
-    def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
-        return self
 
     def open(self) -> LevelModel:
         return LevelModel(self)
@@ -59,11 +58,15 @@ class LevelModel:
         self.max_padded_s = task.max_padded_s
         self._pause_s = task.pause_s
         self._diary = Path(task.diary) / str(os.getpid())
+        self._speed = task.speed
+        with suppress(FileExistsError):
+            Path(f"{task.diary}.slow").touch(exist_ok=False)
+            self._speed /= 10
 
     def score(
         self, signals: Sequence[np.ndarray], transcripts: Sequence[str | None]
     ) -> list[dict[str, Any] | ClipError]:
-        time.sleep(self._pause_s)
+        time.sleep(self._pause_s + sum(map(len, signals)) / 16_000 / self._speed)
         with self._diary.open("a") as diary:
             diary.write(f"{len(signals)}\n")
         if any(abs(s[0] - POISON) < 1e-3 for s in signals):

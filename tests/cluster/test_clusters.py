@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import yaml
 from raysers.cli import ClipJobFlags
 from raysers.engine.job import ClipJob
 from raysers.run import load_record
-from tests.cluster.tasks import LevelModel, LevelTask
+from tests.cluster.tasks import LevelTask
 from tests.jobs.processes import finish, kill_tree, parts_in, start
 from tests.places import REPO
 from tests.s3 import free_port
@@ -137,32 +136,10 @@ def test_a_job_survives_the_restart_of_the_head_by_the_same_command(
     assert not list(out.glob("_*"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StragglerTask(LevelTask):
-    """Takes as long as a model of 700 x real time; the first worker ten times as long."""
-
-    def open(self) -> LevelModel:
-        return StragglerModel(self)
-
-
-class StragglerModel(LevelModel):
-    """The worker half of `StragglerTask`."""
-
-    def __init__(self, task: StragglerTask) -> None:
-        super().__init__(task)
-        others = list(Path(task.diary).iterdir())
-        self._diary.touch()
-        self._speed = 700.0 if others else 70.0
-
-    def score(self, signals: Any, transcripts: Any) -> Any:
-        time.sleep(sum(map(len, signals)) / 16_000 / self._speed)
-        return super().score(signals, transcripts)
-
-
 def test_a_worker_of_a_tenth_of_the_speed_does_not_hold_the_end(
     ray_session: None, tmp_path: Path
 ) -> None:
-    """Ten hours in windows of ten seconds, on two workers."""
+    """Ten hours in windows of ten seconds, on two workers; the fast one has 700 x real time."""
     audio, diary, out = (tmp_path / name for name in ("audio", "diary", "out"))
     audio.mkdir()
     diary.mkdir()
@@ -172,7 +149,7 @@ def test_a_worker_of_a_tenth_of_the_speed_does_not_hold_the_end(
     flags = ClipJobFlags(
         input=(str(audio),), output=str(out), workers=2, segment="window", window_s=10, hop_s=10
     )
-    task = StragglerTask(diary=str(diary), max_padded_s=60.0)
+    task = LevelTask(diary=str(diary), max_padded_s=60.0, speed=700.0)
     with ClipJob.open(flags, "level", table=task.table) as opened:
         opened.prepare(task)
         assert opened.execute() == 0

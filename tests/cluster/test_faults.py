@@ -26,14 +26,6 @@ from tests.cluster.tasks import POISON, LevelTask, worker_settings
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_rows_do_not_depend_on_how_the_work_is_cut(run, rows):
-    assert run(out="one", workers="local") == 0
-    assert run(out="two", workers=2) == 0
-    assert rows("two") == rows("one")
-    levels = [((i + 1) / 100) ** 2 for i in range(40)]
-    assert [r["arousal"] for r in rows("one")] == pytest.approx(levels, rel=0.01)
-
-
 def test_a_clip_that_kills_its_worker_is_marked_and_the_job_goes_on(run, rows, clips, tmp_path):
     assert run(out="without", workers="local") == 0
     poison = clips / "17.wav"

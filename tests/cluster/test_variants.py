@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,35 +66,17 @@ class HalvesModel(LevelModel):
 
 
 @pytest.fixture
-def job(tmp_path, clips):
-    def run(*, out: str = "out", pause_s: float = 0.0, **changes: Any) -> int:
-        diary = tmp_path / f"diary-{out}"
-        diary.mkdir(exist_ok=True)
-        flags = ClipJobFlags(
-            input=(str(clips),),
-            output=str(tmp_path / out),
-            workers="local",
-            shard_s=4.0,
-            max_failed=1,
-        )
-        task = HalvesTask(diary=str(diary), pause_s=pause_s)
-        with ClipJob.open(replace(flags, **changes), "variants", table=task.table) as opened:
-            opened.prepare(task)
-            return opened.execute()
+def job(run, tmp_path):
+    def run_job(**changes: Any) -> int:
+        task = HalvesTask(diary=str(tmp_path))
+        return run(task=task, **{"workers": "local", "max_failed": 1, **changes})
 
-    return run
+    return run_job
 
 
 @pytest.fixture
-def rows(tmp_path):
-    def read(out: str = "out") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        for part in sorted((tmp_path / out / "robustness").glob("part-*.parquet")):
-            table = pa.parquet.ParquetFile(part).read()
-            found += table.drop(["run_id", "created_at"]).to_pylist()
-        return sorted(found, key=lambda r: (r["file"], NAMES.index(r["perturbation"])))
-
-    return read
+def rows(rows):
+    return partial(rows, table="robustness")
 
 
 def test_every_clip_has_all_its_variants_from_one_decode_wherever_the_work_is_cut(
@@ -104,6 +87,8 @@ def test_every_clip_has_all_its_variants_from_one_decode_wherever_the_work_is_cu
     assert job(out="cut", shard_s=15.0) == 0
     assert rows("one") == rows("two") == rows("cut")
     assert [r["perturbation"] for r in rows("one")] == [*NAMES] * 40
+    levels = [(i / 100) ** 2 for i in range(1, 41)]
+    assert [r["arousal"] for r in rows("one")[::3]] == pytest.approx(levels, rel=0.01)
     assert [r["status"] for r in rows("one")] == ["ok", "ok", "too_short"] * 40
     lengths = [r["duration_s"] for r in rows("one")]
     assert lengths[1::3] == pytest.approx([x / 2 for x in lengths[::3]], abs=1e-4)

@@ -170,7 +170,7 @@ def test_workers_read_in_the_store_what_the_driver_planned(tmp_path, monkeypatch
     gone = table.slice(7, 1).set_column(
         table.schema.get_field_index("status"), "status", pa.array(["empty"])
     )
-    there = ShardSource.stored(str(tmp_path / "manifest"), plan, gone.select(["clip_id", "status"]))
+    there = ShardSource(str(tmp_path / "manifest"), plan, gone.select(["clip_id", "status"]))
     found = []
     for shard in reversed(range(len(plan))):
         block = here.block(shard)
@@ -193,13 +193,6 @@ def test_limits_and_refusals() -> None:
     assert [len(rows) for rows in shards_of(failed)] == [MAX_CLIPS, 1]
     empty = one_part(manifest([]), shard_s=60)
     assert len(empty) == 0
-    with pytest.raises(IndexError):
-        empty.rows(0)
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ConfigError, match="--shard-s"):
             one_part(manifest([1.0]), shard_s=bad)
-
-
-def test_padding_waste_of_a_case_worked_by_hand() -> None:
-    assert padding_waste([], []) == 0
-    assert padding_waste([[0, 1], [2]], [4.0, 2.0, 9.0]) == pytest.approx(2 / 17)

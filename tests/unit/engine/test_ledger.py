@@ -2,27 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
 from raysers.engine import ledger
-from raysers.io import storage
-
-
-def test_a_shard_is_suspicious_only_after_a_death(tmp_path):
-    first = ledger.begin(str(tmp_path), "part-000000.parquet", "run")
-    assert not first.suspicious
-    first.close()
-    assert not ledger.begin(str(tmp_path), "part-000000.parquet", "run").suspicious
-    # the second mark was never closed: its process died
-    assert ledger.begin(str(tmp_path), "part-000000.parquet", "run").suspicious
-    assert not ledger.begin(str(tmp_path), "part-000001.parquet", "run").suspicious
-
-
-def test_a_mark_of_an_earlier_version_is_read(tmp_path):
-    mark = ledger.mark_uri(str(tmp_path), "part-000000.parquet")
-    record = {"run_id": "r", "deaths": 0, "suspects": ["a"], "alone": [], "deaths_alone": {}}
-    storage.write_atomic(mark, json.dumps(record).encode())
-    assert ledger.begin(str(tmp_path), "part-000000.parquet", "run").alone == ["a"]
 
 
 def test_a_clip_is_given_up_after_two_deaths_alone_and_its_neighbours_never(tmp_path):
