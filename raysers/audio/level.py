@@ -1,4 +1,4 @@
-"""Levels, clipping, mains hum and pauses of a clip, and faults between its channels.
+"""Levels, clipping and mains hum of a clip, and faults between its channels.
 
 All values describe the decoded 16 kHz signal, so a clipped 44.1 kHz recording can show less
 clipping here than in its file: resampling moves the samples off full scale.
@@ -49,10 +49,6 @@ _HUM_LAG = SAMPLE_RATE_HZ // 10
 _HUM_LONGEST = 10 * SAMPLE_RATE_HZ
 #: Harmonics of hum, half the width of their lines, and least shares of the clip's power.
 _HUM_LINES, _HUM_WIDTH_HZ, _HUM_SHARE, _HUM_FIRST_SHARE = 6, 2.0, 0.5, 0.1
-
-#: Length of the quiet stretch a long clip is cut in, and the step of the search for it, seconds.
-_PAUSE_S = 0.2
-_STEP_S = 0.02
 
 #: Squares are summed in float32 over so many samples.
 _BLOCK = 1 << 13
@@ -178,36 +174,3 @@ def rms_db(signal: Floats) -> float:
 def is_silent(signal: Floats) -> bool:
     """Whether [samples] are digital silence, or empty."""
     return not len(signal) or float(max(signal.max(), -signal.min())) <= _SILENT
-
-
-def quiet_pieces(signal: Floats, *, longest_s: float, search_s: float) -> list[Floats]:
-    """A clip in consecutive pieces of at most `longest_s`, each but the last cut in a pause.
-
-    The cut depends on the clip alone. Pieces neither overlap nor leave anything out, so that the
-    texts of the pieces are the text of the clip.
-
-    Args:
-        signal: 16 kHz mono [samples].
-        longest_s: longest piece, seconds.
-        search_s: the cut is within the last so many seconds of a piece that would be too long.
-
-    Returns:
-        Views of the signal, in order; the signal itself when it is short enough.
-    """
-    longest, search = round(longest_s * SAMPLE_RATE_HZ), round(search_s * SAMPLE_RATE_HZ)
-    pieces = []
-    while len(signal) > longest:
-        cut = longest - search + _quietest(signal[longest - search : longest])
-        pieces.append(signal[:cut])
-        signal = signal[cut:]
-    return [*pieces, signal]
-
-
-def _quietest(stretch: Floats) -> int:
-    """Middle of the stretch's quietest fifth of a second, in samples; of equal ones the last."""
-    step, width = round(_STEP_S * SAMPLE_RATE_HZ), round(_PAUSE_S / _STEP_S)
-    steps = len(stretch) // step
-    energy = np.square(stretch[: steps * step].astype(np.float64)).reshape(steps, step).sum(1)
-    sums = np.convolve(energy, np.ones(width), mode="valid")
-    last = len(sums) - 1 - int(np.argmin(sums[::-1]))
-    return (2 * last + width) * step // 2

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from raysers.audio.level import is_silent, quiet_pieces
+from raysers.audio.level import is_silent
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint
 from raysers.models.asr_networks import NO_TOKEN, CtcNetwork, StockNetwork
@@ -28,6 +28,7 @@ from raysers.models.loading import LoadedModel
 from raysers.models.moonshine import MOONSHINE, MoonshineRecogniser
 from raysers.models.pretrained import load_pretrained, open_folder, read_auto, reading
 from raysers.models.scorer import Row, Scorer, auto_padded_s, score_rows
+from raysers.models.vad import speech_windows
 from raysers.types import SAMPLE_RATE_HZ
 
 Floats = npt.NDArray[np.float32]
@@ -40,9 +41,8 @@ _HINT = (
     "transformers (facebook/wav2vec2-base-960h), a folder (./folder) or s3://bucket/prefix"
 )
 
-#: Whisper's windows, and the longest pieces of all that is not batched; where to look for a pause
-#: before their end; and longer than any clip.
-_WINDOW_S, _SEARCH_S, _ANY_S = 30.0, 8.0, 1e6
+#: Whisper's windows, and the longest pieces of all that is not batched; longer than any clip.
+_WINDOW_S, _ANY_S = 30.0, 1e6
 #: Whisper's windows per forward pass; more only wait for the longest text among them.
 _CPU_WINDOWS, _GPU_WINDOWS = 4, 32
 
@@ -84,14 +84,7 @@ def load_asr(
                 "--timestamps out, or give another --asr"
             )
         return MoonshineRecogniser(dtype=dtype, threads=threads)
-    return StockRecogniser(
-        name,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        language=language,
-        timestamps=timestamps,
-    )
+    return StockRecogniser(name, device, dtype, threads, language, timestamps)
 
 
 def is_moonshine(name: str) -> bool:
@@ -126,7 +119,6 @@ class StockRecogniser:
     def __init__(
         self,
         name: str,
-        *,
         device: str,
         dtype: str,
         threads: int | None,
@@ -197,7 +189,7 @@ class StockRecogniser:
 
     def _pieces(self, signal: Floats) -> list[tuple[int, Floats]]:
         """First sample and samples of every piece with sound: networks invent words in silence."""
-        pieces = quiet_pieces(signal, longest_s=self._longest_s, search_s=_SEARCH_S)
+        pieces = speech_windows(signal, self._longest_s)
         starts = accumulate(map(len, pieces), initial=0)
         return [
             (start, piece)

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysers.audio.level import quiet_pieces
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint
+from raysers.models.vad import speech_windows
 from raysers.types import SAMPLE_RATE_HZ, Status
 
 MOONSHINE = "moonshine"
@@ -38,8 +38,8 @@ _MIN_SAMPLES = 895
 _BLOCK_SAMPLES = 512
 #: Silence before and behind a clip. The library allows 6.5 tokens a second, silence included.
 _LEAD_S, _TAIL_S = 0.1, 0.4
-#: Longest stretch the library itself would hand to the model, and where to look for a pause in it.
-_LONGEST_S, _SEARCH_S = 15.0, 6.0
+#: Longest stretch the library itself would hand to the model.
+_LONGEST_S = 15.0
 #: What a batch holds: nothing is padded to the longest, so only progress is bound to it.
 _BATCH_S = 60.0
 
@@ -96,7 +96,7 @@ class MoonshineRecogniser:
                 Status.TOO_SHORT,
                 f"{len(signal)} samples at 16 kHz; the model needs at least {_MIN_SAMPLES}",
             )
-        pieces = quiet_pieces(signal, longest_s=_LONGEST_S, search_s=_SEARCH_S)
+        pieces = speech_windows(signal, _LONGEST_S)
         try:
             texts = [self._text(piece) for piece in pieces]
         except self._failure as error:

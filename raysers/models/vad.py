@@ -1,4 +1,4 @@
-"""Where speech is in a recording of any length (silero-vad, extra `vad`).
+"""Where speech is in a recording of any length (silero-vad, extra `vad`), and cuts in its pauses.
 
 The detector sees 512 samples at a time and only its probabilities are kept (one number per 32 ms),
 so ten hours take no more memory than ten seconds; block borders leave no trace in the result.
@@ -7,10 +7,12 @@ Importing this module is cheap: torch and the detector come with the first use.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,9 @@ from raysers.types import NS_PER_S, SAMPLE_RATE_HZ
 _WINDOW_SAMPLES = 512
 
 _NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ
+
+#: Without the detector: length of the quiet stretch to cut in, and step of the search, samples.
+_PAUSE_SAMPLES, _STEP_SAMPLES = SAMPLE_RATE_HZ // 5, SAMPLE_RATE_HZ // 50
 
 #: Idle loaded networks: as many as streams were ever open at the same time.
 _idle: list[Any] = []
@@ -68,6 +73,53 @@ def find_speech(
         max_speech_duration_s=max_s,
     )
     return [(s["start"] * _NS_PER_SAMPLE, s["end"] * _NS_PER_SAMPLE) for s in stretches]
+
+
+def pauses_by() -> str:
+    """What finds the pauses of `speech_windows` here."""
+    return "silero-vad" if find_spec("silero_vad") else "level"
+
+
+def speech_windows(signal: npt.NDArray[np.float32], longest_s: float) -> list[Any]:
+    """A clip in consecutive windows, each but the last cut in a pause of its last third.
+
+    The pause is the longest stretch without speech, or without the detector (or without a pause)
+    the quietest fifth of a second. The cut depends on the clip alone. Windows neither overlap nor
+    leave anything out, so that their texts are the text of the clip.
+
+    Args:
+        signal: 16 kHz mono [samples].
+        longest_s: longest window, seconds.
+
+    Returns:
+        Views of the signal, in order; the signal itself when it is short enough.
+    """
+    longest, start, windows = round(longest_s * SAMPLE_RATE_HZ), 0, []
+    if len(signal) <= longest:
+        return [signal]
+    speech = [(0, len(signal) * _NS_PER_SAMPLE)]
+    if find_spec("silero_vad"):
+        speech = find_speech([signal], min_s=0.0, max_s=math.inf)
+    edges = np.array([0, *np.ravel(speech) // _NS_PER_SAMPLE, len(signal)], np.int64)
+    pauses = edges.reshape(-1, 2)
+    while len(signal) - start > longest:
+        first, last = start + longest * 2 // 3, start + longest
+        inside = np.clip(pauses, first, last)
+        begin, end = inside[np.diff(inside).argmax()].tolist()
+        cut = (begin + end) // 2 if end > begin else first + _quietest(signal[first:last])
+        windows.append(signal[start:cut])
+        start = cut
+    return [*windows, signal[start:]]
+
+
+def _quietest(stretch: npt.NDArray[np.float32]) -> int:
+    """Middle of the stretch's quietest fifth of a second, in samples; of equal ones the last."""
+    steps, width = len(stretch) // _STEP_SAMPLES, _PAUSE_SAMPLES // _STEP_SAMPLES
+    whole = stretch[: steps * _STEP_SAMPLES].astype(np.float64)
+    energy = np.square(whole).reshape(steps, _STEP_SAMPLES).sum(1)
+    sums = np.convolve(energy, np.ones(width), mode="valid")
+    last = len(sums) - 1 - int(np.argmin(sums[::-1]))
+    return (2 * last + width) * _STEP_SAMPLES // 2
 
 
 def _windows(

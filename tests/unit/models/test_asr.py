@@ -11,10 +11,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from raysers.audio.level import quiet_pieces
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models.asr import load_asr
 from raysers.models.asr_networks import CtcNetwork
+from raysers.models.vad import speech_windows
 from raysers.types import Status
 from tests.unit.models.asr_folders import (
     ALPHABET,
@@ -103,7 +103,7 @@ def test_a_processor_in_one_file_is_read(write, folders, tmp_path):
 
 def test_a_long_clip_is_the_joined_text_of_its_pieces_whatever_is_beside_it(folders, whisper):
     (long,) = clips([40 * 16_000], seed=4)
-    pieces = quiet_pieces(long, longest_s=30.0, search_s=8.0)
+    pieces = speech_windows(long, 30.0)
     assert len(pieces) == 2
     expected = " ".join(plain_texts(folders / "whisper", pieces))
     assert heard(whisper, [SIGNALS[0], long, SIGNALS[1]])[1] == expected
@@ -187,6 +187,15 @@ def test_words_of_whisper_have_the_times_of_its_tokens(tmp_path):
         times = found["token_timestamps"][0].tolist()
         assert len(kept) == len(row["text"])
         assert word["end_s"] == pytest.approx(times[len(found["sequences"][0]) - 1], abs=0.05)
+    (long,) = clips([40 * 16_000], seed=4)
+    first, second = speech_windows(long, 30.0)
+    whole, *parts = (row["words"] for row in recogniser.transcribe([long, first, second]))
+    begins_s = (0, len(first) / 16_000)
+    assert whole == [
+        {"word": w["word"], "start_s": at + w["start_s"], "end_s": at + w["end_s"]}
+        for at, words in zip(begins_s, parts, strict=True)
+        for w in words
+    ]
 
 
 @pytest.mark.parametrize("kind", ["ctc", "whisper"])

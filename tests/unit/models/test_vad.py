@@ -8,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
-from raysers.models.vad import find_speech
+from raysers.models import vad
+from raysers.models.vad import find_speech, speech_windows
 from tests.places import SHARED_DATA, needs_shared
 
 pytest.importorskip("silero_vad")
@@ -21,8 +25,6 @@ NS = 1_000_000_000
 
 def recording(seconds_of_silence: float = 2.0) -> np.ndarray:
     """Three acted sentences with digital silence around and between them."""
-    import soundfile
-
     files = sorted((SHARED_DATA / "emodb" / "wav").glob("*.wav"))[100:300:70]
     silence = np.zeros(int(seconds_of_silence * 16_000), np.float32)
     parts = [silence]
@@ -155,3 +157,35 @@ def test_interleaved_streams_do_not_mix() -> None:
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda s: find_speech(halves(s), min_s=0.25, max_s=10), signals))
     assert together == alone
+
+
+@needs_shared
+@pytest.mark.parametrize(("detector", "pause_level"), [(True, 0.03), (True, 0.0), (False, 0.0)])
+def test_long_speech_is_cut_between_its_sentences(detector, pause_level, monkeypatch) -> None:
+    """Of 1.5 to 2.5 s, so that every window of 12 s ends with a pause in its last third.
+
+    The detector finds pauses that are louder than much of the speech.
+    """
+    if not detector:
+        monkeypatch.setattr(vad, "find_spec", lambda name: None)
+    files = sorted((SHARED_DATA / "emodb" / "wav").glob("*.wav"))
+    sentences = [s for s in (soundfile.read(f, dtype="float32")[0] for f in files[::9])
+                 if 24_000 < len(s) < 40_000][:20]  # fmt: skip
+    rng = np.random.default_rng(0)
+    pause = (pause_level * rng.standard_normal(12_000)).astype(np.float32)
+    parts = [part for sentence in sentences for part in (sentence, pause)]
+    ends = np.cumsum([len(part) for part in parts]).reshape(-1, 2)
+    windows = speech_windows(np.concatenate(parts), 12.0)
+    cuts = np.cumsum([len(window) for window in windows])[:-1, None]
+    assert len(cuts) > 3
+    assert ((ends[:, 0] < cuts) & (cuts < ends[:, 1])).any(axis=1).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 300_000), st.integers(0, 2**32 - 1))
+def test_windows_are_the_clip_and_none_is_too_long(samples: int, seed: int) -> None:
+    signal = np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
+    windows = speech_windows(signal, 4.0)
+    np.testing.assert_array_equal(np.concatenate(windows), signal)
+    assert max(len(window) for window in windows) <= 4 * 16_000
+    assert all(len(window) > 2.6 * 16_000 for window in windows[:-1])
