@@ -21,6 +21,7 @@ from tests.benchmarks.bends import bends
 from tests.benchmarks.coverage import coverage
 from tests.benchmarks.end_to_end import end_to_end
 from tests.benchmarks.feed import feed
+from tests.benchmarks.fuse import fuse
 from tests.benchmarks.laptop import steady, whole, windows
 from tests.benchmarks.layout import layout
 from tests.benchmarks.measure import SCALES, Line, Scale, machine, rounded
@@ -28,6 +29,7 @@ from tests.benchmarks.onnx_runtime import onnx_runtime
 from tests.benchmarks.padding import padding
 from tests.benchmarks.planning import planning
 from tests.benchmarks.robustness import robustness
+from tests.benchmarks.rows import rows
 from tests.benchmarks.soak import soak
 from tests.benchmarks.store import store
 from tests.benchmarks.training import training
@@ -46,11 +48,13 @@ BENCHES: dict[str, Callable[[Scale], Iterator[Line]]] = {
     "layout": layout,
     "training": training,
     "robustness": robustness,
+    "fuse": fuse,
+    "rows": rows,
     "bends": bends,
     "coverage": coverage,
 }
 #: Benches that need no real speech.
-_SYNTHETIC = ("planning", "bends", "coverage", "soak")
+_SYNTHETIC = ("planning", "rows", "bends", "coverage", "soak")
 
 
 def main() -> int:

@@ -57,7 +57,7 @@ def ccc_covered(speakers: int, clips: int, rng: np.random.Generator, seed: int) 
 def gap_covered(name: str, speakers: int, clips: int, rng: np.random.Generator, seed: int) -> bool:
     """Whether the interval of a difference between two alike groups holds 0."""
     one, other = (_draws(rng, speakers, clips, seed, name) for _ in range(2))
-    low, high = (one - other).interval()
+    low, high = one.with_independent(other, np.subtract).interval()
     return bool(low[0] <= 0 <= high[0])
 
 

@@ -101,11 +101,11 @@ def _make_rows(path: str, rows: int) -> None:
     schema = MANIFEST
     with pa.ipc.new_file(path, schema) as sink:
         for start in range(0, rows, 1_000_000):
-            some = _some_rows(start, min(rows, start + 1_000_000))
+            some = some_rows(start, min(rows, start + 1_000_000))
             sink.write_table(some, max_chunksize=2000)
 
 
-def _some_rows(start: int, end: int) -> pa.Table:
+def some_rows(start: int, end: int) -> pa.Table:
     rng = np.random.default_rng(start)
     rows = end - start
     # a bijection, so that neighbours lie far apart in the sorted manifest
