@@ -16,7 +16,6 @@ from raysers.cli import as_plain, command
 from raysers.commands.annotate import AnnotateFlags, annotate
 from raysers.evaluation.evaluate import (
     EvaluateFlags,
-    Labels,
     folder_names,
     labelled_clips,
     measure,
@@ -46,7 +45,8 @@ def evaluate(flags: EvaluateFlags) -> int:
         report = None if flags.model else measure(flags, labels, found)
         run.begin(as_plain(flags), flags.settings)
         if report is None:
-            found += [read_predictions(uri) for uri in predict(flags, labels)]
+            clips = flags.input or (labelled_clips(flags, labels[0], emotions=emotions),)
+            found += [read_predictions(uri) for uri in predict(flags, clips)]
             report = measure(flags, labels, found)
         good = report.failed_share <= flags.max_failed
         write(report, run, good=good)
@@ -58,9 +58,8 @@ def evaluate(flags: EvaluateFlags) -> int:
     return Exit.DONE if good else Exit.TOO_MANY_FAILED
 
 
-def predict(flags: EvaluateFlags, labels: Labels) -> list[str]:
+def predict(flags: EvaluateFlags, clips: tuple[str, ...]) -> list[str]:
     """Annotate with every model; the folders of the predictions."""
-    clips = flags.input or (labelled_clips(flags, labels),)
     folders = []
     for model, name in folder_names(flags.model).items():
         folders.append(storage.join(flags.output, "predictions", name))

@@ -14,13 +14,8 @@ Result: OUTPUT/metrics, words, sentences, respoken (tables), and pictures of eac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice, zip_longest
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from rich.table import Table
 
 from raysers.cli import as_plain, command
 from raysers.commands.annotate import AnnotateFlags, annotate
@@ -31,23 +26,28 @@ from raysers.evaluation.evaluate import folder_names
 from raysers.evaluation.predictions import read_predictions
 from raysers.evaluation.rows import (
     METRICS_PART,
-    NAN,
     Row,
     number,
     print_notes,
-    report_console,
+    print_table,
     to_table,
 )
 from raysers.io import storage
 from raysers.run import Exit, Run, with_absolute_paths
-from raysers.text import one_line
 from raysers.types import DIMENSIONS
 from raysers.words import probe as probing
 from raysers.words.probe import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, ProbeFlags
-from raysers.words.respoken import AGREEMENT, GROUP, ORIGINAL, RESPOKEN_CLIP
+from raysers.words.respoken import GROUP
 
 JOB = "probe"
-_PRINTED_WORDS = 10
+#: What is printed: group, metrics, title of the table; and how many lines of either end of it.
+_PRINTED = (
+    ("word", ("word_mean",), "words with the lowest and highest mean valence"),
+    ("sentiment", ("sentiment_mean", "mean_shift"), "scores by sentiment of the words"),
+    ("text", ("sentence_score",), "the paper's sentences"),
+    (GROUP, ("ccc",), "CCC of original and re-spoken clips"),
+)
+_ENDS = 10
 
 
 def probe(flags: ProbeFlags) -> int:
@@ -80,7 +80,7 @@ def probe(flags: ProbeFlags) -> int:
                     storage.write_atomic(storage.join(run.output, pictures[-1]), content)
         outcome = {"rows": len(rows), "pictures": pictures, "notes": notes}
         run.finish("done" if code == Exit.DONE else "done_with_failures", outcome)
-    print_probe(rows, found["words"].table if "words" in found else None)
+    print_probe(rows)
     print_notes(notes)
     print(f"metrics: {storage.join(flags.output, 'metrics')}")
     print(f"pictures: {', '.join(pictures)}")
@@ -119,77 +119,23 @@ def speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, li
     return Exit(max(codes)), models
 
 
-def print_probe(rows: Sequence[Row], words: pa.Table | None) -> None:
-    """Words of both sides, scores by sentiment, the paper's sentences, CCC after re-speaking."""
-    if words is not None and len(words):
-        mine = words.filter(pc.equal(words["source"], words["source"][0])).to_pylist()
-        sides = [
-            sorted((w for w in mine if w["side"] == side), key=lambda w: int(w["rank"]))
-            for side in ("low", "high")
-        ]
-        lines = [
-            [cell for word in pair for cell in _word_cells(word)]
-            for pair in islice(zip_longest(*sides), _PRINTED_WORDS)
-        ]
-        heads = ("lowest", "valence [95 %]", "highest", "valence [95 %]")
-        _print("words by mean valence (occurrences)", heads, lines)
-    names = ("positive", "neutral", "negative")
-    wanted = [("sentiment_mean", name) for name in names]
-    shifts = ("positive - neutral", "negative - neutral", "positive - negative")
-    wanted += [("mean_shift", shift) for shift in shifts]
-    wanted += [("mean_shift", f"{name} - all") for name in names]
-    for model in dict.fromkeys(row.model for row in rows if row.group == "sentiment"):
-        own = [row for row in rows if row.model == model]
-        found = {(r.metric, r.group_value, r.dimension): r for r in own if r.group == "sentiment"}
-        lines = [[of, *(_cell(found.get((m, of, d))) for d in DIMENSIONS)] for m, of in wanted]
-        _print(f"{model}: scores by sentiment of the words [95 %]", ("", *DIMENSIONS), lines)
-        lines = [
-            [row.group_value, number(row.value), number(row.paper)]
-            for row in own
-            if (row.metric, row.dimension) == ("sentence_score", "valence")
-        ]
-        _print("the paper's sentences", ("", "valence", "paper"), lines)
-    of = {ORIGINAL: "original, labels", RESPOKEN_CLIP: "re-spoken, labels"}
-    of[AGREEMENT] = "re-spoken, original"
-    ccc = [row for row in rows if row.group == GROUP and row.metric == "ccc"]
-    for cell in dict.fromkeys((row.dataset, row.split) for row in ccc):
-        mine = [row for row in ccc if (row.dataset, row.split) == cell]
-        keys = {(row.model, row.group_value, row.dimension): row for row in mine}
-        lines = [
-            [model, name, *(_cell(keys.get((model, value, d))) for d in DIMENSIONS)]
-            for model in dict.fromkeys(key[0] for key in keys)
-            for value, name in of.items()
-        ]
-        _print(f"{' '.join(cell)}, re-spoken: CCC [95 %]", ("model", "CCC of", *DIMENSIONS), lines)
+def print_probe(rows: Sequence[Row]) -> None:
+    """Words of both ends, scores by sentiment, the paper's sentences, CCC after re-speaking."""
+    for group, metrics, title in _PRINTED:
+        own = [row for row in rows if row.group == group and row.metric in metrics]
+        for key in dict.fromkeys((row.model, row.dataset, row.split) for row in own):
+            cells: dict[str, dict[str, str]] = {}
+            for row in own:
+                if (row.model, row.dataset, row.split) == key:
+                    cells.setdefault(row.group_value, {})[row.dimension] = _cell(row)
+            lines = [[name, *(of.get(d, "-") for d in DIMENSIONS)] for name, of in cells.items()]
+            lines = lines if len(lines) <= 2 * _ENDS else lines[:_ENDS] + lines[-_ENDS:]
+            print_table(f"{' '.join(key)}: {title}", ("", *DIMENSIONS), lines)
 
 
-def _print(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table with its title; lines without any figure are left out."""
-    shown = [line for line in lines if set(line[1:]) - {"-", ""}]
-    if not shown:
-        return
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for i, head in enumerate(heads):
-        left = i == 0 or head in ("highest", "CCC of")
-        table.add_column(head, justify="left" if left else "right", no_wrap=True)
-    for line in shown:
-        table.add_row(*map(one_line, line))
-    report_console().print(table)
-
-
-def _word_cells(word: dict[str, Any] | None) -> tuple[str, str]:
-    if word is None:
-        return "", ""
-    values = [NAN if word[k] is None else word[k] for k in ("valence", "ci_low", "ci_high")]
-    return f"{word['word']} ({word['occurrences']:,})", _bounded(*values)
-
-
-def _cell(row: Row | None) -> str:
-    return "-" if row is None else _bounded(row.value, row.ci_low, row.ci_high)
-
-
-def _bounded(value: float, low: float, high: float) -> str:
-    return number(value) + ("" if np.isnan(low) else f" [{number(low)}, {number(high)}]")
+def _cell(row: Row) -> str:
+    bounds = f" [{number(row.ci_low)}, {number(row.ci_high)}]" * (row.ci_low == row.ci_low)
+    return number(row.value) + bounds + f" (paper {number(row.paper)})" * (row.paper == row.paper)
 
 
 main = command(ProbeFlags, probe, __doc__ or "", positional="model")

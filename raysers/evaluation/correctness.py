@@ -150,7 +150,7 @@ def drop_rows(scores: Scores, in_domain: str, bootstrap: Bootstrap) -> list[Row]
         cell = main_subset(cells, dataset)
         named = replace(cell, group="dataset", group_value=f"{home.dataset} {home.split}")
         away = draw_metrics(scores, cell, predictions, bootstrap)["ccc"]
-        lost = at_home.with_other(away, drop)
+        lost = at_home.with_independent(away, drop)
         for m, model in enumerate(scores.predictions):
             n, speakers = support(scores, cell, scores.scored(model, cell.rows))
             n = np.where(np.isfinite(at_home.value[m]), n, 0)

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.table import Table
 
 from raysers.cli import Models, Output, Uris, as_plain
 from raysers.data.corpora.emotions import speaker_of
@@ -47,9 +46,10 @@ from raysers.evaluation.predictions import (
     with_training_clips,
 )
 from raysers.evaluation.published import TESTS_PART, correctness_and_fairness, to_tests, with_paper
-from raysers.evaluation.rows import METRICS_PART, Row, report_console, short_names, to_table
+from raysers.evaluation.rows import METRICS_PART, WIDTH, Row, print_table, to_table
 from raysers.evaluation.scores import Scores, base_subsets, subsets, with_baseline
 from raysers.io import storage
+from raysers.plotting import model_names
 from raysers.run import Run, absolute_output
 from raysers.types import DIMENSIONS, Status
 
@@ -142,15 +142,6 @@ class EvaluateFlags:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
-    """Labelled clips, and notes on them; with `emotions` a clip may have a category alone."""
-
-    table: pa.Table
-    notes: list[str]
-    emotions: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """All an evaluation found: rows of the metrics table, tests, notes, every model's coverage."""
 
@@ -165,13 +156,11 @@ class Report:
         return max(found.failed_share for found in self.coverage.values())
 
 
-def read_labels(flags: EvaluateFlags, *, emotions: bool) -> Labels:
-    """The labelled clips of manifests, tables and corpora.
+def read_labels(flags: EvaluateFlags, *, emotions: bool) -> tuple[pa.Table, list[str]]:
+    """The labelled clips of manifests, tables and corpora, and notes.
 
-    `emotions`: some model predicts emotion categories, so that these are labels too.
-
-    Raises:
-        ConfigError: they cannot be read, or no clip has a label.
+    `emotions`: some model predicts emotion categories, so that these are labels too. Raises
+    ConfigError: they cannot be read, or no clip has a label.
     """
     read = read_labelled(
         flags.labels,
@@ -190,7 +179,7 @@ def read_labels(flags: EvaluateFlags, *, emotions: bool) -> Labels:
         raise ConfigError(f"--labels: {twice:,} clips are labelled twice: give each source once")
     if flags.speakers:
         table = table.append_column("pitch_hz", _pitches(flags.speakers, table))
-    return Labels(table=table, notes=list(read.notes), emotions=emotions)
+    return table, list(read.notes)
 
 
 def _pitches(uri: str, table: pa.Table) -> pa.Array:
@@ -205,17 +194,17 @@ def _pitches(uri: str, table: pa.Table) -> pa.Array:
     return pa.array([known.get(name) for name in table["speaker"].to_pylist()], pa.float64())
 
 
-def labelled_clips(flags: EvaluateFlags, labels: Labels) -> str:
+def labelled_clips(flags: EvaluateFlags, labels: pa.Table, *, emotions: bool) -> str:
     """A manifest, below the output, of just the clips that have labels; written once."""
     place = storage.join(flags.output, "clips")
-    if not is_manifest(place) or _starts(read_manifest(place)) != _starts(labels.table):
+    if not is_manifest(place) or _starts(read_manifest(place)) != _starts(labels):
         clips, _ = index_labelled(
             flags.labels,
             corpus=flags.corpus,
             emotion_map=flags.emotion_map,
             speakers=flags.speakers,
         )
-        write_manifest(place, labelled_only(clips, emotions=labels.emotions))
+        write_manifest(place, labelled_only(clips, emotions=emotions))
     return place
 
 
@@ -225,15 +214,16 @@ def _starts(table: pa.Table) -> list[tuple[str, int]]:
     return sorted(zip(table["file"].to_pylist(), starts, strict=True))
 
 
-def measure(flags: EvaluateFlags, labels: Labels, found: Sequence[Predictions]) -> Report:
-    """Join labels and predictions by folder, and measure.
+def measure(
+    flags: EvaluateFlags, labels: tuple[pa.Table, list[str]], found: Sequence[Predictions]
+) -> Report:
+    """Join labels (and notes on them) and predictions by folder, and measure.
 
-    Raises:
-        ConfigError: predictions and labels do not fit together.
+    Raises ConfigError: they do not fit together.
     """
     found = [with_training_clips(one) for one in found]
     models = pooled(found) if flags.pool else merged(found)
-    scores, coverage = join(labels.table, {one.model: one.table for one in models})
+    scores, coverage = join(labels[0], {one.model: one.table for one in models})
     known = _datasets(scores)
     if not known:
         raise ConfigError("--predictions: no labelled clip has scores: see their column status")
@@ -242,7 +232,7 @@ def measure(flags: EvaluateFlags, labels: Labels, found: Sequence[Predictions]) 
     if unknown := [name for name in flags.by if not any(scores.column(name))]:
         raise ConfigError(f"--by {' '.join(unknown)}: the labels do not say it of any clip")
     rows, notes = assess(scores, flags, {one.model: backbone_of(one) for one in models})
-    own = [*labels.notes, *(note for one in models for note in one.notes)]
+    own = [*labels[1], *(note for one in models for note in one.notes)]
     for one in models:
         if leaks := (one.training.get("data") or {}).get("leakage"):
             leak = f"trained with --allow-leakage ({leaks[0]}): its figures are too good"
@@ -250,7 +240,7 @@ def measure(flags: EvaluateFlags, labels: Labels, found: Sequence[Predictions]) 
         if one.model.startswith("random:"):
             own.append(f"{one.model} has random weights: its scores mean nothing")
         if moved := coverage[one.model].moved:
-            where = f"taken for their folder: {', '.join(moved)}"
+            where = f"taken for their folder: {moved}"
             own.append(f"{one.model}: no file is where the labels say; {where}")
     tests = correctness_and_fairness(scores, rows)
     return Report(rows=rows, tests=tests, notes=[*own, *notes], coverage=coverage)
@@ -314,12 +304,6 @@ def _home(scores: Scores, in_domain: str) -> str:
 
 def _notes(scores: Scores, flags: EvaluateFlags, rows: Sequence[Row]) -> Iterator[str]:
     yield from training_notes(scores)
-    for cell in base_subsets(scores):
-        if cell.split == "train" and not scores.trained:
-            yield (
-                f"{cell.dataset}: {len(cell.rows):,} predicted clips are training clips: their "
-                "figures, and those of all its clips, say little about new speech"
-            )
     for model, predicted in scores.predictions.items():
         missing = [d for i, d in enumerate(DIMENSIONS) if not np.isfinite(predicted[:, i]).any()]
         if missing:
@@ -342,11 +326,7 @@ def _notes(scores: Scores, flags: EvaluateFlags, rows: Sequence[Row]) -> Iterato
 
 
 def write(report: Report, run: Run, *, good: bool) -> None:
-    """Write metrics and tests of a run that has begun, and end the run.
-
-    Raises:
-        WriteError: the output cannot be written.
-    """
+    """Write metrics and tests of a run that has begun, and end the run."""
     for place, table in (
         (METRICS_PART, to_table(report.rows, run.run_id)),
         (TESTS_PART, to_tests(report.tests, run.run_id)),
@@ -362,17 +342,15 @@ def write(report: Report, run: Run, *, good: bool) -> None:
 
 def print_coverage(coverage: Mapping[str, Coverage]) -> None:
     """What became of every model's predictions."""
-    table = Table(title="clips", title_justify="left", box=None, pad_edge=False)
-    table.add_column("", overflow="fold", max_width=36)
-    for head in ("predicted", "with label", "scored", "failed", "no label", "not predicted"):
-        table.add_column(head, justify="right")
-    for model, name in short_names(list(coverage)).items():
+    heads = ("", "predicted", "with label", "scored", "failed", "no label", "not predicted")
+    lines, styles = [], []
+    for model, name in model_names(list(coverage), WIDTH).items():
         found = coverage[model]
         joined, ok = sum(found.statuses.values()), found.statuses.get(Status.OK, 0)
         counts = (found.rows, joined, ok, joined - ok, found.unlabelled, found.unpredicted)
-        style = "yellow" if joined > ok or found.unpredicted else None
-        table.add_row(name, *(f"{count:,}" for count in counts), style=style)
-    report_console().print(table)
+        lines.append([name, *(f"{count:,}" for count in counts)])
+        styles.append("yellow" * (joined > ok or found.unpredicted > 0))
+    print_table("clips", heads, lines, styles)
 
 
 def folder_names(models: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -23,10 +24,11 @@ from raysers.evaluation.bootstrap import (
     Draws,
     draw_metrics,
     interval,
+    resample,
     support,
 )
 from raysers.evaluation.metrics import OF_SUMS, Floats, Integers, pearson, unit_sums
-from raysers.evaluation.rows import Row, drawn_rows
+from raysers.evaluation.rows import Row, drawn_rows, row_of
 from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets, main_subset
 from raysers.seeding import generator
 from raysers.types import DIMENSIONS
@@ -36,8 +38,8 @@ _GROUP_VALUE = "female - male"
 OVER_ALL, MEAN = "all", "mean"
 #: Fairness figures: the difference, women minus men, of a metric (Eq. 1 and Eq. 2).
 _FAIRNESS: Mapping[str, str] = {"sex_fairness_score": "ccc", "sex_fairness_bias": "mean_error"}
-#: Clips drawn per speaker, who must have more; how often; counts held at a time.
-SAMPLES, REPEATS, _CHUNK_COUNTS = 200, 1000, 2_000_000
+#: Clips drawn per speaker, who must have more, and how often.
+SAMPLES, REPEATS = 200, 1000
 _FEWEST_RANKED = 3
 
 
@@ -61,7 +63,7 @@ def fairness_rows(scores: Scores, bootstrap: Bootstrap) -> list[Row]:
         named = replace(cell, group="sex", group_value=_GROUP_VALUE)
         for name, of in _FAIRNESS.items():
             for m, model in enumerate(scores.predictions):
-                gap = women[of][m] - men[of][m]
+                gap = women[of][m].with_independent(men[of][m], np.subtract)
                 found = [support(scores, part, scores.scored(model, part.rows)) for part in sexes]
                 counts, speakers = np.array(found).swapaxes(0, 1)
                 n = np.where(counts.min(axis=0) > 0, counts.sum(axis=0), 0)
@@ -77,27 +79,19 @@ def fairness_rows(scores: Scores, bootstrap: Bootstrap) -> list[Row]:
 
 def _mean_row(name: str, model: str, gaps: list[tuple[Draws, Integers, Integers]]) -> Iterator[Row]:
     """Over datasets and dimensions."""
-    values, draws, units = (
+    values, draws, units, wider = (
         np.concatenate(parts, axis=-1)
-        for parts in zip(*((g.value, g.values, g.units) for g, *_ in gaps), strict=True)
+        for parts in zip(*((g.value, g.values, g.units, g.wider) for g, *_ in gaps), strict=True)
     )
     there = np.isfinite(values)
     if there.any():
-        low, high = interval(draws[:, there].mean(axis=1), int(units[there].min()))
-        yield Row(
-            model=model,
-            dataset=OVER_ALL,
-            split="",
-            group="sex",
-            group_value=_GROUP_VALUE,
-            dimension=MEAN,
-            metric=name,
-            value=float(values[there].mean()),
-            ci_low=float(low),
-            ci_high=float(high),
-            n=int(sum(n[np.isfinite(g.value)].sum() for g, n, _ in gaps)),
-            speakers=sum(int(k.max()) for g, _, k in gaps if np.isfinite(g.value).any()),
-        )
+        mean = draws[:, there].mean(axis=1)
+        bounds = interval(mean, int(units[there].min()), wider[there].max())
+        n = sum(n[np.isfinite(g.value)].sum() for g, n, _ in gaps)
+        known = sum(int(k.max()) for g, _, k in gaps if np.isfinite(g.value).any())
+        over = Subset(dataset=OVER_ALL, split="", group="sex", group_value=_GROUP_VALUE)
+        about: dict[str, Any] = {"dimension": MEAN, "speakers": known}
+        yield row_of(over, model, name, values[there].mean(), n, bounds, **about)
 
 
 def speaker_rows(scores: Scores, *, samples: int = SAMPLES, seed: int = 0) -> list[Row]:
@@ -136,40 +130,17 @@ def _speaker(scores: Scores, part: Subset, samples: int, seed: int) -> Iterator[
             found[name] = np.ascontiguousarray(column), len(clips)
     for model, d in sorted(found, key=lambda one: ([*scores.predictions].index(one[0]), one[1])):
         drawn, n = found[model, d]
-        low, high = interval(drawn, MOST_UNITS)  # undefined when many draws are
-        kept = drawn[np.isfinite(drawn)] if np.isfinite(low) else np.full(1, np.nan)
-        for metric, value, *bounds in (
-            ("speaker_ccc", kept.mean(), low, high),
-            ("speaker_ccc_sd", kept.std(), np.nan, np.nan),
-        ):
-            yield Row(
-                model=model,
-                dataset=part.dataset,
-                split=part.split,
-                group="speaker",
-                group_value=part.group_value,
-                dimension=DIMENSIONS[d],
-                metric=metric,
-                value=float(value),
-                ci_low=float(bounds[0]),
-                ci_high=float(bounds[1]),
-                n=n,
-                speakers=1,
-            )
+        bounds = interval(drawn, MOST_UNITS)  # undefined when many draws are
+        kept = drawn[np.isfinite(drawn)] if np.isfinite(bounds[0]) else np.full(1, np.nan)
+        about: dict[str, Any] = {"dimension": DIMENSIONS[d], "speakers": 1}
+        yield row_of(part, model, "speaker_ccc", kept.mean(), n, bounds, **about)
+        yield row_of(part, model, "speaker_ccc_sd", kept.std(), n, **about)
 
 
 def _drawn_ccc(truth: Floats, prediction: Floats, samples: int, rng: np.random.Generator) -> Floats:
     """CCC of every draw of `samples` clips, [n, k] and [n, k] -> [REPEATS, k]."""
-    n, width = truth.shape
-    each = unit_sums(truth, prediction, np.arange(n), n, truth[0]).reshape(n, -1)
-    picked = rng.integers(0, n, size=(REPEATS, samples))
-    sums, at_once = [], max(1, _CHUNK_COUNTS // n)
-    for first in range(0, REPEATS, at_once):
-        some = picked[first : first + at_once]
-        flat = (some + np.arange(len(some))[:, None] * n).ravel()
-        counts = np.bincount(flat, minlength=len(some) * n).reshape(len(some), n)
-        sums.append(counts.astype(np.float64) @ each)
-    return OF_SUMS["ccc"](np.concatenate(sums).reshape(REPEATS, width, -1))
+    sums = unit_sums(truth, prediction, np.arange(len(truth)), len(truth), truth[0])
+    return OF_SUMS["ccc"](resample(sums, REPEATS, rng, samples))
 
 
 def _agreement(scores: Scores, rows: list[Row]) -> Iterator[Row]:
@@ -183,14 +154,7 @@ def _agreement(scores: Scores, rows: list[Row]) -> Iterator[Row]:
             mine, theirs = (means.get((model, dimension), {}) for model in (one, other))
             both = sorted(set(mine) & set(theirs))
             if len(both) >= _FEWEST_RANKED:
-                yield Row(
-                    model=one,
-                    dataset=rows[0].dataset,
-                    split=rows[0].split,
-                    group="model",
-                    group_value=other,
-                    dimension=dimension,
-                    metric="speaker_spearman",
-                    value=pearson(*(rankdata([of[k] for k in both]) for of in (mine, theirs))),
-                    n=len(both),
-                )
+                value = pearson(*(rankdata([of[k] for k in both]) for of in (mine, theirs)))
+                where = Subset(dataset=rows[0].dataset, split=rows[0].split, group="model",
+                               group_value=other)  # fmt: skip
+                yield row_of(where, one, "speaker_spearman", value, len(both), dimension=dimension)

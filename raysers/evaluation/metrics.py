@@ -63,12 +63,6 @@ def mae(truth: ArrayLike, prediction: ArrayLike) -> float:
     return float(np.abs(x - y).mean()) if x.size else float("nan")
 
 
-def mean_error(truth: ArrayLike, prediction: ArrayLike) -> float:
-    """Mean of prediction minus label: by how much a model shifts the values; NaN when empty."""
-    y, x = _pair(truth, prediction)
-    return float(x.mean() - y.mean()) if x.size else float("nan")
-
-
 def _pair(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
     y, x = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
     if y.shape != x.shape or y.ndim != 1:
@@ -152,7 +146,8 @@ def _pearson(sums: Floats) -> Floats:
     return np.clip(ratio(cov, np.sqrt(np.maximum(var_x * var_y, 0)), varies), -1, 1)
 
 
-#: Metrics as functions of the sums, [..., len(COLUMNS)] -> [...]. `mean_error` is the signed one.
+#: Metrics as functions of the sums, [..., len(COLUMNS)] -> [...]. `mean_error` is signed: by how
+#: much a model shifts the values.
 OF_SUMS: Mapping[str, Callable[[Floats], Floats]] = {
     "ccc": _ccc,
     "pearson": _pearson,

@@ -24,15 +24,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
 from scipy.spatial.distance import jensenshannon
 from scipy.special import ndtr
 
 from raysers.evaluation.fairness import OVER_ALL
 from raysers.evaluation.metrics import ccc, mae, pearson
-from raysers.evaluation.rows import NAN, Row, report_console, short_names
+from raysers.evaluation.rows import NAN, WIDTH, Row, print_table
 from raysers.evaluation.scores import RANDOM, Scores, base_subsets
+from raysers.plotting import model_names
 from raysers.schemas import TESTS
 from raysers.types import DIMENSIONS
 
@@ -378,20 +377,18 @@ def to_tests(frame: pd.DataFrame, run_id: str) -> pa.Table:
     return pa.Table.from_pandas(frame.assign(run_id=run_id)[TESTS.names], TESTS, False)
 
 
-def print_tests(frame: pd.DataFrame, console: Console | None = None) -> None:
+def print_tests(frame: pd.DataFrame) -> None:
     """How many tests each model passed, by test and dimension."""
-    console, names = console or report_console(), short_names(list(frame["model"]))
+    names = model_names(list(frame["model"].unique()), WIDTH)
     for (dataset, split), mine in frame.groupby(["dataset", "split"], sort=False):
-        title = f"tests of ser-tests passed, {dataset} {split} (scores: table tests)"
-        table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
         dimensions = [d for d in (*DIMENSIONS, "emotion") if (mine["dimension"] == d).any()]
-        for head in dimensions:
-            table.add_column(head, justify="right")
+        lines, styles = [], list[str]()
         for model, of in mine.groupby("model", sort=False):
-            table.add_row(names[str(model)], style="bold")
+            lines.append([names[str(model)]])
             for test, parts in of.groupby("test", sort=False):
                 by = parts.groupby("dimension")["passed"].agg(["sum", "size"])
                 cells = (f"{by['sum'].get(d, 0)} of {by['size'].get(d, 0)}" for d in dimensions)
-                table.add_row(f"  {test.replace('_', ' ')}", *cells)
-        console.print(table)
-        console.print()
+                lines.append([f"  {str(test).replace('_', ' ')}", *cells])
+            styles += ["bold"] + [""] * (len(lines) - len(styles) - 1)
+        title = f"tests of ser-tests passed, {dataset} {split} (scores: table tests)"
+        print_table(title, ["", *dimensions], lines, styles)

@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from itertools import zip_longest
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from rich.console import Console
+from rich.table import Table
 
 from raysers.evaluation.bootstrap import Draws
 from raysers.evaluation.metrics import METRICS as CORRECTNESS
 from raysers.evaluation.metrics import Floats, Integers
 from raysers.evaluation.scores import Subset
+from raysers.plotting import model_names
 from raysers.schemas import METRICS
 from raysers.text import visible
 from raysers.types import DIMENSIONS
@@ -34,6 +37,13 @@ CATEGORY_METRICS = ("uar", "uar_known", "macro_f1", "accuracy", "ece")
 #: Metric of the intervals that a model states.
 COVERAGE = "coverage_90"
 WIDTH, _MOST_GROUPS = 100, 12
+#: Smallest and largest possible value, of metrics whose intervals would reach beyond.
+_LIMITS = (
+    dict.fromkeys(("ccc", "pearson"), (-1.0, 1.0))
+    | dict.fromkeys((*CATEGORY_METRICS, "js_distance"), (0.0, 1.0))
+    | dict.fromkeys(("mae", "sd", "wer", "cer", "substitutions", "deletions", "insertions"),
+                    (0.0, math.inf))
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +66,38 @@ class Row:
     paper: float = NAN
 
 
+def row_of(
+    cell: Subset,
+    model: str,
+    metric: str,
+    value: Any,
+    n: Any,
+    bounds: tuple[Any, Any] = (NAN, NAN),
+    *,
+    dimension: str = "",
+    speakers: Any = 0,
+) -> Row:
+    """One number of a subset; its bounds reach no farther than the metric can."""
+    least, most = _LIMITS.get(metric, (-math.inf, math.inf))
+    if metric.startswith("mean_change_"):
+        least = 0.0
+    low, high = np.clip(np.asarray(bounds, np.float64), least, most)  # NaN for None
+    return Row(
+        model=model,
+        dataset=cell.dataset,
+        split=cell.split,
+        group=cell.group,
+        group_value=cell.group_value,
+        dimension=dimension,
+        metric=metric,
+        value=float(value),
+        ci_low=float(low),
+        ci_high=float(high),
+        n=int(n),
+        speakers=int(speakers),
+    )
+
+
 def dimension_rows(
     cell: Subset,
     model: str,
@@ -68,29 +110,21 @@ def dimension_rows(
     dimensions: Sequence[str] = DIMENSIONS,
 ) -> Iterator[Row]:
     """A row for every dimension there are clips for; all arrays are [dimensions]."""
-    count = len(dimensions)
-    low, high = bounds or (np.full(count, NAN), np.full(count, NAN))
-    known = np.zeros(count, np.int64) if speakers is None else speakers
+    low, high = bounds or (np.full(len(dimensions), NAN),) * 2
+    known = np.zeros(len(dimensions)) if speakers is None else speakers
     for d, dimension in enumerate(dimensions):
         if n[d]:
-            yield Row(
-                model=model,
-                dataset=cell.dataset,
-                split=cell.split,
-                group=cell.group,
-                group_value=cell.group_value,
-                dimension=dimension,
-                metric=metric,
-                value=float(value[d]),
-                ci_low=float(low[d]),
-                ci_high=float(high[d]),
-                n=int(n[d]),
-                speakers=int(known[d]),
-            )
+            ends, about = (low[d], high[d]), {"dimension": dimension, "speakers": known[d]}
+            yield row_of(cell, model, metric, value[d], n[d], ends, **about)
 
 
 def drawn_rows(
-    cell: Subset, model: str, metric: str, drawn: Draws, n: Integers, speakers: Integers
+    cell: Subset,
+    model: str,
+    metric: str,
+    drawn: Draws,
+    n: Integers,
+    speakers: Integers | None = None,
 ) -> Iterator[Row]:
     """`dimension_rows` of figures with their draws."""
     return dimension_rows(cell, model, metric, drawn.value, n, drawn.interval(), speakers=speakers)
@@ -108,33 +142,19 @@ def to_table(rows: Sequence[Row], run_id: str) -> pa.Table:
     return pa.Table.from_pandas(frame[METRICS.names], METRICS, preserve_index=False)
 
 
-class _Section(NamedTuple):
-    """A printed table: its title, and the metrics (or dimensions) that are its columns."""
-
-    title: str
-    metric: str
-    columns: Sequence[str] = (*DIMENSIONS, "mean")
-
-
-_SECTIONS = (
-    _Section("CCC (-1..1, 1 is best)", "ccc"),
-    _Section("Pearson correlation (-1..1)", "pearson"),
-    _Section("mean absolute error (0 is best)", "mae"),
-    _Section("labels within the model's 90 % intervals (share, .9 is right)", COVERAGE),
-    _Section("sex fairness score: CCC of women - CCC of men", "sex_fairness_score"),
-    _Section("sex fairness bias: shift of women's values - of men's", "sex_fairness_bias"),
-    _Section("CCC lost against the home corpus (share)", "ccc_drop"),
-    _Section("difference in CCC, paired draws (share of draws above 0)", "ccc_difference"),
-    _Section("rank correlation of speakers between models (Spearman)", "speaker_spearman"),
-    _Section(
-        "emotion categories (0..1, 1 is best; calibration error ece: 0 is best)",
-        "",
-        ("uar", "macro_f1", "accuracy", "ece"),
-    ),
-    _Section(
-        "unweighted average recall over the categories that the model knows", "", ("uar_known",)
-    ),
-)
+#: Printed tables: title, and the metric, whose dimensions are the columns.
+_SECTIONS = {
+    "CCC (-1..1, 1 is best)": "ccc",
+    "Pearson correlation (-1..1)": "pearson",
+    "mean absolute error (0 is best)": "mae",
+    "labels within the model's 90 % intervals (share, .9 is right)": COVERAGE,
+    "sex fairness score: CCC of women - CCC of men": "sex_fairness_score",
+    "sex fairness bias: shift of women's values - of men's": "sex_fairness_bias",
+    "CCC lost against the home corpus (share)": "ccc_drop",
+    "difference in CCC, paired draws (share of draws above 0)": "ccc_difference",
+    "rank correlation of speakers between models (Spearman)": "speaker_spearman",
+    "emotion categories (0..1, 1 is best; calibration error ece: 0 is best)": EMOTION,
+}
 _SPEAKERS = "CCC per speaker: lowest / median / highest mean (largest deviation over the draws)"
 #: Metrics of groups of clips, and those of them that are printed.
 _OF_GROUPS = {*CORRECTNESS, *CATEGORY_METRICS, COVERAGE}
@@ -155,36 +175,35 @@ def number(value: float) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
 
 
-def print_metrics(rows: Sequence[Row], console: Console | None = None) -> None:
+def print_metrics(rows: Sequence[Row]) -> None:
     """Every section that has rows; groups of clips are printed for CCC and categories only."""
     if not rows:
         return
-    console = console or report_console()
     frame = to_frame(rows)
     above = frame[frame["metric"] == "ccc_difference_above_0"]
     key = ["model", "dataset", "split", "group_value", "dimension"]
     shares = above.set_index(key)["value"].to_dict()
-    short = short_names([*frame["model"], *frame["group_value"][frame["group"] == "model"]])
+    short = model_names([*frame["model"], *frame["group_value"][frame["group"] == "model"]], WIDTH)
     texts = [
         _texts(row, short, shares.get(tuple(getattr(row, name) for name in key), NAN))
         for row in frame.itertuples()
     ]
     frame[["head", "label", "cell"]] = texts
-    for title, metric, columns in _SECTIONS:
-        by = "dimension" if metric else "metric"
-        own = frame[frame["metric"].eq(metric) if metric else frame["dimension"].eq(EMOTION)]
+    for title, of in _SECTIONS.items():
+        # of categories the metrics are the columns
+        by, where = ("metric", "dimension") if of == EMOTION else ("dimension", "metric")
+        own = frame[frame[where] == of]
         part = ~own["group"].isin(("", "model", "dataset")) & own["metric"].isin(_OF_GROUPS)
         printed = part & own["metric"].isin(_PRINTED_OF_GROUPS)
         heads = own["head"][printed].drop_duplicates()
         own = pd.concat([own[~part], own[printed & own["head"].isin(heads[:_MOST_GROUPS])]])
-        # the mean over dimensions is a table by itself
-        for some in ((*DIMENSIONS,), ("mean",)) if metric else (columns,):
-            _print_lines(console, title, some, list(_lines(own[own[by].isin(some)], by)))
+        # the mean over dimensions is a table by itself, and so is another average of recall
+        for some in ((*DIMENSIONS, "uar", "macro_f1", "accuracy", "ece"), ("mean", "uar_known")):
+            _print_lines(title, some, list(_lines(own[own[by].isin(some)], by)))
         if len(heads) > _MOST_GROUPS:
-            left = len(heads) - _MOST_GROUPS
-            console.print(f"{left:,} more groups are in the table on disk\n", style="dim")
+            print(f"{len(heads) - _MOST_GROUPS:,} more groups are in the table on disk\n")
     speakers = frame[frame["metric"].str.startswith("speaker_ccc")]
-    _print_lines(console, _SPEAKERS, DIMENSIONS, list(_speaker_lines(speakers)))
+    _print_lines(_SPEAKERS, DIMENSIONS, list(_speaker_lines(speakers)))
 
 
 def _texts(row: Any, short: Mapping[str, str], share: float) -> tuple[str, str, str]:
@@ -222,23 +241,28 @@ def _lines(rows: pd.DataFrame, by: str) -> Iterator[tuple[str, Mapping[str, str]
                 yield "    the paper", cells, "cyan"
 
 
-def _print_lines(console: Console, title: str, columns: Sequence[str], lines: _Lines) -> None:
-    """Lines under one another; a name too long for its values gets a separate line."""
+def _print_lines(title: str, columns: Sequence[str], lines: _Lines) -> None:
+    used = [name for name in columns if any(name in cells for _, cells, _ in lines)]
+    texts = [[name, *(cells.get(n, "") for n in used)] for name, cells, _ in lines]
+    print_table(title, ["", *used], texts, [style for *_, style in lines])
+
+
+def print_table(
+    title: str,
+    heads: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    styles: Sequence[str] = (),
+) -> None:
+    """Lines of text under their heads, all but the first flush right; nothing without lines."""
     if not lines:
         return
-    used = [name for name in columns if any(name in cells for _, cells, _ in lines)]
-    widths = {n: max(len(n), *(len(cells.get(n, "")) for _, cells, _ in lines)) for n in used}
-    most = WIDTH - sum(width + 2 for width in widths.values())
-    first = min(most, max((len(name) for name, cells, _ in lines if cells), default=0))
-    console.print(title, style="italic")
-    for name, cells, style in (("", {name: name for name in used}, "dim"), *lines):
-        is_long = bool(cells) and len(name) > first
-        if is_long:
-            console.print(name, style=style, soft_wrap=True)
-        text = "".join(f"  {cells.get(n, ''):<{width}}" for n, width in widths.items())
-        text = f"{'' if is_long else name:<{first}}{text}".rstrip()
-        console.print(text, style=style, soft_wrap=True)
-    console.print()
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for place, head in enumerate(heads):
+        justify: Literal["left", "right"] = "right" if place else "left"
+        table.add_column(head, justify=justify, no_wrap=place > 0, overflow="fold")
+    for line, style in zip_longest(lines, styles):
+        table.add_row(*map(visible, line), style=style)
+    report_console().print(table, "")
 
 
 def _speaker_lines(rows: pd.DataFrame) -> Iterator[tuple[str, Mapping[str, str], str]]:
@@ -265,10 +289,3 @@ def print_notes(notes: Sequence[str]) -> None:
 def report_console() -> Console:
     """A console of the report's width; long names fold instead of being cut."""
     return Console(width=WIDTH, highlight=False, markup=False)
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """By name, its last folder where that is still its own, else the whole name."""
-    whole = list(dict.fromkeys(names))
-    last = [name.rstrip("/").rpartition("/")[2] or name for name in whole]
-    return {n: s if last.count(s) == 1 else n for n, s in zip(whole, last, strict=True)}

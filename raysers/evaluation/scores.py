@@ -120,7 +120,7 @@ class Subset:
     split: str
     group: str = ""
     group_value: str = ""
-    rows: NDArray[np.intp]
+    rows: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
 
     @property
     def key(self) -> tuple[str, str, str, str]:

@@ -126,17 +126,6 @@ def covered_s(clips: pd.DataFrame) -> float:
     return float(np.clip(end - np.maximum(start, reached), 0, None).sum())
 
 
-def duration(seconds: float) -> str:
-    """Audio time for people.
-
-    >>> duration(42), duration(600), duration(7200)
-    ('42 s', '10.0 min', '2.0 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
-
-
 def archive_exhibits(archive: Archive, key: str) -> Iterator[Exhibit]:
     """What there is to say about an archive."""
     is_scored = len(archive.ok) > 0

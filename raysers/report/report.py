@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 import raysers
+from raysers.engine.progress import duration, hours
 from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
 from raysers.models.backbones import FAMILIES
@@ -65,8 +66,8 @@ def write_report(
         if chosen := listen.listen_exhibit(one, number, output, audio):
             exhibits.append(chosen)
             excerpts += [row["audio"].rpartition("/")[2] for row in chosen.clips["rows"]]
-        hours = [archive.duration(archive.covered_s(rows)) for rows in (one.clips, one.ok)]
-        lead = f"{len(one.clips):,} clips, {hours[0]}; {hours[1]} scored by {one.model}."
+        lengths = [hours(archive.covered_s(rows)) for rows in (one.clips, one.ok)]
+        lead = f"{len(one.clips):,} clips, {lengths[0]}; {lengths[1]} scored by {one.model}."
         sections.append(Section(key, one.name, exhibits, lead))
     is_evaluated = bool(len(found.metrics))
     figures, missing = paper_figures(found)
@@ -139,8 +140,8 @@ def _tiles(archives: Sequence[Archive]) -> Iterator[tuple[str, str, str]]:
     ok = clips[clips.status == str(Status.OK)]
     statuses = clips.status[clips.status != str(Status.OK)].value_counts()
     failed = ", ".join(f"{count:,} {status}" for status, count in statuses.head(2).items())
-    yield "Recorded", archive.duration(archive.covered_s(clips)), f"{clips.file.nunique():,} files"
-    scored = archive.duration(archive.covered_s(ok))
+    yield "Recorded", hours(archive.covered_s(clips)), f"{clips.file.nunique():,} files"
+    scored = hours(archive.covered_s(ok))
     yield "Scored", scored, f"{len(ok):,} of {len(clips):,} clips"
     yield "Failed clips", f"{1 - len(ok) / len(clips):.1%}", failed or "none"
     for name in ("valence", "arousal"):
@@ -268,7 +269,12 @@ def _cost_cells(
 ) -> list[Cell]:
     rate = audio_s / device_s if audio_s and device_s else None
     said = [str(value) if value else "–" for value in (workers, device)]
-    return [clock(wall), *said, shown(audio_s / 3600 or None, 2), shown(rate, 1)]
+    return [
+        duration(wall) if wall else "–",
+        *said,
+        shown(audio_s / 3600 or None, 2),
+        shown(rate, 1),
+    ]
 
 
 def wall_s(run: ReportRun) -> float:
@@ -282,18 +288,6 @@ def wall_s(run: ReportRun) -> float:
             continue
         total += max((ended - started).total_seconds(), 0.0)
     return total
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    >>> clock(3725.2), clock(42.4), clock(0)
-    ('1:02:05 h', '42 s', '–')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
-    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s" if rest else "–"
 
 
 def _number(value: Any) -> float:

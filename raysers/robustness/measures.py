@@ -20,6 +20,7 @@ from raysers.evaluation.bootstrap import (
     Draws,
     draw,
     draw_metrics,
+    stretch,
     support,
     units_of,
 )
@@ -200,10 +201,9 @@ def _ccc_rows(
     both += [np.where(t, p, NAN) for t, p in zip(there, after, strict=True)]
     drawn = draw_metrics(scores, cell, both, how.bootstrap)["ccc"]
     each = drawn[len(after) :] - drawn[: len(after)]
+    units = each.units.max(axis=0)
     mean = Draws(
-        mean_of_defined(each.value, 0),
-        mean_of_defined(each.values, 1),
-        each.units.max(axis=0),
+        mean_of_defined(each.value, 0), mean_of_defined(each.values, 1), units, stretch(units)
     )
     of = support(scores, cell, (np.isfinite(scores.truth) & there[0])[cell.rows])
     yield from drawn_rows(cell, model, f"ccc_change_{change.name}", mean, *of)

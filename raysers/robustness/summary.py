@@ -7,15 +7,13 @@ picture is in the manner of the paper's Figure 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
-from rich.table import Table
 
 from raysers import plotting
 from raysers.data.splits import identities
@@ -31,7 +29,7 @@ from raysers.evaluation.rows import (
     Row,
     number,
     print_notes,
-    report_console,
+    print_table,
     to_frame,
     to_table,
 )
@@ -58,6 +56,7 @@ _MOST_GROUPS, _MOST_WITH_BOUNDS = 8, 3
 #: Datasets and splits in one picture.
 _MOST_PANELS = 6
 _SHARE, _SIZE, _P95, _CCC = f"{OVERALL}_", "mean_change_", "p95_change_", "ccc_change_"
+_ALL_SMALL = "all small changes"
 _LINE_IN, _EDGES_IN = 0.36, 1.5
 _OFFSETS = (-0.22, 0.0, 0.22)
 _ByMetric = dict[str, dict[str, Any]]
@@ -87,16 +86,14 @@ def report(job: ClipJob, task: RobustnessTask, how: Comparison) -> list[Row]:
     return rows
 
 
-def print_robustness(
-    rows: pd.DataFrame, model: str, how: Comparison, console: Console | None = None
-) -> None:
+def print_robustness(rows: pd.DataFrame, model: str, how: Comparison) -> None:
     """The share of unchanged scores per dataset, then the change of CCC, then groups."""
-    console = console or report_console()
     for (dataset, split), mine in rows.groupby(["dataset", "split"], sort=False):
         whole, groups = (mine[(mine["group"] == "") == is_whole] for is_whole in (True, False))
         title = f"{dataset} {split}: share of scores that {how.text}"
-        _print(console, title, [*DIMENSIONS, "mean [95 %]", "ser-tests", "random"],
-               _shares(whole, model, how))  # fmt: skip
+        heads = ["", *DIMENSIONS, "mean [95 %]", "ser-tests", "random"]
+        shares = list(_shares(whole, model, how))
+        print_table(title, heads, shares, ["bold" * (s[0] == _ALL_SMALL) for s in shares])
         by = _by_metric(whole)
         sizes = [
             [name, *(f"{number(of[d].value)} / {number(by[_P95 + name][d].value)}" for d in of)]
@@ -104,10 +101,12 @@ def print_robustness(
             if (name := metric.removeprefix(_SIZE)) != metric
             for of in [{d: rows_of[d] for d in DIMENSIONS}]
         ]
-        _print(console, "absolute change: mean / 95th percentile", DIMENSIONS, sizes)
-        _print(console, "change of CCC", [*DIMENSIONS, "ser-tests, mean"], _cccs(by, model, how))
+        print_table("absolute change: mean / 95th percentile", ["", *DIMENSIONS], sizes)
+        heads = ["", *DIMENSIONS, "ser-tests, mean"]
+        print_table("change of CCC", heads, list(_cccs(by, model, how)))
         for group, part in groups.groupby("group", sort=False):
-            _print(console, f"share unchanged (mean) by {group}", *_group(part))
+            values, lines = _group(part)
+            print_table(f"share unchanged (mean) by {group}", ["", *values], lines)
 
 
 def _shares(rows: pd.DataFrame, model: str, how: Comparison) -> Iterator[list[str]]:
@@ -158,21 +157,7 @@ def _name(metric: str) -> str:
 
 
 def _printed(name: str) -> str:
-    return "all small changes" if name == OVERALL else name
-
-
-def _print(
-    console: Console, title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]
-) -> None:
-    table = Table("", box=None, pad_edge=False)
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line, style="bold" if line[0] == _printed(OVERALL) else None)
-    if table.row_count:
-        console.print(title, style="italic")
-        console.print(table)
-        console.print()
+    return _ALL_SMALL if name == OVERALL else name
 
 
 def _with_bounds(row: Any) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raysers.errors import ConfigError
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.rows import NAN, Row
+from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import ALL
 from raysers.plotting import (
     BETWEEN,
@@ -29,7 +29,6 @@ from raysers.plotting import (
     new_figure,
     panel_title,
     picture,
-    short,
     value_grid,
     word_colour,
 )
@@ -47,9 +46,7 @@ _MARKS = {
     AGREEMENT: (INK, "re-spoken with original scores"),
 }
 _CLOUD_PX = (840, 768)
-_LINE_IN, _PANEL_IN, _EDGES_IN, _CLOUD_IN = 0.21, 1.95, 0.8, 4.0
-#: Words of each side in the chart.
-_MOST = 20
+_PANEL_IN, _EDGES_IN, _CLOUD_IN = 1.95, 0.8, 4.0
 
 
 def require_wordcloud() -> None:
@@ -69,12 +66,6 @@ def word_cloud(words: pa.Table) -> Picture:
     require_wordcloud()
     sides = _sides(words)
     return picture(lambda: _draw_clouds(sides)) if sides else {}
-
-
-def word_chart(words: pa.Table) -> Picture:
-    """Mean valence of the first words of both sides with 95 % intervals; empty without words."""
-    sides = {side: rows[:_MOST] for side, rows in _sides(words).items()}
-    return picture(lambda: _draw_words(sides)) if sides else {}
 
 
 def sentiment_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
@@ -181,25 +172,6 @@ def _draw_clouds(sides: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         axis.set_axis_off()
         panel_title(axis, f"{side}est valence: {len(rows)} words", colour=colour)
     caption = "size: distance from the mean valence of all clips"
-    figure.supxlabel(caption, color=SOFT, fontsize=SMALL_PT)
-    return figure
-
-
-def _draw_words(sides: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    lines = max(map(len, sides.values()))
-    figure = new_figure(_LINE_IN * lines + 1.15)
-    panels = figure.subplots(1, len(sides), squeeze=False, sharex=True)[0]
-    for axis, (side, rows) in zip(panels, sides.items(), strict=True):
-        panel_title(axis, f"{side}est valence", colour=word_colour(_SIDES[side]))
-        names = [f"{short(row['word'], 22)} ({row['occurrences']:,})" for row in rows]
-        axis.set_yticks(range(len(rows)), names, color=word_colour(_SIDES[side]))
-        axis.set_ylim(lines - 0.4, -0.6)
-        value_grid(axis, "x", most=5)
-        guide(axis, rows[0]["corpus_valence"])
-        for y, row in enumerate(rows):
-            low, high = (NAN if row[end] is None else row[end] for end in ("ci_low", "ci_high"))
-            interval(axis, row["valence"], (low, high), y, _SIDES[side])
-    caption = "mean valence with 95 % interval, all clips dotted; in brackets: occurrences"
     figure.supxlabel(caption, color=SOFT, fontsize=SMALL_PT)
     return figure
 

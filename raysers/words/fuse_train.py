@@ -1,13 +1,12 @@
 """Training a fusion: heads on the frozen vectors of an acoustic model and a text encoder.
 
 The vectors come from one pass over the clips, in a folder with a record and a manifest like any
-job's, so an interrupted pass resumes and a second training reuses them; or from an annotation with
-embeddings and a transcript table (`--annotation`, `--transcripts`).
+job's, so an interrupted pass resumes; or from an annotation with embeddings and a transcript table
+(`--annotation`, `--transcripts`), which several trainings can share.
 """
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -51,6 +50,7 @@ from raysers.words.fusion import (
     without_words,
 )
 from raysers.words.fusion_results import DEV, TRAIN, features_of, nothing_to_learn, verdict
+from raysers.words.texts import fingerprint
 
 JOB, FEATURES_JOB = "fuse-train", "fuse-features"
 
@@ -73,9 +73,6 @@ class FuseTrainFlags(HeadSettings):
     """Recogniser of clips without a transcript; `manifest`: every clip has one."""
     recognise_all: bool = False
     """Recognise clips that have a transcript, too, as an archive's clips will be."""
-    features: str = ""
-    """Where the encoders' vectors are kept; default OUTPUT/features. Name an earlier training's
-    output to reuse its vectors for other heads or folds."""
     annotation: str = ""
     """Output of `annotate --embeddings` of the same clips: its vectors and its model are used, and
     no audio is read."""
@@ -143,11 +140,8 @@ class FuseTrainFlags(HeadSettings):
 
     @property
     def clips(self) -> ClipJobFlags:
-        """The pass over the clips; an earlier training's output stands for its vectors."""
-        place = self.features or storage.join(self.output, FeaturesTask.table)
-        earlier = load_record(self.features) if self.features else None
-        if earlier is not None and earlier.job == JOB:
-            place = earlier.config.get("features") or storage.join(place, FeaturesTask.table)
+        """The pass over the clips."""
+        place = storage.join(self.output, FeaturesTask.table)
         names = ["model", "dtype", "workers", "max_padded_s", "max_clip_s", "max_failed", "retry",
                  "dry_run", "limit"]  # fmt: skip
         own = {name: getattr(self, name) for name in names}
@@ -173,7 +167,6 @@ class FuseTrainFlags(HeadSettings):
             self,
             data=tuple(map(storage.absolute, self.data)),
             output=absolute_output(self.output),
-            features=absolute_output(self.features) if self.features else "",
             annotation=storage.absolute(self.annotation) if self.annotation else "",
             transcripts=storage.absolute(self.transcripts) if self.transcripts else "",
             asr=asr,
@@ -213,13 +206,14 @@ def train(flags: FuseTrainFlags) -> int:
             if lacking or flags.asr == MANIFEST:  # else it need not even be there
                 task = task.with_recogniser(flags.asr, recognise_all=flags.recognise_all)
                 asr = (task.asr.asr, task.asr.revision) if task.asr else asr
-            said = "" if flags.recognise_all else _fingerprint(clips, "transcript")
+            spoken = not flags.recognise_all and "transcript" in clips.column_names
+            said = fingerprint(clips.select(["clip_id", "transcript"])) if spoken else ""
             job.prepare(task, manifest=clips, settings={"transcripts": said})
         settings = {
             **(job.plan.settings if job else task.settings),
             **flags.recipe,
             "asr_flag": flags.asr,
-            "data_fingerprint": _fingerprint(clips, "split", *DIMENSIONS),
+            "data_fingerprint": fingerprint(clips.select(["clip_id", "split", *DIMENSIONS])),
         }
         run.refuse_other_settings(settings)
         left = job is not None and bool(job.plan.todo)
@@ -374,12 +368,3 @@ def _speakers_of(model: str) -> set[str]:
     if not {"split", "speaker"} <= set(clips.column_names):
         return set()
     return set(clips.filter(pc.equal(clips["split"], TRAIN))["speaker"].to_pylist()) - {None, ""}
-
-
-def _fingerprint(table: pa.Table, *columns: str) -> str:
-    """16 hex digits that change with any clip or value; empty without the first column."""
-    if columns[0] not in table.column_names:
-        return ""
-    table = table.sort_by("clip_id")
-    values = repr([table[name].to_pylist() for name in ("clip_id", *columns)])
-    return hashlib.blake2b(values.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

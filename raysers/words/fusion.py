@@ -27,6 +27,7 @@ from raysers.io import storage
 from raysers.models.asr import is_moonshine
 from raysers.models.fusion import SOUND, WORDS, load_fusion
 from raysers.models.text import MINILM, TextEncoder, TextPooling, is_hub_id
+from raysers.models.vad import pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
 from raysers.types import DIMENSIONS, Status
@@ -144,6 +145,7 @@ class FusionTask(ClipTask):
             "text_pooling": self.text_pooling,
             "asr": self.asr.asr if self.asr else MANIFEST,
             "asr_revision": self.asr.revision if self.asr else "",
+            "pauses": pauses_by() if self.asr else "",
             "recognise_all": self.recognise_all,
         }
         own = {"fusion": self.fusion, "fusion_revision": self.fusion_revision}

@@ -29,8 +29,8 @@ from raysers.errors import RaysersError
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.correctness import comparison_rows, correctness_rows
 from raysers.evaluation.join import COLUMNS, dimensions_of
-from raysers.evaluation.rows import METRICS_PART, Row, number, to_table
-from raysers.evaluation.scores import ALL, Scores
+from raysers.evaluation.rows import METRICS_PART, Row, number, row_of, to_table
+from raysers.evaluation.scores import ALL, Scores, Subset
 from raysers.io import storage
 from raysers.models.backbones import ASSETS
 from raysers.models.fusion import (
@@ -248,17 +248,8 @@ def _epoch_rows(history: History, features: Features) -> Iterator[Row]:
     for head, epochs in history.items():
         for epoch, loss, ccc in epochs:
             for split, metric, value in ((DEV, "ccc", ccc), (TRAIN, "loss", loss)):
-                yield Row(
-                    model=_OF_HEAD[head],
-                    dataset="all",
-                    split=split,
-                    group="epoch",
-                    group_value=str(epoch),
-                    dimension="mean",
-                    metric=metric,
-                    value=value,
-                    n=counts[split],
-                )
+                of = Subset(dataset="all", split=split, group="epoch", group_value=str(epoch))
+                yield row_of(of, _OF_HEAD[head], metric, value, counts[split], dimension="mean")
 
 
 def _notes(features: Features) -> Iterator[str]:

@@ -32,7 +32,6 @@ from raysers.words.figures import (
     distribution_figure,
     require_wordcloud,
     sentiment_figure,
-    word_chart,
     word_cloud,
 )
 from raysers.words.ratings import LEAST, MOST, WORDS, transcribed_row, word_ratings, word_rows
@@ -281,7 +280,7 @@ def _words(
         tables.append(found)
         if not len(found):
             notes.append(f"words: none occurs {least} times or more (--least-occurrences)")
-        pictures |= {f"words-{name}": word_cloud(found), f"word-means-{name}": word_chart(found)}
+        pictures[f"words-{name}"] = word_cloud(found)
     notes = list(dict.fromkeys(notes))
     return Part(rows=rows, table=pa.concat_tables(tables), pictures=pictures, notes=notes)
 

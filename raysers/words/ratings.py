@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap, interval, resample, resampling_units
-from raysers.evaluation.rows import NAN, Row
+from raysers.evaluation.rows import NAN, Row, row_of
+from raysers.evaluation.scores import Subset
 from raysers.seeding import generator
 from raysers.types import DIMENSIONS, Status
 
@@ -77,11 +78,12 @@ def tokens(text: str) -> list[str]:
     >>> tokens("“Don’t!”, he said — it’s a well-known Straße.")
     ["don't", 'he', 'said', "it's", 'a', 'well-known', 'straße']
     """
-    plain = "".join(map(_plain, unicodedata.normalize("NFC", _MARKUP.sub(" ", text))))
+    plain = "".join(map(plain_character, unicodedata.normalize("NFC", _MARKUP.sub(" ", text))))
     return [word for word in _WORD.findall(plain.lower()) if any(map(str.isalpha, word))]
 
 
-def _plain(character: str) -> str:
+def plain_character(character: str) -> str:
+    """A letter, mark or digit as it is, `'` and `-` for all their kinds, blanks for the rest."""
     if character in _APOSTROPHES:
         return "'"
     if character in _HYPHENS:
@@ -148,24 +150,14 @@ def word_rows(words: pa.Table, *, dataset: str, split: str = "all") -> list[Row]
     `model` is the `source`, `n` the number of occurrences.
     """
     return [
-        Row(
-            model=word["source"],
-            dataset=dataset,
-            split=split,
-            group="word",
-            group_value=word["word"],
-            dimension=name,
-            metric="word_mean",
-            value=word[name],
-            ci_low=NAN if word[_BOUNDS[name][0]] is None else word[_BOUNDS[name][0]],
-            ci_high=NAN if word[_BOUNDS[name][1]] is None else word[_BOUNDS[name][1]],
-            n=word["occurrences"],
-        )
+        row_of(where, word["source"], "word_mean", word[name], word["occurrences"],
+               (word[_BOUNDS[name][0]], word[_BOUNDS[name][1]]), dimension=name)
         for word in words.to_pylist()
         if word["side"]
+        for where in [Subset(dataset=dataset, split=split, group="word", group_value=word["word"])]
         for name in DIMENSIONS
         if word[name] is not None
-    ]
+    ]  # fmt: skip
 
 
 def transcribed_row(table: pa.Table, *, dataset: str, split: str = "all") -> Row:

@@ -16,11 +16,11 @@ import pyarrow as pa
 from scipy.spatial.distance import jensenshannon
 
 from raysers.errors import ConfigError
-from raysers.evaluation.bootstrap import Bootstrap, draw_metrics, drawn_counts, interval, pairs
+from raysers.evaluation.bootstrap import Bootstrap, draw_metrics, drawn_counts, interval
 from raysers.evaluation.correctness import comparison_rows
 from raysers.evaluation.join import COLUMNS
-from raysers.evaluation.metrics import METRICS, Floats, mean_error, per_dimension
-from raysers.evaluation.rows import Row, dimension_rows
+from raysers.evaluation.metrics import METRICS, Floats
+from raysers.evaluation.rows import Row, dimension_rows, drawn_rows
 from raysers.evaluation.scores import Scores, Subset, base_subsets
 from raysers.types import DIMENSIONS, Status
 from raysers.words.ratings import described
@@ -150,35 +150,22 @@ def _part(cell: Subset, value: str) -> Subset:
 
 
 def _against_labels(scores: Scores, cell: Subset, model: str, how: Bootstrap) -> Iterator[Row]:
-    sides = scores.predictions
-    drawn = draw_metrics(scores, cell, list(sides.values()), how)
-    truth = scores.truth[cell.rows]
-    n = pairs(truth, sides[RESPOKEN_CLIP][cell.rows])
-    for metric, function in METRICS.items():
-        values = [per_dimension(function, truth, side[cell.rows]) for side in sides.values()]
-        low, high = drawn[metric].interval()
-        for s, name in enumerate(sides):
-            bounds = low[s], high[s]
-            yield from dimension_rows(_part(cell, name), model, metric, values[s], n, bounds)
-        if metric == "ccc":
-            draws, units = drawn[metric].values, drawn[metric].units.min(axis=0)
-            lost, bounds = values[1] - values[0], interval(draws[:, 1] - draws[:, 0], units)
-            where = _part(cell, DIFFERENCE)
-            yield from dimension_rows(where, model, "ccc_difference", lost, n, bounds)
+    drawn = draw_metrics(scores, cell, list(scores.predictions.values()), how)
+    n = scores.scored(RESPOKEN_CLIP, cell.rows).sum(axis=0)
+    for metric in METRICS:
+        before, after = drawn[metric][0], drawn[metric][1]
+        found = [(ORIGINAL, metric, before), (RESPOKEN_CLIP, metric, after)]
+        found += [(DIFFERENCE, "ccc_difference", after - before)] * (metric == "ccc")
+        for of, name, figure in found:
+            yield from drawn_rows(_part(cell, of), model, name, figure, n)
 
 
 def _against_original(scores: Scores, cell: Subset, model: str, how: Bootstrap) -> Iterator[Row]:
     """The first score of a clip takes the place of its label."""
-    after = scores.predictions[model]
-    drawn = draw_metrics(scores, cell, [after], how)
-    both = scores.truth[cell.rows], after[cell.rows]
-    for value, metric, of, function in (
-        (AGREEMENT, "ccc", "ccc", METRICS["ccc"]),
-        (DIFFERENCE, "mean_shift", "mean_error", mean_error),
-    ):
-        bounds = interval(drawn[of].values[:, 0], drawn[of].units[0])
-        found = per_dimension(function, *both)
-        yield from dimension_rows(_part(cell, value), model, metric, found, pairs(*both), bounds)
+    drawn = draw_metrics(scores, cell, [scores.predictions[model]], how)
+    n = scores.scored(model, cell.rows).sum(axis=0)
+    for value, metric, of in ((AGREEMENT, "ccc", "ccc"), (DIFFERENCE, "mean_shift", "mean_error")):
+        yield from drawn_rows(_part(cell, value), model, metric, drawn[of][0], n)
 
 
 def _distributions(scores: Scores, cell: Subset, model: str, how: Bootstrap) -> Iterator[Row]:

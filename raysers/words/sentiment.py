@@ -81,7 +81,7 @@ def sentiment_rows(
     how = bootstrap or Bootstrap()
     rows: list[Row] = []
     for model, sentences in by_model(table):
-        cell = Subset(dataset=dataset, split=split, group="sentiment", rows=np.arange(0))
+        cell = Subset(dataset=dataset, split=split, group="sentiment")
         rows += _shifts(cell, model, sentences, how)
         languages = sorted(set(sentences["language"]) - {""})
         for name in languages if len(languages) > 1 else ():

@@ -19,7 +19,6 @@ import jiwer
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.table import Table
 
 from raysers.annotation import require_revision
 from raysers.engine import output as parts
@@ -29,18 +28,19 @@ from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import ClipError
 from raysers.evaluation.bootstrap import Bootstrap, drawn_counts, interval
 from raysers.evaluation.metrics import Floats
-from raysers.evaluation.rows import METRICS_PART, NAN, Row, report_console, to_table
+from raysers.evaluation.rows import METRICS_PART, NAN, Row, print_table, row_of, to_table
 from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
 from raysers.io import storage
 from raysers.models.asr import Recogniser, is_moonshine, load_asr, parse_asr_name
+from raysers.models.vad import pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, TRANSCRIPTS
 from raysers.text import one_line
 from raysers.types import DIMENSIONS, Status
+from raysers.words.ratings import plain_character
 
 #: Columns whose values get rows of their own where there are several.
 GROUPS = ("language", "sex")
-_APOSTROPHES = "'\u2018\u2019\u02bc\uff07\u00b4`"
 #: Columns of the counts of a clip.
 _WORDS, _SUBSTITUTED, _DELETED, _INSERTED, _CHARACTERS, _CHARACTER_ERRORS = range(6)
 _MOST_LINES = 24
@@ -105,6 +105,7 @@ class TranscribeTask(ClipTask):
     def settings(self) -> dict[str, Any]:
         """What of this decides the rows."""
         own = {"asr": self.asr, "asr_revision": self.revision, "dtype": self.dtype}
+        own["pauses"] = pauses_by()  # where long clips are cut
         optional = {"language": self.language, "timestamps": self.timestamps}
         return own | {name: value for name, value in optional.items() if value}
 
@@ -205,24 +206,15 @@ def plain_words(text: str) -> list[str]:
 
     Unicode compatibility forms become one (NFKC), case goes (case folding: `ß` is `ss`), every
     kind of apostrophe is `'` and stays inside words only, invisible marks of direction and joining
-    vanish, and whatever is no letter, mark or number separates words, hyphens too. A script
+    vanish, and whatever is no letter, mark or digit separates words, hyphens too. A script
     without spaces is one word between two punctuation marks: look at its character error rate.
 
     >>> plain_words("“Don’t” – cold-hearted, Mr. 3!")
     ["don't", 'cold', 'hearted', 'mr', '3']
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    words = "".join(map(_plain, folded)).split()
+    words = "".join(map(plain_character, folded)).replace("-", " ").split()
     return [word for word in (w.strip("'") for w in words) if word]
-
-
-def _plain(character: str) -> str:
-    if character in _APOSTROPHES:
-        return "'"
-    kind = unicodedata.category(character)
-    if kind == "Cf":
-        return ""
-    return character if kind[0] in "LMN" else " "
 
 
 def count_errors(said: str, recognised: str) -> tuple[int, int, int, int, int, int]:
@@ -291,20 +283,8 @@ def _cell_rows(
     sums, units = drawn_counts(scores, cell, counts, bootstrap)
     drawn = _rates(sums)
     for metric, value in _rates(counts.sum(axis=0)).items():
-        low, high = (NAN, NAN) if metric == "words" else interval(drawn[metric], units)
-        yield Row(
-            model=model,
-            dataset=cell.dataset,
-            split=cell.split,
-            group=cell.group,
-            group_value=cell.group_value,
-            dimension="",
-            metric=metric,
-            value=float(value),
-            ci_low=float(low),
-            ci_high=float(high),
-            n=len(cell.rows),
-        )
+        bounds = interval(drawn[metric], 0 if metric == "words" else units)
+        yield row_of(cell, model, metric, value, len(cell.rows), bounds)
 
 
 def _rates(sums: Floats) -> dict[str, Floats]:
@@ -331,15 +311,9 @@ def overall(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def print_word_errors(rows: Sequence[Row]) -> None:
-    """A line for every subset: rates in percent, with 95 % intervals where there are some.
-
-    Names come from manifests, so they are printed without control characters.
-    """
-    console = report_console()
-    table = Table(title="word and character errors", title_justify="left", box=None, pad_edge=False)
-    table.add_column("", overflow="fold", max_width=32)
-    for head in ("clips", "words", "WER", "CER", "substituted", "deleted", "inserted"):
-        table.add_column(head, justify="right")
+    """A line for every subset: rates in percent, with 95 % intervals where there are some."""
+    heads = ("", "clips", "words", "WER", "CER", "substituted", "deleted", "inserted")
+    lines = []
     cells = [
         {row.metric: row for row in group}
         for _, group in groupby(rows, lambda r: (r.dataset, r.split, r.group, r.group_value))
@@ -353,10 +327,10 @@ def print_word_errors(rows: Sequence[Row]) -> None:
             _percent(replace(cell[metric], ci_low=NAN))
             for metric in ("substitutions", "deletions", "insertions")
         ]
-        table.add_row(name, f"{row.n:,}", f"{cell['words'].value:,.0f}", *rates)
-    console.print(table)
+        lines.append([name, f"{row.n:,}", f"{cell['words'].value:,.0f}", *rates])
     if len(cells) > _MOST_LINES:
-        console.print(f"{len(cells) - _MOST_LINES:,} more groups are on disk", style="dim")
+        lines.append([f"{len(cells) - _MOST_LINES:,} more groups are on disk"])
+    print_table("word and character errors", heads, lines)
 
 
 def _percent(row: Row) -> str:

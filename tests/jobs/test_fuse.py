@@ -163,17 +163,6 @@ def same_results(out: Path, expected: Path) -> None:
     assert [r | {"model": ""} for r in mine] == [r | {"model": ""} for r in theirs]
 
 
-def test_other_heads_use_the_same_vectors(trained, command, tmp_path):
-    before = (trained / "features/run.json").read_bytes()
-    other = tmp_path / "other"
-    assert run(*command, "--features", trained, "--output", other, "--seed", 5) == 0
-    assert (trained / "features/run.json").read_bytes() == before
-    assert not (other / "features").exists()
-    assert (other / "model.safetensors").read_bytes() != (
-        trained / "model.safetensors"
-    ).read_bytes()
-
-
 def test_tables_of_annotate_and_transcribe_give_the_same_heads(speech, command, tmp_path, capsys):
     """As a pass over the audio does; half of the clips have a transcript."""
     with speech.open(newline="") as file:

@@ -6,11 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy import stats
 
 from raysers.evaluation.evaluate import assess
-from raysers.evaluation.rows import WIDTH, number, print_metrics, short_names
+from raysers.evaluation.rows import WIDTH, number, print_metrics
 from raysers.evaluation.scores import RANDOM as NAME
 from raysers.evaluation.scores import Scores, random_scores, with_baseline
 from tests.unit.evaluation.worlds import only, options, scores, speakers_world
@@ -31,15 +30,6 @@ def test_the_baseline_is_measured_but_not_compared():
     assert NAME not in {r.group_value for r in rows}
     others = {r.metric for r in rows} - metrics
     assert {"ccc_difference", "speaker_ccc", "speaker_spearman"} <= others
-
-
-def test_training_clips_are_pointed_out():
-    made = speakers_world()
-    assert "training clips" not in notes_of(made)
-    split = ["train"] * 40 + ["test"] * 200
-    assert "made: 40 predicted clips are training clips" in notes_of(
-        with_columns(made, split=split)
-    )
 
 
 def test_what_is_missing_is_said():
@@ -100,13 +90,6 @@ def test_a_copy_of_the_corpus_elsewhere_has_the_same_random_scores():
     np.testing.assert_array_equal(*both)
 
 
-def printed(rows) -> list[str]:
-    console = Console(width=WIDTH, highlight=False, markup=False, record=True, quiet=False)
-    with console.capture() as capture:
-        print_metrics(rows, console)
-    return capture.get().splitlines()
-
-
 @pytest.fixture(scope="module")
 def made() -> Scores:
     world = speakers_world()
@@ -119,9 +102,10 @@ def made() -> Scores:
     )
 
 
-def test_every_kind_of_result_is_printed_in_100_columns(made):
+def test_every_kind_of_result_is_printed_in_100_columns(made, capsys):
     rows, _ = assess(made, options(draws=100, by=("sex", "speaker"), speaker_samples=10))
-    lines = printed(rows)
+    print_metrics(rows)
+    lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= WIDTH
     text = "\n".join(lines)
     one = only(
@@ -133,8 +117,3 @@ def test_every_kind_of_result_is_printed_in_100_columns(made):
         assert title in text
     assert "w2v2-L-robust - wav-lm" in text
     assert "more groups are in the table on disk" in text  # 12 speakers and two sexes
-
-
-def test_short_names_stay_different():
-    found = short_names(["/a/model", "/b/model", "/c/other", "hub/one"])
-    assert found == {"/a/model": "/a/model", "/b/model": "/b/model", "/c/other": "other", "hub/one": "one"}  # fmt: skip  # noqa: E501

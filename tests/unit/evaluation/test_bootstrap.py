@@ -11,12 +11,13 @@ from scipy import stats
 from raysers.evaluation.bootstrap import (
     MOST_UNITS,
     Bootstrap,
+    draw,
     draw_metrics,
     interval,
     interval_notes,
     resampling_units,
     share_interval,
-    tail,
+    stretch,
 )
 from raysers.evaluation.correctness import correctness_rows
 from raysers.evaluation.metrics import METRICS
@@ -39,11 +40,11 @@ def test_draws_equal_brute_force_resampling_of_the_clips_of_speakers():
     drawn = draw_metrics(made, cell, [made.predictions["good"]], Bootstrap(draws=60, seed=5))
     speakers = np.array(made.column("speaker"))
     names = sorted(set(speakers))
-    for draw, picked in enumerate(drawn_speakers(made, cell, 60, 5)):
+    for row, picked in enumerate(drawn_speakers(made, cell, 60, 5)):
         clips = np.concatenate([np.flatnonzero(speakers == names[i]) for i in picked])
         for name, metric in METRICS.items():
             truth, prediction = made.truth[clips, 1], made.predictions["good"][clips, 1]
-            found = drawn[name].values[draw, 0, 1]
+            found = drawn[name].values[row, 0, 1]
             assert found == pytest.approx(metric(truth, prediction))
 
 
@@ -62,11 +63,30 @@ def test_intervals_cover_the_population_value_as_often_as_they_say(name):
     assert 0.90 <= covered(name, worlds=200) <= 0.99
 
 
-def test_tails_are_those_of_students_t():
-    """From a table: t(.975) is 2.776 for 4 degrees of freedom and 2.262 for 9."""
-    normal = stats.norm.cdf
-    expected = [normal(-((5 / 4) ** 0.5) * 2.776), normal(-((10 / 9) ** 0.5) * 2.262), 0.025]
-    assert tail(np.array([5, 10, 1_000_000])) == pytest.approx(expected, rel=3e-3)
+def test_intervals_of_few_units_are_wider_as_students_t_is():
+    """From a table: t(.975) is 2.776 for 4 degrees of freedom and 2.262 for 9, 1.96 for many."""
+    expected = [(5 / 4) ** 0.5 * 2.776 / 1.96, (10 / 9) ** 0.5 * 2.262 / 1.96, 1]
+    assert stretch(np.array([5, 10, 1_000_000])) == pytest.approx(expected, rel=3e-4)
+
+
+def test_a_difference_of_independent_groups_has_welchs_degrees_of_freedom():
+    """Means of 5 and 12 units, whose draws have (n - 1) / n of the variance that scipy has."""
+    rng = np.random.default_rng(2)
+    groups = rng.normal(0, 1, 5), rng.normal(0, 3, 12)
+    one, other = (
+        draw(
+            lambda s: s,
+            g[:, None] / len(g),
+            np.ones((len(g), 1), bool),
+            Bootstrap(draws=20_000),
+            n,
+        )
+        for g, n in zip(groups, "ab", strict=True)
+    )
+    gap = one.with_independent(other, np.subtract)
+    welch = stats.ttest_ind(*groups, equal_var=False).confidence_interval(0.95)
+    half = 1.96 * gap.wider[0] * gap.values[:, 0].std()
+    assert (gap.value[0] - half, gap.value[0] + half) == pytest.approx(tuple(welch), rel=0.02)
 
 
 def test_a_model_that_predicted_a_part_has_the_intervals_of_that_part():
@@ -147,6 +167,6 @@ def test_interval_leaves_few_undefined_draws_out_and_gives_up_on_many():
     draws[:50, 0] = np.nan
     draws[:51, 1] = np.nan
     low, high = interval(draws, 10**9)
-    assert low[0] == pytest.approx(np.percentile(draws[50:, 0], 2.5))
-    assert high[0] == pytest.approx(np.percentile(draws[50:, 0], 97.5))
+    assert low[0] == pytest.approx(np.quantile(draws[50:, 0], 0.025))
+    assert high[0] == pytest.approx(np.quantile(draws[50:, 0], 0.975))
     assert np.isnan([low[1], high[1]]).all()

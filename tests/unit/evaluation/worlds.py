@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 from raysers.evaluation.evaluate import EvaluateFlags
 from raysers.evaluation.scores import Categories, Scores
@@ -78,3 +79,10 @@ def permuted(made: Scores, seed: int = 0) -> Scores:
             for k, v in made.categories.items()
         },
     )
+
+
+def stretched(draws: Sequence[float], units: int) -> tuple[float, float]:
+    """Interval of draws of a figure from so many units, with Student's t of scipy."""
+    low, middle, high = np.quantile(draws, [0.025, 0.5, 0.975])
+    by = (units / (units - 1)) ** 0.5 * stats.t.ppf(0.975, units - 1) / stats.norm.ppf(0.975)
+    return middle - by * (middle - low), middle + by * (high - middle)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.words.ratings import WORDS, folded, tokens, word_ratings
+from tests.unit.evaluation.worlds import stretched
 
 FEW = Bootstrap(draws=50)
 
@@ -99,13 +100,15 @@ def test_clips_without_words_valence_or_ok_do_not_count():
 
 
 def test_intervals_draw_speakers_with_all_their_clips():
-    """Six speakers of constant valence: some draws are of the low or the high ones alone."""
+    """Six speakers of constant valence; intervals of 30 clips would be a third as wide."""
     table = corpus(
         [("go", 0.2)] * 15 + [("go", 0.8)] * 15 + [("alone", 0.5)] * 3,
         speaker=[f"s{i // 5}" for i in range(30)] + ["s0"] * 3,
     )
     words = rated(table, bootstrap=Bootstrap(draws=400))
-    assert (words["go"]["ci_low"], words["go"]["ci_high"]) == pytest.approx((0.2, 0.8))
+    drawn = np.random.default_rng(1).choice([0.2] * 3 + [0.8] * 3, (4000, 6)).mean(axis=1)
+    found = words["go"]["ci_low"], words["go"]["ci_high"]
+    assert found == pytest.approx(stretched(drawn, 6), abs=0.15)  # tenths apart
     assert words["alone"]["ci_low"] is None  # one speaker says nothing about others
 
 
