@@ -282,12 +282,11 @@ def _evaluate_alone(model: str, place: Place) -> None:
         predictions=(scored,),
         in_domain=place.in_domain,
     )
-    settings = {"labels": [clips], "predictions": [scored], "in_domain": place.in_domain}
     with Run.open("evaluate", flags.output, table="metrics") as run:
         found = read_predictions(scored)
         labels = read_labels(flags, emotions=found.has_categories)
         report = measure(flags, labels, [found])
-        run.begin({**settings, "output": flags.output}, settings)
+        run.begin(as_plain(flags), flags.settings)
         write(report, run, good=True)
 
 
@@ -308,9 +307,8 @@ def _require_done(code: int, output: str) -> None:
 
 
 def _annotate(run: Experiment, place: Place, _: Report) -> dict[str, Any]:
-    embeddings = bool(run.settings["flags"].get("embeddings", True))
     model, output = place.uri(run.needs[0]), place.uri(run.name)
-    return _annotate_with(model, output, place, embeddings=embeddings)
+    return _annotate_with(model, output, place, **{"embeddings": True, **run.job_flags})
 
 
 def _robustness(run: Experiment, place: Place, _: Report) -> dict[str, Any]:

@@ -233,11 +233,10 @@ def _own_metrics(cell: Cell, place: Place) -> Rows:
 
 
 def _rows(folder: str) -> list[dict[str, Any]]:
-    try:
-        table = output.read_part(storage.join(folder, "part-00000.parquet"))
-    except ObjectMissing:
-        return []
-    return [] if table is None else table.to_pylist()
+    with contextlib.suppress(ObjectMissing):
+        if (table := output.read_part(storage.join(folder, "part-00000.parquet"))) is not None:
+            return list(table.to_pylist())
+    return []
 
 
 def _curve_rows(cell: Cell, place: Place) -> Rows:

@@ -200,7 +200,46 @@ class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags, Ru
 
     def rules(self) -> Iterator[Rule]:
         """In the order of the flags."""
-        return _rules(self)
+        yield bool(self.output), "--output", "a folder or an s3:// prefix"
+        yield bool(self.data or self.train), "--data", "labelled data, or --train and --dev"
+        alone = not (self.data and (self.train or self.dev))
+        yield alone, "--data", "either --data, or --train and --dev"
+        needs_train = bool(self.train) or not self.dev
+        yield needs_train, "--dev", "also --train, or --data with a split column"
+        yield self.folds == 0 or self.folds >= 2, "--folds", "2 or more (0: the data's own splits)"
+        yield not (self.folds and self.train), "--folds", "--data with it, not --train and --dev"
+        fold = f"a number from 0 to {max(self.folds - 1, 0)} (--folds is {self.folds})"
+        yield 0 <= self.fold < max(self.folds, 1), "--fold", fold
+        yield 0 < self.train_fraction <= 1, "--train-fraction", "a share above 0 and up to 1"
+        yield 0 <= self.max_failed <= 1, "--max-failed", "a share from 0 to 1"
+        for name in _AT_LEAST_0:
+            yield getattr(self, name) >= 0, f"--{name.replace('_', '-')}", "0 or more"
+        yield self.max_clip_s > self.min_clip_s, "--max-clip-s", "more than --min-clip-s"
+        dropout = self.head_dropout or 0.0
+        yield 0 <= dropout < 1, "--head-dropout", "a share from 0 to below 1"
+        mel_only = self.front == "mel" or self.front_steps == 0
+        yield mel_only, "--front-steps", "also --front mel"
+        adapted = not self.lora or self.freeze in ("auto", "backbone")
+        yield adapted, "--freeze", "auto with --lora, which keeps the backbone"
+        yield 0 <= self.warmup < 1, "--warmup", "a share of the steps from 0 to below 1"
+        weights = self.target_weights
+        usable = min(weights) >= 0 and sum(weights) > 0
+        yield usable, "--target-weights", "three weights of 0 or more, not all 0"
+        alone = self.loss == "ccc" and self.batch_size == 1
+        yield not alone, "--batch-size", "2 or more with --loss ccc: one clip has no correlation"
+        yield self.accumulate >= 1, "--accumulate", "1 or more pieces"
+        yield 0 <= self.ema < 1, "--ema", "a decay from 0 to below 1"
+        waits = not self.patience or self.keep != "last"
+        yield waits, "--patience", "also --keep best: without dev scores nothing can stop early"
+        stepwise = self.keep != "best-step" or self.eval_steps > 0
+        yield stepwise, "--keep", "also --eval-steps N with best-step"
+        crop = self.crop_s
+        cut = crop is None or 0 < crop[0] <= crop[1]
+        yield cut, "--crop-s", "two lengths above 0, shorter first"
+        noise = self.noise_db
+        yield noise is None or noise[0] <= noise[1], "--noise-db", "two levels, lower first"
+        yield 0 <= self.noise_share <= 1, "--noise-share", "a share from 0 to 1"
+        yield all(0.5 <= s <= 2 for s in self.speed), "--speed", "speeds from 0.5 to 2"
 
 
 def with_recipe(flags: FlagsT, kind: str) -> FlagsT:
@@ -213,48 +252,6 @@ def with_recipe(flags: FlagsT, kind: str) -> FlagsT:
     if flags.categories and not flags.category_weight:
         left_open["category_weight"] = 1.0
     return replace(flags, **left_open)
-
-
-def _rules(flags: TrainingFlags) -> Iterator[Rule]:
-    yield bool(flags.output), "--output", "a folder or an s3:// prefix"
-    yield bool(flags.data or flags.train), "--data", "labelled data, or --train and --dev"
-    alone = not (flags.data and (flags.train or flags.dev))
-    yield alone, "--data", "either --data, or --train and --dev"
-    needs_train = bool(flags.train) or not flags.dev
-    yield needs_train, "--dev", "also --train, or --data with a split column"
-    yield flags.folds == 0 or flags.folds >= 2, "--folds", "2 or more (0: the data's own splits)"
-    yield not (flags.folds and flags.train), "--folds", "--data with it, not --train and --dev"
-    fold = f"a number from 0 to {max(flags.folds - 1, 0)} (--folds is {flags.folds})"
-    yield 0 <= flags.fold < max(flags.folds, 1), "--fold", fold
-    yield 0 < flags.train_fraction <= 1, "--train-fraction", "a share above 0 and up to 1"
-    yield 0 <= flags.max_failed <= 1, "--max-failed", "a share from 0 to 1"
-    for name in _AT_LEAST_0:
-        yield getattr(flags, name) >= 0, f"--{name.replace('_', '-')}", "0 or more"
-    yield flags.max_clip_s > flags.min_clip_s, "--max-clip-s", "more than --min-clip-s"
-    dropout = flags.head_dropout or 0.0
-    yield 0 <= dropout < 1, "--head-dropout", "a share from 0 to below 1"
-    mel_only = flags.front == "mel" or flags.front_steps == 0
-    yield mel_only, "--front-steps", "also --front mel"
-    adapted = not flags.lora or flags.freeze in ("auto", "backbone")
-    yield adapted, "--freeze", "auto with --lora, which keeps the backbone"
-    yield 0 <= flags.warmup < 1, "--warmup", "a share of the steps from 0 to below 1"
-    weights = flags.target_weights
-    usable = min(weights) >= 0 and sum(weights) > 0
-    yield usable, "--target-weights", "three weights of 0 or more, not all 0"
-    alone = flags.loss == "ccc" and flags.batch_size == 1
-    yield not alone, "--batch-size", "2 or more with --loss ccc: one clip has no correlation"
-    yield flags.accumulate >= 1, "--accumulate", "1 or more pieces"
-    yield 0 <= flags.ema < 1, "--ema", "a decay from 0 to below 1"
-    waits = not flags.patience or flags.keep != "last"
-    yield waits, "--patience", "also --keep best: without dev scores nothing can stop early"
-    stepwise = flags.keep != "best-step" or flags.eval_steps > 0
-    yield stepwise, "--keep", "also --eval-steps N with best-step"
-    crop = flags.crop_s
-    yield crop is None or 0 < crop[0] <= crop[1], "--crop-s", "two lengths above 0, shorter first"
-    noise = flags.noise_db
-    yield noise is None or noise[0] <= noise[1], "--noise-db", "two levels, lower first"
-    yield 0 <= flags.noise_share <= 1, "--noise-share", "a share from 0 to 1"
-    yield all(0.5 <= s <= 2 for s in flags.speed), "--speed", "speeds from 0.5 to 2"
 
 
 _AT_LEAST_0 = (

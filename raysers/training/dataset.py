@@ -176,8 +176,8 @@ def choose(
     if flags.shuffle_labels:
         train = splits.shuffle_labels(train, flags.seed)
     names = tuple(sorted({name for name in _emotions(train) if name}))
-    found = _column(train, "sex").to_pylist() if flags.sex_weight else []
-    sexes = tuple(sorted({sex for sex in found if sex}))
+    known = {*_column(train, "sex").to_pylist()} if flags.sex_weight else set()
+    sexes = tuple(sorted(known - {None, ""}))
     counts = np.isfinite(_labels(train)).sum(axis=0) * (np.asarray(flags.target_weights) > 0)
     trained = counts >= _LEAST_LABELS
     if not trained.any() and not by_category:

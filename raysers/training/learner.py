@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -107,18 +106,15 @@ class Learner:
             torch.manual_seed(flags.seed)
             names = tuple(categories) if flags.category_weight else ()
             start.model.attach(Outputs(categories=names))
+            #: head, weight in the loss, and its truth in a batch
+            self._heads: list[tuple[nn.Linear, float, str]] = []
+            if names:
+                self._heads.append((start.model.categories, flags.category_weight, "categories"))
             if sexes and flags.sex_weight:
-                start.model.add_module(SEX_HEAD, nn.Linear(start.embedding_size, sexes))
+                head = nn.Linear(start.embedding_size, sexes)
+                start.model.add_module(SEX_HEAD, head)
+                self._heads.append((head, flags.sex_weight, "sexes"))
         self.model: EmotionNetwork = start.model.to(self.device)
-        modules: Any = dict(self.model.named_children())
-        self._heads = [
-            (modules[head], weight, truth)
-            for head, weight, truth in (
-                ("categories", flags.category_weight, "categories"),
-                (SEX_HEAD, flags.sex_weight, "sexes"),
-            )
-            if head in modules
-        ]
         self.checkpointing = flags.gradient_checkpointing
         self.model.gradient_checkpointing(self.checkpointing)
         parameters = [p for p in self.model.parameters() if p.requires_grad]

@@ -26,7 +26,7 @@ from raysers.schemas import CURVES
 from raysers.training import dataset
 from raysers.training.results import Epoch
 from raysers.tuning.resources import TrialResources, measure_speed
-from raysers.tuning.space import SEARCHABLE, Space
+from raysers.tuning.space import SEARCHABLE, Point, Space
 from raysers.tuning.sweep import Sweep, make_scheduler, point_of
 from raysers.tuning.trials import TrialRecord
 from raysers.types import DIMENSIONS
@@ -51,7 +51,7 @@ _MEANINGS = (
     ("path", pa.string(), "its folder, relative to the output"),
 )
 _ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-_MAX_AXES, _LOG_SPAN = 9, 30.0
+_MAX_AXES, _LOG_SPAN, _MAX_POINTS_SHOWN = 9, 30.0, 40
 
 
 def best_epoch(trial: TrialRecord) -> Epoch | None:
@@ -60,12 +60,17 @@ def best_epoch(trial: TrialRecord) -> Epoch | None:
     return max(known, key=lambda epoch: epoch["dev_ccc_mean"], default=None)
 
 
+def told(point: Point) -> str:
+    """`lr 0.00031, freeze cnn`."""
+    return ", ".join(
+        f"{name.replace('_', '-')} {f'{v:.3g}' if isinstance(v, float) else v}"
+        for name, v in point.items()
+    )
+
+
 def describe(trial: TrialRecord) -> str:
     """`dev CCC 0.512 at epoch 4 of 5, lr 0.00031, freeze cnn`."""
-    words = ", ".join(
-        f"{name.replace('_', '-')} {f'{v:.3g}' if isinstance(v, float) else v}"
-        for name, v in trial.notes["point"].items()
-    )
+    words = told(trial.notes["point"])
     if best := best_epoch(trial):
         where = f"at epoch {best['epoch']} of {len(trial.history)}"
         words = f"dev CCC {best['dev_ccc_mean']:.3f} {where}, {words}"
@@ -92,7 +97,13 @@ def print_plan(sweep: Sweep, resources: TrialResources) -> None:
 
 
 def print_estimate(sweep: Sweep, resources: TrialResources, clips: pa.Table) -> None:
-    """The cost of the trials that are left, with and without ASHA."""
+    """The trials, as far as they are known, and their cost with and without ASHA."""
+    shown = sweep.points[: min(sweep.trials, _MAX_POINTS_SHOWN)]
+    points = {f"trial {number}": told(point) for number, point in enumerate(shown)}
+    if len(shown) < sweep.trials:
+        chosen = ", chosen on the way" if sweep.flags.search == "optuna" else ""
+        points["..."] = f"{sweep.trials - len(shown)} more{chosen}"
+    print_pairs("trials", points)
     numbers = sweep.left()
     costs = {"trials left": f"{len(numbers)} of {sweep.trials}" if numbers else "none"}
     if numbers:

@@ -98,15 +98,22 @@ def test_a_clip_in_train_and_dev_counts_in_both(table: Path) -> None:
     assert data.table["split"].to_pylist().count("dev") == len(CLIPS)
 
 
-def pieces_of(table: Path, output: Path, workers: int) -> int:
+def pieces_of(table: Path, output: Path, workers: int, **changes: Any) -> int:
     """Least pieces of a batch in a run of that many workers; begins it or goes on with it."""
-    flags = TrainingFlags(data=(str(table),), backbone="random:tiny", output=str(output))
+    names = {"data": (str(table),), "backbone": "random:tiny", "output": str(output)}
+    flags = TrainingFlags(**names | changes)
     with Run.open("train", flags.output) as run:
         settled, network = plan.inspect(flags)
         placement = replace(here(threads=1), workers=workers)
         planned = plan.make_plan(settled, network, run, placement)
         run.begin({}, planned.settings)
     return planned.pieces
+
+
+def test_a_head_for_the_sex_needs_both(table: Path, tmp_path: Path) -> None:
+    women = changed(table, "women", lambda _: {"sex": "female"})
+    with pytest.raises(ConfigError, match=r"--sex-weight.* 1 sexes"):
+        pieces_of(women, tmp_path / "out", 1, sex_weight=0.2)
 
 
 def test_a_run_goes_on_with_another_number_of_workers_and_the_same_pieces(
