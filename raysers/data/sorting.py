@@ -27,8 +27,8 @@ _ORDER = ("file", "start", "end")
 #: Rows and bytes that are sorted in memory.
 RUN_ROWS = 1_000_000
 RUN_BYTES = 512 << 20
-#: Rows of a run that a merge has in memory.
-BATCH_ROWS = 20_000
+#: Rows of each run that a merge has in memory, and batches that it sorts at a time.
+BATCH_ROWS, MERGED_BATCHES = 2_000, 50
 #: Parts read or written ahead of the one in use.
 _PARTS_AHEAD = 2
 
@@ -168,8 +168,7 @@ def _merged(paths: Sequence[str]) -> Iterator[pa.Table]:
     """
     runs = [_Run(path) for path in paths]
     borders = sorted(file for run in runs for file in run.first_files[1:])
-    # each table has one to two batches of every run
-    for border in [*dict.fromkeys(borders[:: len(runs)]), None]:
+    for border in [*dict.fromkeys(borders[::MERGED_BATCHES]), None]:
         pieces = [piece for run in runs for piece in run.take_before(border)]
         together = pa.concat_tables(pieces, promote_options="default")
         yield sort_manifest(together.combine_chunks())

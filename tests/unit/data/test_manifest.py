@@ -262,6 +262,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs, batches and parts of a few rows."""
     monkeypatch.setattr(sorting, "RUN_ROWS", 7)
     monkeypatch.setattr(sorting, "BATCH_ROWS", 2)
+    monkeypatch.setattr(sorting, "MERGED_BATCHES", 3)
     monkeypatch.setattr(manifest_module, "PART_ROWS", 5)
 
 
