@@ -32,9 +32,8 @@ def test_a_shard_waits_for_the_store_twice(tmp_path: Path, s3: Bucket, s3_faults
         s3_faults.add("out/", "delay", delay_s=0.3 * number)
         worker = ShardWorker(settings, LevelTask(diary=str(tmp_path)), lambda *_: None)
         worker.run(shard(tmp_path, number))
-        asked = s3_faults.in_sequence()
         worker.close()
-    assert asked == 2  # is it there, and a mark; then its part
+    assert s3_faults.in_sequence() == 2  # is it there, and a mark; then its part
     assert s3_faults.count("_attempts", "DELETE") == 1
     assert s3.keys() == [f"out/annotations/part-00000{number}.parquet" for number in (0, 1)]
 
