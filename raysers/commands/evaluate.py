@@ -27,14 +27,14 @@ from raysers.evaluation.predictions import read_predictions
 from raysers.evaluation.published import print_tests
 from raysers.evaluation.rows import print_metrics, print_notes
 from raysers.io import storage
-from raysers.run import Exit, Run
+from raysers.run import Exit, Run, with_absolute_paths
 
 JOB = "evaluate"
 
 
 def evaluate(flags: EvaluateFlags) -> int:
     """Read, predict what is left to predict, measure, write, print; returns the exit code."""
-    flags = flags.with_absolute_paths()
+    flags = with_absolute_paths(flags, "labels", "predictions", "input")
     with Run.open(JOB, flags.output, table="metrics") as run:
         run.refuse_other_settings(flags.settings)
         found = [read_predictions(uri) for uri in flags.predictions]

@@ -20,7 +20,7 @@ from raysers.io import storage
 from raysers.report.evidence import read_evidence
 from raysers.report.listen import AudioMode
 from raysers.report.report import PAGE, write_report
-from raysers.run import Exit, Run, absolute_output
+from raysers.run import Exit, Run, with_absolute_paths
 
 JOB = "report"
 
@@ -46,11 +46,10 @@ class ReportFlags:
 
 def report(flags: ReportFlags) -> int:
     """Read the runs, write page and figures, say what is missing; returns the exit code."""
-    flags.check()
-    runs = tuple(map(storage.absolute, flags.runs))
-    output = absolute_output(flags.output)
+    flags = with_absolute_paths(flags, "runs")
+    runs, output = flags.runs, flags.output
     if output in runs:
-        raise ConfigError(f"--output {flags.output} is one of --runs: choose another folder")
+        raise ConfigError(f"--output {output} is one of --runs: choose another folder")
     settings = {"runs": list(runs)}
     with Run.open(JOB, output) as run:
         run.refuse_other_settings(settings)

@@ -14,7 +14,6 @@ text as `transcript` and every other column of the texts beside it.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +24,7 @@ from raysers.engine import ledger, progress
 from raysers.engine import output as parts
 from raysers.errors import RaysersError
 from raysers.io import storage
-from raysers.run import Exit, Run, absolute_output
+from raysers.run import Exit, Run, with_absolute_paths
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import Status
 from raysers.words import synthesize as synthesis
@@ -44,8 +43,7 @@ _ROWS_PER_PART = 100_000
 
 def synthesize(flags: SynthesizeFlags) -> int:
     """Read, plan, speak what is left, conclude; returns the exit code."""
-    flags.check()
-    flags = replace(flags, output=absolute_output(flags.output))
+    flags = with_absolute_paths(flags)
     with Run.open(JOB, flags.output, table=TABLE, dry_run=flags.dry_run) as run:
         table, notes = check(flags, run)
         pool = synthesis.worker_pool(flags.workers)

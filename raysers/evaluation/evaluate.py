@@ -50,7 +50,7 @@ from raysers.evaluation.rows import METRICS_PART, WIDTH, Row, print_table, to_ta
 from raysers.evaluation.scores import Scores, base_subsets, subsets, with_baseline
 from raysers.io import storage
 from raysers.plotting import model_names
-from raysers.run import Run, absolute_output
+from raysers.run import Run
 from raysers.types import DIMENSIONS, Status
 
 #: Flags that change nothing in the rows.
@@ -123,17 +123,6 @@ class EvaluateFlags:
         ):
             if not good:
                 raise ConfigError(message)
-
-    def with_absolute_paths(self) -> EvaluateFlags:
-        """The flags, checked, with absolute paths."""
-        self.check()
-        return replace(
-            self,
-            labels=tuple(map(storage.absolute, self.labels)),
-            output=absolute_output(self.output),
-            predictions=tuple(map(storage.absolute, self.predictions)),
-            input=tuple(map(storage.absolute, self.input)),
-        )
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from raysers.models.fusion import (
     train_head,
 )
 from raysers.models.text import TextPooling
-from raysers.run import Exit, Run, absolute_output, load_record
+from raysers.run import Exit, Run, load_record, with_absolute_paths
 from raysers.types import DIMENSIONS
 from raysers.words import fusion_results
 from raysers.words.fusion import (
@@ -156,29 +156,17 @@ class FuseTrainFlags(HeadSettings):
         names += [n for n in optional if getattr(self, n) != getattr(FuseTrainFlags, n)]
         return {name: getattr(self, name) for name in names}
 
-    def with_absolute_paths(self) -> FuseTrainFlags:
-        """The flags, checked, with places that mean the same in every process of the cluster."""
-        self.check()
-        asr = self.asr
-        # checked even where no clip needs it, because the fusion passes it on to `predict`
-        if asr != MANIFEST and not is_moonshine(asr) and parse_asr_name(asr).hub_id is None:
-            asr = storage.absolute(asr)
-        return replace(
-            self,
-            data=tuple(map(storage.absolute, self.data)),
-            output=absolute_output(self.output),
-            annotation=storage.absolute(self.annotation) if self.annotation else "",
-            transcripts=storage.absolute(self.transcripts) if self.transcripts else "",
-            asr=asr,
-        )
-
 
 def train(flags: FuseTrainFlags) -> int:
     """Check, get every clip's vectors, train the heads, evaluate them; returns the exit code.
 
     With too many failed clips the heads are trained on the others, and the exit code is 3.
     """
-    flags = flags.with_absolute_paths()
+    flags = with_absolute_paths(flags, "data", "annotation", "transcripts")
+    # checked even where no clip needs it, because the fusion passes it on to `predict`
+    is_model = flags.asr != MANIFEST and not is_moonshine(flags.asr)
+    if is_model and parse_asr_name(flags.asr).hub_id is None:
+        flags = replace(flags, asr=storage.absolute(flags.asr))
     job: ClipJob | None
     with (
         Run.open(JOB, flags.output, dry_run=flags.dry_run) as run,
