@@ -154,8 +154,7 @@ def test_a_folder_that_is_no_fusion_is_refused(changes, words, fusion, tmp_path)
 def test_a_text_head_learns_valence_of_emobank_sentences():
     """Pearson correlation of .59 from the 1,500 shortest sentences on the 500 shortest of test.
 
-    On the whole test split a ridge regression on the same frozen vectors has .615 with all 8,062
-    training sentences, and this head .62.
+    With all 8,062 training sentences and 100 epochs it is .66 on the whole test split.
     """
     try:
         encoder = TextEncoder("minilm")
