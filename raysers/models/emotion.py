@@ -161,6 +161,7 @@ class EmotionModel(EmotionNetwork):
 
     def __init__(self, config: Any, pooling_mode: str = "mean") -> None:
         super().__init__()
+        self.register_parameter("layer_weights", None)
         self.config = config
         self.family = FAMILIES[config.model_type]
         self.pooling_mode = pooling_mode

@@ -327,7 +327,7 @@ def test_a_loss_that_is_not_a_number_ends_with_exit_1_and_names_the_step(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ((), "--data is (): give labelled data"),
+        ((), "--data is empty: give labelled data"),
         (("--data", "{tmp}/nowhere"), "nowhere"),
         (("--data", "{tmp}/no-train.csv"), "no train clips"),
         (("--data", "{tmp}/unsplit.csv"), "--folds"),
