@@ -50,6 +50,7 @@ def test_losing_a_node_in_mid_run_gives_identical_rows(clips, checkpoint, tmp_pa
     assert comparable(rows_of(tmp_path / "out")) == comparable(rows_of(tmp_path / "calm"))
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_driver_then_the_same_command_gives_identical_rows(
     clips, checkpoint, tmp_path, ray_session, capsys
 ):

@@ -124,7 +124,8 @@ def _stop(record: dict) -> None:
     raise TrainingStopped(f"enough of {record['epoch']}")
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_training_in_the_callers_process_gives_the_same_bytes(workers, one, command, place):
     """An epoch here, the others by Ray Train; with another number of workers but for rounding."""
     out = place / f"on with {workers}"
@@ -162,6 +163,7 @@ def _when_saved(out: Path, act: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_kill_9_of_a_worker_in_mid_run_gives_the_same_model(place, command, two, capsys):
     out = place / "worker-killed"
 

@@ -236,7 +236,7 @@ REFUSED: list[tuple[str, Callable[[Path], Any] | None, str, dict[str, Any]]] = [
     ("--front mel is for random", write_checkpoint, "", {"front": "mel"}),
     ("at least 100 taps", None, "random:tiny", {"front": "mel"}),
     ("on samples", narrow_cnn14, "random:", {"front": "mel"}),
-    ("cnn14 has its own pooling", None, "random:cnn14", {"pooling": "attentive"}),
+    ("cnn14 has no transformer layers", None, "random:cnn14", {"pooling": "attentive"}),
     ("--freeze cnn", narrow_cnn14, "random:", {"freeze": "cnn"}),
     ("drop one", None, "random:tiny-1", {"layers": 2}),
     ("2 layers: keep 1 to 2", None, "random:tiny", {"layers": 3}),
