@@ -229,7 +229,7 @@ def measure(
         if one.model.startswith("random:"):
             own.append(f"{one.model} has random weights: its scores mean nothing")
         if moved := coverage[one.model].moved:
-            where = f"taken for their folder: {moved}"
+            where = f"taken for their folder: {', '.join(moved)}"
             own.append(f"{one.model}: no file is where the labels say; {where}")
     tests = correctness_and_fairness(scores, rows)
     return Report(rows=rows, tests=tests, notes=[*own, *notes], coverage=coverage)

@@ -2,14 +2,13 @@
 
 A clip is the same when its id is, or else when file, start and end are; an open end, which labels
 read without headers have, equals the end of the file. Only when no file is the same, the corpus may
-have been moved in between: then the folder that all predicted files share stands for that of the
-labels, and `Coverage.moved` names it.
+have been moved in between: then one folder stands for the other, and `Coverage.moved` says which.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +42,7 @@ class Coverage:
         by_id, by_path: with the id of a labelled clip, or only its path, start and end.
         unlabelled, unpredicted: without any label; labelled clips without a prediction.
         statuses: predictions with a label, by status; only `ok` has scores.
-        moved: folder of the predictions that stands for that of the labels; empty: none.
+        moved: folders of predictions that stand for the folder of the labels, if any.
     """
 
     rows: int
@@ -52,7 +51,7 @@ class Coverage:
     unlabelled: int
     unpredicted: int
     statuses: Mapping[str, int]
-    moved: str = ""
+    moved: tuple[str, ...] = ()
 
     @property
     def failed_share(self) -> float:
@@ -163,18 +162,19 @@ def categories_of(table: pa.Table) -> Categories:
     return Categories(names=names, probabilities=np.where(unknown, np.nan, summed))
 
 
-def _match(labels: pa.Table, table: pa.Table, model: str) -> tuple[NDArray[np.intp], int, str]:
-    """Row of the label of every prediction (-1: none), how many by path, and the moved folder."""
+def _match(
+    labels: pa.Table, table: pa.Table, model: str
+) -> tuple[NDArray[np.intp], int, tuple[str, ...]]:
+    """Row of the label of every prediction (-1: none), how many by path, and moved folders."""
     ids, mine = (t["clip_id"].to_pandas() for t in (labels, table))
     match = pd.Index(ids).get_indexer(pd.Index(mine))
     free, rest = np.setdiff1d(np.arange(len(labels)), match), np.flatnonzero(match < 0)
-    moved = ""
+    moved: tuple[str, ...] = ()
     if len(free) and len(rest):
         labelled, predicted = _stretches(labels, free), _stretches(table, rest)
         if len(rest) == len(table) and not predicted["file"].isin(labelled["file"]).any():
-            home, root = (_common_folder(t["file"].to_pylist()) for t in (labels, table))
-            predicted["file"] = home + predicted["file"].str.slice(len(root))
-            moved = root
+            names, moved = _renamed(labels["file"].to_pylist(), predicted["file"].tolist())
+            predicted["file"] = names
         match[rest] = _same_stretch(labelled, predicted)
     found, times = np.unique(match[match >= 0], return_counts=True)
     if len(table) and not len(found):
@@ -225,12 +225,49 @@ def _same_stretch(labelled: pd.DataFrame, predicted: pd.DataFrame) -> NDArray[np
     return np.asarray(best.reindex(here["number"], fill_value=-1).to_numpy(), np.intp)
 
 
+def _renamed(labelled: list[str], predicted: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Predicted files as they were called before they were moved, and the folders they moved to.
+
+    A file is identified by its path below the folder that all labelled files share. Of several
+    folders with such paths, those whose names end most like the labels' folder count.
+    """
+    home = _common_folder(labelled)
+    known = {file[len(home) :] for file in labelled}
+    tails = [next((tail for tail in _tails(file) if tail in known), "") for file in predicted]
+    pairs = list(zip(predicted, tails, strict=True))
+    roots = {file[: len(file) - len(tail)] for file, tail in pairs if tail}
+    likeness = {root: _same_end(root, home) for root in roots}
+    best = {root for root in roots if likeness[root] == max(likeness.values())}
+    names = [
+        home + tail if tail and file[: len(file) - len(tail)] in best else file
+        for file, tail in pairs
+    ]
+    return names, tuple(sorted(best))
+
+
+def _same_end(folder: str, other: str) -> int:
+    """How many folder names two paths have in common at their end."""
+    names, others = (reversed(path.rstrip("/").split("/")) for path in (folder, other))
+    pairs = zip(names, others, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(folder))
+
+
 def _common_folder(files: list[str]) -> str:
     """The longest folder all files are in, with its slash; empty when they share none."""
     # the lowest and the highest differ as early as any two
     low, high = min(files), max(files)
     same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     return low[: low.rfind("/", 0, same) + 1]
+
+
+def _tails(path: str) -> Iterator[str]:
+    """The path, then without its first folder, and so on to the name; the longest first."""
+    tail = path
+    while tail:
+        yield tail
+        _, slash, tail = tail.partition("/")
+        if not slash:
+            return
 
 
 def with_dataset_names(table: pa.Table) -> pa.Table:

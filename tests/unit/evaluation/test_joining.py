@@ -51,6 +51,11 @@ CASES = {
     "a moved corpus, by the path below its root": (
         WHOLE, [(f"s3://b/deep/c{f.removeprefix('/a')}", s, e) for f, s, e in WHOLE], [0, 0.1, 0.2],
     ),
+    "a part of a moved corpus, of which another part has the same names": (
+        [("/a/1.wav", 0, 1), ("/a/test/1.wav", 0, 1), ("/a/test/2.wav", 0, 1)],
+        [("/b/test/1.wav", 0, 1), ("/b/test/2.wav", 0, 1)],
+        [NAN, 0, 0.1],
+    ),
     "an open label is the end of the file": (WHOLE, KNOWN, [0, 0.1, 0.2]),
     "so is an open prediction": (KNOWN, WHOLE, [0, 0.1, 0.2]),
     "a window is not the label of the whole recording": (
@@ -82,6 +87,13 @@ def test_a_prediction_stands_beside_the_label_of_its_clip(labels, predicted, exp
     assert (found.unlabelled, found.unpredicted) == (len(predicted) - count, len(labels) - count)
 
 
+def test_of_several_folders_the_one_named_like_the_labels_is_theirs_and_is_told():
+    moved = [("/new/bea/1.wav", 0, 1), ("/new/sam/1.wav", 0, 1), ("/new/bea/2.wav", 0, 1)]
+    values, found = joined(table(SAM), table(moved, [0.1, 0.5, 0.2]))
+    assert values == pytest.approx([0.5, NAN], nan_ok=True)
+    assert found.moved == ("/new/sam/",)
+
+
 def test_failed_predictions_are_counted_and_have_no_scores():
     ok, failed = table(WHOLE[:1], [0.5]), table(WHOLE[1:2], [None], status="unreadable")
     values, found = joined(table(WHOLE), pa.concat_tables([ok, failed, table(WHOLE[2:], [NAN])]))
@@ -94,10 +106,7 @@ def test_failed_predictions_are_counted_and_have_no_scores():
     ("predicted", "message"),
     [
         ([("/q/1.wav", 0, 1), ("/q/2.wav", 0, 1)], r"none of the 2 clips .* 3 labelled .*/q/1.wav"),
-        (
-            [("/b/x/1.wav", 0, 2), ("/b/x/1.wav", 0, 3), ("/b/y/1.wav", 0, 1)],
-            r"more than once \(first: /a/x/1.wav\)",
-        ),
+        ([("/b/x/1.wav", 0, 2), ("/c/x/1.wav", 0, 2)], r"more than once \(first: /a/x/1.wav\)"),
     ],
 )
 def test_nothing_in_common_and_clips_predicted_twice_are_refused(predicted, message):
