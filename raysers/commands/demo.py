@@ -50,9 +50,8 @@ def demo(config: Demo) -> int:
         print_emotions(table)
     if table.is_dir():
         print(f"demo: the table is in {table}; to read it:")
-        print(
-            f"  {sys.executable} -m raysers read {tables}"
-        )  # make does not put raysers on the path
+        # make does not put raysers on the path
+        print(f"  {sys.executable} -m raysers read {tables}")
     return code
 
 

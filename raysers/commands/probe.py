@@ -42,7 +42,7 @@ from raysers.words.respoken import GROUP
 JOB = "probe"
 #: What is printed: group, metrics, title of the table; and how many lines of either end of it.
 _PRINTED = (
-    ("word", ("word_mean",), "words with the lowest and highest mean valence"),
+    ("word", ("word_mean",), "words by mean valence"),
     ("sentiment", ("sentiment_mean", "mean_shift"), "scores by sentiment of the words"),
     ("text", ("sentence_score",), "the paper's sentences"),
     (GROUP, ("ccc",), "CCC of original and re-spoken clips"),
@@ -130,7 +130,7 @@ def print_probe(rows: Sequence[Row]) -> None:
                     cells.setdefault(row.group_value, {})[row.dimension] = _cell(row)
             lines = [[name, *(of.get(d, "-") for d in DIMENSIONS)] for name, of in cells.items()]
             lines = lines if len(lines) <= 2 * _ENDS else lines[:_ENDS] + lines[-_ENDS:]
-            print_table(f"{' '.join(key)}: {title}", ("", *DIMENSIONS), lines)
+            print_table(f"{' '.join(filter(None, key))}: {title}", ("", *DIMENSIONS), lines)
 
 
 def _cell(row: Row) -> str:

@@ -132,12 +132,12 @@ def _watch_ray() -> None:
 
     def watch() -> None:
         lost = "Ray stopped on this machine (its raylet died, perhaps for lack of memory)"
-        heard_s = time.monotonic()
+        answered_s = time.monotonic()
         while not ended.poll(1000 * _ASK_HEAD_S):
             with suppress(OSError):
                 socket.create_connection((host.strip("[]"), int(port)), _ASK_HEAD_S).close()
-                heard_s = time.monotonic()
-            if time.monotonic() - heard_s > _HEAD_LOST_S:
+                answered_s = time.monotonic()
+            if time.monotonic() - answered_s > _HEAD_LOST_S:
                 lost = f"the head of the Ray cluster, {head}, is lost"
                 break
         # the job is over, or a signal to the whole process group ends it

@@ -39,6 +39,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _REFUSAL = re.compile(r"non-2xx status code: (\d+)[^:]*:(.*)\n\nDebug source", re.DOTALL)
 #: obstore's threads do not survive a fork.
 _PID = os.getpid()
+#: Keys that obstore names as they are: without empty segments, `.` and `..`.
+_PLAIN_KEY = re.compile(r"(?!\.{1,2}(/|$))[^/]+(/(?!\.{1,2}(/|$))[^/]+)*")
 #: Buckets that are signed for in the usual way; S3 Express and access points are not.
 _PLAIN_BUCKET = re.compile(r"(?!.*--x-s3$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -88,8 +90,9 @@ class Answer(NamedTuple):
 class S3Reader:
     """Ranged reads outside of the interpreter's lock, for any number of threads.
 
-    boto3 takes longer for a short clip than decoding it. It reads where obstore cannot: keys with
-    empty segments, S3 Express, buckets in other regions.
+    boto3 takes longer for a short clip than decoding it. It reads what obstore cannot: keys with
+    empty segments, S3 Express, and buckets of which obstore's first read fails and boto3's does
+    not (another region, proxy or certificate), so that no later read makes that detour.
     """
 
     def __init__(self, session: Session, client: S3Client, settings: S3Settings) -> None:
@@ -98,6 +101,7 @@ class S3Reader:
         self._credentials = None if settings.anonymous else session.get_credentials()
         self._certificates = str(session.get_config_variable("ca_bundle") or "")
         self._stores: dict[str, S3Store | None] = {}
+        self._reached: set[str] = set()
 
     def get(self, bucket: str, key: str, offset: int, size: int) -> Answer:
         """At most `size` bytes from `offset` on.
@@ -106,21 +110,22 @@ class S3Reader:
             botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError,
             urllib3.exceptions.HTTPError, OSError: no answer, or a refusal.
         """
-        if (store := self._store(bucket)) is not None:
+        store = self._store(bucket) if _PLAIN_KEY.fullmatch(key) else None
+        if store is not None:
             try:
                 found = obstore.get(store, key, options={"range": (offset, offset + size)})
+                self._reached.add(bucket)
                 about, (first, last) = found.meta, found.range
                 if about["path"] == key and first == offset and last <= offset + size:
                     return Answer(bytes(found.bytes()), offset, about["size"], about["e_tag"] or "")
             except (obstore.exceptions.BaseError, OSError, ValueError) as error:
-                # a ValueError: a key with empty segments, which it cannot name
                 refusal = _REFUSAL.search(str(error))
                 if refusal and "AuthorizationHeaderMalformed" not in refusal[2]:
                     raise _refused(int(refusal[1]), refusal[2]) from error
-                if refusal or "redirect" in str(error):  # another region: one detour is enough
-                    self._stores[bucket] = None
         span = f"bytes={offset}-{offset + size - 1}"
         answer = self._client.get_object(Bucket=bucket, Key=key, Range=span)
+        if store is not None and bucket not in self._reached:
+            self._stores[bucket] = None
         with answer["Body"] as body:
             claim = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
             total_bytes = -1
@@ -179,7 +184,8 @@ class S3Reader:
             "access_key_id": frozen.access_key or "",
             "secret_access_key": frozen.secret_key or "",
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + timedelta(minutes=5),
+            # asked again five minutes before
+            "expires_at": datetime.now(UTC) + timedelta(minutes=10),
         }
 
 

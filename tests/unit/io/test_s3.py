@@ -77,10 +77,14 @@ def test_reads_are_signed_by_the_published_steps(s3: Bucket, s3_faults: Faults) 
         assert (access, signature) == (os.environ["AWS_ACCESS_KEY_ID"], secret.hex()), key
 
 
-def test_a_bucket_of_another_region_is_read_where_the_store_sends_the_reader(
-    s3: Bucket, s3_faults: Faults
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed"), ("reset", "")],
+)
+def test_a_bucket_that_one_client_does_not_reach_is_read_by_the_other_without_detours(
+    s3: Bucket, s3_faults: Faults, kind: int | str, code: str
 ) -> None:
-    s3_faults.add("/x.wav", 301, code="PermanentRedirect", times=1)
+    s3_faults.add("/x.wav", kind, code=code, times=1)
     for _ in range(2):
         assert storage.read_bytes(s3.put("x.wav", b"data")) == b"data"
     assert s3_faults.count("/x.wav") == 3, "one detour for the bucket, not one for each object"
