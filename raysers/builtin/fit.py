@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from raysers.builtin.variants import VARIANTS, Change, Floats, in_a_room
 from raysers.data.corpora.emotions import load_emotion_map
+from raysers.models.backbones import TRAINED_FILES
 from raysers.models.emotion import EmotionModel
 from raysers.models.heads import fit_distance
 from raysers.models.initialize import start_model
@@ -316,6 +317,8 @@ def main() -> None:
     save_emotion_model(model, flags.output, do_normalize=False, dtype=torch.float16)
     measured = json.dumps(on_unseen_speakers(fit), indent=2) + "\n"
     (flags.output / "measured.json").write_text(measured)
+    files = json.dumps(sorted(path.stem for path in corpus.files))
+    (flags.output / TRAINED_FILES).write_text(files + "\n")
     print(measured)
 
 

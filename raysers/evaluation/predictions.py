@@ -8,6 +8,7 @@ together when they are about different clips.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import ArrayLike
 
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.data.splits import identities
@@ -24,6 +26,7 @@ from raysers.engine import output
 from raysers.errors import ConfigError, StorageError
 from raysers.evaluation.join import DEVIATIONS, PROBABILITY, TRAINED_ON
 from raysers.io import storage
+from raysers.models.backbones import ASSETS, EMBEDDED, TRAINED_FILES
 from raysers.run import load_record
 from raysers.types import DIMENSIONS
 
@@ -217,8 +220,13 @@ def backbone_of(one: Predictions) -> str:
 def with_training_clips(one: Predictions) -> Predictions:
     """The predictions with the training clips, where a training left its manifest.
 
-    Clips are the same by their id, or by their path below the folder that all clips share.
+    Clips are the same by their id, or by their path below the folder that all clips share. Those of
+    a built-in model are known by the names of their files, however they are cut or stored.
     """
+    if (name := one.model.partition("@")[0]) in EMBEDDED:
+        taught = set(json.loads((ASSETS / name / TRAINED_FILES).read_text()))
+        files = pc.cast(one.table["file"], pa.string()).to_pylist()
+        return _marked(one, [re.split("[/#]", f)[-1].rpartition(".")[0] in taught for f in files])
     for folder in one.places:
         place = storage.join(folder, "manifest")
         if not (_training(folder) and is_manifest(place)):
@@ -228,9 +236,13 @@ def with_training_clips(one: Predictions) -> Predictions:
             used = np.array(clips["split"].to_pylist(), object) == "train"
             known = {name for names in _names(clips) for name in np.array(names, object)[used]}
             met = np.any([[n in known for n in names] for names in _names(one.table)], axis=0)
-            column = pa.array(met.astype(float))
-            return replace(one, table=one.table.append_column(TRAINED_ON, column))
+            return _marked(one, met)
     return one
+
+
+def _marked(one: Predictions, met: ArrayLike) -> Predictions:
+    column = pa.array(np.asarray(met, float))
+    return replace(one, table=one.table.append_column(TRAINED_ON, column))
 
 
 def _names(table: pa.Table) -> tuple[list[str], list[str]]:

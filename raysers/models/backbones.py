@@ -181,6 +181,8 @@ BACKBONES: dict[str, Backbone] = {
 #: Models that come with the package, folders of `ASSETS`: their names travel to workers, never
 #: their paths, and their revision is a hash of the folder's files.
 EMBEDDED = ("raysers-base",)
+#: In the folder of an embedded model: names of the files that it was trained on, without suffix.
+TRAINED_FILES = "trained_files.json"
 
 ASSETS = Path(str(resources.files("raysers"))) / "assets"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
 from raysers.evaluation.join import join, with_dataset_names
+from raysers.evaluation.predictions import Predictions, with_training_clips
 from raysers.types import NS_PER_S, clip_id
 
 SPAN = pa.duration("ns")
@@ -154,3 +156,12 @@ def test_clips_without_a_corpus_are_named_after_the_folder_they_share():
     assert with_dataset_names(table(WHOLE))["corpus"].to_pylist() == ["a"] * 3
     some = table(WHOLE, corpus=pa.array([None, "", "emodb"], pa.string()))
     assert with_dataset_names(some)["corpus"].to_pylist() == ["x", "x", "emodb"]
+
+
+def test_clips_that_the_built_in_model_was_trained_on_are_known_by_their_names():
+    files = ["/x/03a01Fa.wav", "s3://b/e.tar#wav/16b10Wb.flac", "/x/03a01Fa.wav.txt", "/x/1.wav"]
+    rows = table([(file, 0, 1) for file in files])
+    own = Predictions(model="raysers-base@898205b0", revision="", folders=(), table=rows)
+    assert with_training_clips(own).table["trained_on"].to_pylist() == [1, 1, 0, 0]
+    other = replace(own, model="/models/raysers-base")
+    assert "trained_on" not in with_training_clips(other).table.column_names

@@ -99,6 +99,21 @@ def test_a_random_model_scores_as_the_theory_says():
         assert got == pytest.approx(theory, abs=4 * math.sqrt(theory * (1 - theory) / n))
 
 
+def test_less_change_never_gives_a_wider_interval():
+    widths, ends = [], []
+    for changed in (0, 1, 2, 3, 5, 10, 20, 50, 100):
+        after = np.full(500, 0.5)
+        after[:changed] += 0.1  # of all speakers alike
+        speakers = {"speaker": [f"s{i % 10}" for i in range(500)]}
+        scores = scores_of(np.full(500, 0.5), after, columns=speakers)
+        row = value(robustness_rows("m", scores, [GAIN], Comparison()), "robustness_gain")
+        widths.append(row.ci_high - row.ci_low)
+        ends.append(row.ci_low)
+    assert widths == sorted(widths)
+    assert ends == sorted(ends, reverse=True)
+    assert 0 < widths[0] < 0.02
+
+
 def test_clips_of_one_speaker_are_drawn_together():
     # five speakers whose clips all change or all do not: five facts, not five hundred
     changes = np.repeat([0.0, 0.1, 0.0, 0.1, 0.0], 100)
