@@ -69,7 +69,12 @@ class Labelled(NamedTuple):
 
 
 def read_labelled(
-    uris: Sequence[str], *, corpus: str = "auto", emotion_map: str = "", speakers: str = ""
+    uris: Sequence[str],
+    *,
+    corpus: str = "auto",
+    emotion_map: str = "",
+    speakers: str = "",
+    flag: str = "--input",
 ) -> Labelled:
     """The clips of roots of corpora, manifests, tables and folders, with what is known of them.
 
@@ -78,7 +83,7 @@ def read_labelled(
 
     `corpus` names the reader of roots; `auto` recognises them by their layout, `none` takes them
     for plain audio. Missing dimensions are taken from the category by `emotion_map`, a name of
-    `EMOTION_MAPS` or a YAML file. `speakers` is a CSV, see `_Speakers`.
+    `EMOTION_MAPS` or a YAML file. `speakers` is a CSV, see `_Speakers`. Errors name `flag`.
 
     Raises:
         ConfigError: an input that cannot be used, a label off 0..1, an unknown corpus or map.
@@ -87,14 +92,19 @@ def read_labelled(
         raise ConfigError(f"--corpus {corpus}: choose auto, none, {', '.join(CORPORA)}")
     mapping = emotions.load_emotion_map(emotion_map) if emotion_map else None
     about_speakers = _Speakers(speakers) if speakers else None
-    names = list(dict.fromkeys(map(absolute_input, uris)))
-    finished = [uri for uri in names if is_manifest(uri)]
     notes: list[str] = []
-    tables = [_normalised(uri, read_manifest(uri), notes) for uri in finished]
-    others = [uri for uri in names if uri not in finished]
-    tables += [_normalised(uri, _listed(uri, corpus, notes), notes) for uri in others]
+    try:
+        names = list(dict.fromkeys(map(absolute_input, uris)))
+        finished = [uri for uri in names if is_manifest(uri)]
+        tables = [_normalised(uri, read_manifest(uri), notes) for uri in finished]
+        others = [uri for uri in names if uri not in finished]
+        tables += [_normalised(uri, _listed(uri, corpus, notes), notes) for uri in others]
+    except ConfigError as error:
+        if not (text := str(error)).startswith("--input"):
+            raise
+        raise ConfigError(flag + text.removeprefix("--input")) from error
     if not tables:
-        raise ConfigError("--input names nothing: give corpora, tables or manifests")
+        raise ConfigError(f"{flag} names nothing: give corpora, tables or manifests")
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
     if about_speakers is not None:
         table = about_speakers.applied(table, notes)

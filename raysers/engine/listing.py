@@ -138,6 +138,7 @@ def index_labelled(
     speakers: str = "",
     segmenting: Segmenting | None = None,
     limit: int = 0,
+    flag: str = "--input",
 ) -> tuple[pa.Table, list[str]]:
     """The manifest of labelled inputs, with every label column, and notes for the user.
 
@@ -148,7 +149,9 @@ def index_labelled(
 
     segmenting = segmenting or Segmenting()
     _refuse_cutting(inputs, segmenting)
-    found = read_labelled(inputs, corpus=corpus, emotion_map=emotion_map, speakers=speakers)
+    found = read_labelled(
+        inputs, corpus=corpus, emotion_map=emotion_map, speakers=speakers, flag=flag
+    )
     finished, listed = found.table.slice(0, found.finished), found.table.slice(found.finished)
     return to_manifest([finished], [listed], segmenting, limit=limit).table(), list(found.notes)
 

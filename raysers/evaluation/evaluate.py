@@ -156,6 +156,7 @@ def read_labels(flags: EvaluateFlags, *, emotions: bool) -> tuple[pa.Table, list
         corpus=flags.corpus,
         emotion_map=flags.emotion_map,
         speakers=flags.speakers,
+        flag="--labels",
     )
     table = with_dataset_names(labelled_only(read.table, emotions=emotions))
     if not len(table):
@@ -192,6 +193,7 @@ def labelled_clips(flags: EvaluateFlags, labels: pa.Table, *, emotions: bool) ->
             corpus=flags.corpus,
             emotion_map=flags.emotion_map,
             speakers=flags.speakers,
+            flag="--labels",
         )
         write_manifest(place, labelled_only(clips, emotions=emotions))
     return place

@@ -90,9 +90,9 @@ def read_corpora(
     firsts: list[str] = []
     for uri in uris:
         mapping = "" if emotion_map in ("auto", "none") else emotion_map
-        table, found = index_labelled([uri], emotion_map=mapping, speakers=speakers)
+        table, found = index_labelled([uri], emotion_map=mapping, speakers=speakers, flag="--data")
         if emotion_map == "auto" and not len(labelled_only(table)):
-            table, found = index_labelled([uri], emotion_map=_MAP, speakers=speakers)
+            table, found = index_labelled([uri], emotion_map=_MAP, speakers=speakers, flag="--data")
         # clips without a corpus are of the folder (or table) they were found in
         folder = uri.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
         table = labelled_only(_with(table, "corpus", pc.fill_null(table["corpus"], folder)))

@@ -115,7 +115,8 @@ def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
         ConfigError: data that cannot be read.
     """
     tables, notes = [], dict[str, None]()
-    for uris, split in ((flags.data, None), (flags.train, "train"), (flags.dev, "dev")):
+    for flag, split in (("data", None), ("train", "train"), ("dev", "dev")):
+        uris = getattr(flags, flag)
         if not uris:
             continue
         table, found = index_labelled(
@@ -124,6 +125,7 @@ def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
             emotion_map=flags.emotion_map,
             speakers=flags.speakers,
             limit=flags.limit,
+            flag=f"--{flag}",
         )
         if split is not None:
             given = table.drop_columns([n for n in ("split",) if n in table.column_names])

@@ -311,6 +311,7 @@ def _labelled(flags: FuseTrainFlags, model: str) -> tuple[pa.Table, list[str], l
         emotion_map=flags.emotion_map,
         speakers=flags.speakers,
         limit=flags.limit,
+        flag="--data",
     )
     trained = _speakers_of(model)
     known = [speaker in trained for speaker in table["speaker"].to_pylist()]

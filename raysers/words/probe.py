@@ -195,7 +195,7 @@ def chosen_clips(
     Raises:
         ConfigError: the corpus cannot be read, has no such split, or no transcripts.
     """
-    clips, notes = index_labelled(data)
+    clips, notes = index_labelled(data, flag="--data")
     for uri in data:
         clips = with_recognised(clips, recognised_texts(uri), "transcript")
     known = sorted(set(clips["split"].to_pylist()) - {None})

@@ -53,6 +53,8 @@ MISTAKES = {
     "annotate audio -o other": "holds a run of 'index'",
     "annotate names.csv": "file",
     "index audio --corpus emodb": "no file is named as EmoDB's are",
+    "probe raysers-base --data empty": "error: --data ",
+    "evaluate --model raysers-base --labels empty": "error: --labels ",
     "train": "--data is empty: give labelled data, or --train and --dev",
     "train audio --dev audio": "--data is ('audio',): give either --data, or --train and --dev",
     "evaluate nowhere --labels labels.csv": "nowhere",

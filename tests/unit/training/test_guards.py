@@ -121,3 +121,11 @@ def test_a_run_goes_on_with_another_number_of_workers_and_the_same_pieces(
 ) -> None:
     assert [pieces_of(table, tmp_path / "few", workers) for workers in (1, 6)] == [4, 4]
     assert [pieces_of(table, tmp_path / "many", workers) for workers in (6, 1, 8)] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("flag", ["data", "train", "dev"])
+def test_a_place_without_data_is_named_with_its_flag(flag: str, table: Path, tmp_path: Path):
+    places = {"data": ()} if flag == "data" else {"train": (str(table),), "dev": (str(table),)}
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match=rf"^--{flag} \S*{place.name}: no"):
+            index_data(TrainingFlags(output="out", **{**places, flag: (str(place),)}))
