@@ -123,21 +123,19 @@ class Bytes:
         """Release what this object opened itself."""
 
 
-class _LocalBytes(Bytes):
-    """A local file by descriptor: libsndfile reads it without Python, and never sees its name.
+class _DescriptorBytes(Bytes):
+    """A file on disk or in memory: libsndfile reads it without Python, and never sees its name.
 
     That matters: given a name, libsndfile decides some formats by the extension.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd, about = retried(lambda: open_regular(path), path)
-        self.handle = self._fd
-        self.size = about.st_size
+    def __init__(self, path: str, descriptor: int, num_bytes: int) -> None:
+        self._path, self._fd = path, descriptor
+        self.handle, self.size = descriptor, num_bytes
         try:
             self._head = self._read(HEAD_BYTES, 0)
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     def at(self, offset: int, count: int) -> bytes:
@@ -288,12 +286,37 @@ def open_bytes(source: AudioSource) -> Bytes:
         StorageError: any other failure to open a local path.
     """
     if not isinstance(source, str):
-        return _ObjectBytes(source)
+        opened = _ObjectBytes(source)
+        # what a ranged file fetches with one request
+        if opened.size <= getattr(source, "whole_bytes", 0):
+            return _in_memory(opened.at(0, opened.size)) or opened
+        return opened
     try:
-        return _LocalBytes(source)
+        descriptor, about = retried(lambda: open_regular(source), source)
+        return _DescriptorBytes(source, descriptor, about.st_size)
     except (ObjectMissing, ObjectForbidden) as error:
         message = str(error).removeprefix(f"{printable(source)}: ")
         raise ClipError(STATUS_OF[type(error)], message) from error
+
+
+def _in_memory(data: bytes) -> Bytes | None:
+    """`data` as a file in memory; None where the system has none.
+
+    libsndfile calls a file object some fifteen times a clip, and the threads of a worker wait for
+    each other at every call.
+    """
+    try:
+        descriptor = os.memfd_create("audio")
+    except (AttributeError, OSError):
+        return None
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError:  # no memory
+        os.close(descriptor)
+        return None
+    return _DescriptorBytes("a file in memory", descriptor, len(data))
 
 
 def printable(name: str) -> str:

@@ -91,7 +91,7 @@ class RangedFile(io.RawIOBase):
         self._fetch = fetch
         self._base, self._total = base_bytes, total_bytes
         self._size = num_bytes if base_bytes or num_bytes is not None else total_bytes
-        self._whole_bytes, self._block_bytes = whole_bytes, block_bytes
+        self.whole_bytes, self._block_bytes = whole_bytes, block_bytes
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._position = 0
         self._next_block = -1
@@ -101,7 +101,7 @@ class RangedFile(io.RawIOBase):
     def num_bytes(self) -> int:
         """Size of the window in bytes; where it is unknown, the first bytes are read."""
         if self._size is None:
-            head = self._get(0, self._whole_bytes)
+            head = self._get(0, self.whole_bytes)
             self._size = head.total_bytes - self._base
             self._keep(0, self._width(self._size), head.data)
             self._next_block = len(self._blocks)
@@ -155,7 +155,7 @@ class RangedFile(io.RawIOBase):
 
     def _width(self, num_bytes: int) -> int:
         # a small object is one block
-        return self._whole_bytes if num_bytes <= self._whole_bytes else self._block_bytes
+        return self.whole_bytes if num_bytes <= self.whole_bytes else self._block_bytes
 
     def _block(self, index: int) -> bytes:
         if index in self._blocks:

@@ -39,6 +39,21 @@ def test_path_and_file_object_give_the_same_samples(fmt, subtype, rate_hz, tmp_p
     assert np.array_equal(decode(str(path), name="x"), decode(io.BytesIO(data), name="x"))
     assert probe(str(path), name="x") == probe(io.BytesIO(data), name="x")
 
+    class Ranged(io.BytesIO):
+        whole_bytes = len(data)
+        reads = 0
+
+        def read(self, count=-1):
+            self.reads += 1
+            return super().read(count)
+
+    ranged = Ranged(data)
+    assert np.array_equal(decode(str(path), name="x"), decode(ranged, name="x"))
+    assert ranged.reads == 1
+    ranged.whole_bytes -= 1
+    assert np.array_equal(decode(str(path), name="x"), decode(ranged, name="x"))
+    assert ranged.reads > 3
+
 
 @pytest.mark.parametrize(("fmt", "subtype", "rate_hz"), FORMATS)
 def test_spans_are_slices_of_the_whole(fmt, subtype, rate_hz):
