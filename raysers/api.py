@@ -117,9 +117,15 @@ def load_model(name: str = DEFAULT_MODEL, *, dtype: str = "auto") -> Model:
 
 
 def decode(
-    path: str | os.PathLike[str], *, start_s: float = 0.0, end_s: float | None = None
+    path: str | os.PathLike[str],
+    *,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    audio_stream: str | int = 0,
 ) -> tuple[npt.NDArray[np.float32], int]:
     """Decode a file or URL (from `start_s` to `end_s`) as the models take it.
+
+    `audio_stream` is the number, from 0, language or title of a stream of a container.
 
     Returns samples [n], float32, the mean of all channels; and their rate, 16,000 Hz.
 
@@ -128,7 +134,7 @@ def decode(
     """
     (file,) = _absolute(path)
     end_ns = None if end_s is None else round(end_s * NS_PER_S)
-    with AudioReader(storage.open_source(file), name=file) as reader:
+    with AudioReader(storage.open_source(file), name=file, stream=audio_stream) as reader:
         return reader.read(round(start_s * NS_PER_S), end_ns, max_s=np.inf), SAMPLE_RATE_HZ
 
 

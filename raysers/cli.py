@@ -70,6 +70,9 @@ class ListingFlags:
     channel: Literal["mean", "left", "right", "each"] | int = "mean"
     """Channels of a recording: their mean, one of them (a number counts from 1), or each as
     separate clips, with a column `channel`."""
+    audio_stream: str = "0"
+    """Audio stream of containers such as MP4 and MKV: a number from 0, or a language (eng) or title
+    as the file names it."""
     limit: int = 0
     """Only the first N clips; 0 takes all."""
 

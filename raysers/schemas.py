@@ -59,6 +59,10 @@ LABEL_FIELDS = (
 
 #: Channel that a clip is of; only in tables of runs that do not take the mean of all.
 CHANNEL = _i32("channel", "channel of the file, from 1; null: the mean of all")
+#: Audio stream that a clip is of; only in tables of runs or inputs that name one.
+AUDIO_STREAM = _i32("audio_stream", "audio stream of the file, from 0; null: the first")
+#: What else than a span a clip may be of.
+PARTS_OF_FILE = (CHANNEL, AUDIO_STREAM)
 
 MANIFEST = pa.schema(
     [

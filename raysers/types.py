@@ -38,14 +38,23 @@ class Status(StrEnum):
     MODEL_ERROR = "model_error"
 
 
-def clip_id(file: str, start_ns: int, end_ns: int | None, channel: int | None = None) -> str:
-    """Stable identity of a clip: 32 hex digits of BLAKE2b over file, start, end and channel if any.
+def clip_id(
+    file: str,
+    start_ns: int,
+    end_ns: int | None,
+    channel: int | None = None,
+    audio_stream: int | None = None,
+) -> str:
+    """Stable identity of a clip: 32 hex digits of BLAKE2b over file, start, end, and what it is of.
+
+    That is a channel, if any, and an audio stream other than the first.
 
     >>> clip_id("a.wav", 0, None)
     '78e408b6163072e6d083036945670312'
     """
     end = "" if end_ns is None else str(end_ns)
     end += "" if channel is None else f"\0{channel}"
+    end += f"\0stream {audio_stream}" if audio_stream else ""
     # surrogateescape: a local file name need not be valid UTF-8
     key = f"{file}\0{start_ns}\0{end}".encode("utf-8", "surrogateescape")
     return hashlib.blake2b(key, digest_size=16).hexdigest()
@@ -60,7 +69,7 @@ class Clip:
     the file. `duration_s` is NaN when the header could not be read. `etag` is the version the clip
     was listed with (of the tar, for a member); empty when unknown. `transcript` is what the
     manifest says was spoken; None when it does not say. `channel` counts from 1; None is the mean
-    of all.
+    of all. `audio_stream` counts from 0, which None stands for.
     """
 
     clip_id: str
@@ -76,3 +85,4 @@ class Clip:
     error: str = ""
     transcript: str | None = None
     channel: int | None = None
+    audio_stream: int | None = None

@@ -41,20 +41,14 @@ _MOST_OF_OTHERS = 64
 _LONGEST_S = 1_000_000_000
 
 
-def probe(source: AudioSource, *, name: str) -> AudioInfo:
-    """Read a file's header.
-
-    Args:
-        source: local path or seekable binary file object.
-        name: file name for messages; its extension only identifies headerless audio.
-
-    Returns what the file holds; a cut file as well, with `is_cut`.
+def probe(source: AudioSource, *, name: str, stream: str | int = 0) -> AudioInfo:
+    """What a file holds by its header, also where it is cut; see `AudioReader`.
 
     Raises:
         ClipError: the file cannot be opened, is empty, or nothing is left of its audio.
-        StorageError: any other failure of the storage.
+        StorageError: the storage failed otherwise.
     """
-    with AudioReader(source, name=name) as reader:
+    with AudioReader(source, name=name, stream=stream) as reader:
         info = reader.info
     if info.frames == 0:
         raise _cut(info) if info.promised_frames else _no_audio()
@@ -82,14 +76,15 @@ class AudioReader:
 
     Args:
         source: local path or seekable binary file object, which stays open.
-        name: file name for messages.
+        name: file name for messages; its extension only identifies headerless audio.
+        stream: the audio stream of a container, by its number from 0, language or title.
 
     Raises:
-        ClipError: the file cannot be opened (see `probe`).
+        ClipError: the file cannot be opened (see `probe`), or has no such stream (`unsupported`).
     """
 
-    def __init__(self, source: AudioSource, *, name: str) -> None:
-        self._name = name
+    def __init__(self, source: AudioSource, *, name: str, stream: str | int = 0) -> None:
+        self._name, self._stream = name, stream
         self._bytes = opened = open_bytes(source)
         self._is_estimate = False  # `info.promised_frames` is no count
         self._energies, self._mix_energy, self._start = np.zeros(0), 0.0, 0
@@ -98,7 +93,7 @@ class AudioReader:
         self._position: int | None = 0  # None: unknown, after a failed read
         self._is_lenient = True
         try:
-            self._sound, self._bytes = open_sound(containers.untagged(opened), name)
+            self._sound, self._bytes = open_sound(containers.untagged(opened), name, stream)
             self.info = self._survey()
         except BaseException:
             opened.close()
@@ -298,7 +293,7 @@ class AudioReader:
         self._sound.close()
         source.rewind()
         self._position = 0
-        self._sound, self._bytes = open_sound(source, self._name)
+        self._sound, self._bytes = open_sound(source, self._name, self._stream)
 
     def _survey(self) -> AudioInfo:
         opened = self._sound
@@ -332,6 +327,7 @@ class AudioReader:
             duration_s=frames / rate_hz,
             slack_frames=opened.slack_frames,
             note=note,
+            stream=opened.stream,
         )
 
     def _usable(self, block: Floats, start: int, span: tuple[int, int]) -> Floats:

@@ -1,6 +1,6 @@
 """Reading what libsndfile cannot, through PyAV (FFmpeg): MP4, AAC, Matroska, Windows Media, AMR.
 
-The first audio stream of a file counts, from its first sample on. The container is chosen by the
+One audio stream of a file counts, from its first sample on. The container is chosen by the
 first bytes and never guessed, since FFmpeg would follow playlists to other files.
 """
 
@@ -71,11 +71,12 @@ class AvSound:
     number wherever reading began.
     """
 
-    def __init__(self, av: ModuleType, source: Bytes, label: str) -> None:
-        """Opens the container and decodes the first packet.
+    def __init__(self, av: ModuleType, source: Bytes, label: str, stream: str | int = 0) -> None:
+        """Opens the container and decodes the first packet of a stream; see `AudioReader`.
 
         Raises:
-            ClipError: `truncated`, `unreadable`, `empty` (no audio), `unsupported` (the codec).
+            ClipError: `truncated`, `unreadable`, `empty` (no audio), `unsupported` (the
+                codec, no such stream).
         """
         self._av, self._source, self._demuxer = av, source, DEMUXERS[label]
         self._failure = ""
@@ -91,16 +92,25 @@ class AvSound:
             message = f"damaged {label} file of {source.size} bytes: {_reason(error)}"
             raise ClipError(Status.UNREADABLE, message) from error
         try:
-            self._open_stream(label)
+            self._open_stream(label, str(stream))
         except BaseException:
             self.close()
             raise
 
-    def _open_stream(self, label: str) -> None:
+    def _open_stream(self, label: str, wanted: str) -> None:
         sounds = self._container.streams.audio
         if not sounds:
             raise ClipError(Status.EMPTY, f"{label} without an audio stream")
-        self._stream = sounds[0]
+        known, told = {str(number): number for number in range(len(sounds))}, []
+        for number, sound in enumerate(sounds):
+            tags = [*filter(None, map(sound.metadata.get, ("language", "title")))]
+            known = {tag.casefold(): number for tag in tags} | known
+            told.append(f"{number} ({', '.join(tags)})" if tags else str(number))
+        if wanted.casefold() not in known:
+            message = f"no audio stream {wanted!r}: the file has {', '.join(told)}"
+            raise ClipError(Status.UNSUPPORTED, message)
+        self.stream = known[wanted.casefold()]
+        self._stream = sounds[self.stream]
         for other in self._container.streams:
             if other.index != self._stream.index:
                 other.discard = self._av.stream.Discard["all"]

@@ -68,7 +68,10 @@ class Sound:
         preroll: frames to decode and drop before a span.
         restart_frames: decoding starts anew at multiples of it; 0: never.
         slack_frames: frames a healthy file of this codec may be short of its promise.
+        stream: number of the audio stream.
     """
+
+    stream = 0
 
     def __init__(self, source: Bytes) -> None:
         """Raises `soundfile.SoundFileError`, without a reason: it may be another thread's."""
@@ -144,7 +147,7 @@ class Sound:
             return int(_snd.sf_readf_float(self._file, data, len(block)))
 
 
-def open_sound(source: Bytes, name: str) -> tuple[Sound | AvSound, Bytes]:
+def open_sound(source: Bytes, name: str, stream: str | int = 0) -> tuple[Sound | AvSound, Bytes]:
     """Open `source` at its start, or at the first frame of an MP3 behind something else.
 
     What libsndfile cannot read is opened with PyAV where that is installed.
@@ -158,16 +161,20 @@ def open_sound(source: Bytes, name: str) -> tuple[Sound | AvSound, Bytes]:
     head, encoding = source.at(0, 4), source.at(20, 2)
     try:
         with nullcontext() if head in KNOWN and encoding not in _MPEG_TAGS else _quiet():
-            return Sound(source), source
+            opened = Sound(source)
     except soundfile.SoundFileError as error:
         source.check()
         if (label := containers.av_label(source)) and (av := libav.library()):
-            return AvSound(av, source, label), source
+            return AvSound(av, source, label, stream), source
         is_other = head in KNOWN or named(source) is not None
         start = 0 if is_other else streams.audio_start(source)
         if not start:
             raise refusal(source, name) from error
-    return open_sound(SplicedBytes(b"", source, start), name)
+        return open_sound(SplicedBytes(b"", source, start), name, stream)
+    if str(stream) != "0":
+        opened.close()
+        raise ClipError(Status.UNSUPPORTED, f"no audio stream {str(stream)!r}: the file has 0")
+    return opened, source
 
 
 _quiet_lock = threading.Lock()
@@ -221,6 +228,7 @@ class AudioInfo:
         duration_s: length of `frames`, seconds.
         slack_frames: frames a healthy file of this codec may be short of its promise.
         note: why the frames beyond `frames` cannot be read, when they are not just missing.
+        stream: number of the audio stream.
     """
 
     sample_rate_hz: int
@@ -231,6 +239,7 @@ class AudioInfo:
     duration_s: float
     slack_frames: int = 0
     note: str = ""
+    stream: int = 0
 
     @property
     def length_s(self) -> float:

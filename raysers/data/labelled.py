@@ -22,7 +22,7 @@ from raysers.data.readers import format_of
 from raysers.data.sources import absolute_input, list_inputs
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.schemas import CHANNEL, LABEL_FIELDS, MANIFEST
+from raysers.schemas import LABEL_FIELDS, MANIFEST, PARTS_OF_FILE
 from raysers.text import some
 from raysers.types import DIMENSIONS, clip_id
 
@@ -161,8 +161,9 @@ def _normalised(uri: str, table: pa.Table, notes: list[str]) -> pa.Table:
         if name in columns:
             columns[name] = _label(uri, name, columns[name])
     if "clip_id" not in columns:
-        names = [n for n in ("start", "end", CHANNEL.name) if n in columns]
-        spans = (table[n].cast(pa.int64()).to_pylist() for n in names)
+        names = ["start", "end", *(field.name for field in PARTS_OF_FILE)]
+        none = pa.nulls(len(table), pa.int64())
+        spans = (columns.get(n, none).cast(pa.int64()).to_pylist() for n in names)
         clips = zip(table["file"].to_pylist(), *spans, strict=True)
         columns["clip_id"] = pa.array([clip_id(file, s or 0, *end) for file, s, *end in clips])
     filled = [
@@ -170,8 +171,10 @@ def _normalised(uri: str, table: pa.Table, notes: list[str]) -> pa.Table:
         for field in SCHEMA
     ]
     found = pa.table(filled, names=SCHEMA.names).cast(SCHEMA)
-    given = CHANNEL.name in columns
-    return found.append_column(CHANNEL, columns[CHANNEL.name]) if given else found
+    for field in PARTS_OF_FILE:
+        if field.name in columns:
+            found = found.append_column(field, columns[field.name])
+    return found
 
 
 def _label(uri: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -25,7 +25,7 @@ from raysers.data.manifest import plain_rows
 from raysers.errors import ClipError, ConfigError, StorageError, status_of
 from raysers.io import storage
 from raysers.io.ranged import RangedFile
-from raysers.schemas import CHANNEL, LABEL_FIELDS, MANIFEST, OBJECTS
+from raysers.schemas import AUDIO_STREAM, CHANNEL, LABEL_FIELDS, MANIFEST, OBJECTS, PARTS_OF_FILE
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status, clip_id
 
 #: Speech in consecutive blocks of 16 kHz audio, as (start_ns, end_ns) in order.
@@ -48,7 +48,8 @@ class Segmenting:
     """How a recording without given segments becomes clips.
 
     The whole file, windows of `window_s` every `hop_s` (a last one shorter than `min_s` is
-    dropped), or stretches of speech; of the mean of all channels, of one (from 1), or of each.
+    dropped), or stretches of speech; of the mean of all channels, of one (from 1), or of each; of
+    the audio stream of that number, language or title.
     """
 
     kind: Literal["whole", "window", "vad"] = "whole"
@@ -56,6 +57,7 @@ class Segmenting:
     hop_s: float = 10.0
     min_s: float = 0.5
     channel: Literal["mean", "each"] | int = "mean"
+    audio_stream: str = "0"
 
     def __post_init__(self) -> None:
         if self.kind not in ("whole", "window", "vad"):
@@ -112,11 +114,11 @@ def probe_batch(
     """
     if segmenting.kind == "vad" and find_speech is None:
         raise ValueError("segmenting by voice activity needs find_speech")
-    names = [*OBJECTS.names, "status", "error", CHANNEL.name]
+    names = [*OBJECTS.names, "status", "error", *(field.name for field in PARTS_OF_FILE)]
     given = batch.select([name for name in names if name in batch.schema.names])
     listed = [dict.fromkeys(names) | row for row in plain_rows(given)]
-    keys = [(row["file"], row["byte_offset"]) for row in listed]
-    rows_of: dict[tuple[str, int | None], list[Row]] = {key: [] for key in keys}
+    keys = [(row["file"], row["byte_offset"], row[AUDIO_STREAM.name]) for row in listed]
+    rows_of: dict[tuple[Any, ...], list[Row]] = {key: [] for key in keys}
     for key, row in zip(keys, listed, strict=True):
         rows_of[key].append(row)
     speech = find_speech if segmenting.kind == "vad" else None
@@ -129,8 +131,9 @@ def probe_batch(
             for cut in _cuts(row, files[key], segmenting, channel):
                 rows.append(_row(row, files[key], cut, channel))
                 taken.append(index)
-    given_channel = segmenting.channel != "mean" or CHANNEL.name in batch.schema.names
-    table = pa.Table.from_pylist(rows, MANIFEST.append(CHANNEL) if given_channel else MANIFEST)
+    chosen = {CHANNEL: segmenting.channel != "mean", AUDIO_STREAM: segmenting.audio_stream != "0"}
+    parts = [field for field in chosen if chosen[field] or field.name in batch.schema.names]
+    table = pa.Table.from_pylist(rows, pa.schema([*MANIFEST, *parts]))
     for field in (*LABEL_FIELDS, CARRIED):
         if field.name in batch.schema.names:
             column = batch.column(field.name).take(pa.array(taken, pa.int64()))
@@ -164,10 +167,12 @@ def _inspect(rows: Sequence[Row], segmenting: Segmenting, find_speech: FindSpeec
             etag=etag,
             headers_only=not (find_speech and cut),
         )
-        info = decode.probe(source, name=row["file"])
+        given = row[AUDIO_STREAM.name]
+        stream = segmenting.audio_stream if given is None else given
+        info = decode.probe(source, name=row["file"], stream=stream)
         if find_speech is not None and cut:
             channels = {channel for one in cut for channel in _channels(one, info, segmenting)}
-            speech = {c: _speech(source, row["file"], find_speech, c) for c in channels}
+            speech = {c: _speech(source, row["file"], stream, find_speech, c) for c in channels}
         _BREAKER.succeeded(row["file"])
     except Exception as error:  # one unforeseen file must not stop a million others
         if (failed := status_of(error)) is None:
@@ -188,7 +193,7 @@ def _inspect(rows: Sequence[Row], segmenting: Segmenting, find_speech: FindSpeec
 
 
 def _speech(
-    source: AudioSource, name: str, find_speech: FindSpeech, channel: int | None
+    source: AudioSource, name: str, stream: str | int, find_speech: FindSpeech, channel: int | None
 ) -> _Speech:
     samples, failure = 0, None
 
@@ -201,18 +206,20 @@ def _speech(
         except ClipError as error:
             failure = error
 
-    with AudioReader(source, name=name) as reader:
+    with AudioReader(source, name=name, stream=stream) as reader:
         spans = find_speech(blocks(reader))
     return _Speech(spans, samples * NS_PER_S // SAMPLE_RATE_HZ, failure)
 
 
 def _row(row: Row, file: _File, cut: _Cut, channel: int | None) -> dict[str, Any]:
+    stream = file.info.stream if file.info else row[AUDIO_STREAM.name]
     return {
         "file": row["file"],
         "start": cut.start_ns,
         "end": cut.end_ns,
         "channel": channel,
-        "clip_id": clip_id(row["file"], cut.start_ns, cut.end_ns, channel),
+        "audio_stream": stream,
+        "clip_id": clip_id(row["file"], cut.start_ns, cut.end_ns, channel, stream),
         "duration_s": cut.duration_s,
         "sample_rate_hz": file.info and file.info.sample_rate_hz,
         "channels": file.info and file.info.channels,

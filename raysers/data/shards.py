@@ -43,6 +43,7 @@ _PARTS_KEPT = 2
 _TRAVELLING = (
     "clip_id", "file", "start", "end", "duration_s", "num_bytes", "etag",
     "byte_offset", "byte_size", "status", "error", "transcript", "channel",
+    "audio_stream",
 )  # fmt: skip
 
 

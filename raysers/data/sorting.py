@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysers.errors import WriteError
-from raysers.schemas import CHANNEL, LABEL_FIELDS, MANIFEST
+from raysers.schemas import LABEL_FIELDS, MANIFEST, PARTS_OF_FILE
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def sort_manifest(table: pa.Table) -> pa.Table:
     A table's open end and its explicit one, or a window, may be the same clip. The row with labels
     stays, and among several of those the content decides.
     """
-    names = [*_ORDER, CHANNEL.name, *(f.name for f in LABEL_FIELDS), *MANIFEST.names]
+    names = [*_ORDER, *(f.name for f in (*PARTS_OF_FILE, *LABEL_FIELDS)), *MANIFEST.names]
     present = [name for name in dict.fromkeys(names) if name in table.column_names]
     order = pc.sort_indices(table, [(name, "ascending") for name in present])
     if not pc.all(pc.equal(order, pa.array(np.arange(len(table), dtype=np.uint64)))).as_py():
@@ -54,7 +54,7 @@ def sort_manifest(table: pa.Table) -> pa.Table:
 def shaped(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
     """The columns of a manifest and its labels (of `columns`) in our order and types."""
     names = set(table.column_names).intersection(columns or table.column_names)
-    ours = [field for field in (*MANIFEST, *LABEL_FIELDS, CHANNEL) if field.name in names]
+    ours = [field for field in (*MANIFEST, *LABEL_FIELDS, *PARTS_OF_FILE) if field.name in names]
     return table.select([field.name for field in ours]).cast(pa.schema(ours))
 
 

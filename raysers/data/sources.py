@@ -39,7 +39,7 @@ from raysers.errors import (
 )
 from raysers.io import storage
 from raysers.io.uris import ObjectInfo, suffix_of
-from raysers.schemas import CHANNEL, MANIFEST, OBJECTS
+from raysers.schemas import MANIFEST, OBJECTS, PARTS_OF_FILE
 from raysers.types import Status
 
 #: Schema of every listed batch, before the label columns of tables; status null: not known yet.
@@ -220,7 +220,8 @@ def _stream(inputs: Sequence[_Input], notes: list[str]) -> Iterator[pa.RecordBat
         if not is_table:
             new = [file not in seen_files for file in files]
         else:
-            names = [n for n in ("start", "end", CHANNEL.name) if n in table.column_names]
+            names = ["start", "end", *(field.name for field in PARTS_OF_FILE)]
+            names = [name for name in names if name in table.column_names]
             spans = (table[n].cast(pa.int64()).to_pylist() for n in names)
             keys = [hash((f, s or 0, *rest)) for f, s, *rest in zip(files, *spans, strict=True)]
             new = [key not in seen_clips for key in keys]

@@ -32,7 +32,7 @@ from raysers.data.readers import STDIN, format_of, open_table
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.io.uris import is_remote, parent, resolve, row_of, tar_uri_of
-from raysers.schemas import CHANNEL, LABEL_FIELDS, OBJECTS
+from raysers.schemas import LABEL_FIELDS, OBJECTS, PARTS_OF_FILE
 from raysers.types import NS_PER_S
 
 Result = TypeVar("Result")
@@ -41,7 +41,7 @@ _SHOWN = 5
 #: Rows looked at before all of them, to see whether a table's files are there.
 _LOOKED_AT = 20
 
-_FIELDS = {field.name: field for field in (*OBJECTS, *LABEL_FIELDS, CHANNEL)}
+_FIELDS = {field.name: field for field in (*OBJECTS, *LABEL_FIELDS, *PARTS_OF_FILE)}
 _TIME_COLUMN = re.compile(
     r"(?P<role>start|begin|onset|offset|end|stop|duration|dur)[ _-]*(?:time|stamp)?[ _(\[-]*"
     r"(?P<unit>s|secs?|seconds?|ms|msecs?|milliseconds?|us|ns|samples?|frames?)?[)\]]?"
@@ -305,9 +305,8 @@ def _cast(uri: str, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray
 
 def _check_unique(uri: str, clips: pa.Table) -> None:
     """Names all rows that repeat a clip; `start` 0 and no start are the same."""
-    keys = clips.select(
-        [n for n in ("file", "start", "end", CHANNEL.name) if n in clips.schema.names]
-    )
+    names = ("file", "start", "end", *(field.name for field in PARTS_OF_FILE))
+    keys = clips.select([name for name in names if name in clips.schema.names])
     keys = keys.set_column(1, "start", pc.fill_null(clips["start"].cast(pa.int64()), 0))
     rows = keys.append_column("row", pa.array(np.arange(1, len(clips) + 1)))
     grouped = rows.group_by(keys.column_names).aggregate([("row", "list"), ("row", "min")])

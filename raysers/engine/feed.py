@@ -15,6 +15,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,9 @@ _RUNS = 8
 
 #: A clip below this share of its batch's longest begins the next batch.
 _LEAST_OF_LONGEST = 0.88
+
+#: Clips that are alike in these share an open reader.
+_OPENED = ("file", "status", "byte_offset", "audio_stream")
 
 #: What a clip of unknown length counts as.
 _UNKNOWN_S = 60.0
@@ -163,7 +167,7 @@ def decode_runs(
 
 def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
     """Stretches of neighbouring clips of one file and status, each with its audio seconds."""
-    for _, same_file in groupby(clips, key=lambda c: (c.file, c.status, c.byte_offset)):
+    for _, same_file in groupby(clips, key=attrgetter(*_OPENED)):
         run: list[Clip] = []
         run_s = 0.0
         for clip in same_file:
@@ -194,7 +198,7 @@ def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
             byte_size=first.byte_size,
             etag=first.etag,
         )
-        with AudioReader(source, name=first.file) as reader:
+        with AudioReader(source, name=first.file, stream=first.audio_stream or 0) as reader:
             return [_read(reader, clip, max_clip_s) for clip in clips]
     except Exception as error:
         failure = _failure(first, error)

@@ -68,6 +68,8 @@ def listing_settings(flags: ListingFlags) -> dict[str, Any]:
     }
     if flags.channel != "mean":
         settings["channel"] = flags.channel
+    if flags.audio_stream != "0":
+        settings["audio_stream"] = flags.audio_stream
     if flags.segment == "window":
         settings["hop_s"] = flags.hop_s
     if flags.segment != "whole":
@@ -83,6 +85,7 @@ def segmenting(flags: ListingFlags) -> Segmenting:
         hop_s=flags.hop_s,
         min_s=flags.min_s,
         channel={"left": 1, "right": 2}.get(str(flags.channel), flags.channel),  # type: ignore[arg-type]
+        audio_stream=flags.audio_stream,
     )
 
 
@@ -212,6 +215,8 @@ def _refuse_cutting(inputs: Sequence[str], segmenting: Segmenting) -> None:
     """Raises ConfigError where a finished manifest among the inputs would have to be cut."""
     flag = f"--segment {segmenting.kind}" if segmenting.kind != "whole" else ""
     flag = flag or (f"--channel {segmenting.channel}" if segmenting.channel != "mean" else "")
+    stream = segmenting.audio_stream
+    flag = flag or (f"--audio-stream {stream}" if stream != "0" else "")
     for uri in inputs if flag else ():
         if is_manifest(uri):
             raise ConfigError(

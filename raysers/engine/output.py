@@ -29,7 +29,7 @@ from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardPlan, shard_name
 from raysers.errors import ObjectMissing, RaysersError
 from raysers.io import storage
-from raysers.schemas import CHANNEL, CLIP_FIELDS
+from raysers.schemas import CLIP_FIELDS, PARTS_OF_FILE
 from raysers.text import plain
 
 _READERS = 16
@@ -66,8 +66,10 @@ def stamp_of(job: str, settings: Mapping[str, Any]) -> str:
 
 
 def row_schema(schema: pa.Schema, manifest: Sequence[str]) -> pa.Schema:
-    """`schema` of a job's rows, with the channel where the columns of the manifest have it."""
-    return schema.insert(len(CLIP_FIELDS), CHANNEL) if CHANNEL.name in manifest else schema
+    """`schema` of a job's rows, with channel and audio stream where the manifest has them."""
+    given = [field for field in PARTS_OF_FILE if field.name in manifest]
+    place, fields = len(CLIP_FIELDS), list(schema)
+    return pa.schema([*fields[:place], *given, *fields[place:]], schema.metadata)
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

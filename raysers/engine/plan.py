@@ -34,7 +34,7 @@ from raysers.engine.listing import index, inspected, segmenting, warn
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
 from raysers.run import Run
-from raysers.schemas import CHANNEL, MANIFEST, OBJECTS
+from raysers.schemas import AUDIO_STREAM, MANIFEST, OBJECTS, PARTS_OF_FILE
 from raysers.types import Status
 
 _CUT_OTHERWISE = (
@@ -118,18 +118,20 @@ def extended(flags: ClipJobFlags, run: Run, clips: Manifest) -> Manifest:
     """The clips, and those of files that the inputs have got since these were listed.
 
     Raises:
-        ConfigError: as `index`, or the output has channels and the new clips have none.
+        ConfigError: as `index`, or the output names channels or streams and the new clips
+            do not.
     """
     local = True if flags.workers == "local" else None
     inputs = [uri for uri in flags.input if uri != STDIN]
     added = index(inputs, segmenting(flags), local=local, only=_known_files(clips))
     if not added.num_rows:
         return clips
-    if len({CHANNEL.name in one.part(0).column_names for one in (clips, added)}) > 1:
-        raise ConfigError(
-            f"--extend: --output {run.output} has a column channel and the added clips have none, "
-            "or the other way round: give another --output"
-        )
+    for field in PARTS_OF_FILE:
+        if len({field.name in one.part(0).column_names for one in (clips, added)}) > 1:
+            raise ConfigError(
+                f"--extend: --output {run.output} has a column {field.name} and the added clips "
+                "have none, or the other way round: give another --output"
+            )
     clips = clips.extended(added)
     _settle(run, clips)
     return clips
@@ -198,7 +200,7 @@ def _inspected_again(clips: Manifest, ids: Collection[str], flags: ClipJobFlags)
     listed = _listed(rows, flags.input)
     again = pa.Table.from_pylist(
         list({row[CARRIED.name]: row for row in listed}.values()),
-        pa.schema([*OBJECTS, CARRIED, CHANNEL]),
+        pa.schema([*OBJECTS, CARRIED, *PARTS_OF_FILE]),
     )
     local = True if flags.workers == "local" else None
     found: dict[str, list[Row]] = defaultdict(list)
@@ -209,16 +211,16 @@ def _inspected_again(clips: Manifest, ids: Collection[str], flags: ClipJobFlags)
     spans = defaultdict(set)
     if flags.segment != "whole":
         for row in plain_rows(_where(clips, "file", {row["file"] for row in rows})):
-            spans[row["file"], row.get(CHANNEL.name)].add((row["start"], row["end"]))
+            spans[_part_of_file(row)].add((row["start"], row["end"]))
     new = []
     for row, key in zip(rows, (one[CARRIED.name] for one in listed), strict=True):
         is_cut = flags.segment != "whole" and key != row["clip_id"]
-        known = spans[row["file"], row.get(CHANNEL.name)]
+        known = spans[_part_of_file(row)]
         now = _cut(row, found[key], known) if is_cut else found[key][0]
         if now["end"] is None:  # nothing is known of the file
             now = row | {name: now[name] for name in ("status", "error")}
         new.append(now | {"clip_id": row["clip_id"]})
-    return pa.Table.from_pylist(new, MANIFEST)
+    return pa.Table.from_pylist(new, pa.schema([*MANIFEST, AUDIO_STREAM]))
 
 
 def _listed(rows: list[Row], inputs: Sequence[str]) -> list[Row]:
@@ -234,9 +236,8 @@ def _listed(rows: list[Row], inputs: Sequence[str]) -> list[Row]:
         ends[given["file"], given["start"] or 0].add(given["end"])
     listed = []
     for row in rows:
-        channel = row.get(CHANNEL.name)
-        key = f"{row['file']}\0{row['byte_offset']}\0{channel}"
-        one = {"file": row["file"], CHANNEL.name: channel}
+        one = {"file": row["file"], **{field.name: row.get(field.name) for field in PARTS_OF_FILE}}
+        key = "\0".join(map(str, (row["byte_offset"], *one.values())))
         if row["byte_offset"] is not None:
             one |= {name: row[name] for name in ("num_bytes", "etag", "byte_offset", "byte_size")}
         if row["clip_id"] in pinned and row["end"] is not None:
@@ -246,6 +247,10 @@ def _listed(rows: list[Row], inputs: Sequence[str]) -> list[Row]:
             one |= {"start": row["start"], "end": end}
         listed.append(one | {CARRIED.name: key})
     return listed
+
+
+def _part_of_file(row: Row) -> tuple[Any, ...]:
+    return row["file"], *(row.get(field.name) for field in PARTS_OF_FILE)
 
 
 def _where(clips: Manifest, name: str, values: Collection[str]) -> pa.Table:

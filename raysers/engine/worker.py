@@ -314,6 +314,7 @@ class ShardWorker:
                 "end": clip.end_ns,
                 "clip_id": clip.clip_id,
                 "channel": clip.channel,
+                "audio_stream": clip.audio_stream,
                 "status": status,
                 "error": failure.message if failure else "",
                 "duration_s": one.duration_s if has_signal else None,

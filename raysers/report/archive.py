@@ -25,7 +25,7 @@ from raysers.types import DIMENSIONS, NS_PER_S, Status
 OOD_LIMIT = 0.5
 _COLUMNS = (
     "file", "start", "end", "clip_id", "status", "error", *DIMENSIONS, "emotion", "ood",
-    "duration_s", "rms_db", "clipped_ratio", "model",
+    "duration_s", "rms_db", "clipped_ratio", "model", "channel", "audio_stream",
 )  # fmt: skip
 _KNOWN = ("corpus", "speaker", "sex", "language")
 _QUANTILES = {0.05: "5 %", 0.25: "25 %", 0.5: "median", 0.75: "75 %", 0.95: "95 %"}

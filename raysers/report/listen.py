@@ -157,12 +157,14 @@ def _player(
         return Path(row["file"]).as_uri() + (span if end_ns > start_ns else ""), ""
     last_ns = min(end_ns, start_ns + round(_EXCERPT_S * NS_PER_S))
     offset, size = places.get(row["clip_id"], (None, None))
+    stream, channel = (
+        None if pd.isna(row.get(name)) else int(row[name]) for name in ("audio_stream", "channel")
+    )
     try:
         source = storage.open_source(row["file"], byte_offset=offset, byte_size=size)
-        with AudioReader(source, name=row["file"]) as reader:
-            signal = reader.read(
-                start_ns, last_ns if last_ns > start_ns else None, max_s=_EXCERPT_S + 1
-            )
+        with AudioReader(source, name=row["file"], stream=stream or 0) as reader:
+            until_ns = last_ns if last_ns > start_ns else None
+            signal = reader.read(start_ns, until_ns, max_s=_EXCERPT_S + 1, channel=channel)
     except (ClipError, StorageError, OSError):
         return "", "no audio"
     sound = io.BytesIO()

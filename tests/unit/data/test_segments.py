@@ -246,10 +246,10 @@ def test_a_surprise_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     wav(tmp_path / "good.wav")
     real = decode.probe
 
-    def surprising(source: str, *, name: str) -> object:
+    def surprising(source: str, *, name: str, stream: str) -> object:
         if "bad" in name:
             raise ZeroDivisionError("not foreseen")
-        return real(source, name=name)
+        return real(source, name=name, stream=stream)
 
     monkeypatch.setattr(decode, "probe", surprising)
     bad, good = index(tmp_path).to_pylist()
