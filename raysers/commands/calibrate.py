@@ -10,6 +10,7 @@ beyond 99 % of the sample.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from raysers.cli import Output, as_plain, command
 from raysers.engine import output
 from raysers.errors import ConfigError
 from raysers.io import storage
+from raysers.models.backbones import TRAINED_FILES, parse_model_name
 from raysers.run import Exit, Run, load_record
 from raysers.seeding import seed_of
 from raysers.types import Status
@@ -99,7 +101,8 @@ def write_model(
     from raysers.models.heads import OutOfDistribution, fit_distance
     from raysers.models.loading import load_emotion_model, save_emotion_model
 
-    loaded = load_emotion_model(storage.fetch_folder(task.load_from))
+    name = parse_model_name(storage.fetch_folder(task.load_from))
+    loaded = load_emotion_model(name)
     rank = min(_MOST_DIRECTIONS, len(embeddings) // 4, embeddings.shape[1])
     found = fit_distance(embeddings, folds, rank)
     model = loaded.model
@@ -107,6 +110,9 @@ def write_model(
     model.ood.load_state_dict({name: torch.from_numpy(v).float() for name, v in found.items()})
     model.outputs = replace(model.outputs, ood_rank=rank)
     save_emotion_model(model, folder, do_normalize=loaded.do_normalize)
+    for kept in ("LICENSE*", TRAINED_FILES) if name.path else ():
+        for file in Path(str(name.path)).glob(kept):
+            shutil.copy(file, folder)
 
 
 main = command(CalibrateFlags, calibrate, __doc__ or "", positional="model")

@@ -61,7 +61,8 @@ class Predictions:
     @property
     def training(self) -> Mapping[str, Any]:
         """`training.json` of the model, empty when there is none."""
-        return next(filter(None, map(_training, self.places)), {})
+        found = (_document(place, "training.json") for place in self.places)
+        return next((one for one in found if isinstance(one, dict) and one), {})
 
 
 def read_predictions(uri: str) -> Predictions:
@@ -193,12 +194,12 @@ def _together(name: str, group: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _training(folder: str) -> Mapping[str, Any]:
+def _document(folder: str, name: str) -> Any:
+    """What a JSON file holds; None where it is not there or cannot be read."""
     try:
-        document = json.loads(storage.read_bytes(storage.join(folder, "training.json")))
+        return json.loads(storage.read_bytes(storage.join(folder, name)))
     except (StorageError, ConfigError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
+        return None
 
 
 def backbone_of(one: Predictions) -> str:
@@ -221,15 +222,17 @@ def with_training_clips(one: Predictions) -> Predictions:
     """The predictions with the training clips, where a training left its manifest.
 
     Clips are the same by their id, or by their path below the folder that all clips share. Those of
-    a built-in model are known by the names of their files, however they are cut or stored.
+    a built-in model and its copies are known by the names of their files, however they are cut or
+    stored.
     """
-    if (name := one.model.partition("@")[0]) in EMBEDDED:
-        taught = set(json.loads((ASSETS / name / TRAINED_FILES).read_text()))
-        files = pc.cast(one.table["file"], pa.string()).to_pylist()
-        return _marked(one, [re.split("[/#]", f)[-1].rpartition(".")[0] in taught for f in files])
-    for folder in one.places:
+    name = one.model.partition("@")[0]
+    for folder in [str(ASSETS / name)] if name in EMBEDDED else one.places:
+        if taught := frozenset(_document(folder, TRAINED_FILES) or ()):
+            files = pc.cast(one.table["file"], pa.string()).to_pylist()
+            stems = (re.split("[/#]", file)[-1].rpartition(".")[0] for file in files)
+            return _marked(one, [stem in taught for stem in stems])
         place = storage.join(folder, "manifest")
-        if not (_training(folder) and is_manifest(place)):
+        if not (_document(folder, "training.json") and is_manifest(place)):
             continue
         clips = read_manifest(place)
         if "split" in clips.column_names:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from raysers.commands import annotate, calibrate
+from raysers.evaluation.predictions import read_predictions, with_training_clips
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import save_emotion_model
 from tests.unit.models.networks import small_model, speechlike
@@ -63,6 +64,22 @@ def test_scores_stay_and_other_sounds_are_farther(
     assert after["ood"].between(0, 1).all()
     assert after["ood"][speech].median() < 0.5
     assert after["ood"][~speech].median() > after["ood"][speech].max()
+
+
+def test_a_copy_of_the_built_in_model_knows_what_it_was_trained_on(tmp_path: Path) -> None:
+    for folder, names in (("sample", [*range(50)]), ("seen", ["03a01Fa", 1, 2])):
+        (tmp_path / folder).mkdir()
+        for number, name in enumerate(names):
+            soundfile.write(tmp_path / f"{folder}/{name}.wav", speechlike(9_000, number), 16_000)
+    score(tmp_path / "sample", tmp_path / "scores", Path("raysers-base"), "--embeddings")
+    copy = tmp_path / "copy"
+    assert run(Path("raysers-base"), tmp_path / "scores", copy) == 0
+    score(tmp_path / "seen", tmp_path / "after", copy)
+    found = with_training_clips(read_predictions(str(tmp_path / "after"))).table
+    is_seen = [file.endswith("/03a01Fa.wav") for file in found["file"].to_pylist()]
+    assert found["trained_on"].to_pylist() == is_seen
+    assert sum(is_seen) == 1
+    assert (copy / "LICENSE-whisper").is_file()
 
 
 def test_a_sample_of_another_model_or_without_embeddings_is_refused(
