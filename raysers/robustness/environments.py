@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import math
 from functools import cache, lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import scipy.signal
@@ -20,6 +20,7 @@ import soxr
 from numpy.typing import ArrayLike, NDArray
 
 from raysers.robustness.perturbations import Perturbation, Signal, highpass
+from raysers.robustness.recordings import NoiseReader
 from raysers.types import SAMPLE_RATE_HZ
 
 _EPS = float(np.finfo(np.float32).eps)
@@ -34,17 +35,6 @@ _ATTACK_S, _RELEASE_S = 0.01, 0.02
 _THRESHOLD_DB, _KNEE_DB, _SLOPE = -20.0, 4.0, 0.8
 _PINK_DB, _PINK_FROM_HZ = -25.0, 3000.0
 _FRAME, _ENCODER, _DECODER = 160, "libopencore_amrnb", "amrnb"
-
-
-class Recordings(Protocol):
-    """Recordings of one kind, at least one, mono at 16 kHz, to be mixed in or convolved with."""
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Samples of each recording."""
-
-    def read(self, number: int, first: int, samples: int) -> Signal:
-        """Samples `[first, first + samples)` of a recording, fewer at its end."""
 
 
 def mix(signal: ArrayLike, noise: ArrayLike, snr_db: float) -> Signal:
@@ -84,14 +74,14 @@ def _background_white(signal: Signal, snr_db: float, rng: np.random.Generator) -
 
 
 def _background(
-    signal: Signal, snr_db: float, rng: np.random.Generator, material: Recordings
+    signal: Signal, snr_db: float, rng: np.random.Generator, material: NoiseReader
 ) -> Signal:
     """One recording from a random place on, looped from there."""
     return mix(signal, _stretch(len(signal), rng, material), snr_db)
 
 
 def _babble(
-    signal: Signal, snr_db: float, voices: int, rng: np.random.Generator, material: Recordings
+    signal: Signal, snr_db: float, voices: int, rng: np.random.Generator, material: NoiseReader
 ) -> Signal:
     """Several voices at once, each at its own level."""
     noise = np.zeros(len(signal))
@@ -101,7 +91,9 @@ def _babble(
     return mix(signal, noise, snr_db)
 
 
-def _event(signal: Signal, snr_db: float, rng: np.random.Generator, material: Recordings) -> Signal:
+def _event(
+    signal: Signal, snr_db: float, rng: np.random.Generator, material: NoiseReader
+) -> Signal:
     """One recording, once, beginning at a random place; cut where the clip ends."""
     number = int(rng.integers(len(material.lengths)))
     first = int(rng.integers(len(signal)))
@@ -111,12 +103,12 @@ def _event(signal: Signal, snr_db: float, rng: np.random.Generator, material: Re
     return mix(signal, noise, snr_db)
 
 
-def _room(signal: Signal, rng: np.random.Generator, material: Recordings) -> Signal:
+def _room(signal: Signal, rng: np.random.Generator, material: NoiseReader) -> Signal:
     number = int(rng.integers(len(material.lengths)))
     return convolve(signal, material.read(number, 0, int(material.lengths[number])))
 
 
-def _stretch(samples: int, rng: np.random.Generator, material: Recordings) -> Signal:
+def _stretch(samples: int, rng: np.random.Generator, material: NoiseReader) -> Signal:
     number = int(rng.integers(len(material.lengths)))
     first = int(rng.integers(material.lengths[number]))
     return np.resize(material.read(number, first, samples), samples)
@@ -243,17 +235,12 @@ def _av() -> Any:
     return importlib.import_module("av")
 
 
-_NOISE = "ser-tests, robustness to background noise"
-_TILT = "ser-tests, robustness to spectral tilt; filters of our own"
-_ROOMS = "ser-tests, robustness to simulated recording conditions"
-
 #: Behind speech, from the user's folder of noise (its subfolders are the kinds).
 BACKGROUND = tuple(
     Perturbation(
         name=f"background_{name}",
         function=function,
         choices={"snr_db": (snr_db,)} | ({"voices": (4, 5, 6, 7)} if name == "babble" else {}),
-        source=_NOISE,
         drawn=True,
         needs=kind,
     )
@@ -267,12 +254,12 @@ BACKGROUND = tuple(
     )
 )
 TILTS = tuple(
-    Perturbation(name=name, function=tilt, choices={"db_per_octave": (slope,)}, source=_TILT)
+    Perturbation(name=name, function=tilt, choices={"db_per_octave": (slope,)})
     for name, slope in (("tilt_down", -3), ("tilt_up", 3))
 )
 #: Another position or room against a reference one, from the user's impulse responses.
 ROOMS = tuple(
-    Perturbation(name=name, function=_room, source=_ROOMS, drawn=True, needs=name, against=against)
+    Perturbation(name=name, function=_room, drawn=True, needs=name, against=against)
     for name, against in (
         ("position_reference", "clean"),
         ("position", "position_reference"),
@@ -284,6 +271,5 @@ PHONE = Perturbation(
     name="phone",
     function=_drawn,
     choices={"amr": (False,)},
-    source="ser-tests, robustness to a low quality phone",
     drawn=True,
 )

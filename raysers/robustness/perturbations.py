@@ -43,7 +43,6 @@ class Perturbation:
         function: `function(signal, **parameters)`; with `drawn` also `rng`, a random generator,
             with `needs` also `material`.
         choices: values of every parameter, each as likely as the others.
-        source: where it is defined.
         drawn: the function itself draws noise or positions.
         needs: kind of recording it mixes in, a folder's name; empty: none.
         against: what its scores are compared with: the clip itself, or another perturbation.
@@ -52,7 +51,6 @@ class Perturbation:
     name: str
     function: Callable[..., Signal]
     choices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    source: str
     drawn: bool = False
     needs: str = ""
     against: str = "clean"
@@ -61,17 +59,6 @@ class Perturbation:
     def is_random(self) -> bool:
         """Whether another draw gives another signal."""
         return self.drawn or any(len(values) > 1 for values in self.choices.values())
-
-    def apply(
-        self, signal: Signal, rng: np.random.Generator, material: Any = None
-    ) -> tuple[Signal, dict[str, Any]]:
-        """The changed clip and the parameters that were drawn for it.
-
-        Raises:
-            TooShort: it cannot be applied to this clip.
-        """
-        parameters = self.draw(rng)
-        return self.change(signal, parameters, rng, material), parameters
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """A value for every parameter."""
@@ -192,8 +179,6 @@ def _drawn_white_noise(signal: Signal, snr_db: float, rng: np.random.Generator) 
     return white_noise(signal, snr_db, rng.standard_normal(len(signal), np.float32))
 
 
-PAPER = "Wagner et al. 2022, section 3.4"
-SER_TESTS = "ser-tests, robustness to small changes"
 _TONES = {"frequency_hz": range(5000, 7001), "snr_db": (40, 45, 50), "reference": ("peak",)}
 _SAMPLES = {"samples": (100, 500, 1000)}
 _NOISE = {"snr_db": (35, 40, 45)}
@@ -204,20 +189,19 @@ PERTURBATIONS = tuple(
         name=name,
         function=function,
         choices=choices,
-        source=source,
         drawn=choices is _NOISE,
     )
-    for name, function, choices, source in (
-        ("additive_tone", additive_tone, _TONES, PAPER),
-        ("append_zeros", append_zeros, _SAMPLES, PAPER),
-        ("clip", clip, {"ratio": (0.001, 0.002, 0.003)}, PAPER),
-        ("crop_beginning", crop_beginning, _SAMPLES, PAPER),
-        ("gain", gain, {"gain_db": (-2, -1, 1, 2)}, PAPER),
-        ("highpass", highpass, {"cutoff_hz": (50, 100, 150)}, PAPER),
-        ("lowpass", lowpass, {"cutoff_hz": (7500, 7000, 6500)}, PAPER),
-        ("white_noise", _drawn_white_noise, _NOISE, PAPER),
-        ("crop_end", crop_end, _SAMPLES, SER_TESTS),
-        ("prepend_zeros", prepend_zeros, _SAMPLES, SER_TESTS),
+    for name, function, choices in (
+        ("additive_tone", additive_tone, _TONES),
+        ("append_zeros", append_zeros, _SAMPLES),
+        ("clip", clip, {"ratio": (0.001, 0.002, 0.003)}),
+        ("crop_beginning", crop_beginning, _SAMPLES),
+        ("gain", gain, {"gain_db": (-2, -1, 1, 2)}),
+        ("highpass", highpass, {"cutoff_hz": (50, 100, 150)}),
+        ("lowpass", lowpass, {"cutoff_hz": (7500, 7000, 6500)}),
+        ("white_noise", _drawn_white_noise, _NOISE),
+        ("crop_end", crop_end, _SAMPLES),
+        ("prepend_zeros", prepend_zeros, _SAMPLES),
     )
 )
 

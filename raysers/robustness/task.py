@@ -42,10 +42,10 @@ from raysers.robustness.perturbations import (
     TooShort,
     generator,
 )
-from raysers.robustness.recordings import NoiseReader, Recording, listed, usable
+from raysers.robustness.recordings import NoiseReader, listed, usable
 from raysers.run import RunRecord
 from raysers.schemas import ROBUSTNESS
-from raysers.types import SAMPLE_RATE_HZ, Status
+from raysers.types import SAMPLE_RATE_HZ, Clip, Status
 
 ALL: Mapping[str, Perturbation] = {
     row.name: row for row in (*PERTURBATIONS, *BACKGROUND, PHONE, *TILTS, *ROOMS)
@@ -184,7 +184,7 @@ class Perturbed:
     rows: tuple[Perturbation, ...]
     seed: int = 0
     repeats: int = 1
-    material: Mapping[str, tuple[Recording, ...]] = field(default_factory=dict)
+    material: Mapping[str, tuple[Clip, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 
 from raysers.engine.feed import Decoded
-from raysers.robustness.recordings import NoiseReader, Recording, decoded_once
+from raysers.robustness.recordings import NoiseReader, decoded_once
 from raysers.robustness.task import Perturbed, chosen
 from raysers.types import Clip
 
@@ -36,10 +36,7 @@ def test_draws_differ_between_clips_and_not_with_their_company():
 def test_recordings_are_read_where_they_are_asked_for(tmp_path, seconds):
     ramp = (np.arange(16_000 * seconds) % 30_000).astype(np.int16)
     sf.write(tmp_path / "ramp.wav", ramp, 16_000)
-    item = Recording(
-        file=str(tmp_path / "ramp.wav"), samples=len(ramp), num_bytes=None, byte_offset=None,
-        byte_size=None, etag="",
-    )  # fmt: skip
+    item = Clip(clip_id="", file=str(tmp_path / "ramp.wav"), duration_s=seconds)
     reading = NoiseReader([item])
     got = reading.read(0, 20_001, 500)
     np.testing.assert_array_equal(got * 32_768, ramp[20_001:20_501])
@@ -49,12 +46,10 @@ def test_recordings_are_read_where_they_are_asked_for(tmp_path, seconds):
 
 def test_a_recording_is_decoded_to_its_end_before_it_is_used(tmp_path):
     sf.write(tmp_path / "x.flac", np.random.default_rng(0).normal(0, 0.1, 80_000), 16_000)
-    item = Recording(
-        file=str(tmp_path / "x.flac"), samples=80_007, num_bytes=None, byte_offset=None,
-        byte_size=None, etag="",
-    )  # fmt: skip
-    assert decoded_once(item) == replace(item, samples=80_000)
+    item = Clip(clip_id="", file=str(tmp_path / "x.flac"), duration_s=80_007 / 16_000)
+    assert decoded_once(item) == replace(item, duration_s=5.0)
     data = (tmp_path / "x.flac").read_bytes()
     (tmp_path / "x.flac").write_bytes(data[: len(data) // 2])
-    assert decoded_once(item).fault
-    assert decoded_once(replace(item, file=str(tmp_path / "gone.flac"))).fault
+    assert decoded_once(item).status == "truncated"
+    gone = replace(item, file=str(tmp_path / "gone.flac"))
+    assert decoded_once(gone).status == "missing"
