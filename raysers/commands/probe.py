@@ -27,6 +27,7 @@ from raysers.evaluation.predictions import read_predictions
 from raysers.evaluation.rows import (
     METRICS_PART,
     Row,
+    bounded,
     number,
     print_notes,
     print_table,
@@ -127,15 +128,12 @@ def print_probe(rows: Sequence[Row]) -> None:
             cells: dict[str, dict[str, str]] = {}
             for row in own:
                 if (row.model, row.dataset, row.split) == key:
-                    cells.setdefault(row.group_value, {})[row.dimension] = _cell(row)
+                    cells.setdefault(row.group_value, {})[row.dimension] = bounded(row)
+                    if row.paper == row.paper:
+                        cells[row.group_value][row.dimension] += f" (paper {number(row.paper)})"
             lines = [[name, *(of.get(d, "-") for d in DIMENSIONS)] for name, of in cells.items()]
             lines = lines if len(lines) <= 2 * _ENDS else lines[:_ENDS] + lines[-_ENDS:]
             print_table(f"{' '.join(filter(None, key))}: {title}", ("", *DIMENSIONS), lines)
-
-
-def _cell(row: Row) -> str:
-    bounds = f" [{number(row.ci_low)}, {number(row.ci_high)}]" * (row.ci_low == row.ci_low)
-    return number(row.value) + bounds + f" (paper {number(row.paper)})" * (row.paper == row.paper)
 
 
 main = command(ProbeFlags, probe, __doc__ or "", positional="model")

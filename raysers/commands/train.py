@@ -13,7 +13,6 @@ Result: OUTPUT is a model folder for annotate, with a card, figures and the dev 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 from raysers.cli import as_plain, command
 from raysers.models.backbones import ASSETS
@@ -23,12 +22,7 @@ from raysers.training.dataset import TooManyFailed
 from raysers.training.trainer import run_training
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainFlags(TrainingFlags):
-    """Flags of this job."""
-
-
-def train(flags: TrainFlags) -> int:
+def train(flags: TrainingFlags) -> int:
     """Train what is left; returns the exit code, 3 for data of which too much cannot be used."""
     try:
         run_training(flags, as_plain(flags))
@@ -39,7 +33,7 @@ def train(flags: TrainFlags) -> int:
 
 
 main = command(
-    TrainFlags,
+    TrainingFlags,
     train,
     __doc__ or "",
     positional="data",

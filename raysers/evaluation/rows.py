@@ -175,6 +175,13 @@ def number(value: float) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
 
 
+def bounded(row: Any) -> str:
+    """The value of a row, with its interval where it has one."""
+    if math.isnan(row.ci_low):
+        return number(row.value)
+    return f"{number(row.value)} [{number(row.ci_low)}, {number(row.ci_high)}]"
+
+
 def print_metrics(rows: Sequence[Row]) -> None:
     """Every section that has rows; groups of clips are printed for CCC and categories only."""
     if not rows:
@@ -218,9 +225,7 @@ def _texts(row: Any, short: Mapping[str, str], share: float) -> tuple[str, str, 
         head = f"{head}, {row.group} {row.group_value}"
     if row.trained_on:
         label += f" (trained on {row.trained_on:,} of these clips)"
-    cell = number(row.value)
-    if not math.isnan(row.ci_low):
-        cell += f" [{number(row.ci_low)}, {number(row.ci_high)}]"
+    cell = bounded(row)
     if row.metric == "ccc_difference" and not math.isnan(share):
         cell += f" {share:.0%}"
     return head, label, cell

@@ -27,6 +27,7 @@ from raysers.evaluation.published import TESTS_PART, print_tests, robustness_tes
 from raysers.evaluation.rows import (
     METRICS_PART,
     Row,
+    bounded,
     number,
     print_notes,
     print_table,
@@ -117,7 +118,12 @@ def _shares(rows: pd.DataFrame, model: str, how: Comparison) -> Iterator[list[st
         chance = random.get(of[MEAN].metric, {MEAN: None})[MEAN]
         published = ser_tests_share(small, model, how), chance.value if chance else np.nan
         cells = [number(of[d].value) for d in DIMENSIONS]
-        yield [_printed(name), *cells, _with_bounds(of[MEAN]), *map(number, published)]
+        yield [
+            _ALL_SMALL if name == OVERALL else name,
+            *cells,
+            bounded(of[MEAN]),
+            *map(number, published),
+        ]
 
 
 def _cccs(by: _ByMetric, model: str, how: Comparison) -> Iterator[list[str]]:
@@ -126,7 +132,7 @@ def _cccs(by: _ByMetric, model: str, how: Comparison) -> Iterator[list[str]]:
         if name != metric:
             other_tone = name == TONE and how.tone_snr != "rms"
             beside = np.nan if other_tone else ser_tests("ccc_change", name, model)
-            cells = (_with_bounds(of[d]) if d in of else "-" for d in DIMENSIONS)
+            cells = (bounded(of[d]) if d in of else "-" for d in DIMENSIONS)
             yield [name, *cells, number(beside)]
 
 
@@ -135,12 +141,12 @@ def _group(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     shares = rows[rows["metric"].str.startswith(OVERALL) & (rows["model"] != RANDOM)]
     shares = shares[shares["dimension"] == MEAN]
     values = list(shares["group_value"].unique()[:_MOST_GROUPS])
-    text = _with_bounds if len(values) <= _MOST_WITH_BOUNDS else lambda row: number(row.value)
+    text = bounded if len(values) <= _MOST_WITH_BOUNDS else lambda row: number(row.value)
     lines = []
     for metric, of in shares.groupby("metric", sort=False) if len(values) > 1 else ():
         by = {row.group_value: row for row in of.itertuples()}
         cells = (text(by[value]) if value in by else "-" for value in values)
-        lines.append([_printed(_name(metric)), *cells])
+        lines.append([_ALL_SMALL if metric == OVERALL else _name(metric), *cells])
     return values, lines
 
 
@@ -154,15 +160,6 @@ def _by_metric(rows: pd.DataFrame) -> _ByMetric:
 
 def _name(metric: str) -> str:
     return metric.removeprefix(_SHARE)
-
-
-def _printed(name: str) -> str:
-    return _ALL_SMALL if name == OVERALL else name
-
-
-def _with_bounds(row: Any) -> str:
-    bounds = f" [{number(row.ci_low)}, {number(row.ci_high)}]" if row.ci_low == row.ci_low else ""
-    return number(row.value) + bounds
 
 
 def reading_notes(
