@@ -92,11 +92,9 @@ def additive_tone(
 
     The reference `peak` compares the clip's largest magnitude with the sine's amplitude (the
     paper), `rms` root mean squares, the sine's taken as amplitude / sqrt 2 (auglib's `Tone`, used
-    by ser-tests). Raises ValueError for another one.
+    by ser-tests).
     """
     x = _mono(signal)
-    if reference not in ("peak", "rms"):
-        raise ValueError(f"reference is {reference!r}: give 'peak' or 'rms'")
     if not x.size:
         return x.copy()
     level = float(np.abs(x).max()) if reference == "peak" else _rms(x) * 2**0.5
@@ -109,12 +107,12 @@ def additive_tone(
 
 def append_zeros(signal: ArrayLike, samples: int) -> Signal:
     """Add silence of `samples` at the end."""
-    return np.concatenate([_mono(signal), np.zeros(_count(samples), np.float32)])
+    return np.concatenate([_mono(signal), np.zeros(samples, np.float32)])
 
 
 def prepend_zeros(signal: ArrayLike, samples: int) -> Signal:
     """Add silence of `samples` at the beginning."""
-    return np.concatenate([np.zeros(_count(samples), np.float32), _mono(signal)])
+    return np.concatenate([np.zeros(samples, np.float32), _mono(signal)])
 
 
 def crop_beginning(signal: ArrayLike, samples: int) -> Signal:
@@ -133,11 +131,9 @@ def clip(signal: ArrayLike, ratio: float) -> Signal:
     """Clip hard so that about this share of the samples lies at the threshold.
 
     The threshold is the magnitude that `int(ratio x samples)` samples exceed; nothing is scaled
-    back afterwards. A ratio of 0 and silence change nothing; beyond 0..1 it is a ValueError.
+    back afterwards. A ratio of 0 and silence change nothing.
     """
     x = _mono(signal)
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio is {ratio}: give a share from 0 to 1")
     if not ratio or not x.size:
         return x.copy()
     rank = min(int(ratio * x.size) + 1, x.size)
@@ -164,15 +160,10 @@ def white_noise(signal: ArrayLike, snr_db: float, noise: ArrayLike) -> Signal:
     """Add standard normal `noise`, as many samples as the clip has, at a ratio of RMS.
 
     The noise's own is taken as 1, what it is on average, so a short clip may be off by a fraction
-    of a dB. Raises ValueError for another number of samples.
+    of a dB.
     """
     x = _mono(signal)
-    drawn = np.asarray(noise)
-    if drawn.shape != x.shape:
-        raise ValueError(f"noise has shape {drawn.shape}, the clip {x.shape}")
-    if not x.size:
-        return x.copy()
-    return (x + _rms(x) * _ratio(-snr_db) * drawn).astype(np.float32)
+    return (x + _rms(x) * _ratio(-snr_db) * np.asarray(noise)).astype(np.float32)
 
 
 def _drawn_white_noise(signal: Signal, snr_db: float, rng: np.random.Generator) -> Signal:
@@ -207,10 +198,7 @@ PERTURBATIONS = tuple(
 
 
 def _mono(signal: ArrayLike) -> Signal:
-    x = np.asarray(signal, np.float32)
-    if x.ndim != 1:
-        raise ValueError(f"a mono signal has one axis, this one {x.ndim}")
-    return x
+    return np.asarray(signal, np.float32)
 
 
 def _rms(x: Signal) -> float:
@@ -221,14 +209,8 @@ def _ratio(level_db: float) -> float:
     return float(10 ** (level_db / 20))
 
 
-def _count(samples: int) -> int:
-    if samples < 0:
-        raise ValueError(f"samples is {samples}: give 0 or more")
-    return samples
-
-
 def _less_than_all(samples: int, x: Signal) -> int:
-    if _count(samples) >= x.size:
+    if samples >= x.size:
         raise TooShort(f"{samples} samples cannot be cropped from a clip of {x.size}")
     return samples
 
