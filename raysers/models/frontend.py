@@ -74,7 +74,7 @@ def frames_to_train(
             hidden = first.layer_norm.over_frames(hidden, frames)
     hidden = _norm_and_activation(first, hidden)
     for layer in others:
-        hidden = _norm_and_activation(layer, conv_over_frames(layer.conv, hidden))
+        hidden = _norm_and_activation(layer, _conv_to_train(layer.conv, hidden))
     return hidden
 
 
@@ -119,6 +119,18 @@ def conv_over_frames(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
         image, conv.weight[:, :, None], conv.bias, (1, stride), (0, padding), groups=conv.groups
     )
     return image.permute(0, 2, 3, 1)[:, 0]
+
+
+def _conv_to_train(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
+    """As `conv_over_frames`, without padding and groups, made to be differentiated.
+
+    On CPUs a product of matrices: oneDNN compiles kernels for every new length, and those for the
+    gradient take up to four times as long.
+    """
+    if hidden.device.type != "cpu":
+        return conv_over_frames(conv, hidden)
+    windows = hidden.unfold(1, conv.kernel_size[0], conv.stride[0]).flatten(2)
+    return functional.linear(windows, conv.weight.flatten(1), conv.bias)
 
 
 def _samples(geometry: ConvGeometry, frames: slice) -> slice:
