@@ -16,12 +16,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from raysers.engine import output
+from raysers.engine.progress import print_warning
 from raysers.errors import ConfigError, ObjectMissing
-from raysers.evaluation.rows import number, report_console
+from raysers.evaluation.rows import number, print_table
 from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
 from raysers.run import Run
@@ -39,14 +39,13 @@ from raysers.studies.experiments import (
     work,
 )
 from raysers.studies.plan import StudyPlan
-from raysers.text import one_line
 from raysers.tuning.resources import find_resources
 from raysers.tuning.results import curve_rows
 from raysers.tuning.trials import Trial, TrialRecord, attempt, print_ended, run_trials, stored
 from raysers.types import DIMENSIONS
 
 _TABLES_EVERY_S = 30.0
-_NAME_WIDTH, _DATASET_WIDTH, _MAX_ERROR = 44, 24, 300
+_MAX_ERROR = 300
 
 Rows = Iterator[dict[str, Any]]
 
@@ -250,32 +249,23 @@ def _curve_rows(cell: Cell, place: Place) -> Rows:
 
 def print_cells(cells: pa.Table, metrics: pa.Table) -> None:
     """A line for every cell of `schemas.CELLS` and dataset, with CCC of `schemas.STUDY_METRICS`."""
-    console = report_console()
     ccc = metrics.to_pandas()
     ccc = ccc[(ccc["metric"] == "ccc") & (ccc["group"] == "") & (ccc["model"] != RANDOM)]
-    heads = "".join(f"{name:>11}" for name in DIMENSIONS)
-    head = f"{'study, cell':{_NAME_WIDTH}} {'CCC on':{_DATASET_WIDTH}}{heads}"
-    console.print(head, soft_wrap=True)
+    lines = []
     for row in cells.to_pylist():
+        name = f"{row['study']}, {row['cell']}"
         own = ccc[(ccc["study"] == row["study"]) & (ccc["cell"] == row["cell"])]
-        for line in _lines(row, own):
-            console.print(line, soft_wrap=True)
-
-
-def _lines(row: Mapping[str, Any], ccc: pd.DataFrame) -> Iterator[str]:
-    name = one_line(f"{row['study']}, {row['cell']}")
-    if row["status"] != "done":
-        error = one_line(row["error"])[:_MAX_ERROR]
-        yield f"{name:{_NAME_WIDTH}} {row['status']}" + (f": {error}" if error else "")
-    elif row["kind"] != "train" or ccc.empty:
-        wall = "" if row["wall_s"] is None else f" in {row['wall_s']:.0f} s"
-        yield f"{name:{_NAME_WIDTH}} {row['kind']} done{wall}"
-    else:
-        measured = ccc[ccc["split"] != "dev"]
-        for (dataset, split), own in (measured if len(measured) else ccc).groupby(
-            ["dataset", "split"], sort=False
-        ):
-            values = dict(zip(own["dimension"], own["value"], strict=True))
-            shown = "".join(f"{number(values[d]) if d in values else '':>11}" for d in DIMENSIONS)
-            yield f"{name:{_NAME_WIDTH}} {one_line(f'{dataset} {split}'):{_DATASET_WIDTH}}{shown}"
+        if row["status"] != "done" or row["kind"] != "train" or own.empty:
+            wall = "" if row["wall_s"] is None else f" in {row['wall_s']:.0f} s"
+            lines.append([name, f"{row['kind']} {row['status']}{wall}", *[""] * len(DIMENSIONS)])
+            continue
+        measured = own[own["split"] != "dev"]
+        measured = measured if len(measured) else own
+        for (dataset, split), block in measured.groupby(["dataset", "split"], sort=False):
+            values = dict(zip(block["dimension"], map(number, block["value"]), strict=True))
+            lines.append([name, f"{dataset} {split}", *(values.get(d, "") for d in DIMENSIONS)])
             name = ""
+    print_table("cells", ("study, cell", "CCC on", *DIMENSIONS), lines)
+    for row in cells.to_pylist():
+        if row["error"]:
+            print_warning(f"{row['study']}, {row['cell']}: {row['error'][:_MAX_ERROR]}")

@@ -274,13 +274,8 @@ _FREE = {
 }  # fmt: skip
 
 
-#: Flags of later versions, not recorded at their default, so that earlier runs resume.
-_LATER = {"balance", "layer_weights", "sex_weight"}
-
-
 def deciding(flags: TrainingFlags) -> dict[str, Any]:
     """Every flag that decides the parameters of the result, for `settings` of the run."""
     found = {f.name: getattr(flags, f.name) for f in fields(TrainingFlags)}
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in sorted(found.items())}
-    free = _FREE | {name for name in _LATER if not found[name]}
-    return {name: value for name, value in plain.items() if name not in free}
+    return {name: value for name, value in plain.items() if name not in _FREE}

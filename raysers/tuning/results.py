@@ -1,4 +1,4 @@
-"""What a sweep prints and leaves: plan, cost, tables, pictures, the best model, run.json.
+"""What a sweep prints and leaves: plan, cost, tables, a picture, the best model, run.json.
 
 The score of a trial is that of its best epoch. The best trial was chosen by it, so it flatters that
 trial; the card says so.
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysers import plotting
 from raysers.engine import output as parts
@@ -51,7 +51,7 @@ _MEANINGS = (
     ("path", pa.string(), "its folder, relative to the output"),
 )
 _ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-_MAX_AXES, _LOG_SPAN, _MAX_POINTS_SHOWN = 9, 30.0, 40
+_MAX_POINTS_SHOWN = 40
 
 
 def best_epoch(trial: TrialRecord) -> Epoch | None:
@@ -199,7 +199,7 @@ def curve_rows(
 
 
 def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
-    """Write tables, pictures and the best model; returns the figures for run.json.
+    """Write tables, the learning curves and the best model; returns the figures for run.json.
 
     Raises:
         WriteError: the output cannot be written.
@@ -221,9 +221,11 @@ def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
     curves = parts.to_table(rows, CURVES)
     parts.write_part(storage.join(output, CURVES_PART), curves)
     found = importance(trials, sweep.space, sweep.flags.seed)
-    for name, picture in _pictures(table.to_pandas(), curves.to_pandas()).items():
+    means = curves.filter(pc.equal(curves["dimension"], "mean")).to_pandas().dropna(subset=["ccc"])
+    if len(means):
+        picture = plotting.picture(partial(_draw_curves, table.to_pandas(), means))
         for kind, content in picture.items():
-            storage.write_atomic(storage.join(output, f"{name}.{kind}"), content)
+            storage.write_atomic(storage.join(output, f"learning_curves.{kind}"), content)
     ranked = _ranked(trials)
     chosen = None
     if ranked:
@@ -324,66 +326,14 @@ def importance(trials: Sequence[TrialRecord], space: Space, seed: int) -> dict[s
     return found | {"shares": [{"name": k, "value": v} for k, v in shares.items()], "note": note}
 
 
-def _pictures(trials: pd.DataFrame, curves: pd.DataFrame) -> dict[str, plotting.Picture]:
-    """`parallel_coordinates` and `learning_curves`, as far as there is anything."""
-    scored = trials.dropna(subset=["dev_ccc_mean"]).sort_values("dev_ccc_mean")
-    means = curves[curves["dimension"] == "mean"].dropna(subset=["ccc"])
-    drawn = {}
-    if len(scored):
-        drawn["parallel_coordinates"] = plotting.picture(partial(_draw_lines, scored))
-    if len(means):
-        drawn["learning_curves"] = plotting.picture(partial(_draw_curves, scored, means))
-    return drawn
-
-
-def _draw_lines(scored: pd.DataFrame) -> Any:
-    """A line per trial through its values to its score, each axis from its lowest to its highest.
-
-    Words are in their order; a number that spans a factor of 30 is on a logarithmic scale.
-    """
-    figure = plotting.new_figure(3.6)
-    panel = figure.subplots()
-    varying = [
-        name for name in scored if name.startswith(_PARAMETER) and len(set(scored[name])) > 1
-    ]
-    columns = [*varying[:_MAX_AXES], "dev_ccc_mean"]
-    heights, labels = pd.DataFrame(index=scored.index), []
-    for name in columns:
-        values = scored[name]
-        ends = values.dropna().sort_values(
-            key=lambda v: v if v.dtype.kind in "if" else v.astype(str)
-        )
-        shown = [f"{v:.2g}" if isinstance(v, float) else plotting.short(str(v), 16)
-                 for v in (ends.iloc[0], ends.iloc[-1])]  # fmt: skip
-        title = name.removeprefix(_PARAMETER).replace("_", "-").replace("dev-ccc-mean", "dev CCC")
-        labels.append(f"{title}\n{shown[0]} to {shown[1]}")
-        if values.dtype.kind not in "if" or values.isna().any():
-            values = values.astype(str).rank(method="dense")
-        elif values.min() > 0 and values.max() / values.min() >= _LOG_SPAN:
-            values = np.log(values)
-        span = values.max() - values.min()
-        heights[name] = (values - values.min()) / span if span else 0.5
-    for (_, own), status in zip(heights.iterrows(), scored["status"], strict=True):
-        width = 0.6 if status == "stopped" else 1.2
-        plotting.line(panel, range(len(columns)), own, plotting.BLUE, linewidth=width, alpha=0.5)
-    plotting.line(panel, range(len(columns)), heights.iloc[-1], plotting.VERMILION, linewidth=2.2)
-    for place in range(len(columns)):
-        panel.axvline(place, color=plotting.FAINT, linewidth=1.0, zorder=1)
-    panel.set_xticks(range(len(columns)), labels)
-    panel.set_yticks([])
-    words = f"{len(scored)} trials, the best in orange, stopped ones thin"
-    panel.set_title(words, loc="left", fontsize=plotting.SMALL_PT)
-    return figure
-
-
-def _draw_curves(scored: pd.DataFrame, means: pd.DataFrame) -> Any:
+def _draw_curves(trials: pd.DataFrame, means: pd.DataFrame) -> Any:
     """Mean CCC on dev by epoch of every trial, the best in orange."""
     from matplotlib.ticker import MaxNLocator
 
     figure = plotting.new_figure(3.2)
     panel = figure.subplots()
     plotting.panel_title(panel, "Mean CCC on dev")
-    done = scored["trial"][scored["status"] == "done"].to_list()
+    done = trials[trials["status"] == "done"].sort_values("dev_ccc_mean")["trial"].to_list()
     for trial, curve in means.groupby("cell"):
         is_best = trial in done[-1:]
         rest = plotting.BLUE if trial in done else plotting.SOFT

@@ -36,15 +36,13 @@ _MAX_PADDED_S, _PIECES = 16.0, 4
 #: Network, its transformer layers (0: all), and how many clips of the scale's number it takes. Two
 #: layers of the base model have its real sizes, and a turn of them takes about a minute.
 _MODELS = (("random:tiny", 0, 4), ("random:w2v2-b", 2, 1))
-_CHECKPOINT_MODEL = "random:w2v2-b"
 
 
 def training(scale: Scale) -> Iterator[Line]:
-    """Steps a second by network and placement, and what a checkpoint costs."""
+    """Steps a second by network and placement."""
     for model, layers, times in _MODELS:
         files = [str(path) for path in corpus.emodb(times * scale.training_clips)]
         yield from _speeds(model, layers, files, scale)
-    yield fresh(checkpoint, _CHECKPOINT_MODEL)
 
 
 def _speeds(model: str, layers: int, files: Sequence[str], scale: Scale) -> Iterator[Line]:
@@ -69,7 +67,7 @@ def _speeds(model: str, layers: int, files: Sequence[str], scale: Scale) -> Iter
 
 
 def labels_of(clips: int) -> np.ndarray:
-    """Made-up labels [clips, 3] on 0..1: the speed does not depend on them."""
+    """Random labels [clips, 3] on 0..1: the speed does not depend on them."""
     return np.random.default_rng(_SEED).uniform(size=(clips, 3)).astype(np.float32)
 
 
@@ -151,27 +149,22 @@ def bare_loop(model: str, layers: int, files: Sequence[str], threads: int) -> Li
 
 def step_alone(model: str, layers: int, files: Sequence[str], threads: int) -> Line:
     """Our step without Ray and files, on decoded clips. To be called in a fresh process."""
+    from raysers.models.initialize import start_model
+    from raysers.training.config import LearningFlags
     from raysers.training.dataloader import micro_batches
+    from raysers.training.learner import Learner
 
     torch.set_num_threads(threads)
     signals, labels = _decoded(files), labels_of(len(files))
-    learner = _learner(model, layers, _EPOCHS * -(-len(files) // _BATCH))
+    flags = LearningFlags(optimiser="adam", schedule="constant", lr=1e-4, dtype="fp32", seed=_SEED)
+    start, steps = start_model(model, seed=_SEED, layers=layers or None), _EPOCHS * len(files)
+    learner = Learner(start, (), flags, steps, "cpu", graph_bytes=4e9)
 
     def step(chosen: np.ndarray) -> None:
         cut = micro_batches([len(signals[i]) / 16_000 for i in chosen], _MAX_PADDED_S, _PIECES)
         learner.step(_batch(labels[chosen], cut, [signals[i] for i in chosen]))
 
     return _timed(step, len(files))
-
-
-def _learner(model: str, layers: int, steps: int) -> Any:
-    from raysers.models.initialize import start_model
-    from raysers.training.config import LearningFlags
-    from raysers.training.learner import Learner
-
-    flags = LearningFlags(optimiser="adam", schedule="constant", lr=1e-4, dtype="fp32", seed=_SEED)
-    start = start_model(model, seed=_SEED, layers=layers or None)
-    return Learner(start, (), flags, steps, "cpu", graph_bytes=4e9)
 
 
 def _batch(labels: np.ndarray, cut: Sequence[np.ndarray], signals: Sequence[np.ndarray]) -> Any:
@@ -208,37 +201,4 @@ def _timed(step: Callable[[np.ndarray], None], clips: int) -> Line:
         "timed_s": sum(epochs_s[1:]),
         "first_epoch_s": epochs_s[0],
         "peak_bytes": rss_bytes("VmHWM"),
-    }
-
-
-def checkpoint(model: str) -> Line:
-    """What writing and reading back a state costs. To be called in a fresh process."""
-    from raysers.training import checkpoint as states
-    from raysers.training.checkpoint import TrainProgress
-
-    learner = _learner(model, 0, 2)
-    noise = np.random.default_rng(_SEED).normal(size=(2, 8_000)).astype(np.float32)
-    # from the first step on the optimiser has its moments
-    learner.step(_batch(labels_of(2), [np.arange(2)], list(noise)))
-    resident = rss_bytes()
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        states.save(folder, TrainProgress(step=1), learner)
-        written = time.perf_counter()
-        extra_bytes = max(0, rss_bytes("VmHWM") - resident)
-        saved = states.latest(folder)
-        assert saved is not None
-        saved.restore(learner)
-        restored = time.perf_counter()
-        num_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
-    return {
-        "bench": "training",
-        "model": model,
-        "measure": "checkpoint",
-        "parameters": sum(p.numel() for p in learner.model.parameters()),
-        "checkpoint_bytes": num_bytes,
-        "write_s": written - began,
-        "read_s": restored - written,
-        "resident_before_bytes": resident,
-        "extra_peak_bytes": extra_bytes,
     }
