@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from raysers.errors import ClipError, status_of
 from raysers.io import storage
 from raysers.io.uris import is_remote
 from raysers.types import SAMPLE_RATE_HZ, Clip, Status
+
+T = TypeVar("T")
 
 #: Audio seconds decoded ahead of the model, per shard.
 AHEAD_S = 600.0
@@ -230,24 +232,30 @@ def _failure(clip: Clip, error: Exception) -> ClipError:
     return failure
 
 
-def micro_batches(decoded: Iterable[Decoded], max_padded_s: float) -> Iterator[list[Decoded]]:
+def micro_batches(
+    clips: Iterable[T],
+    max_padded_s: float,
+    pads: bool = True,
+    length: Callable[[T], float] = attrgetter("duration_s"),
+) -> Iterator[list[T]]:
     """Cut a stream, best sorted by length, so that clips x longest stays within the budget.
 
-    A clip longer than the budget is alone, and one much shorter than the longest begins a new
-    batch: padding it would cost more than a smaller batch does. Clips without a signal pass
-    through in their place.
+    A clip longer than the budget is alone. With `pads`, one much shorter than the longest begins a
+    new batch: padding it would cost more than a smaller batch does. Clips without a signal, whose
+    length is 0, pass through in their place. `length` and budget have the same unit.
     """
-    batch: list[Decoded] = []
+    batch: list[T] = []
     longest_s, with_signal = 0.0, 0
-    for one in decoded:
-        grown_s = max(longest_s, one.duration_s)
-        if with_signal and one.signal is not None:
+    for one in clips:
+        own_s = length(one)
+        grown_s = max(longest_s, own_s)
+        if with_signal and own_s:
             over = (with_signal + 1) * grown_s > max_padded_s
-            if over or one.duration_s < _LEAST_OF_LONGEST * longest_s:
+            if over or (pads and own_s < _LEAST_OF_LONGEST * longest_s):
                 yield batch
-                batch, with_signal, grown_s = [], 0, one.duration_s
+                batch, with_signal, grown_s = [], 0, own_s
         batch.append(one)
-        with_signal += one.signal is not None
+        with_signal += own_s > 0
         longest_s = grown_s
     if batch:
         yield batch

@@ -73,6 +73,8 @@ class ClipTask(ABC):
     table: ClassVar[str] = "annotations"
     #: Modules that `open` needs, imported while the clips are listed.
     preloads: ClassVar[Sequence[str]] = ()
+    #: Whether the model pads the clips it is given to the longest; else it cuts them itself.
+    pads: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -214,9 +216,8 @@ class ShardWorker:
         result = ShardResult(shard=shard)
         uri = output.part_uri(settings.output, task.table, shard)
         # both answers of the store at once: a shard of short clips would wait longer than it works
-        begun = self._store.submit(
-            ledger.begin, settings.output, shard_name(shard), settings.run_id
-        )
+        mark = (settings.output, shard_name(shard), settings.run_id)
+        begun = self._store.submit(ledger.begin, *mark)
         try:
             earlier = output.read_part(uri, stamp=settings.stamp)
         finally:
@@ -234,7 +235,7 @@ class ShardWorker:
                 break
             except DecoderDied:  # as after the death of this process, but the model stays loaded
                 result = ShardResult(shard=shard)
-                attempt = ledger.begin(settings.output, shard_name(shard), settings.run_id)
+                attempt = ledger.begin(*mark)
             except BaseException as error:
                 if not isinstance(error, DeviceLost):
                     attempt.abandon()
@@ -285,7 +286,7 @@ class ShardWorker:
         self, feed: Iterator[Decoded], attempt: ledger.Attempt, result: ShardResult
     ) -> dict[Key, Row]:
         rows: dict[Key, Row] = {}
-        for batch in micro_batches(_timed(feed, result), self._model.max_padded_s):
+        for batch in micro_batches(_timed(feed, result), self._model.max_padded_s, self._task.pads):
             if self._stopped.is_set():
                 raise RaysersError("the run was stopped")
             for group in _groups(batch, attempt):
@@ -298,7 +299,8 @@ class ShardWorker:
         scored = score_batch(self._model, batch)
         result.model_s += time.perf_counter() - started
         lengths_s = [one.duration_s for one in batch if one.signal is not None]
-        result.padded_s += len(lengths_s) * max(lengths_s, default=0.0)
+        longest_s = max(lengths_s, default=0.0)
+        result.padded_s += sum(longest_s if self._task.pads else own_s for own_s in lengths_s)
         shared = {"run_id": self._settings.run_id, "created_at": datetime.now(UTC)}
         for one, found in zip(batch, scored, strict=True):
             clip, has_signal = one.clip, one.signal is not None

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from raysers.annotation import AnnotateTask, require_revision
 from raysers.cli import ClipJobFlags, Hidden
 from raysers.engine import output as parts
+from raysers.engine.feed import micro_batches
 from raysers.engine.placement import Placement
-from raysers.engine.worker import ClipTask, Row, Signal
+from raysers.engine.worker import ClipModel, ClipTask, Row, Signal
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.io import storage
 from raysers.models.asr import is_moonshine
@@ -30,7 +31,7 @@ from raysers.models.text import MINILM, TextEncoder, TextPooling, is_hub_id
 from raysers.models.vad import pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
-from raysers.types import DIMENSIONS, Status
+from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
 from raysers.words.texts import recognised_texts
 from raysers.words.transcribe import TranscribeTask
 
@@ -38,6 +39,9 @@ from raysers.words.transcribe import TranscribeTask
 MANIFEST = "manifest"
 #: Suffix of a head's columns; the fused scores are the main ones.
 SUFFIXES = {"fused": "", "audio": "_audio", "text": "_text"}
+#: Seconds that go through one model before the next. A few texts at a time would cost the encoder
+#: three times as much, and threads of a model spin for 10 to 50 ms after its last clip.
+_AT_ONCE_S = 120.0
 #: Revision of a model of the hub; those of folders are shorter.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -70,6 +74,8 @@ class FusionTask(ClipTask):
     Without `asr` every clip has a transcript. `fusion` is the folder of the trained heads,
     `fusion_revision` the hash of its files; without it the vectors are written in place of scores.
     """
+
+    pads: ClassVar[bool] = False
 
     sound: AnnotateTask
     text_model: str
@@ -189,7 +195,7 @@ class FusionWorker:
             self._fusion = load_fusion(storage.fetch_folder(task.fusion, "--fusion"))
             require_revision(task.fusion, task.fusion_revision, self._fusion.revision)
         self._recognise_all = task.recognise_all
-        self.max_padded_s = self._sound.max_padded_s
+        self.max_padded_s = max(self._sound.max_padded_s, _AT_ONCE_S)
         self.provenance: Mapping[str, Any] = {
             "model": task.fusion or task.sound.model,
             "model_revision": task.fusion_revision if task.fusion else task.sound.revision,
@@ -202,7 +208,7 @@ class FusionWorker:
         """See `ClipModel.score`; clips without a transcript go through the recogniser."""
         found: list[Row | ClipError] = []
         texts = self._texts(signals, transcripts)
-        for sound, words in zip(self._sound.score(signals), texts, strict=True):
+        for sound, words in zip(_rows(self._sound, signals), texts, strict=True):
             failed = next((one for one in (sound, words) if isinstance(one, ClipError)), None)
             found.append(failed or {**sound, **words})  # type: ignore[dict-item]
         good = [row for row in found if not isinstance(row, ClipError)]
@@ -235,12 +241,19 @@ class FusionWorker:
         unknown = [place for place, row in enumerate(found) if row is lacking]
         if unknown and self._recogniser is not None:
             source = {"asr_model": self._recogniser.provenance["model"]}
-            recognised = self._recogniser.score([signals[place] for place in unknown])
+            recognised = _rows(self._recogniser, [signals[place] for place in unknown])
             for place, row in zip(unknown, recognised, strict=True):
                 found[place] = (
                     row if isinstance(row, ClipError) else {"text": row["text"], **source}
                 )
         return found
+
+
+def _rows(model: ClipModel, signals: Sequence[Signal]) -> list[Row | ClipError]:
+    """The model's columns of every clip, in batches of its own size."""
+    most = model.max_padded_s * SAMPLE_RATE_HZ
+    parts = micro_batches(signals, most, length=len)
+    return [row for part in parts for row in model.score(part, [None] * len(part))]
 
 
 def prediction_task(flags: FusePredictFlags) -> FusionTask:

@@ -93,6 +93,10 @@ class WatchedTask(ClipTask):
         return self.task.variant_names
 
     @property
+    def pads(self) -> bool:  # type: ignore[override]
+        return self.task.pads
+
+    @property
     def model_threads(self) -> int:
         return self.task.model_threads
 
