@@ -20,7 +20,6 @@ from torch import Tensor
 
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models.pretrained import load_pretrained, open_folder, read_auto, reading
-from raysers.models.scorer import choose_dtype
 
 Floats = npt.NDArray[np.float32]
 TextPooling = Literal["mean", "cls"]
@@ -43,8 +42,8 @@ class TextEncoder:
 
     `name` is `minilm`, a local folder, or a hub id with an optional `@REVISION`; a folder of an
     object store is fetched by the caller first. `pooling` makes one vector of the tokens: `mean`
-    over all of them, or `cls`, the first one. Vectors are float32 whatever `dtype` the network
-    computes in, and `max_tokens` of a text are read, special ones included.
+    over all of them, or `cls`, the first one. `max_tokens` of a text are read, special ones
+    included.
 
     Raises:
         ConfigError: no such name, or no way to fetch it.
@@ -57,15 +56,13 @@ class TextEncoder:
         pooling: TextPooling = "mean",
         *,
         device: str = "cpu",
-        dtype: str = "fp32",
-        cache_dir: str | Path | None = None,
     ) -> None:
         if pooling not in get_args(TextPooling):
             raise ConfigError(f"--text-pooling {pooling}: choose mean or cls")
         from transformers import AutoModelForMaskedLM
 
         self.name, self.pooling = name, pooling
-        folder, self.revision = _open(name, cache_dir)
+        folder, self.revision = _open(name)
         model = load_pretrained(folder, "AutoModel", inside=True)
         config = model.config
         if model.main_input_name != "input_ids" or config.is_encoder_decoder:
@@ -91,7 +88,7 @@ class TextEncoder:
                 f"{rows} tokens only"
             )
         self._device = torch.device(device)
-        self._model = model.to(self._device, choose_dtype(dtype, device))
+        self._model = model.to(self._device, torch.float32)
 
     def encode(self, texts: Sequence[str], *, tokens_per_pass: int | None = None) -> Floats:
         """A vector per text, float32 [texts, hidden_size], in their order.
@@ -134,7 +131,7 @@ def _is_place(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~", "s3://")) or os.path.isdir(name)
 
 
-def _open(name: str, cache_dir: str | Path | None) -> tuple[Path, str]:
+def _open(name: str) -> tuple[Path, str]:
     """Where the files are, and their revision."""
     if name == MINILM:
         found = importlib.util.find_spec(_MINILM_PACKAGE)  # looked for, never imported
@@ -150,7 +147,7 @@ def _open(name: str, cache_dir: str | Path | None) -> tuple[Path, str]:
         raise ConfigError(
             f"--text-model {name!r}: give {MINILM}, owner/name[@revision], ./folder or s3://prefix"
         )
-    return open_folder(None, hub_id, revision or None, "--text-model", cache_dir)
+    return open_folder(None, hub_id, revision or None, "--text-model")
 
 
 def _positions(model: Any) -> int:

@@ -22,7 +22,7 @@ from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import NAN, Row, dimension_rows
 from raysers.evaluation.scores import Subset
 from raysers.seeding import generator
-from raysers.types import DIMENSIONS, Status
+from raysers.types import DIMENSIONS
 from raysers.words.ratings import described, folded, tokens
 
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -43,7 +43,7 @@ _PAPER = {("this", "is", "wonderful"): 0.816, ("this", "is", "stupid"): 0.137}
 #: Bins of ser-tests; the outer ones are open, and the upper edge belongs to a bin.
 _EDGES = (0.25, 0.5, 0.75)
 _BINS = ("0.00_0.25", "0.25_0.50", "0.50_0.75", "0.75_1.00")
-_BLOCK = ["language", "template", "slot", "voice", "rate_wpm", "pitch"]
+_BLOCK = ["language", "template", "slot", "voice"]
 _SCORES = list(DIMENSIONS)
 
 #: Scores of spoken sentences, one sentence, voice and model a row.
@@ -67,7 +67,7 @@ SENTENCES = pa.schema(
 def sentiment_rows(
     table: pa.Table, *, dataset: str, split: str = "all", bootstrap: Bootstrap | None = None
 ) -> list[Row]:
-    """Figures of every model for sentences of known sentiment, a table like `SENTENCES`.
+    """Figures of every model for sentences of known sentiment, a table of `SENTENCES`.
 
     By `group` "sentiment": `sentiment_mean` of positive, neutral and negative; `mean_shift` of
     "positive - neutral", "negative - neutral", "positive - negative" and of each against all
@@ -76,7 +76,7 @@ def sentiment_rows(
     By "text": `sentence_score`, the mean over voices of the sentences the paper names.
 
     Raises:
-        ConfigError: a column is missing, or a sentiment is none of the three.
+        ConfigError: a sentiment is none of the three.
     """
     how = bootstrap or Bootstrap()
     rows: list[Row] = []
@@ -92,28 +92,15 @@ def sentiment_rows(
 
 
 def by_model(table: pa.Table) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Scored sentences of every model, models in alphabetical order.
+    """Models in alphabetical order with their sentences, in an order that does not vary.
 
-    Returns:
-        Model and frame: the columns of `table`, empty texts for nulls; `sentiment` is the index
-        into `SENTIMENTS`, `said` and `block` are numbers of the word and of the block. Its order
-        does not depend on the table's.
-
-    Raises:
-        ConfigError: a column is missing, or a sentiment is none of the three.
+    Nulls are empty texts, `sentiment` is the index into `SENTIMENTS`, `said` and `block` are
+    numbers of the word and of the block. ConfigError: a sentiment is none of the three.
     """
-    if lacking := [n for n in ("text", "sentiment", *_SCORES) if n not in table.column_names]:
-        raise ConfigError(f"sentences need the columns text, sentiment, scores; lacking: {lacking}")
-    texts = {
-        name: ["" if v is None else str(v) for v in table[name].to_pylist()]
-        if name in table.column_names
-        else ""
-        for name in ("text", "sentiment", "word", "model", *_BLOCK)
-    }
-    frame = pd.DataFrame(texts).astype(object)
-    frame[_SCORES] = table.select(_SCORES).to_pandas().astype(np.float64)
-    if "status" in table.column_names:
-        frame = frame[np.array(table["status"].to_pylist(), object) == str(Status.OK)]
+    names = ["text", "sentiment", "word", "model", *_BLOCK]
+    frame = table.select([*names, *_SCORES]).to_pandas()
+    frame[names] = frame[names].astype(object).fillna("")
+    frame[_SCORES] = frame[_SCORES].astype(np.float64)
     frame["sentiment"] = frame["sentiment"].map(_sentiment)
     frame["said"] = [folded(w or t) for w, t in zip(frame["word"], frame["text"], strict=True)]
     order = ["sentiment", "language", "said", *_BLOCK[1:], "text", *_SCORES]
