@@ -57,13 +57,7 @@ class StockNetwork(EmotionNetwork):
     """A stock network, its feature extractor, and rules of its search (None: CTC)."""
 
     def __init__(
-        self,
-        stock: Any,
-        extractor: Any,
-        rules: Any,
-        *,
-        detects: bool = False,
-        times: bool = False,
+        self, stock: Any, extractor: Any, rules: Any, *, detects: bool, times: bool
     ) -> None:
         super().__init__()
         self.stock, self.config = stock, stock.config
@@ -88,11 +82,7 @@ class StockNetwork(EmotionNetwork):
         [clips, 1] or [clips, 1 + tokens].
 
         Whole numbers, exact in float32; -1 behind a shorter text and where no language is detected,
-        NaN where a logit is not finite.
-
-        Args:
-            padded: float32 [clips, samples], 16 kHz, zero behind each clip.
-            lengths: int64 [clips], samples of each clip.
+        NaN where a logit is not finite. `padded` are 16 kHz clips of `lengths` samples.
         """
         signals = [row[:n] for row, n in zip(padded.cpu().numpy(), lengths.tolist(), strict=True)]
         # all of Whisper's windows are of one length, so they share a pass without padding

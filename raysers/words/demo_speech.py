@@ -43,13 +43,9 @@ size 84012
 
 
 def make_audio(folder: Path) -> tuple[int, int]:
-    """Write the spoken clips and the broken files that `folder` does not have yet.
+    """Write the spoken clips and the broken files that `folder` lacks; how many there are of each.
 
-    Returns:
-        How many files of each there are.
-
-    Raises:
-        ConfigError: espeak-ng is not installed, or `folder` cannot be written.
+    Raises ConfigError: espeak-ng is not installed, or `folder` cannot be written.
     """
     table = resources.files("raysers").joinpath("assets", "demo_sentences.txt").read_text("utf-8")
     lines = [line.split("\t") for line in table.splitlines() if not line.startswith("#")]

@@ -63,7 +63,6 @@ def word_cloud(words: pa.Table) -> Picture:
 
     The size shows the distance from the corpus mean.
     """
-    require_wordcloud()
     sides = _sides(words)
     return picture(lambda: _draw_clouds(sides)) if sides else {}
 
@@ -89,8 +88,7 @@ def sentiment_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
             for d in DIMENSIONS
         }
         lines.append((model, f"{len(frame):,} sentences", spreads))
-    caption = "score; dots: means with 95 % intervals"
-    return picture(lambda: _draw_spreads(lines, caption)) if lines else {}
+    return picture(lambda: _draw_spreads(lines)) if lines else {}
 
 
 def distribution_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
@@ -118,8 +116,7 @@ def distribution_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
                 for name, (suffix, colour) in _OF_SPEECH.items()
             ]
         lines.append((str(model), f"{len(own):,} clips", spreads))
-    caption = "score; dots: means with 95 % intervals"
-    return picture(lambda: _draw_spreads(lines, caption)) if lines else {}
+    return picture(lambda: _draw_spreads(lines)) if lines else {}
 
 
 def ccc_figure(rows: Sequence[Row]) -> Picture:
@@ -193,9 +190,7 @@ def _note(axis: Any, text: str) -> None:
     ).set_in_layout(False)  # fmt: skip
 
 
-def _draw_spreads(
-    lines: Sequence[tuple[str, str, Mapping[str, Sequence[_Spread]]]], caption: str
-) -> Any:
+def _draw_spreads(lines: Sequence[tuple[str, str, Mapping[str, Sequence[_Spread]]]]) -> Any:
     figure, panels = _panels(_PANEL_IN * len(lines) + _EDGES_IN, len(lines))
     names = model_names([model for model, _, _ in lines])
     for row, (model, count, spreads) in zip(panels, lines, strict=True):
@@ -216,7 +211,7 @@ def _draw_spreads(
                 label.label1.set_color(word_colour(spread.colour))
             value_grid(axis, "x", most=5)
         _note(row[0], f"{names[model]}, {count}")
-    figure.supxlabel(caption, color=SOFT, fontsize=SMALL_PT)
+    figure.supxlabel("score; dots: means with 95 % intervals", color=SOFT, fontsize=SMALL_PT)
     return figure
 
 

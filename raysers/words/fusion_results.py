@@ -29,7 +29,7 @@ from raysers.errors import RaysersError
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.correctness import comparison_rows, correctness_rows
 from raysers.evaluation.join import COLUMNS, dimensions_of
-from raysers.evaluation.rows import METRICS_PART, Row, number, row_of, to_table
+from raysers.evaluation.rows import METRICS_PART, Row, bounded, number, row_of, to_table
 from raysers.evaluation.scores import ALL, Scores, Subset
 from raysers.io import storage
 from raysers.models.backbones import ASSETS
@@ -72,14 +72,10 @@ History = Mapping[str, Sequence[EpochOfHead]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """Clips that have vectors.
+    """Clips that have vectors: rows of the labelled manifest, and of the predictions.
 
-    Attributes:
-        table: their rows of the labelled manifest.
-        rows: their columns of the predictions, without vectors.
-        vectors: float32 [clips, size] by source.
-        labels: float32 [clips, 3], NaN where unknown.
-        acoustic: float32 [clips, 3], scores of the acoustic model itself.
+    All arrays are float32: `vectors` [clips, size] by source, `labels` [clips, 3] with NaN where
+    unknown, and `acoustic` [clips, 3], the scores of the acoustic model itself.
     """
 
     table: pa.Table
@@ -314,12 +310,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def _difference(row: Row) -> str:
     """`+.123 [.012, .234]`."""
-    return "+" * (row.value > 0) + _value(row)
-
-
-def _value(row: Row) -> str:
-    known = row.ci_low == row.ci_low
-    return number(row.value) + f" [{number(row.ci_low)}, {number(row.ci_high)}]" * known
+    return "+" * (row.value > 0) + bounded(row)
 
 
 def _draw(rows: Sequence[Row]) -> Any:
@@ -344,13 +335,7 @@ def _draw(rows: Sequence[Row]) -> Any:
 
 
 def fusion_card(rows: Sequence[Row], **facts: Any) -> str:
-    """The card as Markdown.
-
-    Args:
-        rows: of `fusion_rows`.
-        facts: name, config, clips (counts by corpus and split), best (epoch by head), command,
-            notes, leakage.
-    """
+    """The card as Markdown, of `fusion_rows` and what else the template names."""
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
     )
@@ -362,7 +347,7 @@ def fusion_card(rows: Sequence[Row], **facts: Any) -> str:
     }
     template = environment.from_string((ASSETS / "fusion_card.md.j2").read_text("utf-8"))
     return template.render(
-        ccc=_by_dimension([row for row in rows if row.metric == "ccc"], "model", "{}", _value),
+        ccc=_by_dimension([row for row in rows if row.metric == "ccc"], "model", "{}", bounded),
         differences=_by_dimension(differences(rows), "group_value", "fused - {}", _difference),
         verdict=verdict(rows),
         **facts,

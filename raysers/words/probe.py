@@ -93,7 +93,6 @@ class ProbeFlags:
         own_texts = self.texts and self.templates != ProbeFlags.templates
         for bad, message in (
             (not self.model, "--model is empty: give at least one model"),
-            (len(set(self.model)) < len(self.model), "--model has the same model twice"),
             (not self.output, "--output is empty: give a folder or an s3:// prefix"),
             (own_texts, "give either --texts or --templates"),
             (

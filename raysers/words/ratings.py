@@ -111,7 +111,7 @@ def word_ratings(
     source: str = "labels",
     least: int = LEAST,
     most: int = MOST,
-    bootstrap: Bootstrap | None = None,
+    bootstrap: Bootstrap,
     run_id: str = "",
 ) -> pa.Table:
     """Words with enough occurrences and their mean scores, by valence from low to high.
@@ -124,7 +124,6 @@ def word_ratings(
     Raises:
         ConfigError: no transcripts, or none in a clip with a valence.
     """
-    how = bootstrap or Bootstrap()
     clips = _rated_clips(table)
     said = clips.explode("words")
     said["word"] = said["words"].map(folded)
@@ -133,7 +132,7 @@ def word_ratings(
     for word, found in said.groupby("word"):
         if len(found) >= least:
             values = found[list(DIMENSIONS)].mean().to_dict()
-            rows.append(values | _bounds(found, str(word), how) | _counts(found))
+            rows.append(values | _bounds(found, str(word), bootstrap) | _counts(found))
     rows.sort(key=lambda row: (row["valence"], folded(row["word"])))
     sides = _sides([row["valence"] for row in rows], middle, most)
     for row, (side, rank) in zip(rows, sides, strict=True):

@@ -88,9 +88,7 @@ def respoken_table(
     return pa.Table.from_pandas(pd.concat(tables), RESPOKEN, preserve_index=False)
 
 
-def respoken_rows(
-    table: pa.Table, clips: pa.Table, bootstrap: Bootstrap | None = None
-) -> list[Row]:
+def respoken_rows(table: pa.Table, clips: pa.Table, how: Bootstrap) -> list[Row]:
     """Figures of every model, subset and dimension with 95 % intervals, by `group` "speech".
 
     `group_value` says of what: "original" and "respoken" have `ccc`, `pearson`, `mae` with the
@@ -100,7 +98,6 @@ def respoken_rows(
     models' re-spoken scores are compared by `group` "model": `respoken_ccc_difference` and so on.
     `clips` has `clip_id` and `join.COLUMNS` of the originals, whose speakers are resampled.
     """
-    how = bootstrap or Bootstrap()
     frame = table.to_pandas()
     ids = pd.Index(sorted(set(frame["clip_id"])))
     about = clips.select(["clip_id", *(n for n in COLUMNS if n in clips.column_names)]).to_pylist()

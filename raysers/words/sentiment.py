@@ -64,9 +64,7 @@ SENTENCES = pa.schema(
 )
 
 
-def sentiment_rows(
-    table: pa.Table, *, dataset: str, split: str = "all", bootstrap: Bootstrap | None = None
-) -> list[Row]:
+def sentiment_rows(table: pa.Table, *, dataset: str, bootstrap: Bootstrap) -> list[Row]:
     """Figures of every model for sentences of known sentiment, a table of `SENTENCES`.
 
     By `group` "sentiment": `sentiment_mean` of positive, neutral and negative; `mean_shift` of
@@ -78,15 +76,14 @@ def sentiment_rows(
     Raises:
         ConfigError: a sentiment is none of the three.
     """
-    how = bootstrap or Bootstrap()
     rows: list[Row] = []
     for model, sentences in by_model(table):
-        cell = Subset(dataset=dataset, split=split, group="sentiment")
-        rows += _shifts(cell, model, sentences, how)
+        cell = Subset(dataset=dataset, split="all", group="sentiment")
+        rows += _shifts(cell, model, sentences, bootstrap)
         languages = sorted(set(sentences["language"]) - {""})
         for name in languages if len(languages) > 1 else ():
             own = sentences[sentences["language"] == name]
-            rows += _shifts(replace(cell, group="language"), model, own, how, name)
+            rows += _shifts(replace(cell, group="language"), model, own, bootstrap, name)
         rows += _text_rows(replace(cell, group="text"), model, sentences)
     return rows
 

@@ -115,8 +115,9 @@ def test_a_storage_failure_is_not_the_clips_fault(recording, monkeypatch):
 @given(
     st.lists(st.integers(0, 20), min_size=1, max_size=60),
     st.floats(0.5, 30),
+    st.booleans(),
 )
-def test_micro_batches_hold_every_clip_once_in_order_within_the_budget(lengths_s, budget_s):
+def test_micro_batches_hold_every_clip_once_in_order_within_the_budget(lengths_s, budget_s, pads):
     clips = [
         Decoded(
             clip=Clip(clip_id=str(i), file="x"),
@@ -124,7 +125,7 @@ def test_micro_batches_hold_every_clip_once_in_order_within_the_budget(lengths_s
         )
         for i, s in enumerate(lengths_s)
     ]
-    batches = list(micro_batches(clips, budget_s))
+    batches = list(micro_batches(clips, budget_s, pads))
     assert [d.clip.clip_id for b in batches for d in b] == [str(i) for i in range(len(clips))]
     for batch in batches:
         lengths = [d.duration_s for d in batch if d.signal is not None]

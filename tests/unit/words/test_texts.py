@@ -151,8 +151,3 @@ def test_negation_turns_the_sentiment_round():
     plain = {r["word"]: r["sentiment"] for r in template_texts("context").to_pylist()}
     for row in template_texts("negation").to_pylist():
         assert {plain[row["word"]], row["sentiment"]} == {"positive", "negative"}
-
-
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"this-is.*--texts"):
-        template_texts("thisis")
