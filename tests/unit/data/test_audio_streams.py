@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,13 @@ def test_rows_are_of_one_stream_and_resumed_with_it_alone(folder: Path, tmp_path
     assert second.duration_s == pytest.approx(3, abs=0.05)
     assert first.clip_id != second.clip_id
     assert first.arousal != second.arousal
-    raysers.annotate(film, output=str(out), audio_stream="fra")
+    table = tmp_path / "clips.csv"
+    table.write_text(f"file\n{film}\nlate.mp4\n")
+    late = {"output": str(out), "audio_stream": "fra"}
+    assert sorted(raysers.annotate(table, **late)["status"]) == ["missing", "ok"]
+    shutil.copy(film, tmp_path / "late.mp4")
+    again = raysers.annotate(table, **late, retry=("missing",))
+    assert again["audio_stream"].tolist() == [1, 1]
+    assert again["arousal"].tolist() == pytest.approx([second.arousal] * 2)
     with pytest.raises(RefusedError, match="audio_stream"):
-        raysers.annotate(film, output=str(out), audio_stream="eng")
+        raysers.annotate(table, output=str(out), audio_stream="eng")
