@@ -11,6 +11,8 @@ EVALUATED/tests, the pass-or-fail tests of ser-tests with their thresholds; prin
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from raysers.annotation import AnnotateTask
 from raysers.cli import as_plain, command
 from raysers.commands.annotate import AnnotateFlags, annotate
@@ -29,6 +31,9 @@ from raysers.evaluation.rows import print_metrics, print_notes
 from raysers.io import storage
 from raysers.run import Exit, Run, with_absolute_paths
 
+if TYPE_CHECKING:
+    from raysers.words.probe import ProbeFlags
+
 JOB = "evaluate"
 
 
@@ -46,7 +51,10 @@ def evaluate(flags: EvaluateFlags) -> int:
         run.begin(as_plain(flags), flags.settings)
         if report is None:
             clips = flags.input or (labelled_clips(flags, labels[0], emotions=emotions),)
-            found += [read_predictions(uri) for uri in predict(flags, clips)]
+            for model, name in folder_names(flags.model).items():
+                place = storage.join(flags.output, "predictions", name)
+                predict(flags, model, clips, place)
+                found.append(read_predictions(place))
             report = measure(flags, labels, found)
         good = report.failed_share <= flags.max_failed
         write(report, run, good=good)
@@ -58,22 +66,20 @@ def evaluate(flags: EvaluateFlags) -> int:
     return Exit.DONE if good else Exit.TOO_MANY_FAILED
 
 
-def predict(flags: EvaluateFlags, clips: tuple[str, ...]) -> list[str]:
-    """Annotate with every model; the folders of the predictions."""
-    folders = []
-    for model, name in folder_names(flags.model).items():
-        folders.append(storage.join(flags.output, "predictions", name))
-        annotate(
-            AnnotateFlags(
-                input=clips,
-                output=folders[-1],
-                model=model,
-                dtype=flags.dtype,
-                workers=flags.workers,
-                max_failed=flags.max_failed,
-            )
+def predict(
+    flags: EvaluateFlags | ProbeFlags, model: str, clips: tuple[str, ...], output: str
+) -> int:
+    """Annotate with a model and the flags of another command; returns the exit code."""
+    return annotate(
+        AnnotateFlags(
+            input=clips,
+            output=output,
+            model=model,
+            dtype=flags.dtype,
+            workers=flags.workers,
+            max_failed=flags.max_failed,
         )
-    return folders
+    )
 
 
 main = command(EvaluateFlags, evaluate, __doc__ or "", positional="predictions")

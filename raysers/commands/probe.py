@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from raysers.cli import as_plain, command
-from raysers.commands.annotate import AnnotateFlags, annotate
+from raysers.commands.evaluate import predict
 from raysers.commands.synthesize import synthesize
 from raysers.data.manifest import is_whole, manifest_parts, write_manifest
 from raysers.engine import output as parts
@@ -106,15 +106,7 @@ def speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, li
     for model, name in folder_names(flags.model).items():
         folders = {what: storage.join(flags.output, "scores", name, what) for what in speech}
         for what, place in speech.items():
-            scoring = AnnotateFlags(
-                input=(place,),
-                output=folders[what],
-                model=model,
-                dtype=flags.dtype,
-                workers=flags.workers,
-                max_failed=flags.max_failed,
-            )
-            codes.append(annotate(scoring))
+            codes.append(predict(flags, model, (place,), folders[what]))
         known_as = read_predictions(folders["sentences"]).model
         models.append(probing.Scored(model=known_as, name=name, **folders))
     return Exit(max(codes)), models
