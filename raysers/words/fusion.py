@@ -27,7 +27,7 @@ from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.io import storage
 from raysers.models.asr import is_moonshine
 from raysers.models.fusion import SOUND, WORDS, load_fusion
-from raysers.models.text import MINILM, TextEncoder, TextPooling, is_hub_id
+from raysers.models.text import TextEncoder, TextPooling, is_place
 from raysers.models.vad import pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
@@ -96,7 +96,7 @@ class FusionTask(ClipTask):
             ConfigError: unknown name.
             CheckpointError: a folder that cannot be trusted.
         """
-        if not is_hub_id(text_model) and text_model != MINILM:
+        if is_place(text_model):
             text_model = storage.absolute(text_model)  # workers have working folders of their own
         encoder = TextEncoder(storage.fetch_folder(text_model, "--text-model"), pooling)
         return cls(
