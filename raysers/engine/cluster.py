@@ -35,7 +35,6 @@ from raysers.data.shards import ShardSource
 from raysers.engine.placement import Placement, choose_placement
 from raysers.engine.progress import Monitor, Shards
 from raysers.engine.worker import (
-    SHARDS_AT_A_TIME,
     ClipTask,
     ShardResult,
     ShardWorker,
@@ -180,7 +179,7 @@ def configure_ray_data() -> None:
     context.print_on_execution_start = False
     # slow progress is not an error; a hang shows as a progress line that stops changing
     context.execution_no_progress_timeout_s = 24 * 3600.0
-    # with two shards each, all workers are busy: nodes that join get one
+    # with all the shards that each may have, all workers are busy: nodes that join get one
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     # an error in a worker stops the job; rows are never dropped to go on
     context.max_errored_blocks = 0
@@ -372,8 +371,8 @@ def run_shards(
             min_size=1 if placement.elastic else size,
             max_size=len(blocks) if placement.elastic else size,
             initial_size=size,
-            max_tasks_in_flight_per_actor=SHARDS_AT_A_TIME,
-            max_concurrent_calls_per_actor=SHARDS_AT_A_TIME,
+            max_tasks_in_flight_per_actor=placement.shards_in_flight,
+            max_concurrent_calls_per_actor=placement.shards_in_flight,
             enable_true_multi_threading=True,
         ),
         num_cpus=placement.num_cpus,

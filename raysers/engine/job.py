@@ -32,7 +32,6 @@ from raysers.engine.placement import Placement, connecting, here, io_threads
 from raysers.engine.plan import Plan
 from raysers.engine.progress import Shards, Totals
 from raysers.engine.worker import (
-    SHARDS_AT_A_TIME,
     ClipTask,
     ShardResult,
     ShardWorker,
@@ -185,7 +184,8 @@ class ClipJob:
         refresh: Callable[[], Shards | None] = reports.copy
         if worker is not None:
             source = ShardSource(planned.clips, planned.shards, planned.changed)
-            results = _scored_here(worker, source, planned.todo, reports)
+            at_a_time = self.placement.shards_in_flight
+            results = _scored_here(worker, source, planned.todo, reports, at_a_time)
         else:
             from raysers.engine import cluster
 
@@ -316,10 +316,14 @@ def _preload(names: Sequence[str]) -> None:
 
 
 def _scored_here(
-    worker: ShardWorker, source: ShardSource, shards: Sequence[int], reports: Shards
+    worker: ShardWorker,
+    source: ShardSource,
+    shards: Sequence[int],
+    reports: Shards,
+    at_a_time: int,
 ) -> Iterator[ShardResult]:
     """Score shards in this process; those in work end early when the caller stops."""
-    pool = ThreadPoolExecutor(SHARDS_AT_A_TIME, thread_name_prefix="shard")
+    pool = ThreadPoolExecutor(at_a_time, thread_name_prefix="shard")
     try:
         for result in pool.map(lambda shard: worker.run(source.block(shard)), shards):
             reports.pop(result.shard, None)

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby, islice
@@ -40,8 +41,11 @@ Row = dict[str, Any]
 #: Clip id and name of the variant.
 Key = tuple[str, str]
 
-#: Shards in one worker at a time: one is scored while the next is decoded.
-SHARDS_AT_A_TIME = 2
+#: Long shards in work at a time: one is scored while the next is decoded.
+_LONG_SHARDS = 2
+
+#: Threads that read and write small objects of shards in work.
+_STORE_THREADS = 16
 
 #: Clips decoded together on the first attempt after a death.
 _STRETCH = 32
@@ -184,6 +188,30 @@ class ShardResult:
 Report = Callable[[int, float, dict[str, int]], None]
 
 
+class _Budget:
+    """Audio seconds that shards in work may decode ahead together, given out in order of asking."""
+
+    def __init__(self, total_s: float) -> None:
+        # in whole milliseconds, so that all of them are there again when all are given back
+        self._total_ms = self._free_ms = round(1000 * total_s)
+        self._turn = threading.Lock()
+        self._returned = threading.Condition()
+
+    @contextmanager
+    def taken(self, seconds: float) -> Iterator[None]:
+        """Wait for so many seconds, at most all, and give them back at the end of the block."""
+        taken_ms = min(round(1000 * seconds), self._total_ms)
+        with self._turn, self._returned:
+            self._returned.wait_for(lambda: self._free_ms >= taken_ms)
+            self._free_ms -= taken_ms
+        try:
+            yield
+        finally:
+            with self._returned:
+                self._free_ms += taken_ms
+                self._returned.notify()
+
+
 class ShardWorker:
     """Scores shards with one model, which on CPUs only the thread that loaded it calls."""
 
@@ -193,11 +221,12 @@ class ShardWorker:
         self._report = report
         self._model_threads = ThreadPoolExecutor(task.model_threads, thread_name_prefix="model")
         self._io, self._variants = decoding(task, settings.io_threads, settings.decode_processes)
-        self._store = ThreadPoolExecutor(2 * SHARDS_AT_A_TIME, thread_name_prefix="store")
-        self._slots = threading.Semaphore(SHARDS_AT_A_TIME)
-        self._turn = threading.Lock()
+        self._store = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         self._stopped = threading.Event()
         self._model = self._model_threads.submit(task.open).result()
+        self._ahead_s = ahead_of(task, max(AHEAD_S, 4 * self._model.max_padded_s))
+        self._all_s = _LONG_SHARDS * self._ahead_s
+        self._budget = _Budget(self._all_s)
 
     def stop(self) -> None:
         """Make shards in work end at their next micro-batch, with an error."""
@@ -252,22 +281,18 @@ class ShardWorker:
         self, clips: list[Clip], attempt: ledger.Attempt, result: ShardResult
     ) -> dict[Key, Row]:
         clips = _decode_order(clips)
-        slots = SHARDS_AT_A_TIME if attempt.suspicious else 1
-        with self._turn:  # one at a time collects slots, or two could wait for each other
-            for _ in range(slots):
-                self._slots.acquire()
-        try:
+        seconds = sum(clip.duration_s for clip in clips if clip.duration_s > 0)
+        # nothing else is in work beside a shard on which a worker died
+        with self._budget.taken(self._all_s if attempt.suspicious else min(seconds, self._ahead_s)):
             feed = self._isolated_feed(clips, attempt) if attempt.suspicious else self._feed(clips)
             return self._model_threads.submit(self._score_feed, feed, attempt, result).result()
-        finally:
-            self._slots.release(slots)
 
     def _feed(self, clips: list[Clip]) -> Iterator[Decoded]:
         return decode_ahead(
             clips,
             self._io,
             max_clip_s=self._settings.max_clip_s,
-            ahead_s=ahead_of(self._task, max(AHEAD_S, 4 * self._model.max_padded_s)),
+            ahead_s=self._ahead_s,
             variants=self._variants,
         )
 

@@ -27,7 +27,6 @@ from raysers.engine.feed import Decoded
 from raysers.engine.job import ClipJob
 from raysers.engine.placement import Placement, here
 from raysers.engine.worker import (
-    SHARDS_AT_A_TIME,
     ClipModel,
     ClipTask,
     ShardWorker,
@@ -214,7 +213,7 @@ class WarmWorker:
             max_clip_s=600.0, io_threads=max(2, placement.threads),
         )  # fmt: skip
         watched = WatchedTask(task=task.placed(placement, None), stamps=self._folder.name)
-        self._output = settings.output
+        self._output, self._shards_in_flight = settings.output, placement.shards_in_flight
         self._worker = ShardWorker(settings, watched, lambda *_: None)
         (self.model,) = watched.opened
 
@@ -222,7 +221,7 @@ class WarmWorker:
         """Score the blocks, as many at a time as in a job."""
         shutil.rmtree(self._output, ignore_errors=True)  # or the worker finds them finished
         began = time.perf_counter()
-        with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
+        with ThreadPoolExecutor(self._shards_in_flight) as pool:
             results = list(pool.map(self._worker.run, blocks))
         wall_s = time.perf_counter() - began
         names = ("audio_s", "scored_s", "padded_s", "decoded")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +55,27 @@ def test_clips_of_a_slow_store_are_fetched_together(
     worker.close()
     assert s3_faults.count("in/") == 48
     assert s3_faults.in_sequence() <= 8
+
+
+@pytest.mark.parametrize(("duration_s", "rounds"), [(0.7, 1), (700.1, 3)])
+def test_short_shards_are_fetched_together_and_long_ones_in_pairs(
+    tmp_path: Path, s3: Bucket, s3_faults: Faults, duration_s: float, rounds: int
+) -> None:
+    sf.write(tmp_path / "x.wav", np.full(1600, 0.1), 16_000)
+    files = [s3.put(f"in/{i}.wav", (tmp_path / "x.wav").read_bytes()) for i in range(7)]
+    settings = worker_settings(tmp_path / "out", io_threads=16)
+    worker = ShardWorker(settings, LevelTask(diary=str(tmp_path)), lambda *_: None)
+
+    def run(numbers: Iterable[int]) -> None:
+        column = {"duration_s": pa.array([duration_s])}
+        for n in numbers:
+            block = pa.table({"clip_id": [files[n]], "file": [files[n]], "shard": [n], **column})
+            assert worker.run(block).statuses == {"ok": 1}
+
+    run([0])  # connections are open
+    s3_faults.clear()
+    s3_faults.add("in/", "delay", delay_s=0.5)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(run, ([n] for n in range(1, 7))))
+    worker.close()
+    assert s3_faults.in_sequence() == rounds
