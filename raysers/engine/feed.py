@@ -9,9 +9,11 @@ come back in shared memory.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -80,6 +82,30 @@ _BREAKER = storage.Breaker()
 
 #: Makes the rows of a decoded clip, in the thread that decoded it.
 Variants = Callable[[Decoded], list[Decoded]]
+
+
+class Budget:
+    """Audio seconds that shards in work may decode ahead together, given out in order of asking."""
+
+    def __init__(self, total_s: float) -> None:
+        # in whole milliseconds, so that all of them are there again when all are given back
+        self._total_ms = self._free_ms = round(1000 * total_s)
+        self._turn = threading.Lock()
+        self._returned = threading.Condition()
+
+    @contextmanager
+    def taken(self, seconds: float) -> Iterator[None]:
+        """Wait for so many seconds, at most all, and give them back at the end of the block."""
+        taken_ms = min(round(1000 * seconds), self._total_ms)
+        with self._turn, self._returned:
+            self._returned.wait_for(lambda: self._free_ms >= taken_ms)
+            self._free_ms -= taken_ms
+        try:
+            yield
+        finally:
+            with self._returned:
+                self._free_ms += taken_ms
+                self._returned.notify()
 
 
 def decode_ahead(

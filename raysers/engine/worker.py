@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby, islice
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from raysers.data.manifest import clips_of
 from raysers.data.shards import shard_name
 from raysers.engine import ledger, output
-from raysers.engine.feed import AHEAD_S, Decoded, Variants, decode_ahead, micro_batches
+from raysers.engine.feed import AHEAD_S, Budget, Decoded, Variants, decode_ahead, micro_batches
 from raysers.engine.placement import Placement
 from raysers.engine.processes import Once, ProcessPool
 from raysers.errors import ClipError, DecoderDied, DeviceLost, RaysersError
@@ -188,30 +187,6 @@ class ShardResult:
 Report = Callable[[int, float, dict[str, int]], None]
 
 
-class _Budget:
-    """Audio seconds that shards in work may decode ahead together, given out in order of asking."""
-
-    def __init__(self, total_s: float) -> None:
-        # in whole milliseconds, so that all of them are there again when all are given back
-        self._total_ms = self._free_ms = round(1000 * total_s)
-        self._turn = threading.Lock()
-        self._returned = threading.Condition()
-
-    @contextmanager
-    def taken(self, seconds: float) -> Iterator[None]:
-        """Wait for so many seconds, at most all, and give them back at the end of the block."""
-        taken_ms = min(round(1000 * seconds), self._total_ms)
-        with self._turn, self._returned:
-            self._returned.wait_for(lambda: self._free_ms >= taken_ms)
-            self._free_ms -= taken_ms
-        try:
-            yield
-        finally:
-            with self._returned:
-                self._free_ms += taken_ms
-                self._returned.notify()
-
-
 class ShardWorker:
     """Scores shards with one model, which on CPUs only the thread that loaded it calls."""
 
@@ -226,7 +201,7 @@ class ShardWorker:
         self._model = self._model_threads.submit(task.open).result()
         self._ahead_s = ahead_of(task, max(AHEAD_S, 4 * self._model.max_padded_s))
         self._all_s = _LONG_SHARDS * self._ahead_s
-        self._budget = _Budget(self._all_s)
+        self._budget = Budget(self._all_s)
 
     def stop(self) -> None:
         """Make shards in work end at their next micro-batch, with an error."""

@@ -227,7 +227,8 @@ def with_training_clips(one: Predictions) -> Predictions:
     """
     name = one.model.partition("@")[0]
     for folder in [str(ASSETS / name)] if name in EMBEDDED else one.places:
-        if taught := frozenset(_document(folder, TRAINED_FILES) or ()):
+        listed = _document(folder, TRAINED_FILES)
+        if taught := frozenset(map(str, listed if isinstance(listed, list) else ())):
             files = pc.cast(one.table["file"], pa.string()).to_pylist()
             stems = (re.split("[/#]", file)[-1].rpartition(".")[0] for file in files)
             return _marked(one, [stem in taught for stem in stems])
