@@ -23,6 +23,7 @@ from raysers.cli import as_plain, parse
 from raysers.commands import annotate, train
 from raysers.engine.placement import here
 from raysers.evaluation.metrics import ccc
+from raysers.training.config import TrainingFlags
 from raysers.training.loop import TrainingStopped
 from raysers.training.trainer import run_training
 from raysers.types import DIMENSIONS
@@ -86,7 +87,7 @@ def two(place, command, ray_session) -> Path:
 
 
 def _train_here(command: list[str], out: Path, on_epoch: Callable | None = None) -> None:
-    flags = parse(train.TrainFlags, [*command, "--output", str(out)], description="")
+    flags = parse(TrainingFlags, [*command, "--output", str(out)], description="")
     run_training(flags, as_plain(flags), on_epoch=on_epoch, placement=here(threads=4))
 
 
@@ -184,7 +185,7 @@ def test_a_training_on_ray_that_is_stopped_saves_its_step_and_resumes(how, place
     out = place / how
     args = [*command, "--output", str(out), "--workers", "2"]
     if how == "callback":
-        flags = parse(train.TrainFlags, args, description="")
+        flags = parse(TrainingFlags, args, description="")
         with pytest.raises(TrainingStopped, match="enough of 1"):
             run_training(flags, as_plain(flags), on_epoch=_stop)
     else:
