@@ -67,9 +67,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",  # nodes of a growing cluster take minutes
 }
-#: Of the workers: threads that spin while they wait for each other take the cores from those that
-#: decode, and from Ray. It cost small networks almost half of their speed.
-_WORKERS_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 #: Failures of Ray Train itself, as of placing workers, after which it gives up (default: never).
 _CONTROLLER_FAILURES = 5
 #: Networks up to this size train faster in several processes than with several threads.
@@ -329,7 +326,7 @@ def _train_on_ray(plan: TrainingPlan, pass_on: PassOn) -> None:
             failure_config=FailureConfig(
                 max_failures=restarts, controller_failure_limit=_CONTROLLER_FAILURES
             ),
-            worker_runtime_env={"env_vars": _WORKERS_ENVIRONMENT},
+            worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive"}},  # spinning takes cores
         ),
     )
     fitted: Future[Exception | None] = Future()
