@@ -44,7 +44,7 @@ def _trained(
     """The `training.json` of a training in this process."""
     common = ["--data", str(labels), "--output", str(out), "--backbone", f"random:{backbone}"]
     recipes = ASSETS / "recipes"
-    flags = parse(train.TrainFlags, [*common, *args], description="", recipes=recipes)
+    flags = parse(train.TrainingFlags, [*common, *args], description="", recipes=recipes)
     run_training(flags, as_plain(flags), on_epoch=on_epoch, placement=here(threads=1))
     return json.loads((out / "training.json").read_text())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysers.cli import parse
-from raysers.commands.train import TrainFlags, main
+from raysers.commands.train import main
 from raysers.errors import ConfigError
 from raysers.models.backbones import ASSETS
 from raysers.training.config import SHOWN, TrainingFlags, deciding, with_recipe
@@ -16,9 +16,13 @@ from raysers.training.config import SHOWN, TrainingFlags, deciding, with_recipe
 RECIPES = ASSETS / "recipes"
 
 
-def flags_of(*args: str) -> TrainFlags:
+def flags_of(*args: str) -> TrainingFlags:
     return parse(
-        TrainFlags, [*args, "--data", "d", "-o", "o"], description="", recipes=RECIPES, shown=SHOWN
+        TrainingFlags,
+        [*args, "--data", "d", "-o", "o"],
+        description="",
+        recipes=RECIPES,
+        shown=SHOWN,
     )
 
 
@@ -26,7 +30,7 @@ def flags_of(*args: str) -> TrainFlags:
 def test_a_shipped_recipe_is_a_valid_configuration(name: str) -> None:
     flags = flags_of("--recipe", name)
     flags.check()
-    assert type(flags) is TrainFlags
+    assert type(flags) is TrainingFlags
     assert flags == flags_of("--recipe", str(RECIPES / f"{name}.yaml"))
 
 
@@ -78,5 +82,5 @@ def test_words_belong_to_the_flag_before_them_and_to_the_data_otherwise() -> Non
     for data in (["--data", "d"], []):
         words = [] if data else ["d"]
         args = [*words, *pairs, *data, "-o", "o"]
-        flags = parse(TrainFlags, args, description="", positional="data")
+        flags = parse(TrainingFlags, args, description="", positional="data")
         assert (flags.data, flags.noise_db, flags.crop_s) == (("d",), (10.0, 30.0), (1.0, 2.0))
