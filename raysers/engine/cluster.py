@@ -179,7 +179,7 @@ def configure_ray_data() -> None:
     context.print_on_execution_start = False
     # slow progress is not an error; a hang shows as a progress line that stops changing
     context.execution_no_progress_timeout_s = 24 * 3600.0
-    # with all the shards that each may have, all workers are busy: nodes that join get one
+    # with two shards each, all workers are busy: nodes that join get one
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     # an error in a worker stops the job; rows are never dropped to go on
     context.max_errored_blocks = 0

@@ -250,7 +250,7 @@ class FusionWorker:
 
 
 def _rows(model: ClipModel, signals: Sequence[Signal]) -> list[Row | ClipError]:
-    """The model's columns of every clip, in batches of its own size."""
+    """Score every clip with one model, in batches of the size that the model takes."""
     most = model.max_padded_s * SAMPLE_RATE_HZ
     parts = micro_batches(signals, most, length=len)
     return [row for part in parts for row in model.score(part, [None] * len(part))]
