@@ -34,6 +34,7 @@ _FLAC_TAIL_BYTES = 1 << 15
 _FLAC_AHEAD_BYTES = 1 << 13
 #: A stream begins with its mark and a STREAMINFO block; the mark alone occurs in compressed audio.
 _FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
+_FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
 
 #: More tags or pages at the start of a stream than any real file has.
 _MOST = 1000
@@ -350,9 +351,8 @@ def goes_on(source: Bytes, container: str, frames: int) -> bool:
     tail = source.at(max(1, source.size - tail_bytes), tail_bytes)
     if b"fLaC" in tail and _FLAC_START.search(tail):
         return True
-    at = len(tail)
-    while (at := tail.rfind(b"\xff", 0, at)) >= 0:
-        if tail[at + 1 : at + 2] in (b"\xf8", b"\xf9") and (head := _flac_frame(tail, at)):
+    for at in reversed([found.start() for found in _FLAC_SYNC.finditer(tail)]):
+        if head := _flac_frame(tail, at):
             first, is_sample = head
             least, most = source.at(8, 2), source.at(10, 2)  # frames are alike, or it is damage
             first *= 1 if is_sample else (least == most) * int.from_bytes(most, "big")
