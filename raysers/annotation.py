@@ -100,9 +100,7 @@ class AnnotateTask(ClipTask):
     ) -> AnnotateTask:
         """Check the model's configuration and files, before anything is written.
 
-        Raises:
-            ConfigError: unknown model.
-            CheckpointError: a model that cannot be trusted to score.
+        Raises ConfigError: unknown model; CheckpointError: a model that cannot be trusted to score.
         """
         name = parse_model_name(model)
         if name.path is not None and name.alias is None and not name.random:
@@ -223,12 +221,8 @@ def write_turns(where: str, clips: Manifest, rows: Callable[[Sequence[str]], pa.
     """Write the speaker turns of an output: each speaker's scores in the order of time, and means.
 
     They are there where a table of the input names several clips of a recording and who speaks in
-    them, such as an RTTM.
-
-    Args:
-        where: the output.
-        clips: its manifest.
-        rows: gives columns of its rows.
+    them, such as an RTTM. `where`: the output; `clips`: its manifest; `rows`: gives columns of its
+    rows.
     """
     speakers = (part["speaker"] for part in clips.parts(["speaker"]) if part.num_columns)
     if not any(len(column) > column.null_count for column in speakers):

@@ -165,8 +165,7 @@ def nearest(text: str, known: Collection[str]) -> str:
 def split(args: Sequence[str], flags: Mapping[str, Flag], positional: str) -> dict[str, list[str]]:
     """The words of every flag that is given; those without a flag are the `positional` one's.
 
-    Raises:
-        ConfigError: an unknown flag, or words that no flag takes.
+    Raises ConfigError: an unknown flag, or words that no flag takes.
     """
     spelled = {flag.spelled: flag for flag in flags.values()}
     spelled |= {flag.short: flag for flag in flags.values() if flag.short}
@@ -199,8 +198,7 @@ def split(args: Sequence[str], flags: Mapping[str, Flag], positional: str) -> di
 def build(config_class: type[T], given: Mapping[str, Sequence[str]], prog: str) -> T:
     """The dataclass of the words that are given.
 
-    Raises:
-        ConfigError: a value that cannot be read, or a required flag that is missing.
+    Raises ConfigError: a value that cannot be read, or a required flag that is missing.
     """
     flags = flags_of(config_class)
     for name, flag in flags.items():

@@ -195,10 +195,8 @@ def command(
 def require_answer(variable: str, address: str) -> None:
     """Check in seconds that a server listens at the address in a variable of the environment.
 
-    An address without a host and port is not checked here.
-
-    Raises:
-        ConfigError: nothing listens there.
+    An address without a host and port is not checked here. Raises ConfigError: nothing listens
+    there.
     """
     parts = urlsplit(address if "://" in address else f"//{address}")
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -229,21 +227,14 @@ def parse(
 
     All jobs take more flags than their own: `--config FILE` (YAML, or the `run.json` of an earlier
     run) gives defaults that the other arguments override; `--requester-pays` sets the environment
-    of this process and, through `cluster.connect`, of its workers.
-
-    Args:
-        config_class: one flag a field.
-        argv: flags and values.
-        description: shown above the flags by `--help`.
-        positional: the field that words without a flag belong to.
-        prog: name in usage messages; default: the script's.
-        output: of the field `output` when nothing is given; announced when it is used.
-        recipes: folder of the config files that `--recipe NAME` knows; None: no such flag.
-        shown: fields in `--help`; `--help-all` lists all. Empty: those that most commands have.
-
-    Raises:
-        ConfigError: an argument, config file or recipe that cannot be used.
-        SystemExit: with code 0, after printing help.
+    of this process and, through `cluster.connect`, of its workers. `config_class`: one flag a
+    field; `argv`: flags and values; `description`: shown above the flags by `--help`; `positional`:
+    the field that words without a flag belong to; `prog`: name in usage messages; default: the
+    script's; `output`: of the field `output` when nothing is given; announced when it is used;
+    `recipes`: folder of the config files that `--recipe NAME` knows; None: no such flag; `shown`:
+    fields in `--help`; `--help-all` lists all. Empty: those that most commands have. Raises
+    ConfigError: an argument, config file or recipe that cannot be used; SystemExit: with code 0,
+    after printing help.
     """
     own = flags_of(config_class)
     flags = {**own, **_shared_flags(recipes)}

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import raysers
+from raysers.display import one_line, with_packages
 from raysers.errors import (
     ConfigError,
     ObjectMissing,
@@ -33,8 +34,7 @@ from raysers.errors import (
     TransientStorageError,
 )
 from raysers.io import storage
-from raysers.io.claim import Claim
-from raysers.text import one_line, with_packages
+from raysers.io.marks import Claim
 
 FlagsT = TypeVar("FlagsT", bound=Any)
 
@@ -103,9 +103,8 @@ class Run:
     def open(cls, job: str, output: str, *, table: str = "", dry_run: bool = False) -> Run:
         """Claim the folder and look at what it holds; a dry run only looks.
 
-        Raises:
-            RefusedError: the folder belongs to another job, or another run holds it.
-            ConfigError: it cannot be written, or has parts of `table` but no `run.json`.
+        Raises RefusedError: the folder belongs to another job, or another run holds it;
+        ConfigError: it cannot be written, or has parts of `table` but no `run.json`.
         """
         output = absolute_output(output)
         with _as_config_errors():
@@ -163,10 +162,9 @@ class Run:
     ) -> RunRecord:
         """Write the record with status `running`; from here on a failure is recorded.
 
-        Args:
-            config: the flags as they were given.
-            settings: what decides the rows; RefusedError where the folder's have others.
-            command: gives the same result; default: this process's command line.
+        `config`: the flags as they were given; `settings`: what decides the rows; RefusedError
+        where the folder's have others; `command`: gives the same result; default: this process's
+        command line.
         """
         self.refuse_other_settings(settings)
         names = ("run_id", "status", "started_at", "finished_at", "outcome")

@@ -109,10 +109,8 @@ ANNOTATIONS = pa.schema(
 def with_outputs(schema: pa.Schema, categories: Sequence[str], numbers: Sequence[str]) -> pa.Schema:
     """`schema` with a model's other outputs, after arousal, dominance and valence.
 
-    Args:
-        schema: `ANNOTATIONS` or a schema built on it.
-        categories: emotions of the model; none: no column `emotion`.
-        numbers: columns of numbers: `p_*`, `*_sd`, `ood`.
+    `schema`: `ANNOTATIONS` or a schema built on it; `categories`: emotions of the model; none: no
+    column `emotion`; `numbers`: columns of numbers: `p_*`, `*_sd`, `ood`.
     """
     fields = [_text("emotion", "most probable category")] if categories else []
     for name in numbers:

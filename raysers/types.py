@@ -1,4 +1,4 @@
-"""The words every layer shares: statuses, dimensions, clips.
+"""The words every layer shares: statuses, dimensions, clips, and numbers drawn from names.
 
 Times are whole nanoseconds (as in audformat tables), so a segment's identity never depends on
 floating point; seconds (`_s`) are for sizes and durations only.
@@ -10,6 +10,10 @@ import hashlib
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: What the models predict, each about 0..1, always in this order (Wagner et al. 2022, section 3.1).
 DIMENSIONS = ("arousal", "dominance", "valence")
@@ -86,3 +90,28 @@ class Clip:
     transcript: str | None = None
     channel: int | None = None
     audio_stream: int | None = None
+
+
+def seed_of(
+    *names: object, size_bytes: int = 16, byteorder: Literal["big", "little"] = "big"
+) -> int:
+    """An integer of `size_bytes` bytes from the BLAKE2b digest of `names`, joined by NUL.
+
+    `names`: a seed and what is drawn for, as text; stray bytes of file names are allowed;
+    `size_bytes`: size of the digest, 1 to 64; `byteorder`: how its bytes become an integer.
+
+    >>> seed_of(0, "clip", size_bytes=2) == seed_of("0", "clip", size_bytes=2)
+    True
+    """
+    key = "\0".join(map(str, names)).encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=size_bytes).digest(), byteorder)
+
+
+def generator(
+    *names: object, size_bytes: int = 16, byteorder: Literal["big", "little"] = "big"
+) -> np.random.Generator:
+    """A generator (PCG64) seeded with `seed_of` the same arguments."""
+    import numpy as np
+
+    seed = seed_of(*names, size_bytes=size_bytes, byteorder=byteorder)
+    return np.random.Generator(np.random.PCG64(seed))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysers import plotting, schemas
+from raysers import display, schemas
 from raysers.types import DIMENSIONS, NS_PER_S
 
 #: What must come out as text: markup, an entity, quotes, another direction, emoji, half a page.
@@ -63,11 +63,11 @@ def draw(folder: Path, *names: str) -> None:
     """Pictures as jobs leave them beside their tables."""
 
     def figure() -> Any:
-        made = plotting.new_figure(1.0, 2.0)
-        plotting.panel_title(made.subplots(), "a picture")
+        made = display.new_figure(1.0, 2.0)
+        display.panel_title(made.subplots(), "a picture")
         return made
 
-    for name, (kind, data) in product(names, plotting.picture(figure).items()):
+    for name, (kind, data) in product(names, display.picture(figure).items()):
         (folder / f"{name}.{kind}").write_bytes(data)
 
 

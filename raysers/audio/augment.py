@@ -15,8 +15,7 @@ import numpy.typing as npt
 import scipy.fft
 import soxr
 
-from raysers.seeding import seed_of
-from raysers.types import SAMPLE_RATE_HZ
+from raysers.types import SAMPLE_RATE_HZ, seed_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,12 +39,11 @@ _CLIP_STREAM = 0xA06
 class Augmentation:
     """What may happen to a clip; the defaults leave it as it is.
 
-    Attributes:
-        crop_s: shortest and longest part to keep, drawn evenly; shorter clips stay whole.
-        equaliser_db: largest gain or loss in any of eight mel-spaced bands.
-        noise_db: lowest and highest signal-to-noise ratio of added noise, drawn evenly.
-        noise_share: share of the clips that get noise, half of them white, half pink.
-        speed: factors one of which the clip is played at (1.1: shorter and higher).
+    `crop_s`: shortest and longest part to keep, drawn evenly; shorter clips stay whole;
+    `equaliser_db`: largest gain or loss in any of eight mel-spaced bands; `noise_db`: lowest and
+    highest signal-to-noise ratio of added noise, drawn evenly; `noise_share`: share of the clips
+    that get noise, half of them white, half pink; `speed`: factors one of which the clip is played
+    at (1.1: shorter and higher).
     """
 
     crop_s: tuple[float, float] | None = None
@@ -82,15 +80,9 @@ def augment(
 ) -> Floats:
     """A changed copy of a clip.
 
-    Args:
-        signal: float32 [samples], 16 kHz, at least one sample, finite.
-        settings: what may happen.
-        rng: of `clip_rng`.
-        min_samples: neither crop nor speed makes a clip shorter than that.
-        max_samples: speed makes no clip longer than that.
-
-    Returns:
-        float32 [samples'], a new array.
+    `signal`: float32 [samples], 16 kHz, at least one sample, finite; `settings`: what may happen;
+    `rng`: of `clip_rng`; `min_samples`: neither crop nor speed makes a clip shorter than that;
+    `max_samples`: speed makes no clip longer than that. Returns float32 [samples'], a new array.
     """
     changed = _cut_and_play(signal, settings, rng, min_samples, max_samples or sys.maxsize)
     if settings.equaliser_db:
@@ -121,11 +113,8 @@ def equalise(signal: Floats, gains_db: npt.NDArray[np.float64]) -> Floats:
 def add_noise(signal: Floats, snr_db: float, rng: np.random.Generator, *, pink: bool) -> Floats:
     """Add stationary noise at exactly `snr_db` below the clip's mean power; silence stays silent.
 
-    Args:
-        signal: float32 [samples].
-        snr_db: signal-to-noise ratio.
-        rng: of the noise.
-        pink: power falls with 1/f; else white.
+    `signal`: float32 [samples]; `snr_db`: signal-to-noise ratio; `rng`: of the noise; `pink`: power
+    falls with 1/f; else white.
     """
     power = _mean_square(signal)
     noise = rng.standard_normal(len(signal), np.float32)

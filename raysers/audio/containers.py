@@ -135,13 +135,10 @@ def untagged(source: Bytes) -> Bytes:
 def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
     """Frames that the header promises, where libsndfile finds `frames`.
 
-    Covers WAV (RIFF, RIFX, RF64), Wave64, AIFF, CAF, AU and Ogg. FLAC needs nothing:
-    libsndfile reports its header's count. For MP3 see `streams`.
-
-    Args:
-        source: the file without tags in front.
-        frames: what libsndfile believes.
-        rate_hz: sample rate, which the positions in Ogg Opus are converted to.
+    Covers WAV (RIFF, RIFX, RF64), Wave64, AIFF, CAF, AU and Ogg. FLAC needs nothing: libsndfile
+    reports its header's count. For MP3 see `streams`. `source`: the file without tags in front;
+    `frames`: what libsndfile believes; `rate_hz`: sample rate, which the positions in Ogg Opus are
+    converted to.
     """
     head = source.at(0, 44)
     size_bytes = int.from_bytes(head[40:44], "little")
@@ -315,14 +312,9 @@ def _plain_frame_bytes(fmt: bytes, order: str) -> int:
 def refusal(source: Bytes, name: str) -> ClipError:
     """The error for a file that libsndfile would not open.
 
-    libsndfile's own reason is not used: it is kept in a variable all threads share.
-
-    Args:
-        source: the bytes of the file.
-        name: its name, for headerless audio.
-
-    Returns:
-        `empty`, `unsupported`, `truncated` or `unreadable`.
+    libsndfile's own reason is not used: it is kept in a variable all threads share. `source`: the
+    bytes of the file; `name`: its name, for headerless audio. Returns `empty`, `unsupported`,
+    `truncated` or `unreadable`.
     """
     if source.size == 0:
         return ClipError(Status.EMPTY, "the file has 0 bytes")

@@ -44,9 +44,8 @@ _LONGEST_S = 1_000_000_000
 def probe(source: AudioSource, *, name: str, stream: str | int = 0) -> AudioInfo:
     """What a file holds by its header, also where it is cut; see `AudioReader`.
 
-    Raises:
-        ClipError: the file cannot be opened, is empty, or nothing is left of its audio.
-        StorageError: the storage failed otherwise.
+    Raises ClipError: the file cannot be opened, is empty, or nothing is left of its audio;
+    StorageError: the storage failed otherwise.
     """
     with AudioReader(source, name=name, stream=stream) as reader:
         info = reader.info
@@ -72,15 +71,10 @@ class AudioReader:
     """An open audio file from which spans are read; not to be shared by threads.
 
     Reads go block by block with their counts checked: where a header promises too much, libsndfile
-    gives short or stale data.
-
-    Args:
-        source: local path or seekable binary file object, which stays open.
-        name: file name for messages; its extension only identifies headerless audio.
-        stream: the audio stream of a container, by its number from 0, language or title.
-
-    Raises:
-        ClipError: the file cannot be opened (see `probe`), or has no such stream (`unsupported`).
+    gives short or stale data. `source`: local path or seekable binary file object, which stays
+    open; `name`: file name for messages; its extension only identifies headerless audio; `stream`:
+    the audio stream of a container, by its number from 0, language or title. Raises ClipError: the
+    file cannot be opened (see `probe`), or has no such stream (`unsupported`).
     """
 
     def __init__(self, source: AudioSource, *, name: str, stream: str | int = 0) -> None:
@@ -124,20 +118,12 @@ class AudioReader:
     ) -> Floats:
         """Decode `[start_ns, end_ns)`: that slice of the whole at 16 kHz, in any order of spans.
 
-        Args:
-            start_ns: start of the span.
-            end_ns: end of the span; None or beyond the file's end: the end of the file.
-            max_s: longest span accepted, seconds at 16 kHz.
-            channel: from 1; None: the mean of all.
-
-        Returns:
-            float32 samples, shape (n,), n >= 1.
-
-        Raises:
-            ClipError: `empty` (no samples in the span), `too_long`, `truncated` (the header
-                promises audio of the span that the file does not hold), `not_finite`,
-                `unreadable` (the decoder gave up), `unsupported` (no such channel),
-                `out_of_memory`.
+        `start_ns`: start of the span; `end_ns`: end of the span; None or beyond the file's end: the
+        end of the file; `max_s`: longest span accepted, seconds at 16 kHz; `channel`: from 1; None:
+        the mean of all. Returns float32 samples, shape (n,), n >= 1. Raises ClipError: `empty` (no
+        samples in the span), `too_long`, `truncated` (the header promises audio of the span that
+        the file does not hold), `not_finite`, `unreadable` (the decoder gave up), `unsupported` (no
+        such channel), `out_of_memory`.
         """
         self._choose(channel)
         info, slack = self.info, self.info.slack_frames
@@ -179,17 +165,10 @@ class AudioReader:
     ) -> Iterator[Floats]:
         """The whole file as consecutive pieces of one continuous 16 kHz signal.
 
-        Args:
-            block_s: length of every block but the last, seconds.
-            zero_nonfinite: NaN and infinity become zeros in place of an error.
-            channel: as of `read`.
-
-        Yields:
-            float32 samples, shape (n,), n >= 1.
-
-        Raises:
-            ClipError: as `read` does, after the part that is there (of FLAC up to a block of
-                the codec less).
+        `block_s`: length of every block but the last, seconds; `zero_nonfinite`: NaN and infinity
+        become zeros in place of an error; `channel`: as of `read`. Yields float32 samples, shape
+        (n,), n >= 1. Raises ClipError: as `read` does, after the part that is there (of FLAC up to
+        a block of the codec less).
         """
         self._choose(channel)
         info, size = self.info, max(1, round(block_s * SAMPLE_RATE_HZ))
@@ -246,8 +225,7 @@ class AudioReader:
     def _native(self, start: int, end: int, span: tuple[int, int]) -> Iterator[Floats]:
         """Frames `[start, end)`, or as many as there are, as mono blocks at the file's own rate.
 
-        Raises:
-            ClipError: `not_finite` within the frames `span`; outside they become zeros.
+        Raises ClipError: `not_finite` within the frames `span`; outside they become zeros.
         """
         channels, self._start, self._end = self.info.channels, start, start
         self._energies, self._mix_energy = np.zeros(channels), 0.0

@@ -57,10 +57,9 @@ _BLOCK = 1 << 13
 class Levels(NamedTuple):
     """Level of a signal; NaN for a signal without samples.
 
-    Attributes:
-        rms_db: root mean square level, dB re full scale, at least -120.
-        peak: largest absolute sample, full scale is 1.0.
-        clipped_ratio: share of samples at full scale of 16-bit audio, 0..1.
+    `rms_db`: root mean square level, dB re full scale, at least -120; `peak`: largest absolute
+    sample, full scale is 1.0; `clipped_ratio`: share of samples at full scale of 16-bit audio,
+    0..1.
     """
 
     rms_db: float
@@ -71,8 +70,7 @@ class Levels(NamedTuple):
 def levels(signal: Floats) -> Levels:
     """RMS level, peak and clipping of a clip, without a copy of it.
 
-    Args:
-        signal: samples, full scale is 1.0, shape (n,).
+    `signal`: samples, full scale is 1.0, shape (n,).
 
     >>> levels(np.array([0.5, -0.5], np.float32))
     Levels(rms_db=-6.020599913279624, peak=0.5, clipped_ratio=0.0)
@@ -94,14 +92,9 @@ def channel_fault(channels: Sequence[float], mix: float) -> str:
       10 dB below the channels where there are two (correlation -0.8 at equal levels);
     - `silent_channel`: a channel is 40 dB below the loudest.
 
-    Spaced microphones and speakers on channels of their own do neither.
-
-    Args:
-        channels: mean square of each channel, full scale is 1.0.
-        mix: mean square of their mean.
-
-    Returns:
-        A key of `FAULTS`, or nothing; nothing for channels below -60 dB re full scale.
+    Spaced microphones and speakers on channels of their own do neither. `channels`: mean square of
+    each channel, full scale is 1.0; `mix`: mean square of their mean. Returns A key of `FAULTS`, or
+    nothing; nothing for channels below -60 dB re full scale.
 
     >>> channel_fault([0.01, 0.01], 0.0)
     'opposite_phase'
@@ -118,10 +111,8 @@ def has_hum(signal: Floats) -> bool:
     """Whether mains hum is louder than all else.
 
     Lines at 50 or 60 Hz and their first harmonics hold at least half of the power, the lowest of
-    them alone a tenth. Speech has next to nothing there, whatever its pitch.
-
-    Args:
-        signal: 16 kHz mono [samples]; less than a second has none.
+    them alone a tenth. Speech has next to nothing there, whatever its pitch. `signal`: 16 kHz mono
+    [samples]; less than a second has none.
     """
     # whole periods of hum, which are also lengths of a fast transform
     samples = min(len(signal), _HUM_LONGEST) // _HUM_LAG * _HUM_LAG
@@ -153,11 +144,8 @@ def has_hum(signal: Floats) -> bool:
 def rms_db(signal: Floats) -> float:
     """Root mean square level: `10 log10(mean(x^2))`, at least -120.
 
-    Args:
-        signal: samples, full scale is 1.0, shape (n,).
-
-    Returns:
-        dB re full scale; NaN for a signal without samples.
+    `signal`: samples, full scale is 1.0, shape (n,). Returns dB re full scale; NaN for a signal
+    without samples.
 
     >>> rms_db(np.ones(4, np.float32))
     0.0

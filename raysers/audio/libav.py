@@ -74,9 +74,8 @@ class AvSound:
     def __init__(self, av: ModuleType, source: Bytes, label: str, stream: str | int = 0) -> None:
         """Opens the container and decodes the first packet of a stream; see `AudioReader`.
 
-        Raises:
-            ClipError: `truncated`, `unreadable`, `empty` (no audio), `unsupported` (the
-                codec, no such stream).
+        Raises ClipError: `truncated`, `unreadable`, `empty` (no audio), `unsupported` (the codec,
+        no such stream).
         """
         self._av, self._source, self._demuxer = av, source, DEMUXERS[label]
         self._failure = ""

@@ -60,15 +60,11 @@ class Sound:
     """A file that libsndfile reads in order; frames come back even where a read fails.
 
     `soundfile.SoundFile` seeks around every read: it loses the frames before damage, and takes a
-    fifth more time for a clip of 3 s.
-
-    Attributes:
-        sample_rate_hz, channels, frames: by the header.
-        kind: container and encoding as libsndfile names them.
-        preroll: frames to decode and drop before a span.
-        restart_frames: decoding starts anew at multiples of it; 0: never.
-        slack_frames: frames a healthy file of this codec may be short of its promise.
-        stream: number of the audio stream.
+    fifth more time for a clip of 3 s. `sample_rate_hz`, `channels`, `frames`: by the header;
+    `kind`: container and encoding as libsndfile names them; `preroll`: frames to decode and drop
+    before a span; `restart_frames`: decoding starts anew at multiples of it; 0: never;
+    `slack_frames`: frames a healthy file of this codec may be short of its promise; `stream`:
+    number of the audio stream.
     """
 
     stream = 0
@@ -150,13 +146,8 @@ class Sound:
 def open_sound(source: Bytes, name: str, stream: str | int = 0) -> tuple[Sound | AvSound, Bytes]:
     """Open `source` at its start, or at the first frame of an MP3 behind something else.
 
-    What libsndfile cannot read is opened with PyAV where that is installed.
-
-    Returns:
-        The open file, and the bytes it reads.
-
-    Raises:
-        ClipError: why it cannot be opened.
+    What libsndfile cannot read is opened with PyAV where that is installed. Returns the open file,
+    and the bytes it reads. Raises ClipError: why it cannot be opened.
     """
     head, encoding = source.at(0, 4), source.at(20, 2)
     try:
@@ -219,16 +210,12 @@ def _c_streams() -> tuple[Any, int]:
 class AudioInfo:
     """What a file's header says.
 
-    Attributes:
-        sample_rate_hz: frames a second.
-        channels: samples a frame.
-        codec: container/encoding as libsndfile names them, such as `WAV/PCM_16`.
-        frames: frames the file holds (for FLAC: claims to hold, which only decoding can prove).
-        promised_frames: frames the header promises; more than `frames` when the file is cut.
-        duration_s: length of `frames`, seconds.
-        slack_frames: frames a healthy file of this codec may be short of its promise.
-        note: why the frames beyond `frames` cannot be read, when they are not just missing.
-        stream: number of the audio stream.
+    `sample_rate_hz`: frames a second; `channels`: samples a frame; `codec`: container/encoding as
+    libsndfile names them, such as `WAV/PCM_16`; `frames`: frames the file holds (for FLAC: claims
+    to hold, which only decoding can prove); `promised_frames`: frames the header promises; more
+    than `frames` when the file is cut; `duration_s`: length of `frames`, seconds; `slack_frames`:
+    frames a healthy file of this codec may be short of its promise; `note`: why the frames beyond
+    `frames` cannot be read, when they are not just missing; `stream`: number of the audio stream.
     """
 
     sample_rate_hz: int
@@ -280,14 +267,9 @@ def mono(block: Floats, channel: int | None = None) -> Floats:
 def usable(block: Floats, start: int, span: tuple[int, int], rate_hz: int) -> Floats:
     """Frames `[start, ...)` with NaN, infinite and absurdly large samples outside `span` as zeros.
 
-    Args:
-        block: [frames] or [frames, channels], changed in place.
-        start: number of the first frame.
-        span: frames that must be usable.
-        rate_hz: frames a second, for the message.
-
-    Raises:
-        ClipError: `not_finite`, if a sample of `span` is not usable.
+    `block`: [frames] or [frames, channels], changed in place; `start`: number of the first frame;
+    `span`: frames that must be usable; `rate_hz`: frames a second, for the message. Raises
+    ClipError: `not_finite`, if a sample of `span` is not usable.
     """
     if block.size and block.max() <= _LARGEST and block.min() >= -_LARGEST:
         return block
@@ -323,9 +305,8 @@ def frames_for(samples: int, rate_hz: int) -> int:
 def context(start: int, end: int, rate_hz: int) -> tuple[int, int, int]:
     """Frames to convert for the 16 kHz samples `[start, end)`.
 
-    Returns:
-        (first frame, frame after the last, 16 kHz index of the first frame): the first frame lies
-        exactly on a 16 kHz sample, so that all spans share one grid.
+    Returns (first frame, frame after the last, 16 kHz index of the first frame): the first frame
+    lies exactly on a 16 kHz sample, so that all spans share one grid.
     """
     if rate_hz == SAMPLE_RATE_HZ:
         return start, end, start
@@ -339,8 +320,7 @@ def context(start: int, end: int, rate_hz: int) -> tuple[int, int, int]:
 def converted(blocks: Iterable[Floats], rate_hz: int, frames: int) -> Iterator[Floats]:
     """Consecutive mono blocks of a file of `frames` as one continuous signal at 16 kHz, in pieces.
 
-    Raises:
-        ClipError: `unsupported`, if soxr cannot convert from this rate.
+    Raises ClipError: `unsupported`, if soxr cannot convert from this rate.
     """
     if rate_hz == SAMPLE_RATE_HZ:
         yield from blocks

@@ -56,10 +56,8 @@ _WAITS_S = (0.05, 0.1, 0.2)
 def retried(call: Callable[[], Result], path: str) -> Result:
     """`call()` on a local path, repeated while a network disk is in trouble (EIO, ESTALE).
 
-    Raises:
-        ObjectMissing, ObjectForbidden, ObjectUnreadable: what the path is, at once.
-        TransientStorageError: every retry failed.
-        ConfigError: this process has too many files open.
+    Raises ObjectMissing, ObjectForbidden, ObjectUnreadable: what the path is, at once;
+    TransientStorageError: every retry failed; ConfigError: this process has too many files open.
     """
     for wait_s in (*_WAITS_S, None):
         try:
@@ -263,12 +261,10 @@ class Cursor:
 class Lengths(NamedTuple):
     """What a file holds, and what it should hold, in frames.
 
-    Attributes:
-        frames: frames that can be read.
-        promised_frames: frames by the header, or by a count that is better than the header.
-        source: what to open to read them: the file, or the file behind a corrected header.
-        is_estimate: `promised_frames` is computed from the size of the file.
-        note: why the frames beyond `frames` cannot be read, when they are not just missing.
+    `frames`: frames that can be read; `promised_frames`: frames by the header, or by a count that
+    is better than the header; `source`: what to open to read them: the file, or the file behind a
+    corrected header; `is_estimate`: `promised_frames` is computed from the size of the file;
+    `note`: why the frames beyond `frames` cannot be read, when they are not just missing.
     """
 
     frames: int
@@ -281,9 +277,8 @@ class Lengths(NamedTuple):
 def open_bytes(source: AudioSource) -> Bytes:
     """Open a local path or wrap a file object.
 
-    Raises:
-        ClipError: `missing`, `forbidden` or `unreadable` (a folder, a pipe) for a local path.
-        StorageError: any other failure to open a local path.
+    Raises ClipError: `missing`, `forbidden` or `unreadable` (a folder, a pipe) for a local path;
+    StorageError: any other failure to open a local path.
     """
     if not isinstance(source, str):
         opened = _ObjectBytes(source)

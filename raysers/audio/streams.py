@@ -251,9 +251,8 @@ def _is_uniform(source: Bytes, start: int, end: int) -> bool:
 def _count(source: Bytes, start: int, end: int) -> tuple[int, Frame | None, int]:
     """Frames from `start` to `end` by their headers; what lies between frames is skipped.
 
-    Returns:
-        (frames of the first kind, the first frame of another kind, samples from there on at the
-        first kind's rate).
+    Returns (frames of the first kind, the first frame of another kind, samples from there on at the
+    first kind's rate).
     """
     count, offset, data, base, rest_s = 0, start, b"", start, 0.0
     first = changed = None

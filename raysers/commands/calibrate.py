@@ -27,8 +27,7 @@ from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.models.backbones import TRAINED_FILES, parse_model_name
 from raysers.run import Exit, Run, load_record
-from raysers.seeding import seed_of
-from raysers.types import Status
+from raysers.types import Status, seed_of
 
 JOB = "calibrate"
 #: What is ordinary is measured on a fifth of the sample by a fit on the rest.

@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from raysers.arguments import Flag
 from raysers.cli import command
-from raysers.engine import lake
 from raysers.engine import output as parts
 from raysers.errors import ConfigError
 from raysers.io import storage
@@ -93,7 +92,7 @@ def read(flags: ReadFlags) -> int:
         raise ConfigError(f"--rows is {flags.rows}: give 0 or more")
     if flags.push_to_hub:
         return _push(flags.source, flags.push_to_hub)
-    for place, write in ((flags.iceberg, lake.write_iceberg), (flags.delta, lake.write_delta)):
+    for place, write in ((flags.iceberg, parts.write_iceberg), (flags.delta, parts.write_delta)):
         if place:
             rows = write(place, _parts(flags.source, flags.table))
             print(f"{rows:,} rows in {place}")

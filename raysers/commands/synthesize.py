@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 
 from raysers.cli import as_plain, command
 from raysers.data.sorting import sort_manifest
-from raysers.engine import ledger, progress
 from raysers.engine import output as parts
+from raysers.engine import progress
 from raysers.errors import RaysersError
-from raysers.io import storage
+from raysers.io import marks, storage
 from raysers.run import Exit, Run, with_absolute_paths
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import Status
@@ -111,7 +111,7 @@ def conclude(run: Run, plan: pa.Table, shards: int, *, wall_s: float, max_failed
     for number, start in reversed(list(enumerate(range(0, len(manifest), _ROWS_PER_PART)))):
         part = storage.join(output, "manifest", f"part-{number:05d}.parquet")
         parts.write_part(part, manifest.slice(start, _ROWS_PER_PART))
-    ledger.tidy(output)
+    marks.tidy(output)
     statuses = progress.count_statuses(manifest)
     failed = 1 - statuses.get(Status.OK, 0) / len(manifest)
     audio_s = round(pc.sum(manifest["duration_s"]).as_py() or 0.0, 3)

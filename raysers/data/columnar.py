@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import row_uri, suffix_of
+from raysers.io.objects import row_uri, suffix_of
 from raysers.types import NS_PER_S
 
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})

@@ -18,7 +18,7 @@ import yaml
 
 from raysers.errors import ConfigError, ObjectMissing, StorageError
 from raysers.io import storage
-from raysers.io.uris import ObjectInfo, suffix_of
+from raysers.io.objects import ObjectInfo, suffix_of
 from raysers.schemas import LABEL_FIELDS, OBJECTS
 
 _READABLE = (

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import ObjectInfo, is_shown
+from raysers.io.objects import ObjectInfo, is_shown
 
 NAME = "manifest.json"
 _MOST_BYTES = 64 << 20

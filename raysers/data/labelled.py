@@ -20,10 +20,10 @@ from raysers.data.files import Row, csv_records, name_of, rows_to_table
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.data.readers import format_of
 from raysers.data.sources import absolute_input, list_inputs
+from raysers.display import some
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.schemas import LABEL_FIELDS, MANIFEST, PARTS_OF_FILE
-from raysers.text import some
 from raysers.types import DIMENSIONS, clip_id
 
 #: Columns of all labelled clips.

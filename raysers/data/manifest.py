@@ -30,7 +30,7 @@ from raysers.data.sorting import ahead, shaped, sort_manifest, sorted_parts, to_
 from raysers.data.tables import table_columns
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
-from raysers.io.uris import suffix_of
+from raysers.io.objects import suffix_of
 from raysers.schemas import MANIFEST
 from raysers.types import Clip, Status
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from raysers.data import columnar, files
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import parent, suffix_of
+from raysers.io.objects import parent, suffix_of
 
 #: The list of files on standard input.
 STDIN = "-"

@@ -24,7 +24,7 @@ from raysers.audio.decode import AudioInfo, AudioReader, AudioSource, cut_messag
 from raysers.data.manifest import plain_rows
 from raysers.errors import ClipError, ConfigError, StorageError, status_of
 from raysers.io import storage
-from raysers.io.ranged import RangedFile
+from raysers.io.objects import RangedFile
 from raysers.schemas import AUDIO_STREAM, CHANNEL, LABEL_FIELDS, MANIFEST, OBJECTS, PARTS_OF_FILE
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status, clip_id
 

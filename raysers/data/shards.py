@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from raysers.data.manifest import Manifest
 from raysers.errors import ConfigError, RaysersError
-from raysers.io.uris import ROW_PATTERN
+from raysers.io.objects import ROW_PATTERN
 from raysers.types import SAMPLE_RATE_HZ, Status
 
 Indices = NDArray[np.int64]

@@ -38,7 +38,7 @@ from raysers.errors import (
     status_of,
 )
 from raysers.io import storage
-from raysers.io.uris import ObjectInfo, suffix_of
+from raysers.io.objects import ObjectInfo, suffix_of
 from raysers.schemas import MANIFEST, OBJECTS, PARTS_OF_FILE
 from raysers.types import Status
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from raysers.errors import ConfigError
 from raysers.schemas import LABEL_FIELDS
-from raysers.seeding import seed_of
-from raysers.types import DIMENSIONS, clip_id
+from raysers.types import DIMENSIONS, clip_id, seed_of
 
 _TRAIN, _DEV, _TEST = "train", "dev", "test"
 #: Columns whose values must not cross splits; usually both. An actor of IEMOCAP is in one session,

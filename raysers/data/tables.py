@@ -31,7 +31,7 @@ from raysers.data.files import is_file
 from raysers.data.readers import STDIN, format_of, open_table
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import is_remote, parent, resolve, row_of, tar_uri_of
+from raysers.io.objects import is_remote, parent, resolve, row_of, tar_uri_of
 from raysers.schemas import LABEL_FIELDS, OBJECTS, PARTS_OF_FILE
 from raysers.types import NS_PER_S
 

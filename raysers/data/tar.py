@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.errors import ConfigError, ObjectMissing
-from raysers.io import storage, uris
-from raysers.io.ranged import RangedFile
+from raysers.io import objects, storage
+from raysers.io.objects import RangedFile
 from raysers.schemas import MANIFEST
 from raysers.types import Status
 
@@ -58,14 +58,14 @@ def check_tar_name(uri: str) -> None:
     """Raises ConfigError for a compressed tar, or a path with `.tar#` in it."""
     if is_compressed_tar(uri):
         raise ConfigError(_decompress(uri))
-    if uris.is_member(uri):
+    if objects.is_member(uri):
         raise ConfigError(
             f"{uri}: '.tar#' in a tar's path clashes with how members are named; rename it"
         )
 
 
 def index_tar(
-    info: uris.ObjectInfo,
+    info: objects.ObjectInfo,
     *,
     suffixes: Collection[str],
     skipped: Callable[[str, str], None] = lambda reason, path: None,
@@ -94,9 +94,10 @@ def index_tar(
         if isinstance(entry, str):
             yield _of_tar(info, Status.TRUNCATED, f"{entry}; later members are lost")
             continue
-        if uris.is_mac_leftover(entry.name) and not entry.isdir():
-            skipped(uris.MAC_LEFTOVER, f"{info.uri}#{_printable(entry.name)}")
-        if entry.isdir() or uris.suffix_of(entry.name) not in wanted or uris.is_hidden(entry.name):
+        if objects.is_mac_leftover(entry.name) and not entry.isdir():
+            skipped(objects.MAC_LEFTOVER, f"{info.uri}#{_printable(entry.name)}")
+        is_wanted = objects.suffix_of(entry.name) in wanted and not objects.is_hidden(entry.name)
+        if entry.isdir() or not is_wanted:
             continue
         member = _member(entry, info)
         if hash(member.file) in seen:
@@ -121,7 +122,7 @@ def resolve_members(clips: pa.Table, *, suffixes: Collection[str]) -> pa.Table:
     rows_of: dict[str, list[int]] = defaultdict(list)
     named = pc.match_substring(clips["file"], ".tar#", ignore_case=True)
     for row in np.flatnonzero(pc.and_(named, pc.is_null(clips["byte_offset"])).to_numpy()).tolist():
-        rows_of[uris.tar_uri_of(clips["file"][row].as_py())].append(row)
+        rows_of[objects.tar_uri_of(clips["file"][row].as_py())].append(row)
     found: list[TarMember | None] = [None] * len(clips)
     for uri, rows in rows_of.items():
         try:
@@ -230,11 +231,11 @@ def _is_cut(entry: tarfile.TarInfo, total_bytes: int) -> bool:
     return stored and entry.offset_data + entry.size > total_bytes
 
 
-def _of_tar(info: uris.ObjectInfo, status: Status, error: str) -> TarMember:
+def _of_tar(info: objects.ObjectInfo, status: Status, error: str) -> TarMember:
     return TarMember(info.uri, 0, info.num_bytes, info.etag, status, error)
 
 
-def _member(entry: tarfile.TarInfo, info: uris.ObjectInfo) -> TarMember:
+def _member(entry: tarfile.TarInfo, info: objects.ObjectInfo) -> TarMember:
     status, error = Status.UNSUPPORTED, ""
     if reason := _unsafe(entry.name):
         error = f"unsafe member name: {reason}"

@@ -60,9 +60,8 @@ _connecting = threading.Lock()
 def connect() -> None:
     """Join the cluster of this job (`RAY_ADDRESS`), or start one on this machine.
 
-    Raises:
-        ConfigError: `RAY_ADDRESS` names a cluster that does not answer.
-        RaysersError: Ray does not start on this machine.
+    Raises ConfigError: `RAY_ADDRESS` names a cluster that does not answer; RaysersError: Ray does
+    not start on this machine.
     """
     with _connecting:
         if ray.is_initialized():
@@ -210,9 +209,7 @@ def place(workers: int, *, gpus: bool = True) -> Placement:
 
     With `gpus`, a worker takes a GPU where the cluster has them. A cluster without nodes is asked
     for one and waited for, with a notice. With 0 on a cluster, workers come and go with its nodes.
-
-    Raises:
-        ConfigError: the cluster cannot hold that many workers.
+    Raises ConfigError: the cluster cannot hold that many workers.
     """
     on_cluster, asked = bool(os.environ.get("RAY_ADDRESS")), False
     deadline = time.monotonic() + _NODES_WAIT_S * on_cluster
@@ -248,9 +245,8 @@ def call_on_worker(placement: Placement, call: Callable[..., Any], *args: Any) -
 def get_with_notice(ref: Any, waiting_for: str) -> Any:
     """`ray.get`, with a line every now and then about what it waits for.
 
-    Raises:
-        RaysersError: what the worker raised on purpose, without what Ray wrapped around it.
-        ray.exceptions.RayError: a bug in the worker.
+    Raises RaysersError: what the worker raised on purpose, without what Ray wrapped around it;
+    ray.exceptions.RayError: a bug in the worker.
     """
     while not ray.wait([ref], timeout=_SAY_EVERY_S)[0]:
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
@@ -354,9 +350,8 @@ def run_shards(
 ) -> Iterator[ShardResult]:
     """Score shards, whose clips workers `read`; results come as they finish, in any order.
 
-    Raises:
-        RaysersError: what a worker raised on purpose (credentials, storage, writing).
-        ray.exceptions.RayError: a bug in a worker.
+    Raises RaysersError: what a worker raised on purpose (credentials, storage, writing);
+    ray.exceptions.RayError: a bug in a worker.
     """
     blocks = [pa.table({"shard": [shard]}) for shard in shards]
     size = min(placement.workers, len(blocks))

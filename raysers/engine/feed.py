@@ -27,7 +27,7 @@ from raysers.audio.decode import AudioReader
 from raysers.audio.level import has_hum, levels
 from raysers.errors import ClipError, status_of
 from raysers.io import storage
-from raysers.io.uris import is_remote
+from raysers.io.objects import is_remote
 from raysers.types import SAMPLE_RATE_HZ, Clip, Status
 
 T = TypeVar("T")
@@ -211,9 +211,8 @@ def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
 def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
     """Decode clips of one file; whatever is wrong with the audio becomes the clips' error.
 
-    Raises:
-        TransientStorageError: an outage of the store, see `storage.Breaker`.
-        CredentialsError: the credentials are bad; both stop the job.
+    Raises TransientStorageError: an outage of the store, see `storage.Breaker`; CredentialsError:
+    the credentials are bad; both stop the job.
     """
     first = clips[0]
     if first.status != Status.OK:

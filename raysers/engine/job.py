@@ -27,7 +27,7 @@ from raysers.cli import ClipJobFlags, as_plain
 from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardSource
 from raysers.data.sources import list_inputs
-from raysers.engine import ledger, listing, output, plan, progress
+from raysers.engine import listing, output, plan, progress
 from raysers.engine.placement import Placement, connecting, here, io_threads
 from raysers.engine.plan import Plan
 from raysers.engine.progress import Shards, Totals
@@ -38,7 +38,7 @@ from raysers.engine.worker import (
     WorkerSettings,
 )
 from raysers.errors import ConfigError, RaysersError
-from raysers.io import storage
+from raysers.io import marks, storage
 from raysers.run import Exit, Run, end_on_sigterm
 from raysers.types import Status
 
@@ -69,9 +69,8 @@ class ClipJob:
     def open(cls, flags: ClipJobFlags, name: str, *, table: str) -> Iterator[ClipJob]:
         """Check the flags, claim the output, and begin to join the cluster if one is needed.
 
-        Raises:
-            ConfigError: a flag has an impossible value, or an input is not there.
-            RefusedError: the output belongs to another job or run.
+        Raises ConfigError: a flag has an impossible value, or an input is not there; RefusedError:
+        the output belongs to another job or run.
         """
         flags = listing.with_absolute_paths(flags)
         with Run.open(name, flags.output, table=table, dry_run=flags.dry_run) as run:
@@ -97,11 +96,8 @@ class ClipJob:
         """List the clips, place the workers, settle the task and see what is left.
 
         `manifest` and `placement` are for jobs that have decided these already; `settings` decide
-        the rows besides task and listing.
-
-        Raises:
-            ConfigError: anything the user has to change.
-            RefusedError: the output holds rows of other settings.
+        the rows besides task and listing. Raises ConfigError: anything the user has to change;
+        RefusedError: the output holds rows of other settings.
         """
         flags, run = self.flags, self.run
         preload = threading.Thread(target=_preload, args=(task.preloads,), daemon=True)
@@ -152,14 +148,10 @@ class ClipJob:
     def execute(self, config: Mapping[str, Any] | None = None, *, share: float = 1.0) -> Exit:
         """Score what is left, check that every clip is exactly one row, write the record.
 
-        Args:
-            config: the job's flags for the record; default: all of them.
-            share: score so much of what is left, drawn at random, and say what the rest takes.
-
-        Raises:
-            RaysersError: the job failed; the same command resumes.
-            ConfigError: a worker refused the model before anything was scored; what this run had
-                written is removed.
+        `config`: the job's flags for the record; default: all of them; `share`: score so much of
+        what is left, drawn at random, and say what the rest takes. Raises RaysersError: the job
+        failed; the same command resumes; ConfigError: a worker refused the model before anything
+        was scored; what this run had written is removed.
         """
         settings = WorkerSettings(
             output=self.run.output,
@@ -215,7 +207,7 @@ class ClipJob:
             return here(gpus=gpus)
         small = audio_s <= LOCAL_MAX_S and not workers and not listing.has_cluster()
         # after a crash, workers of their own can die on a clip without ending the job
-        if small and not ledger.has_marks(self.run.output):
+        if small and not marks.has_attempts(self.run.output):
             return here(gpus=gpus)
         from raysers.engine import cluster
 
@@ -290,7 +282,7 @@ class ClipJob:
                 1 - total["scored_s"] / total["padded_s"] if total["padded_s"] else 0.0, 4
             ),
         }
-        ledger.tidy(where)
+        marks.tidy(where)
         for folder in (where, storage.join(where, "manifest"), storage.join(where, table)):
             storage.sweep(folder)
         good = failed <= self.flags.max_failed

@@ -108,11 +108,9 @@ def index(
 
     Finished manifests among the inputs are taken as they are; nothing of them is inspected again.
     With `local`, headers are read in this process; None does so when there are few. `only` is a
-    mask of the rows to take.
-
-    Raises:
-        ConfigError: an input that is not there, holds no audio, or is a table that does not fit.
-        CredentialsError, TransientStorageError: the store does not answer as it should.
+    mask of the rows to take. Raises ConfigError: an input that is not there, holds no audio, or is
+    a table that does not fit; CredentialsError, TransientStorageError: the store does not answer as
+    it should.
     """
     _refuse_cutting(inputs, segmenting)
     finished = [uri for uri in inputs if is_manifest(uri)]
@@ -194,8 +192,7 @@ def map_blocks(
 ) -> Iterator[pa.Table]:
     """`work` on every block, in threads of this process or in Ray tasks; results in any order.
 
-    Raises:
-        RaysersError: what `work` raised.
+    Raises RaysersError: what `work` raised.
     """
     blocks = iter(blocks)
     if local:

@@ -27,10 +27,10 @@ import yaml
 import raysers
 from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardPlan, shard_name
-from raysers.errors import ObjectMissing, RaysersError
+from raysers.display import plain
+from raysers.errors import ConfigError, ObjectMissing, RaysersError
 from raysers.io import storage
 from raysers.schemas import CLIP_FIELDS, PARTS_OF_FILE
-from raysers.text import plain
 
 _READERS = 16
 #: Licences of models whose output is for research only.
@@ -98,8 +98,7 @@ def replace_rows(earlier: pa.Table, again: pa.Table) -> pa.Table:
 def write_part(uri: str, table: pa.Table, *, stamp: str = "") -> None:
     """Write one part atomically; its metadata hold the stamp and the shard.
 
-    Raises:
-        WriteError: disk full, no permission.
+    Raises WriteError: disk full, no permission.
     """
     if stamp:
         table = table.replace_schema_metadata({_STAMP: _stamp_of_part(uri, stamp)})
@@ -114,9 +113,7 @@ def read_part(
     """A part's rows (of `columns`, reading no others); None when it is not there.
 
     With a `stamp`, a part that a run of another stamp or another shard wrote counts as not there.
-
-    Raises:
-        RaysersError: the object is not a whole Parquet file.
+    Raises RaysersError: the object is not a whole Parquet file.
     """
     try:
         storage.stat(uri)
@@ -161,11 +158,7 @@ def read_parts(
 def read_all(
     output: str, table: str, shards: int, columns: Sequence[str], *, stamp: str = ""
 ) -> pa.Table:
-    """Columns of all parts that are there, as one table.
-
-    Raises:
-        RaysersError: none is there.
-    """
+    """Columns of all parts that are there, as one table. Raises RaysersError: none is there."""
     found = [part for _, part in read_parts(output, table, range(shards), columns, stamp=stamp)]
     if not found:
         raise RaysersError(f"no part of {table} is in {output}: was it removed?")
@@ -189,8 +182,8 @@ def check_rows(
 ) -> Counter[str]:
     """Rows by status; every clip has to be exactly one row under each variant's name.
 
-    Raises:
-        RaysersError: rows are missing or too many, or a part is there that the plan does not name.
+    Raises RaysersError: rows are missing or too many, or a part is there that the plan does not
+    name.
     """
     columns = ["clip_id", "status"] + ([VARIANT] if tuple(names) != ("",) else [])
     empty = pa.table({name: pa.array([], pa.string()) for name in columns})
@@ -242,9 +235,7 @@ def write_header(
 
     `usage` follows from `licence`, the model's; that of the recordings is not known. audformat
     looks for `db.<table>.parquet`: a local disk gets links of these names to the tables' folders.
-
-    Raises:
-        WriteError: the folder cannot be written.
+    Raises WriteError: the folder cannot be written.
     """
     columns = {
         name: {f.name: _scheme(f) for f in schema if f.name not in _INDEX}
@@ -322,3 +313,80 @@ def _link(link: Path, folder: str) -> None:
     with suppress(OSError):  # a disk without links: the tables are there all the same
         link.unlink(missing_ok=True)
         link.symlink_to(folder, target_is_directory=True)
+
+
+_MISSING = "--{} needs a package ({}): pip install 'raysers[lake]'"
+
+
+def write_iceberg(name: str, parts: Sequence[str]) -> int:
+    """Replace the rows of the Iceberg table `[CATALOG.]NAMESPACE.TABLE`; returns their number.
+
+    The catalog is one of PyIceberg's configuration (`~/.pyiceberg.yaml` or `PYICEBERG_CATALOG__*`).
+    It is one transaction; `start_s` and `end_s` replace durations, which neither Iceberg nor Delta
+    has. Rows are copied: `--retry` writes a part anew under its name, and files of such tables must
+    never change. Raises ConfigError: no such catalog, a name of other form, a refusal.
+    """
+    try:
+        from pyiceberg.catalog import load_catalog
+        from pyiceberg.exceptions import NamespaceAlreadyExistsError
+    except ImportError as error:
+        raise ConfigError(_MISSING.format("iceberg", error.name)) from error
+    *catalog, namespace, table = name.split(".") if "." in name else ("", "", "")
+    if not (namespace and table) or len(catalog) > 1:
+        raise ConfigError(f"--iceberg {name}: give [CATALOG.]NAMESPACE.TABLE")
+    try:
+        known = load_catalog(*catalog)
+        with suppress(NamespaceAlreadyExistsError):
+            known.create_namespace(namespace)
+        schema, rows = _schema(parts), 0
+        found = known.create_table_if_not_exists(f"{namespace}.{table}", schema=schema)
+        with found.transaction() as transaction:
+            with transaction.update_schema() as update:
+                update.union_by_name(schema)
+            if found.current_snapshot() is not None:
+                transaction.delete("True")
+            for part in _tables(parts, schema):
+                transaction.append(part)
+                rows += len(part)
+        return rows
+    except Exception as error:  # catalogs of all kinds raise errors of their own
+        raise ConfigError(f"--iceberg {name}: {_line(error)}") from error
+
+
+def write_delta(place: str, parts: Sequence[str]) -> int:
+    """Replace the rows of the Delta table in a folder or prefix, as `write_iceberg` does."""
+    try:
+        import deltalake
+    except ImportError as error:
+        raise ConfigError(_MISSING.format("delta", error.name)) from error
+    schema, rows = _schema(parts), 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal rows
+        for part in _tables(parts, schema):
+            rows += len(part)
+            yield from part.to_batches()
+
+    reader = pa.RecordBatchReader.from_batches(schema, batches())
+    try:
+        deltalake.write_deltalake(place, reader, mode="overwrite", schema_mode="overwrite")
+    except Exception as error:  # its errors and those of its stores have no common class
+        raise ConfigError(f"--delta {place}: {_line(error)}") from error
+    return rows
+
+
+def _schema(parts: Sequence[str]) -> pa.Schema:
+    first = read_part(parts[0])
+    assert first is not None, "a part that was listed"
+    kept: list[Any] = [field for field in first.schema if not pa.types.is_duration(field.type)]
+    return pa.schema(kept)
+
+
+def _tables(parts: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
+    for uri in parts:
+        if (part := read_part(uri, schema.names)) is not None:
+            yield part.cast(schema)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -26,7 +26,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysers.text import visible
+from raysers.display import visible
 from raysers.types import Clip, Status
 
 if TYPE_CHECKING:
@@ -127,9 +127,8 @@ class Totals:
 def live(totals: Totals, refresh: Callable[[], Shards | None]) -> Iterator[None]:
     """Show progress until the block ends: a live line on a terminal, else a line every 10 s.
 
-    Args:
-        totals: updated by the caller as shards finish.
-        refresh: what workers have reported; None when it cannot be had just now.
+    `totals`: updated by the caller as shards finish; `refresh`: what workers have reported; None
+    when it cannot be had just now.
     """
     stop = threading.Event()
     console = Console(stderr=True)

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from raysers.data.manifest import clips_of
 from raysers.data.shards import shard_name
-from raysers.engine import ledger, output
+from raysers.engine import output
 from raysers.engine.feed import AHEAD_S, Budget, Decoded, Variants, decode_ahead, micro_batches
-from raysers.engine.placement import Placement
-from raysers.engine.processes import Once, ProcessPool
+from raysers.engine.placement import Once, Placement, ProcessPool
 from raysers.errors import ClipError, DecoderDied, DeviceLost, RaysersError
+from raysers.io import marks
 from raysers.run import RunRecord
 from raysers.types import Clip, Status
 
@@ -221,7 +221,7 @@ class ShardWorker:
         uri = output.part_uri(settings.output, task.table, shard)
         # both answers of the store at once: a shard of short clips would wait longer than it works
         mark = (settings.output, shard_name(shard), settings.run_id)
-        begun = self._store.submit(ledger.begin, *mark)
+        begun = self._store.submit(marks.begin, *mark)
         try:
             earlier = output.read_part(uri, stamp=settings.stamp)
         finally:
@@ -239,7 +239,7 @@ class ShardWorker:
                 break
             except DecoderDied:  # as after the death of this process, but the model stays loaded
                 result = ShardResult(shard=shard)
-                attempt = ledger.begin(*mark)
+                attempt = marks.begin(*mark)
             except BaseException as error:
                 if not isinstance(error, DeviceLost):
                     attempt.abandon()
@@ -253,7 +253,7 @@ class ShardWorker:
         return result.about(part)
 
     def _rows_of(
-        self, clips: list[Clip], attempt: ledger.Attempt, result: ShardResult
+        self, clips: list[Clip], attempt: marks.Attempt, result: ShardResult
     ) -> dict[Key, Row]:
         clips = _decode_order(clips)
         seconds = sum(clip.duration_s for clip in clips if clip.duration_s > 0)
@@ -271,11 +271,11 @@ class ShardWorker:
             variants=self._variants,
         )
 
-    def _isolated_feed(self, clips: list[Clip], attempt: ledger.Attempt) -> Iterator[Decoded]:
+    def _isolated_feed(self, clips: list[Clip], attempt: marks.Attempt) -> Iterator[Decoded]:
         for alone, group in groupby(clips, key=lambda c: c.clip_id in attempt.alone):
             while stretch := list(islice(group, 1 if alone else _STRETCH)):
                 if attempt.given_up(stretch[0].clip_id):
-                    times = f"{ledger.MAX_DEATHS} times on this clip alone"
+                    times = f"{marks.MAX_DEATHS} times on this clip alone"
                     error = ClipError(Status.WORKER_DIED, f"its worker process died {times}")
                     yield from self._task.variants(Decoded(clip=stretch[0], error=error))
                     continue
@@ -283,7 +283,7 @@ class ShardWorker:
                 yield from self._feed(stretch)
 
     def _score_feed(
-        self, feed: Iterator[Decoded], attempt: ledger.Attempt, result: ShardResult
+        self, feed: Iterator[Decoded], attempt: marks.Attempt, result: ShardResult
     ) -> dict[Key, Row]:
         rows: dict[Key, Row] = {}
         for batch in micro_batches(_timed(feed, result), self._model.max_padded_s, self._task.pads):
@@ -373,7 +373,7 @@ def _timed(feed: Iterator[Decoded], result: ShardResult) -> Iterator[Decoded]:
         started = time.perf_counter()
 
 
-def _groups(batch: list[Decoded], attempt: ledger.Attempt) -> Iterator[list[Decoded]]:
+def _groups(batch: list[Decoded], attempt: marks.Attempt) -> Iterator[list[Decoded]]:
     """The batch itself; in isolation, each quarantined clip alone, then the others."""
     if not attempt.suspicious:
         yield batch

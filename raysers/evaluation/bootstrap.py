@@ -32,7 +32,7 @@ from raysers.evaluation.metrics import (
     unit_sums,
 )
 from raysers.evaluation.scores import Scores, Subset, ordinals
-from raysers.seeding import generator
+from raysers.types import generator
 
 #: Units an interval needs; with fewer than `FEW_UNITS` speakers it is rough.
 FEWEST_UNITS, FEW_UNITS = 5, 10

@@ -24,6 +24,7 @@ from raysers.data.corpora.emotions import speaker_of
 from raysers.data.files import csv_records
 from raysers.data.labelled import read_labelled
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
+from raysers.display import model_names
 from raysers.engine import output as parts
 from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError
@@ -49,7 +50,6 @@ from raysers.evaluation.published import TESTS_PART, correctness_and_fairness, t
 from raysers.evaluation.rows import METRICS_PART, WIDTH, Row, print_table, to_table
 from raysers.evaluation.scores import Scores, base_subsets, subsets, with_baseline
 from raysers.io import storage
-from raysers.plotting import model_names
 from raysers.run import Run
 from raysers.types import DIMENSIONS, Status
 

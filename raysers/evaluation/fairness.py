@@ -30,8 +30,7 @@ from raysers.evaluation.bootstrap import (
 from raysers.evaluation.metrics import OF_SUMS, Floats, Integers, pearson, unit_sums
 from raysers.evaluation.rows import Row, drawn_rows, row_of
 from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets, main_subset
-from raysers.seeding import generator
-from raysers.types import DIMENSIONS
+from raysers.types import DIMENSIONS, generator
 
 _GROUP_VALUE = "female - male"
 #: Dataset and dimension of the mean over datasets and dimensions.

@@ -19,13 +19,12 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from raysers.display import model_names, visible
 from raysers.evaluation.bootstrap import Draws
 from raysers.evaluation.metrics import METRICS as CORRECTNESS
 from raysers.evaluation.metrics import Floats, Integers
 from raysers.evaluation.scores import Subset
-from raysers.plotting import model_names
 from raysers.schemas import METRICS
-from raysers.text import visible
 from raysers.types import DIMENSIONS
 
 NAN = math.nan

@@ -23,8 +23,7 @@ from raysers.errors import (
     StorageError,
     TransientStorageError,
 )
-from raysers.io.ranged import Fetched
-from raysers.io.uris import ObjectInfo, is_shown, suffix_of
+from raysers.io.objects import Fetched, ObjectInfo, is_shown, suffix_of
 
 Result = TypeVar("Result")
 

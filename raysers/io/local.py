@@ -23,8 +23,7 @@ from raysers.errors import (
     ObjectUnreadable,
     WriteError,
 )
-from raysers.io.ranged import Fetched
-from raysers.io.uris import ObjectInfo, is_shown, suffix_of
+from raysers.io.objects import Fetched, ObjectInfo, is_shown, suffix_of
 
 Node = TypeVar("Node")
 Result = TypeVar("Result")
@@ -51,9 +50,8 @@ _LOCK = ".raysers-lock"
 def stat(path: str) -> ObjectInfo:
     """Size and version mark of a regular file.
 
-    Raises:
-        ObjectMissing, ObjectForbidden, TransientStorageError: as the disk says.
-        ObjectUnreadable: a folder, pipe, socket or device.
+    Raises ObjectMissing, ObjectForbidden, TransientStorageError: as the disk says;
+    ObjectUnreadable: a folder, pipe, socket or device.
     """
     about = retried(lambda: os.stat(path), path)
     if not stat_module.S_ISREG(about.st_mode):
@@ -177,8 +175,7 @@ def fetch(
 def write_atomic(path: str, data: bytes) -> None:
     """Writes through a hidden file beside `path`: readers see the old bytes or the new, never half.
 
-    Raises:
-        WriteError: disk full, quota, read-only, no permission.
+    Raises WriteError: disk full, quota, read-only, no permission.
     """
     _writing(lambda: _write(path, data, os.replace), path)
 

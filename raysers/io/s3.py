@@ -30,9 +30,8 @@ from raysers.errors import (
     WriteError,
 )
 from raysers.io.local import Page, Skipped, crawl
-from raysers.io.ranged import Fetched
+from raysers.io.objects import Fetched, ObjectInfo, is_shown, split_s3, suffix_of
 from raysers.io.s3_client import S3Settings, client, reader
-from raysers.io.uris import ObjectInfo, is_shown, split_s3, suffix_of
 
 Result = TypeVar("Result")
 
@@ -80,10 +79,9 @@ def fetch(
 ) -> Fetched:
     """Up to `size` bytes from `offset` in one request; see `ranged.Fetch`.
 
-    Raises:
-        ObjectMissing, ObjectForbidden, ObjectChanged, CredentialsError: as the store says.
-        StorageError: the store cannot read ranges.
-        TransientStorageError: every retry failed, or brought too few bytes.
+    Raises ObjectMissing, ObjectForbidden, ObjectChanged, CredentialsError: as the store says;
+    StorageError: the store cannot read ranges; TransientStorageError: every retry failed, or
+    brought too few bytes.
     """
     bucket, key = _object(uri)
 
@@ -195,9 +193,8 @@ def _bare(etag: str) -> str:
 def write_atomic(uri: str, data: bytes) -> None:
     """Stores the object in one call, large ones in parts; readers never see half of it.
 
-    Raises:
-        WriteError: refused, missing bucket, full.
-        CredentialsError, TransientStorageError: as for `fetch`.
+    Raises WriteError: refused, missing bucket, full; CredentialsError, TransientStorageError: as
+    for `fetch`.
     """
     bucket, key = _object(uri)
 

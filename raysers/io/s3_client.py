@@ -106,9 +106,8 @@ class S3Reader:
     def get(self, bucket: str, key: str, offset: int, size: int) -> Answer:
         """At most `size` bytes from `offset` on.
 
-        Raises:
-            botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError,
-            urllib3.exceptions.HTTPError, OSError: no answer, or a refusal.
+        Raises botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError,;
+        urllib3.exceptions.HTTPError, OSError: no answer, or a refusal.
         """
         store = self._store(bucket) if _PLAIN_KEY.fullmatch(key) else None
         if store is not None:

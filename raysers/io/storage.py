@@ -33,13 +33,16 @@ from raysers.errors import (
     TransientStorageError,
 )
 from raysers.io import local
-from raysers.io.ranged import BLOCK_BYTES, WHOLE_BYTES, RangedFile, open_row
-from raysers.io.uris import (
+from raysers.io.objects import (
+    BLOCK_BYTES,
+    WHOLE_BYTES,
     ObjectInfo,
+    RangedFile,
     absolute,
     is_remote,
     is_s3,
     join,
+    open_row,
     parent,
     row_of,
     split_s3,
@@ -85,9 +88,8 @@ class Breaker:
     def failed(self, uri: str, error: Exception) -> None:
         """Returns when `error` concerns the object alone and becomes its row; see `status_of`.
 
-        Raises:
-            CredentialsError: `error` itself.
-            TransientStorageError: an outage; it names the store and the count.
+        Raises CredentialsError: `error` itself; TransientStorageError: an outage; it names the
+        store and the count.
         """
         if isinstance(error, CredentialsError):
             raise error
@@ -119,17 +121,11 @@ def list_objects(
 
     Hidden names (`.…`, `__MACOSX`) and folder markers are left out. Dangling links, pipes, sockets,
     devices and paths that are too long have 0 bytes and no etag: reading them gives the reason.
-
-    Args:
-        uri: folder or prefix.
-        suffixes: lower-case suffixes with their dot to keep; None keeps all.
-        skipped: called, in any thread, with a reason and the path of a folder that is not entered,
-            or of a leftover of macOS.
-
-    Raises:
-        ObjectMissing: no such folder, bucket or prefix.
-        ObjectForbidden: it, or a folder in it, may not be listed.
-        CredentialsError, TransientStorageError: as the store says.
+    `uri`: folder or prefix; `suffixes`: lower-case suffixes with their dot to keep; None keeps all;
+    `skipped`: called, in any thread, with a reason and the path of a folder that is not entered, or
+    of a leftover of macOS. Raises ObjectMissing: no such folder, bucket or prefix; ObjectForbidden:
+    it, or a folder in it, may not be listed; CredentialsError, TransientStorageError: as the store
+    says.
     """
     uri, kept = absolute(uri), None if suffixes is None else frozenset(suffixes)
     return cast(Iterator[ObjectInfo], _store(uri).list_objects(uri, kept, skipped))
@@ -148,9 +144,8 @@ def list_parts(uri: str) -> list[ObjectInfo]:
 def stat(uri: str) -> ObjectInfo:
     """Size and version mark of one file or object.
 
-    Raises:
-        ObjectMissing: nothing there; `ObjectUnreadable` for a folder, pipe, device or socket.
-        ObjectForbidden, CredentialsError, TransientStorageError: as the store says.
+    Raises ObjectMissing: nothing there; `ObjectUnreadable` for a folder, pipe, device or socket;
+    ObjectForbidden, CredentialsError, TransientStorageError: as the store says.
     """
     return cast(ObjectInfo, _store(uri).stat(uri))
 
@@ -167,11 +162,7 @@ def is_folder(uri: str) -> bool:
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
-    """The whole object.
-
-    Raises:
-        StorageError: it is larger than `max_bytes`; else as `stat`.
-    """
+    """The whole object. Raises StorageError: it is larger than `max_bytes`; else as `stat`."""
     most = _MAX_READ_BYTES if max_bytes is None else max_bytes
     found = _store(uri).fetch(uri, 0, most)
     if found.total_bytes > most:
@@ -206,8 +197,7 @@ def open_file(
 def fetch_folder(uri: str, flag: str = "--model") -> str:
     """The model folder `uri` itself, or for an `s3://` prefix the local folder it is copied to.
 
-    Raises:
-        ConfigError: nothing there, it may not be read, or no room for it; it names `flag`.
+    Raises ConfigError: nothing there, it may not be read, or no room for it; it names `flag`.
     """
     if not is_remote(uri):
         return uri
@@ -255,18 +245,14 @@ def open_source(
 ) -> AudioSource:
     """What the audio decoder opens: the path of a local file, else a file over ranged reads.
 
-    Args:
-        uri: file, object, tar, tar member (`<tar>#<member>`, when its offset is given), or the
-            audio in a row of a Parquet table (`uris.row_uri`).
-        num_bytes: size of the object if known (not used for a tar member).
-        byte_offset: where a tar member's data start; the source then is that member alone.
-        byte_size: length of the member's data.
-        etag: version that the object must have; empty takes any.
-        headers_only: little of the source will be read, so it is fetched in pieces of 64 KiB.
-
-    Raises:
-        ObjectChanged, ObjectMissing, ObjectForbidden, TransientStorageError: at once for a local
-            file with an etag; else, with CredentialsError, from `read()` and the decoder.
+    `uri`: file, object, tar, tar member (`<tar>#<member>`, when its offset is given), or the audio
+    in a row of a Parquet table (`uris.row_uri`); `num_bytes`: size of the object if known (not used
+    for a tar member); `byte_offset`: where a tar member's data start; the source then is that
+    member alone; `byte_size`: length of the member's data; `etag`: version that the object must
+    have; empty takes any; `headers_only`: little of the source will be read, so it is fetched in
+    pieces of 64 KiB. Raises ObjectChanged, ObjectMissing, ObjectForbidden, TransientStorageError:
+    at once for a local file with an etag; else, with CredentialsError, from `read()` and the
+    decoder.
     """
     if byte_offset is None and (place := row_of(uri)) is not None:
         table = open_file(place[0])
@@ -295,9 +281,8 @@ def open_source(
 def write_atomic(uri: str, data: bytes) -> None:
     """Writes the whole object; readers see the old one or the new one, never a part.
 
-    Raises:
-        WriteError: no permission, no space, read-only, no such bucket.
-        CredentialsError, TransientStorageError: the store's state, not the object's.
+    Raises WriteError: no permission, no space, read-only, no such bucket; CredentialsError,
+    TransientStorageError: the store's state, not the object's.
     """
     _store(uri).write_atomic(uri, data)
 
@@ -305,16 +290,11 @@ def write_atomic(uri: str, data: bytes) -> None:
 def put_if(uri: str, data: bytes, etag: str | None = None) -> str | None:
     """Writes the object only if there is none of this name, atomically against other writers.
 
-    With an `etag` of `read_versioned`: only if that is still its version.
-
-    Returns:
-        The new version mark; None when another object is there, or none at all. Content that is
-        equal counts as written by this call, because the answer to a first try may be lost: put
-        something unique into `data`.
-
-    Raises:
-        ConditionsUnsupported: the store refuses the condition (501), or tells no versions apart.
-        WriteError, CredentialsError, TransientStorageError: as `write_atomic`.
+    With an `etag` of `read_versioned`: only if that is still its version. Returns the new version
+    mark; None when another object is there, or none at all. Content that is equal counts as written
+    by this call, because the answer to a first try may be lost: put something unique into `data`.
+    Raises ConditionsUnsupported: the store refuses the condition (501), or tells no versions apart;
+    WriteError, CredentialsError, TransientStorageError: as `write_atomic`.
     """
     if etag == "":
         raise ConditionsUnsupported(f"{uri}: the store does not tell versions apart")

@@ -26,8 +26,7 @@ from raysers.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from raysers.models.heads import EmotionHead
 from raysers.models.losses import ccc_loss
 from raysers.models.outputs import Outputs
-from raysers.seeding import seed_of
-from raysers.types import DIMENSIONS
+from raysers.types import DIMENSIONS, seed_of
 
 Floats = npt.NDArray[np.float32]
 

@@ -33,8 +33,7 @@ import numpy.typing as npt
 import soundfile
 
 from raysers.errors import ClipError, ConfigError
-from raysers.seeding import seed_of
-from raysers.types import Status
+from raysers.types import Status, seed_of
 
 Floats = npt.NDArray[np.float32]
 

@@ -15,8 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers import plotting
-from raysers.plotting import COLOURS, SOFT, Picture, word_colour
+from raysers import display
+from raysers.display import COLOURS, SOFT, Picture, word_colour
 from raysers.report.evidence import Evidence, ReportRun, columns_of, mapping, table_of
 from raysers.report.page import Chart, Exhibit, frame_table, last_part, shown, table
 from raysers.types import DIMENSIONS, NS_PER_S, Status
@@ -173,7 +173,7 @@ def _histogram(
     there = np.clip(values.dropna().to_numpy(np.float64), *limits)
 
     def draw() -> Any:
-        figure = plotting.new_figure(1.5, _SMALL_IN)
+        figure = display.new_figure(1.5, _SMALL_IN)
         axis = figure.subplots()
         counts, edges = np.histogram(there, bins=_BINS, range=limits)
         axis.stairs(counts, edges, fill=True, color=colour, alpha=0.28, linewidth=0)
@@ -182,11 +182,11 @@ def _histogram(
         axis.set_yticks([])
         at = np.linspace(*limits, 5)
         axis.set_xticks(at, [tick(float(x)) for x in at])
-        plotting.panel_title(axis, title, colour=word_colour(colour), pad_pt=6)
-        plotting.above(axis, (1.0, 1.0), "axes fraction", 0, note, ha="right")
+        display.panel_title(axis, title, colour=word_colour(colour), pad_pt=6)
+        display.above(axis, (1.0, 1.0), "axes fraction", 0, note, ha="right")
         return figure
 
-    return plotting.picture(draw)
+    return display.picture(draw)
 
 
 def _statuses(archive: Archive, key: str) -> Exhibit:
@@ -292,17 +292,17 @@ def _timeline(key: str, file: str, own: pd.DataFrame) -> Chart:
     bare = spans[own[[*DIMENSIONS]].isna().all(axis=1)] / 60
 
     def draw() -> Any:
-        figure = plotting.new_figure(3.6)
+        figure = display.new_figure(3.6)
         axes = figure.subplots(3, 1, sharex=True)
         for axis, d in zip(axes, DIMENSIONS, strict=True):
             x = grouped.minutes.mean()
             if stretch[-1] < len(own) - 1:
                 low, high = grouped[d].quantile(0.1), grouped[d].quantile(0.9)
-                plotting.band(axis, x, low, high, COLOURS[d])
-            plotting.line(axis, x, grouped[d].mean(), COLOURS[d], linewidth=1.4)
+                display.band(axis, x, low, high, COLOURS[d])
+            display.line(axis, x, grouped[d].mean(), COLOURS[d], linewidth=1.4)
             axis.set_ylim(min(0.0, own[d].min()), max(1.0, own[d].max()))
-            plotting.value_grid(axis, "y", most=2)
-            plotting.panel_title(axis, d, colour=word_colour(COLOURS[d]), pad_pt=3)
+            display.value_grid(axis, "y", most=2)
+            display.panel_title(axis, d, colour=word_colour(COLOURS[d]), pad_pt=3)
             for ends in bare.itertuples(index=False):
                 axis.axvspan(*ends, color=SOFT, alpha=0.15, linewidth=0)
         axes[-1].set_xlabel("minutes", loc="right")
@@ -311,7 +311,7 @@ def _timeline(key: str, file: str, own: pd.DataFrame) -> Chart:
     numbers = own[[*DIMENSIONS]].copy()
     seconds = [f"{start:,.1f} to {end:,.1f}" for start, end in spans.itertuples(index=False)]
     numbers.insert(0, "seconds", seconds)
-    name = plotting.short(last_part(file), 60)
+    name = display.short(last_part(file), 60)
     made = frame_table(f"Windows of {name}", numbers, 2)
     alt = f"Scores of {len(own):,} windows along {name}."
-    return Chart(name, alt, {key: plotting.picture(draw)}, made)
+    return Chart(name, alt, {key: display.picture(draw)}, made)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 
-from raysers import plotting
+from raysers import display
+from raysers.display import COLOURS, INK, SOFT, series_colour, word_colour
 from raysers.evaluation.bootstrap import FEW_UNITS, FEWEST_UNITS
 from raysers.evaluation.scores import RANDOM
-from raysers.plotting import COLOURS, INK, SOFT, series_colour, word_colour
 from raysers.report.page import Cell, Chart, shown, table, with_bounds
 
 MOST_ROWS, MOST_SERIES, _MOST_MARKS = 24, 4, 30
@@ -104,12 +104,12 @@ def chart(spec: Dots | Lines, frame: pd.DataFrame) -> Chart | None:
         rows.append(cells)
     if isinstance(spec, Lines):
         head, caption, what = ["of", spec.axis], f"{spec.values} over {spec.axis}", spec.bounds
-        pictures = {spec.key: plotting.picture(lambda: _draw_lines(there, columns, spec))}
+        pictures = {spec.key: display.picture(lambda: _draw_lines(there, columns, spec))}
     else:
         drawn, left_out = _selected(there)
         head = [spec.row, *([spec.series or "of"] if several else []), "data"]
         caption, what = spec.axis + left_out, "95 %"
-        pictures = {spec.key: plotting.picture(lambda: _draw_dots(drawn, spec))}
+        pictures = {spec.key: display.picture(lambda: _draw_dots(drawn, spec))}
     head += [*(f"{c} [{what}]" for c in columns), *(["the paper"] if has_paper else [])]
     head += [] if is_line else ["clips", *(["speakers"] if has_speakers else [])]
     few = there.reindex(columns=["speakers"]).speakers.between(2, FEW_UNITS - 1).any()
@@ -141,31 +141,31 @@ def _draw_dots(drawn: pd.DataFrame, spec: Dots) -> Any:
     heights = [own.row.nunique() * row_in for _, own in blocks]
     has_key = len(series) > 1 or bool(drawn.paper.notna().any())
     edges_in = (_EDGES_IN + _BLOCK_IN * (len(blocks) > 1)) * len(blocks)
-    figure = plotting.new_figure(sum(heights) + edges_in + _KEY_IN * has_key + 0.2)
+    figure = display.new_figure(sum(heights) + edges_in + _KEY_IN * has_key + 0.2)
     axes = figure.subplots(len(blocks), len(columns), squeeze=False, height_ratios=heights)
     for (block, own), places in zip(blocks, axes, strict=True):
         rows, mine = list(own.row.unique()), [c for c in columns if c in set(own.column)]
         for axis in places[len(mine) :]:
             axis.set_axis_off()
         for axis, column in zip(places, mine, strict=False):
-            plotting.name_rows(axis, [plotting.short(name, 24) for name in rows])
+            display.name_rows(axis, [display.short(name, 24) for name in rows])
             axis.tick_params(labelleft=column == mine[0])
             axis.set_xlim(low - room, high + room)
-            plotting.value_grid(axis, "x", most=4)
+            display.value_grid(axis, "x", most=4)
             colour = COLOURS.get(column, INK) if len(series) == 1 else INK
             title = column if len(columns) > 1 or column in COLOURS else ""
-            plotting.panel_title(axis, title, colour=word_colour(colour), pad_pt=6)
+            display.panel_title(axis, title, colour=word_colour(colour), pad_pt=6)
             if not math.isnan(spec.at):
-                plotting.guide(axis, spec.at)
+                display.guide(axis, spec.at)
             for one in own[own.column == column].itertuples():
                 _mark(axis, one, rows, series, colour, spec.digits)
         if len(blocks) > 1:
             places[0].annotate(
-                plotting.short(str(block), 40), (0, 1), xytext=(0, 24), xycoords="axes fraction",
-                textcoords="offset points", fontsize=plotting.TITLE_PT, fontweight="bold",
+                display.short(str(block), 40), (0, 1), xytext=(0, 24), xycoords="axes fraction",
+                textcoords="offset points", fontsize=display.TITLE_PT, fontweight="bold",
                 annotation_clip=False,
             )  # fmt: skip
-        plotting.axis_name(places[len(mine) - 1], spec.axis)
+        display.axis_name(places[len(mine) - 1], spec.axis)
     if has_key:
         marks = [(s, series_colour(i), "o") for i, s in enumerate(series)] * (len(series) > 1)
         _key(figure, [*marks, *[("the paper", INK, "D")] * bool(drawn.paper.notna().any())])
@@ -178,10 +178,10 @@ def _mark(
     place, count = series.index(one.series), len(series)
     height = rows.index(one.row) + (place - (count - 1) / 2) * 0.72 / count
     colour = SOFT if one.row == RANDOM else series_colour(place) if count > 1 else colour
-    plotting.interval(axis, one.value, (one.low, one.high), height, colour)
-    plotting.published(axis, one.paper, height)
+    display.interval(axis, one.value, (one.low, one.high), height, colour)
+    display.published(axis, one.paper, height)
     if count == 1:
-        plotting.end_label(axis, height, shown(one.value, digits), colour)
+        display.end_label(axis, height, shown(one.value, digits), colour)
 
 
 def _key(figure: Any, marks: Sequence[tuple[str, str, str]]) -> None:
@@ -189,8 +189,8 @@ def _key(figure: Any, marks: Sequence[tuple[str, str, str]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="", marker=marker, color=colour, label=plotting.short(name, 22),
-               mfc="none" if marker == "D" else colour, ms=plotting.DOT_PT)
+        Line2D([], [], linestyle="", marker=marker, color=colour, label=display.short(name, 22),
+               mfc="none" if marker == "D" else colour, ms=display.DOT_PT)
         for name, colour, marker in marks
     ]  # fmt: skip
     figure.legend(
@@ -204,7 +204,7 @@ def _draw_lines(found: pd.DataFrame, columns: Sequence[str], spec: Lines) -> Any
     series = list(found.series.unique())
     ends = found[["value", "low", "high"]]
     low, high = min(0.0, ends.min().min()), ends.max().max()
-    figure = plotting.new_figure(_LINES_IN)
+    figure = display.new_figure(_LINES_IN)
     axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
     for axis, column in zip(axes, columns, strict=True):
         if spec.log:
@@ -214,7 +214,7 @@ def _draw_lines(found: pd.DataFrame, columns: Sequence[str], spec: Lines) -> Any
         places = sorted(found.x.unique())
         ticks = places if len(places) <= 5 else places[:: math.ceil(len(places) / 5)]
         axis.set_xticks(ticks, [spec.tick(x) for x in ticks])
-        plotting.value_grid(axis, "y", most=6)
+        display.value_grid(axis, "y", most=6)
         labels = {}
         for index, name in enumerate(series):
             own = found[(found.column == column) & (found.series == name)].sort_values("x")
@@ -222,14 +222,14 @@ def _draw_lines(found: pd.DataFrame, columns: Sequence[str], spec: Lines) -> Any
                 continue
             colour = series_colour(index) if len(series) > 1 else COLOURS.get(column, INK)
             known = own.dropna(subset=["low", "high"])
-            plotting.band(axis, known.x, known.low, known.high, colour)
-            plotting.line(axis, own.x, own.value, colour)
+            display.band(axis, known.x, known.low, known.high, colour)
+            display.line(axis, own.x, own.value, colour)
             for one in own.itertuples() if len(own) <= _MOST_MARKS else ():
-                plotting.dot(axis, one.value, one.x, colour, along="y")
-            labels[plotting.short(name, 20)] = (own.value.iloc[-1], colour)
+                display.dot(axis, one.value, one.x, colour, along="y")
+            labels[display.short(name, 20)] = (own.value.iloc[-1], colour)
         if len(series) > 1 and column == columns[-1]:
-            plotting.end_labels(axis, labels, gap=0.075)
-        plotting.panel_title(axis, column, pad_pt=8)
-    plotting.axis_name(axes[-1], spec.axis)
-    plotting.above(axes[0], (0.0, 1.0), "axes fraction", -7, spec.values, ha="right")
+            display.end_labels(axis, labels, gap=0.075)
+        display.panel_title(axis, column, pad_pt=8)
+    display.axis_name(axes[-1], spec.axis)
+    display.above(axes[0], (0.0, 1.0), "axes fraction", -7, spec.values, ha="right")
     return figure

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raysers import plotting
-from raysers.plotting import BLUE, SOFT, VERMILION, series_colour, word_colour
+from raysers import display
+from raysers.display import BLUE, SOFT, VERMILION, series_colour, word_colour
 from raysers.report.evidence import Evidence, ReportRun, columns_of, frame_of, stream
 from raysers.report.page import Cell, Chart, shown, table
 from raysers.types import DIMENSIONS, Status
@@ -58,7 +58,7 @@ def map_charts(found: Evidence) -> Iterator[Chart]:
             title=names if len(groups) > 1 else "",
             alt=f"Maps of the embeddings of {names}, {len(maps[0][1]):,} clips, coloured by "
             f"{', '.join(known)}. The table is about their neighbourhoods.",
-            pictures={key: plotting.picture(partial(_draw, maps, known))},
+            pictures={key: display.picture(partial(_draw, maps, known))},
             numbers=table(
                 "Of the ten nearest clips of a group's clips, the share that is of the group",
                 ["model", "known", "group", "clips", "nearest of the same", "by chance"],
@@ -145,7 +145,7 @@ def _draw(maps: Sequence[tuple[str, pd.DataFrame]], known: Sequence[str]) -> Any
     down = math.ceil(len(known) * len(maps) / wide)
     shape = max(np.ptp(plane[:, 1]) / np.ptp(plane[:, 0]) for plane in planes)
     height_in = min(max(6.6 / wide * (1.3 * shape + 0.3), 2.0), 9.0 / wide)
-    figure = plotting.new_figure(down * height_in)
+    figure = display.new_figure(down * height_in)
     axes = figure.subplots(down, wide, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -162,7 +162,7 @@ def _draw(maps: Sequence[tuple[str, pd.DataFrame]], known: Sequence[str]) -> Any
             for index, value in enumerate(named):
                 _dots(axis, plane[clips[name] == value], series_colour(index), str(value))
         if len(maps) > 1 and name == known[0]:
-            title = f"{plotting.short(model, 20)}: {title}"
+            title = f"{display.short(model, 20)}: {title}"
         _titled(axis, title, plane, wide)
     return figure
 
@@ -183,7 +183,7 @@ def _scale(axis: Any, plane: NDArray[np.float64], values: NDArray[np.float64]) -
 
 def _dots(axis: Any, plane: NDArray[np.float64], colour: str, name: str) -> None:
     if len(plane):
-        label = plotting.short(name, 12 if not name.startswith(("low,", "high,")) else 20)
+        label = display.short(name, 12 if not name.startswith(("low,", "high,")) else 20)
         axis.plot(
             np.round(plane[:, 0], 3), np.round(plane[:, 1], 3), "o", color=colour, ms=3, mew=0,
             alpha=0.8, label=label or "_hidden",
@@ -196,10 +196,10 @@ def _titled(axis: Any, title: str, plane: NDArray[np.float64], wide: int) -> Non
     columns = 3 if wide < 3 else 2
     lines = math.ceil(len(axis.get_legend_handles_labels()[1]) / columns)
     axis.set_xlim(left, right)
-    axis.set_ylim(low, high + (right - left) * (0.19 * lines + 0.04) * wide / plotting.WIDTH_IN)
-    plotting.panel_title(axis, title, pad_pt=4)
+    axis.set_ylim(low, high + (right - left) * (0.19 * lines + 0.04) * wide / display.WIDTH_IN)
+    display.panel_title(axis, title, pad_pt=4)
     legend = axis.legend(
-        loc="upper left", ncols=columns, frameon=False, fontsize=plotting.SMALL_PT,
+        loc="upper left", ncols=columns, frameon=False, fontsize=display.SMALL_PT,
         borderaxespad=0, handletextpad=0.1, columnspacing=0.8, handlelength=1.2,
     )  # fmt: skip
     for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):

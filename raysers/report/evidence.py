@@ -21,11 +21,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysers.display import Picture, model_names
 from raysers.engine.output import read_part
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
-from raysers.plotting import Picture, model_names
 from raysers.report.page import last_part
 from raysers.run import load_record
 

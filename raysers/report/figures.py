@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from raysers.display import printable
 from raysers.evaluation.published import asset, paper_numbers
 from raysers.evaluation.scores import RANDOM
 from raysers.report.charts import MOST_SERIES, Dots, Lines, chart, dots
@@ -35,7 +36,6 @@ from raysers.report.evidence import (
 )
 from raysers.report.page import Chart, Exhibit, Missing, Table, frame_table, table
 from raysers.robustness.measures import paper_share
-from raysers.text import printable
 from raysers.types import DIMENSIONS
 
 _INTERVAL = "with its 95 % interval"

@@ -21,7 +21,7 @@ import soundfile as sf
 from raysers.audio.decode import AudioReader
 from raysers.errors import ClipError, StorageError
 from raysers.io import storage
-from raysers.io.uris import is_member, is_remote
+from raysers.io.objects import is_member, is_remote
 from raysers.report.archive import OOD_LIMIT, Archive
 from raysers.report.evidence import stream
 from raysers.report.page import Exhibit, last_part, shown

@@ -21,8 +21,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raysers.plotting import Picture
-from raysers.text import printable
+from raysers.display import Picture, printable
 
 #: A cell of a table: text from the data, or a number.
 Cell = str | int | float | None

@@ -20,9 +20,9 @@ import numpy as np
 import scipy.signal
 from numpy.typing import ArrayLike, NDArray
 
-from raysers import seeding
 from raysers.audio.level import rms_db
 from raysers.types import SAMPLE_RATE_HZ
+from raysers.types import generator as generator_of
 
 Signal = NDArray[np.float32]
 Reference = Literal["peak", "rms"]
@@ -82,7 +82,7 @@ class Perturbation:
 
 def generator(seed: int, clip_id: str, perturbation: str, repeat: int = 0) -> np.random.Generator:
     """Where a clip's draws come from: these four alone, never order, worker or time."""
-    return seeding.generator(seed, clip_id, perturbation, repeat, byteorder="little")
+    return generator_of(seed, clip_id, perturbation, repeat, byteorder="little")
 
 
 def additive_tone(

@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers import plotting
+from raysers import display
 from raysers.data.splits import identities
+from raysers.display import COLOURS, INK, SOFT
 from raysers.engine import output as parts
 from raysers.engine.job import ClipJob
 from raysers.engine.plan import Plan
@@ -36,7 +37,6 @@ from raysers.evaluation.rows import (
 )
 from raysers.evaluation.scores import RANDOM, Scores, base_subsets
 from raysers.io import storage
-from raysers.plotting import COLOURS, INK, SOFT
 from raysers.robustness.measures import (
     CLEAN,
     MEAN,
@@ -195,14 +195,14 @@ def robustness_figure(rows: pd.DataFrame, model: str, how: Comparison) -> dict[s
     Datasets and splits have a panel each. Nothing without a perturbation to show.
     """
     panels = _panels(rows)[:_MOST_PANELS]
-    return plotting.picture(lambda: _draw(panels, model, how)) if panels else {}
+    return display.picture(lambda: _draw(panels, model, how)) if panels else {}
 
 
 def _draw(panels: Sequence[pd.DataFrame], model: str, how: Comparison) -> Any:
     from matplotlib.lines import Line2D
 
     lines = [panel["metric"].nunique() for panel in panels]
-    figure = plotting.new_figure(sum(_EDGES_IN + _LINE_IN * count for count in lines))
+    figure = display.new_figure(sum(_EDGES_IN + _LINE_IN * count for count in lines))
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=lines)[:, 0]
     for axis, rows in zip(axes, panels, strict=True):
         own, random = rows[rows["model"] != RANDOM], rows[rows["model"] == RANDOM]
@@ -210,17 +210,17 @@ def _draw(panels: Sequence[pd.DataFrame], model: str, how: Comparison) -> Any:
         for y, (metric, of) in enumerate(by.items()):
             for d, offset in zip(DIMENSIONS, _OFFSETS, strict=True):
                 bounds = of[d].ci_low, of[d].ci_high
-                plotting.interval(axis, of[d].value, bounds, y + offset, COLOURS[d])
-            plotting.published(axis, ser_tests_share([_name(metric)], "", how), y, marker="|")
-        plotting.name_rows(axis, [_name(metric).replace("_", " ") for metric in by])
+                display.interval(axis, of[d].value, bounds, y + offset, COLOURS[d])
+            display.published(axis, ser_tests_share([_name(metric)], "", how), y, marker="|")
+        display.name_rows(axis, [_name(metric).replace("_", " ") for metric in by])
         axis.set_xlim(-0.01, 1.02)
         axis.grid(axis="x")
         if len(random):
-            plotting.guide(axis, float(random["value"].mean()))
+            display.guide(axis, float(random["value"].mean()))
         first, short = own.iloc[0], model.rstrip("/").rpartition("/")[2]
         title = f"Robustness of {short}: {first.dataset} {first.split}, {first.n:,} clips"
         title += f", {first.speakers:,} speakers" if first.speakers else ""
-        plotting.panel_title(axis, title)
+        display.panel_title(axis, title)
         axis.set_xlabel(f"share of scores that {how.text}", loc="right")
     marks = [
         *(Line2D([], [], marker="o", linestyle="", color=COLOURS[d], label=d) for d in DIMENSIONS),

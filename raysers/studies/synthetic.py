@@ -33,8 +33,7 @@ from raysers.engine.cluster import get_with_notice
 from raysers.io import storage
 from raysers.models.backbones import BACKBONES, CNN14
 from raysers.models.tts import Engine, Line
-from raysers.seeding import generator
-from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
+from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, generator
 
 #: Centres of the synthetic emotions: arousal, dominance, valence on 0..1.
 EMOTIONS: Mapping[str, tuple[float, float, float]] = {

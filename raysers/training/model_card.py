@@ -20,11 +20,11 @@ import jinja2
 import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
-from raysers import plotting
+from raysers import display
+from raysers.display import fenced, one_line, plain, table, visible
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import RANDOM
 from raysers.models.backbones import ASSETS
-from raysers.text import fenced, one_line, plain, table, visible
 from raysers.training.config import TrainingFlags
 from raysers.types import DIMENSIONS
 
@@ -237,13 +237,13 @@ def _licences_table(training: Mapping[str, Any]) -> str:
     return table(("of", "terms"), rows)
 
 
-def learning_curve(history: Sequence[Mapping[str, Any]]) -> plotting.Picture:
+def learning_curve(history: Sequence[Mapping[str, Any]]) -> display.Picture:
     """CCC by dimension and UAR on the dev set over the training loss, by epoch.
 
     The picture as `png` and `svg`, the same bytes for the same history, one record per epoch.
     Missing and NaN values leave gaps; without any CCC or UAR there is no panel for it.
     """
-    return plotting.picture(lambda: _draw(history))
+    return display.picture(lambda: _draw(history))
 
 
 def _draw(history: Sequence[Mapping[str, Any]]) -> Any:
@@ -260,30 +260,30 @@ def _draw(history: Sequence[Mapping[str, Any]]) -> Any:
     measures = ["CCC"] * bool(lines.keys() - {"UAR"}) + ["UAR"] * ("UAR" in lines)
     title = f"{' and '.join(measures)} on the dev set"
     panels = [(title, lines, 2.9)] * bool(lines) + [("Training loss", losses, 1.5)]
-    figure = plotting.new_figure(sum(height + 0.9 for *_, height in panels))
+    figure = display.new_figure(sum(height + 0.9 for *_, height in panels))
     axes = figure.subplots(
         len(panels), 1, squeeze=False, sharex=True, height_ratios=[height for *_, height in panels]
     )[:, 0]
     for axis, (title, curves, _) in zip(axes, panels, strict=True):
-        plotting.panel_title(axis, title, pad_pt=16)
+        display.panel_title(axis, title, pad_pt=16)
         labels = {}
         for name, values in curves.items():
-            colour = plotting.COLOURS.get(name, plotting.INK)
+            colour = display.COLOURS.get(name, display.INK)
             known = values[np.isfinite(values)]
-            plotting.line(
+            display.line(
                 axis, epochs, values.tolist(), colour, marker="o" if len(known) == 1 else None
             )
             at_kept = values[epochs.index(kept)]
             if np.isfinite(at_kept) and curves is lines:
-                plotting.dot(axis, at_kept, kept, colour, along="y", ms=6.5, mew=1.2)
+                display.dot(axis, at_kept, kept, colour, along="y", ms=6.5, mew=1.2)
             shown = at_kept if np.isfinite(at_kept) else known[-1]
             labels[f"{name} {shown:.2f}"] = (float(known[-1]), colour)
         low, high = axis.get_ylim()
         axis.set_ylim(min(low, 0.0), 1.0 if curves is lines else max(high, 0.0))
-        plotting.value_grid(axis)
-        plotting.end_labels(axis, labels)
-        plotting.guide(axis, kept)
-    plotting.above(axes[0], (kept, 1.0), ("data", "axes fraction"), 0, f"kept: epoch {kept}")
+        display.value_grid(axis)
+        display.end_labels(axis, labels)
+        display.guide(axis, kept)
+    display.above(axes[0], (kept, 1.0), ("data", "axes fraction"), 0, f"kept: epoch {kept}")
     axes[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     axes[-1].set_xlabel("epoch", loc="right")
     return figure

@@ -35,7 +35,7 @@ from raysers.evaluation.evaluate import training_notes, with_training
 from raysers.evaluation.join import categories_of, dimensions_of
 from raysers.evaluation.rows import EMOTION, Row, to_table
 from raysers.evaluation.scores import Scores, subsets, with_baseline
-from raysers.io import claim, storage
+from raysers.io import marks, storage
 from raysers.run import RunRecord
 from raysers.training.checkpoint import TrainProgress
 from raysers.training.config import TrainingFlags
@@ -337,7 +337,7 @@ def _mlflow_run(
         with tempfile.TemporaryDirectory() as folder:
             for found in storage.list_objects(output):
                 file = found.uri.removeprefix(output + "/")
-                if "/" not in file and file != claim.NAME:
+                if "/" not in file and file != marks.CLAIM_NAME:
                     Path(folder, file).write_bytes(storage.read_bytes(found.uri))
             mlflow.log_artifacts(folder, "model")
 

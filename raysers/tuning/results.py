@@ -18,10 +18,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers import plotting
+from raysers import display
 from raysers.engine import output as parts
 from raysers.engine.progress import duration, hours, print_pairs, print_warning
-from raysers.io import claim, storage
+from raysers.io import marks, storage
 from raysers.schemas import CURVES
 from raysers.training import dataset
 from raysers.training.results import Epoch
@@ -33,7 +33,7 @@ from raysers.types import DIMENSIONS
 
 TRIALS_PART, CURVES_PART = "trials/part-00000.parquet", "curves/part-00000.parquet"
 #: Files of a trial's folder that are not part of its model folder.
-_NOT_PUBLISHED = ("state/", "tensorboard/", "trial.json", claim.NAME)
+_NOT_PUBLISHED = ("state/", "tensorboard/", "trial.json", marks.CLAIM_NAME)
 #: Fewer trials than this say nothing about several flags.
 _MIN_TRIALS, _FEW_TRIALS = 6, 20
 _PARAMETER = "param_"
@@ -223,7 +223,7 @@ def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
     found = importance(trials, sweep.space, sweep.flags.seed)
     means = curves.filter(pc.equal(curves["dimension"], "mean")).to_pandas().dropna(subset=["ccc"])
     if len(means):
-        picture = plotting.picture(partial(_draw_curves, table.to_pandas(), means))
+        picture = display.picture(partial(_draw_curves, table.to_pandas(), means))
         for kind, content in picture.items():
             storage.write_atomic(storage.join(output, f"learning_curves.{kind}"), content)
     ranked = _ranked(trials)
@@ -330,20 +330,20 @@ def _draw_curves(trials: pd.DataFrame, means: pd.DataFrame) -> Any:
     """Mean CCC on dev by epoch of every trial, the best in orange."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = plotting.new_figure(3.2)
+    figure = display.new_figure(3.2)
     panel = figure.subplots()
-    plotting.panel_title(panel, "Mean CCC on dev")
+    display.panel_title(panel, "Mean CCC on dev")
     done = trials[trials["status"] == "done"].sort_values("dev_ccc_mean")["trial"].to_list()
     for trial, curve in means.groupby("cell"):
         is_best = trial in done[-1:]
-        rest = plotting.BLUE if trial in done else plotting.SOFT
-        colour = plotting.VERMILION if is_best else rest
+        rest = display.BLUE if trial in done else display.SOFT
+        colour = display.VERMILION if is_best else rest
         width, alpha = (2.2, 1.0) if is_best else (0.9, 0.55)
-        plotting.line(panel, curve["epoch"], curve["ccc"], colour, linewidth=width, alpha=alpha)
+        display.line(panel, curve["epoch"], curve["ccc"], colour, linewidth=width, alpha=alpha)
         if is_best:
-            plotting.end_label(panel, curve["ccc"].iloc[-1], str(trial), colour)
+            display.end_label(panel, curve["ccc"].iloc[-1], str(trial), colour)
     panel.set_xlim(1, max(means["epoch"].max(), 1.5))
     panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    plotting.value_grid(panel)
+    display.value_grid(panel)
     panel.set_xlabel("epoch; stopped trials grey", loc="right")
     return figure

@@ -19,8 +19,8 @@ import numpy as np
 from raysers.arguments import nearest
 from raysers.data.files import load_yaml
 from raysers.errors import ConfigError
-from raysers.seeding import seed_of
 from raysers.training.config import FlagsT, TrainingFlags
+from raysers.types import seed_of
 
 #: A trial's values of the searched flags, by their underscored name.
 Point = Mapping[str, Any]

@@ -10,11 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from raysers.errors import ConfigError
-from raysers.evaluation.metrics import Floats
-from raysers.evaluation.rows import Row
-from raysers.evaluation.scores import ALL
-from raysers.plotting import (
+from raysers.display import (
     BETWEEN,
     HIGH,
     INK,
@@ -32,6 +28,10 @@ from raysers.plotting import (
     value_grid,
     word_colour,
 )
+from raysers.errors import ConfigError
+from raysers.evaluation.metrics import Floats
+from raysers.evaluation.rows import Row
+from raysers.evaluation.scores import ALL
 from raysers.types import DIMENSIONS
 from raysers.words.respoken import AGREEMENT, GROUP, LABELS, ORIGINAL, RESPOKEN_CLIP
 from raysers.words.sentiment import SENTIMENTS, by_model

@@ -24,6 +24,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.data.splits import identities
+from raysers.display import (
+    COLOURS,
+    fenced,
+    guide,
+    interval,
+    name_rows,
+    new_figure,
+    one_line,
+    panel_title,
+    picture,
+    plain,
+    value_grid,
+)
 from raysers.engine import output as parts
 from raysers.errors import RaysersError
 from raysers.evaluation.bootstrap import Bootstrap
@@ -45,19 +58,8 @@ from raysers.models.fusion import (
     save_fusion,
     side_by_side,
 )
-from raysers.plotting import (
-    COLOURS,
-    guide,
-    interval,
-    name_rows,
-    new_figure,
-    panel_title,
-    picture,
-    value_grid,
-)
 from raysers.run import RunRecord
 from raysers.schemas import FUSED as FUSED_SCHEMA
-from raysers.text import fenced, one_line, plain
 from raysers.types import DIMENSIONS, Status
 from raysers.words.fusion import SUFFIXES
 

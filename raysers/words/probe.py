@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from raysers.annotation import AnnotateTask
 from raysers.cli import Models, Output, Uris, as_plain
 from raysers.data.manifest import is_whole, manifest_parts, read_manifest
+from raysers.display import Picture
 from raysers.engine import output as parts
 from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError, RaysersError
@@ -24,7 +25,6 @@ from raysers.evaluation.predictions import read_predictions
 from raysers.evaluation.rows import Row
 from raysers.io import storage
 from raysers.models.tts import NEUTRAL
-from raysers.plotting import Picture
 from raysers.run import Run
 from raysers.types import DIMENSIONS
 from raysers.words.figures import (

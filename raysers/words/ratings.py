@@ -20,8 +20,7 @@ from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap, interval, resample, resampling_units
 from raysers.evaluation.rows import NAN, Row, row_of
 from raysers.evaluation.scores import Subset
-from raysers.seeding import generator
-from raysers.types import DIMENSIONS, Status
+from raysers.types import DIMENSIONS, Status, generator
 
 #: Section 5.3: occurrences a word needs, and how many words of each end are shown.
 LEAST, MOST = 10, 50

@@ -21,8 +21,7 @@ from raysers.evaluation.bootstrap import Bootstrap, interval
 from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import NAN, Row, dimension_rows
 from raysers.evaluation.scores import Subset
-from raysers.seeding import generator
-from raysers.types import DIMENSIONS
+from raysers.types import DIMENSIONS, generator
 from raysers.words.ratings import described, folded, tokens
 
 SENTIMENTS = ("negative", "neutral", "positive")

@@ -30,10 +30,10 @@ import soundfile
 from raysers.cli import Output, Retry
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.shards import shard_name
-from raysers.engine import ledger, progress
 from raysers.engine import output as parts
+from raysers.engine import progress
 from raysers.errors import ClipError, ConfigError, errors_as_rows, raise_from_rows
-from raysers.io import storage
+from raysers.io import marks, storage
 from raysers.models.tts import NEUTRAL, Engine, Gtts, Line, Program
 from raysers.run import Run
 from raysers.schemas import MANIFEST, TRANSCRIPTS
@@ -276,9 +276,9 @@ class ShardSpeaker:
         }
         texts = block.to_pylist()
         if len(rows) == len(texts):
-            ledger.discard(ledger.mark_uri(self.output, name))
+            marks.discard(marks.mark_uri(self.output, name))
         else:
-            attempt = ledger.begin(self.output, name, self.run_id)
+            attempt = marks.begin(self.output, name, self.run_id)
             left = [text for text in texts if text["file"] not in rows]
             if self.resumed or attempt.suspicious:
                 there = {r["file"]: r for r in self._probed(left) if r["status"] == str(Status.OK)}
@@ -298,11 +298,11 @@ class ShardSpeaker:
         statuses = Counter(row["status"] for row in rows.values())
         return pa.table({"status": list(statuses), "texts": list(statuses.values())})
 
-    def _speak(self, text: Row, attempt: ledger.Attempt) -> ClipError | None:
+    def _speak(self, text: Row, attempt: marks.Attempt) -> ClipError | None:
         """Make one sound file; the row boundary, where failures become data."""
         name = clip_id(text["file"], 0, None)
         if attempt.given_up(name):
-            message = f"its worker process died {ledger.MAX_DEATHS} times on this text alone"
+            message = f"its worker process died {marks.MAX_DEATHS} times on this text alone"
             return ClipError(Status.WORKER_DIED, message)
         if attempt.suspicious:
             attempt.enter([name])

@@ -22,7 +22,7 @@ from raysers.data.columnar import PARQUET_SUFFIXES, READ_FAILURES
 from raysers.data.manifest import is_whole, manifest_parts
 from raysers.errors import ConfigError, ObjectForbidden, ObjectMissing
 from raysers.io import storage
-from raysers.io.uris import suffix_of
+from raysers.io.objects import suffix_of
 from raysers.schemas import LABEL_FIELDS, MANIFEST
 from raysers.types import Status
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.annotation import require_revision
+from raysers.display import one_line
 from raysers.engine import output as parts
 from raysers.engine.job import ClipJob
 from raysers.engine.placement import Placement, settled_dtype
@@ -35,7 +36,6 @@ from raysers.models.asr import Recogniser, is_moonshine, load_asr, parse_asr_nam
 from raysers.models.vad import pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, TRANSCRIPTS
-from raysers.text import one_line
 from raysers.types import DIMENSIONS, Status
 from raysers.words.ratings import plain_character
 

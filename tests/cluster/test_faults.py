@@ -16,10 +16,10 @@ import pytest
 import soundfile as sf
 
 from raysers.audio.decode import AudioReader
-from raysers.engine import ledger
 from raysers.engine.feed import decode_run
 from raysers.engine.worker import ShardWorker
 from raysers.errors import WriteError
+from raysers.io import marks
 from raysers.types import Clip, Status
 from tests.cluster.tasks import POISON, LevelTask, worker_settings
 
@@ -100,7 +100,7 @@ def test_a_finished_shard_is_not_scored_again_when_only_its_summary_was_lost(cli
     settings = worker_settings(tmp_path)
     first = ShardWorker(settings, LevelTask(diary=str(tmp_path)), lambda *_: None).run(block)
     scored = (tmp_path / str(os.getpid())).read_text()
-    ledger.begin(str(tmp_path), "part-000007.parquet", "run")  # it died before removing its mark
+    marks.begin(str(tmp_path), "part-000007.parquet", "run")  # it died before removing its mark
     again = ShardWorker(settings, LevelTask(diary=str(tmp_path)), lambda *_: None).run(block)
     assert (tmp_path / str(os.getpid())).read_text() == scored
     assert (first.statuses, first.audio_s) == (again.statuses, again.audio_s)

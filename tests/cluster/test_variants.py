@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 
 from raysers.cli import ClipJobFlags
-from raysers.engine import ledger, progress
+from raysers.engine import progress
 from raysers.engine.feed import Decoded
 from raysers.engine.job import ClipJob
 from raysers.engine.worker import ShardWorker
 from raysers.errors import ClipError, RaysersError
+from raysers.io import marks
 from raysers.run import load_record
 from raysers.schemas import ROBUSTNESS
 from raysers.types import Status
@@ -132,8 +133,8 @@ def test_retry_makes_all_rows_of_a_mended_clip_again_and_no_others(job, rows, cl
 def test_a_given_up_clip_is_so_in_all_its_variants(clips, tmp_path):
     files = sorted(map(str, clips.iterdir()))[:2]
     block = pa.table({"clip_id": ["a", "b"], "file": files, "shard": [0, 0]})
-    attempt = ledger.begin(str(tmp_path), "part-000000.parquet", "run")
-    attempt.alone, attempt.deaths_alone = ["a"], {"a": ledger.MAX_DEATHS}
+    attempt = marks.begin(str(tmp_path), "part-000000.parquet", "run")
+    attempt.alone, attempt.deaths_alone = ["a"], {"a": marks.MAX_DEATHS}
     attempt.enter([])
     settings = worker_settings(tmp_path)
     ShardWorker(settings, HalvesTask(diary=str(tmp_path)), lambda *_: None).run(block)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from raysers import commands, text
-from raysers.text import with_packages
+from raysers import commands, display
+from raysers.display import with_packages
 from tests.places import REPO
 
 #: Command line, and a part of the line that it ends with; `FILE` is what the folder below holds.
@@ -131,9 +131,9 @@ def test_a_mistake_is_one_line_with_exit_code_2(mistake, folder, monkeypatch, ca
 def test_a_missing_extra_is_named_as_pip_finds_it(monkeypatch, tmp_path):
     said = with_packages("--asr moonshine needs a package: pip install 'raysers[asr]'")
     assert said.endswith(f": pip install '{REPO}[asr]'")
-    monkeypatch.setattr(text, "__file__", str(tmp_path / "site-packages/raysers/text.py"))
+    monkeypatch.setattr(display, "__file__", str(tmp_path / "site-packages/raysers/display.py"))
     lines = ["torch>=2", 'onnx>=1.17; extra == "cpu"', "optuna; extra == 'search'"]
-    monkeypatch.setattr(text.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr(display.metadata, "requires", lambda name: lines)
     said = with_packages("int8: pip install 'raysers[cpu]', or take fp32")
     assert said == "int8: pip install 'onnx>=1.17', or take fp32"
 

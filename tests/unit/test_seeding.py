@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raysers.robustness import perturbations as perturbation
-from raysers.seeding import generator, seed_of
+from raysers.types import generator, seed_of
 
 
 @pytest.mark.parametrize("names", [(), (0,), (7, "a\0b"), (1, "säge", "white_noise", 0)])
@@ -38,6 +38,6 @@ def test_perturbations_read_the_digest_from_its_low_end():
 
 
 def test_draws_do_not_depend_on_the_process():
-    code = "from raysers.seeding import generator; print(generator(5, 'x').integers(0, 2**62))"
+    code = "from raysers.types import generator; print(generator(5, 'x').integers(0, 2**62))"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(found.stdout) == generator(5, "x").integers(0, 2**62)

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 
 from raysers.data import files
 from raysers.data.corpora.emotions import split_of
+from raysers.display import some
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import ObjectInfo, suffix_of
-from raysers.text import some
+from raysers.io.objects import ObjectInfo, suffix_of
 
 NAME = "cmu-mosi"
 

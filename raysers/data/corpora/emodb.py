@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 
 from raysers.data import files
+from raysers.display import some
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import storage
-from raysers.io.uris import suffix_of
-from raysers.text import some
+from raysers.io.objects import suffix_of
 
 NAME = "emodb"
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from raysers.data import files
 from raysers.data.corpora.emotions import common_name
+from raysers.display import some
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.text import some
 
 NAME = "iemocap"
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from raysers.data import files
 from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
+from raysers.display import some
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.io.uris import suffix_of
-from raysers.text import some
+from raysers.io.objects import suffix_of
 
 NAME = "msp-podcast"
 

@@ -24,7 +24,7 @@ from raysers.data.segments import Segmenting, probe_batch, windows
 from raysers.data.sources import list_inputs, object_rows
 from raysers.errors import ClipError, ConfigError, CredentialsError
 from raysers.io import storage
-from raysers.io.uris import ObjectInfo
+from raysers.io.objects import ObjectInfo
 from raysers.schemas import MANIFEST
 from raysers.types import Status, clip_id
 from tests.places import SHARED_DATA, needs_shared

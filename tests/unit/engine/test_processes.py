@@ -18,7 +18,7 @@ import pytest
 import soundfile as sf
 
 from raysers.engine.feed import Decoded
-from raysers.engine.processes import ProcessPool
+from raysers.engine.placement import ProcessPool
 from raysers.engine.worker import ShardWorker
 from raysers.errors import CredentialsError, DecoderDied
 from tests.cluster.tasks import LevelTask, worker_settings

@@ -12,7 +12,7 @@ from sklearn.calibration import calibration_curve
 from raysers.evaluation.correctness import category_rows, correctness_rows
 from raysers.evaluation.evaluate import assess
 from raysers.evaluation.scores import Categories, Scores
-from raysers.seeding import generator
+from raysers.types import generator
 from tests.unit.evaluation.worlds import only, options, permuted, scores, speakers_world, stretched
 
 NAMES = ("anger", "fear", "neutral", "sadness")

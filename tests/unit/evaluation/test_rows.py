@@ -18,7 +18,7 @@ from raysers.evaluation.metrics import ccc
 from raysers.evaluation.rows import to_table
 from raysers.evaluation.scores import base_subsets, subsets
 from raysers.schemas import METRICS
-from raysers.seeding import generator
+from raysers.types import generator
 from tests.unit.evaluation.worlds import only, scores, speakers_world, stretched
 
 SIX = np.array([0.0, 0.5, 1.0, 0.0, 0.5, 1.0])

@@ -14,8 +14,8 @@ from dataclasses import replace
 import pytest
 
 from raysers.errors import ConfigError, RaysersError, RefusedError
-from raysers.io import claim, storage
-from raysers.io.claim import NAME, Claim, Owner
+from raysers.io import marks, storage
+from raysers.io.marks import CLAIM_NAME, Claim, Owner
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -28,7 +28,7 @@ def hold(folder: str, wait: str = "sys.stdin.read()") -> subprocess.Popen[str]:
     script = f"""
 import sys, time
 from raysers.errors import RefusedError
-from raysers.io.claim import Claim
+from raysers.io.marks import Claim
 try:
     claim = Claim.take({folder!r}, "annotate", renew_s=0.2)
 except RefusedError as error:
@@ -59,14 +59,14 @@ def test_of_many_that_start_at_once_one_owns_the_folder(folder):
     for process in processes:
         process.communicate()
     with pytest.raises(RaysersError):
-        storage.read_bytes(storage.join(folder, NAME))
+        storage.read_bytes(storage.join(folder, CLAIM_NAME))
 
 
 def test_an_owner_elsewhere_is_alive_while_it_renews_its_claim(folder, capfd):
     process = hold(folder, wait="time.sleep(0)")
     process.communicate()
     owner = replace(Owner.this_process("annotate"), machine="elsewhere", host="node-7")
-    uri = storage.join(folder, NAME)
+    uri = storage.join(folder, CLAIM_NAME)
     assert storage.put_if(uri, owner.to_bytes())
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(Claim.take, folder, "annotate", expiry_s=20.0)
@@ -80,7 +80,7 @@ def test_an_owner_elsewhere_is_alive_while_it_renews_its_claim(folder, capfd):
 
 def test_a_store_without_conditions_has_claims_with_a_warning(s3, s3_faults, monkeypatch, capfd):
     """Its renewals and takeovers are written plainly; an owner that lives is still respected."""
-    monkeypatch.setattr(claim, "SETTLE_S", 0.1)
+    monkeypatch.setattr(marks, "SETTLE_S", 0.1)
     s3_faults.add("_claim", 501, code="NotImplemented", method="PUT", conditional=True)
     output = f"{s3.uri}/out"
     first = Claim.take(output, "annotate", renew_s=0.1)
@@ -88,7 +88,7 @@ def test_a_store_without_conditions_has_claims_with_a_warning(s3, s3_faults, mon
     with pytest.raises(RefusedError, match="annotate on"):
         Claim.take(output, "train")
     deadline = time.monotonic() + 10
-    while not json.loads(storage.read_bytes(storage.join(output, NAME)))["renewals"]:
+    while not json.loads(storage.read_bytes(storage.join(output, CLAIM_NAME)))["renewals"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     first.verify()
@@ -120,7 +120,7 @@ def is_lost(claim_: Claim) -> bool:
 @pytest.mark.parametrize("renewed", [False, True])
 def test_an_owner_notices_that_its_claim_was_taken_over(folder, renewed):
     """By its next renewal, or, where it was suspended, when it next asks."""
-    uri = storage.join(folder, NAME)
+    uri = storage.join(folder, CLAIM_NAME)
     first = Claim.take(folder, "annotate", renew_s=0.1 if renewed else 3600.0)
     first.verify()
     data, etag = storage.read_versioned(uri)

@@ -113,7 +113,7 @@ def test_forbidden(tmp_path: Path) -> None:
     script = f"""
 import os
 from raysers.io import storage
-from raysers.io.claim import Claim
+from raysers.io.marks import Claim
 from raysers.errors import *
 os.setuid({NOBODY})
 def fate(call):

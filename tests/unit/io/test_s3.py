@@ -26,9 +26,10 @@ from raysers.errors import (
 )
 from raysers.io import s3 as s3_module
 from raysers.io import storage
-from raysers.io.ranged import MIB, RangedFile
+from raysers.io.objects import RangedFile
 from tests.s3 import Bucket, Faults
 
+MIB = 1 << 20
 ODD_KEYS = [
     "a b/clip one.wav",
     "hash#1/x#y.wav",

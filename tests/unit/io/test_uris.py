@@ -10,7 +10,7 @@ import pytest
 
 from raysers.data import shards
 from raysers.errors import ConfigError
-from raysers.io import storage, uris
+from raysers.io import objects, storage
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_names_that_are_refused(bad: str) -> None:
     ],
 )
 def test_resolve(folder: str, file: str, expected: str) -> None:
-    assert uris.resolve(folder, file) == expected
+    assert objects.resolve(folder, file) == expected
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_resolve(folder: str, file: str, expected: str) -> None:
     ],
 )
 def test_tar_uri_of(file: str, tar: str) -> None:
-    assert uris.tar_uri_of(file) == tar
+    assert objects.tar_uri_of(file) == tar
 
 
-@pytest.mark.parametrize("module", [uris, shards])
+@pytest.mark.parametrize("module", [objects, shards])
 def test_examples_in_docstrings(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0

@@ -13,7 +13,7 @@ from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
 from raysers.errors import ObjectChanged, StorageError
 from raysers.io import storage
-from raysers.io.ranged import RangedFile
+from raysers.io.objects import RangedFile
 from raysers.types import Clip
 from tests.s3 import Bucket, Faults
 from tests.unit.data.test_segments import index, wav

@@ -14,10 +14,10 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from matplotlib import image
 
+from raysers.display import one_line
 from raysers.evaluation.rows import Row
 from raysers.models.loading import build_network, load_emotion_model, save_emotion_model
 from raysers.models.scorer import Scorer
-from raysers.text import one_line
 from raysers.training.config import TrainingFlags, deciding
 from raysers.training.model_card import learning_curve, model_card
 from raysers.types import DIMENSIONS

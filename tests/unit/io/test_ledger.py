@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from raysers.engine import ledger
+from raysers.io import marks
 
 
 def test_a_clip_is_given_up_after_two_deaths_alone_and_its_neighbours_never(tmp_path):
-    def attempt(run_id: str = "run") -> ledger.Attempt:
-        return ledger.begin(str(tmp_path), "part-000007.parquet", run_id)
+    def attempt(run_id: str = "run") -> marks.Attempt:
+        return marks.begin(str(tmp_path), "part-000007.parquet", run_id)
 
     attempt()  # dies in the middle of something: nobody in particular is to blame
     careful = attempt()
@@ -29,18 +29,18 @@ def test_a_clip_is_given_up_after_two_deaths_alone_and_its_neighbours_never(tmp_
 
 def test_the_end_of_a_driver_counts_against_no_clip(tmp_path):
     for run_id in ("first", "second", "third", "fourth"):
-        attempt = ledger.begin(str(tmp_path), "part-000000.parquet", run_id)
+        attempt = marks.begin(str(tmp_path), "part-000000.parquet", run_id)
         assert not attempt.given_up("long")
         attempt.enter(["long"])
-    assert ledger.begin(str(tmp_path), "part-000000.parquet", "fifth").alone == ["long"]
+    assert marks.begin(str(tmp_path), "part-000000.parquet", "fifth").alone == ["long"]
 
 
 def test_an_error_without_a_death_leaves_no_suspicion_and_takes_none_away(tmp_path):
-    def attempt() -> ledger.Attempt:
-        return ledger.begin(str(tmp_path), "part-000003.parquet", "run")
+    def attempt() -> marks.Attempt:
+        return marks.begin(str(tmp_path), "part-000003.parquet", "run")
 
     attempt().abandon()
-    assert not ledger.has_marks(str(tmp_path))
+    assert not marks.has_attempts(str(tmp_path))
     attempt()  # dies
     second = attempt()
     assert second.suspicious
@@ -50,9 +50,9 @@ def test_an_error_without_a_death_leaves_no_suspicion_and_takes_none_away(tmp_pa
 
 def test_nothing_is_left_of_the_ledger_when_all_is_done(tmp_path):
     for part in ("part-000000.parquet", "part-000001.parquet"):
-        ledger.begin(str(tmp_path), part, "run")
+        marks.begin(str(tmp_path), part, "run")
     # a process that died between making the file of its mark and giving it its name
     (tmp_path / "_attempts" / ".part-0123456789abcdef").write_bytes(b'{"run_id"')
-    ledger.tidy(str(tmp_path))
+    marks.tidy(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    ledger.tidy(str(tmp_path))
+    marks.tidy(str(tmp_path))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from raysers import plotting
+from raysers import display
 
 #: Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as people without one cone see it.
 BLINDNESS = {
@@ -47,33 +47,33 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("blindness", [None, *BLINDNESS])
 def test_colours_of_dimensions_and_series_are_told_apart_with_any_colour_vision(blindness):
     matrix = np.eye(3) if blindness is None else np.array(BLINDNESS[blindness])
-    for colours, least in ((list(plotting.COLOURS.values()), 16), (plotting.SERIES, 10)):
+    for colours, least in ((list(display.COLOURS.values()), 16), (display.SERIES, 10)):
         places = [lab(matrix @ linear(c)) for c in colours]
         nearest = min(np.linalg.norm(a - b) for a, b in combinations(places, 2))
         assert nearest > least
 
 
 def test_marks_and_words_stand_out_from_the_page():
-    for colour in (*plotting.SERIES, plotting.INK):
-        assert contrast(plotting.word_colour(colour), plotting.PAPER) >= 4.5
-    for colour in plotting.COLOURS.values():
-        assert contrast(colour, plotting.PAPER) >= 3
+    for colour in (*display.SERIES, display.INK):
+        assert contrast(display.word_colour(colour), display.PAPER) >= 4.5
+    for colour in display.COLOURS.values():
+        assert contrast(colour, display.PAPER) >= 3
 
 
 def draw():
-    figure = plotting.new_figure(2.0, 3.0)
+    figure = display.new_figure(2.0, 3.0)
     axis = figure.subplots()
     axis.set_ylim(0, 1)
-    plotting.panel_title(axis, "costs $5 and $6")
-    plotting.line(axis, [0, 1], [0.2, 0.8], plotting.BLUE)
-    plotting.interval(axis, 0.5, (0.4, 0.6), 0.5, plotting.GREEN, along="y")
-    plotting.axis_name(axis, "a name that is much longer than the panel it belongs to")
-    plotting.end_labels(axis, {"a": (0.8, plotting.BLUE), "b": (0.8, plotting.GREEN)})
+    display.panel_title(axis, "costs $5 and $6")
+    display.line(axis, [0, 1], [0.2, 0.8], display.BLUE)
+    display.interval(axis, 0.5, (0.4, 0.6), 0.5, display.GREEN, along="y")
+    display.axis_name(axis, "a name that is much longer than the panel it belongs to")
+    display.end_labels(axis, {"a": (0.8, display.BLUE), "b": (0.8, display.GREEN)})
     return figure
 
 
 def test_the_same_figure_gives_the_same_bytes_and_dollars_are_dollars():
-    one, other = plotting.picture(draw), plotting.picture(draw)
+    one, other = display.picture(draw), display.picture(draw)
     assert one == other
     assert b"costs $5 and $6" in one["svg"]
     ElementTree.fromstring(one["svg"])
@@ -90,17 +90,17 @@ def test_characters_that_are_no_text_are_marked_wherever_a_picture_has_words():
         texts = {
             w: f"{w}\x1b\ud800\uffff" for w in ("title", "tick", "key", "lower", "note", "line")
         }
-        plotting.panel_title(axis, texts["title"])
-        plotting.name_rows(axis, [texts["tick"], "plain"])
+        display.panel_title(axis, texts["title"])
+        display.name_rows(axis, [texts["tick"], "plain"])
         axis.plot([0, 1], [0, 1], label=texts["key"])
         figure.legend()
-        plotting.axis_name(axis, texts["lower"])
-        plotting.above(axis, (0, 1), "axes fraction", 0, texts["note"])
-        plotting.end_labels(axis, {texts["line"]: (0.5, plotting.BLUE)})
+        display.axis_name(axis, texts["lower"])
+        display.above(axis, (0, 1), "axes fraction", 0, texts["note"])
+        display.end_labels(axis, {texts["line"]: (0.5, display.BLUE)})
         said.update(texts)
         return figure
 
-    svg = plotting.picture(hostile)["svg"]
+    svg = display.picture(hostile)["svg"]
     ElementTree.fromstring(svg)
     for word in said:
         assert f"<!-- {word}\ufffd\ufffd\ufffd -->" in svg.decode(), word
@@ -109,16 +109,16 @@ def test_characters_that_are_no_text_are_marked_wherever_a_picture_has_words():
 def test_a_long_name_of_an_axis_makes_no_panel_wider_or_taller_than_its_lines():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = plotting.new_figure(2.0)
+    figure = display.new_figure(2.0)
     axes = figure.subplots(1, 3)
-    plotting.axis_name(axes[2], "a name that is much longer than the panel it belongs to, by far")
+    display.axis_name(axes[2], "a name that is much longer than the panel it belongs to, by far")
     FigureCanvasAgg(figure).draw()
     widths = [axis.get_position().width for axis in axes]
     assert max(widths) - min(widths) < 0.01
 
 
 def test_names_of_models_are_short_and_differ():
-    names = plotting.model_names(["/a/b/one", "/a/c/one", "two", "x" * 60])
+    names = display.model_names(["/a/b/one", "/a/c/one", "two", "x" * 60])
     assert names["two"] == "two"
     assert names["/a/b/one"] != names["/a/c/one"]
     assert max(map(len, names.values())) <= 28
