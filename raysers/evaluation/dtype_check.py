@@ -26,10 +26,8 @@ from raysers.types import DIMENSIONS, Status
 def check_dtype(job: ClipJob, clips: int) -> Exit:
     """Score so many clips of an annotation both ways on one worker and print the deviations.
 
-    They are spread evenly over the manifest; nothing is written.
-
-    Raises:
-        ConfigError: no clip can be scored both ways.
+    They are spread evenly over the manifest; nothing is written. Raises ConfigError: no clip can be
+    scored both ways.
     """
     task, manifest = job.task, job.plan.manifest
     assert isinstance(task, AnnotateTask)

@@ -79,8 +79,7 @@ def join(
             and what is known of `COLUMNS`.
         predictions: by model, tables with the annotations' columns.
 
-    Raises:
-        ConfigError: a model predicted a clip twice, or none of the labelled ones.
+    Raises ConfigError: a model predicted a clip twice, or none of the labelled ones.
     """
     coverage: dict[str, Coverage] = {}
     scores: dict[str, Floats] = {}

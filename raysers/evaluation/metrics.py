@@ -33,8 +33,7 @@ def ccc(truth: ArrayLike, prediction: ArrayLike) -> float:
         truth: labels, [n].
         prediction: predictions of the same clips, [n].
 
-    Raises:
-        ValueError: unequal lengths.
+    Raises ValueError: unequal lengths.
 
     >>> round(ccc([0, 1, 2], [0, 1, 1]), 4)
     0.6667

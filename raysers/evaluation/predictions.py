@@ -68,8 +68,7 @@ class Predictions:
 def read_predictions(uri: str) -> Predictions:
     """The predictions in a run's output, or in a folder of `part-*.parquet`.
 
-    Raises:
-        ConfigError: nothing there, other tables, or rows of several models.
+    Raises ConfigError: nothing there, other tables, or rows of several models.
     """
     lists = (storage.list_parts(folder) for folder in (*(f"{uri}/{t}" for t in _TABLES), uri))
     found = next(filter(None, map(list, lists)), [])
@@ -100,10 +99,8 @@ def _read_part(uri: str) -> pa.Table:
 def predictions_of(table: pa.Table, uri: str) -> Predictions:
     """The predictions of one model in a table with the columns of annotations.
 
-    `uri` is where it is from, for messages, and where no model is named.
-
-    Raises:
-        ConfigError: no rows, other columns, or rows of several models.
+    `uri` is where it is from, for messages, and where no model is named. Raises ConfigError: no
+    rows, other columns, or rows of several models.
     """
     table = _selected(table, uri)
     if not len(table):
@@ -162,8 +159,7 @@ def merged(found: Sequence[Predictions]) -> list[Predictions]:
 def pooled(found: Sequence[Predictions]) -> list[Predictions]:
     """All folders as one model: the folds of a cross-validation.
 
-    Raises:
-        ConfigError: a clip is in two of them.
+    Raises ConfigError: a clip is in two of them.
     """
     if twice := _twice(found):
         raise ConfigError(

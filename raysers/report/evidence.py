@@ -110,9 +110,7 @@ class Evidence:
 def read_evidence(uris: Sequence[str]) -> Evidence:
     """Runs, metrics, curves and cells; tables of clips are read where they are shown.
 
-    Raises:
-        ConfigError: a folder holds no run.
-        StorageError, RaysersError: a table cannot be read.
+    Raises ConfigError: a folder holds no run; StorageError, RaysersError: a table cannot be read.
     """
     runs = [_run(uri) for uri in dict.fromkeys(uris)]
     cell_runs, notes = list[ReportRun](), list[str]()
@@ -204,8 +202,7 @@ def _named(note: str, names: Mapping[str, str]) -> str:
 def stream(folder: str, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The parts of a table in the order of their names, with those of `columns` that are there.
 
-    Raises:
-        RaysersError: a part is damaged.
+    Raises RaysersError: a part is damaged.
     """
     known = columns_of(folder, name)
     wanted = None if columns is None else [c for c in columns if c in known]

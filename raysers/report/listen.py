@@ -43,8 +43,7 @@ _WAY = {"copy": "Each player has at most the first 12 s of its clip.",
 def listen_exhibit(archive: Archive, number: int, output: str, audio: AudioMode) -> Exhibit | None:
     """A table of clips with players; writes the excerpts and the table of clips to rate.
 
-    Raises:
-        WriteError: the output cannot be written.
+    Raises WriteError: the output cannot be written.
     """
     clips = chosen(archive)
     if clips.empty:

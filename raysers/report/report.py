@@ -55,8 +55,7 @@ def write_report(
     Returns:
         Names of the figures' files, and what is missing.
 
-    Raises:
-        WriteError: the output cannot be written.
+    Raises WriteError: the output cannot be written.
     """
     archives = archive.read_archives(found)
     sections, excerpts = [], []

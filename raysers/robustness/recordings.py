@@ -51,8 +51,7 @@ class NoiseReader:
     def read(self, number: int, first: int, samples: int) -> Signal:
         """Samples `[first, first + samples)` of a recording, fewer at its end.
 
-        Raises:
-            RaysersError: it cannot be read.
+        Raises RaysersError: it cannot be read.
         """
         item, length = self.items[number], int(self.lengths[number])
         self.taken.append(item.file)
@@ -88,10 +87,8 @@ def _read(item: Clip, first: int, last: int) -> Signal:
 def listed(flag: str, folder: str) -> tuple[dict[str, pa.Table], str]:
     """Manifests by kind (the subfolder recordings are in), and a fingerprint of all of them.
 
-    A kind with a file named `reference` has that one as a separate kind, `<kind>_reference`.
-
-    Raises:
-        ConfigError: nothing there can be used; it names `flag`.
+    A kind with a file named `reference` has that one as a separate kind, `<kind>_reference`. Raises
+    ConfigError: nothing there can be used; it names `flag`.
     """
     if not folder:
         return {}, ""
@@ -113,11 +110,9 @@ def usable(
 ) -> dict[str, tuple[Clip, ...]]:
     """Recordings of the kinds that are used, without those that cannot be decoded to their end.
 
-    Warns of what is left out: bad recordings, and folders that nothing uses.
-
-    Raises:
-        ConfigError: a kind with nothing left.
-        CredentialsError, TransientStorageError: the store does not answer as it should.
+    Warns of what is left out: bad recordings, and folders that nothing uses. Raises ConfigError: a
+    kind with nothing left; CredentialsError, TransientStorageError: the store does not answer as it
+    should.
     """
     if idle := sorted(set(found) - set(used)):
         print_warning(f"{flag}: no perturbation of this run uses the folders {', '.join(idle)}")
@@ -152,8 +147,7 @@ def _decoded(block: pa.Table) -> pa.Table:
 def decoded_once(item: Clip) -> Clip:
     """The recording with the length it really has, or with its fault.
 
-    Raises:
-        CredentialsError, TransientStorageError: an outage, see `storage.Breaker`.
+    Raises CredentialsError, TransientStorageError: an outage, see `storage.Breaker`.
     """
     if item.status != Status.OK:
         return item

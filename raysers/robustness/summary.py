@@ -66,8 +66,7 @@ _ByMetric = dict[str, dict[str, Any]]
 def report(job: ClipJob, task: RobustnessTask, how: Comparison) -> list[Row]:
     """Compare the rows of the output, write metrics and picture, print the tables.
 
-    Raises:
-        WriteError: the output cannot be written.
+    Raises WriteError: the output cannot be written.
     """
     output, model = job.run.output, task.scoring.model
     scores = read_scores(output, job.plan, task.variant_names)
@@ -250,8 +249,7 @@ def changes_of(perturbed: Perturbed) -> list[Change]:
 def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
     """Labels of the manifest and predictions by version, in the manifest's order.
 
-    Raises:
-        RaysersError: no part is there.
+    Raises RaysersError: no part is there.
     """
     columns = ["clip_id", parts.VARIANT, *DIMENSIONS]
     table = parts.read_all(output, "robustness", len(plan.shards), columns)

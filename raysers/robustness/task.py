@@ -68,10 +68,8 @@ def chosen(
 ) -> tuple[list[Perturbation], list[Perturbation]]:
     """The perturbations of a run, and those of its suite that there is no material for.
 
-    Names count before the suite; `material` are the kinds of recordings that are there.
-
-    Raises:
-        ConfigError: an unknown name, or one without material.
+    Names count before the suite; `material` are the kinds of recordings that are there. Raises
+    ConfigError: an unknown name, or one without material.
     """
     for name in names:
         if name not in ALL:
@@ -244,10 +242,8 @@ class RobustnessTask(ClipTask):
     def load(cls, flags: RobustnessFlags, earlier: RunRecord | None) -> RobustnessTask:
         """Check the model and decide what is done to the clips.
 
-        Raises:
-            ConfigError: an unknown model or perturbation, one without recordings, or no codec to
-                resume with.
-            CheckpointError: a model that cannot be trusted to score.
+        Raises ConfigError: an unknown model or perturbation, one without recordings, or no codec to
+        resume with; CheckpointError: a model that cannot be trusted to score.
         """
         scoring = AnnotateTask.load(flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s)
         noise, noise_mark = listed("--noise-folder", flags.noise_folder)
@@ -321,8 +317,7 @@ class RobustnessTask(ClipTask):
     def open(self) -> Annotator:
         """Load the model on this worker's device.
 
-        Raises:
-            RaysersError: the codec the run began with is not installed here.
+        Raises RaysersError: the codec the run began with is not installed here.
         """
         if self.needs_codec and not has_amr():
             raise RaysersError("the AMR codec (package av) is not installed on every node")
@@ -346,11 +341,8 @@ def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
     """Write `count` perturbed clips, each beside the clip as it is, as 24-bit FLAC; their files.
 
     The perturbations take turns, as far as they can be applied; the clips are a choice by their
-    ids, so it is the same every time. A clip beyond full scale is turned down, and its name says
-    by how much.
-
-    Raises:
-        WriteError: the output cannot be written.
+    ids, so it is the same every time. A clip beyond full scale is turned down, and its name says by
+    how much. Raises WriteError: the output cannot be written.
     """
     picks = [name for name in perturbed.names if name != CLEAN]
     if not count or not picks:

@@ -82,8 +82,7 @@ def read_corpora(
     Returns:
         The manifests, the corpora of the first of `uris`, and notes.
 
-    Raises:
-        ConfigError: data that cannot be read or have no labels.
+    Raises ConfigError: data that cannot be read or have no labels.
     """
     tables: dict[str, pa.Table] = {}
     notes: list[str] = []
@@ -112,10 +111,8 @@ def arrange(
 ) -> Corpora:
     """Decide splits, and which clips of the manifests by corpus the models are evaluated on.
 
-    Of each corpus `limit` clips are used, spread evenly; 0: all.
-
-    Raises:
-        ConfigError: a home corpus that cannot be split.
+    Of each corpus `limit` clips are used, spread evenly; 0: all. Raises ConfigError: a home corpus
+    that cannot be split.
     """
     told = list(notes)
     parts: dict[str, pa.Table] = {}

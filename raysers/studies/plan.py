@@ -145,9 +145,8 @@ class StudyPlan:
 def make_plan(flags: StudyFlags, run: Run) -> StudyPlan:
     """Read studies and folder; nothing of the corpora yet.
 
-    Raises:
-        ConfigError: a study file, with its key.
-        RefusedError: the output holds these studies with other values.
+    Raises ConfigError: a study file, with its key; RefusedError: the output holds these studies
+    with other values.
     """
     names = ("scale", "data", "in_domain", "emotion_map", "speakers", "limit")
     values = {name: getattr(flags, name) for name in names}
@@ -192,11 +191,8 @@ def make_plan(flags: StudyFlags, run: Run) -> StudyPlan:
 def load_corpora(plan: StudyPlan, folder: str) -> Corpora:
     """The corpora on the connected cluster: as the first command left them, or read now.
 
-    Synthetic speech that a small study needs goes to `folder`.
-
-    Raises:
-        ConfigError: data that cannot be used.
-        RaysersError: those of the first command are lost or changed.
+    Synthetic speech that a small study needs goes to `folder`. Raises ConfigError: data that cannot
+    be used; RaysersError: those of the first command are lost or changed.
     """
     flags = plan.flags
     if plan.earlier is not None:

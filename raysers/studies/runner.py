@@ -53,8 +53,7 @@ Rows = Iterator[dict[str, Any]]
 def begin(plan: StudyPlan, run: Run, corpora: Corpora, config: Mapping[str, Any]) -> None:
     """Write what comes before the experiments: corpora, networks, studies and, last, the record.
 
-    Raises:
-        WriteError: the output cannot be written.
+    Raises WriteError: the output cannot be written.
     """
     output = plan.flags.output
     if plan.earlier is None:
@@ -76,10 +75,8 @@ def run_all(
 ) -> dict[str, pa.Table]:
     """Run what is left on the connected cluster: trainings, then analyses; returns the tables.
 
-    `analyse` does an experiment that uses the whole cluster.
-
-    Raises:
-        WriteError: the output cannot be written.
+    `analyse` does an experiment that uses the whole cluster. Raises WriteError: the output cannot
+    be written.
     """
     retries, total, left = plan.flags.retries, len(plan.grid.runs), plan.left()
     resources = find_resources(max(1, len(left)), plan.flags)

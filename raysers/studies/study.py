@@ -126,8 +126,7 @@ def in_order(studies: Iterable[Study]) -> list[Study]:
 def read_studies(names: Sequence[str], scale: str) -> list[Study]:
     """The studies of `--study`: built-in names, `paper` for those of the paper, or YAML files.
 
-    Raises:
-        ConfigError: no such study, or a file with something wrong; the line names the key.
+    Raises ConfigError: no such study, or a file with something wrong; the line names the key.
     """
     wanted = [one for name in names for one in (PAPER_STUDIES if name == PAPER else [name])]
     studies = [read_study(name, scale) for name in dict.fromkeys(wanted)]

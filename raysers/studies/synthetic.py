@@ -159,8 +159,7 @@ def utterances(corpus: Corpus) -> Iterator[Utterance]:
 def spoken(one: Utterance) -> bytes:
     """The audio file of an utterance: 16 kHz, 16 bit WAV; the same for the same arguments.
 
-    Raises:
-        ConfigError: espeak-ng is not installed.
+    Raises ConfigError: espeak-ng is not installed.
     """
     arousal, dominance, valence = (value - 0.5 for value in one.labels)
     rng = generator(_SEED, one.clip + " sound", size_bytes=8)
@@ -207,9 +206,7 @@ def make_speech(corpora: Sequence[Corpus], folder: str) -> dict[str, pa.Table]:
     Returns:
         The labelled manifests by the corpora's names.
 
-    Raises:
-        ConfigError: espeak-ng is not installed.
-        WriteError: the folder cannot be written.
+    Raises ConfigError: espeak-ng is not installed; WriteError: the folder cannot be written.
     """
     missing = [one for one in corpora if not is_manifest(storage.join(folder, one.name))]
     speak = ray.remote(num_cpus=1)(_speak_all)

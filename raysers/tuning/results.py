@@ -148,8 +148,7 @@ def on_ended(sweep: Sweep, trial: TrialRecord, trials: Sequence[TrialRecord]) ->
 def write_trials(trials: Sequence[TrialRecord], sweep: Sweep) -> pa.Table:
     """Replace the table of trials: a row each, with a column `param_<flag>` per searched flag.
 
-    Raises:
-        WriteError: the output cannot be written.
+    Raises WriteError: the output cannot be written.
     """
     schema = [pa.field(n, kind, metadata={"meaning": m}) for n, kind, m in _MEANINGS]
     for name in sweep.space.written():
@@ -201,8 +200,7 @@ def curve_rows(
 def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
     """Write tables, the learning curves and the best model; returns the figures for run.json.
 
-    Raises:
-        WriteError: the output cannot be written.
+    Raises WriteError: the output cannot be written.
     """
     output, base = sweep.flags.output, sweep.base
     table = write_trials(trials, sweep)

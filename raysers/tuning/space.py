@@ -153,8 +153,7 @@ class Space:
     def grid(self, seed: int) -> list[dict[str, Any]]:
         """Every point once, in an order of the seed, so that the first ones are spread out.
 
-        Raises:
-            ConfigError: a range without steps, or too many points.
+        Raises ConfigError: a range without steps, or too many points.
         """
         columns = [flag.listed() for flag in self.flags]
         if (count := math.prod(map(len, columns))) > _MAX_GRID_POINTS:
@@ -191,8 +190,7 @@ class Space:
 def read_space(uri: str, base: FlagsT) -> Space:
     """Read a space from a YAML file and check its values against the flags they would replace.
 
-    Raises:
-        ConfigError: one line with the key, what is wrong with it, and what to write instead.
+    Raises ConfigError: one line with the key, what is wrong with it, and what to write instead.
     """
     try:
         document = load_yaml(uri)
@@ -309,8 +307,7 @@ def _check(where: str, flag: Parameter, flags: Mapping[str, Parameter], base: Fl
 def coerce(where: str, hint: Any, value: Any) -> Any:
     """`value` as a flag of type `hint` holds it; YAML reads `1e-5` as a word: words may be numbers.
 
-    Raises:
-        ConfigError: it is of another kind; `where` begins the line.
+    Raises ConfigError: it is of another kind; `where` begins the line.
     """
     for kind in _kinds(hint):
         if (found := _as_kind(kind, value)) is not _NO:

@@ -184,12 +184,9 @@ def make_sweep(flags: TuningFlags) -> Sweep:
 def with_data(sweep: Sweep, run: Run) -> tuple[Sweep, pa.Table]:
     """The sweep with its data, read on the connected cluster, compared with what was begun.
 
-    The second value is the table of labelled clips.
-
-    Raises:
-        ConfigError: the data cannot be used, or the folder holds trials without a record.
-        RefusedError: the output was begun with other settings.
-        TooManyFailed: too many clips cannot be used.
+    The second value is the table of labelled clips. Raises ConfigError: the data cannot be used, or
+    the folder holds trials without a record; RefusedError: the output was begun with other
+    settings; TooManyFailed: too many clips cannot be used.
     """
     flags, base, points = sweep.flags, sweep.base, list(sweep.points)
     manifest = storage.join(flags.output, "manifest")

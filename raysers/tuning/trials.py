@@ -139,8 +139,7 @@ class TrialRecord:
 def stored(path: str) -> TrialRecord | None:
     """The record in the folder `path`, or None when the trial was never started.
 
-    Raises:
-        RaysersError: it is damaged.
+    Raises RaysersError: it is damaged.
     """
     uri = storage.join(path, "trial.json")
     try:
@@ -155,9 +154,7 @@ def stored(path: str) -> TrialRecord | None:
 def attempt(trial: Trial, retries: int, report: Report) -> TrialRecord:
     """Call a trial in this process until it is done or has failed as often as it may.
 
-    Raises:
-        TrainingStopped: `report` did.
-        WriteError: the record cannot be written.
+    Raises TrainingStopped: `report` did; WriteError: the record cannot be written.
     """
     record = replace(trial.record(), notes=trial.notes)
     if record.outside:  # counted in one command only
@@ -213,8 +210,7 @@ def run_trials(
         search: of Tune; numbers its configurations from 0 to `total`.
         scheduler: stops trials by their `epoch` and `score`.
 
-    Raises:
-        RaysersError: Tune gave up.
+    Raises RaysersError: Tune gave up.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
