@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from raysers.cli import Output, Uris, as_plain, command
 from raysers.errors import ConfigError
 from raysers.io import storage
+from raysers.report.archive import AudioMode
 from raysers.report.evidence import read_evidence
-from raysers.report.listen import AudioMode
 from raysers.report.report import PAGE, write_report
 from raysers.run import Exit, Run, with_absolute_paths
 

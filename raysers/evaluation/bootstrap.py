@@ -21,17 +21,19 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from scipy.stats import beta
 
-from raysers.evaluation.metrics import (
+from raysers.evaluation.scores import (
     NOTHING,
     OF_SUMS,
     Floats,
     Integers,
+    Scores,
+    Subset,
     mean_of_defined,
+    ordinals,
     ratio,
     sum_by_unit,
     unit_sums,
 )
-from raysers.evaluation.scores import Scores, Subset, ordinals
 from raysers.types import generator
 
 #: Units an interval needs; with fewer than `FEW_UNITS` speakers it is rough.
@@ -58,13 +60,9 @@ class Bootstrap:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Figures and their bootstrap draws.
+    """Figures of all clips, [...], and their bootstrap `values`, [draws, ...]; NaN: undefined.
 
-    Attributes:
-        value: of all clips, [...]; NaN: undefined.
-        values: [draws, ...]; NaN: undefined.
-        units: how many units each figure is drawn from, [...].
-        wider: what its interval is stretched by, [...].
+    `units` is how many each figure is drawn from, `wider` what its interval is stretched by, [...].
     """
 
     value: Floats
@@ -76,6 +74,11 @@ class Draws:
         place = place if isinstance(place, tuple) else (place,)
         own = self.value[place], self.values[:, *place], self.units[place], self.wider[place]
         return Draws(*own)
+
+    @property
+    def defined(self) -> NDArray[np.bool_]:
+        """Which figures are, [...]."""
+        return np.isfinite(self.value)
 
     def __sub__(self, other: Draws) -> Draws:
         """The difference of two figures that were drawn together."""
@@ -107,8 +110,7 @@ class Draws:
     def interval(self) -> tuple[Floats, Floats]:
         """See `interval`; NaN where the figure is undefined."""
         low, high = interval(self.values, self.units, self.wider)
-        there = np.isfinite(self.value)
-        return np.where(there, low, np.nan), np.where(there, high, np.nan)
+        return np.where(self.defined, low, np.nan), np.where(self.defined, high, np.nan)
 
     def share_interval(self, n: Integers) -> tuple[Floats, Floats]:
         """See `share_interval`."""
@@ -131,13 +133,9 @@ def interval(
 ) -> tuple[Floats, Floats]:
     """Bounds of the stretched percentile interval, [k, ...] -> [...] twice.
 
-    The median and `wider` times the distance from it to the 2.5th and 97.5th percentile. NaN below
-    `FEWEST_UNITS`, with more than 5 % undefined draws (fewer are left out), and without any draws.
-
-    Args:
-        draws: NaN: undefined.
-        units: speakers (or clips) that were drawn, [...] or one number for all.
-        wider: `stretch` where it does not follow from the units.
+    The median and `wider` (`stretch` of the units, if not given) times the distance from it to the
+    2.5th and 97.5th percentile. NaN below `FEWEST_UNITS` drawn speakers (or clips), with more than
+    5 % undefined draws (NaN; fewer are left out), and without any draws.
     """
     draws = np.asarray(draws, np.float64)
     shape = draws.shape[1:]
@@ -161,7 +159,7 @@ def _variance(draws: Floats) -> Floats:
 
 
 def share_interval(
-    share: Floats, draws: Floats, units: Integers | int, n: Integers
+    share: Floats, draws: Floats, units: Integers | int, n: Integers | int
 ) -> tuple[Floats, Floats]:
     """95 % interval of shares: the exact one of as many independent clips as these `n` are worth.
 
@@ -209,7 +207,7 @@ def _units(speaker: Integers, clip: Integers) -> tuple[NDArray[np.intp], int]:
 
 def units_of(scores: Scores, cell: Subset) -> tuple[NDArray[np.intp], int]:
     """`resampling_units` of the clips of a subset."""
-    return _units(scores.coded("speaker")[0][cell.rows], scores.coded("clip_id")[0][cell.rows])
+    return _units(*(scores.coded(name)[0][cell.rows] for name in ("speaker", "clip_id")))
 
 
 def support(scores: Scores, cell: Subset, there: NDArray[np.bool_]) -> tuple[Integers, Integers]:
@@ -272,12 +270,8 @@ def draw(
 ) -> Draws:
     """Figures and their bootstrap draws, each drawn from the units that have its data.
 
-    Args:
-        figures: figures of sums, [..., *sums' other axes] -> [..., *figures].
-        sums: what each unit adds, [units, ...].
-        there: which units have data for which figure, [units, *figures].
-        bootstrap: draws and seed.
-        key: names the draws.
+    `figures` is a function of `sums`, what each unit adds: [units, ...] -> [units, *figures].
+    `there` says which units have data for which figure; `key` names the draws.
     """
     shape, flat = there.shape[1:], there.reshape(len(there), -1)
     values = np.full((bootstrap.draws, flat.shape[1]), np.nan)

@@ -36,8 +36,9 @@ from raysers.evaluation.correctness import (
     constant_notes,
     correctness_rows,
     drop_rows,
+    fairness_rows,
+    speaker_rows,
 )
-from raysers.evaluation.fairness import fairness_rows, speaker_rows
 from raysers.evaluation.join import COLUMNS, Coverage, join, labelled_only, with_dataset_names
 from raysers.evaluation.predictions import (
     Predictions,
@@ -129,6 +130,12 @@ class EvaluateFlags:
         """The flags that decide the rows."""
         return {k: v for k, v in as_plain(self).items() if k not in _NOT_DECIDING}
 
+    @property
+    def how_labelled(self) -> dict[str, Any]:
+        """How the labels are read."""
+        names = ("corpus", "emotion_map", "speakers")
+        return {"flag": "--labels", **{name: getattr(self, name) for name in names}}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -146,18 +153,11 @@ class Report:
 
 
 def read_labels(flags: EvaluateFlags, *, emotions: bool) -> tuple[pa.Table, list[str]]:
-    """The labelled clips of manifests, tables and corpora, and notes.
+    """The labelled clips of manifests, tables and corpora, and notes; raises ConfigError.
 
-    `emotions`: some model predicts emotion categories, so that these are labels too. Raises
-    ConfigError: they cannot be read, or no clip has a label.
+    `emotions`: some model predicts emotion categories, so that these are labels too.
     """
-    read = read_labelled(
-        flags.labels,
-        corpus=flags.corpus,
-        emotion_map=flags.emotion_map,
-        speakers=flags.speakers,
-        flag="--labels",
-    )
+    read = read_labelled(flags.labels, **flags.how_labelled)
     table = with_dataset_names(labelled_only(read.table, emotions=emotions))
     if not len(table):
         names = ", ".join((*DIMENSIONS, "emotion") if emotions else DIMENSIONS)
@@ -188,13 +188,7 @@ def labelled_clips(flags: EvaluateFlags, labels: pa.Table, *, emotions: bool) ->
     """A manifest, below the output, of just the clips that have labels; written once."""
     place = storage.join(flags.output, "clips")
     if not is_manifest(place) or _starts(read_manifest(place)) != _starts(labels):
-        clips, _ = index_labelled(
-            flags.labels,
-            corpus=flags.corpus,
-            emotion_map=flags.emotion_map,
-            speakers=flags.speakers,
-            flag="--labels",
-        )
+        clips, _ = index_labelled(flags.labels, **flags.how_labelled)
         write_manifest(place, labelled_only(clips, emotions=emotions))
     return place
 

@@ -7,8 +7,9 @@ have been moved in between: then one folder stands for the other, and `Coverage.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,7 @@ from numpy.typing import NDArray
 from raysers.data.corpora.emotions import category_of, common_name
 from raysers.data.splits import identities
 from raysers.errors import ConfigError
-from raysers.evaluation.metrics import Floats
-from raysers.evaluation.scores import Categories, Scores
+from raysers.evaluation.scores import Categories, Floats, Scores
 from raysers.types import DIMENSIONS, Status
 
 #: Label columns that describe a clip and may be grouped by.
@@ -35,14 +35,11 @@ _OPEN_END = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """What became of one model's predictions.
+    """What became of one model's predictions (`rows`).
 
-    Attributes:
-        rows: predicted clips.
-        by_id, by_path: with the id of a labelled clip, or only its path, start and end.
-        unlabelled, unpredicted: without any label; labelled clips without a prediction.
-        statuses: predictions with a label, by status; only `ok` has scores.
-        moved: folders of predictions that stand for the folder of the labels, if any.
+    They have the id of a labelled clip, or only its path, start and end, or no label; `unpredicted`
+    counts labelled clips. `statuses` are of those with a label, and only `ok` has scores. `moved`
+    are folders of predictions that stand for the folder of the labels.
     """
 
     rows: int
@@ -74,12 +71,9 @@ def join(
 ) -> tuple[Scores, dict[str, Coverage]]:
     """Labels beside the predictions of every model, and what did not fit together.
 
-    Args:
-        labels: clips with labels (`labelled_only`): `clip_id, file, start, end`, the dimensions
-            and what is known of `COLUMNS`.
-        predictions: by model, tables with the annotations' columns.
-
-    Raises ConfigError: a model predicted a clip twice, or none of the labelled ones.
+    `labels` (`labelled_only`) have `clip_id, file, start, end`, the dimensions and what is known of
+    `COLUMNS`; predictions have the annotations' columns. Raises ConfigError: a model predicted a
+    clip twice, or none of the labelled ones.
     """
     coverage: dict[str, Coverage] = {}
     scores: dict[str, Floats] = {}
@@ -112,11 +106,10 @@ def join(
 def _aligned(
     labels: pa.Table, table: pa.Table, model: str
 ) -> tuple[Sequence[str], Floats, Coverage]:
-    """The predictions in the order of the labels, NaN where there is none.
+    """Names of the categories, [k], and the predictions in the order of the labels; NaN: none.
 
-    Returns:
-        Names of the categories [k]; the dimensions, the probabilities of the categories, the
-        deviations and whether the model was trained on the clip, [labels, 3 + k + 3 + 1].
+    These are the dimensions, the probabilities of the categories, the deviations and whether the
+    model was trained on the clip, [labels, 3 + k + 3 + 1].
     """
     match, by_path, moved = _match(labels, table, model)
     said = categories_of(table)
@@ -232,51 +225,43 @@ def _renamed(labelled: list[str], predicted: list[str]) -> tuple[list[str], tupl
     """
     home = _common_folder(labelled)
     known = {file[len(home) :] for file in labelled}
-    tails = [next((tail for tail in _tails(file) if tail in known), "") for file in predicted]
-    pairs = list(zip(predicted, tails, strict=True))
-    roots = {file[: len(file) - len(tail)] for file, tail in pairs if tail}
-    likeness = {root: _same_end(root, home) for root in roots}
-    best = {root for root in roots if likeness[root] == max(likeness.values())}
+    roots = [_root(file, known) for file in predicted]
+    likeness = {root: _same_end(root, home) for root in roots if root is not None}
+    best = {root for root, same in likeness.items() if same == max(likeness.values())}
     names = [
-        home + tail if tail and file[: len(file) - len(tail)] in best else file
-        for file, tail in pairs
+        home + file[len(root) :] if root is not None and root in best else file
+        for file, root in zip(predicted, roots, strict=True)
     ]
     return names, tuple(sorted(best))
 
 
+def _root(file: str, known: set[str]) -> str | None:
+    """The shortest folder (or none) below which the path is `known`; None: it is not."""
+    starts = (0, *(place + 1 for place, letter in enumerate(file) if letter == "/"))
+    return next((file[:start] for start in starts if file[start:] in known), None)
+
+
 def _same_end(folder: str, other: str) -> int:
     """How many folder names two paths have in common at their end."""
-    names, others = (reversed(path.rstrip("/").split("/")) for path in (folder, other))
-    pairs = zip(names, others, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(folder))
+    ends = [path.rstrip("/").split("/")[::-1] for path in (folder, other)]
+    return len(os.path.commonprefix(ends))  # noqa: RUF071  of names
 
 
 def _common_folder(files: list[str]) -> str:
     """The longest folder all files are in, with its slash; empty when they share none."""
-    # the lowest and the highest differ as early as any two
-    low, high = min(files), max(files)
-    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-    return low[: low.rfind("/", 0, same) + 1]
-
-
-def _tails(path: str) -> Iterator[str]:
-    """The path, then without its first folder, and so on to the name; the longest first."""
-    tail = path
-    while tail:
-        yield tail
-        _, slash, tail = tail.partition("/")
-        if not slash:
-            return
+    shared = os.path.commonprefix([min(files), max(files)])  # noqa: RUF071  cut at a slash
+    return shared[: shared.rfind("/") + 1]
 
 
 def with_dataset_names(table: pa.Table) -> pa.Table:
     """The table with `corpus` of clips that have none: the folder that all of these clips share."""
-    known = table["corpus"].to_pylist() if "corpus" in table.column_names else [None] * len(table)
+    if "corpus" not in table.column_names:
+        table = table.append_column("corpus", pa.nulls(len(table), pa.string()))
+    known = table["corpus"].to_pylist()
     files = [file for file, name in zip(table["file"].to_pylist(), known, strict=True) if not name]
     folder = _common_folder(files).rstrip("/#").rpartition("/")[2] if files else ""
     named = pa.array([name or folder or None for name in known], pa.string())
-    rest = table.drop_columns(["corpus"]) if "corpus" in table.column_names else table
-    return rest.append_column("corpus", named) if folder else table
+    return table.drop_columns(["corpus"]).append_column("corpus", named)
 
 
 def dimensions_of(table: pa.Table) -> Floats:

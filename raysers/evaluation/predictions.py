@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import ArrayLike
 
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.data.splits import identities
@@ -66,24 +63,23 @@ class Predictions:
 
 
 def read_predictions(uri: str) -> Predictions:
-    """The predictions in a run's output, or in a folder of `part-*.parquet`.
-
-    Raises ConfigError: nothing there, other tables, or rows of several models.
-    """
-    lists = (storage.list_parts(folder) for folder in (*(f"{uri}/{t}" for t in _TABLES), uri))
-    found = next(filter(None, map(list, lists)), [])
+    """The predictions in a run's output, or in a folder of `part-*.parquet`; raises ConfigError."""
+    folders = (*(f"{uri}/{t}" for t in _TABLES), uri)
+    found = next(filter(None, map(storage.list_parts, folders)), [])
     if not found:
         raise ConfigError(
             f"--predictions {uri} has no {' or '.join(_TABLES)} (part-*.parquet): give the output "
             "folder of annotate or train"
         )
     with ThreadPoolExecutor(_READERS) as pool:
-        table = _concatenated(pool.map(_read_part, [part.uri for part in found]))
+        tables = pool.map(_read_part, [part.uri for part in found])
+        table = pa.concat_tables(tables, promote_options="default")
+    read = predictions_of(table, uri)
     record = load_record(uri)
-    unfinished = record is not None and not record.status.startswith("done")
-    status = record.status if unfinished and record else ""
-    note = f"{uri}: its run has not ended well ({status}), predictions may be missing"
-    return replace(predictions_of(table, uri), notes=(note,) * unfinished)
+    if record is None or record.status.startswith("done"):
+        return read
+    note = f"{uri}: its run has not ended well ({record.status}), predictions may be missing"
+    return replace(read, notes=(note,))
 
 
 def _read_part(uri: str) -> pa.Table:
@@ -99,8 +95,7 @@ def _read_part(uri: str) -> pa.Table:
 def predictions_of(table: pa.Table, uri: str) -> Predictions:
     """The predictions of one model in a table with the columns of annotations.
 
-    `uri` is where it is from, for messages, and where no model is named. Raises ConfigError: no
-    rows, other columns, or rows of several models.
+    `uri` is where it is from, for messages and where no model is named. Raises ConfigError.
     """
     table = _selected(table, uri)
     if not len(table):
@@ -128,39 +123,31 @@ def _selected(table: pa.Table, uri: str) -> pa.Table:
     return table.select([*_NEEDED, *optional])
 
 
-def _concatenated(tables: Iterable[pa.Table]) -> pa.Table:
-    """Tables under one another; null where a column is not in all of them."""
-    return pa.concat_tables(tables, promote_options="default")
-
-
 def merged(found: Sequence[Predictions]) -> list[Predictions]:
     """One entry a model, with names that tell them apart.
 
     Folders of the same model and revision are put together when no clip is in two of them;
     otherwise (another precision, say) each is a separate model, named by its folder.
     """
+    groups: dict[tuple[str, str], list[Predictions]] = {}
+    for one in found:
+        groups.setdefault((one.model, one.revision), []).append(one)
     joined: list[Predictions] = []
-    ordered = sorted(found, key=lambda p: (p.model, p.revision))
-    for _, same in groupby(ordered, key=lambda p: (p.model, p.revision)):
-        group = list(same)
+    for (model, _), group in groups.items():
         if _twice(group):
-            joined += [replace(p, model=f"{p.model} in {p.folders[0]}") for p in group]
+            joined += [replace(p, model=f"{model} in {p.folders[0]}") for p in group]
         else:
-            joined.append(_together(group[0].model, group))
+            joined.append(_together(model, group))
     names = [p.model for p in joined]
-    unique = [
-        p if names.count(p.model) == 1 else replace(p, model=f"{p.model}@{p.revision[:12]}")
-        for p in joined
-    ]
     order = [folder for p in found for folder in p.folders]
-    return sorted(unique, key=lambda p: order.index(p.folders[0]))
+    return [
+        p if names.count(p.model) == 1 else replace(p, model=f"{p.model}@{p.revision[:12]}")
+        for p in sorted(joined, key=lambda p: order.index(p.folders[0]))
+    ]
 
 
 def pooled(found: Sequence[Predictions]) -> list[Predictions]:
-    """All folders as one model: the folds of a cross-validation.
-
-    Raises ConfigError: a clip is in two of them.
-    """
+    """All folders as one model: the folds of a cross-validation, which share no clip."""
     if twice := _twice(found):
         raise ConfigError(
             f"--pool: {twice:,} predictions are of clips another folder (or row) also predicts: "
@@ -185,7 +172,7 @@ def _together(name: str, group: Sequence[Predictions]) -> Predictions:
         model=name,
         revision=group[0].revision,
         folders=tuple(folder for p in group for folder in p.folders),
-        table=_concatenated(p.table for p in group),
+        table=pa.concat_tables((p.table for p in group), promote_options="default"),
         notes=tuple(note for p in group for note in p.notes),
     )
 
@@ -227,25 +214,24 @@ def with_training_clips(one: Predictions) -> Predictions:
         if taught := frozenset(map(str, listed if isinstance(listed, list) else ())):
             files = pc.cast(one.table["file"], pa.string()).to_pylist()
             stems = (re.split("[/#]", file)[-1].rpartition(".")[0] for file in files)
-            return _marked(one, [stem in taught for stem in stems])
+            return _marked(one, pa.array([stem in taught for stem in stems]))
         place = storage.join(folder, "manifest")
         if not (_document(folder, "training.json") and is_manifest(place)):
             continue
         clips = read_manifest(place)
         if "split" in clips.column_names:
-            used = np.array(clips["split"].to_pylist(), object) == "train"
-            known = {name for names in _names(clips) for name in np.array(names, object)[used]}
-            met = np.any([[n in known for n in names] for names in _names(one.table)], axis=0)
-            return _marked(one, met)
+            used = pc.fill_null(pc.equal(clips["split"], "train"), False)
+            pairs = zip(_names(one.table), _names(clips), strict=True)
+            met = [pc.is_in(mine, value_set=known.filter(used)) for mine, known in pairs]
+            return _marked(one, pc.or_(*met))
     return one
 
 
-def _marked(one: Predictions, met: ArrayLike) -> Predictions:
-    column = pa.array(np.asarray(met, float))
-    return replace(one, table=one.table.append_column(TRAINED_ON, column))
+def _marked(one: Predictions, met: pa.Array) -> Predictions:
+    return replace(one, table=one.table.append_column(TRAINED_ON, met.cast(pa.float64())))
 
 
-def _names(table: pa.Table) -> tuple[list[str], list[str]]:
+def _names(table: pa.Table) -> tuple[pa.Array, pa.Array]:
     """Ids and identities of clips."""
     paths = identities(table.select(["file", "start", "end"]))
-    return table["clip_id"].to_pylist(), paths
+    return pa.array(table["clip_id"].to_pylist(), pa.string()), pa.array(paths, pa.string())

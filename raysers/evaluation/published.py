@@ -28,10 +28,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import ndtr
 
 from raysers.display import model_names
-from raysers.evaluation.fairness import OVER_ALL
-from raysers.evaluation.metrics import ccc, mae, pearson
+from raysers.evaluation.correctness import OVER_ALL
 from raysers.evaluation.rows import NAN, WIDTH, Row, print_table
-from raysers.evaluation.scores import RANDOM, Scores, base_subsets
+from raysers.evaluation.scores import RANDOM, Scores, base_subsets, ccc, mae, pearson
 from raysers.schemas import TESTS
 from raysers.types import DIMENSIONS
 

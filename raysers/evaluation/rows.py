@@ -21,9 +21,8 @@ from rich.table import Table
 
 from raysers.display import model_names, visible
 from raysers.evaluation.bootstrap import Draws
-from raysers.evaluation.metrics import METRICS as CORRECTNESS
-from raysers.evaluation.metrics import Floats, Integers
-from raysers.evaluation.scores import Subset
+from raysers.evaluation.scores import METRICS as CORRECTNESS
+from raysers.evaluation.scores import Floats, Integers, Subset
 from raysers.schemas import METRICS
 from raysers.types import DIMENSIONS
 

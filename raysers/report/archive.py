@@ -1,111 +1,51 @@
-"""An annotated archive: what it holds, how it scores, and where it failed.
+"""An annotated archive: what it holds, how it scores, where it failed, clips to listen to.
 
 The whole table is one frame; a million clips take less than a gigabyte. Overlapping windows count
-once in hours.
+once in hours. The clips to listen to are the ends and the middle of the scores, doubtful and failed
+ones, and a random sample that follows from the clips' identities. A table names exactly these, to
+be rated by hand and read back as labels.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
+import soundfile as sf
 
 from raysers import display
+from raysers.audio.decode import AudioReader
 from raysers.display import COLOURS, SOFT, Picture, word_colour
-from raysers.report.evidence import Evidence, ReportRun, columns_of, mapping, table_of
-from raysers.report.page import Chart, Exhibit, frame_table, last_part, shown, table
-from raysers.types import DIMENSIONS, NS_PER_S, Status
+from raysers.errors import ClipError, StorageError
+from raysers.io import storage
+from raysers.io.objects import is_member, is_remote
+from raysers.report.charts import Chart, Exhibit, frame_table, shown, table
+from raysers.report.evidence import Archive, last_part, stream
+from raysers.types import DIMENSIONS, NS_PER_S, SAMPLE_RATE_HZ, Status
 
 #: Out of domain beyond this: farther from the training speech than 99 % of it.
 OOD_LIMIT = 0.5
-_COLUMNS = (
-    "file", "start", "end", "clip_id", "status", "error", *DIMENSIONS, "emotion", "ood",
-    "duration_s", "rms_db", "clipped_ratio", "model", "channel", "audio_stream",
-)  # fmt: skip
-_KNOWN = ("corpus", "speaker", "sex", "language")
 _QUANTILES = {0.05: "5 %", 0.25: "25 %", 0.5: "median", 0.75: "75 %", 0.95: "95 %"}
 _BINS, _SMALL_IN, _MOST_GROUPS, _MOST_STEPS = 50, 2.35, 25, 240
 _TIMELINES, _FEWEST_WINDOWS = 4, 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Archive:
-    """An annotation.
-
-    Attributes:
-        clips: its rows with `start_ns`, `end_ns` (of failed clips where the header says so),
-            `folder`, and of `speaker`, `sex`, `language`, `corpus` what the manifest knows.
-        numbers: columns of probabilities `p_*` and of deviations `*_sd`.
-    """
-
-    run: ReportRun
-    clips: pd.DataFrame
-    numbers: Sequence[str]
-
-    @property
-    def name(self) -> str:
-        """What was annotated: the last part of the input's place, or else of the output's."""
-        inputs = mapping(self.run.record.get("config")).get("input")
-        places = inputs if isinstance(inputs, list | tuple) else []
-        return last_part(str(places[0])) if len(places) == 1 else self.run.name
-
-    @property
-    def model(self) -> str:
-        """The model that scored it."""
-        return str(next(iter(self.clips.model.dropna()), "an unnamed model"))
-
-    @property
-    def ok(self) -> pd.DataFrame:
-        """The scored clips."""
-        return self.clips[self.clips.status == str(Status.OK)]
-
-
-def read_archives(found: Evidence) -> list[Archive]:
-    """The annotations among the given runs."""
-    runs = [run for run in found.runs if run.job in ("annotate", "fuse-predict")]
-    return [one for run in runs if (one := read_archive(run)) is not None]
-
-
-def read_archive(run: ReportRun) -> Archive | None:
-    """A run's rows; None where there are none."""
-    names = columns_of(run.folder, "annotations")
-    numbers = [n for n in names if n.startswith("p_") or n.endswith("_sd")]
-    rows = table_of(run.folder, "annotations", [*_COLUMNS, *numbers])
-    if rows is None or not len(rows):
-        return None
-    for name, unknown in (("start", 0), ("end", -1)):  # integers cannot overflow a frame's times
-        times = pc.fill_null(rows[name].cast(pa.int64()), unknown)
-        rows = rows.set_column(rows.column_names.index(name), f"{name}_ns", times)
-    clips = rows.to_pandas()
-    known = table_of(run.folder, "manifest", ("clip_id", "duration_s", *_KNOWN))
-    if known is not None and "clip_id" in known.column_names:
-        manifest = known.to_pandas().drop_duplicates("clip_id")
-        clips = clips.merge(manifest, on="clip_id", how="left", suffixes=("", "_header"))
-    length_s = clips.duration_s.fillna(clips.get("duration_s_header", np.nan)).fillna(0.0)
-    end = clips.start_ns + (length_s * NS_PER_S).astype("int64")
-    clips["end_ns"] = clips.end_ns.where(clips.end_ns > 0, end)
-    clips = clips.assign(folder=folders(rows["file"]), error=clips.error.fillna(""))
-    for name in ("emotion", "ood", *_KNOWN):
-        if name not in clips:
-            clips[name] = np.nan if name == "ood" else ""
-    return Archive(run=run, clips=clips, numbers=numbers)
-
-
-def folders(files: pa.ChunkedArray) -> Any:
-    """Of every file the first folder (or tar) below the one that all files share; "" for none."""
-    is_member = pc.match_substring_regex(files, r"(?i)\.tar#")
-    tars = pc.replace_substring_regex(files, r"(?i)(\.tar)#.*$", r"\1/")
-    place = pc.if_else(is_member, tars, pc.replace_substring_regex(files, r"[^/]*$", ""))
-    low, high = pc.min_max(place).as_py().values()
-    differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
-    shared = low[: next(differ, min(len(low), len(high)))].rpartition("/")[0] + "/"
-    below = pc.utf8_slice_codeunits(place, len(shared))
-    return pc.replace_substring_regex(below, r"/.*$", "").to_pandas().to_numpy()
+AudioMode = Literal["copy", "link", "none"]
+AUDIO_FOLDER = "audio"
+#: Clips of a kind, of the random sample, and of failed ones; seconds of an excerpt.
+_EACH, _RANDOM, _FAILED, _EXCERPT_S = 3, 12, 12, 12.0
+_NUMBERS = {d: (d, 2) for d in DIMENSIONS} | {
+    "ood": ("ood", 2), "rms_db": ("dB", 1), "duration_s": ("s", 1)
+}  # fmt: skip
+_CANDIDATES, _THREADS = 200, 8
+_WAY = {"copy": "Each player has at most the first 12 s of its clip.",
+        "link": "The players read the archive's own files, which must stay where they are.",
+        "none": "No audio was asked for (--audio)."}  # fmt: skip
 
 
 def covered_s(clips: pd.DataFrame) -> float:
@@ -249,7 +189,7 @@ def _sound(archive: Archive, key: str) -> Exhibit:
 def _groups(archive: Archive, key: str) -> Iterator[Exhibit]:
     """Hours and mean scores per folder, and per speaker, sex, language, corpus where known."""
     tables = []
-    for name in ("folder", *_KNOWN):
+    for name in ("folder", "corpus", "speaker", "sex", "language"):
         clips = archive.clips.assign(value=archive.clips[name].fillna(""))
         counts = clips.value.value_counts()
         if len(counts) < 2:
@@ -315,3 +255,145 @@ def _timeline(key: str, file: str, own: pd.DataFrame) -> Chart:
     made = frame_table(f"Windows of {name}", numbers, 2)
     alt = f"Scores of {len(own):,} windows along {name}."
     return Chart(name, alt, {key: display.picture(draw)}, made)
+
+
+def listen_exhibit(archive: Archive, number: int, output: str, audio: AudioMode) -> Exhibit | None:
+    """A table of clips with players; writes the excerpts and the table of clips to rate."""
+    clips = chosen(archive)
+    if clips.empty:
+        return None
+    ratings = f"rate-{number}.csv" if number > 1 else "rate.csv"
+    storage.write_atomic(storage.join(output, ratings), ratings_csv(clips))
+    places = _places(archive, clips) if audio == "copy" else {}
+    rows = clips.to_dict("records")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sources = list(pool.map(lambda row: _player(row, output, audio, places), rows))
+    columns = {name: how for name, how in _NUMBERS.items() if clips[name].notna().any()}
+    made = [
+        {
+            "why": row["why"],
+            "audio": source,
+            "silent": silent,
+            "numbers": {
+                name: (float(row[column]), shown(row[column], digits))
+                for column, (name, digits) in columns.items()
+            },
+            "file": _name(row),
+            "error": row["error"],
+        }
+        for row, (source, silent) in zip(rows, sources, strict=True)
+    ]
+    doubt = "expected error" if any(n.endswith("_sd") for n in archive.numbers) else "probability"
+    lead = (
+        f"The ends and the middle of the scores, the doubtful (by {doubt}), out-of-domain, clipped "
+        f"and failed clips, and a random sample. {_WAY[audio]}"
+    )
+    listed = {
+        "rows": made,
+        "reasons": list(dict.fromkeys(why for row in rows for why in row["why"])),
+        "columns": ["why", "listen", *(name for name, _ in columns.values()), "clip"],
+        "ratings": ratings,
+    }
+    return Exhibit(f"listen-{number}", "Listen and check", lead, clips=listed)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    start, end = row["start_ns"] / NS_PER_S, row["end_ns"] / NS_PER_S
+    span = f" ({start:.1f} to {end:.1f} s)" if start > 0 else ""
+    return f"{row['folder']}/{last_part(row['file'])}{span}".removeprefix("/")
+
+
+def chosen(archive: Archive) -> pd.DataFrame:
+    """The clips, each once, with all reasons for it (`why`)."""
+    why: dict[int, list[str]] = {}
+    for reason, rows in _kinds(archive):
+        for place in rows:
+            why.setdefault(place, []).append(reason)
+    return archive.clips.loc[list(why)].assign(why=list(why.values()))
+
+
+def _kinds(archive: Archive) -> Iterator[tuple[str, Sequence[int]]]:
+    ok, clips = archive.ok, archive.clips
+    for d in DIMENSIONS:
+        if ok[d].notna().any():
+            yield f"highest {d}", _first(ok, -ok[d])
+            yield f"lowest {d}", _first(ok, ok[d])
+    scores = ok[[d for d in DIMENSIONS if ok[d].notna().any()]]
+    if scores.size:
+        distance = (scores - scores.median()) / (scores.std(ddof=0) + 1e-9)
+        yield "most typical", _first(ok, (distance**2).sum(axis=1))
+    sd = [n for n in archive.numbers if n.endswith("_sd")]
+    probable = [n for n in archive.numbers if n.startswith("p_")]
+    if sd or probable:
+        doubt = -ok[sd].mean(axis=1) if sd else ok[probable].max(axis=1)
+        yield "most doubtful", _first(ok, doubt)
+    yield "out of domain", _first(ok, -ok.ood.where(ok.ood > OOD_LIMIT))
+    yield "clipped", _first(ok, -ok.clipped_ratio.where(ok.clipped_ratio > 0))
+    failed = clips[clips.status != str(Status.OK)]
+    turn = failed.groupby("status").cumcount()
+    for place in turn.sort_values(kind="stable").index[:_FAILED]:
+        yield f"failed: {failed.status[place]}", [place]
+    rank = pd.util.hash_array(ok.clip_id.to_numpy(object))
+    yield "random sample", list(ok.index[np.argsort(rank, kind="stable")[:_RANDOM]])
+
+
+def _first(ok: pd.DataFrame, rank: pd.Series) -> list[int]:
+    """Rows of the lowest ranks, of different files as far as there are."""
+    nearest = rank.dropna().nsmallest(_CANDIDATES)
+    again = ok.file.loc[nearest.index].duplicated()
+    return list(again.sort_values(kind="stable").index[:_EACH])
+
+
+def _places(archive: Archive, clips: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Where members of tars begin, and their sizes, by clip."""
+    columns = ("clip_id", "byte_offset", "byte_size")
+    wanted = set(clips.clip_id[clips.file.map(is_member)])
+    found = {}
+    for part in stream(archive.run.folder, "manifest", columns) if wanted else ():
+        rows = part.to_pandas()
+        for row in rows[rows.clip_id.isin(wanted)].dropna().itertuples():
+            found[row.clip_id] = (int(row.byte_offset), int(row.byte_size))
+    return found
+
+
+def _player(
+    row: Mapping[str, Any], output: str, audio: AudioMode, places: Mapping[str, tuple[int, int]]
+) -> tuple[str, str]:
+    """Address of the clip's audio, or an empty one and why there is none."""
+    if audio == "none":
+        return "", "–"
+    start_ns, end_ns = int(row["start_ns"]), int(row["end_ns"])
+    if audio == "link":
+        if is_remote(row["file"]) or is_member(row["file"]):
+            return "", "no link"
+        span = f"#t={start_ns / NS_PER_S:.3f},{end_ns / NS_PER_S:.3f}"
+        return Path(row["file"]).as_uri() + (span if end_ns > start_ns else ""), ""
+    last_ns = min(end_ns, start_ns + round(_EXCERPT_S * NS_PER_S))
+    offset, size = places.get(row["clip_id"], (None, None))
+    stream, channel = (
+        None if pd.isna(row.get(name)) else int(row[name]) for name in ("audio_stream", "channel")
+    )
+    try:
+        source = storage.open_source(row["file"], byte_offset=offset, byte_size=size)
+        with AudioReader(source, name=row["file"], stream=stream or 0) as reader:
+            until_ns = last_ns if last_ns > start_ns else None
+            signal = reader.read(start_ns, until_ns, max_s=_EXCERPT_S + 1, channel=channel)
+    except (ClipError, StorageError, OSError):
+        return "", "no audio"
+    sound = io.BytesIO()
+    sf.write(sound, signal, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    name = f"{quote(row['clip_id'], safe='')}.flac"
+    storage.write_atomic(storage.join(output, AUDIO_FOLDER, name), sound.getvalue())
+    return f"{AUDIO_FOLDER}/{quote(name)}", ""
+
+
+def ratings_csv(clips: pd.DataFrame) -> bytes:
+    """The clips with empty labels, 0 to 1, as `train` and `evaluate` read them."""
+    file = io.StringIO()
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(["file", "start", "end", *DIMENSIONS, "why"])
+    for row in clips.to_dict("records"):
+        start, end = row["start_ns"], row["end_ns"]
+        times = [f"{ns / NS_PER_S:.9f}" if end > start else "" for ns in (start, end)]
+        rows.writerow([row["file"], *times, "", "", "", "; ".join(row["why"])])
+    return file.getvalue().encode("utf-8", "surrogateescape")

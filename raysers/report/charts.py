@@ -8,17 +8,141 @@ table has every number, a picture at most so many rows; the caption says what wa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from raysers import display
-from raysers.display import COLOURS, INK, SOFT, series_colour, word_colour
+from raysers.display import COLOURS, INK, SOFT, Picture, series_colour, word_colour
 from raysers.evaluation.bootstrap import FEW_UNITS, FEWEST_UNITS
 from raysers.evaluation.scores import RANDOM
-from raysers.report.page import Cell, Chart, shown, table, with_bounds
+
+#: A cell of a table: text from the data, or a number.
+Cell = str | int | float | None
+_MOST_LINES = 400
+#: A cell that is a number, with its unit, bounds, or several of them.
+_NUMBER = re.compile(
+    r"[\N{MINUS SIGN}-]?\d[\d.,:]*( ?%| (h|s|min|M|dB))?( \[.*\])?( / .*)?|\N{EN DASH}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the page; the first cell of a row names it.
+
+    Attributes:
+        numeric: which columns hold numbers only.
+        left_out: rows that are not shown.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    numeric: Sequence[bool]
+    left_out: int
+
+
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    """A table of at most `_MOST_LINES` rows."""
+
+    def is_number(cell: Cell) -> bool:
+        return not isinstance(cell, str) or _NUMBER.fullmatch(cell) is not None
+
+    kept = rows[:_MOST_LINES]
+    cells = list(zip(*kept, strict=True)) or [()] * len(columns)
+    numeric = [bool(own) and i > 0 and all(map(is_number, own)) for i, own in enumerate(cells)]
+    return Table(caption, columns, kept, numeric, max(0, len(rows) - _MOST_LINES))
+
+
+def frame_table(caption: str, frame: pd.DataFrame, digits: int = 3) -> Table:
+    """A frame as a table: numbers with so many digits, a dash for what is missing."""
+
+    def plain(value: Any) -> Cell:
+        if value is None or value != value:
+            return "\N{EN DASH}"
+        if isinstance(value, float):
+            return shown(value, digits)
+        return value if isinstance(value, str) else int(value)
+
+    rows = [list(map(plain, row)) for row in frame.itertuples(index=False, name=None)]
+    return table(caption, [*map(str, frame.columns)], rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Pictures by file name, what they show in words, and the numbers behind them."""
+
+    title: str
+    alt: str
+    pictures: Mapping[str, Picture]
+    numbers: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """A figure or table of the paper (`name`), or one of ours.
+
+    Attributes:
+        key: its anchor, `figure-2`.
+        lead: how to read it.
+        notes: what a reader must know, from the runs.
+        clips: rows of a table of clips to listen to, see `listen`.
+    """
+
+    key: str
+    title: str
+    lead: str = ""
+    name: str = ""
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+    notes: Sequence[str] = ()
+    facts: Table | None = None
+    clips: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A chapter of the page."""
+
+    key: str
+    title: str
+    exhibits: Sequence[Exhibit]
+    lead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A figure that the runs have no data for, and the command that makes them."""
+
+    name: str
+    title: str
+    why: str
+    command: str
+
+
+def shown(value: float | None, digits: int = 3) -> str:
+    """A number for a table; a dash where undefined.
+
+    >>> shown(0.12345), shown(-0.0001), shown(float("nan"))
+    ('0.123', '0.000', '–')
+    """
+    if value is None or math.isnan(value):
+        return "\N{EN DASH}"
+    text = f"{value:,.{digits}f}"
+    sign = "\N{MINUS SIGN}" if float(text.replace(",", "")) else ""
+    return text.replace("-", sign)
+
+
+def with_bounds(mark: Mapping[str, Any]) -> str:
+    """A mark of a chart as `0.635 [0.601, 0.668]`, without bounds where there are none."""
+    value, low, high = (mark[name] for name in ("value", "low", "high"))
+    if math.isnan(value) or math.isnan(low) or math.isnan(high):
+        return shown(value)
+    return f"{shown(value)} [{shown(low)}, {shown(high)}]"
+
 
 MOST_ROWS, MOST_SERIES, _MOST_MARKS = 24, 4, 30
 _EDGES_IN, _BLOCK_IN, _KEY_IN, _ROW_IN, _SERIES_IN, _LINES_IN = 0.6, 0.28, 0.4, 0.235, 0.115, 2.9

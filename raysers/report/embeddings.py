@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from raysers import display
 from raysers.display import BLUE, SOFT, VERMILION, series_colour, word_colour
+from raysers.report.charts import Cell, Chart, shown, table
 from raysers.report.evidence import Evidence, ReportRun, columns_of, frame_of, stream
-from raysers.report.page import Cell, Chart, shown, table
 from raysers.types import DIMENSIONS, Status
 
 #: Fewer clips than this make no map; more than `MOST` are sampled.

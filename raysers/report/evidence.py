@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysers.display import Picture, model_names
+from raysers.display import model_names
 from raysers.engine.output import read_part
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
-from raysers.report.page import last_part
 from raysers.run import load_record
+from raysers.types import DIMENSIONS, NS_PER_S, Status
 
 #: The parts of a fusion: models of the tables that are no networks, as the random one.
 PARTS = ("fused", "acoustic model", "audio head", "text head")
@@ -40,6 +43,12 @@ PAPER_STUDIES = (
 SEED = "seed"
 _MAIN_SPLITS = ("test1", "test", "all", "dev")
 _AHEAD = 8
+#: Columns of annotations, and what the manifest may know of the clips.
+_ANNOTATIONS = (
+    "file", "start", "end", "clip_id", "status", "error", *DIMENSIONS, "emotion", "ood",
+    "duration_s", "rms_db", "clipped_ratio", "model", "channel", "audio_stream",
+)  # fmt: skip
+_MANIFEST = ("corpus", "speaker", "sex", "language")
 _TEXTS = [
     "study", "cell", "backbone", "factor", "factor_value", "model", "dataset", "split", "group",
     "group_value", "dimension", "metric",
@@ -51,14 +60,16 @@ _NUMBERS: dict[str, float] = {
 }  # fmt: skip
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else none."""
+    return value if isinstance(value, Mapping) else {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRun:
-    """A run's record (`run.json`), and what beside it tells about its work.
+    """A run's record (`run.json`), and `training.json` and `config.json` of a training.
 
-    Attributes:
-        folder: as it was given, or found in a study.
-        training, network: `training.json` and the trained model's `config.json`, if any.
-        model: what its study calls the model; empty outside of studies.
+    `model` is what its study calls the model; empty outside of studies.
     """
 
     folder: str
@@ -87,12 +98,8 @@ class ReportRun:
 class Evidence:
     """What the figures are made from.
 
-    Attributes:
-        runs: the given runs.
-        cell_runs: what the cells of the given studies left.
-        metrics: all metrics tables, with the cell of a study (`STUDY_METRICS`).
-        curves, cells: of studies (`schemas.CURVES`, `schemas.CELLS`).
-        notes: what readers of the runs should know.
+    The given runs, and what the cells of the given studies left; all metrics tables, with the cell
+    of a study (`STUDY_METRICS`); curves and cells of studies (`schemas.CURVES`, `schemas.CELLS`).
     """
 
     runs: Sequence[ReportRun] = ()
@@ -110,7 +117,7 @@ class Evidence:
 def read_evidence(uris: Sequence[str]) -> Evidence:
     """Runs, metrics, curves and cells; tables of clips are read where they are shown.
 
-    Raises ConfigError: a folder holds no run; StorageError, RaysersError: a table cannot be read.
+    Raises ConfigError: a folder holds no run; RaysersError: a table cannot be read.
     """
     runs = [_run(uri) for uri in dict.fromkeys(uris)]
     cell_runs, notes = list[ReportRun](), list[str]()
@@ -135,17 +142,21 @@ def read_evidence(uris: Sequence[str]) -> Evidence:
     compared = values.group == "model"
     names = model_names([*dict.fromkeys([*values.model, *values.group_value[compared]])])
     # wherever such a number is shown, its model's name says so
-    known = " (trained on these clips)"
-    said = values.model.map(names)
-    values["model"] = said.where(values.trained_on == 0, said + known)
+    known = np.where(values.trained_on == 0, "", " (trained on these clips)")
+    values["model"] = values.model.map(names) + known
     values["group_value"] = values.group_value.where(~compared, values.group_value.map(names))
+
+    def named(note: str) -> str:
+        model = next((m for m in names if m and note.startswith(f"{m} ")), "")
+        return names[model] + note[len(model) :] if model else note
+
     return Evidence(
         runs=runs,
         cell_runs=cell_runs,
         metrics=values,
         curves=pd.concat([f for f in curves if len(f)] or curves[:1], ignore_index=True),
         cells=pd.concat([f for f in cells if len(f)] or cells[:1], ignore_index=True),
-        notes=list(dict.fromkeys(_named(note, names) for note in notes)),
+        notes=list(dict.fromkeys(map(named, notes))),
     )
 
 
@@ -153,21 +164,16 @@ def _run(uri: str, model: str = "") -> ReportRun:
     record = load_record(uri)
     if record is None:
         raise ConfigError(f"--runs {uri} has no run.json: give the --output folders of other jobs")
-    names = ("training.json", "config.json") if record.job == "train" else ()
-    more = dict(zip(("training", "network"), (_json(uri, name) for name in names), strict=False))
+    names = {"training": "training.json", "network": "config.json"} if record.job == "train" else {}
+    more = {key: _json(storage.join(uri, name)) for key, name in names.items()}
     return ReportRun(folder=uri, record=asdict(record), model=model, **more)
 
 
-def _json(uri: str, name: str) -> Mapping[str, Any]:
+def _json(uri: str) -> Mapping[str, Any]:
     try:
-        return mapping(json.loads(storage.read_bytes(storage.join(uri, name))))
+        return mapping(json.loads(storage.read_bytes(uri)))
     except (ObjectMissing, ValueError):
         return {}
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The value if it is a mapping, else none."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def _runs_of(run: ReportRun, cells: pd.DataFrame) -> Iterator[ReportRun]:
@@ -193,17 +199,8 @@ def _progress(cells: pd.DataFrame) -> Iterator[str]:
             yield f"{study} {row['cell']} failed: {row['error']}"
 
 
-def _named(note: str, names: Mapping[str, str]) -> str:
-    """The note, with the short name of the model it begins with."""
-    model = next((m for m in names if m and note.startswith(f"{m} ")), "")
-    return names[model] + note[len(model) :] if model else note
-
-
 def stream(folder: str, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The parts of a table in the order of their names, with those of `columns` that are there.
-
-    Raises RaysersError: a part is damaged.
-    """
+    """The parts of a table in the order of their names, with those of `columns` that are there."""
     known = columns_of(folder, name)
     wanted = None if columns is None else [c for c in columns if c in known]
     waiting: deque[Future[pa.Table | None]] = deque()
@@ -236,17 +233,6 @@ def frame_of(folder: str, name: str, columns: Sequence[str] | None = None) -> pd
     return pd.DataFrame() if found is None else found.to_pandas()
 
 
-def pictures_of(folder: str) -> dict[str, Picture]:
-    """Pictures a job left beside its tables, by name, as `svg` and `png`."""
-    found: dict[str, Picture] = {}
-    for one in sorted(storage.list_objects(folder, suffixes={".svg", ".png"}), key=lambda o: o.uri):
-        place, _, file = one.uri.rpartition("/")
-        if place == folder.rstrip("/"):
-            name, _, kind = file.rpartition(".")
-            found.setdefault(name, {})[kind.lower()] = storage.read_bytes(one.uri)
-    return found
-
-
 def metrics_frame(table: pa.Table | None) -> pd.DataFrame:
     """A metrics table, or that of a study, with all columns of both; NaN: undefined."""
     frame = pd.DataFrame() if table is None else table.to_pandas()
@@ -261,7 +247,7 @@ def _with_names(metrics: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
     Cells that compare several models, each with its own name, keep these.
     """
-    if not len(cells) or not len(metrics):
+    if cells.empty or metrics.empty:
         return metrics
     keys = ["study", "cell"]
     called = cells.set_index(keys).model.fillna("")
@@ -326,10 +312,86 @@ def factor_values(metrics: pd.DataFrame) -> list[str]:
 def by_themselves(metrics: pd.DataFrame) -> pd.DataFrame:
     """The rows of one study as if of none, each model called by what tells it from the others."""
     ours = is_network(metrics)
-    name = metrics.model
-    if factor_values(metrics):
-        apart = metrics.factor_value
-        if metrics.model[ours].nunique() > 1:
-            apart = metrics.model + ", " + metrics.factor_value
-        name = metrics.model.mask(ours & (metrics.factor_value != ""), apart)
-    return metrics.assign(study="", factor_value="", model=name)
+    name = value = metrics.factor_value
+    if metrics.model[ours].nunique() > 1:
+        name = metrics.model + ", " + value
+    varied = ours & (value != "") & bool(factor_values(metrics))
+    return metrics.assign(study="", factor_value="", model=metrics.model.mask(varied, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """An annotation.
+
+    `clips` are its rows with `start_ns`, `end_ns` (of failed clips where the header says so),
+    `folder` and what the manifest knows; `numbers` the columns of probabilities `p_*` and of
+    deviations `*_sd`.
+    """
+
+    run: ReportRun
+    clips: pd.DataFrame
+    numbers: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """What was annotated: the last part of the input's place, or else of the output's."""
+        match mapping(self.run.record.get("config")).get("input"):
+            case [place]:
+                return last_part(str(place))
+        return self.run.name
+
+    @property
+    def model(self) -> str:
+        """The model that scored it."""
+        return str(next(iter(self.clips.model.dropna()), "an unnamed model"))
+
+    @property
+    def ok(self) -> pd.DataFrame:
+        """The scored clips."""
+        return self.clips[self.clips.status == str(Status.OK)]
+
+
+def read_archives(found: Evidence) -> list[Archive]:
+    """The annotations among the given runs."""
+    runs = (run for run in found.runs if run.job in ("annotate", "fuse-predict"))
+    return [one for run in runs if (one := _archive(run)) is not None]
+
+
+def _archive(run: ReportRun) -> Archive | None:
+    names = columns_of(run.folder, "annotations")
+    numbers = [n for n in names if n.startswith("p_") or n.endswith("_sd")]
+    rows = table_of(run.folder, "annotations", [*_ANNOTATIONS, *numbers])
+    if rows is None or not len(rows):
+        return None
+    for name, unknown in (("start", 0), ("end", -1)):  # integers cannot overflow a frame's times
+        times = pc.fill_null(rows[name].cast(pa.int64()), unknown)
+        rows = rows.set_column(rows.column_names.index(name), f"{name}_ns", times)
+    clips = rows.to_pandas()
+    known = table_of(run.folder, "manifest", ("clip_id", "duration_s", *_MANIFEST))
+    if known is not None and "clip_id" in known.column_names:
+        manifest = known.to_pandas().drop_duplicates("clip_id")
+        clips = clips.merge(manifest, on="clip_id", how="left", suffixes=("", "_header"))
+    length_s = clips.duration_s.fillna(clips.get("duration_s_header", np.nan)).fillna(0.0)
+    end = clips.start_ns + (length_s * NS_PER_S).astype("int64")
+    clips["end_ns"] = clips.end_ns.where(clips.end_ns > 0, end)
+    clips = clips.assign(folder=folders(rows["file"]), error=clips.error.fillna(""))
+    for name in ("emotion", "ood", *_MANIFEST):
+        if name not in clips:
+            clips[name] = np.nan if name == "ood" else ""
+    return Archive(run=run, clips=clips, numbers=numbers)
+
+
+def folders(files: pa.ChunkedArray) -> Any:
+    """Of every file the first folder (or tar) below the one that all files share; "" for none."""
+    is_member = pc.match_substring_regex(files, r"(?i)\.tar#")
+    tars = pc.replace_substring_regex(files, r"(?i)(\.tar)#.*$", r"\1/")
+    place = pc.if_else(is_member, tars, pc.replace_substring_regex(files, r"[^/]*$", ""))
+    ends = list(pc.min_max(place).as_py().values())
+    shared = os.path.commonprefix(ends).rpartition("/")[0] + "/"  # noqa: RUF071  cut at a slash
+    below = pc.utf8_slice_codeunits(place, len(shared))
+    return pc.replace_substring_regex(below, r"/.*$", "").to_pandas().to_numpy()
+
+
+def last_part(path: str) -> str:
+    """The last name of a path or URI."""
+    return path.rstrip("/").rpartition("/")[2] or path

@@ -15,10 +15,23 @@ from typing import Any
 
 import pandas as pd
 
-from raysers.display import printable
+from raysers.display import Picture, printable
 from raysers.evaluation.published import asset, paper_numbers
 from raysers.evaluation.scores import RANDOM
-from raysers.report.charts import MOST_SERIES, Dots, Lines, chart, dots
+from raysers.io import storage
+from raysers.report.charts import (
+    MOST_SERIES,
+    Chart,
+    Dots,
+    Exhibit,
+    Lines,
+    Missing,
+    Table,
+    chart,
+    dots,
+    frame_table,
+    table,
+)
 from raysers.report.embeddings import map_charts
 from raysers.report.evidence import (
     PAPER_STUDIES,
@@ -32,9 +45,7 @@ from raysers.report.evidence import (
     of_studies,
     over_seeds,
     own_studies,
-    pictures_of,
 )
-from raysers.report.page import Chart, Exhibit, Missing, Table, frame_table, table
 from raysers.robustness.measures import paper_share
 from raysers.types import DIMENSIONS
 
@@ -196,6 +207,17 @@ def learning(curves: pd.DataFrame, study: str = "seeds") -> pd.DataFrame:
 def percent(share: float) -> str:
     """A share as a tick."""
     return f"{100 * share:g} %"
+
+
+def pictures_of(folder: str) -> dict[str, Picture]:
+    """Pictures a job left beside its tables, by name, as `svg` and `png`."""
+    found: dict[str, Picture] = {}
+    for uri in sorted(one.uri for one in storage.list_objects(folder, suffixes={".svg", ".png"})):
+        place, _, file = uri.rpartition("/")
+        if place == folder.rstrip("/"):
+            name, _, kind = file.rpartition(".")
+            found.setdefault(name, {})[kind.lower()] = storage.read_bytes(uri)
+    return found
 
 
 def _probed(found: Evidence, kinds: Sequence[str], number: int) -> Iterator[Chart]:

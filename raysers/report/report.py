@@ -1,45 +1,61 @@
 """From evidence to files: the page, and every figure beside it as SVG and PNG.
 
+The page works from a disk, without a network, on paper, in light and dark. One template escapes
+whatever it shows, and allows itself only its own style sheet and script, named by their hashes, and
+pictures and audio beside it: markup that slipped through could load and run nothing.
+
 The same runs give the same bytes; when and by whom the page was made stands in `run.json` only.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cache
+from importlib import resources
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 import raysers
+from raysers.display import Picture, printable
 from raysers.engine.progress import duration, hours
 from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
 from raysers.models.backbones import FAMILIES
-from raysers.report import archive, listen
-from raysers.report.archive import Archive
-from raysers.report.evidence import (
-    Evidence,
-    ReportRun,
-    by_themselves,
-    frame_of,
-    mapping,
-    own_studies,
-    pictures_of,
-)
-from raysers.report.figures import correctness, paper_document, paper_figures, study_exhibits
-from raysers.report.page import (
+from raysers.report import archive
+from raysers.report.charts import (
     Cell,
     Chart,
     Exhibit,
     Missing,
     Section,
     frame_table,
-    last_part,
-    page,
     shown,
     table,
     with_bounds,
+)
+from raysers.report.evidence import (
+    Archive,
+    Evidence,
+    ReportRun,
+    by_themselves,
+    frame_of,
+    last_part,
+    mapping,
+    own_studies,
+    read_archives,
+)
+from raysers.report.figures import (
+    correctness,
+    paper_document,
+    paper_figures,
+    pictures_of,
+    study_exhibits,
 )
 from raysers.types import DIMENSIONS, Status
 
@@ -48,7 +64,7 @@ _COST = ("status", "wall", "workers", "device", "audio, h", "audio h per device 
 
 
 def write_report(
-    found: Evidence, output: str, audio: listen.AudioMode
+    found: Evidence, output: str, audio: archive.AudioMode
 ) -> tuple[list[str], list[Missing]]:
     """Write the page, its figures, and of archives excerpts of audio and tables to rate.
 
@@ -57,12 +73,12 @@ def write_report(
 
     Raises WriteError: the output cannot be written.
     """
-    archives = archive.read_archives(found)
+    archives = read_archives(found)
     sections, excerpts = [], []
     for number, one in enumerate(archives, 1):
         key = f"archive-{number}"
         exhibits = list(archive.archive_exhibits(one, key))
-        if chosen := listen.listen_exhibit(one, number, output, audio):
+        if chosen := archive.listen_exhibit(one, number, output, audio):
             exhibits.append(chosen)
             excerpts += [row["audio"].rpartition("/")[2] for row in chosen.clips["rows"]]
         lengths = [hours(archive.covered_s(rows)) for rows in (one.clips, one.ok)]
@@ -105,7 +121,7 @@ def write_report(
     for name, data in files.items():
         storage.write_atomic(storage.join(output, FIGURES_FOLDER, name), data)
     _remove_stale(storage.join(output, FIGURES_FOLDER), {".svg", ".png"}, files)
-    _remove_stale(storage.join(output, listen.FOLDER), {".flac"}, excerpts)
+    _remove_stale(storage.join(output, archive.AUDIO_FOLDER), {".flac"}, excerpts)
     storage.write_atomic(storage.join(output, PAGE), text.encode("utf-8", "replace"))
     return list(files), missing
 
@@ -291,3 +307,58 @@ def wall_s(run: ReportRun) -> float:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and value == value else 0.0
+
+
+def page(**content: Any) -> str:
+    """The document; see `report.html.j2` for the content.
+
+    Text from the data is escaped, and a character that is no text gets a visible mark.
+    """
+    sheet, script = _asset("page.css"), _asset("page.js")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(sheet)}'; script-src '{_hash(script)}'; "
+        "img-src data:; media-src 'self' file:; base-uri 'none'; form-action 'none'"
+    )
+    made = {"policy": policy, "sheet": Markup(sheet), "script": Markup(script)}
+    return _environment().get_template("report.html.j2").render(made | content)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("raysers", "assets/report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_safe,
+    )
+    environment.filters |= {"cell": _cell, "data_uri": _data_uri}
+    return environment
+
+
+def _safe(value: object) -> object:
+    return value if isinstance(value, Markup) else printable(str(value))
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else f"{value:,.3g}"
+
+
+def _data_uri(picture: Picture) -> str:
+    """Shown as an image, where an SVG can neither run nor load anything."""
+    kind = "svg" if "svg" in picture else "png"
+    mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
+    return f"data:{mime};base64,{base64.b64encode(picture[kind]).decode()}"
+
+
+def _asset(name: str) -> str:
+    return resources.files("raysers").joinpath(f"assets/report/{name}").read_text("utf-8")
+
+
+def _hash(content: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

@@ -1,5 +1,8 @@
 """Harder changes of a clip, as in ser-tests: background noise, spectral tilt, rooms, a phone.
 
+Noise and impulse responses are the user's recordings. All are decoded once before a job begins, and
+what cannot be read is left out: later it would not be a clip's fault and would stop the job.
+
 Levels follow ser-tests: the result has the RMS of the clip, and is scaled down if a sample would
 exceed full scale. Its tilt filters are its recordings; ours are generated, so figures of
 the two tilts are comparable in kind only. The phone's AMR codec is optional, because no codec comes
@@ -11,22 +14,38 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.signal
 import soxr
 from numpy.typing import ArrayLike, NDArray
 
+from raysers.audio.decode import AudioReader
+from raysers.data.manifest import clips_of, fingerprint
+from raysers.data.segments import Segmenting
+from raysers.engine.listing import has_cluster, index, map_blocks
+from raysers.engine.progress import print_warning
+from raysers.errors import ClipError, ConfigError, RaysersError, status_of
+from raysers.io import storage
 from raysers.robustness.perturbations import Perturbation, Signal, highpass
-from raysers.robustness.recordings import NoiseReader
-from raysers.types import SAMPLE_RATE_HZ
+from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Clip, Status
 
+_NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ
+#: Recordings of at most this length stay in memory once read; one task checks so many of them.
+_KEPT_S, _CHECKED_PER_TASK = 10, 32
+#: What the impulse response that others are compared with is called, without its suffix.
+REFERENCE = "reference"
+#: Tells an outage of the store from recordings that cannot be read.
+_BREAKER = storage.Breaker()
 _EPS = float(np.finfo(np.float32).eps)
 #: A level below the smallest normal number is silence.
 _LEAST = float(np.finfo(np.float32).tiny)
-
 #: Taps of a tilt filter, and where its slope begins.
 _TILT_TAPS, _TILT_FROM_HZ = 1025, 125.0
 #: The telephone line.
@@ -35,6 +54,130 @@ _ATTACK_S, _RELEASE_S = 0.01, 0.02
 _THRESHOLD_DB, _KNEE_DB, _SLOPE = -20.0, 4.0, 0.8
 _PINK_DB, _PINK_FROM_HZ = -25.0, 3000.0
 _FRAME, _ENCODER, _DECODER = 160, "libopencore_amrnb", "amrnb"
+
+
+@dataclass(slots=True)
+class NoiseReader:
+    """Recordings of one kind as a perturbation reads them, noting which it took."""
+
+    items: Sequence[Clip]
+    taken: list[str] = field(default_factory=list)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Samples of each recording."""
+        return np.array([round(item.duration_s * SAMPLE_RATE_HZ) for item in self.items])
+
+    def read(self, number: int, first: int, samples: int) -> Signal:
+        """Samples `[first, first + samples)` of a recording, fewer at its end."""
+        item, length = self.items[number], int(self.lengths[number])
+        self.taken.append(item.file)
+        if item.duration_s <= _KEPT_S:
+            return _kept(item, 0, length)[first : first + samples]
+        return _read(item, first, min(first + samples, length))
+
+
+def _open(item: Clip) -> AudioReader:
+    names = ("num_bytes", "byte_offset", "byte_size", "etag")
+    known = {name: getattr(item, name) for name in names}
+    return AudioReader(storage.open_source(item.file, **known), name=item.file)
+
+
+def _read(item: Clip, first: int, last: int) -> Signal:
+    """Samples of a recording; raises RaysersError."""
+    try:
+        with _open(item) as reader:
+            return reader.read(first * _NS_PER_SAMPLE, last * _NS_PER_SAMPLE, max_s=float("inf"))
+    except ClipError as error:
+        raise RaysersError(f"{item.file} cannot be used as noise: {error}") from error
+
+
+_kept = lru_cache(maxsize=256)(_read)
+
+
+def listed(flag: str, folder: str) -> tuple[dict[str, pa.Table], str]:
+    """Manifests by kind (the subfolder recordings are in), and a fingerprint of all of them.
+
+    A file named `reference` is a separate kind, `<kind>_reference`. Raises ConfigError.
+    """
+    if not folder:
+        return {}, ""
+    folder = storage.absolute(folder).rstrip("/")
+    try:
+        manifest = index([folder], Segmenting()).table()
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--input", flag)) from error
+    kinds = [_kind(file.removeprefix(folder)) for file in manifest["file"].to_pylist()]
+    if not any(kinds):
+        raise ConfigError(f"{flag} {folder}: needs a subfolder per kind of recording")
+    column = pa.array(kinds)
+    found = {k: manifest.filter(pc.equal(column, k)) for k in sorted({*kinds} - {""})}
+    return found, fingerprint(manifest)
+
+
+def usable(
+    flag: str, found: Mapping[str, pa.Table], used: Collection[str]
+) -> dict[str, tuple[Clip, ...]]:
+    """Recordings of the kinds that are used, without those that cannot be decoded to their end.
+
+    Warns of what is left out: bad recordings, and folders that nothing uses. Raises ConfigError: a
+    kind with nothing left; StorageError: an outage of the store.
+    """
+    if idle := sorted(set(found) - set(used)):
+        print_warning(f"{flag}: no perturbation of this run uses the folders {', '.join(idle)}")
+    material: dict[str, tuple[Clip, ...]] = {}
+    for kind in sorted(set(found) & set(used)):
+        table, size = found[kind], _CHECKED_PER_TASK
+        blocks = [table.slice(place, size) for place in range(0, len(table), size)]
+        checked = pa.concat_tables(map_blocks(_decoded, blocks, local=not has_cluster()))
+        clips = clips_of(checked.sort_by("file"))
+        bad = [clip for clip in clips if clip.status != Status.OK]
+        material[kind] = tuple(clip for clip in clips if clip.status == Status.OK)
+        if not material[kind]:
+            raise ConfigError(f"{flag}: no recording of {kind} can be read: {_first(bad)}")
+        if bad:
+            print_warning(f"{flag}: {len(bad)} recordings of {kind} are left out: {_first(bad)}")
+    return material
+
+
+def _first(bad: Sequence[Clip]) -> str:
+    more = " and others" if len(bad) > 1 else ""
+    return f"{bad[0].file} ({' '.join(bad[0].error.split())}){more}"
+
+
+def _decoded(block: pa.Table) -> pa.Table:
+    """The rows of a manifest with what decoding them showed."""
+    rows = zip(block.to_pylist(), map(decoded_once, clips_of(block)), strict=True)
+    names = ("status", "error", "duration_s")
+    merged = [row | {name: getattr(clip, name) for name in names} for row, clip in rows]
+    return pa.Table.from_pylist(merged, block.schema)
+
+
+def decoded_once(item: Clip) -> Clip:
+    """The recording with the length it really has, or with its fault (see `storage.Breaker`)."""
+    if item.status != Status.OK:
+        return item
+    try:
+        with _open(item) as reader:
+            samples = sum(len(block) for block in reader.blocks())
+    except Exception as error:
+        if (failure := status_of(error)) is None:
+            raise
+        _BREAKER.failed(item.file, error)
+        return replace(item, status=failure.status, error=failure.message)
+    _BREAKER.succeeded(item.file)
+    # the tail of a header's promise may hold nothing to read
+    told = round(item.duration_s * SAMPLE_RATE_HZ)
+    return replace(item, duration_s=max(1, min(told, samples)) / SAMPLE_RATE_HZ)
+
+
+def _kind(path: str) -> str:
+    """The subfolder of a path like `/music/fma/a.wav`; empty for a file in the folder itself."""
+    parts = path.strip("/").split("/")
+    if len(parts) < 2:
+        return ""
+    is_reference = parts[-1].partition(".")[0] == REFERENCE
+    return f"{parts[0]}_{REFERENCE}" if is_reference else parts[0]
 
 
 def mix(signal: ArrayLike, noise: ArrayLike, snr_db: float) -> Signal:
@@ -149,19 +292,15 @@ def phone(signal: ArrayLike, noise: ArrayLike, *, amr: bool = False) -> Signal:
     if peak < _LEAST:
         return x.copy()
     sent = compressed(narrow / np.float32(peak), _PHONE_HZ)
+    sent = through_amr(sent) if amr else sent
+    back = soxr.resample(sent, _PHONE_HZ, SAMPLE_RATE_HZ, quality="HQ")[: x.size]
     wide = np.zeros(x.size)
-    back = soxr.resample(
-        through_amr(sent) if amr else sent, _PHONE_HZ, SAMPLE_RATE_HZ, quality="HQ"
-    )
-    kept = min(x.size, back.size)
-    wide[:kept] = back[:kept]
+    wide[: back.size] = back
     wide /= max(float(wide.max()), 0.0) + _EPS
     pink = pink_noise(noise)
     pink *= 10 ** (_PINK_DB / 20) / (float(np.abs(pink).max()) + _EPS)
     received = (wide + highpass(pink, _PINK_FROM_HZ, order=2)) / 2
-    received *= math.sqrt(float(np.mean(np.square(x, dtype=np.float64)) / np.mean(received**2)))
-    most = float(received.max())
-    return (received / (most + _EPS) if most > 1 else received).astype(np.float32)
+    return _levelled(received, _rms(x))
 
 
 def compressed(signal: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
@@ -170,8 +309,13 @@ def compressed(signal: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]
     As `sox compand .01,.02 4:-20,-16` describes it: the level follows the magnitude within 10 ms
     upwards and 20 ms downwards and starts at full scale; the corner is rounded over +-4 dB.
     """
-    level = _followed(np.abs(signal).tolist(), rate_hz)
-    level_db = 20 * np.log10(np.maximum(level, 1e-9))
+    rise, fall = (1 - math.exp(-1 / (rate_hz * s)) for s in (_ATTACK_S, _RELEASE_S))
+    level, levels = 1.0, []
+    for magnitude in np.abs(signal).tolist():
+        step = magnitude - level
+        level += step * (rise if step > 0 else fall)
+        levels.append(level)
+    level_db = 20 * np.log10(np.maximum(levels, 1e-9))
     over_db = level_db - _THRESHOLD_DB
     bend = np.clip((over_db + _KNEE_DB) / (2 * _KNEE_DB), 0.0, 1.0)
     rounded_db = np.where(over_db > _KNEE_DB, over_db, _KNEE_DB * bend**2)
@@ -188,17 +332,6 @@ def pink_noise(noise: ArrayLike) -> NDArray[np.float64]:
     return np.fft.irfft(spectrum, white.size)[: white.size - 1]
 
 
-def _followed(magnitudes: list[float], rate_hz: int) -> NDArray[np.float64]:
-    rise = 1 - math.exp(-1 / (rate_hz * _ATTACK_S))
-    fall = 1 - math.exp(-1 / (rate_hz * _RELEASE_S))
-    level, levels = 1.0, []
-    for magnitude in magnitudes:
-        step = magnitude - level
-        level += step * (rise if step > 0 else fall)
-        levels.append(level)
-    return np.array(levels)
-
-
 def _drawn(signal: Signal, rng: np.random.Generator, amr: bool) -> Signal:
     return phone(signal, rng.standard_normal(len(signal) + 1), amr=amr)
 
@@ -208,12 +341,12 @@ def has_amr() -> bool:
     """Whether this process can encode and decode AMR."""
     if importlib.util.find_spec("av") is None:
         return False
-    return {_ENCODER, _DECODER} <= set(_av().codecs_available)
+    return {_ENCODER, _DECODER} <= set(importlib.import_module("av").codecs_available)
 
 
 def through_amr(signal: NDArray[np.float32], bit_rate: int = 7400) -> NDArray[np.float32]:
     """As many samples at 8 kHz through the AMR codec of mobile telephony; clipped at full scale."""
-    av = _av()
+    av: Any = importlib.import_module("av")
     encoder = av.CodecContext.create(_ENCODER, "w")
     encoder.sample_rate, encoder.layout, encoder.format = _PHONE_HZ, "mono", "s16"
     encoder.bit_rate = bit_rate
@@ -229,10 +362,6 @@ def through_amr(signal: NDArray[np.float32], bit_rate: int = 7400) -> NDArray[np
     decoded = [frame.to_ndarray().ravel() for p in packets for frame in decoder.decode(p)]
     received = np.concatenate([*decoded, np.zeros(signal.size, np.float32)])[: signal.size]
     return np.asarray(received, np.float32)
-
-
-def _av() -> Any:
-    return importlib.import_module("av")
 
 
 #: Behind speech, from the user's folder of noise (its subfolders are the kinds).
@@ -267,9 +396,4 @@ ROOMS = tuple(
         ("room", "room_reference"),
     )
 )
-PHONE = Perturbation(
-    name="phone",
-    function=_drawn,
-    choices={"amr": (False,)},
-    drawn=True,
-)
+PHONE = Perturbation(name="phone", function=_drawn, choices={"amr": (False,)}, drawn=True)

@@ -24,10 +24,19 @@ from raysers.evaluation.bootstrap import (
     support,
     units_of,
 )
-from raysers.evaluation.metrics import Floats, mean_of_defined, ratio, sum_by_unit
 from raysers.evaluation.published import asset, paper_model, paper_numbers
 from raysers.evaluation.rows import NAN, Row, dimension_rows, drawn_rows
-from raysers.evaluation.scores import RANDOM, Scores, Subset, random_scores, subsets
+from raysers.evaluation.scores import (
+    RANDOM,
+    Floats,
+    Scores,
+    Subset,
+    mean_of_defined,
+    random_scores,
+    ratio,
+    subsets,
+    sum_by_unit,
+)
 from raysers.types import DIMENSIONS
 
 #: Predictions of the clips as they are.

@@ -23,7 +23,6 @@ from raysers.engine.job import ClipJob
 from raysers.engine.plan import Plan
 from raysers.evaluation.bootstrap import interval_notes
 from raysers.evaluation.join import dimensions_of, with_dataset_names
-from raysers.evaluation.metrics import Floats
 from raysers.evaluation.published import TESTS_PART, print_tests, robustness_tests, to_tests
 from raysers.evaluation.rows import (
     METRICS_PART,
@@ -35,7 +34,7 @@ from raysers.evaluation.rows import (
     to_frame,
     to_table,
 )
-from raysers.evaluation.scores import RANDOM, Scores, base_subsets
+from raysers.evaluation.scores import RANDOM, Floats, Scores, base_subsets
 from raysers.io import storage
 from raysers.robustness.measures import (
     CLEAN,

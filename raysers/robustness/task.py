@@ -33,7 +33,16 @@ from raysers.engine.placement import Placement
 from raysers.engine.worker import ClipTask
 from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.io import storage
-from raysers.robustness.environments import BACKGROUND, PHONE, ROOMS, TILTS, has_amr
+from raysers.robustness.environments import (
+    BACKGROUND,
+    PHONE,
+    ROOMS,
+    TILTS,
+    NoiseReader,
+    has_amr,
+    listed,
+    usable,
+)
 from raysers.robustness.measures import CLEAN, Comparison
 from raysers.robustness.perturbations import (
     PERTURBATIONS,
@@ -42,7 +51,6 @@ from raysers.robustness.perturbations import (
     TooShort,
     generator,
 )
-from raysers.robustness.recordings import NoiseReader, listed, usable
 from raysers.run import RunRecord
 from raysers.schemas import ROBUSTNESS
 from raysers.types import SAMPLE_RATE_HZ, Clip, Status

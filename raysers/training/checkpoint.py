@@ -27,7 +27,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from raysers.errors import CheckpointError, ObjectMissing
-from raysers.evaluation.metrics import ccc, per_dimension
+from raysers.evaluation.scores import ccc, per_dimension
 from raysers.io import storage
 from raysers.models.emotion import EmotionNetwork
 from raysers.models.loading import save_emotion_model

@@ -29,9 +29,8 @@ from raysers.display import (
     word_colour,
 )
 from raysers.errors import ConfigError
-from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import Row
-from raysers.evaluation.scores import ALL
+from raysers.evaluation.scores import ALL, Floats
 from raysers.types import DIMENSIONS
 from raysers.words.respoken import AGREEMENT, GROUP, LABELS, ORIGINAL, RESPOKEN_CLIP
 from raysers.words.sentiment import SENTIMENTS, by_model

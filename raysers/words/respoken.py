@@ -19,9 +19,8 @@ from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap, draw_metrics, drawn_counts, interval
 from raysers.evaluation.correctness import comparison_rows
 from raysers.evaluation.join import COLUMNS
-from raysers.evaluation.metrics import METRICS, Floats
 from raysers.evaluation.rows import Row, dimension_rows, drawn_rows
-from raysers.evaluation.scores import Scores, Subset, base_subsets
+from raysers.evaluation.scores import METRICS, Floats, Scores, Subset, base_subsets
 from raysers.types import DIMENSIONS, Status
 from raysers.words.ratings import described
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap, interval
-from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import NAN, Row, dimension_rows
-from raysers.evaluation.scores import Subset
+from raysers.evaluation.scores import Floats, Subset
 from raysers.types import DIMENSIONS, generator
 from raysers.words.ratings import described, folded, tokens
 

@@ -28,9 +28,8 @@ from raysers.engine.placement import Placement, settled_dtype
 from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import ClipError
 from raysers.evaluation.bootstrap import Bootstrap, drawn_counts, interval
-from raysers.evaluation.metrics import Floats
 from raysers.evaluation.rows import METRICS_PART, NAN, Row, print_table, row_of, to_table
-from raysers.evaluation.scores import Scores, Subset, base_subsets, group_subsets
+from raysers.evaluation.scores import Floats, Scores, Subset, base_subsets, group_subsets
 from raysers.io import storage
 from raysers.models.asr import Recogniser, is_moonshine, load_asr, parse_asr_name
 from raysers.models.vad import pauses_by

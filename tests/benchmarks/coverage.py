@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from raysers.evaluation.bootstrap import Bootstrap, draw
-from raysers.evaluation.metrics import OF_SUMS, unit_sums
+from raysers.evaluation.scores import OF_SUMS, unit_sums
 from tests.benchmarks.measure import Line, Scale, judged
 
 World = Callable[[np.random.Generator, int], bool]

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from raysers.cli import as_plain, parse
 from raysers.commands import annotate, train
 from raysers.engine.placement import here
-from raysers.evaluation.metrics import ccc
+from raysers.evaluation.scores import ccc
 from raysers.training.config import TrainingFlags
 from raysers.training.loop import TrainingStopped
 from raysers.training.trainer import run_training

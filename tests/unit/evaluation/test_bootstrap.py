@@ -20,8 +20,7 @@ from raysers.evaluation.bootstrap import (
     stretch,
 )
 from raysers.evaluation.correctness import correctness_rows
-from raysers.evaluation.metrics import METRICS
-from raysers.evaluation.scores import Scores, Subset, base_subsets
+from raysers.evaluation.scores import METRICS, Scores, Subset, base_subsets
 from raysers.types import generator
 from tests.benchmarks.coverage import covered
 from tests.unit.evaluation.worlds import only, permuted, speakers_world

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raysers.evaluation.dtype_check import deviations
+from raysers.commands.annotate import deviations
 
 NAN = float("nan")
 

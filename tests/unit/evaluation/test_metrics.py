@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysers.evaluation.metrics import (
+from raysers.evaluation.scores import (
     COLUMNS,
     METRICS,
     OF_SUMS,

@@ -8,15 +8,16 @@ from scipy import stats
 
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.correctness import (
+    REPEATS,
     comparison_rows,
     constant_notes,
     correctness_rows,
     drop_rows,
+    fairness_rows,
+    speaker_rows,
 )
-from raysers.evaluation.fairness import REPEATS, fairness_rows, speaker_rows
-from raysers.evaluation.metrics import ccc
 from raysers.evaluation.rows import to_table
-from raysers.evaluation.scores import base_subsets, subsets
+from raysers.evaluation.scores import base_subsets, ccc, subsets
 from raysers.schemas import METRICS
 from raysers.types import generator
 from tests.unit.evaluation.worlds import only, scores, speakers_world, stretched

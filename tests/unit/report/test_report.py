@@ -16,17 +16,19 @@ import pytest
 from raysers.errors import ConfigError
 from raysers.evaluation.scores import RANDOM
 from raysers.report import figures
-from raysers.report.archive import Archive, archive_exhibits, covered_s, folders, read_archives
+from raysers.report.archive import archive_exhibits, chosen, covered_s, ratings_csv
 from raysers.report.charts import Dots, chart
 from raysers.report.embeddings import neighbours, places, read_map
 from raysers.report.evidence import (
+    Archive,
     Evidence,
+    folders,
     main_splits,
     metrics_frame,
+    read_archives,
     read_evidence,
 )
 from raysers.report.figures import paper_figures, study_exhibits
-from raysers.report.listen import chosen, ratings_csv
 from raysers.types import DIMENSIONS
 from tests.made_runs import EVIL, MODELS, annotated, evaluated, metric, studied, trained
 

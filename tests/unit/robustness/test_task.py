@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 
 from raysers.engine.feed import Decoded
-from raysers.robustness.recordings import NoiseReader, decoded_once
+from raysers.robustness.environments import NoiseReader, decoded_once
 from raysers.robustness.task import Perturbed, chosen
 from raysers.types import Clip
 

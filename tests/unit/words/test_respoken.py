@@ -12,8 +12,7 @@ from scipy.spatial.distance import jensenshannon
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.correctness import correctness_rows
-from raysers.evaluation.metrics import ccc
-from raysers.evaluation.scores import Scores
+from raysers.evaluation.scores import Scores, ccc
 from raysers.types import DIMENSIONS
 from raysers.words.respoken import (
     RESPOKEN,
