@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import sys
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import pyarrow as pa
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))  # the package beside it, not one that is installed
 from raysers import schemas
-from raysers.commands import COMMANDS
+from raysers.commands import COMMANDS, find
 
 #: One value of the columns whose meaning alone does not show it.
 EXAMPLES = {
@@ -45,7 +44,7 @@ def cli_page() -> str:
         "Every command takes its input as words without a flag, and `-o` for its output. The same command "
         "resumes an output. `raysers COMMAND --help` shows the flags that most need, `--help-all` this page's text.",
     ]
-    for name, (_, about) in COMMANDS.items():
+    for name, (*_, about) in COMMANDS.items():
         for words in ([name, "train"], [name, "predict"]) if name == "fuse" else ([name],):
             text = _help(words)
             lines += ["", f"## raysers {' '.join(words)}", "", about.capitalize() + "."]
@@ -54,9 +53,8 @@ def cli_page() -> str:
 
 
 def _help(words: list[str]) -> str:
-    module = importlib.import_module(f"raysers.commands.{words[0]}")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        module.main([*words[1:], "--help-all"], prog=f"raysers {words[0]}")
+        find(words[0])([*words[1:], "--help-all"], prog=f"raysers {words[0]}")
     return printed.getvalue()
 
 

@@ -32,7 +32,7 @@ from raysers.annotation import AnnotateTask
 from raysers.audio import sound
 from raysers.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, AudioReader
 from raysers.cli import DEFAULT_MODEL
-from raysers.commands.read import read_rows
+from raysers.commands.archive import read_rows
 from raysers.engine.placement import here
 from raysers.engine.worker import score_stream
 from raysers.errors import ClipError, ConfigError
@@ -158,8 +158,8 @@ def annotate(
         ConfigError: something the caller must change.
         TypeError: an unknown flag.
     """
-    from raysers.commands.annotate import AnnotateFlags
-    from raysers.commands.annotate import annotate as run
+    from raysers.commands.archive import AnnotateFlags
+    from raysers.commands.archive import annotate as job
 
     if flags.get("dry_run"):
         raise ConfigError("dry_run gives no rows: use the command raysers annotate --dry-run")
@@ -167,7 +167,9 @@ def annotate(
     with contextlib.ExitStack() as stack:
         place = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="raysers-"))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        run(AnnotateFlags(input=tuple(_absolute(paths)), output=str(place), model=model, **flags))
+        job.run(
+            AnnotateFlags(input=tuple(_absolute(paths)), output=str(place), model=model, **flags)
+        )
         return read(place, "annotations")
 
 

@@ -6,6 +6,7 @@ command line wins.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -27,6 +28,8 @@ from raysers.types import Status
 T = TypeVar("T")
 
 DEFAULT_MODEL = "raysers-base"
+#: It needs no download.
+DEFAULT_ASR = "moonshine"
 #: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
 CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
 Uris = Annotated[tuple[str, ...], Flag("URI")]
@@ -156,40 +159,53 @@ def _check(*rules: tuple[bool, str, object, str]) -> None:
             raise ConfigError(f"{flag} is {value}: give {wanted}")
 
 
-def command(
-    config_class: type[T],
-    job: Callable[[T], int],
-    description: str,
-    *,
-    positional: str,
-    recipes: Path | None = None,
-    shown: Collection[str] = (),
-) -> Callable[..., int]:
-    """The entry point of a job: `main(argv, prog=, output=)` gives its exit code; see `parse`."""
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """A job with its command line; called with arguments it gives the exit code, see `parse`.
 
-    def main(
-        argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = ""
+    `run` is the job itself, of `flags`; its docstring is the description in `--help`.
+    """
+
+    run: Callable[[T], int]
+    positional: str
+    about: str = ""
+    recipes: Path | None = None
+    shown: Collection[str] = ()
+
+    @property
+    def flags(self) -> type[T]:
+        """The dataclass of the job's flags."""
+        found: type[T] = get_type_hints(self.run)["flags"]
+        return found
+
+    def __call__(
+        self, argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = ""
     ) -> int:
+        """Parse and run; `output` is for when none is given."""
+
         def body() -> int:
             flags = parse(
-                config_class,
+                self.flags,
                 argv,
-                description=description,
-                positional=positional,
+                description=self.about or inspect.getdoc(self.run) or "",
+                positional=self.positional,
                 prog=prog,
                 output=output,
-                recipes=recipes,
-                shown=shown,
+                recipes=self.recipes,
+                shown=self.shown,
             )
             if '"s3://' in json.dumps(as_plain(flags)):
                 for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
                     require_answer(name, os.environ.get(name, ""))
-            return job(flags)
+            return self.run(flags)
 
         quiet_environment()
         return run_main(body)
 
-    return main
+
+def command(positional: str, **more: Any) -> Callable[[Callable[[T], int]], Command[T]]:
+    """Makes a function of flags the job of a command; words without a flag are `positional`'s."""
+    return lambda run: Command(run, positional, **more)
 
 
 def require_answer(variable: str, address: str) -> None:

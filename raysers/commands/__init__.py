@@ -1,34 +1,42 @@
-"""The command `raysers`: one subcommand a job, each imported when it is called."""
+"""The command `raysers`: one subcommand a job, imported when it is called."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raysers import __version__
 from raysers.arguments import nearest
 
-#: By subcommand: where its output goes unless -o names another folder, and what it does.
+#: By subcommand: its module, where its output goes without -o, and what it does.
 COMMANDS = {
-    "annotate": ("emotions", "emotion scores for every clip of an archive"),
-    "read": ("", "the rows of an output, on the screen or as CSV or Excel"),
-    "transcribe": ("transcripts", "a transcript of every clip"),
-    "index": ("manifest", "a manifest of clips from folders, tar shards, tables or corpora"),
-    "train": ("model", "fine-tune a speech backbone on labelled clips"),
-    "tune": ("sweep", "search the flags of train for the best model"),
-    "fuse": ("fusion", "train, or predict with, emotion from audio and text"),
-    "evaluate": ("evaluation", "compare predictions with labels, with intervals"),
-    "robustness": ("robustness", "how much scores change under noise, telephone, ..."),
-    "probe": ("probe", "how much a model depends on linguistic content"),
-    "synthesize": ("speech", "synthetic speech from texts"),
-    "study": ("study", "grids of trainings and analyses, as in the paper"),
-    "report": ("report", "one page with the tables and figures of other outputs"),
-    "calibrate": ("calibrated", "the column ood for any model, from a sample of your speech"),
-    "export": ("onnx", "a model as an ONNX file, for use without raysers"),
-    "demo": ("", "synthesize a few clips and annotate them, offline"),
+    "annotate": ("archive", "emotions", "emotion scores for every clip of an archive"),
+    "read": ("archive", "", "the rows of an output, on the screen or as CSV or Excel"),
+    "transcribe": ("archive", "transcripts", "a transcript of every clip"),
+    "index": (
+        "archive",
+        "manifest",
+        "a manifest of clips from folders, tar shards, tables or corpora",
+    ),
+    "train": ("training", "model", "fine-tune a speech backbone on labelled clips"),
+    "tune": ("training", "sweep", "search the flags of train for the best model"),
+    "fuse": ("training", "fusion", "train, or predict with, emotion from audio and text"),
+    "evaluate": ("analyses", "evaluation", "compare predictions with labels, with intervals"),
+    "robustness": ("analyses", "robustness", "how much scores change under noise, telephone, ..."),
+    "probe": ("analyses", "probe", "how much a model depends on linguistic content"),
+    "synthesize": ("speech", "speech", "synthetic speech from texts"),
+    "study": ("training", "study", "grids of trainings and analyses, as in the paper"),
+    "report": ("analyses", "report", "one page with the tables and figures of other outputs"),
+    "calibrate": (
+        "models",
+        "calibrated",
+        "the column ood for any model, from a sample of your speech",
+    ),
+    "export": ("models", "onnx", "a model as an ONNX file, for use without raysers"),
+    "demo": ("speech", "", "synthesize a few clips and annotate them, offline"),
 }
 _BAD_CONFIG = 2
 _LEAST_PYTHON = (3, 11)
@@ -48,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"{name!r} is no command of raysers: {_nearest(name)}")
     if argv is None:
         sys.argv[0] = "raysers"  # run.json records the command that repeats the run
-    return _run(name, args[1:], prog=f"raysers {name}", output=COMMANDS[name][0])
+    return _run(name, args[1:], prog=f"raysers {name}", output=COMMANDS[name][1])
 
 
 def script(file: str) -> int:
@@ -64,7 +72,7 @@ def _run(name: str, args: Sequence[str], *, prog: str, output: str) -> int:
             "install a newer one and raysers with it, in a clone by make setup PYTHON=python3.12"
         )
     try:
-        module = importlib.import_module(f"raysers.commands.{name}")
+        run = find(name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("raysers"):
             raise
@@ -72,8 +80,14 @@ def _run(name: str, args: Sequence[str], *, prog: str, output: str) -> int:
             f"{sys.executable} has no package {error.name}: use the Python that raysers is "
             "installed in (after make setup: .venv/bin/python), or install it with this one"
         )
-    code: int = module.main(args, prog=prog, output=output)
-    return code
+    return run(args, prog=prog, output=output)
+
+
+def find(name: str) -> Callable[..., int]:
+    """The subcommand, called with arguments; a `cli.Command`, but for fuse, which has two."""
+    module = importlib.import_module(f"raysers.commands.{COMMANDS[name][0]}")
+    found: Callable[..., int] = getattr(module, name)
+    return found
 
 
 def _refuse(message: str) -> int:
@@ -90,7 +104,7 @@ def _nearest(name: str) -> str:
 
 
 def _help() -> str:
-    lines = "\n".join(f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items())
+    lines = "\n".join(f"  {name:<12}{about}" for name, (*_, about) in COMMANDS.items())
     return (
         "usage: raysers COMMAND ... [-h] [--version]\n\n"
         "Speech emotion recognition as batch jobs on Ray.\n\n"

@@ -33,9 +33,6 @@ from raysers.types import SAMPLE_RATE_HZ
 
 Floats = npt.NDArray[np.float32]
 
-#: What `--asr` is without a word from the user: it needs no download.
-DEFAULT_ASR = MOONSHINE
-
 _HINT = (
     "give moonshine (offline), the hub id of a CTC, Whisper or other speech-to-text model of "
     "transformers (facebook/wav2vec2-base-960h), a folder (./folder) or s3://bucket/prefix"

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import DEFAULT_MODEL, ClipJobFlags, Output, Retry, Uris, as_plain
+from raysers.cli import DEFAULT_ASR, DEFAULT_MODEL, ClipJobFlags, Output, Retry, Uris, as_plain
 from raysers.data import splits
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.data.sorting import sort_manifest
@@ -29,7 +29,7 @@ from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.join import dimensions_of, labelled_only
 from raysers.evaluation.rows import print_metrics, print_notes
 from raysers.io import storage
-from raysers.models.asr import DEFAULT_ASR, is_moonshine, parse_asr_name
+from raysers.models.asr import is_moonshine, parse_asr_name
 from raysers.models.backbones import parse_model_name
 from raysers.models.fusion import (
     SOURCES,

@@ -77,14 +77,14 @@ def _run(name: str, folder: str, count: int) -> Line:
 
 
 def _evaluate(folder: str, count: int) -> None:
-    from raysers.commands.evaluate import main
+    from raysers.commands.analyses import evaluate as main
 
     place = f"{folder}/annotated"
     _require(main([place, "--labels", f"{place}/manifest", "-o", f"{folder}/evaluated"]))
 
 
 def _report(folder: str, count: int) -> None:
-    from raysers.commands.report import main
+    from raysers.commands.analyses import report as main
 
     _require(main([f"{folder}/annotated", "-o", f"{folder}/page", "--audio", "none"]))
 

@@ -79,7 +79,7 @@ def job(model: str, layers: int, files: Sequence[str], cpus: int, workers: int) 
     """
     import ray
 
-    from raysers.commands import train
+    from raysers.commands.training import train
     from raysers.engine import cluster
     from raysers.run import quiet_environment
 
@@ -100,7 +100,7 @@ def job(model: str, layers: int, files: Sequence[str], cpus: int, workers: int) 
         args += ["--layers", str(layers)]
         args += ["--epochs", str(_EPOCHS), "--batch-size", str(_BATCH), "--workers", str(workers)]
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for our lines
-            code = train.main([*args, "--output", str(output)])
+            code = train([*args, "--output", str(output)])
         if code:
             raise RuntimeError(f"the training job ended with {code}")
         history = json.loads((output / "training.json").read_text())["history"]

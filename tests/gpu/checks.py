@@ -19,7 +19,7 @@ import numpy as np
 import soundfile as sf
 import torch
 
-from raysers.commands import annotate
+from raysers.commands.archive import annotate
 from raysers.models import checkpoint
 from raysers.models.backbones import keep_layers, parse_model_name
 from raysers.models.initialize import start_model
@@ -201,7 +201,7 @@ def annotate_keeps_the_device_busy(size: Size, device: str) -> Iterator[Row]:
         save_emotion_model(start_model(f"random:{size.model}", seed=0).model, folder / "model")
         args = ["--input", f"{folder}/clips", "--model", f"{folder}/model"]
         args += ["--output", f"{folder}/out", "--workers", "local"]
-        assert annotate.main(args) == 0
+        assert annotate(args) == 0
         outcome = json.loads((folder / "out" / "run.json").read_text())["outcome"]
     ours = outcome["audio_s"] / max(outcome["wall_s"] - outcome["startup_s"], 1e-3)
     _clear()

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from ray.cluster_utils import Cluster
 
-from raysers.commands.annotate import main
+from raysers.commands.archive import annotate as main
 from tests.jobs import processes
 
 STORE_BYTES = 100 * 2**20

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from raysers.commands.annotate import main
+from raysers.commands.archive import annotate as main
 from tests.jobs.conftest import comparable, link_clips, record_of, rows_of
 from tests.places import SHARED_DATA, needs_shared
 from tests.published import score_files, write_checkpoint

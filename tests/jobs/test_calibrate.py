@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from raysers.commands import annotate, calibrate
+from raysers.commands.archive import annotate
+from raysers.commands.models import calibrate
 from raysers.evaluation.predictions import read_predictions, with_training_clips
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import save_emotion_model
@@ -34,12 +35,12 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def score(audio: Path, output: Path, model: Path, *flags: str) -> None:
     args = ["--input", audio, "--output", output, "--model", model, *FLAGS, *flags]
-    assert annotate.main([*map(str, args)]) == 0
+    assert annotate([*map(str, args)]) == 0
 
 
 def run(model: Path, sample: Path, output: Path) -> int:
     args = ["--model", model, "--sample", sample, "--output", output]
-    return calibrate.main([*map(str, args)])
+    return calibrate([*map(str, args)])
 
 
 def test_scores_stay_and_other_sounds_are_farther(

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from raysers.commands.demo import main
+from raysers.commands.speech import demo as main
+from raysers.commands.speech import make_audio
 from raysers.types import DIMENSIONS
-from raysers.words.demo_speech import make_audio
 from tests.jobs.conftest import rows_of
 
 pytest.importorskip("espeakng_loader")

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from raysers.commands.annotate import main
-from raysers.commands.transcribe import main as transcribe
+from raysers.commands.archive import annotate as main
+from raysers.commands.archive import transcribe
 from tests.jobs.conftest import record_of, rows_of
 from tests.places import needs_shared
 from tests.published import score_files

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import audmetric
@@ -15,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from raysers.commands import evaluate
-from raysers.commands.evaluate import main
+from raysers.commands import analyses
+from raysers.commands.analyses import evaluate as main
 from raysers.data.manifest import write_manifest
 from raysers.evaluation.published import paper_numbers
 from raysers.schemas import ANNOTATIONS, MANIFEST, METRICS
@@ -364,7 +365,7 @@ def test_an_interrupted_evaluation_never_takes_the_clips_of_other_labels(
         asked.append(len(pq.read_table(flags.input[0])))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "annotate", interrupted)
+    monkeypatch.setattr(analyses, "annotate", SimpleNamespace(run=interrupted))
     assert run(*args, "--labels", one) not in (0, 2)
     assert record_of(out)["status"] == "interrupted"
     assert run(*args, "--labels", two) == 2

@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 import yaml
 
-from raysers.commands.export import main
+from raysers.commands.models import export as main
 from tests.jobs.conftest import record_of
 from tests.places import needs_shared
 from tests.published import score_files

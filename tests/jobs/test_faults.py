@@ -12,7 +12,7 @@ import psutil
 import pytest
 import ray
 
-from raysers.commands.annotate import main
+from raysers.commands.archive import annotate as main
 from tests.jobs import processes
 from tests.jobs.conftest import comparable, link_clips, record_of, rows_of
 from tests.places import REPO, needs_shared

@@ -13,8 +13,8 @@ import pytest
 import soundfile as sf
 from safetensors.numpy import load_file
 
-from raysers.commands import annotate, transcribe
-from raysers.commands.fuse import main
+from raysers.commands.archive import annotate, transcribe
+from raysers.commands.training import fuse as main
 from raysers.evaluation.predictions import read_predictions
 from tests.jobs import processes
 from tests.jobs.conftest import comparable, record_of, rows_of
@@ -173,8 +173,8 @@ def test_tables_of_annotate_and_transcribe_give_the_same_heads(speech, command, 
     asr, texts, emotions = (tmp_path / name for name in ("asr", "texts", "emotions"))
     write_ctc(asr)
     how = ("--input", data, *HERE, "--dtype", "fp32", "--output")
-    assert annotate.main([*map(str, (*how, emotions, "--embeddings"))]) == 0
-    assert transcribe.main([*map(str, (*how, texts, "--asr", asr))]) == 0
+    assert annotate([*map(str, (*how, emotions, "--embeddings"))]) == 0
+    assert transcribe([*map(str, (*how, texts, "--asr", asr))]) == 0
     again = (*command, "--data", data, "--epochs", 3)
     assert run(*again, "--asr", asr, "--output", tmp_path / "audio") == 0
     joined = (*again, "--annotation", emotions, "--output", tmp_path / "tables")

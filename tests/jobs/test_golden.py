@@ -31,20 +31,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysers.commands import (
-    annotate,
-    evaluate,
-    fuse,
-    index,
-    probe,
-    report,
-    robustness,
-    study,
-    synthesize,
-    train,
-    transcribe,
-    tune,
-)
+from raysers.commands import training
+from raysers.commands.analyses import evaluate, probe, report, robustness
+from raysers.commands.archive import annotate, index, transcribe
+from raysers.commands.speech import synthesize
+from raysers.commands.training import fuse, study, train, tune
 from raysers.engine.placement import here
 from raysers.training.trainer import run_training
 from tests import s3
@@ -59,8 +50,8 @@ PLACE = "s3://golden"
 def train_here(args: list[str]) -> int:
     """Train in this process, which gives the same bytes as Ray Train's workers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "run_training", partial(run_training, placement=here(threads=1)))
-        return train.main(args)
+        patch.setattr(training, "run_training", partial(run_training, placement=here(threads=1)))
+        return train(args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +59,7 @@ class Case:
     """A command and the tables it must reproduce.
 
     Attributes:
-        job: `main` of the job.
+        job: command of the job.
         command: its arguments without --output; {} is the bucket, {inputs} the local folder.
         tables: folders below its output.
         after: cases whose outputs it reads.
@@ -98,30 +89,30 @@ TRAINED = 1e-4
 #: What every test run checks.
 QUICK = {
     "synthesize": Case(
-        job=synthesize.main,
+        job=synthesize,
         command="--texts {}/texts.csv --voice neutral en-us+m3 --rate 160 --max-failed 0.2"
         " --workers 1",
         tables=("manifest",),
     ),
     "index": Case(
-        job=index.main,
+        job=index,
         command="--input {}/odd {}/odd.tar {}/steady.mp3",
         tables=("manifest",),
     ),
     "index-corpus": Case(
-        job=index.main,
+        job=index,
         command="--input {}/emodb --corpus emodb --emotion-map russell-mehrabian",
         tables=("manifest",),
     ),
     "index-windows": Case(
-        job=index.main,
+        job=index,
         command="--input {}/talk --segment window --window-s 2 --hop-s 1",
         tables=("manifest",),
         after=("synthesize",),
         prepare=put_talk,
     ),
     "index-vad": Case(
-        job=index.main,
+        job=index,
         command="--input {}/talk --segment vad",
         tables=("manifest",),
         after=("synthesize",),
@@ -129,19 +120,19 @@ QUICK = {
         needs=("silero_vad",),
     ),
     "annotate": Case(
-        job=annotate.main,
+        job=annotate,
         command="--input {}/voices {inputs}/odd {}/odd.tar {}/index-windows --embeddings"
         " --max-clip-s 2.2 --max-failed 0.2 --dtype fp32 --workers local",
         tables=("annotations", "manifest"),
         after=("index-windows",),
     ),
     "robustness": Case(
-        job=robustness.main,
+        job=robustness,
         command=f"--input {LABELS} --limit 6 --suite paper --dtype fp32 --workers local",
         tables=("robustness", "metrics"),
     ),
     "transcribe": Case(
-        job=transcribe.main,
+        job=transcribe,
         command="--input {}/synthesize --asr moonshine --max-failed 0.2 --workers local",
         tables=("transcripts", "metrics"),
         after=("synthesize",),
@@ -155,7 +146,7 @@ QUICK = {
         dropped=("model_revision",),
     ),
     "evaluate": Case(
-        job=evaluate.main,
+        job=evaluate,
         command=f"--predictions {{}}/annotate --labels {LABELS} --by sex split --speaker-samples 3"
         " --bootstrap 100",
         tables=("metrics",),
@@ -163,14 +154,14 @@ QUICK = {
         atol=1e-4,  # correlations of nearly equal scores magnify the last bits of the backends
     ),
     "evaluate-trained": Case(
-        job=evaluate.main,
+        job=evaluate,
         command=f"--predictions {{}}/annotate {{}}/train --labels {LABELS} --bootstrap 100",
         tables=("metrics",),
         after=("annotate", "train"),
         atol=TRAINED,
     ),
     "fuse-train": Case(
-        job=fuse.main,
+        job=fuse,
         command=f"train --data {LABELS} --text-model {{}}/encoder --asr manifest --epochs 5"
         " --batch-size 7 --bootstrap 100 --dtype fp32 --workers 1",
         tables=("predictions", "metrics", "features/features"),
@@ -178,7 +169,7 @@ QUICK = {
         dropped=("model_revision",),
     ),
     "report": Case(
-        job=report.main,
+        job=report,
         command="--runs {}/annotate {}/robustness {}/evaluate {}/fuse-train",
         tables=(),
         after=("annotate", "robustness", "evaluate", "fuse-train"),
@@ -188,14 +179,14 @@ QUICK = {
 #: Jobs that start many workers, and other ways to what is checked above: only with SLOW=1.
 SLOW = {
     "annotate-windows": Case(
-        job=annotate.main,
+        job=annotate,
         command="--input {}/talk --segment window --window-s 2 --hop-s 1 --dtype fp32 --workers 1",
         tables=("annotations",),
         after=("synthesize",),
         prepare=put_talk,
     ),
     "annotate-vad": Case(
-        job=annotate.main,
+        job=annotate,
         command="--input {}/talk --segment vad --dtype fp32 --workers 1",
         tables=("annotations",),
         after=("synthesize",),
@@ -203,7 +194,7 @@ SLOW = {
         needs=("silero_vad",),
     ),
     "fuse-predict": Case(
-        job=fuse.main,
+        job=fuse,
         command=f"predict --input {LABELS} --fusion {{}}/fuse-train --dtype fp32 --workers 1",
         tables=("annotations",),
         after=("fuse-train",),
@@ -211,12 +202,12 @@ SLOW = {
         dropped=("model_revision",),
     ),
     "probe": Case(
-        job=probe.main,
+        job=probe,
         command="--model raysers-base --limit 6 --bootstrap 100 --dtype fp32 --workers 1",
         tables=("sentences", "metrics"),
     ),
     "probe-corpus": Case(
-        job=probe.main,
+        job=probe,
         command="--model raysers-base --limit 8 --data {}/index-corpus --least-occurrences 1"
         " --bootstrap 100 --dtype fp32 --workers 1",
         tables=("sentences", "words", "respoken", "metrics"),
@@ -224,13 +215,13 @@ SLOW = {
         needs=("wordcloud",),
     ),
     "tune": Case(
-        job=tune.main,
+        job=tune,
         command=f"--space {{}}/space.yaml --search grid --max-concurrent 1 {TRAINING}",
         tables=("trials", "curves"),
         atol=TRAINED,
     ),
     "study": Case(
-        job=study.main,
+        job=study,
         command=f"--study {{}}/seeds.yaml {{}}/shares.yaml --data {LABELS}",
         tables=("cells", "metrics", "curves"),
         atol=TRAINED,

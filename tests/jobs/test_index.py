@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from raysers.commands.annotate import main as annotate
-from raysers.commands.index import main as index
+from raysers.commands.archive import annotate, index
 from raysers.data.manifest import write_manifest
 from raysers.engine.listing import index_labelled
 from raysers.types import clip_id

@@ -15,7 +15,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from raysers.commands.annotate import main
+from raysers.commands.archive import annotate as main
 from tests.jobs import processes
 from tests.jobs.conftest import comparable, link_clips, record_of, rows_of
 from tests.places import needs_shared

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from raysers.commands import find
 from tests.places import REPO
 
 #: Arguments with a model, data and files that do not exist: whatever is looked at first is named.
@@ -86,7 +86,7 @@ def test_a_second_command_is_refused_and_changes_nothing(
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # a cluster that is joined would be an error
     out = outputs / job
     before = contents(out)
-    main = importlib.import_module(f"raysers.commands.{job.partition('-')[0]}").main
+    main = find(job.partition("-")[0])
     assert main([*COMMANDS[job], "--output", str(out)]) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert f"{out} is in use by {job} on " in line

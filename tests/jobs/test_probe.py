@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysers.commands import probe, synthesize
+from raysers.commands.analyses import probe
+from raysers.commands.speech import synthesize
 from raysers.types import DIMENSIONS
 from tests.jobs.conftest import record_of, rows_of
 
@@ -24,7 +25,7 @@ SAID = ("We saw the {}", "The {} was long", "Nobody left the {}", "A {}, they sa
 
 
 def run(*args: object) -> int:
-    return probe.main([str(a) for a in args])
+    return probe([str(a) for a in args])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +50,7 @@ def corpus(ray_session, tmp_path_factory) -> Path:
         names = ("text", "valence", "arousal", "dominance", "speaker", "split")
         csv.writer(file).writerows([names, *rows])
     flags = ["--texts", folder / "texts.csv", "--output", folder / "corpus", "--workers", 1]
-    assert synthesize.main([str(f) for f in flags]) == 0
+    assert synthesize([str(f) for f in flags]) == 0
     return folder
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +15,10 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
-from raysers.commands import evaluate
-from raysers.commands.report import main
+from raysers.commands import find
+from raysers.commands.analyses import evaluate
+from raysers.commands.analyses import report as main
+from raysers.commands.training import FUSE
 from raysers.data.labelled import read_labelled
 from raysers.report.figures import CHARTS, paper_document
 from raysers.schemas import ANNOTATIONS
@@ -157,7 +158,7 @@ def test_chosen_clips_have_a_player_and_a_table_whose_ratings_are_read_back(tmp_
     read = read_labelled([str(table)]).table  # what train reads
     assert read["valence"].drop_null().to_pylist() == pytest.approx(ratings.valence[heard].tolist())
     command = ["--predictions", str(folder), "--labels", str(table), "-o", str(tmp_path / "e")]
-    assert evaluate.main(command) == 0
+    assert evaluate(command) == 0
     metrics = pd.read_parquet(tmp_path / "e" / "metrics")
     ccc = metrics[(metrics.metric == "ccc") & (metrics.group == "") & (metrics.model == "m")]
     assert ccc.value.tolist() == pytest.approx([1.0] * 3)
@@ -224,8 +225,7 @@ def test_a_browser_shows_plays_sorts_filters_and_prints_the_page(report, tmp_pat
 def test_the_named_commands_are_of_jobs_and_flags_there_are(row):
     assert row["number"] in CHARTS
     name, *words = row["command"].removeprefix("raysers ").split()
-    job = importlib.import_module(f"raysers.commands.{name}")
-    classes = [found for found in vars(job).values() if is_dataclass(found)]
-    known = {field.name for found in classes for field in fields(found)}
+    command = FUSE[words[0]][0] if name == "fuse" else find(name)
+    known = {field.name for field in fields(command.flags)}
     given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
     assert given <= known

@@ -17,7 +17,7 @@ import pytest
 import soundfile as sf
 from safetensors.torch import load_file, save_file
 
-from raysers.commands.robustness import main
+from raysers.commands.analyses import robustness as main
 from raysers.robustness import perturbations
 from raysers.robustness.perturbations import generator
 from raysers.robustness.task import SUITES

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from raysers.commands.annotate import main
+from raysers.commands.archive import annotate as main
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of
 from tests.places import SHARED_DATA, needs_shared

@@ -10,8 +10,7 @@ import pytest
 import soundfile
 
 import raysers
-from raysers.commands import annotate
-from raysers.commands.annotate import AnnotateFlags
+from raysers.commands.archive import AnnotateFlags, annotate
 from raysers.errors import ConfigError
 
 CLIPS = 12
@@ -31,15 +30,15 @@ def folder(tmp_path):
 def test_a_sample_is_part_of_the_whole_and_the_same_command_goes_on(folder, tmp_path, capsys):
     command = [str(folder), "--workers", "local", "--shard-s", "1.5", "--usd-per-hour", "2"]
     sampled, straight = tmp_path / "sampled", tmp_path / "straight"
-    assert annotate.main([*command, "-o", str(sampled), "--sample", "25%"]) == 0
+    assert annotate([*command, "-o", str(sampled), "--sample", "25%"]) == 0
     said = capsys.readouterr().out
     assert "what the rest takes" in said
     assert "USD" in said
     assert json.loads((sampled / "run.json").read_text())["status"] == "stopped"
     first = raysers.read(sampled)
     assert 0 < len(first) < CLIPS / 2
-    assert annotate.main([*command, "-o", str(sampled)]) == 0
-    assert annotate.main([*command, "-o", str(straight)]) == 0
+    assert annotate([*command, "-o", str(sampled)]) == 0
+    assert annotate([*command, "-o", str(straight)]) == 0
     assert json.loads((sampled / "run.json").read_text())["status"] == "done"
     both = raysers.read(sampled), raysers.read(straight)
     own = ["run_id", "created_at"]

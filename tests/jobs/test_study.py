@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from raysers.commands import evaluate, study
+from raysers.commands.analyses import evaluate
+from raysers.commands.training import study
 from raysers.run import load_record
 from raysers.tuning.trials import stored
 from tests.jobs import processes
@@ -120,7 +121,7 @@ def test_shared_cells_have_the_same_values_and_the_random_model_is_listed_once_a
 
 def test_numbers_are_those_of_evaluate_by_hand(out, place):
     (cell,) = rows(out, "cells", cell="toy-seed-1")
-    assert evaluate.main([
+    assert evaluate([
         "--predictions", str(out / cell["path"] / "judged"), "--in-domain", "home",
         "--labels", str(out / "corpora" / "judged"), "--output", str(place / "by-hand"),
     ]) == 0  # fmt: skip
@@ -160,20 +161,20 @@ def test_analyses_leave_the_outputs_of_their_jobs_and_name_the_models(out):
 
 def test_other_settings_and_other_studies_of_the_same_name_are_refused(out, command, place, capsys):
     before = files(out)
-    assert study.main([*command, "--output", str(out), "--limit", "5"]) == 2
+    assert study([*command, "--output", str(out), "--limit", "5"]) == 2
     assert "limit was 0, now 5" in capsys.readouterr().err
     other = place / "other" / "seeds.yaml"
     other.parent.mkdir()
     other.write_text((place / "seeds.yaml").read_text().replace("[0, 1]", "[0, 1, 2]"))
     flags = ["--study", str(other), *command[command.index("--data") :]]
-    assert study.main([*flags, "--output", str(out)]) == 2
+    assert study([*flags, "--output", str(out)]) == 2
     assert "holds the study seeds with other seeds" in capsys.readouterr().err
     assert files(out) == before
 
 
 def test_a_dry_run_measures_the_cost_and_writes_nothing(command, tmp_path, capsys, ray_session):
     flags = ["--dry-run", "--usd-per-hour", "2", "--output", str(tmp_path / "new")]
-    assert study.main([*command, *flags]) == 0
+    assert study([*command, *flags]) == 0
     said = " ".join(capsys.readouterr().out.split())
     for words in ("USD", "evaluate, not estimated", "of audio", "cannot be measured"):
         assert words in said

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from raysers.commands.synthesize import main
+from raysers.commands.speech import synthesize as main
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.schemas import MANIFEST
 from raysers.words.texts import template_texts

@@ -20,7 +20,9 @@ import soundfile as sf
 from safetensors.numpy import load_file
 
 from raysers.cli import as_plain, parse
-from raysers.commands import annotate, train
+from raysers.commands import training
+from raysers.commands.archive import annotate
+from raysers.commands.training import train
 from raysers.engine.placement import here
 from raysers.evaluation.scores import ccc
 from raysers.training.config import TrainingFlags
@@ -82,7 +84,7 @@ def one(place, command, ray_session) -> Path:
 def two(place, command, ray_session) -> Path:
     """The result of two workers."""
     out = place / "two"
-    assert train.main([*command, "--output", str(out), "--workers", "2"]) == 0
+    assert train([*command, "--output", str(out), "--workers", "2"]) == 0
     return out
 
 
@@ -134,7 +136,7 @@ def test_a_training_in_the_callers_process_gives_the_same_bytes(workers, one, co
         _train_here(command, out, _stop)
     assert _document(out, "run.json")["status"] == "stopped"
     assert _saved_steps(out) == [STEPS]
-    assert train.main([*command, "--output", str(out), "--workers", str(workers)]) == 0
+    assert train([*command, "--output", str(out), "--workers", str(workers)]) == 0
     if workers == 1:
         assert _same(out, one)
     else:
@@ -173,7 +175,7 @@ def test_kill_9_of_a_worker_in_mid_run_gives_the_same_model(place, command, two,
 
     thread = _when_saved(out, kill_one)
     args = [*command, "--output", str(out), "--workers", "2", "--checkpoint-steps", "2"]
-    assert train.main(args) == 0
+    assert train(args) == 0
     thread.join(timeout=10)
     assert "workers died and were started again after step" in capsys.readouterr().err
     assert _same(out, two)
@@ -190,13 +192,13 @@ def test_a_training_on_ray_that_is_stopped_saves_its_step_and_resumes(how, place
             run_training(flags, as_plain(flags), on_epoch=_stop)
     else:
         thread = _when_saved(out, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train.main(args) == 143
+        assert train(args) == 143
         thread.join(timeout=10)
     status = {"SIGTERM": "interrupted", "callback": "stopped"}[how]
     assert _document(out, "run.json")["status"] == status
     (step,) = _saved_steps(out)
     assert STEPS <= step <= EPOCHS * STEPS
-    assert train.main(args) == 0
+    assert train(args) == 0
     assert _same(out, two)
 
 
@@ -228,7 +230,7 @@ def test_kill_9_of_the_driver_then_the_same_command_gives_the_same_model(
     assert 0 < max(_saved_steps(out)) < EPOCHS * STEPS
     assert _document(out, "run.json")["status"] == "running"
     assert not (out / "training.json").exists()
-    assert train.main(args) == 0
+    assert train(args) == 0
     assert _same(out, two)
 
 
@@ -250,7 +252,7 @@ def test_the_record_says_what_was_trained_and_what_was_passed_over(one):
 def test_annotate_with_the_result_gives_the_dev_scores_of_the_card(one, labels):
     out = one.parent / "scored"
     args = ["--input", str(labels), "--output", str(out), "--model", str(one), "--workers", "local"]
-    assert annotate.main([*args, "--dtype", "fp32", "--max-failed", "0.1"]) == 0
+    assert annotate([*args, "--dtype", "fp32", "--max-failed", "0.1"]) == 0
     scored = {row["file"]: row for row in rows_of(out)}
     stored = pq.read_table(one / "predictions" / "part-00000.parquet").to_pylist()
     truth = {str(labels.parent / row["file"]): row for row in read_table(labels)}
@@ -295,9 +297,9 @@ def test_the_folder_holds_everything_and_no_state(one):
 def test_a_finished_run_is_only_read_and_not_continued_with_other_settings(one, command, capsys):
     before = {p: p.stat().st_mtime_ns for p in one.rglob("*")}
     args = [*command, "--output", str(one), "--workers", "1"]
-    assert train.main(args) == 0
+    assert train(args) == 0
     assert "nothing was left to do" in capsys.readouterr().out
-    assert train.main([*args, "--lr", "1e-4"]) == 2
+    assert train([*args, "--lr", "1e-4"]) == 2
     error = capsys.readouterr().err
     assert "lr was 0.003, now 0.0001" in error
     assert len(error.strip().splitlines()) == 1
@@ -309,7 +311,7 @@ def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(place, command, r
     """An error of Ray Train's workers reaches the driver."""
     out = place / "strict"
     args = [*command, "--output", str(out), "--max-failed", "0.01", "--epochs", "1"]
-    assert train.main([*args, "--workers", "1"]) == 3
+    assert train([*args, "--workers", "1"]) == 3
     error = capsys.readouterr().err
     assert "1 of 29 clips" in error
     assert "broken.flac" in error
@@ -319,9 +321,9 @@ def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(place, command, r
 def test_a_loss_that_is_not_a_number_ends_with_exit_1_and_names_the_step(
     place, command, capsys, monkeypatch
 ):
-    monkeypatch.setattr(train, "run_training", partial(run_training, placement=here(threads=1)))
+    monkeypatch.setattr(training, "run_training", partial(run_training, placement=here(threads=1)))
     args = [*command, "--output", str(place / "diverged"), "--lr", "1e30", "--optimiser", "sgd"]
-    assert train.main(args) == 1
+    assert train(args) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: epoch 1, step ")
     assert "--lr" in error
@@ -365,7 +367,7 @@ def test_bad_commands_end_with_exit_2_and_one_clear_line_and_write_nothing(
     if "--backbone" not in given:
         given += ["--backbone", "random:tiny"]
     before = sorted(tmp_path.rglob("*"))
-    assert train.main(given) == 2
+    assert train(given) == 2
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
@@ -393,6 +395,6 @@ def test_too_many_clips_without_labels_end_with_exit_3_and_write_nothing(
     table = write_table(tmp_path / "some.csv", rows)
     out = tmp_path / "out"
     args = ["--data", str(table), "--output", str(out), "--backbone", "random:tiny"]
-    assert train.main([*args, "--max-failed", "0.01"]) == 3
+    assert train([*args, "--max-failed", "0.01"]) == 3
     assert "no label 1" in capsys.readouterr().err
     assert not out.exists()

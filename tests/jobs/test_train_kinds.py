@@ -16,11 +16,13 @@ import soundfile as sf
 from safetensors.numpy import load_file
 
 from raysers.cli import as_plain, parse
-from raysers.commands import annotate, evaluate, report, robustness, train
+from raysers.commands.analyses import evaluate, report, robustness
+from raysers.commands.archive import annotate
 from raysers.engine.placement import here
 from raysers.models.backbones import ASSETS
 from raysers.models.loading import load_emotion_model
 from raysers.models.scorer import Scorer
+from raysers.training.config import TrainingFlags
 from raysers.training.loop import TrainingStopped
 from raysers.training.trainer import run_training
 from raysers.types import DIMENSIONS
@@ -44,7 +46,7 @@ def _trained(
     """The `training.json` of a training in this process."""
     common = ["--data", str(labels), "--output", str(out), "--backbone", f"random:{backbone}"]
     recipes = ASSETS / "recipes"
-    flags = parse(train.TrainingFlags, [*common, *args], description="", recipes=recipes)
+    flags = parse(TrainingFlags, [*common, *args], description="", recipes=recipes)
     run_training(flags, as_plain(flags), on_epoch=on_epoch, placement=here(threads=1))
     return json.loads((out / "training.json").read_text())
 
@@ -57,7 +59,7 @@ def _predictions(out: Path) -> dict[str, list[float]]:
 
 def _annotated(labels: Path, model: Path, out: Path) -> list[dict]:
     args = ["--input", str(labels), "--output", str(out), "--model", str(model)]
-    assert annotate.main([*args, *LOCAL]) == 0
+    assert annotate([*args, *LOCAL]) == 0
     return rows_of(out)
 
 
@@ -174,12 +176,12 @@ def test_a_dimension_without_train_labels_is_null_from_the_model_to_the_report(
     scored, evaluated, changed = (tmp_path / name for name in ("scored", "evaluated", "changed"))
     capsys.readouterr()
     args = ["--predictions", str(scored), "--labels", str(table), "--output", str(evaluated)]
-    assert evaluate.main([*args, "--bootstrap", "20"]) == 0
+    assert evaluate([*args, "--bootstrap", "20"]) == 0
     assert "no scores of dominance" in " ".join(capsys.readouterr().out.split())
     found = pq.read_table(evaluated / "metrics").to_pylist()
     assert {row["dimension"] for row in found if row["metric"] == "mae"} == {"arousal", "valence"}
     args = ["--input", str(table), "--output", str(changed), "--model", str(out), "--limit", "3"]
-    assert robustness.main([*args, "--perturbations", "gain", *LOCAL]) == 0
+    assert robustness([*args, "--perturbations", "gain", *LOCAL]) == 0
     shares = {
         row["dimension"]: row["value"]
         for row in pq.read_table(changed / "metrics").to_pylist()
@@ -188,4 +190,4 @@ def test_a_dimension_without_train_labels_is_null_from_the_model_to_the_report(
     assert shares["dominance"] is None
     assert shares["mean"] == pytest.approx((shares["arousal"] + shares["valence"]) / 2)
     folders = [str(folder) for folder in (out, scored, evaluated, changed)]
-    assert report.main(["--runs", *folders, "--output", str(tmp_path / "page")]) == 0
+    assert report(["--runs", *folders, "--output", str(tmp_path / "page")]) == 0

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from raysers.commands.transcribe import main
+from raysers.commands.archive import transcribe as main
 from tests.jobs import processes
 from tests.jobs.conftest import comparable, record_of, rows_of
 from tests.places import SHARED_DATA, needs_shared

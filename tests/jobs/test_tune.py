@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import ray
 
-from raysers.commands import annotate, tune
+from raysers.commands.archive import annotate
+from raysers.commands.training import tune
 from raysers.tuning import resources
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of
@@ -53,7 +54,7 @@ GRID = ("--search", "grid", "--seed", "4", "--max-concurrent", "1", "--asha-grac
 def swept(place, command, ray_session) -> Path:
     out = place / "swept"
     space = ["--space", str(place / "rates.yaml"), "--output", str(out)]
-    assert tune.main([*command, *space, *GRID]) == 0
+    assert tune([*command, *space, *GRID]) == 0
     return out
 
 
@@ -99,7 +100,7 @@ def test_best_is_the_model_folder_of_the_best_trial_and_annotates(swept, place):
     out = place / "scored"
     args = ["--input", str(place / "voices/labels.csv"), "--output", str(out)]
     args += ["--model", str(swept / "best"), "--dtype", "fp32", "--workers", "local"]
-    assert annotate.main(args) == 0
+    assert annotate(args) == 0
     told = {row["file"]: row["arousal"] for row in rows_of(swept / "best", "predictions")}
     found = {row["file"]: row["arousal"] for row in rows_of(out) if row["file"] in told}
     assert found == pytest.approx(told, abs=1e-5)
@@ -110,12 +111,12 @@ def test_a_finished_sweep_is_not_touched_by_its_command_or_by_another(
 ):
     before = {p: p.stat().st_mtime_ns for p in swept.rglob("*")}
     same = [*GRID, "--space", str(place / "rates.yaml"), "--output", str(swept)]
-    assert tune.main([*command, *same]) == 0
+    assert tune([*command, *same]) == 0
     assert "nothing is left to train" in " ".join(capsys.readouterr().out.split())
-    assert tune.main([*command, *same, "--dry-run", "--usd-per-hour", "2"]) == 0
+    assert tune([*command, *same, "--dry-run", "--usd-per-hour", "2"]) == 0
     assert "USD" not in capsys.readouterr().out
     other = ["--space", str(place / "random.yaml"), "--output", str(swept), "--seed", "4"]
-    assert tune.main([*command, *other]) == 2
+    assert tune([*command, *other]) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert "space was" in error
     assert "search was 'grid', now 'random'" in error
@@ -149,12 +150,12 @@ def test_kill_9_at_random_moments_and_the_same_command_equal_an_uninterrupted_sw
         driver.kill()
         driver.communicate()
     done = {path.name: r for path, r in _records(out).items() if r["status"] == "done"}
-    assert tune.main(killed) == 0
+    assert tune(killed) == 0
     before = {path.name: record for path, record in _records(out).items()}
     assert len(before) == trials
     assert {name: before[name] for name in done} == done
     out = out.rename(tmp_path / "moved")
-    assert tune.main([*args, "--trials", str(trials + more), "--output", str(out)]) == 0
+    assert tune([*args, "--trials", str(trials + more), "--output", str(out)]) == 0
     after = {path.name: record for path, record in _records(out).items()}
     assert len(after) == trials + more
     assert {name: after[name] for name in before} == before
@@ -162,7 +163,7 @@ def test_kill_9_at_random_moments_and_the_same_command_equal_an_uninterrupted_sw
     if search == "optuna":  # which chooses by what ended before, so another order is another choice
         return
     calm = tmp_path / "calm"
-    assert tune.main([*args, "--trials", str(trials + more), "--output", str(calm)]) == 0
+    assert tune([*args, "--trials", str(trials + more), "--output", str(calm)]) == 0
     varying = {"attempts", "wall_s"}
     ours, theirs = (
         [{k: v for k, v in trial.items() if k not in varying} for trial in trials_of(folder)]
@@ -198,7 +199,7 @@ def test_bad_commands_end_with_exit_2_and_one_clear_line_and_write_nothing(
     file = tmp_path / "space.yaml"
     file.write_text(space)
     out = tmp_path / "out"
-    assert tune.main([*command, "--space", str(file), "--output", str(out), *args]) == 2
+    assert tune([*command, "--space", str(file), "--output", str(out), *args]) == 2
     error = capsys.readouterr().err.strip()
     assert words in error
     assert len(error.splitlines()) == 1
@@ -213,7 +214,7 @@ def test_a_dry_run_shows_the_trials_and_their_cost_and_writes_nothing(
     out = tmp_path / "out"
     args = ["--space", str(place / "random.yaml"), "--trials", "4", "--usd-per-hour", "2"]
     args += ["--workers-per-trial", "2"]
-    assert tune.main([*command, *args, "--dry-run", "--output", str(out)]) == 0
+    assert tune([*command, *args, "--dry-run", "--output", str(out)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "trial 3" in printed
     assert "x real time a trial, measured in training with one worker, times 2" in printed

@@ -1,7 +1,6 @@
 """The parts of the project that are not Python: layout, pins, cluster files, documents."""
 
 import dataclasses
-import importlib
 import re
 import shlex
 import subprocess
@@ -16,7 +15,8 @@ from packaging.utils import canonicalize_name
 from ray.autoscaler._private import util as autoscaler
 from ray.autoscaler._private.kuberay import autoscaling_config
 
-from raysers.commands import COMMANDS
+from raysers.commands import COMMANDS, find
+from raysers.commands.training import FUSE
 from raysers.engine.placement import choose_placement
 from tests.places import REPO
 
@@ -49,14 +49,8 @@ def tracked_or_new() -> list[Path]:
 
 def flags_of(job: str) -> set[str]:
     """Every flag of a job, from its config dataclasses, wherever they stand."""
-    module = importlib.import_module(f"raysers.commands.{job}")
-    configs = [
-        value
-        for value in vars(module).values()
-        if dataclasses.is_dataclass(value)
-        and (value.__module__ == module.__name__ or value.__name__.endswith("Flags"))
-    ]
-    names = {field.name for config in configs for field in dataclasses.fields(config)}
+    commands = [command for command, _ in FUSE.values()] if job == "fuse" else [find(job)]
+    names = {field.name for command in commands for field in dataclasses.fields(command.flags)}
     return {
         *("--help", "--help-all", "--version", "--config", "--requester-pays"),
         *(("--recipe",) if job in ("train", "fuse") else ()),

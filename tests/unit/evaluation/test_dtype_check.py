@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raysers.commands.annotate import deviations
+from raysers.commands.models import deviations
 
 NAN = float("nan")
 

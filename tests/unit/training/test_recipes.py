@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysers.cli import parse
-from raysers.commands.train import main
+from raysers.commands.training import train as main
 from raysers.errors import ConfigError
 from raysers.models.backbones import ASSETS
 from raysers.training.config import SHOWN, TrainingFlags, deciding, with_recipe

@@ -1,0 +1,218 @@
+"""Commands that train: one model, a sweep, a fusion with text, and whole studies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from raysers.cli import Command, as_plain, command
+from raysers.commands.analyses import evaluate, probe
+from raysers.data.manifest import write_manifest
+from raysers.engine import cluster
+from raysers.engine.job import ClipJob
+from raysers.errors import ConfigError, RaysersError
+from raysers.evaluation.rows import print_notes
+from raysers.io import storage
+from raysers.models.backbones import ASSETS
+from raysers.run import Exit, Run, run_main, with_absolute_paths
+from raysers.studies import plan, runner
+from raysers.studies.experiments import Experiment, Place, analysis_flags
+from raysers.studies.plan import StudyFlags
+from raysers.training import plan as training_plan
+from raysers.training.config import SHOWN, TrainingFlags
+from raysers.training.dataset import TooManyFailed
+from raysers.training.trainer import run_training
+from raysers.tuning import results, sweep
+from raysers.tuning.resources import find_resources
+from raysers.tuning.sweep import TuningFlags
+from raysers.words import fuse_train
+from raysers.words.fusion import FusePredictFlags, FusionTask, prediction_task, require_words
+
+
+@command("data", recipes=ASSETS / "recipes", shown=SHOWN)
+def train(flags: TrainingFlags) -> int:
+    r"""Fine-tune a speech backbone for arousal, dominance and valence, on any number of workers.
+
+        raysers train /corpora/MSP-Podcast --backbone w2v2-L-robust-12 \
+            -o s3://bucket/models/msp-dim
+
+    The defaults are the paper's (Adam 1e-4, 5 epochs, batch 32, CCC loss, CNN frozen). On a
+    small machine: `raysers train emodb --recipe from-scratch --folds 5`. Rerunning the command
+    resumes, and one to four --workers give the same model.
+
+    Result: OUTPUT is a model folder for annotate, with a card, figures and the dev predictions.
+    """
+    try:
+        run_training(flags, as_plain(flags))
+        return Exit.DONE
+    except TooManyFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.TOO_MANY_FAILED
+
+
+#: What run.json says for each way to end.
+_STATUSES = {
+    Exit.DONE: "done",
+    Exit.TOO_MANY_FAILED: "done_with_failures",
+    Exit.FAILED: "failed",
+}
+
+
+@command("space")
+def tune(flags: TuningFlags) -> int:
+    r"""Search the flags of training for the best dev CCC, many trainings at a time, on a cluster.
+
+        raysers tune space.yaml --trials 40 --search optuna \
+            --data /corpora/MSP-Podcast --backbone w2v2-L-robust-12 -o SWEEP
+
+    space.yaml: `lr: loguniform(1e-5, 1e-3)`, `batch-size: [16, 32, 64]`, `layers: int(4, 12)`, a
+    condition as `warmup: {values: "uniform(0, 0.3)", when: {freeze: cnn}}`. Flags of train given
+    here are the same in all trials. ASHA stops bad trials early (--asha off keeps them).
+    Rerunning the command resumes; `--dry-run` estimates time and cost and writes nothing.
+
+    Result: OUTPUT/trials, a table with a row per trial; OUTPUT/best, a model folder for annotate.
+    """
+    config, flags = as_plain(flags), training_plan.with_absolute_paths(flags)
+    with Run.open(sweep.JOB, flags.output, dry_run=flags.dry_run) as run:
+        planned = sweep.make_sweep(flags)
+        cluster.connect()
+        try:
+            planned, clips = sweep.with_data(planned, run)
+        except TooManyFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            return Exit.TOO_MANY_FAILED
+        resources = find_resources(planned.trials, flags)
+        results.print_plan(planned, resources)
+        if flags.dry_run:
+            results.print_estimate(planned, resources, clips)
+            return Exit.DONE
+        outcome = (run.earlier.outcome if run.earlier else None) or {}
+        finished = "statuses" in outcome and not planned.left()
+        if not finished:
+            if run.earlier is None:
+                write_manifest(planned.indexed.manifest, clips)
+            run.begin(config, planned.settings)
+        trials = sweep.run_sweep(planned, resources, partial(results.on_ended, planned))
+        statuses = [trial.status for trial in trials]
+        many = statuses.count("failed") > flags.max_failed_trials * len(trials)
+        code = (
+            Exit.FAILED if "done" not in statuses else Exit.TOO_MANY_FAILED if many else Exit.DONE
+        )
+        if not finished:
+            outcome = results.conclude(planned, trials)
+            run.finish(_STATUSES[code], outcome)
+        results.print_outcome(planned, trials, outcome)
+        return code
+
+
+_FUSE = r"""Emotion from audio and text: heads on a frozen speech and a frozen text model.
+
+    raysers fuse train /corpora/MSP-Podcast --model s3://bucket/msp-dim \
+        --text-model bert-base-uncased --asr moonshine -o s3://bucket/msp-fused
+    raysers fuse predict s3://bucket/calls --fusion s3://bucket/msp-fused \
+        -o s3://bucket/calls-fused
+
+Each clip is decoded once; the encoders' vectors are kept in OUTPUT/features, and
+heads train on them in seconds. Transcripts of the data are used where it has
+them. `--recipe paper` trains the heads as the paper does. Rerunning the command
+resumes.
+
+Result: train leaves a fusion with card, figures and predictions, and ends with a
+line on whether text helps; predict leaves OUTPUT/annotations/part-*.parquet with
+texts and scores of all heads.
+"""
+
+
+@command("input", about=_FUSE)
+def fuse_predict(flags: FusePredictFlags) -> int:
+    """Check, plan, score what is left, conclude; returns the exit code."""
+    with ClipJob.open(flags, "fuse-predict", table=FusionTask.table) as job:
+        task = prediction_task(flags)
+        job.prepare(task)
+        if task.asr is None:
+            require_words(job.plan.manifest)
+        if flags.dry_run:
+            return job.estimate()
+        return job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
+
+
+#: By the word after fuse: its command, and the folder of the results.
+FUSE: Mapping[str, tuple[Command[Any], str]] = {
+    "train": (
+        Command(fuse_train.train, "data", _FUSE, recipes=ASSETS / "recipes" / "fusion"),
+        "fusion",
+    ),
+    "predict": (fuse_predict, "emotions"),
+}
+
+
+def fuse(argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = "") -> int:
+    """Run the command that `argv` names first; see `cli.Command`."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in FUSE:
+        run, place = FUSE[name]
+        return run(rest, prog=prog and f"{prog} {name}", output=output and place)
+
+    def no_command() -> int:
+        if name in ("-h", "--help"):
+            print(f"{_FUSE}\nHelp on a command: fuse {{{','.join(FUSE)}}} --help")
+            return Exit.DONE
+        raise ConfigError(f"{name!r} is no command of fuse: give {' or '.join(FUSE)}")
+
+    return run_main(no_command)
+
+
+#: Jobs that take the whole cluster.
+_ANALYSES: Mapping[str, Callable[[Any], int]] = {
+    "evaluate": evaluate.run,
+    "fuse": fuse_train.train,
+    "probe": probe.run,
+}
+
+
+@command("study")
+def study(flags: StudyFlags) -> int:
+    r"""The paper's experiments as grids of trainings and of analyses of the trained models.
+
+        raysers study backbones seeds --data /corpora/MSP-Podcast /corpora/IEMOCAP \
+            -o s3://bucket/study
+        raysers study paper --scale small -o study    # one small machine
+
+    Costs what its trainings cost: see --dry-run. Rerunning the command resumes; cells that
+    several studies share are run once. A study file is YAML: copy one of raysers/assets/studies
+    and give its path.
+
+    Result: OUTPUT/cells, metrics, curves (tables) and OUTPUT/runs/NAME, the output of every run
+    as its own job writes it. raysers report OUTPUT draws the figures.
+    """
+    config, flags = as_plain(flags), with_absolute_paths(flags, "data", "speakers")
+    with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
+        planned = plan.make_plan(flags, run)
+        cluster.connect()
+        if flags.dry_run:
+            plan.print_estimate(planned)
+            return Exit.DONE
+        corpora = plan.load_corpora(planned, storage.join(flags.output, "corpora"))
+        plan.print_plan(planned, corpora)
+        runner.begin(planned, run, corpora, config)
+        written = runner.run_all(planned, corpora, run.run_id, _analyse)
+        outcome = runner.outcome_of(planned, corpora)
+        failed = outcome["cells"] - outcome["done"]
+        good = failed <= flags.max_failed_cells * outcome["cells"]
+        run.finish("done" if good else "done_with_failures", outcome)
+    runner.print_cells(written["cells"], written["metrics"])
+    print_notes(list(corpora.notes))
+    output = flags.output
+    print(f"tables: {output}/cells, metrics, curves; figures: raysers report {output}")
+    return Exit.DONE if good else Exit.TOO_MANY_FAILED
+
+
+def _analyse(run: Experiment, place: Place) -> Mapping[str, Any]:
+    flags = analysis_flags(run, place)
+    flags.check()
+    code = _ANALYSES[run.job](flags)
+    if code != Exit.DONE:
+        raise RaysersError(f"{run.job} ended with exit code {code}: see {place.uri(run.name)}")
+    return {}
