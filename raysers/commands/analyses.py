@@ -38,8 +38,8 @@ from raysers.evaluation.rows import (
     to_table,
 )
 from raysers.io import storage
-from raysers.report.evidence import read_evidence
 from raysers.report.archive import AudioMode
+from raysers.report.evidence import read_evidence
 from raysers.report.report import PAGE, write_report
 from raysers.robustness import summary
 from raysers.robustness.task import RobustnessFlags, RobustnessTask, save_audio
