@@ -20,9 +20,8 @@ from raysers.engine.placement import Placement, settled_backend, settled_dtype
 from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import CheckpointError, ClipError
 from raysers.io import storage
-from raysers.models.backbones import parse_model_name
+from raysers.models.backbones import PLAIN, Outputs, parse_model_name
 from raysers.models.checkpoint import identify
-from raysers.models.outputs import PLAIN, Outputs
 from raysers.run import RunRecord
 from raysers.schemas import (
     ANNOTATIONS,

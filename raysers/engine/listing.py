@@ -282,7 +282,7 @@ def inspected(
 def _inspect(block: pa.Table, segmenting: Segmenting) -> pa.Table:
     if segmenting.kind != "vad":
         return probe_batch(block, segmenting)
-    from raysers.models.vad import find_speech  # torch, which reading headers does not need
+    from raysers.models.speech import find_speech  # torch, which reading headers does not need
 
     speech = partial(find_speech, min_s=segmenting.min_s, max_s=segmenting.window_s)
     return probe_batch(block, segmenting, find_speech=speech)

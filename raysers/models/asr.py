@@ -12,23 +12,23 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from raysers.audio.level import is_silent
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint
-from raysers.models.asr_networks import NO_TOKEN, CtcNetwork, StockNetwork
 from raysers.models.backbones import FAMILIES, WHISPER, ModelName, parse_model_name
-from raysers.models.emotion import EmotionNetwork
+from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.loading import LoadedModel
-from raysers.models.moonshine import MOONSHINE, MoonshineRecogniser
 from raysers.models.pretrained import load_pretrained, open_folder, read_auto, reading
 from raysers.models.scorer import Row, Scorer, auto_padded_s, score_rows
-from raysers.models.vad import speech_windows
+from raysers.models.speech import MOONSHINE, MoonshineRecogniser, speech_windows
 from raysers.types import SAMPLE_RATE_HZ
 
 Floats = npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ _HINT = (
 #: Whisper's windows, and the longest pieces of all that is not batched; longer than any clip.
 _WINDOW_S, _ANY_S = 30.0, 1e6
 #: Whisper's windows per forward pass; more only wait for the longest text among them.
-_CPU_WINDOWS, _GPU_WINDOWS = 4, 32
+_WINDOWS = {"cpu": 4, "cuda": 32}
 
 #: Tokens of a piece where the folder does not say: six a second.
 _MOST_TOKENS = 200
@@ -67,12 +67,9 @@ def load_asr(
     """Load the recogniser `name`: `moonshine`, a hub id with an optional `@REVISION`, or a folder.
 
     `dtype` is auto, fp32, bf16 or fp16 of all but moonshine, `language` one of a multilingual
-    Whisper model, or `auto` for that of each clip; with `timestamps` words have times.
-
-    Raises:
-        ConfigError: no such name, no way to fetch it, or a format, a language or times that it
-            does not have.
-        CheckpointError: the folder is no model whose texts can be trusted.
+    Whisper model, or `auto` for that of each clip; with `timestamps` words have times. Raises
+    ConfigError: no such name, or no such format, language or times; CheckpointError: no model
+    whose texts can be trusted.
     """
     if is_moonshine(name):
         if language not in ("", "en") or timestamps:
@@ -90,11 +87,7 @@ def is_moonshine(name: str) -> bool:
 
 
 def parse_asr_name(name: str) -> ModelName:
-    """Read an `--asr` text other than `moonshine`.
-
-    Raises:
-        ConfigError: it is neither a hub id nor a place.
-    """
+    """Read an `--asr` text other than `moonshine`; ConfigError if neither a hub id nor a place."""
     try:
         parsed = parse_model_name(name)
     except ConfigError as error:
@@ -114,13 +107,7 @@ class StockRecogniser:
     """
 
     def __init__(
-        self,
-        name: str,
-        device: str,
-        dtype: str,
-        threads: int | None,
-        language: str,
-        timestamps: bool,
+        self, name: str, device: str, dtype: str, threads: int | None, language: str, times: bool
     ) -> None:
         parsed = parse_asr_name(name)
         folder, revision = open_folder(parsed.path, parsed.hub_id, parsed.revision, "--asr")
@@ -132,8 +119,9 @@ class StockRecogniser:
         whisper = config.model_type == WHISPER
         extractor = _extractor(folder, config)
         self._tokenizer = _tokenizer(folder, stock, spells_all=is_ctc)
-        self._is_ctc, self._times, self._language = is_ctc, timestamps, language
+        self._is_ctc, self._times, self._language = is_ctc, times, language
         self._frame_samples = getattr(config, "inputs_to_logits_ratio", 0)
+        rules = None if is_ctc else _rules(folder, config, language)
         changed = ("add_adapter", "conv_pos_batch_norm")  # not in the emotion models' pass
         exact = is_ctc and config.model_type in FAMILIES
         exact = exact and not any(getattr(config, key, False) for key in changed)
@@ -143,13 +131,12 @@ class StockRecogniser:
                 network = CtcNetwork(config)
             network.load_state_dict(stock.state_dict(), assign=True)
         else:
-            rules = None if is_ctc else _rules(folder, config, language)
             detects = language == "auto"
-            network = StockNetwork(stock, extractor, rules, detects=detects, times=timestamps)
-        languages = getattr(getattr(network, "rules", None), "lang_to_id", None) or {}
+            network = StockNetwork(stock, extractor, rules, detects=detects, times=times)
+        languages = getattr(rules, "lang_to_id", None) or {}
         self._languages = {number: token.strip("<|>") for token, number in languages.items()}
-        aligned = bool(getattr(getattr(network, "rules", None), "alignment_heads", None))
-        if timestamps and not (aligned or hasattr(self._tokenizer, "word_delimiter_token")):
+        aligned = getattr(rules, "alignment_heads", None)
+        if times and not (aligned or hasattr(self._tokenizer, "word_delimiter_token")):
             raise ConfigError(
                 f"--timestamps: this {config.model_type} has no times of words; CTC models and "
                 "Whisper with alignment heads have"
@@ -164,17 +151,15 @@ class StockRecogniser:
             do_normalize=exact and bool(extractor.do_normalize),
         )
         self._scorer = Scorer(loaded, dtype=dtype, device=device, threads=threads)
-        windows = _CPU_WINDOWS if self._scorer.device.type == "cpu" else _GPU_WINDOWS
+        windows = _WINDOWS[self._scorer.device.type]
         self.max_padded_s = windows * _WINDOW_S if whisper else auto_padded_s(self._scorer)
         self._least_padded_s = _WINDOW_S if whisper else 1 / SAMPLE_RATE_HZ
 
     def transcribe(self, signals: Sequence[Floats]) -> list[dict[str, Any] | ClipError]:
         """`text` of each 16 kHz mono signal in [-1, 1], or why it has none; never raises for one.
 
-        Where asked for also `language`, and `words` with their times in the signal.
-
-        Raises:
-            DeviceLost: the accelerator is broken for good.
+        Where asked for also `language`, and `words` with their times in the signal. Raises
+        DeviceLost: the accelerator is broken for good.
         """
         cut = [self._pieces(signal) for signal in signals]
         pieces = [piece for parts in cut for _, piece in parts]
@@ -288,11 +273,7 @@ def _tokenizer(folder: Path, stock: Any, *, spells_all: bool) -> Any:
 
 
 def _rules(folder: Path, config: Any, language: str) -> Any:
-    """The folder's rules for a greedy search; never a translation, whatever the folder says.
-
-    Raises:
-        ConfigError: a language that the model does not have.
-    """
+    """The folder's rules for a greedy search, never a translation; ConfigError for the language."""
     import transformers
 
     rules = checkpoint.read_json(folder / "generation_config.json")
@@ -310,3 +291,106 @@ def _rules(folder: Path, config: Any, language: str) -> Any:
         return transformers.GenerationConfig(
             **given, do_sample=False, num_beams=1, return_timestamps=False
         )
+
+
+#: Samples of the shortest clip: one frame of Whisper's spectrogram, else a tenth of a second.
+_WHISPER_MIN_SAMPLES, _MIN_SAMPLES = 400, 1_600
+#: What stands behind a shorter clip's tokens in a batch.
+NO_TOKEN = -1.0
+
+
+class CtcNetwork(EmotionModel):
+    """A backbone of the emotion models, out of padding's reach, and a layer to the alphabet."""
+
+    def init_head(self) -> None:
+        """The layer to the alphabet, as new."""
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size)
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of a frame."""
+        return cast(int, self.config.hidden_size)
+
+    def logits(self, padded: Tensor, lengths: Tensor) -> Tensor:
+        """float32 [clips, frames, tokens]; behind a clip's own frames they mean nothing."""
+        return cast(Tensor, self.lm_head(self._hidden(padded, lengths)[0].float()))
+
+    def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See `StockNetwork.forward`."""
+        frames = self.geometry.frames(lengths).tolist()
+        tokens = _likeliest(self.logits(padded, lengths))
+        return _batched([row[:count] for row, count in zip(tokens, frames, strict=True)])
+
+
+class StockNetwork(EmotionNetwork):
+    """A stock network, its feature extractor, and rules of its search (None: CTC)."""
+
+    def __init__(
+        self, stock: Any, extractor: Any, rules: Any, *, detects: bool, times: bool
+    ) -> None:
+        super().__init__()
+        self.stock, self.config, self._extractor = stock, stock.config, extractor
+        self._rules, self._detects, self._times = rules, detects, times
+        self._whisper = self.config.model_type == WHISPER
+
+    @property
+    def embedding_size(self) -> int:
+        """Of the language beside the tokens."""
+        return 1
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest clip."""
+        return _WHISPER_MIN_SAMPLES if self._whisper else _MIN_SAMPLES
+
+    def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of 16 kHz clips, float32 [clips, tokens], and their language, [clips, 1].
+
+        With `times` it is followed by where each token ends in seconds. Tokens are whole numbers,
+        -1 behind a shorter text and where no language is detected, NaN where a logit is not finite.
+        """
+        signals = [row[:n] for row, n in zip(padded.cpu().numpy(), lengths.tolist(), strict=True)]
+        # all of Whisper's windows are of one length, so they share a pass without padding
+        at_once = len(signals) if self._whisper else 1
+        starts = range(0, len(signals), at_once)
+        parts = [self._tokens(signals[at : at + at_once]) for at in starts]
+        tokens, others = ([row for part in parts for row in part[which]] for which in (0, 1))
+        return _batched(tokens)[0], _batched(others)[0]
+
+    def _tokens(self, signals: Sequence[Floats]) -> tuple[Tensor, Tensor]:
+        lengths = {"return_attention_mask": True} if self._times and self._whisper else {}
+        features = self._extractor(
+            signals, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", **lengths
+        )
+        if self._whisper and not lengths:
+            features["attention_mask"] = torch.ones_like(features.input_features[:, 0]).long()
+        features = features.to(self.stock.device, self.stock.dtype)
+        language = torch.full((len(signals), 1), NO_TOKEN)
+        if self._rules is None:
+            return _likeliest(self.stock(**features).logits.float()), language
+        how: dict[str, Any] = {"generation_config": self._rules}
+        if self._detects:
+            found = self.stock.detect_language(features["input_features"], **how).flatten()
+            names = {number: token for token, number in self._rules.lang_to_id.items()}
+            how["language"] = [names[number] for number in found.tolist()]
+            language = found.float().cpu()[:, None]
+        if self._times:
+            found = self.stock.generate(**features, **how, return_token_timestamps=True)
+            times = found["token_timestamps"].float().cpu()
+            return found["sequences"].float(), torch.cat([language, times], dim=1)
+        return cast(Tensor, self.stock.generate(**features, **how)).float(), language
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the network compute in `dtype`."""
+        self.stock.to(dtype)
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """Tokens [..., frames] of logits [..., frames, tokens]; NaN where the best is not finite."""
+    best = logits.max(dim=-1)
+    return best.indices.float().masked_fill(~best.values.isfinite(), torch.nan)
+
+
+def _batched(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
+    counts = torch.tensor([[float(len(row))] for row in tokens])
+    return pad_sequence(tokens, batch_first=True, padding_value=NO_TOKEN), counts

@@ -1,4 +1,4 @@
-"""Names of models: the paper's aliases with their exact shapes, and how a `--model` text is read.
+"""Names of models and their networks, and what a model says of a clip by its `config.json`.
 
 `w2v2-L` is the Libri-Light model: the paper names `wav2vec2-large`, but the authors' export has
 the layer-norm stack of `facebook/wav2vec2-large-lv60`; `wav2vec2-large` is a different network.
@@ -7,34 +7,28 @@ the layer-norm stack of `facebook/wav2vec2-large-lv60`; `wav2vec2-large` is a di
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from raysers.errors import ConfigError
+from raysers.errors import CheckpointError, ConfigError
+from raysers.types import DIMENSIONS
 
-#: The one network that is no transformer: alias and model type.
-CNN14 = "cnn14"
-
-#: The one family on log-mel frames; of a Whisper checkpoint the encoder alone is used.
-WHISPER = "whisper"
+#: The one network that is no transformer, and the one family on log-mel frames, by model type.
+CNN14, WHISPER = "cnn14", "whisper"
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How `transformers` names one kind of backbone.
-
-    `prefix` is the family's parameter prefix; `attention` the attention implementation that
-    never stores a frames x frames table, where the family offers one; `layers_key` and `size_key`
-    are what its `config.json` calls the number of layers and the size of a frame.
-    """
+    """What `transformers` calls a kind of backbone; its `attention` stores no frames x frames."""
 
     prefix: str
-    config_class: str
-    model_class: str
+    classes: str
     attention: str = "sdpa"
     layers_key: str = "num_hidden_layers"
     size_key: str = "hidden_size"
@@ -42,19 +36,16 @@ class Family:
 
 #: WavLM adds a learned bias per pair of frames, so its memory grows with the length squared.
 FAMILIES: dict[str, Family] = {
-    "wav2vec2": Family("wav2vec2", "Wav2Vec2Config", "Wav2Vec2Model"),
-    "hubert": Family("hubert", "HubertConfig", "HubertModel"),
-    "wavlm": Family("wavlm", "WavLMConfig", "WavLMModel", attention="eager"),
-    "data2vec-audio": Family("data2vec_audio", "Data2VecAudioConfig", "Data2VecAudioModel"),
+    "wav2vec2": Family("wav2vec2", "Wav2Vec2"),
+    "hubert": Family("hubert", "Hubert"),
+    "wavlm": Family("wavlm", "WavLM", attention="eager"),
+    "data2vec-audio": Family("data2vec_audio", "Data2VecAudio"),
     # only the encoder is ever built
-    WHISPER: Family(
-        "encoder", "WhisperConfig", "WhisperModel", layers_key="encoder_layers", size_key="d_model"
-    ),
+    WHISPER: Family("encoder", "Whisper", layers_key="encoder_layers", size_key="d_model"),
 }
 
 #: Model types whose spectrogram is computed from samples as they are, not normalised clip by clip.
 UNNORMALISED = (CNN14, WHISPER)
-
 #: Names of the poolings of `heads.POOLINGS`.
 POOLING_NAMES = ("mean", "statistics", "attentive")
 
@@ -67,16 +58,12 @@ class Backbone:
     shape: dict[str, Any]
 
     def config(self, layers: int | None = None) -> dict[str, Any]:
-        """The network as `config.json` keys, cut to the bottom `layers` if given.
-
-        Raises:
-            ConfigError: the network has fewer layers than asked for.
-        """
+        """The network as `config.json` keys, cut to the bottom `layers` if given."""
         return keep_layers(self.shape, layers, self.hub_id or str(self.shape["model_type"]))
 
 
 def _wav2vec2(width: int, layers: int, heads: int, *, large: bool, **others: Any) -> dict[str, Any]:
-    """The paper's backbones (its table 3 and the authors' exports); `large` is their stack."""
+    """The paper's backbones (its table 3 and the authors' exports)."""
     return {
         "model_type": "wav2vec2",
         "conv_dim": [512] * 7,
@@ -154,7 +141,7 @@ _SMALL = _wav2vec2(
     mask_time_prob=0.0,
 )
 
-#: Aliases. `tiny` is the large layout at toy width: 400-sample window, 0.2 M parameters.
+#: `tiny` is the large layout at toy width: 400-sample window, 0.2 M parameters.
 BACKBONES: dict[str, Backbone] = {
     "w2v2-b": Backbone("facebook/wav2vec2-base", _BASE),
     "hubert-b": Backbone("facebook/hubert-base-ls960", _BASE | _HUBERT | _HUBERT_BASE),
@@ -178,8 +165,7 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-#: Models that come with the package, folders of `ASSETS`: their names travel to workers, never
-#: their paths, and their revision is a hash of the folder's files.
+#: Models that come with the package, folders of `ASSETS`; to workers travel names, not paths.
 EMBEDDED = ("raysers-base",)
 #: In the folder of an embedded model: names of the files that it was trained on, without suffix.
 TRAINED_FILES = "trained_files.json"
@@ -191,9 +177,8 @@ ASSETS = Path(str(resources.files("raysers"))) / "assets"
 class ModelName:
     """A `--model` text, read.
 
-    `alias` is one of `BACKBONES` or `EMBEDDED`; `path` a local folder or an `s3://` prefix (of an
-    embedded model: where it lies on this machine); `hub_id` an `owner/name` (also of an alias
-    that has one). `layers` keeps that many bottom layers; `random` means seeded random weights.
+    `alias` is one of `BACKBONES` or `EMBEDDED`, beside its `hub_id` or `path`, which is a local
+    folder or an `s3://` prefix. `layers` is how many are kept; `random` means seeded weights.
     """
 
     text: str
@@ -211,8 +196,7 @@ class ModelName:
 
 
 _ALIASES = (*BACKBONES, *EMBEDDED)
-_RANDOM_PREFIX = "random:"
-#: A hub id must not look like a path, so a leading dot, slash or tilde never matches.
+#: Nothing that looks like a path.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -220,51 +204,43 @@ def parse_model_name(text: str, flag: str = "--model") -> ModelName:
     """Read `[random:]NAME[-LAYERS][@REVISION]`.
 
     NAME is an alias, a hub id, a local folder or an `s3://` prefix; only aliases take `-LAYERS`,
-    only aliases and hub ids `@REVISION`.
+    only aliases and hub ids `@REVISION`. Raises ConfigError naming `flag`.
 
     >>> parse_model_name("random:w2v2-L-robust-12").layers
     12
-
-    Raises:
-        ConfigError: the name is neither an alias nor a place, or the parts do not go together.
     """
-    random = text.startswith(_RANDOM_PREFIX)
-    body = text.removeprefix(_RANDOM_PREFIX)
+    body = text.removeprefix("random:")
+    random = body != text
     if _is_place(body):
         path = body if body.startswith("s3://") else str(Path(body).expanduser())
         return ModelName(text=text, path=path, random=random)
     name, at, revision = body.partition("@")
+    alias, layers = _split_layers(name)
     if at and not revision:
         raise ConfigError(f"{flag} {text!r}: nothing follows '@'; give a branch, tag or commit")
     if random and revision:
         raise ConfigError(f"{flag} {text!r}: random weights have no revision; drop '@{revision}'")
-    alias, layers = _split_layers(name)
+    if alias in EMBEDDED and revision:
+        raise ConfigError(f"{flag} {text!r}: {alias} comes with raysers; drop '@{revision}'")
+    found = ModelName(text=text, revision=revision or None, layers=layers, random=random)
     if alias in BACKBONES:
         keep_layers(BACKBONES[alias].shape, layers, alias)  # refuse impossible depths here
-        return ModelName(
-            text=text,
-            alias=alias,
-            hub_id=BACKBONES[alias].hub_id,
-            revision=revision or None,
-            layers=layers,
-            random=random,
-        )
+        return replace(found, alias=alias, hub_id=BACKBONES[alias].hub_id)
     if alias in EMBEDDED:
-        if revision:
-            raise ConfigError(f"{flag} {text!r}: {alias} comes with raysers; drop '@{revision}'")
-        place = str(ASSETS / alias)
-        return ModelName(text=text, alias=alias, path=place, layers=layers, random=random)
+        return replace(found, alias=alias, path=str(ASSETS / alias))
     if _HUB_ID.fullmatch(name) and not random:
-        return ModelName(text=text, hub_id=name, revision=revision or None)
-    raise ConfigError(_unknown(text, alias))
+        return replace(found, hub_id=name)
+    close = difflib.get_close_matches(alias, _ALIASES, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ConfigError(
+        f"unknown model {text!r}: {hint}aliases are {', '.join(_ALIASES)} (add -N for the bottom"
+        " N layers, random: in front for random weights); or give owner/name, a folder"
+        " (./folder) or s3://bucket/prefix"
+    )
 
 
 def keep_layers(config: dict[str, Any], layers: int | None, name: str) -> dict[str, Any]:
-    """`config` with its number of layers cut to `layers` (section 6.2: pruning from the top).
-
-    Raises:
-        ConfigError: `layers` is not between 1 and what the network has, or it has none.
-    """
+    """`config` cut to the bottom `layers` (section 6.2); ConfigError where it has fewer or none."""
     if layers is None:
         return dict(config)
     family = FAMILIES.get(str(config.get("model_type")))
@@ -278,42 +254,146 @@ def keep_layers(config: dict[str, Any], layers: int | None, name: str) -> dict[s
 
 
 def _is_place(body: str) -> bool:
-    """Whether `body` names a folder: spelled like one, or there and not an alias."""
-    if body.startswith(("s3://", "/", "./", "../", "~")) or body in (".", ".."):
-        return True
-    return bool(body) and _split_layers(body)[0] not in _ALIASES and os.path.exists(body)
+    """Whether it names a folder: spelled like one, or there and not an alias."""
+    spelled = body.startswith(("s3://", "/", "./", "../", "~")) or body in (".", "..")
+    is_alias = _split_layers(body)[0] in _ALIASES
+    return spelled or (bool(body) and not is_alias and os.path.exists(body))
 
 
 def _split_layers(name: str) -> tuple[str, int | None]:
-    stem, dash, number = name.rpartition("-")
-    if dash and stem in _ALIASES and number.isdecimal():
-        return stem, int(number)
-    return name, None
+    stem, _, number = name.rpartition("-")
+    is_cut = stem in _ALIASES and number.isdecimal()
+    return (stem, int(number)) if is_cut else (name, None)
 
 
-def _unknown(text: str, name: str) -> str:
-    close = difflib.get_close_matches(name, _ALIASES, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+_TRAINED, _CATEGORIES, _POINTS = "trained_dimensions", "categories", "category_points"
+_UNCERTAINTY, _OOD = "uncertainty_heads", "ood_rank"
+
+#: How labels of emotions begin; a classifier without two of them is of sex, language or accent.
+_EMOTIONS = re.compile(
+    r"ang|bor|calm|contempt|disg|exci|fea|frus|hap|joy|neu|sad|surp", re.IGNORECASE
+)
+#: `problem_type` of models whose outputs go through a softmax.
+_CLASSIFIERS = (None, "single_label_classification")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """The outputs of a model beside its embedding.
+
+    `trained` names the dimensions with trained scores; `categories` the outputs of the softmax;
+    `points` where each lies on the dimensions, if the scores are their mean under the
+    probabilities; `uncertainty_heads` (0: none) is how many heads the standard deviations come
+    from; `ood_rank` (0: none) in how many directions the distance to the training is measured.
+    """
+
+    trained: tuple[str, ...] = DIMENSIONS
+    categories: tuple[str, ...] = ()
+    points: tuple[tuple[float, ...], ...] = ()
+    uncertainty_heads: int = 0
+    ood_rank: int = 0
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: object) -> Outputs:
+        """Of a `config.json`; by default the three dimensions. CheckpointError for a bad key."""
+        if labels := category_labels(config):
+            config = {_CATEGORIES: labels, _TRAINED: ()}
+        categories = _read(config, _CATEGORIES, (), where)
+        trained = _read(config, _TRAINED, DIMENSIONS, where)
+        points = _read(config, _POINTS, (), where)
+        in_order = tuple(name for name in DIMENSIONS if name in trained)
+        if len(in_order) != len(trained) or not (trained or categories):
+            wanted = f"a list of {', '.join(DIMENSIONS)}"
+            raise CheckpointError(f"{where}: {_TRAINED} is {json.dumps(trained)}, not {wanted}")
+        if len(points) not in (0, len(categories)):
+            raise CheckpointError(f"{where}: {_POINTS} has not one point for each category")
+        return cls(
+            trained=in_order,
+            categories=categories,
+            points=tuple(tuple(map(float, point)) for point in points),
+            uncertainty_heads=_read(config, _UNCERTAINTY, 0, where),
+            ood_rank=_read(config, _OOD, 0, where),
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The keys of `config.json` that `from_config` reads."""
+        keys = {
+            _TRAINED: list(self.trained),
+            _CATEGORIES: list(self.categories),
+            _POINTS: [list(point) for point in self.points],
+            _UNCERTAINTY: self.uncertainty_heads,
+            _OOD: self.ood_rank,
+        }
+        if self.trained == DIMENSIONS:
+            del keys[_TRAINED]
+        return {key: value for key, value in keys.items() if value or key == _TRAINED}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of numbers beside the dimensions: `p_*`, `*_sd`, `ood`."""
+        return (
+            *(f"p_{name}" for name in self.categories),
+            *(f"{name}_sd" for name in DIMENSIONS if self.uncertainty_heads),
+            *(["ood"] if self.ood_rank else []),
+        )
+
+    def row(self, scores: Sequence[float], extras: Sequence[float]) -> dict[str, Any]:
+        """A clip's values by column, of its scores [3] and its numbers in `columns`."""
+        by_name = zip(DIMENSIONS, scores, strict=True)
+        found: dict[str, Any] = {name: one for name, one in by_name if name in self.trained}
+        if self.categories:
+            most = max(range(len(self.categories)), key=extras.__getitem__)
+            found["emotion"] = self.categories[most]
+        return found | dict(zip(self.columns, extras, strict=True))
+
+
+def category_labels(config: dict[str, Any]) -> list[str]:
+    """The labels of a classifier of emotions by other tools, in order; empty for other models."""
+    labels = config.get("id2label")
+    if not isinstance(labels, dict) or config.get("problem_type") not in _CLASSIFIERS:
+        return []
+    names = [labels.get(str(number)) for number in range(len(labels))]
+    found = [name for name in names if isinstance(name, str)]
+    emotions = sum(_EMOTIONS.match(name) is not None for name in found)
+    return found if len(found) == len(labels) and emotions >= 2 else []
+
+
+PLAIN = Outputs()
+
+
+def _read(config: dict[str, Any], key: str, default: Any, where: object) -> Any:
+    """The value of a key, its lists as tuples; CheckpointError where no model has such a one."""
+    value = config.get(key, default)
+    if not _POSSIBLE[key][0](value):
+        raise CheckpointError(
+            f"{where}: {key} is {json.dumps(value)[:200]}, not {_POSSIBLE[key][1]}"
+        )
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _are_names(value: Any) -> bool:
     return (
-        f"unknown model {text!r}: {hint}aliases are {', '.join(_ALIASES)} (add -N for the bottom"
-        " N layers, random: in front for random weights); or give owner/name, a folder"
-        " (./folder) or s3://bucket/prefix"
+        isinstance(value, list | tuple)
+        and len(value) <= 256
+        and all(isinstance(n, str) and 0 < len(n) <= 100 for n in value)
+        and len(set(value)) == len(value)
     )
 
 
-#: A model card's header is short; its licence line is near the top.
-_CARD_BYTES = 16 << 10
-_LICENCE = re.compile(
-    r"\A\ufeff?---\n(?:(?!---).*\n)*?license:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*\n"
-)
+def _are_points(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(point, list | tuple)
+        and len(point) == len(DIMENSIONS)
+        and all(isinstance(x, int | float) and 0 <= x <= 1 for x in point)
+        for point in value
+    )
 
 
-def licence_of(folder: Path) -> str | None:
-    """What the header of a folder's model card says; None where it says nothing."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    with card.open("rb") as file:
-        text = file.read(_CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
-    match = _LICENCE.match(text)
-    return match[1] if match else None
+#: Tests of the keys, and what they should be.
+_POSSIBLE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    _TRAINED: (_are_names, "a list of names"),
+    _CATEGORIES: (_are_names, "a list of names"),
+    _POINTS: (_are_points, f"{', '.join(DIMENSIONS)} from 0 to 1 for each category"),
+    _UNCERTAINTY: (lambda n: type(n) is int and 0 <= n <= 256, "0 to 256"),
+    _OOD: (lambda n: type(n) is int and 0 <= n <= 16_384, "0 to 16384"),
+}

@@ -24,13 +24,14 @@ from raysers.models.backbones import (
     BACKBONES,
     CNN14,
     FAMILIES,
+    PLAIN,
     POOLING_NAMES,
     WHISPER,
     ModelName,
+    Outputs,
+    category_labels,
     keep_layers,
-    licence_of,
 )
-from raysers.models.outputs import PLAIN, Outputs, category_labels
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 CONFIG_FILE = "config.json"
@@ -103,7 +104,7 @@ class ModelFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a job has to know of a model before any worker loads it, as in `LoadedModel`."""
+    """What a job knows of a model before any worker loads it, as in `LoadedModel`."""
 
     revision: str
     embedding_size: int
@@ -114,8 +115,7 @@ class Identity:
 def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
     """Check configuration and files of a model; its weights are checked when they are loaded.
 
-    Raises:
-        ConfigError: no such name, or no way to fetch it; CheckpointError: no trustworthy model.
+    Raises ConfigError: no such name, or no way to fetch it; CheckpointError: no trustworthy model.
     """
     if name.random:
         config = random_config(name)
@@ -140,9 +140,7 @@ def open_folder(
 ) -> ModelFolder:
     """The folder of a speech model, fetched from the hub if need be, checked except its weights.
 
-    Raises:
-        ConfigError: no weights of that name, or no way to fetch them; it names `flag`.
-        CheckpointError: the folder cannot be trusted.
+    Raises ConfigError, which names `flag`: no such weights, or no way to fetch them.
     """
     if name.is_object_store:
         raise ConfigError(f"{name.text}: fetch the folder first and load the local copy")
@@ -181,11 +179,7 @@ def random_revision(config: dict[str, Any], seed: int) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint.
-
-    Raises:
-        CheckpointError: missing, too big, not JSON, or not an object.
-    """
+    """The object in a JSON file; CheckpointError if missing, too big, not JSON, or no object."""
     try:
         content = json.loads(storage.read_bytes(str(path), max_bytes=_MOST_JSON_BYTES))
     except StorageError as error:
@@ -205,9 +199,8 @@ def check_folder(folder: Path) -> None:
     """Refuse a model folder with files that libraries would read without end or from elsewhere.
 
     Links may point to other files of the folder; in the hub's cache, to the same model's blobs.
-
-    Raises:
-        CheckpointError: no folder, a device, pipe or socket, a link out of it, or a text too big.
+    Raises CheckpointError: no folder, a device, pipe or socket, a link out of it, or a text too
+    big.
     """
     if not folder.is_dir():
         raise CheckpointError(f"model folder {folder} does not exist")
@@ -228,7 +221,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_config(config: dict[str, Any], where: object) -> None:
-    """Raise CheckpointError for a speech model of another kind, or of sizes that no network has."""
+    """Raise CheckpointError for another kind of speech model, or sizes that no network has."""
     model_type = config.get("model_type")
     if model_type not in (*FAMILIES, CNN14):
         raise CheckpointError(
@@ -274,11 +267,8 @@ def check_size(parameters: int, where: object) -> None:
 def label_order(config: dict[str, Any], where: object) -> list[int]:
     """Numbers of the outputs that are arousal, dominance, valence; a classifier has none of them.
 
-    Unnamed outputs (`LABEL_0` ...) are refused: the order differs between models of the same
-    authors, and a wrong guess would swap two columns of an archive.
-
-    Raises:
-        CheckpointError: with the entry to write into the configuration.
+    Raises CheckpointError for unnamed outputs (`LABEL_0` ...): the order differs between models of
+    the same authors, and a wrong guess would swap two columns of an archive.
     """
     if category_labels(config):
         return []
@@ -298,9 +288,6 @@ def read_do_normalize(folder: Path, config: dict[str, Any], *, assume: bool = Fa
     Scores change without an error where this is wrong, so a folder that does not say is refused.
     With `assume`, one without any preprocessor (as a Trainer leaves it) gets what all published
     checkpoints of its family have, with a warning. Whisper's files leave out a false.
-
-    Raises:
-        CheckpointError: it does not say, or asks for another rate or spectrogram.
     """
     kind = config.get("model_type")
     found = _preprocessor(folder)
@@ -330,17 +317,31 @@ def read_do_normalize(folder: Path, config: dict[str, Any], *, assume: bool = Fa
     return flag
 
 
+#: A model card's header is short.
+_CARD_BYTES = 16 << 10
+_LICENCE = re.compile(
+    r"\A\ufeff?---\n(?:(?!---).*\n)*?license:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*\n"
+)
+
+
+def licence_of(folder: Path) -> str | None:
+    """What the header of a folder's model card says; None where it says nothing."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    with card.open("rb") as file:
+        text = file.read(_CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
+    match = _LICENCE.match(text)
+    return match[1] if match else None
+
+
 def _preprocessor(folder: Path) -> list[Path]:
     files = (folder / PREPROCESSOR_FILE, folder / PROCESSOR_FILE)
     return [file for file in files if file.exists()][:1]
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """The files with the weights of a folder, in a fixed order.
-
-    Raises:
-        CheckpointError: there are none, or the index names other files than weights of the folder.
-    """
+    """The files with the weights, in a fixed order; CheckpointError if there are none to trust."""
     names = [name + end for name in _WEIGHT_FILES for end in ("", ".index.json")]
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
@@ -378,8 +379,7 @@ def fetch_snapshot(
 ) -> Path:
     """The local snapshot of a hub model (`also`: of these files too), named after the commit.
 
-    Raises:
-        ConfigError: not there, not allowed, or no network and not in the cache; it names `flag`.
+    Raises ConfigError, which names `flag`: not there, not allowed, or out of reach.
     """
     from huggingface_hub import errors, snapshot_download
 

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from raysers.errors import ConfigError
 from raysers.models.backbones import CNN14
 from raysers.models.emotion import EmotionNetwork
-from raysers.models.frontend import MelSettings, log_mel
-from raysers.models.masking import valid
+from raysers.models.frontend import valid
+from raysers.models.whisper import MelSettings, log_mel
 from raysers.types import DIMENSIONS
 
 #: Share of a step's statistics in the new running statistics, as everywhere in torch.
@@ -93,12 +92,8 @@ class MaskedBatchNorm(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """[clips, channels, frames, bands] after the norm, zero where `mask` is False.
 
-        Args:
-            hidden: float [clips, channels, frames, bands].
-            mask: bool [clips, frames].
-
-        Returns:
-            The normalised tensor, and in training the sums for `absorb`, else an empty vector.
+        `hidden`: float [clips, channels, frames, bands]; `mask`: bool [clips, frames]. Returns the
+        normalised tensor, and in training the sums for `absorb`, else an empty vector.
         """
         if not self.training:
             scaled = functional.batch_norm(
@@ -240,11 +235,6 @@ class Cnn14(EmotionNetwork):
         for block in self.blocks:
             block.conv1.to(dtype)
             block.conv2.to(dtype)
-
-    def freeze(self, part: str) -> None:
-        """Only `none`: there is no pre-trained part to keep."""
-        if part != "none":
-            raise ConfigError(f"--freeze {part}: cnn14 has no pre-trained part; use --freeze none")
 
     def gradient_checkpointing(self, on: bool) -> None:
         """Keep only each block's input in training."""

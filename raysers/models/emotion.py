@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raysers.errors import CheckpointError, ConfigError
-from raysers.models.backbones import FAMILIES
+from raysers.models.backbones import FAMILIES, PLAIN, Outputs
 from raysers.models.frontend import (
+    ConvGeometry,
+    augment_hidden,
     conv_over_frames,
     frames_in_blocks,
     frames_to_train,
     has_group_norm,
     mask_group_norm,
+    valid,
 )
 from raysers.models.heads import POOLINGS, CategoryHead, EmotionHead, OutOfDistribution, Uncertainty
-from raysers.models.masking import ConvGeometry, augment_hidden, valid
-from raysers.models.outputs import PLAIN, Outputs
 
 #: How names start in a backbone that was saved by itself.
 _BACKBONE_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
@@ -77,32 +78,26 @@ class EmotionNetwork(nn.Module, ABC):
     def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Score a batch; a clip's results do not depend on its neighbours.
 
-        Args:
-            padded: float32 [clips, samples], 16 kHz, zero behind each clip.
-            lengths: int64 [clips], samples of each clip, from `min_samples` to `max_samples`; on
-                the CPU, to spare a GPU the wait.
-
-        Returns:
-            float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and float32
-            embeddings [clips, embedding_size].
+        `padded`: float32 [clips, samples], 16 kHz, zero behind each clip; `lengths`: int64 [clips],
+        samples of each clip, from `min_samples` to `max_samples`; on the CPU, to spare a GPU the
+        wait. Returns float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and
+        float32 embeddings [clips, embedding_size].
         """
 
     @abstractmethod
     def cast(self, dtype: torch.dtype) -> None:
         """Let the bulk of the network compute in `dtype`; pooling and head stay in float32."""
 
-    @abstractmethod
     def freeze(self, part: str) -> None:
         """Keep a part of the network as it is in training: `cnn`, `backbone` or `none`.
 
         Its parameters get no gradient, and it stays in evaluation mode after `train()`. Replaces
-        what an earlier call froze.
-
-        Raises:
-            ConfigError: the network has no such part.
+        what an earlier call froze. Raises ConfigError: the network has no such part.
         """
+        if part != "none":
+            kind = self.config.model_type
+            raise ConfigError(f"--freeze {part}: {kind} has no pre-trained part; use --freeze none")
 
-    @abstractmethod
     def gradient_checkpointing(self, on: bool) -> None:
         """Whether training keeps a layer's input only and computes the rest again for gradients."""
 
@@ -111,9 +106,7 @@ class EmotionNetwork(nn.Module, ABC):
 
         They replace those it has; their weights are new, drawn from torch's generator or empty.
         With points, the scores come from the categories, and there is no head for the dimensions.
-
-        Raises:
-            CheckpointError: points for a network that has no such head, CNN14.
+        Raises CheckpointError: points for a network that has no such head, CNN14.
         """
         for name in ("categories", "uncertainty", "ood"):
             self._modules.pop(name, None)
@@ -179,7 +172,7 @@ class EmotionModel(EmotionNetwork):
         self.geometry = ConvGeometry(
             kernels=tuple(config.conv_kernel), strides=tuple(config.conv_stride)
         )
-        backbone: Any = getattr(transformers, self.family.model_class)(config)
+        backbone: Any = getattr(transformers, f"{self.family.classes}Model")(config)
         mask_group_norm(backbone.feature_extractor)
         if self.family.prefix == "wavlm":
             for layer in backbone.encoder.layers:

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from raysers.errors import CheckpointError, TrainingDiverged
 from raysers.models import checkpoint, loading
+from raysers.models.backbones import Outputs
 from raysers.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from raysers.models.heads import EmotionHead
-from raysers.models.losses import ccc_loss
-from raysers.models.outputs import Outputs
+from raysers.models.heads import EmotionHead, ccc_loss
 from raysers.types import DIMENSIONS, seed_of
 
 Floats = npt.NDArray[np.float32]
@@ -185,8 +184,7 @@ def save_fusion(fusion: Fusion, folder: str | Path) -> None:
 def load_fusion(folder: str | Path) -> Fusion:
     """Read a folder that `save_fusion` wrote.
 
-    Raises:
-        CheckpointError: it is no fusion, or one whose scores cannot be trusted.
+    Raises CheckpointError: it is no fusion, or one whose scores cannot be trusted.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -236,10 +234,7 @@ def train_head(
 
     `name` goes into the seed, so the heads' draws are independent. Clips of `train` without any
     label are left out, and a dimension with fewer than `LEAST_LABELS` always gets the middle of the
-    scale.
-
-    Raises:
-        TrainingDiverged: the loss is not a number.
+    scale. Raises TrainingDiverged: the loss is not a number.
     """
     labelled = np.isfinite(train.labels).any(axis=1)
     values, labels = (torch.from_numpy(one[labelled]).to(device) for one in train)

@@ -1,19 +1,23 @@
-"""From the frames of a clip to one embedding, and from an embedding to what a row says.
+"""From frames to one embedding, from an embedding to what a row says, and what training minimises.
 
 Only the frames of the clip itself count. The exception is `whole_rows`, a setting for training
-alone: the scripts behind the published models averaged over the padding as well.
+alone: the scripts behind the published models averaged over the padding as well. A loss is one
+number for a whole global batch: its concordance correlation coefficient is not the mean of those of
+its parts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from raysers.models.masking import masked_mean
+from raysers.models.frontend import masked_mean
 from raysers.types import DIMENSIONS
 
 #: Width of the attention's hidden layer.
@@ -214,10 +218,9 @@ def fit_distance(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Tensors of an `OutOfDistribution` head for speech like this.
 
-    Args:
-        embeddings: float [clips, embedding_size] of the speech.
-        folds: int [clips]; what is ordinary is measured on each fold by a fit on the others.
-        rank: directions of the distance, below the number of clips outside of any fold.
+    `embeddings`: float [clips, embedding_size] of the speech; `folds`: int [clips]; what is
+    ordinary is measured on each fold by a fit on the others; `rank`: directions of the distance,
+    below the number of clips outside of any fold.
     """
     places = []
     for fold in np.unique(folds):
@@ -240,3 +243,75 @@ def _whitening(
     _, sizes, directions = np.linalg.svd(embeddings - mean, full_matrices=False)
     spread = sizes[:rank] / np.sqrt(len(embeddings)) + 1e-9
     return mean, directions[:rank] / spread[:, None]
+
+
+#: Added to the denominator of the CCC: constant predictions of constant labels give 0, not NaN.
+_CCC_EPS = 1e-8
+
+#: A coefficient of fewer clips is not defined.
+_LEAST_LABELS_CCC = 2
+
+#: Category of a clip without one.
+NO_CATEGORY = -1
+
+Loss = Callable[[Tensor, Tensor, Sequence[float]], Tensor]
+
+
+def ccc_loss(
+    predictions: Tensor, labels: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0)
+) -> Tensor:
+    """Weighted mean over the targets of `1 - CCC` (Wagner et al. 2022, section 3.1).
+
+    `CCC = 2 cov / (var + var + (mean - mean)^2)` with population moments (Lin 1989), over the clips
+    that have the label; targets with fewer than two labels are left out. `predictions`: float
+    [clips, targets]; `labels`: float [clips, targets], NaN where missing; `weights`: how much each
+    target counts, at least 0. Returns a scalar of the predictions' type, 0 (with gradient 0) where
+    no target is left.
+    """
+    known = ~labels.isnan()
+    count = known.sum(0)
+    divisor = count.clamp_min(1)
+    truth = labels.to(predictions.dtype).masked_fill(~known, 0.0)
+    guess = predictions.masked_fill(~known, 0.0)
+    truth_mean, guess_mean = truth.sum(0) / divisor, guess.sum(0) / divisor
+    truth = (truth - truth_mean) * known
+    guess = (guess - guess_mean) * known
+    covariance = (truth * guess).sum(0) / divisor
+    spread = (truth.square() + guess.square()).sum(0) / divisor
+    ccc = 2 * covariance / (spread + (truth_mean - guess_mean).square() + _CCC_EPS)
+    return _over_targets(1 - ccc, count >= _LEAST_LABELS_CCC, weights)
+
+
+def mse_loss(
+    predictions: Tensor, labels: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0)
+) -> Tensor:
+    """Weighted mean over the targets of the mean squared error over the clips with that label.
+
+    Arguments and result as of `ccc_loss`; one label is enough for a target to count.
+    """
+    known = ~labels.isnan()
+    count = known.sum(0)
+    error = predictions - labels.to(predictions.dtype).masked_fill(~known, 0.0)
+    squares = error.masked_fill(~known, 0.0).square()
+    return _over_targets(squares.sum(0) / count.clamp_min(1), count >= 1, weights)
+
+
+def category_loss(logits: Tensor, categories: Tensor) -> Tensor:
+    """Mean cross-entropy over the clips that have a category.
+
+    `logits`: float [clips, K]; `categories`: int64 [clips], 0..K-1, or `NO_CATEGORY`. Returns a
+    scalar, 0 (with gradient 0) where no clip has a category.
+    """
+    known = categories != NO_CATEGORY
+    total = functional.cross_entropy(logits, categories, ignore_index=NO_CATEGORY, reduction="sum")
+    return total / known.sum().clamp_min(1)
+
+
+#: What `--loss` names.
+LOSSES: dict[str, Loss] = {"ccc": ccc_loss, "mse": mse_loss}
+
+
+def _over_targets(values: Tensor, usable: Tensor, weights: Sequence[float]) -> Tensor:
+    shares = torch.as_tensor(weights, dtype=values.dtype, device=values.device) * usable
+    total = (values.masked_fill(~usable, 0.0) * shares).sum()
+    return total / torch.where(shares.sum() > 0, shares.sum(), 1.0)

@@ -1,17 +1,28 @@
-"""From a model's name to a network that is ready to be trained.
+"""From a model's name to a network that is ready to be trained: new head, mel front, adapters.
 
 Unlike `load_emotion_model`, which refuses what it cannot score with, this takes a bare
 pre-trained backbone and gives it a new head. What is new comes from the seed alone: the same on
 every worker, whatever torch's generator gave before.
+
+The mel front is for small models that start from random weights: the first convolution becomes a
+bank of mel-spaced filters, then the whole front learns to give log-mel frames (no labels needed).
+Adapters (LoRA, Hu et al. 2021, arXiv:2106.09685): queries and values are computed with `W + 2 B A`,
+of which A [rank, in] and B [out, rank] are trained. Both leave a standard network to be stored.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models import checkpoint, loading
@@ -19,15 +30,16 @@ from raysers.models.backbones import (
     CNN14,
     UNNORMALISED,
     ModelName,
+    Outputs,
     keep_layers,
-    licence_of,
     parse_model_name,
 )
 from raysers.models.checkpoint import PREPROCESSOR_FILE, ModelFolder
 from raysers.models.emotion import EmotionModel, EmotionNetwork
+from raysers.models.frontend import frames_to_train, valid
 from raysers.models.heads import MeanPooling
-from raysers.models.mel_front import as_mel_bank
-from raysers.models.outputs import Outputs
+from raysers.models.whisper import MelSettings, mel_of_windows
+from raysers.types import SAMPLE_RATE_HZ
 
 #: Weights of `EmotionNetwork.attach`.
 _SIDE_HEADS = ("categories.", "uncertainty.", "ood.")
@@ -72,22 +84,16 @@ def start_model(
 ) -> InitialModel:
     """Build the network that training starts from.
 
-    Args:
-        name: an alias, a hub id, a local folder (a bare backbone, its pre-training model, or a
-            fine-tuned one whose head is kept), or `random:` and an alias, a folder or a
-            `config.json`: then all weights are random.
-        seed: of every weight that does not come from a file.
-        layers: bottom transformer layers to keep.
-        freeze: `auto` is `none` for random weights and `cnn` for trained ones.
-        pooling: `unmasked` averages over padding too, in training only.
-        head_dropout: 0..1, in place of what the configuration says (`final_dropout`).
-        layer_weights: learn a weighted sum of all layers' states, in place of the last one.
-        front: `mel` starts the first convolution as a mel bank (random weights only).
-        cache_dir: where hub downloads are kept; default: the hub library's own place.
-
-    Raises:
-        ConfigError: no such name, or settings that do not go together.
-        CheckpointError: the folder is not a model that can be trained.
+    `name`: an alias, a hub id, a local folder (a bare backbone, its pre-training model, or a
+    fine-tuned one whose head is kept), or `random:` and an alias, a folder or a `config.json`: then
+    all weights are random; `seed`: of every weight that does not come from a file; `layers`: bottom
+    transformer layers to keep; `freeze`: `auto` is `none` for random weights and `cnn` for trained
+    ones; `pooling`: `unmasked` averages over padding too, in training only; `head_dropout`: 0..1,
+    in place of what the configuration says (`final_dropout`); `layer_weights`: learn a weighted sum
+    of all layers' states, in place of the last one; `front`: `mel` starts the first convolution as
+    a mel bank (random weights only); `cache_dir`: where hub downloads are kept; default: the hub
+    library's own place. Raises ConfigError: no such name, or settings that do not go together;
+    CheckpointError: the folder is not a model that can be trained.
     """
     parsed = parse_model_name(name, "--backbone")
     if head_dropout is not None and not 0 <= head_dropout < 1:
@@ -140,7 +146,7 @@ def start_model(
         revision=revision,
         freeze=freeze,
         head_kept=head_kept,
-        licence=None if folder is None else licence_of(folder.path),
+        licence=None if folder is None else checkpoint.licence_of(folder.path),
     )
 
 
@@ -156,10 +162,8 @@ def _trained(
 ) -> tuple[EmotionNetwork, bool]:
     """The network with all its weights, and whether its head is the folder's.
 
-    A head for other labels, or of another layout, is replaced by a new one.
-
-    Raises:
-        ConfigError: a trained head that sits on another pooling than wanted.
+    A head for other labels, or of another layout, is replaced by a new one. Raises ConfigError: a
+    trained head that sits on another pooling than wanted.
     """
     where = folder.path
     model = loading.build_on_meta(config, where)
@@ -199,3 +203,183 @@ def _trained(
 def is_head(key: str) -> bool:
     """Whether a weight belongs to what sits on the backbone: pooling, head, or another head."""
     return key.startswith(("pooling.", "classifier.", "projector.", "layer_weights"))
+
+
+#: A shorter window (6.25 ms) cannot tell the low mel bands apart.
+_LEAST_TAPS = 100
+
+#: Cosine, sine and their negatives: after a ReLU their sum is a band's magnitude.
+_PHASES = 4
+
+#: Range of the bank's centre frequencies.
+_LOW_HZ, _HIGH_HZ = 50.0, 7_800.0
+
+
+def as_mel_bank(model: EmotionNetwork) -> None:
+    """Make the first convolution a mel-spaced bank of windowed cosines in four phases, in place.
+
+    Channel `4 b + p` is band b, from low to high, at phase `p / 4` of a turn, under a Hann window
+    as long as the kernel, each of unit energy. The bias becomes zero. Raises ConfigError: the first
+    kernel is too short, or its channels are no multiple of four.
+    """
+    conv = _first_convolution(model)
+    channels, _, taps = conv.weight.shape
+    if taps < _LEAST_TAPS or channels % _PHASES:
+        raise ConfigError(
+            f"--front mel needs a first convolution of at least {_LEAST_TAPS} taps and channels in"
+            f" multiples of {_PHASES}; this model has {taps} taps and {channels} channels"
+        )
+    centres_hz = _mel_spaced(channels // _PHASES)
+    time_s = (torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2) / SAMPLE_RATE_HZ
+    turns = torch.arange(_PHASES, dtype=torch.float64) / _PHASES
+    angle = 2 * math.pi * (centres_hz[:, None, None] * time_s + turns[:, None])
+    bank = torch.hann_window(taps, periodic=False, dtype=torch.float64) * torch.cos(angle)
+    bank = functional.normalize(bank.reshape(channels, 1, taps), dim=2)
+    with torch.no_grad():
+        conv.weight.copy_(bank)
+        if conv.bias is not None:
+            conv.bias.zero_()
+
+
+def regress_mel(
+    model: EmotionNetwork,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+) -> list[float]:
+    """Let the front learn to give 64 log-mel bands, through a linear layer that is then dropped.
+
+    Targets are windows of 32 ms around the centre of what each frame sees, standardised per band by
+    the first batch. Only the front changes, and the same way for the same seed and batches.
+    `model`: its front is trained even where it is frozen otherwise; `batches`: (float32 [clips,
+    samples], zero behind each clip; int64 [clips]) as the model gets them in training, on its
+    device; each clip has at least `model.min_samples`; `steps`: batches to take, fewer where they
+    end earlier; `lr`: learning rate of Adam; `seed`: of the linear layer. Returns Mean squared
+    error of each step, in variances of a band. Raises ConfigError: the model has no convolutional
+    front on samples.
+    """
+    front = _emotion_model(model).backbone.feature_extractor
+    geometry, settings = _emotion_model(model).geometry, MelSettings()
+    trainable = [parameter.requires_grad for parameter in front.parameters()]
+    first = _first_convolution(model).weight
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reader = nn.Linear(model.config.conv_dim[-1], settings.bands).to(first.device)
+    front.requires_grad_(True)
+    optimizer = torch.optim.Adam([*front.parameters(), *reader.parameters()], lr=lr)
+    losses: list[float] = []
+    centre = scale = torch.zeros(0)
+    for step, (padded, lengths) in enumerate(itertools.islice(batches, steps)):
+        hidden = frames_to_train(front, geometry, padded, lengths)
+        mask = valid(geometry.frames(lengths), hidden.shape[1]).to(hidden.device)
+        with torch.no_grad():
+            target = mel_of_frames(padded, model, hidden.shape[1], settings)[mask]
+            if step == 0:
+                centre, scale = target.mean(0), target.std(0, correction=0).clamp_min(1e-3)
+        loss = functional.mse_loss(reader(hidden[mask]), (target - centre) / scale)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(loss.item())
+    for parameter, wanted in zip(front.parameters(), trainable, strict=True):
+        parameter.requires_grad_(wanted)
+        parameter.grad = None
+    return losses
+
+
+def mel_of_frames(
+    padded: Tensor, model: EmotionNetwork, frames: int, settings: MelSettings
+) -> Tensor:
+    """[clips, frames, bands]: one window in the middle of each frame's receptive field."""
+    geometry = _emotion_model(model).geometry
+    left = (geometry.receptive_field_samples - settings.window_samples) // 2
+    needed = (frames - 1) * geometry.hop_samples + settings.window_samples
+    signal = functional.pad(padded, (-left, 0))  # a negative number of zeros cuts
+    signal = functional.pad(signal, (0, max(0, needed - signal.shape[1])))
+    return mel_of_windows(signal, geometry.hop_samples, settings)[:, :frames]
+
+
+def _mel_spaced(bands: int) -> Tensor:
+    """float64 [bands]: centres in Hz, evenly spaced on O'Shaughnessy's scale 2595 lg(1 + f/700)."""
+    low, high = (2595 * math.log10(1 + hz / 700) for hz in (_LOW_HZ, _HIGH_HZ))
+    mels = torch.linspace(low, high, bands, dtype=torch.float64)
+    return 700 * (10 ** (mels / 2595) - 1)
+
+
+def _emotion_model(model: EmotionNetwork) -> EmotionModel:
+    if not isinstance(model, EmotionModel):
+        raise ConfigError("--front mel: this network has no convolutional front on samples")
+    return model
+
+
+def _first_convolution(model: EmotionNetwork) -> nn.Conv1d:
+    conv = _emotion_model(model).backbone.feature_extractor.conv_layers[0].conv
+    assert isinstance(conv, nn.Conv1d)
+    return conv
+
+
+_ADAPTED = ("q_proj", "v_proj")
+
+#: How names of adapters' parameters end; they are no parameters of the stored model.
+ADAPTERS = (".lora_a", ".lora_b")
+
+#: Factor on B A: alpha / rank in the paper's terms.
+_SCALE = 2.0
+
+
+class _Adapted(nn.Module):
+    """A linear layer with its adapter; B starts at 0, so the first network is the given one."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.lora_a = nn.Parameter(torch.empty(rank, base.in_features))
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in], as it is used and stored."""
+        return self.base.weight + _SCALE * (self.lora_b @ self.lora_a)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[out]."""
+        return self.base.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        return nn.functional.linear(hidden, self.weight, self.bias)
+
+
+def add_adapters(model: EmotionNetwork, rank: int, seed: int) -> None:
+    """Freeze the backbone and give its attention adapters, in place.
+
+    Raises ConfigError: the network has no attention.
+    """
+    names = [n for n, _ in model.named_modules() if n.rpartition(".")[2] in _ADAPTED]
+    if not names:
+        raise ConfigError("--lora: the network has no attention: leave it out")
+    model.freeze("backbone")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in names:
+            base = model.get_submodule(name)
+            assert isinstance(base, nn.Linear)
+            model.set_submodule(name, _Adapted(base, rank))
+
+
+def merged(model: EmotionNetwork) -> EmotionNetwork:
+    """The model itself where it has no adapters, else a copy with them in its weights."""
+    names = [name for name, module in model.named_modules() if isinstance(module, _Adapted)]
+    if not names:
+        return model
+    model = copy.deepcopy(model)
+    for name in names:
+        adapted = model.get_submodule(name)
+        assert isinstance(adapted, _Adapted)
+        adapted.base.weight.data = adapted.weight.detach()
+        model.set_submodule(name, adapted.base)
+    return model

@@ -26,9 +26,12 @@ from raysers.models import checkpoint
 from raysers.models.backbones import (
     CNN14,
     FAMILIES,
+    PLAIN,
     UNNORMALISED,
     WHISPER,
     ModelName,
+    Outputs,
+    category_labels,
     keep_layers,
     parse_model_name,
 )
@@ -36,7 +39,6 @@ from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, RANDOM_SEE
 from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.heads import DenseCategoryHead
-from raysers.models.outputs import PLAIN, Outputs, category_labels
 from raysers.models.whisper import WhisperEmotionModel
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
@@ -83,10 +85,9 @@ def load_emotion_model(
 ) -> LoadedModel:
     """Load a model by what `--model` says; `cache_dir` is where hub downloads are kept.
 
-    Raises:
-        ConfigError: no such name, no way to fetch it, or a folder of an object store, which the
-            caller has to fetch first.
-        CheckpointError: the folder is not a model whose scores can be trusted.
+    Raises ConfigError: no such name, no way to fetch it, or a folder of an object store, which the
+    caller has to fetch first; CheckpointError: the folder is not a model whose scores can be
+    trusted.
     """
     name = parse_model_name(name) if isinstance(name, str) else name
     if name.random:
@@ -120,8 +121,7 @@ def _as_category_head(
 ) -> dict[str, Tensor]:
     """`tensors` of a classifier under our names, and its head in place of that of `model`.
 
-    Raises:
-        CheckpointError: no head that we know, or one trained on padded spectrograms (Whisper).
+    Raises CheckpointError: no head that we know, or one trained on padded spectrograms (Whisper).
     """
     names = {"classifier.dense.": "categories.dense.", "classifier.out_proj.": _OUT}
     tanh = "classifier.dense.weight" in tensors
@@ -159,10 +159,7 @@ def save_emotion_model(
     """Write `model` as a checkpoint folder in the published layout.
 
     Files of the same names are replaced. `dtype` is that of the weights in the file, which become
-    float32 again when they are loaded.
-
-    Raises:
-        CheckpointError: a weight is too large for `dtype`.
+    float32 again when they are loaded. Raises CheckpointError: a weight is too large for `dtype`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,15 +182,14 @@ def save_emotion_model(
 def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
     """The network of the keys of a `config.json`, weights as initialised.
 
-    Raises:
-        CheckpointError: a value the network cannot be built from.
+    Raises CheckpointError: a value the network cannot be built from.
     """
     import transformers
 
     try:
         if config["model_type"] == CNN14:
             return Cnn14(Cnn14Config.from_dict(config))
-        config_class = getattr(transformers, FAMILIES[config["model_type"]].config_class)
+        config_class = getattr(transformers, f"{FAMILIES[config['model_type']].classes}Config")
         shape = {*config_class.__annotations__} - _TOKEN_KEYS | _OUR_KEYS
         known = config_class(**{k: v for k, v in config.items() if k in shape})
         network = WhisperEmotionModel if config["model_type"] == WHISPER else EmotionModel
@@ -210,8 +206,7 @@ def build_on_meta(
 ) -> EmotionNetwork:
     """The network with its heads, shapes alone: no memory for weights that will be replaced.
 
-    Raises:
-        CheckpointError: no network can be built, or it has more parameters than any.
+    Raises CheckpointError: no network can be built, or it has more parameters than any.
     """
     with torch.device("meta"):
         model = build_network(config, where)
@@ -238,8 +233,7 @@ def reorder_outputs(model: EmotionNetwork, order: Sequence[int]) -> None:
 def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
     """All tensors of the files as they are, under today's names; `load_weights` checks them.
 
-    Raises:
-        CheckpointError: unreadable, not tensors, compressed, or a pickle that runs code.
+    Raises CheckpointError: unreadable, not tensors, compressed, or a pickle that runs code.
     """
     weights: dict[str, Tensor] = {}
     for path in paths:
@@ -294,12 +288,9 @@ def _check_zip(path: Path) -> None:
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: object) -> None:
     """Put `weights` into `model` as float32, every one in its place and none left over.
 
-    Only SpecAugment's `masked_spec_embed` may be missing (it is used in training alone) and is
-    zero then.
-
-    Raises:
-        CheckpointError: naming the keys that are missing, unexpected, misshapen, not finite or no
-            plain tensors.
+    Only SpecAugment's `masked_spec_embed` may be missing (it is used in training alone) and is zero
+    then. Raises CheckpointError: naming the keys that are missing, unexpected, misshapen, not
+    finite or no plain tensors.
     """
     expected = model.state_dict()
     given = {k if k in expected else k.removeprefix("model."): v for k, v in weights.items()}
@@ -345,8 +336,7 @@ def write_weights(
 ) -> None:
     """Write tensors as safetensors, floats as `dtype`.
 
-    Raises:
-        CheckpointError: a finite weight is beyond what `dtype` holds; nothing is written.
+    Raises CheckpointError: a finite weight is beyond what `dtype` holds; nothing is written.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}

@@ -28,8 +28,8 @@ from torch.onnx.operators import shape_as_tensor
 import raysers
 from raysers.errors import ConfigError
 from raysers.models.emotion import EmotionNetwork
+from raysers.models.frontend import NORMALISE_EPS
 from raysers.models.loading import LoadedModel
-from raysers.models.masking import NORMALISE_EPS
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 Floats = npt.NDArray[np.float32]
@@ -57,15 +57,10 @@ def is_installed() -> bool:
 def backend_of(dtype: str, device: str) -> str:
     """What computes a precision on a device: ONNX Runtime on CPUs where it is installed, or torch.
 
-    Measured on one core in fp32, x real time, torch with batches against ONNX Runtime: w2v2-b-2
-    5 and 8, whisper-base-2 38 and 68, cnn14 5 and 15, tiny 107 and 215.
-
-    Args:
-        dtype: fp32, bf16, fp16 or int8.
-        device: `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        ConfigError: int8 on a GPU, or without ONNX Runtime.
+    Measured on one core in fp32, x real time, torch with batches against ONNX Runtime: w2v2-b-2 5
+    and 8, whisper-base-2 38 and 68, cnn14 5 and 15, tiny 107 and 215. `dtype`: fp32, bf16, fp16 or
+    int8; `device`: `cpu`, `cuda` or `cuda:N`. Raises ConfigError: int8 on a GPU, or without ONNX
+    Runtime.
     """
     on_cpu = device.startswith("cpu")
     if dtype == "int8" and not on_cpu:
@@ -83,13 +78,9 @@ def fits(loaded: LoadedModel) -> bool:
 class OnnxModel:
     """A loaded model in ONNX Runtime.
 
-    Args:
-        loaded: a model in float32 on the CPU; weight norms may be folded already.
-        dtype: fp32 or int8.
-        threads: compute threads; None leaves the number to ONNX Runtime.
-
-    Raises:
-        ConfigError: the model cannot be exported in this precision.
+    `loaded`: a model in float32 on the CPU; weight norms may be folded already; `dtype`: fp32 or
+    int8; `threads`: compute threads; None leaves the number to ONNX Runtime. Raises ConfigError:
+    the model cannot be exported in this precision.
     """
 
     def __init__(self, loaded: LoadedModel, *, dtype: str, threads: int | None = None) -> None:
@@ -132,11 +123,9 @@ def write_graph(loaded: LoadedModel, path: Path, dtype: str) -> None:
     """Export a model to an ONNX file whose metadata name it.
 
     Input `signal` float32 [1, samples], 16 kHz, normalised inside where the model was trained so;
-    outputs `hidden_states` float32 [1, hidden], the embedding, and `logits` float32 [1, 3].
-
-    Raises:
-        ConfigError: the extra `cpu` is not installed, or the model does not fit into a file or has
-            nothing to quantise.
+    outputs `hidden_states` float32 [1, hidden], the embedding, and `logits` float32 [1, 3]. Raises
+    ConfigError: the extra `cpu` is not installed, or the model does not fit into a file or has
+    nothing to quantise.
     """
     if not is_installed():
         raise ConfigError("ONNX files need ONNX Runtime: pip install 'raysers[cpu]'")

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from raysers.errors import ClipError, ConfigError, DeviceLost, RaysersError
+from raysers.models.frontend import normalise
 from raysers.models.loading import LoadedModel
-from raysers.models.masking import normalise
 from raysers.models.onnx import MAX_SAMPLES, ONNX, TORCH, OnnxModel, fits
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
 
@@ -39,12 +39,8 @@ _BF16_CAPABILITY = (8, 0)
 def dtype_name(requested: str, device: str) -> str:
     """fp32, bf16 or fp16 for `--dtype`: `auto` is bf16 where the hardware has it, else fp32.
 
-    Args:
-        requested: auto, fp32, bf16 or fp16.
-        device: `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        ConfigError: unknown, or not on this device.
+    `requested`: auto, fp32, bf16 or fp16; `device`: `cpu`, `cuda` or `cuda:N`. Raises ConfigError:
+    unknown, or not on this device.
     """
     if requested not in ("auto", *PRECISIONS):
         raise ConfigError(f"--dtype {requested!r}: choose from auto, {', '.join(PRECISIONS)}")
@@ -111,20 +107,13 @@ class Scores:
 class Scorer:
     """A loaded model on its device, ready for batches.
 
-    It takes the model over: precision, device and folded weights change in place, so that a
-    second copy never exists.
-
-    Args:
-        loaded: fresh from `load_emotion_model`.
-        dtype: auto, fp32, bf16 or fp16, of the backbone; pooling and head stay in fp32. With
-            ONNX Runtime fp32 or int8.
-        device: `cpu`, `cuda` or `cuda:N`.
-        threads: compute threads of this process on CPUs; None leaves torch's setting.
-        backend: as `onnx.backend_of` names it. torch also scores what ONNX Runtime cannot: models
-            too large for one file, and clips longer than `onnx.MAX_SAMPLES`, in fp32.
-
-    Raises:
-        ConfigError: the precision or device is not there, or another scorer has the model.
+    It takes the model over: precision, device and folded weights change in place, so that a second
+    copy never exists. `loaded`: fresh from `load_emotion_model`; `dtype`: auto, fp32, bf16 or fp16,
+    of the backbone; pooling and head stay in fp32. With ONNX Runtime fp32 or int8; `device`: `cpu`,
+    `cuda` or `cuda:N`; `threads`: compute threads of this process on CPUs; None leaves torch's
+    setting; `backend`: as `onnx.backend_of` names it. torch also scores what ONNX Runtime cannot:
+    models too large for one file, and clips longer than `onnx.MAX_SAMPLES`, in fp32. Raises
+    ConfigError: the precision or device is not there, or another scorer has the model.
     """
 
     def __init__(
@@ -169,8 +158,7 @@ class Scorer:
     def score(self, signals: Sequence[Floats]) -> Scores:
         """Score clips: in one forward pass, or one at a time through ONNX Runtime.
 
-        Args:
-            signals: 16 kHz mono float32 clips, from `min_samples` to `max_samples`, at least one.
+        `signals`: 16 kHz mono float32 clips, from `min_samples` to `max_samples`, at least one.
         """
         with self._own_stream():
             return self._score(signals)
@@ -215,18 +203,11 @@ def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipErro
 
     Out of memory halves the batch, down to single clips (`out_of_memory`). After any other error
     the clips of the batch are tried one by one; those that fail again are a `model_error`, and so
-    are clips whose scores are not numbers. The message names the exception's type.
-
-    Args:
-        scorer: the model.
-        signals: 16 kHz mono float32 clips of any lengths.
-
-    Returns:
-        A `Row` or the reason for none, in the order of `signals`.
-
-    Raises:
-        DeviceLost: the accelerator is broken for good; the process has to end.
-        RaysersError: as raised below here; what the project raises on purpose is no accident.
+    are clips whose scores are not numbers. The message names the exception's type. `scorer`: the
+    model; `signals`: 16 kHz mono float32 clips of any lengths. Returns a `Row` or the reason for
+    none, in the order of `signals`. Raises DeviceLost: the accelerator is broken for good; the
+    process has to end; RaysersError: as raised below here; what the project raises on purpose is no
+    accident.
     """
     misfits = [_misfit(len(signal), scorer) for signal in signals]
     fitting = [signal for signal, misfit in zip(signals, misfits, strict=True) if misfit is None]

@@ -30,9 +30,9 @@ from raysers.errors import CheckpointError, ObjectMissing
 from raysers.evaluation.scores import ccc, per_dimension
 from raysers.io import storage
 from raysers.models.emotion import EmotionNetwork
+from raysers.models.heads import NO_CATEGORY
+from raysers.models.initialize import merged
 from raysers.models.loading import save_emotion_model
-from raysers.models.lora import merged
-from raysers.models.losses import NO_CATEGORY
 from raysers.training.dataloader import Floats
 from raysers.training.learner import SEX_HEAD, Learner
 from raysers.training.plan import TrainingPlan
@@ -197,8 +197,7 @@ class Saved:
     def restore(self, learner: Learner) -> None:
         """Put the state into a learner that was built with the same arguments.
 
-        Raises:
-            CheckpointError: the state is damaged, or of another network or optimiser.
+        Raises CheckpointError: the state is damaged, or of another network or optimiser.
         """
         try:
             weights, moments, averages = (
@@ -230,11 +229,7 @@ class Saved:
 
 
 def save(output: str, progress: TrainProgress, learner: Learner) -> None:
-    """Write a state and then delete the others.
-
-    Raises:
-        WriteError: disk full, no permission.
-    """
+    """Write a state and then delete the others. Raises WriteError: disk full, no permission."""
     uri = _folder(output, progress.step)
     storage.delete(storage.join(uri, _MARK))  # a state of this step that is written again
     for name, tensors in _tensors(learner).items():
@@ -271,8 +266,7 @@ def _tensors(learner: Learner) -> dict[str, dict[str, Tensor]]:
 def store_model(plan: TrainingPlan, model: EmotionNetwork, *, do_normalize: bool) -> None:
     """Make `model` the one in the output; a reader finds the old model or the new one.
 
-    Raises:
-        WriteError: disk full, no permission.
+    Raises WriteError: disk full, no permission.
     """
     model.outputs = replace(model.outputs, trained=tuple(plan.data.trained))
     dtype = torch.float16 if plan.flags.save_dtype == "fp16" else torch.float32

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from raysers.audio.augment import Augmentation, augment, clip_rng
 from raysers.engine.feed import decode_run
-from raysers.models.masking import normalise
+from raysers.models.frontend import normalise
 from raysers.training.dataset import Examples
 from raysers.training.plan import TrainingPlan
 from raysers.types import SAMPLE_RATE_HZ
@@ -144,10 +144,7 @@ def micro_batches(lengths_s: Sequence[float], max_padded_s: float, pieces: int) 
     Clips are sorted, longest first, and cut so that the costliest micro-batch (clips x longest) is
     as cheap as that number of them allows. Their number is the smallest that keeps each within
     `max_padded_s`, and at least `pieces`, as far as there are clips. A clip longer than
-    `max_padded_s` is alone.
-
-    Returns:
-        Indices into the batch, each once, the longest clips first.
+    `max_padded_s` is alone. Returns Indices into the batch, each once, the longest clips first.
     """
     if not len(lengths_s):
         return []
@@ -236,10 +233,8 @@ class SignalCache:
         """Every batch with the signals of its clips, decoded while earlier batches are in use.
 
         A signal is None where its clip (of the `numbers` of a batch) cannot be decoded; `prepare`
-        changes the others in the decoding threads.
-
-        Raises:
-            TransientStorageError, CredentialsError: the store fails; not the clips' fault.
+        changes the others in the decoding threads. Raises TransientStorageError, CredentialsError:
+        the store fails; not the clips' fault.
         """
         waiting = iter(batches)
         in_flight: deque[tuple[BatchT, float, list[Future[Floats | None]]]] = deque()

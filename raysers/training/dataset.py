@@ -23,7 +23,7 @@ from raysers.data.splits import identities
 from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.join import dimensions_of
-from raysers.models.losses import NO_CATEGORY
+from raysers.models.heads import NO_CATEGORY
 from raysers.training.config import LabelledFlags, TrainingFlags
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Clip, Status
 
@@ -109,10 +109,7 @@ class Indexed:
 def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
     """The labelled manifest of all the data, before any is left out, and notes for the user.
 
-    Many headers are read on the connected cluster.
-
-    Raises:
-        ConfigError: data that cannot be read.
+    Many headers are read on the connected cluster. Raises ConfigError: data that cannot be read.
     """
     tables, notes = [], dict[str, None]()
     for flag, split in (("data", None), ("train", "train"), ("dev", "dev")):
@@ -141,10 +138,8 @@ def choose(
     """Split, filter and check the clips (and notes about them) that `index_data` has read.
 
     Clips with fewer than `min_samples` are left out. With categories, a clip may have one alone.
-
-    Raises:
-        ConfigError: data that cannot be used, or that leaks.
-        TooManyFailed: too many clips cannot be used.
+    Raises ConfigError: data that cannot be used, or that leaks; TooManyFailed: too many clips
+    cannot be used.
     """
     by_category = flags.categories or flags.category_weight > 0
     dev_needed = flags.keep != "last"

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from raysers.errors import ConfigError, TrainingDiverged
+from raysers.models.backbones import Outputs
 from raysers.models.emotion import EmotionNetwork
+from raysers.models.heads import LOSSES, NO_CATEGORY, category_loss
 from raysers.models.initialize import InitialModel
-from raysers.models.losses import LOSSES, NO_CATEGORY, category_loss
-from raysers.models.outputs import Outputs
 from raysers.models.scorer import exact_convolutions, is_out_of_memory
 from raysers.training import optim
 from raysers.training.config import LearningFlags
@@ -66,21 +66,13 @@ class Learner:
     Every process of the group builds one from the same arguments; what differs all the same is
     replaced by process 0's. `halvings` says how often micro-batches are halved because they did not
     fit into the memory, `checkpointing` whether activations are computed twice; `warnings` tell of
-    both.
-
-    Args:
-        start: its network is taken over and moved to the device. Heads beside that of the
-            dimensions are dropped: they fit the embeddings as they were.
-        categories: to train a head for; none without a weight in the loss.
-        sexes: how many there are; without a weight in the loss they have no head.
-        flags: with nothing left to a recipe.
-        total_steps: of the whole training, for the schedule.
-        device: `cpu`, `cuda` or `cuda:N`.
-        graph_bytes: room for graphs that are kept between the predictions and the gradients; any
-            number gives the same bits, and a small one costs a second forward pass.
-
-    Raises:
-        ConfigError: nothing is left to train.
+    both. `start`: its network is taken over and moved to the device. Heads beside that of the
+    dimensions are dropped: they fit the embeddings as they were; `categories`: to train a head for;
+    none without a weight in the loss; `sexes`: how many there are; without a weight in the loss
+    they have no head; `flags`: with nothing left to a recipe; `total_steps`: of the whole training,
+    for the schedule; `device`: `cpu`, `cuda` or `cuda:N`; `graph_bytes`: room for graphs that are
+    kept between the predictions and the gradients; any number gives the same bits, and a small one
+    costs a second forward pass. Raises ConfigError: nothing is left to train.
     """
 
     def __init__(
@@ -145,11 +137,9 @@ class Learner:
         then with its micro-batches halved, down to single clips, then with gradient checkpointing.
         The halves draw dropout of their own. What was needed once stays for the steps that follow.
 
-        With `stop`, this process asks all to stop after this step.
-
-        Raises:
-            MemoryError, TrainingDiverged: all of that is not enough; loss or gradient are not
-                finite. In every process alike, before any parameter changes.
+        With `stop`, this process asks all to stop after this step. Raises MemoryError,
+        TrainingDiverged: all of that is not enough; loss or gradient are not finite. In every
+        process alike, before any parameter changes.
         """
         if not self.model.training:
             self.model.train()
@@ -252,11 +242,7 @@ class Learner:
         return True
 
     def _use_less_memory(self, pieces: list[MicroBatch]) -> None:
-        """The next measure, the same in every process.
-
-        Raises:
-            MemoryError: there is none.
-        """
+        """The next measure, the same in every process. Raises MemoryError: there is none."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         statistics = self.model.collected_statistics()

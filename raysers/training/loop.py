@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from raysers.engine import output as parts
 from raysers.errors import RaysersError, TrainingDiverged
 from raysers.io import storage
+from raysers.models.backbones import Outputs
+from raysers.models.initialize import regress_mel
 from raysers.models.loading import load_emotion_model
-from raysers.models.mel_front import regress_mel
-from raysers.models.outputs import Outputs
 from raysers.models.scorer import Scorer
 from raysers.run import load_record
 from raysers.schemas import ANNOTATIONS, with_outputs
@@ -100,12 +100,9 @@ def train_loop(
     """Train to the end, from wherever the saved state is.
 
     The plan is the same in every process; `processes_here` counts the training processes on this
-    machine, of any training.
-
-    Raises:
-        TrainingStopped: a callback asked for it.
-        TrainingDiverged, TooManyFailed, OutOfMemory, OutputUnseen: in every process alike.
-        RaysersError: in this process alone.
+    machine, of any training. Raises TrainingStopped: a callback asked for it; TrainingDiverged,
+    TooManyFailed, OutOfMemory, OutputUnseen: in every process alike; RaysersError: in this process
+    alone.
     """
     record = load_record(plan.output)
     sees = record is not None and record.run_id == plan.run_id
@@ -318,8 +315,7 @@ class _Training:
     def _agree_on_failed(self) -> None:
         """Put together which clips any worker could not decode.
 
-        Raises:
-            TooManyFailed: more than `--max-failed` allows; in every worker alike.
+        Raises TooManyFailed: more than `--max-failed` allows; in every worker alike.
         """
         data, known, share = self._plan.data, self.progress.failed, self._plan.flags.max_failed
         mine: dict[str, str] = {}

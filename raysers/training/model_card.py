@@ -24,7 +24,7 @@ from raysers import display
 from raysers.display import fenced, one_line, plain, table, visible
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import RANDOM
-from raysers.models.backbones import ASSETS
+from raysers.models.backbones import ASSETS, FAMILIES, UNNORMALISED
 from raysers.training.config import TrainingFlags
 from raysers.types import DIMENSIONS
 
@@ -48,14 +48,6 @@ _DATA_LICENCES = {
     "iemocap": "release form of the University of Southern California, no redistribution",
     "cmu-mosi": "cc-by-nc-4.0 as its audformat edition states",
     "emodb": "cc0-1.0",
-}
-
-#: Family -> what `transformers` calls its classes, and the attribute the parameters lie under.
-_PLAIN_CLASSES = {
-    "wav2vec2": ("Wav2Vec2", "wav2vec2"),
-    "hubert": ("Hubert", "hubert"),
-    "wavlm": ("WavLM", "wavlm"),
-    "data2vec-audio": ("Data2VecAudio", "data2vec_audio"),
 }
 
 #: Measures as the table of results names them, and as the hub does.
@@ -103,7 +95,7 @@ def model_card(name: str, training: Mapping[str, Any], metrics: Sequence[Row]) -
     heads = {"a regression head": trained, "a softmax head": categories}
     new = len(categories) * (network["embedding_size"] + 1)
     others = f"; and {len(leaks) - 1:,} more such groups" if len(leaks) > 1 else ""
-    is_plain = network["model_type"] in _PLAIN_CLASSES and settings["pooling"].endswith("masked")
+    is_plain = network["model_type"] not in UNNORMALISED and settings["pooling"].endswith("masked")
     is_plain = is_plain and not settings.get("layer_weights")
     command = shlex.join(training["command"])
     folder = "./" + visible(name)
@@ -127,7 +119,7 @@ def model_card(name: str, training: Mapping[str, Any], metrics: Sequence[Row]) -
         "has_intervals": any(math.isfinite(row.ci_low) for row in metrics),
         "shell_folder": shlex.quote(folder),
         "python_folder": _Markdown(json.dumps(folder)),
-        "plain_class": _PLAIN_CLASSES[network["model_type"]] if is_plain else None,
+        "plain_class": FAMILIES[network["model_type"]] if is_plain else None,
         "splits": _Markdown(
             table(("corpus", "split", "clips", "hours", "speakers"), splits, numbers=3)
         ),

@@ -16,10 +16,8 @@ from raysers.engine.placement import Placement, io_threads, settled_dtype
 from raysers.engine.progress import clips_and_audio, print_pairs, print_warning
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.io import storage
-from raysers.models.backbones import CNN14, parse_model_name
-from raysers.models.initialize import InitialModel, start_model
-from raysers.models.lora import ADAPTERS, add_adapters
-from raysers.models.outputs import Outputs
+from raysers.models.backbones import CNN14, Outputs, parse_model_name
+from raysers.models.initialize import ADAPTERS, InitialModel, add_adapters, start_model
 from raysers.run import Run, RunRecord
 from raysers.run import with_absolute_paths as absolute_flags
 from raysers.training import dataset
@@ -154,8 +152,7 @@ def refuse_unknown_model(run: Run) -> None:
 def start_network(flags: TrainingFlags, backbone: str) -> InitialModel:
     """The network that training starts from, the same in every process.
 
-    Raises:
-        ConfigError, CheckpointError: it cannot be built or trained like that.
+    Raises ConfigError, CheckpointError: it cannot be built or trained like that.
     """
     start = start_model(
         storage.fetch_folder(backbone, "--backbone"),
@@ -176,8 +173,7 @@ def start_network(flags: TrainingFlags, backbone: str) -> InitialModel:
 def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
     """Build the network here, settle the recipe of its kind, and drop it again.
 
-    Raises:
-        ConfigError, CheckpointError: it cannot be built or trained like that.
+    Raises ConfigError, CheckpointError: it cannot be built or trained like that.
     """
     name = parse_model_name(flags.backbone, "--backbone")
     if name.path is not None and name.alias is None and not name.is_object_store:
@@ -215,8 +211,7 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
 def is_finished(flags: TrainingFlags, network: Network, run: Run) -> bool:
     """Whether the output holds the finished result of the same command.
 
-    Raises:
-        RefusedError: it was begun with other settings.
+    Raises RefusedError: it was begun with other settings.
     """
     if run.earlier is None:
         return False
@@ -235,10 +230,8 @@ def make_plan(
 ) -> TrainingPlan:
     """Read the data, or what is `indexed` of them, and settle what the flags leave open.
 
-    Raises:
-        ConfigError: the data cannot be used.
-        RefusedError: the output was begun with other settings.
-        TooManyFailed: too many clips cannot be used.
+    Raises ConfigError: the data cannot be used; RefusedError: the output was begun with other
+    settings; TooManyFailed: too many clips cannot be used.
     """
     if indexed is None:
         table, notes = dataset.index_data(flags)

@@ -345,8 +345,7 @@ def _mlflow_run(
 def check_tracking(track: str) -> Any:
     """The package `mlflow` where `--track` asks for it.
 
-    Raises:
-        ConfigError: it is not installed, or no server answers.
+    Raises ConfigError: it is not installed, or no server answers.
     """
     if track == "none":
         return None

@@ -104,22 +104,16 @@ def run_training(
 ) -> Outcome:
     """Check, plan, train what is left, conclude; the same settings give the same model anywhere.
 
-    Args:
-        flags: of the training.
-        config: the flags as the user gave them, for run.json.
-        on_epoch: called in this thread with the record of every epoch, those of an interrupted
-            run first; not for a run that is finished. May raise TrainingStopped.
-        placement: of the workers; a local one trains in this process, without Ray Train. None asks
-            the cluster for `--workers`.
-        processes_here: with a local placement, trainings that share this machine's memory.
-        indexed: the data of `flags`, if they have been indexed before.
-        command: what to tell readers of the card to run; default: this process's command line.
-
-    Raises:
-        ConfigError: bad flags or data; nothing was written.
-        TooManyFailed: too many clips cannot be used.
-        TrainingStopped: `on_epoch` did; run.json says `stopped`, and the state is kept.
-        RaysersError: the training failed; the same call resumes from its last state.
+    `flags`: of the training; `config`: the flags as the user gave them, for run.json; `on_epoch`:
+    called in this thread with the record of every epoch, those of an interrupted run first; not for
+    a run that is finished. May raise TrainingStopped; `placement`: of the workers; a local one
+    trains in this process, without Ray Train. None asks the cluster for `--workers`;
+    `processes_here`: with a local placement, trainings that share this machine's memory; `indexed`:
+    the data of `flags`, if they have been indexed before; `command`: what to tell readers of the
+    card to run; default: this process's command line. Raises ConfigError: bad flags or data;
+    nothing was written; TooManyFailed: too many clips cannot be used; TrainingStopped: `on_epoch`
+    did; run.json says `stopped`, and the state is kept; RaysersError: the training failed; the same
+    call resumes from its last state.
     """
     flags = planning.with_absolute_paths(flags)
     with Run.open("train", flags.output) as run:
@@ -280,8 +274,7 @@ def _read_progress(plan: TrainingPlan) -> dict[str, Any]:
 def _run_worker(config: dict[str, Any]) -> Exception | None:
     """The training of one of Ray Train's workers; `config` has a reference to the plan.
 
-    Returns:
-        An error that all workers met: raised, it would make Ray Train start them again.
+    Returns an error that all workers met: raised, it would make Ray Train start them again.
     """
     plan: TrainingPlan = ray.get(config["plan"])
     device = ray.train.torch.get_device()
@@ -298,9 +291,8 @@ def _run_worker(config: dict[str, Any]) -> Exception | None:
 def _train_on_ray(plan: TrainingPlan, pass_on: PassOn) -> None:
     """Train with Ray Train until the training is finished.
 
-    Raises:
-        TrainingStopped: `pass_on` did.
-        RaysersError: what a worker raised on purpose, or that workers died too often.
+    Raises TrainingStopped: `pass_on` did; RaysersError: what a worker raised on purpose, or that
+    workers died too often.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

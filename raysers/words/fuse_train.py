@@ -38,7 +38,7 @@ from raysers.models.fusion import (
     HeadSettings,
     train_head,
 )
-from raysers.models.text import TextPooling
+from raysers.models.pretrained import TextPooling
 from raysers.run import Exit, Run, load_record, with_absolute_paths
 from raysers.types import DIMENSIONS
 from raysers.words import fusion_results

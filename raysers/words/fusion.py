@@ -27,8 +27,8 @@ from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.io import storage
 from raysers.models.asr import is_moonshine
 from raysers.models.fusion import SOUND, WORDS, load_fusion
-from raysers.models.text import TextEncoder, TextPooling, is_place
-from raysers.models.vad import pauses_by
+from raysers.models.pretrained import TextEncoder, TextPooling, is_place
+from raysers.models.speech import pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status

@@ -32,7 +32,7 @@ from raysers.evaluation.rows import METRICS_PART, NAN, Row, print_table, row_of,
 from raysers.evaluation.scores import Floats, Scores, Subset, base_subsets, group_subsets
 from raysers.io import storage
 from raysers.models.asr import Recogniser, is_moonshine, load_asr, parse_asr_name
-from raysers.models.vad import pauses_by
+from raysers.models.speech import pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, TRANSCRIPTS
 from raysers.types import DIMENSIONS, Status

@@ -125,8 +125,8 @@ def _write_table(path: Path, files: Sequence[str]) -> None:
 
 def bare_loop(model: str, layers: int, files: Sequence[str], threads: int) -> Line:
     """The loop people write. To be called in a fresh process."""
+    from raysers.models.heads import ccc_loss
     from raysers.models.initialize import start_model
-    from raysers.models.losses import ccc_loss
 
     torch.set_num_threads(threads)
     torch.manual_seed(_SEED)

@@ -102,8 +102,8 @@ class PlainModel:
 
     def __init__(self, model: EmotionModel) -> None:
         family = FAMILIES[model.config.model_type]
-        config = getattr(transformers, family.config_class)(**model.config.to_dict())
-        self.backbone = getattr(transformers, family.model_class)(config).eval()
+        config = getattr(transformers, f"{family.classes}Config")(**model.config.to_dict())
+        self.backbone = getattr(transformers, f"{family.classes}Model")(config).eval()
         # copies: a scorer changes its model in place
         state = {k: v.clone() for k, v in model.backbone.state_dict().items()}
         self.backbone.load_state_dict(state)

@@ -12,9 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from raysers.errors import CheckpointError, ClipError, ConfigError
-from raysers.models.asr import load_asr
-from raysers.models.asr_networks import CtcNetwork
-from raysers.models.vad import speech_windows
+from raysers.models.asr import CtcNetwork, load_asr
+from raysers.models.speech import speech_windows
 from raysers.types import Status
 from tests.unit.models.asr_folders import (
     ALPHABET,

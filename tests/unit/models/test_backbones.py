@@ -29,8 +29,8 @@ def network_of(config: dict[str, Any]) -> Any:
     family = FAMILIES[config["model_type"]]
     known = {k: v for k, v in config.items() if k not in ("vocab_size", "torch_dtype")}
     with torch.device("meta"):
-        return getattr(transformers, family.model_class)(
-            getattr(transformers, family.config_class)(**known)
+        return getattr(transformers, f"{family.classes}Model")(
+            getattr(transformers, f"{family.classes}Config")(**known)
         )
 
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 from raysers.errors import CheckpointError, ConfigError
 from raysers.models.backbones import BACKBONES
 from raysers.models.cnn14 import Cnn14, Cnn14Config
-from raysers.models.frontend import MelSettings, log_mel
 from raysers.models.loading import build_network, load_emotion_model, save_emotion_model
+from raysers.models.whisper import MelSettings, log_mel
 from tests.unit.models.networks import padded_batch, speechlike
 
 NARROW = Cnn14Config(widths=(4, 6, 8, 10, 12, 16))

@@ -26,7 +26,7 @@ from raysers.models.fusion import (
     side_by_side,
     train_head,
 )
-from raysers.models.text import TextEncoder
+from raysers.models.pretrained import TextEncoder
 from tests.places import SHARED_DATA, needs_shared
 
 QUICK = HeadSettings(epochs=30, batch_size=32, lr=3e-3, dropout=0.1)

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from scipy.spatial.distance import mahalanobis
 
 from raysers.errors import CheckpointError
+from raysers.models.backbones import Outputs, category_labels
 from raysers.models.emotion import EmotionModel
+from raysers.models.frontend import normalise
 from raysers.models.heads import (
     AttentiveStatistics,
     MeanPooling,
@@ -22,8 +24,6 @@ from raysers.models.heads import (
     Uncertainty,
 )
 from raysers.models.loading import load_emotion_model, save_emotion_model
-from raysers.models.masking import normalise
-from raysers.models.outputs import Outputs, category_labels
 from raysers.models.scorer import Scorer
 from tests.unit.models.networks import (
     NOTHING_RANDOM,

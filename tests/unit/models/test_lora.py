@@ -10,9 +10,8 @@ import torch
 
 from raysers.errors import ConfigError
 from raysers.models.emotion import EmotionNetwork
-from raysers.models.initialize import start_model
+from raysers.models.initialize import add_adapters, merged, start_model
 from raysers.models.loading import load_emotion_model, save_emotion_model
-from raysers.models.lora import add_adapters, merged
 
 RANK = 3
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysers.models.losses import LOSSES, category_loss, ccc_loss, mse_loss
+from raysers.models.heads import LOSSES, category_loss, ccc_loss, mse_loss
 from tests.places import SHARED_DATA, needs_shared
 
 NAN = math.nan

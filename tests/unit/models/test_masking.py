@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Wav2Vec2FeatureExtractor
 
-from raysers.models.masking import (
+from raysers.models.frontend import (
     ConvGeometry,
     MaskedGroupNorm,
     convolve_once,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from raysers.errors import ConfigError
 from raysers.models.emotion import EmotionModel
-from raysers.models.frontend import MelSettings
-from raysers.models.masking import normalise
-from raysers.models.mel_front import as_mel_bank, mel_of_frames, regress_mel
+from raysers.models.frontend import normalise
+from raysers.models.initialize import as_mel_bank, mel_of_frames, regress_mel
+from raysers.models.whisper import MelSettings
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.models.networks import padded_batch, small_model
 

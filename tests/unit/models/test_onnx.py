@@ -12,10 +12,10 @@ import torch
 
 from raysers.errors import ConfigError
 from raysers.models import onnx as backend
+from raysers.models.backbones import Outputs
 from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.loading import LoadedModel
 from raysers.models.onnx import ONNX, TORCH, OnnxModel, backend_of, cached_graph
-from raysers.models.outputs import Outputs
 from raysers.models.scorer import Floats, Scorer, Scores
 from tests.unit.models.networks import loaded, small_model, speechlike
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import BertTokenizer, T5Config, T5Model
 
 from raysers.errors import CheckpointError, ConfigError
-from raysers.models.text import TextEncoder
+from raysers.models.pretrained import TextEncoder
 from tests.unit.models.text_folders import (
     KINDS,
     POSITIONS,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raysers.models.emotion import EmotionModel
-from raysers.models.masking import draw_spans
+from raysers.models.frontend import draw_spans
 from tests.unit.models.networks import (
     NOTHING_RANDOM,
     padded_batch,

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
-from raysers.models import vad
-from raysers.models.vad import find_speech, speech_windows
+from raysers.models import speech
+from raysers.models.speech import find_speech, speech_windows
 from tests.places import SHARED_DATA, needs_shared
 
 pytest.importorskip("silero_vad")
@@ -85,7 +85,7 @@ def test_impossible_bounds() -> None:
 
 IMPORT = """
 import sys
-from raysers.models.vad import find_speech
+from raysers.models.speech import find_speech
 print("torch" in sys.modules, "silero_vad" in sys.modules)
 import torch, numpy as np
 torch.set_num_threads(2)
@@ -167,7 +167,7 @@ def test_long_speech_is_cut_between_its_sentences(detector, pause_level, monkeyp
     The detector finds pauses that are louder than much of the speech.
     """
     if not detector:
-        monkeypatch.setattr(vad, "find_spec", lambda name: None)
+        monkeypatch.setattr(speech, "find_spec", lambda name: None)
     files = sorted((SHARED_DATA / "emodb" / "wav").glob("*.wav"))
     sentences = [s for s in (soundfile.read(f, dtype="float32")[0] for f in files[::9])
                  if 24_000 < len(s) < 40_000][:20]  # fmt: skip

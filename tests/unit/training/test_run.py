@@ -18,8 +18,8 @@ from raysers.cli import as_plain
 from raysers.data.manifest import write_manifest
 from raysers.engine.placement import here
 from raysers.errors import RaysersError
+from raysers.models.backbones import Outputs
 from raysers.models.loading import load_emotion_model, save_emotion_model
-from raysers.models.outputs import Outputs
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed, index_data
 from raysers.training.loop import TrainingStopped
