@@ -1,8 +1,9 @@
 """Which prediction belongs to which label.
 
-A clip is the same when its id is, or else when file, start and end are; an open end, which labels
-read without headers have, equals the end of the file. Only when no file is the same, the corpus may
-have been moved in between: then one folder stands for the other, and `Coverage.moved` says which.
+A clip is the same when its id is, or else when file, start and end are, and channel and stream
+where both tables have them; an open end, which labels read without headers have, equals the end of
+the file. Only when no file is the same, the corpus may have been moved in between: then one folder
+stands for the other, and `Coverage.moved` says which.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from raysers.data.corpora.emotions import category_of, common_name
 from raysers.data.splits import identities
 from raysers.errors import ConfigError
 from raysers.evaluation.scores import Categories, Floats, Scores
+from raysers.schemas import PARTS_OF_FILE
 from raysers.types import DIMENSIONS, Status
 
 #: Label columns that describe a clip and may be grouped by.
@@ -30,7 +32,7 @@ COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split", "session"
 #: Optional columns of predictions: prefix of a category's probability, deviations of the scores,
 #: and 1 for clips that the model was trained on, else 0.
 PROBABILITY, DEVIATIONS, TRAINED_ON = "p_", tuple(f"{d}_sd" for d in DIMENSIONS), "trained_on"
-_OPEN_END = -1
+_OPEN_END = _WHOLE = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +165,13 @@ def _match(
     free, rest = np.setdiff1d(np.arange(len(labels)), match), np.flatnonzero(match < 0)
     moved: tuple[str, ...] = ()
     if len(free) and len(rest):
-        labelled, predicted = _stretches(labels, free), _stretches(table, rest)
+        shared = {*labels.column_names} & {*table.column_names}
+        parts = [field.name for field in PARTS_OF_FILE if field.name in shared]
+        labelled, predicted = _stretches(labels, free, parts), _stretches(table, rest, parts)
         if len(rest) == len(table) and not predicted["file"].isin(labelled["file"]).any():
             names, moved = _renamed(labels["file"].to_pylist(), predicted["file"].tolist())
             predicted["file"] = names
-        match[rest] = _same_stretch(labelled, predicted)
+        match[rest] = _same_stretch(labelled, predicted, parts)
     found, times = np.unique(match[match >= 0], return_counts=True)
     if len(table) and not len(found):
         first = [t["file"][0].as_py() if len(t) else "nothing" for t in (table, labels)]
@@ -180,14 +184,15 @@ def _match(
         twice = labels["file"][int(found[times > 1][0])].as_py()
         raise ConfigError(
             f"--predictions: {model} predicted {int((times > 1).sum()):,} labelled clips more than "
-            f"once (first: {twice}): each clip must be predicted once"
+            f"once (first: {twice}): each clip must be predicted once; labels of single channels "
+            "have a column channel"
         )
     return match, int((match[rest] >= 0).sum()), moved
 
 
-def _stretches(table: pa.Table, rows: NDArray[np.intp]) -> pd.DataFrame:
-    """File, start and end in ns of rows of a table, `row`, and whether nothing begins later."""
-    part = table.select(["file", "start", "end"]).take(rows)
+def _stretches(table: pa.Table, rows: NDArray[np.intp], parts: Sequence[str]) -> pd.DataFrame:
+    """File, start and end in ns, `parts`, `row`, and whether nothing begins later."""
+    part = table.select(["file", "start", "end", *parts]).take(rows)
     start, end = (part[name].cast(pa.int64()) for name in ("start", "end"))
     frame = pd.DataFrame(
         {
@@ -195,19 +200,22 @@ def _stretches(table: pa.Table, rows: NDArray[np.intp]) -> pd.DataFrame:
             "start": pc.fill_null(start, 0).to_numpy(),
             "end": pc.fill_null(end, _OPEN_END).to_numpy(),
             "row": rows,
+            **{name: pc.fill_null(part[name], _WHOLE).to_numpy() for name in parts},
         }
     )
     return frame.assign(last=frame["start"] == frame.groupby("file")["start"].transform("max"))
 
 
-def _same_stretch(labelled: pd.DataFrame, predicted: pd.DataFrame) -> NDArray[np.intp]:
+def _same_stretch(
+    labelled: pd.DataFrame, predicted: pd.DataFrame, parts: Sequence[str]
+) -> NDArray[np.intp]:
     """The row of the label of every predicted stretch, -1 for none.
 
     An open end means the end of the file, which a header tells later: it is any end, as long as
     nothing in the file begins later. (A window is not the label of a whole recording.)
     """
     here = predicted.assign(number=np.arange(len(predicted)))
-    both = here.merge(labelled, on=["file", "start"], suffixes=("", "_label"))
+    both = here.merge(labelled, on=["file", "start", *parts], suffixes=("", "_label"))
     same = both["end"] == both["end_label"]
     open_label = (both["end_label"] == _OPEN_END) & both["last"]
     open_prediction = (both["end"] == _OPEN_END) & both["last_label"]

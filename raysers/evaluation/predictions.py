@@ -25,6 +25,7 @@ from raysers.evaluation.join import DEVIATIONS, PROBABILITY, TRAINED_ON
 from raysers.io import storage
 from raysers.models.backbones import ASSETS, EMBEDDED, TRAINED_FILES
 from raysers.run import load_record
+from raysers.schemas import PARTS_OF_FILE
 from raysers.types import DIMENSIONS
 
 #: Folders of an output with rows like those of annotations, the first that is there.
@@ -120,7 +121,8 @@ def _selected(table: pa.Table, uri: str) -> pa.Table:
         raise ConfigError(f"--predictions: {uri} holds perturbed clips, not predictions of clips")
     numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     optional = [n for n in numbers if n.startswith(PROBABILITY) or n in DEVIATIONS]
-    return table.select([*_NEEDED, *optional])
+    parts = [field.name for field in PARTS_OF_FILE if field.name in table.column_names]
+    return table.select([*_NEEDED, *parts, *optional])
 
 
 def merged(found: Sequence[Predictions]) -> list[Predictions]:

@@ -89,6 +89,24 @@ def test_a_prediction_stands_beside_the_label_of_its_clip(labels, predicted, exp
     assert (found.unlabelled, found.unpredicted) == (len(predicted) - count, len(labels) - count)
 
 
+def test_channels_and_streams_have_labels_of_their_own():
+    clips = [("/a/1.wav", 0, None)] * 4 + [("/a/2.wav", 0, None)]
+    parts = {"channel": [1, 1, 2, 2, None], "audio_stream": [0, 1, 0, 1, None]}
+    order = [3, 0, 4, 2, 1]
+    predicted = {name: pa.array([of[i] for i in order], pa.int32()) for name, of in parts.items()}
+    ends = [(file, start, 2) for file, start, _ in clips]
+    values, found = joined(
+        table(
+            clips, clip_id=list("abcde"), **{n: pa.array(of, pa.int32()) for n, of in parts.items()}
+        ),
+        table(
+            [ends[i] for i in order], [i / 10 for i in order], clip_id=list("vwxyz"), **predicted
+        ),
+    )
+    assert values == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert found.unlabelled == found.unpredicted == 0
+
+
 def test_of_several_folders_the_one_named_like_the_labels_is_theirs_and_is_told():
     moved = [("/new/bea/1.wav", 0, 1), ("/new/sam/1.wav", 0, 1), ("/new/bea/2.wav", 0, 1)]
     values, found = joined(table(SAM), table(moved, [0.1, 0.5, 0.2]))
