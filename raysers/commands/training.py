@@ -192,10 +192,10 @@ def study(flags: StudyFlags) -> int:
         planned = plan.make_plan(flags, run)
         cluster.connect()
         if flags.dry_run:
-            plan.print_estimate(planned)
+            runner.print_estimate(planned)
             return Exit.DONE
         corpora = plan.load_corpora(planned, storage.join(flags.output, "corpora"))
-        plan.print_plan(planned, corpora)
+        runner.print_plan(planned, corpora)
         runner.begin(planned, run, corpora, config)
         written = runner.run_all(planned, corpora, run.run_id, _analyse)
         outcome = runner.outcome_of(planned, corpora)

@@ -33,7 +33,6 @@ from raysers.robustness.summary import report as report_robustness
 from raysers.robustness.task import RobustnessFlags, RobustnessTask
 from raysers.run import Exit, Run, load_record
 from raysers.studies import synthetic
-from raysers.studies.corpora import evaluation_uri, training_uri
 from raysers.studies.study import RANDOM, Flags, Study
 from raysers.training.config import TrainingFlags
 from raysers.training.trainer import run_training
@@ -218,6 +217,16 @@ class Place:
         if self.resources is None:
             return here(threads=1)
         return self.resources.placement
+
+
+def training_uri(output: str) -> str:
+    """Folder of the manifest that is trained on."""
+    return storage.join(output, "corpora", "training")
+
+
+def evaluation_uri(output: str) -> str:
+    """Folder of the manifest that models are evaluated on."""
+    return storage.join(output, "corpora", "judged")
 
 
 def work(run: Experiment, place: Place, report: Report) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -17,17 +18,18 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysers.engine import output
-from raysers.engine.progress import print_warning
-from raysers.errors import ConfigError, ObjectMissing
+from raysers.engine.progress import duration, hours, print_pairs, print_warning
+from raysers.errors import ConfigError, ObjectMissing, RaysersError
 from raysers.evaluation.rows import number, print_table
 from raysers.evaluation.scores import RANDOM
 from raysers.io import storage
+from raysers.robustness.task import SUITES
 from raysers.run import Run
 from raysers.schemas import CELLS, CURVES, METRICS, STUDY_METRICS
 from raysers.studies import synthetic
-from raysers.studies.corpora import Corpora
 from raysers.studies.experiments import (
     IN_TRIALS,
     MEASURED,
@@ -35,26 +37,27 @@ from raysers.studies.experiments import (
     Experiment,
     Grid,
     Place,
+    training_flags,
     training_json,
     work,
 )
-from raysers.studies.plan import StudyPlan
-from raysers.tuning.resources import find_resources
+from raysers.studies.plan import Corpora, StudyPlan, load_corpora, missing
+from raysers.training import plan as training_plan
+from raysers.tuning.resources import find_resources, measure_speed
 from raysers.tuning.results import curve_rows
 from raysers.tuning.trials import Trial, TrialRecord, attempt, print_ended, run_trials, stored
 from raysers.types import DIMENSIONS
 
 _TABLES_EVERY_S = 30.0
 _MAX_ERROR = 300
+#: Forward passes that take as long as a training step on the same audio.
+_FORWARDS = 3
 
 Rows = Iterator[dict[str, Any]]
 
 
 def begin(plan: StudyPlan, run: Run, corpora: Corpora, config: Mapping[str, Any]) -> None:
-    """Write what comes before the experiments: corpora, networks, studies and, last, the record.
-
-    Raises WriteError: the output cannot be written.
-    """
+    """Write what comes before the experiments: corpora, networks, studies and, last, the record."""
     output = plan.flags.output
     if plan.earlier is None:
         corpora.write(output)
@@ -75,8 +78,7 @@ def run_all(
 ) -> dict[str, pa.Table]:
     """Run what is left on the connected cluster: trainings, then analyses; returns the tables.
 
-    `analyse` does an experiment that uses the whole cluster. Raises WriteError: the output cannot
-    be written.
+    `analyse` does an experiment that uses the whole cluster.
     """
     retries, total, left = plan.flags.retries, len(plan.grid.runs), plan.left()
     resources = find_resources(max(1, len(left)), plan.flags)
@@ -158,17 +160,17 @@ def _status(record: TrialRecord | None) -> str:
 
 
 def write_tables(grid: Grid, place: Place) -> dict[str, pa.Table]:
-    """Write `cells`, `metrics` and `curves`; returns them; raises WriteError."""
+    """Write `cells`, `metrics` and `curves`; returns them."""
     records = {name: stored(place.uri(name)) for name in grid.runs}
     done = [cell for cell in grid.cells if _status(records[cell.run]) == "done"]
-    rows = {
-        "cells": ([_cell_row(cell, records[cell.run]) for cell in grid.cells], CELLS),
-        "metrics": (list(_metric_rows(done, place)), STUDY_METRICS),
-        "curves": ([row for cell in done for row in _curve_rows(cell, place)], CURVES),
-    }
-    tables = {name: pa.Table.from_pylist(found, schema) for name, (found, schema) in rows.items()}
-    for name, table in tables.items():
-        output.write_part(storage.join(place.output, name, "part-00000.parquet"), table)
+    tables: dict[str, pa.Table] = {}
+    for name, schema, rows in (
+        ("cells", CELLS, (_cell_row(cell, records[cell.run]) for cell in grid.cells)),
+        ("metrics", STUDY_METRICS, _metric_rows(done, place)),
+        ("curves", CURVES, (row for cell in done for row in _curve_rows(cell, place))),
+    ):
+        tables[name] = pa.Table.from_pylist(list(rows), schema)
+        output.write_part(storage.join(place.output, name, "part-00000.parquet"), tables[name])
     return tables
 
 
@@ -266,3 +268,71 @@ def print_cells(cells: pa.Table, metrics: pa.Table) -> None:
     for row in cells.to_pylist():
         if row["error"]:
             print_warning(f"{row['study']}, {row['cell']}: {row['error'][:_MAX_ERROR]}")
+
+
+def print_plan(plan: StudyPlan, corpora: Corpora) -> None:
+    """Cells, corpora and what is missing, before the study starts."""
+    grid, others = plan.grid, ", ".join(corpora.others) or "no other"
+    pairs = {
+        "studies": ", ".join(plan.wanted),
+        "cells": f"{len(grid.cells)}, {len(grid.runs)} runs, {len(plan.left())} of them left",
+        "corpora": f"trained on {', '.join(corpora.home)}; also evaluated on {others}",
+    }
+    print_pairs("study", pairs)
+    for name, lacks in missing(plan, corpora).items():
+        print_warning(f"study {name} lacks {lacks}: its cells will fail or be incomplete")
+
+
+def print_estimate(plan: StudyPlan) -> None:
+    """A line for every experiment that is left, and their sum, measured on a few batches.
+
+    One training of each backbone is measured; scoring is counted at three times its speed, and
+    evaluation, fusion and probe are not counted.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        corpora = load_corpora(plan, folder)
+        print_plan(plan, corpora)
+        left = plan.left()
+        resources = find_resources(max(1, len(left)), plan.flags)
+        synthetic.write_networks(folder, plan.small_networks)
+        place = replace(plan.place, output=folder)
+        speeds: dict[str, float] = {}
+        total_s = 0.0
+        lines: dict[str, str] = {}
+        for run in left:
+            if run.job not in IN_TRIALS:
+                lines[run.name] = f"{run.job}, not estimated"
+                continue
+            training = plan.grid.runs[run.needs[0]] if run.needs else run
+            backbone = str(training.settings["backbone"])
+            try:
+                flags, _ = training_plan.inspect(training_flags(training, place))
+                if backbone not in speeds:
+                    speeds[backbone] = measure_speed(flags, corpora.training, resources)
+            except RaysersError as error:
+                lines[run.name] = f"cannot be measured: {error}"
+                continue
+            audio_s = _audio_s(run, flags.epochs, corpora)
+            seconds = audio_s / speeds[backbone]
+            total_s += seconds
+            lines[run.name] = f"{hours(audio_s)} of audio, {duration(seconds)}"
+    print_pairs("estimate (nothing was written)", lines)
+    usd = plan.flags.usd_per_hour * total_s / 3600
+    pairs = {
+        "places": resources.words,
+        "of one place": duration(total_s) + (f", {usd:,.2f} USD" if usd else ""),
+        "in all": f"about {duration(total_s / resources.at_once)}",
+    }
+    print_pairs("all", pairs)
+
+
+def _audio_s(run: Experiment, epochs: int, corpora: Corpora) -> float:
+    """Audio of a run in seconds of training."""
+    scored_s = float(pc.sum(corpora.judged["duration_s"]).as_py() or 0.0) / _FORWARDS
+    if run.job == "train":
+        train = corpora.training.filter(pc.equal(corpora.training["split"], "train"))
+        share = float(run.settings["train"].get("train_fraction", 1.0))
+        return epochs * share * float(pc.sum(train["duration_s"]).as_py() or 0.0) + scored_s
+    flags = run.settings["flags"]
+    names = flags.get("perturbations") or SUITES[flags.get("suite", "paper")]
+    return scored_s * (1 + len(names) if run.job == "robustness" else 1)

@@ -79,20 +79,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """One study as its file says it, for one scale.
+    """One study as its file says it, for one scale: its name is the file's, `about` its question.
 
-    Attributes:
-        name: of the file.
-        about: the question it asks.
-        job: of `JOBS`.
-        models: by the name the reader knows them by.
-        factor: what it varies.
-        values: by value of the factor, the flags of training it changes; `weights: random` starts
-            from random weights.
-        seeds: of training.
-        train: flags of all its trainings.
-        flags: of the job that analyses the models.
-        together: one analysis of all the models side by side, instead of one of each.
+    `models` are by the name the reader knows them by. `factor` is what it varies, and `values` are,
+    by value of it, the flags of training it changes (`weights: random` starts from random weights).
+    `train` are flags of all its trainings, `flags` those of the job that analyses the models;
+    `together` is one analysis of all of them side by side, instead of one of each.
     """
 
     name: str
@@ -124,10 +116,7 @@ def in_order(studies: Iterable[Study]) -> list[Study]:
 
 
 def read_studies(names: Sequence[str], scale: str) -> list[Study]:
-    """The studies of `--study`: built-in names, `paper` for those of the paper, or YAML files.
-
-    Raises ConfigError: no such study, or a file with something wrong; the line names the key.
-    """
+    """The studies of `--study`: built-in names, `paper`, or YAML files; errors name the key."""
     wanted = [one for name in names for one in (PAPER_STUDIES if name == PAPER else [name])]
     studies = [read_study(name, scale) for name in dict.fromkeys(wanted)]
     for study in studies:
@@ -193,11 +182,10 @@ def _study(title: str, where: str, document: dict[str, Any]) -> Study:
     job, seeds = document.get("job", "train"), document.get("seeds", [0])
     if job not in JOBS:
         raise ConfigError(f"{where}: key 'job' is {job!r}: choose {', '.join(JOBS)}")
+    given = _mapping(f"{where}: key 'values'", document.get("values")) or {"": {}}
     values = {
         str(name): _flags(f"{where}: key 'values': {str(name)!r}:", "train", changes)
-        for name, changes in (
-            _mapping(f"{where}: key 'values'", document.get("values")) or {"": {}}
-        ).items()
+        for name, changes in given.items()
     }
     good = isinstance(seeds, list) and seeds and all(type(v) is int and v >= 0 for v in seeds)
     if not good or len(set(seeds)) < len(seeds):
@@ -206,6 +194,7 @@ def _study(title: str, where: str, document: dict[str, Any]) -> Study:
         key: coerce(f"{where}: key {key!r}", type(default), document.get(key, default))
         for key, default in (("about", ""), ("factor", ""), ("together", False))
     }
+    flags = _flags(f"{where}: key 'flags':", job, document.get("flags")) if job != "train" else {}
     study = Study(
         name=title,
         job=job,
@@ -213,9 +202,7 @@ def _study(title: str, where: str, document: dict[str, Any]) -> Study:
         values=values,
         seeds=tuple(seeds),
         train=_flags(f"{where}: key 'train':", "train", document.get("train")),
-        flags=_flags(f"{where}: key 'flags':", job, document.get("flags"))
-        if job != "train"
-        else {},
+        flags=flags,
         **simple,
     )
     for bad, words in (

@@ -10,6 +10,7 @@ about emotion in speech.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -157,10 +158,7 @@ def utterances(corpus: Corpus) -> Iterator[Utterance]:
 
 
 def spoken(one: Utterance) -> bytes:
-    """The audio file of an utterance: 16 kHz, 16 bit WAV; the same for the same arguments.
-
-    Raises ConfigError: espeak-ng is not installed.
-    """
+    """The audio file of an utterance: 16 kHz, 16 bit WAV; the same for the same arguments."""
     arousal, dominance, valence = (value - 0.5 for value in one.labels)
     rng = generator(_SEED, one.clip + " sound", size_bytes=8)
     rate = one.voice.rate_wpm * (1 + 0.55 * arousal) + rng.normal(0, _RATE_SD_WPM)
@@ -199,30 +197,24 @@ def _filtered(
 
 
 def make_speech(corpora: Sequence[Corpus], folder: str) -> dict[str, pa.Table]:
-    """Speak what of the corpora is not there yet, on the connected cluster.
+    """Labelled manifests by corpus; what is not there yet is spoken, on the connected cluster.
 
-    Each gets a folder below `folder`, with `audio` and `manifest`.
-
-    Returns:
-        The labelled manifests by the corpora's names.
-
-    Raises ConfigError: espeak-ng is not installed; WriteError: the folder cannot be written.
+    Each corpus has `audio` and `manifest` below `folder`. Raises ConfigError: no espeak-ng.
     """
-    missing = [one for one in corpora if not is_manifest(storage.join(folder, one.name))]
+    places = {corpus.name: storage.join(folder, corpus.name) for corpus in corpora}
+    missing = [one for one in corpora if not is_manifest(places[one.name])]
     speak = ray.remote(num_cpus=1)(_speak_all)
-    tasks = []
-    for corpus in missing:
-        lines: dict[str, list[Utterance]] = {}
-        for one in utterances(corpus):
-            lines.setdefault(one.voice.name, []).append(one)
-        place = storage.join(folder, corpus.name)
-        tasks += [speak.remote(own, place) for own in lines.values()]
+    tasks = [
+        speak.remote(list(lines), places[corpus.name])
+        for corpus in missing
+        for _, lines in itertools.groupby(utterances(corpus), key=lambda one: one.voice.name)
+    ]
     for task in tasks:
         get_with_notice(task, "synthetic speech")
     for corpus in missing:
-        place = storage.join(folder, corpus.name)
+        place = places[corpus.name]
         write_manifest(storage.join(place, "manifest"), _manifest(corpus, place))
-    return {corpus.name: read_manifest(storage.join(folder, corpus.name)) for corpus in corpora}
+    return {name: read_manifest(place) for name, place in places.items()}
 
 
 def _speak_all(lines: list[Utterance], place: str) -> None:

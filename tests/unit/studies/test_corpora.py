@@ -9,8 +9,7 @@ from raysers.data.labelled import SCHEMA
 from raysers.data.splits import leaks
 from raysers.errors import ConfigError
 from raysers.run import Run
-from raysers.studies.corpora import arrange
-from raysers.studies.plan import StudyFlags, make_plan, missing
+from raysers.studies.plan import StudyFlags, arrange, make_plan, missing
 
 TEN = {f"f{i}": "female" for i in range(5)} | {f"m{i}": "male" for i in range(5)}
 
