@@ -68,8 +68,7 @@ def load_asr(
 
     `dtype` is auto, fp32, bf16 or fp16 of all but moonshine, `language` one of a multilingual
     Whisper model, or `auto` for that of each clip; with `timestamps` words have times. Raises
-    ConfigError: no such name, or no such format, language or times; CheckpointError: no model
-    whose texts can be trusted.
+    ConfigError or CheckpointError where no texts can be trusted.
     """
     if is_moonshine(name):
         if language not in ("", "en") or timestamps:
@@ -102,8 +101,7 @@ def parse_asr_name(name: str) -> ModelName:
 class StockRecogniser:
     """A CTC or speech-to-text network of transformers with the tokenizer of its folder.
 
-    `revision` is the commit or content hash the texts come from, `max_padded_s` the padded seconds
-    of a batch that it is fastest with.
+    It is fastest with batches of `max_padded_s` padded seconds.
     """
 
     def __init__(
@@ -158,8 +156,7 @@ class StockRecogniser:
     def transcribe(self, signals: Sequence[Floats]) -> list[dict[str, Any] | ClipError]:
         """`text` of each 16 kHz mono signal in [-1, 1], or why it has none; never raises for one.
 
-        Where asked for also `language`, and `words` with their times in the signal. Raises
-        DeviceLost: the accelerator is broken for good.
+        Where asked for also `language`, and `words` with their times in the signal.
         """
         cut = [self._pieces(signal) for signal in signals]
         pieces = [piece for parts in cut for _, piece in parts]

@@ -138,7 +138,7 @@ def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
 def open_folder(
     name: ModelName, cache_dir: str | Path | None = None, flag: str = "--model"
 ) -> ModelFolder:
-    """The folder of a speech model, fetched from the hub if need be, checked except its weights.
+    """The folder of a speech model, fetched if need be, checked but for its weights.
 
     Raises ConfigError, which names `flag`: no such weights, or no way to fetch them.
     """
@@ -199,8 +199,6 @@ def check_folder(folder: Path) -> None:
     """Refuse a model folder with files that libraries would read without end or from elsewhere.
 
     Links may point to other files of the folder; in the hub's cache, to the same model's blobs.
-    Raises CheckpointError: no folder, a device, pipe or socket, a link out of it, or a text too
-    big.
     """
     if not folder.is_dir():
         raise CheckpointError(f"model folder {folder} does not exist")
@@ -377,10 +375,7 @@ def fetch_snapshot(
     also: Sequence[str] = (),
     flag: str = "--model",
 ) -> Path:
-    """The local snapshot of a hub model (`also`: of these files too), named after the commit.
-
-    Raises ConfigError, which names `flag`: not there, not allowed, or out of reach.
-    """
+    """The local snapshot of a hub model (`also`: these files too) by its commit, or ConfigError."""
     from huggingface_hub import errors, snapshot_download
 
     wanted = f"{hub_id}@{revision}" if revision else hub_id

@@ -92,8 +92,8 @@ class MaskedBatchNorm(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """[clips, channels, frames, bands] after the norm, zero where `mask` is False.
 
-        `hidden`: float [clips, channels, frames, bands]; `mask`: bool [clips, frames]. Returns the
-        normalised tensor, and in training the sums for `absorb`, else an empty vector.
+        `mask` is bool [clips, frames]. Also returns the sums for `absorb`, empty outside of
+        training.
         """
         if not self.training:
             scaled = functional.batch_norm(
@@ -114,8 +114,7 @@ class MaskedBatchNorm(nn.Module):
     def _sums(self, count: int, mean: Tensor, variance: Tensor) -> Tensor:
         """float64 [1 + 2 * channels]: count, sums of x - m and (x - m)^2, m the running mean.
 
-        Around the running mean, which all workers share, sums lose no digits to a large offset;
-        as float64 they lose none in being added up either.
+        Around the mean that all workers share, sums lose no digits to a large offset.
         """
         offset = mean.double() - self.running_mean
         square = variance.double() * ((count - 1) / count) + offset.square()
@@ -165,8 +164,8 @@ class ConvBlock(nn.Module):
 class Cnn14(EmotionNetwork):
     """CNN14 with three linear outputs.
 
-    Scores and embeddings are float32 [clips, 3] and [clips, widths[-1]]; an embedding is the mean
-    over mel bands, then over time, of the last block (the paper's footnote 4).
+    An embedding, float32 [clips, widths[-1]], is the mean over mel bands, then over time, of the
+    last block (the paper's footnote 4).
     """
 
     def __init__(self, config: Cnn14Config) -> None:
@@ -241,10 +240,10 @@ class Cnn14(EmotionNetwork):
         self._checkpointing = on
 
     def collected_statistics(self) -> Tensor | None:
-        """Sums over all training passes with gradient since the last `apply_statistics`.
+        """Per norm: count, sums of x - m and of (x - m)^2, m the running mean.
 
-        Per norm: count, sums of x - m, sums of (x - m)^2, m the running mean. Passes without
-        gradient are not counted, so a first look at the predictions counts no clip twice.
+        Passes without gradient are not counted, so a first look at the predictions counts no clip
+        twice.
         """
         if self._sums is None:
             device = self.out.weight.device

@@ -78,10 +78,10 @@ class EmotionNetwork(nn.Module, ABC):
     def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Score a batch; a clip's results do not depend on its neighbours.
 
-        `padded`: float32 [clips, samples], 16 kHz, zero behind each clip; `lengths`: int64 [clips],
-        samples of each clip, from `min_samples` to `max_samples`; on the CPU, to spare a GPU the
-        wait. Returns float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and
-        float32 embeddings [clips, embedding_size].
+        `padded` is float32 [clips, samples], 16 kHz, zero behind each clip; `lengths` int64
+        [clips], from `min_samples` to `max_samples`, on the CPU, to spare a GPU the wait. Returns
+        float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and embeddings [clips,
+        embedding_size].
         """
 
     @abstractmethod
@@ -89,10 +89,10 @@ class EmotionNetwork(nn.Module, ABC):
         """Let the bulk of the network compute in `dtype`; pooling and head stay in float32."""
 
     def freeze(self, part: str) -> None:
-        """Keep a part of the network as it is in training: `cnn`, `backbone` or `none`.
+        """Keep `cnn`, `backbone` or `none` of the network as it is in training, or ConfigError.
 
-        Its parameters get no gradient, and it stays in evaluation mode after `train()`. Replaces
-        what an earlier call froze. Raises ConfigError: the network has no such part.
+        It gets no gradient, and stays in evaluation mode after `train()`. Replaces what an earlier
+        call froze.
         """
         if part != "none":
             kind = self.config.model_type
@@ -102,11 +102,10 @@ class EmotionNetwork(nn.Module, ABC):
         """Whether training keeps a layer's input only and computes the rest again for gradients."""
 
     def attach(self, outputs: Outputs) -> None:
-        """Give the network the heads of `outputs`: `categories`, `uncertainty`, `ood`.
+        """Give the network new heads of `outputs`: `categories`, `uncertainty`, `ood`.
 
-        They replace those it has; their weights are new, drawn from torch's generator or empty.
         With points, the scores come from the categories, and there is no head for the dimensions.
-        Raises CheckpointError: points for a network that has no such head, CNN14.
+        Raises CheckpointError: points for CNN14, which has no such head.
         """
         for name in ("categories", "uncertainty", "ood"):
             self._modules.pop(name, None)
@@ -136,10 +135,10 @@ class EmotionNetwork(nn.Module, ABC):
         return torch.cat(parts, 1)
 
     def collected_statistics(self) -> Tensor | None:
-        """What the training passes since the last `apply_statistics` saw, as sums.
+        """What the training passes since the last `apply_statistics` saw; None without statistics.
 
-        A float64 vector of fixed length: add those of all workers, then hand the sum to
-        `apply_statistics` of each. None where the network keeps no statistics.
+        A float64 vector of fixed length: hand the sum of all workers' to `apply_statistics` of
+        each.
         """
         return None
 
@@ -207,11 +206,7 @@ class EmotionModel(EmotionNetwork):
         )
 
     def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and embeddings of normalised clips.
-
-        Pooling and head run in float32 whatever the backbone's precision. With a float32 backbone
-        both equal a plain single-file forward pass to about 1e-6; see `scorer` for bfloat16.
-        """
+        """Scores and embeddings of normalised clips; pooling and head always run in float32."""
         hidden, mask = self._hidden(padded, lengths)
         with torch.autocast(hidden.device.type, enabled=False):
             embeddings = self.pooling(hidden, mask)
@@ -226,9 +221,9 @@ class EmotionModel(EmotionNetwork):
     def freeze(self, part: str) -> None:
         """Keep `cnn` (the convolutional front), `backbone` (all but pooling and head) or `none`.
 
-        Parameters that no score depends on never get a gradient: keys' biases (a softmax cancels
-        them) and a bias in front of a group norm. Theirs is rounding noise, which Adam would turn
-        into full steps.
+        Parameters that no score depends on never get a gradient, keys' biases (a softmax cancels
+        them) and a bias before a group norm: theirs is rounding noise, which Adam would turn into
+        full steps.
         """
         parts = {"cnn": self._front, "backbone": (self.backbone,), "none": ()}
         if part not in parts:
@@ -316,8 +311,8 @@ class EmotionModel(EmotionNetwork):
     def _through_layers(self, hidden: Tensor, keys: Tensor | None, norm: Any) -> Tensor:
         """[clips, frames, hidden] behind the layers and `norm`.
 
-        With `layer_weights` the sum of what each layer takes and of the result, under the softmax
-        of these weights (Yang et al. 2021, SUPERB), as stock classifiers compute it.
+        With `layer_weights` the sum of what each layer takes and of the result (Yang et al. 2021,
+        SUPERB).
         """
         along = {"position_bias": None} if self.family.prefix == "wavlm" else {}
         states = []
@@ -340,8 +335,7 @@ class EmotionModel(EmotionNetwork):
 def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> Any:
     """WavLM's attention, same numbers, with the mask laid into the position bias beforehand.
 
-    The stock module leaves that to torch, which warns of a mask and a bias of two types. `hidden`
-    is [clips, frames, size], `mask` bool [clips, frames], `bias` [clips x heads, frames, frames].
+    The stock module leaves that to torch, which warns of a mask and a bias of two types.
     """
     if mask is not None:
         padding = ~mask.repeat_interleave(attention.num_heads, 0)[:, None, :]
@@ -353,8 +347,8 @@ def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -
 def _positions(embedding: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Convolutional position embedding of [clips, frames, size].
 
-    data2vec stacks several: what one puts behind a clip's end is not zero, and the next would
-    carry it back into the clip. So the mask is applied in between.
+    data2vec stacks several, so the mask is applied in between: what one puts behind a clip's end,
+    the next would carry back into it.
     """
     stack = getattr(embedding, "layers", None)
     if stack is None:

@@ -63,9 +63,9 @@ def valid(lengths: Tensor, longest: int) -> Tensor:
 def normalise(padded: Tensor, lengths: Tensor) -> Tensor:
     """Zero mean and unit population variance of each row's first `lengths[i]` samples.
 
-    `padded` is float32 [clips, samples]; what lies behind a row's length comes out as 0 whatever
-    it held. Equals the published feature extractor (eps 1e-7 inside the root) row by row; sums
-    are in float64, so that a constant offset cannot drown the speech.
+    `padded` is float32 [clips, samples]; what lies behind a row's length becomes 0. Equals the
+    published feature extractor (eps 1e-7 inside the root); sums are in float64, so that a constant
+    offset cannot drown the speech.
     """
     mask = valid(lengths, padded.shape[1])
     count = lengths[:, None]
@@ -92,10 +92,9 @@ def convolve_once(
 
     float32 input for a shorter `dtype` is split into two numbers of `dtype` each, the second for
     what the first rounds off. All products then go through one multiplication of `dtype`, which
-    sums in float32: as exact as rounding a float32 result, in a tenth of its time on CPUs.
-    `signal`: [rows, samples], float32 or `dtype`; `kernel`: [1 or rows, channels, taps], of the
-    signal's type; `bias`: [1 or rows, channels], of the signal's type; `stride`: samples between
-    windows; `dtype`: type of the result.
+    sums in float32: as exact as rounding a float32 result, in a tenth of its time on CPUs. `signal`
+    [rows, samples], `kernel` [1 or rows, channels, taps] and `bias` [1 or rows, channels] are of
+    one type.
     """
     taps = kernel.shape[2]
     if signal.dtype == dtype:
@@ -118,18 +117,16 @@ def _two_parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 class MaskedGroupNorm(nn.GroupNorm):
     """Group norm, one group a channel, whose statistics leave out each row's padding.
 
-    It has the parameters of the norm it replaces. Training applies it as it is (`over_frames`),
-    scoring together with the bias-free convolution in front of it (`fold`): mean and variance of
-    a linear layer's output follow exactly from mean and covariance of its input windows, so norm
-    and convolution become one small linear layer per clip, and the widest tensor of the whole
+    Training applies it as it is, scoring with the bias-free convolution in front of it: mean and
+    variance of a linear layer's output follow exactly from mean and covariance of its input
+    windows, so both become one small linear layer per clip, and the widest tensor of the whole
     network is never stored unnormalised.
     """
 
     def over_frames(self, hidden: Tensor, frames: Tensor) -> Tensor:
-        """The norm by itself, of [clips, frames, channels] as the convolution left them.
+        """The norm by itself, float32, of [clips, frames, channels] as the convolution left them.
 
-        float32; what lies behind a clip's `frames` (int64 [clips]) counts in no statistic and
-        comes out as some finite number.
+        What lies behind a clip's `frames` counts in no statistic and becomes some finite number.
         """
         hidden = hidden.float()
         # [clips, 1, frames]: multiplying with it takes the mean over a clip's own frames
@@ -141,13 +138,11 @@ class MaskedGroupNorm(nn.GroupNorm):
     def fold(
         self, kernel: Tensor, padded: Tensor, frames: Tensor, stride: int
     ) -> tuple[Tensor, Tensor]:
-        """The layer "convolve, then normalise" as one linear layer per row.
+        """ "Convolve, then normalise" as a linear layer per row: [clips, channels, taps] and biases.
 
-        `kernel`: [channels, taps] weights of the convolution; a bias would cancel out; `padded`:
-        float32 [clips, samples], zero behind each clip; `frames`: int64 [clips], frames of each
-        clip after this convolution; `stride`: samples between windows. Returns float32 weight
-        [clips, channels, taps] and bias [clips, channels]: `gamma (w.x - w.mean) / sqrt(w' cov w +
-        eps) + beta`, biased covariance.
+        `gamma (w.x - w.mean) / sqrt(w' cov w + eps) + beta`, float32, biased covariance. `kernel`
+        is [channels, taps], `padded` float32 [clips, samples], zero behind each clip, `frames`
+        int64 [clips].
         """
         taps = kernel.shape[1]
         kernel = kernel.double()
@@ -167,11 +162,9 @@ class MaskedGroupNorm(nn.GroupNorm):
 def augment_hidden(hidden: Tensor, frames: Sequence[int], backbone: Any) -> Tensor:
     """SpecAugment (Park et al. 2019) on hidden states, as wav2vec 2.0 has it in fine-tuning.
 
-    Spans of frames become the learned vector, spans of channels zeros. The stock function draws
-    from numpy's global generator and fails on clips shorter than a span. Here every draw comes from
-    torch's CPU generator, so its seed fixes the masks, and such a clip stays as it is. `hidden`:
-    float [clips, frames, size]; `frames`: valid frames of each clip; padding is never drawn;
-    `backbone`: the stock module, for its configuration and `masked_spec_embed`, if it has one.
+    Spans of `frames` of each clip become the learned vector, spans of channels zeros. The stock
+    function draws from numpy's global generator and fails on clips shorter than a span. Here
+    torch's seed fixes the masks, and such a clip stays as it is. `backbone` is the stock module.
     """
     config = backbone.config
     if not getattr(config, "apply_spec_augment", True):
@@ -247,8 +240,7 @@ def frames_to_train(
 ) -> Tensor:
     """[clips, frames, channels] of [clips, samples], layer by layer, made to be differentiated.
 
-    `extractor`: the stock front after `mask_group_norm`; `geometry`: its kernels and strides;
-    `padded`: float32 [clips, samples], zero behind each clip; `lengths`: int64 [clips].
+    `extractor` is the stock front after `mask_group_norm`; `padded` is zero behind each clip.
     """
     first, *others = extractor.conv_layers
     kernel, bias = first.conv.weight[:, 0], first.conv.bias
@@ -269,11 +261,7 @@ def frames_to_train(
 def frames_in_blocks(
     extractor: Any, geometry: ConvGeometry, padded: Tensor, lengths: Tensor
 ) -> Tensor:
-    """[clips, frames, channels] of [clips, samples], computed block by block.
-
-    Exact: frames f0..f1 depend on samples f0*hop .. (f1-1)*hop + receptive field only.
-    Arguments as of `frames_to_train`.
-    """
+    """As `frames_to_train`, block by block: frames f0..f1 depend on their own samples only."""
     kernel, bias = _first_layer(extractor, geometry, padded, lengths)
     signal = padded.to(kernel.dtype)
     clips, samples = signal.shape
@@ -297,9 +285,8 @@ def frames_in_blocks(
 def conv_over_frames(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
     """`conv` over the frames of [rows, frames, channels].
 
-    Written as the two-dimensional convolution of an image one pixel high, because that takes the
-    channels-last layout as it is; the stock `Conv1d` of a transposed tensor needs up to twice
-    the time on CPUs.
+    As the convolution of an image one pixel high, which takes channels last as they are; the stock
+    `Conv1d` of a transposed tensor needs up to twice the time on CPUs.
     """
     image = hidden[:, None].permute(0, 3, 1, 2)  # [rows, channels, 1, frames], a view
     (stride,), (padding,) = conv.stride, cast(tuple[int], conv.padding)
@@ -331,9 +318,8 @@ def _first_layer(
 ) -> tuple[Tensor, Tensor]:
     """First layer as linear weights [1 or clips, channels, taps] and biases, norm folded in.
 
-    One row for all clips where no statistics over a clip are involved. A folded norm stays in
-    float32 whatever the backbone's precision: weights and bias then cancel each other (an
-    offset or a rumble the norm takes out), which rounding either would spoil.
+    A folded norm stays in float32 whatever the backbone's precision: weights and bias then cancel
+    each other (an offset or a rumble the norm takes out), which rounding either would spoil.
     """
     layer = extractor.conv_layers[0]
     kernel, bias = layer.conv.weight[:, 0], layer.conv.bias

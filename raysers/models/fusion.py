@@ -85,11 +85,7 @@ class EpochOfHead(NamedTuple):
 
 
 class FusionHead(nn.Module):
-    """Two layers on standardised vectors (Wagner et al. 2022, section 4.8).
-
-    Mean and scale of the training vectors are part of the head, so it takes raw vectors. The hidden
-    layer is as wide as the input, `size`.
-    """
+    """Two layers as wide as the input, standardised vectors (Wagner et al. 2022, section 4.8)."""
 
     mean: Tensor
     scale: Tensor
@@ -182,10 +178,7 @@ def save_fusion(fusion: Fusion, folder: str | Path) -> None:
 
 
 def load_fusion(folder: str | Path) -> Fusion:
-    """Read a folder that `save_fusion` wrote.
-
-    Raises CheckpointError: it is no fusion, or one whose scores cannot be trusted.
-    """
+    """Read a folder that `save_fusion` wrote; CheckpointError where it is not to be trusted."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"--fusion {folder} does not exist: give the output of fuse train")
@@ -230,11 +223,10 @@ def load_fusion(folder: str | Path) -> Fusion:
 def train_head(
     name: str, train: Vectors, dev: Vectors, settings: HeadSettings, device: str = "cpu"
 ) -> tuple[FusionHead, list[EpochOfHead]]:
-    """The head of the epoch with the best mean dev CCC, and all epochs.
+    """The head of the epoch with the best mean dev CCC, and all epochs; or TrainingDiverged.
 
-    `name` goes into the seed, so the heads' draws are independent. Clips of `train` without any
-    label are left out, and a dimension with fewer than `LEAST_LABELS` always gets the middle of the
-    scale. Raises TrainingDiverged: the loss is not a number.
+    `name` goes into the seed. Clips of `train` without any label are left out, and a dimension with
+    fewer than `LEAST_LABELS` always gets the middle of the scale.
     """
     labelled = np.isfinite(train.labels).any(axis=1)
     values, labels = (torch.from_numpy(one[labelled]).to(device) for one in train)

@@ -28,10 +28,7 @@ _LEAST_VARIANCE = 1e-6
 
 
 class MeanPooling(nn.Module):
-    """Mean over the frames of a clip.
-
-    `whole_rows` lets training (not scoring) average over all frames of the padded batch.
-    """
+    """Mean over the frames of a clip; with `whole_rows`, in training, over the padded batch's."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -91,10 +88,7 @@ POOLINGS: dict[str, type[MeanPooling | Statistics | AttentiveStatistics]] = {
 
 
 class EmotionHead(nn.Module):
-    """Dense, tanh, projection to the three dimensions (the paper's section 3.2).
-
-    `embedding_size` numbers come in; `size` is the width in between.
-    """
+    """Dense, tanh, projection to the three dimensions (the paper's section 3.2)."""
 
     def __init__(self, embedding_size: int, size: int, dropout: float, std: float) -> None:
         super().__init__()
@@ -113,11 +107,7 @@ class EmotionHead(nn.Module):
 
 
 class CategoryHead(nn.Linear):
-    """Logits of emotion categories; with `points` [categories, 3] also scores.
-
-    The scores are the mean of the points under the probabilities: a model trained on categories
-    that stand for points predicts these points.
-    """
+    """Logits of emotion categories; with `points` [categories, 3] also scores, their mean."""
 
     def __init__(self, embedding_size: int, points: Tensor, categories: int) -> None:
         super().__init__(embedding_size, categories)
@@ -133,9 +123,8 @@ class CategoryHead(nn.Linear):
 class DenseCategoryHead(nn.Module):
     """Logits of emotion categories from two layers, as other tools save them.
 
-    With a tanh between them it is the published emotion head with other labels; without, the
-    projector and classifier of a stock `ForSequenceClassification`, which commute with the mean
-    over frames.
+    With a tanh between them the published emotion head; without, projector and classifier of a
+    stock `ForSequenceClassification`, which commute with the mean over frames.
     """
 
     def __init__(self, embedding_size: int, size: int, categories: int, *, tanh: bool) -> None:
@@ -216,10 +205,9 @@ class OutOfDistribution(nn.Module):
 def fit_distance(
     embeddings: npt.NDArray[Any], folds: npt.NDArray[np.int64], rank: int
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Tensors of an `OutOfDistribution` head for speech like this.
+    """Tensors of an `OutOfDistribution` head for speech like `embeddings` [clips, embedding_size].
 
-    `embeddings`: float [clips, embedding_size] of the speech; `folds`: int [clips]; what is
-    ordinary is measured on each fold by a fit on the others; `rank`: directions of the distance,
+    What is ordinary is measured on each of `folds`, int [clips], by a fit on the others. `rank` is
     below the number of clips outside of any fold.
     """
     places = []
@@ -260,13 +248,11 @@ Loss = Callable[[Tensor, Tensor, Sequence[float]], Tensor]
 def ccc_loss(
     predictions: Tensor, labels: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0)
 ) -> Tensor:
-    """Weighted mean over the targets of `1 - CCC` (Wagner et al. 2022, section 3.1).
+    """Weighted mean over the targets of `1 - CCC` (Wagner et al. 2022, section 3.1), a scalar.
 
     `CCC = 2 cov / (var + var + (mean - mean)^2)` with population moments (Lin 1989), over the clips
-    that have the label; targets with fewer than two labels are left out. `predictions`: float
-    [clips, targets]; `labels`: float [clips, targets], NaN where missing; `weights`: how much each
-    target counts, at least 0. Returns a scalar of the predictions' type, 0 (with gradient 0) where
-    no target is left.
+    that have the label; targets with fewer than two labels are left out, and without any it is 0.
+    `predictions` and `labels` (NaN where missing) are [clips, targets].
     """
     known = ~labels.isnan()
     count = known.sum(0)
@@ -285,10 +271,7 @@ def ccc_loss(
 def mse_loss(
     predictions: Tensor, labels: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0)
 ) -> Tensor:
-    """Weighted mean over the targets of the mean squared error over the clips with that label.
-
-    Arguments and result as of `ccc_loss`; one label is enough for a target to count.
-    """
+    """Weighted mean over the targets of the mean squared error; else as `ccc_loss`."""
     known = ~labels.isnan()
     count = known.sum(0)
     error = predictions - labels.to(predictions.dtype).masked_fill(~known, 0.0)
@@ -297,11 +280,7 @@ def mse_loss(
 
 
 def category_loss(logits: Tensor, categories: Tensor) -> Tensor:
-    """Mean cross-entropy over the clips that have a category.
-
-    `logits`: float [clips, K]; `categories`: int64 [clips], 0..K-1, or `NO_CATEGORY`. Returns a
-    scalar, 0 (with gradient 0) where no clip has a category.
-    """
+    """Mean cross-entropy of logits [clips, K] over the clips that have a category, else 0."""
     known = categories != NO_CATEGORY
     total = functional.cross_entropy(logits, categories, ignore_index=NO_CATEGORY, reduction="sum")
     return total / known.sum().clamp_min(1)

@@ -84,16 +84,13 @@ def start_model(
 ) -> InitialModel:
     """Build the network that training starts from.
 
-    `name`: an alias, a hub id, a local folder (a bare backbone, its pre-training model, or a
+    `name` is an alias, a hub id, a local folder (a bare backbone, its pre-training model, or a
     fine-tuned one whose head is kept), or `random:` and an alias, a folder or a `config.json`: then
-    all weights are random; `seed`: of every weight that does not come from a file; `layers`: bottom
-    transformer layers to keep; `freeze`: `auto` is `none` for random weights and `cnn` for trained
-    ones; `pooling`: `unmasked` averages over padding too, in training only; `head_dropout`: 0..1,
-    in place of what the configuration says (`final_dropout`); `layer_weights`: learn a weighted sum
-    of all layers' states, in place of the last one; `front`: `mel` starts the first convolution as
-    a mel bank (random weights only); `cache_dir`: where hub downloads are kept; default: the hub
-    library's own place. Raises ConfigError: no such name, or settings that do not go together;
-    CheckpointError: the folder is not a model that can be trained.
+    all weights come from `seed`. `freeze` is by default `none` for random weights and `cnn` for
+    trained ones; pooling `unmasked` averages over padding too, in training only; `head_dropout`
+    replaces the configuration's; `layer_weights` learns a weighted sum of all layers' states;
+    `front` `mel` starts the first convolution as a mel bank (random weights only). Raises
+    ConfigError, CheckpointError.
     """
     parsed = parse_model_name(name, "--backbone")
     if head_dropout is not None and not 0 <= head_dropout < 1:
@@ -162,8 +159,7 @@ def _trained(
 ) -> tuple[EmotionNetwork, bool]:
     """The network with all its weights, and whether its head is the folder's.
 
-    A head for other labels, or of another layout, is replaced by a new one. Raises ConfigError: a
-    trained head that sits on another pooling than wanted.
+    A head for other labels, or of another layout, is replaced by a new one.
     """
     where = folder.path
     model = loading.build_on_meta(config, where)
@@ -219,8 +215,7 @@ def as_mel_bank(model: EmotionNetwork) -> None:
     """Make the first convolution a mel-spaced bank of windowed cosines in four phases, in place.
 
     Channel `4 b + p` is band b, from low to high, at phase `p / 4` of a turn, under a Hann window
-    as long as the kernel, each of unit energy. The bias becomes zero. Raises ConfigError: the first
-    kernel is too short, or its channels are no multiple of four.
+    as long as the kernel, each of unit energy, without bias. Raises ConfigError for other kernels.
     """
     conv = _first_convolution(model)
     channels, _, taps = conv.weight.shape
@@ -252,13 +247,9 @@ def regress_mel(
     """Let the front learn to give 64 log-mel bands, through a linear layer that is then dropped.
 
     Targets are windows of 32 ms around the centre of what each frame sees, standardised per band by
-    the first batch. Only the front changes, and the same way for the same seed and batches.
-    `model`: its front is trained even where it is frozen otherwise; `batches`: (float32 [clips,
-    samples], zero behind each clip; int64 [clips]) as the model gets them in training, on its
-    device; each clip has at least `model.min_samples`; `steps`: batches to take, fewer where they
-    end earlier; `lr`: learning rate of Adam; `seed`: of the linear layer. Returns Mean squared
-    error of each step, in variances of a band. Raises ConfigError: the model has no convolutional
-    front on samples.
+    the first batch. Only the front changes, even where it is frozen otherwise. `batches` are those
+    of training, on the model's device, padded with their lengths, of which `steps` are taken; `lr`
+    is Adam's. Returns the mean squared error of each step, in variances of a band.
     """
     front = _emotion_model(model).backbone.feature_extractor
     geometry, settings = _emotion_model(model).geometry, MelSettings()
@@ -355,10 +346,7 @@ class _Adapted(nn.Module):
 
 
 def add_adapters(model: EmotionNetwork, rank: int, seed: int) -> None:
-    """Freeze the backbone and give its attention adapters, in place.
-
-    Raises ConfigError: the network has no attention.
-    """
+    """Freeze the backbone and give its attention adapters, in place; ConfigError without any."""
     names = [n for n, _ in model.named_modules() if n.rpartition(".")[2] in _ADAPTED]
     if not names:
         raise ConfigError("--lora: the network has no attention: leave it out")

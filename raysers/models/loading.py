@@ -83,11 +83,9 @@ class LoadedModel:
 def load_emotion_model(
     name: ModelName | str, *, cache_dir: str | Path | None = None
 ) -> LoadedModel:
-    """Load a model by what `--model` says; `cache_dir` is where hub downloads are kept.
+    """Load a model by what `--model` says, but no folder of an object store.
 
-    Raises ConfigError: no such name, no way to fetch it, or a folder of an object store, which the
-    caller has to fetch first; CheckpointError: the folder is not a model whose scores can be
-    trusted.
+    Raises ConfigError where it cannot be had, CheckpointError where its scores cannot be trusted.
     """
     name = parse_model_name(name) if isinstance(name, str) else name
     if name.random:
@@ -119,10 +117,7 @@ def load_emotion_model(
 def _as_category_head(
     model: EmotionNetwork, tensors: dict[str, Tensor], where: object
 ) -> dict[str, Tensor]:
-    """`tensors` of a classifier under our names, and its head in place of that of `model`.
-
-    Raises CheckpointError: no head that we know, or one trained on padded spectrograms (Whisper).
-    """
+    """`tensors` of a classifier under our names, and its head in place of that of `model`."""
     names = {"classifier.dense.": "categories.dense.", "classifier.out_proj.": _OUT}
     tanh = "classifier.dense.weight" in tensors
     if not tanh:
@@ -156,10 +151,9 @@ def save_emotion_model(
     do_normalize: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write `model` as a checkpoint folder in the published layout.
+    """Write `model` as a checkpoint folder in the published layout, its weights as `dtype`.
 
-    Files of the same names are replaced. `dtype` is that of the weights in the file, which become
-    float32 again when they are loaded. Raises CheckpointError: a weight is too large for `dtype`.
+    They become float32 again when they are loaded. Raises CheckpointError: one is too large.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,10 +174,7 @@ def save_emotion_model(
 
 
 def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
-    """The network of the keys of a `config.json`, weights as initialised.
-
-    Raises CheckpointError: a value the network cannot be built from.
-    """
+    """The network of the keys of a `config.json`, weights as initialised, or CheckpointError."""
     import transformers
 
     try:
@@ -204,10 +195,7 @@ def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
 def build_on_meta(
     config: dict[str, Any], where: object, outputs: Outputs = PLAIN
 ) -> EmotionNetwork:
-    """The network with its heads, shapes alone: no memory for weights that will be replaced.
-
-    Raises CheckpointError: no network can be built, or it has more parameters than any.
-    """
+    """The network with its heads, shapes alone, of a size that networks have."""
     with torch.device("meta"):
         model = build_network(config, where)
         model.attach(outputs)
@@ -231,10 +219,7 @@ def reorder_outputs(model: EmotionNetwork, order: Sequence[int]) -> None:
 
 
 def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of the files as they are, under today's names; `load_weights` checks them.
-
-    Raises CheckpointError: unreadable, not tensors, compressed, or a pickle that runs code.
-    """
+    """All tensors of the files, under today's names; CheckpointError where one is not safe."""
     weights: dict[str, Tensor] = {}
     for path in paths:
         for key, value in _read_file(path).items():
@@ -286,11 +271,10 @@ def _check_zip(path: Path) -> None:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: object) -> None:
-    """Put `weights` into `model` as float32, every one in its place and none left over.
+    """Put `weights` into `model` as float32, each in its place and none left over.
 
-    Only SpecAugment's `masked_spec_embed` may be missing (it is used in training alone) and is zero
-    then. Raises CheckpointError: naming the keys that are missing, unexpected, misshapen, not
-    finite or no plain tensors.
+    Only SpecAugment's `masked_spec_embed` may be missing (used in training alone) and is zero then.
+    Raises CheckpointError naming the keys that do not fit.
     """
     expected = model.state_dict()
     given = {k if k in expected else k.removeprefix("model."): v for k, v in weights.items()}
@@ -334,10 +318,7 @@ def _odd_form(value: Tensor) -> str:
 def write_weights(
     weights: dict[str, Tensor], path: Path, *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write tensors as safetensors, floats as `dtype`.
-
-    Raises CheckpointError: a finite weight is beyond what `dtype` holds; nothing is written.
-    """
+    """Write tensors as safetensors, floats as `dtype`; CheckpointError if one is too large."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
     lost = [k for k, v in stored.items() if (tensors[k].isfinite() & ~v.isfinite()).any()]

@@ -58,9 +58,7 @@ def backend_of(dtype: str, device: str) -> str:
     """What computes a precision on a device: ONNX Runtime on CPUs where it is installed, or torch.
 
     Measured on one core in fp32, x real time, torch with batches against ONNX Runtime: w2v2-b-2 5
-    and 8, whisper-base-2 38 and 68, cnn14 5 and 15, tiny 107 and 215. `dtype`: fp32, bf16, fp16 or
-    int8; `device`: `cpu`, `cuda` or `cuda:N`. Raises ConfigError: int8 on a GPU, or without ONNX
-    Runtime.
+    and 8, whisper-base-2 38 and 68, cnn14 5 and 15, tiny 107 and 215. Raises ConfigError for int8.
     """
     on_cpu = device.startswith("cpu")
     if dtype == "int8" and not on_cpu:
@@ -76,12 +74,7 @@ def fits(loaded: LoadedModel) -> bool:
 
 
 class OnnxModel:
-    """A loaded model in ONNX Runtime.
-
-    `loaded`: a model in float32 on the CPU; weight norms may be folded already; `dtype`: fp32 or
-    int8; `threads`: compute threads; None leaves the number to ONNX Runtime. Raises ConfigError:
-    the model cannot be exported in this precision.
-    """
+    """A float32 model on the CPU in ONNX Runtime, as fp32 or int8; None leaves `threads` to it."""
 
     def __init__(self, loaded: LoadedModel, *, dtype: str, threads: int | None = None) -> None:
         with cached_graph(loaded, dtype) as graph:
@@ -95,10 +88,9 @@ class OnnxModel:
 
 @contextlib.contextmanager
 def cached_graph(loaded: LoadedModel, dtype: str) -> Iterator[Path]:
-    """The model's graph as a file, exported unless the cache holds it.
+    """The model's graph as a file, exported unless `~/.cache/raysers/onnx` holds it.
 
-    The cache is `$XDG_CACHE_HOME/raysers/onnx` (default `~/.cache`). Where it cannot be written,
-    the file is temporary and gone after the block.
+    Where that cannot be written, the file is temporary and gone after the block.
     """
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(root) / "raysers" / "onnx"
@@ -120,12 +112,10 @@ def cached_graph(loaded: LoadedModel, dtype: str) -> Iterator[Path]:
 
 
 def write_graph(loaded: LoadedModel, path: Path, dtype: str) -> None:
-    """Export a model to an ONNX file whose metadata name it.
+    """Export a model to an ONNX file whose metadata name it; ConfigError where that cannot be.
 
     Input `signal` float32 [1, samples], 16 kHz, normalised inside where the model was trained so;
-    outputs `hidden_states` float32 [1, hidden], the embedding, and `logits` float32 [1, 3]. Raises
-    ConfigError: the extra `cpu` is not installed, or the model does not fit into a file or has
-    nothing to quantise.
+    outputs `hidden_states` float32 [1, hidden], the embedding, and `logits` float32 [1, 3].
     """
     if not is_installed():
         raise ConfigError("ONNX files need ONNX Runtime: pip install 'raysers[cpu]'")
@@ -193,11 +183,10 @@ def _export(loaded: LoadedModel, path: Path) -> None:
 def _quantised(graph: Any, name: str) -> Any:
     """`graph` with the weights of its transformer layers in 8 bits.
 
-    Weights are unsigned with a zero point of 128. They have the values of signed ones, and CPUs
-    without 8-bit dot products (VNNI, AMX) add the products exactly instead of saturating. On such
-    a CPU, EmoDB scores of random w2v2-b move by .0015 on average; by .008 with signed weights of
-    7 bits, and by .0096 with every product quantised as is usual, the heads included. Convolutions
-    in 8 bits move them by .008 to .018.
+    Unsigned weights with a zero point of 128 have the values of signed ones, and CPUs without 8-bit
+    dot products (VNNI, AMX) add the products exactly instead of saturating: there EmoDB scores of
+    random w2v2-b move by .0015 on average; by .008 with signed weights of 7 bits, by .0096 with
+    every product quantised as is usual, by .008 to .018 with convolutions in 8 bits.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -44,8 +44,7 @@ def open_folder(
 ) -> tuple[Path, str]:
     """Local folder of a model, and its revision: the hub's commit, or a content hash.
 
-    Raises ConfigError: it cannot be fetched; a folder of an object store is fetched by the caller;
-    CheckpointError: no folder, one without weights, or one that is not safe to read.
+    Raises ConfigError where it cannot be had, CheckpointError where it is not safe to read.
     """
     if hub_id is not None:
         folder = checkpoint.fetch_snapshot(hub_id, revision, cache_dir, also=COMPANIONS, flag=flag)
@@ -65,11 +64,9 @@ def open_folder(
 def load_pretrained(folder: Path, *autos: str, inside: bool = False) -> Any:
     """The network of a folder with every weight in its place: float32, on the CPU, for inference.
 
-    `folder`: as `open_folder` returns it; `autos`: names of transformers' Auto classes, of which
-    the first that knows the kind is used; `inside`: the folder may hold a larger network around
-    this one; heads are left out, and the pooler, which is not used, may be missing. Raises
-    CheckpointError: another kind of network, numbers no network has, or weights that are missing,
-    unexpected, misshapen, quantised or not finite.
+    The first of transformers' Auto classes `autos` that knows the kind is used. With `inside`, the
+    folder may hold a larger network around this one, whose pooler may be missing. Raises
+    CheckpointError for weights or numbers that no such network has.
     """
     import transformers
 
@@ -200,11 +197,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 class TextEncoder:
     """A text encoder on its device.
 
-    `name` is `minilm`, a local folder, or a hub id with an optional `@REVISION`; a folder of an
-    object store is fetched by the caller first. `pooling` makes one vector of the tokens: `mean`
-    over all of them, or `cls`, the first one. `max_tokens` of a text are read, special ones
-    included. Raises ConfigError: no such name, or no way to fetch it; CheckpointError: the folder
-    is no text encoder that can be trusted.
+    `name` is `minilm`, a local folder, or a hub id with an optional `@REVISION`. `pooling` makes
+    one vector of the tokens: `mean` over all of them, or `cls`, the first one. `max_tokens` of a
+    text are read, special ones included. Raises ConfigError, CheckpointError.
     """
 
     def __init__(
@@ -248,10 +243,9 @@ class TextEncoder:
         self._model = model.to(self._device, torch.float32)
 
     def encode(self, texts: Sequence[str], *, tokens_per_pass: int | None = None) -> Floats:
-        """A vector per text, float32 [texts, hidden_size], in their order.
+        """A vector per text, float32 [texts, hidden_size], in their order; of an empty text zeros.
 
-        An empty text has the vector of the special tokens alone, and zeros where an encoder has
-        none of those. `tokens_per_pass` bounds the padded tokens of a forward pass; None chooses.
+        An encoder with special tokens has their vector there. None chooses `tokens_per_pass`.
         """
         place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         ids = [self._ids(text) for text in place]  # read speech repeats itself

@@ -37,11 +37,7 @@ _BF16_CAPABILITY = (8, 0)
 
 
 def dtype_name(requested: str, device: str) -> str:
-    """fp32, bf16 or fp16 for `--dtype`: `auto` is bf16 where the hardware has it, else fp32.
-
-    `requested`: auto, fp32, bf16 or fp16; `device`: `cpu`, `cuda` or `cuda:N`. Raises ConfigError:
-    unknown, or not on this device.
-    """
+    """fp32, bf16 or fp16 for `--dtype`: auto is bf16 where there is hardware; or ConfigError."""
     if requested not in ("auto", *PRECISIONS):
         raise ConfigError(f"--dtype {requested!r}: choose from auto, {', '.join(PRECISIONS)}")
     on_cpu = device.startswith("cpu")
@@ -83,8 +79,7 @@ def exact_convolutions(dtype: torch.dtype) -> Iterator[None]:
 class Row:
     """One clip's result: scores float32 [3] in the order of `DIMENSIONS`, embedding [hidden].
 
-    `extras` are the numbers of `Outputs.columns`. Scores of dimensions that the model was not
-    trained for are NaN, here and in `Scores`.
+    `extras` are the numbers of `Outputs.columns`. Scores of untrained dimensions are NaN.
     """
 
     scores: Floats
@@ -94,10 +89,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """A batch's results, float32: scores [clips, 3], embeddings [clips, hidden], extras [clips, n].
-
-    Extras are the numbers of `Outputs.columns`.
-    """
+    """A batch's results: scores [clips, 3], embeddings [clips, hidden], extras [clips, n]."""
 
     scores: Floats
     embeddings: Floats
@@ -105,15 +97,13 @@ class Scores:
 
 
 class Scorer:
-    """A loaded model on its device, ready for batches.
+    """A loaded model on its device, ready for batches; ConfigError where that cannot be.
 
     It takes the model over: precision, device and folded weights change in place, so that a second
-    copy never exists. `loaded`: fresh from `load_emotion_model`; `dtype`: auto, fp32, bf16 or fp16,
-    of the backbone; pooling and head stay in fp32. With ONNX Runtime fp32 or int8; `device`: `cpu`,
-    `cuda` or `cuda:N`; `threads`: compute threads of this process on CPUs; None leaves torch's
-    setting; `backend`: as `onnx.backend_of` names it. torch also scores what ONNX Runtime cannot:
-    models too large for one file, and clips longer than `onnx.MAX_SAMPLES`, in fp32. Raises
-    ConfigError: the precision or device is not there, or another scorer has the model.
+    copy never exists. `dtype` (auto, fp32, bf16, fp16) is that of the backbone; pooling and head
+    stay in fp32. `threads` are those of this process on CPUs; None leaves torch's setting. With the
+    `backend` ONNX Runtime (fp32, int8) torch scores models too large for one file and clips longer
+    than `onnx.MAX_SAMPLES`, in fp32.
     """
 
     def __init__(
@@ -156,10 +146,7 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, signals: Sequence[Floats]) -> Scores:
-        """Score clips: in one forward pass, or one at a time through ONNX Runtime.
-
-        `signals`: 16 kHz mono float32 clips, from `min_samples` to `max_samples`, at least one.
-        """
+        """Score 16 kHz mono float32 clips that fit, in one pass, or one by one in ONNX Runtime."""
         with self._own_stream():
             return self._score(signals)
 
@@ -199,15 +186,12 @@ class Scorer:
 
 
 def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipError]:
-    """Score clips; a failure of one clip affects no other.
+    """A `Row` of each 16 kHz mono float32 clip, or why there is none.
 
     Out of memory halves the batch, down to single clips (`out_of_memory`). After any other error
     the clips of the batch are tried one by one; those that fail again are a `model_error`, and so
-    are clips whose scores are not numbers. The message names the exception's type. `scorer`: the
-    model; `signals`: 16 kHz mono float32 clips of any lengths. Returns a `Row` or the reason for
-    none, in the order of `signals`. Raises DeviceLost: the accelerator is broken for good; the
-    process has to end; RaysersError: as raised below here; what the project raises on purpose is no
-    accident.
+    are clips whose scores are not numbers. Raises DeviceLost: the accelerator is broken for good,
+    the process has to end; and the project's own errors.
     """
     misfits = [_misfit(len(signal), scorer) for signal in signals]
     fitting = [signal for signal, misfit in zip(signals, misfits, strict=True) if misfit is None]
@@ -216,10 +200,7 @@ def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipErro
 
 
 def auto_padded_s(scorer: Scorer) -> float:
-    """Padded audio seconds per forward pass for `--max-padded-s 0`.
-
-    CPUs are fastest with what fits into their caches; GPUs get what their free memory holds.
-    """
+    """Padded audio seconds per forward pass: what CPUs' caches or the GPU's free memory hold."""
     if scorer.device.type == "cpu":
         return _CPU_PADDED_S
     free_bytes, _ = torch.cuda.mem_get_info(scorer.device)

@@ -51,13 +51,10 @@ _lock = threading.Lock()
 def find_speech(
     blocks: Iterable[npt.NDArray[np.float32]], *, min_s: float, max_s: float
 ) -> list[tuple[int, int]]:
-    """Stretches of speech in a stream.
+    """Stretches of speech in 16 kHz mono float32 blocks: (start, end) in ns, in order, disjoint.
 
-    `blocks`: consecutive 16 kHz mono float32 blocks of any lengths; `min_s`: shorter stretches are
-    dropped, in seconds; `max_s`: longer stretches are split at their longest pause, or at `max_s`
-    without one. Returns (start, end) in nanoseconds from the start of the stream, in order,
-    disjoint. Raises ConfigError: the package is not installed, or `max_s` leaves no room for a
-    segment.
+    Shorter ones than `min_s` are dropped, longer ones than `max_s` split at their longest pause, or
+    at `max_s`. Raises ConfigError: the package is not installed, or there is no room for a segment.
     """
     if not 0 <= min_s < max_s:
         raise ConfigError(f"speech segments need 0 <= min ({min_s} s) < max ({max_s} s)")
@@ -88,13 +85,11 @@ def pauses_by() -> str:
 
 
 def speech_windows(signal: npt.NDArray[np.float32], longest_s: float) -> list[Any]:
-    """A clip in consecutive windows, each but the last cut in a pause of its last third.
+    """A clip in windows of `longest_s` at most, views that are each but the last cut in a pause.
 
-    The pause is the longest stretch without speech, or without the detector (or without a pause)
-    the quietest fifth of a second. The cut depends on the clip alone. Windows neither overlap nor
-    leave anything out, so that their texts are the text of the clip. `signal`: 16 kHz mono
-    [samples]; `longest_s`: longest window, seconds. Returns Views of the signal, in order; the
-    signal itself when it is short enough.
+    The pause is the longest stretch without speech in the last third, or without the detector (or
+    without a pause) the quietest fifth of a second. The cut depends on the clip alone. Windows
+    neither overlap nor leave anything out, so that their texts are the text of the clip.
     """
     longest, start, windows = round(longest_s * SAMPLE_RATE_HZ), 0, []
     if len(signal) <= longest:

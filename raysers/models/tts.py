@@ -74,10 +74,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """espeak-ng as a function of the text and how it is said; picklable.
-
-    Safe to use from several threads, in turns. `seed` is of the voices that are drawn.
-    """
+    """espeak-ng as a function of the text and how it is said; picklable, threads take turns."""
 
     #: Rate and pitch of a text that does not say; None: the program's own.
     defaults: ClassVar[tuple[int | None, int | None]] = (DEFAULT_RATE_WPM, DEFAULT_PITCH)
@@ -113,11 +110,7 @@ class Engine:
         return "+".join(filter(None, (name, _SPEAKERS[draw % len(_SPEAKERS)])))
 
     def speak(self, line: Line) -> tuple[Floats, int]:
-        """Mono samples in -1..1, shape (samples,), and their rate in Hz.
-
-        Raises ClipError: `empty` for a text without anything to pronounce, `too_long`, or
-        `model_error` with the reason.
-        """
+        """Mono samples [samples] in -1..1 and their rate in Hz, or ClipError."""
         if not line.text.strip():
             raise ClipError(Status.EMPTY, "the text is blank")
         if len(line.text) > MAX_CHARACTERS:
@@ -166,10 +159,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gtts(Engine):
-    """The voices of Google Translate through the package gTTS; every text is a request.
-
-    `--voice` is a language (`en`, `de`); the neutral voice is that of the text.
-    """
+    """The voices of Google Translate through gTTS, named by a language; every text is a request."""
 
     defaults: ClassVar[tuple[int | None, int | None]] = (None, None)
 

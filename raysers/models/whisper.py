@@ -56,9 +56,8 @@ class MelSettings:
 def log_mel(padded: Tensor, lengths: Tensor, settings: MelSettings) -> Tensor:
     """float32 [clips, frames, bands] in dB re 1, at least -100.
 
-    Frames are centred on their sample; each clip is mirrored at its own ends. `padded`: float32
-    [clips, samples]; `lengths`: int64 [clips] on the same device, each more than half a window;
-    `settings`: what to compute. Frames behind `settings.frames(lengths)` mean nothing.
+    Frames are centred on their sample; each clip of `lengths`, more than half a window, is mirrored
+    at its own ends. Frames behind `settings.frames(lengths)` mean nothing.
     """
     half = settings.window_samples // 2
     signal = functional.pad(padded, (0, half))
@@ -233,8 +232,8 @@ class WhisperEmotionModel(EmotionModel):
     def _spectrogram(self, padded: Tensor, lengths: Tensor, inside: Tensor) -> Tensor:
         """float32 [clips, frames, bands], zero where `inside` [clips, frames, 1] is False.
 
-        As the published feature extractor computes it of each clip alone: log10 of the power, at
-        most 8 below the clip's largest value, then (x + 4) / 4; the last frame is left out.
+        As published, of each clip alone: log10 of the power, at most 8 below the clip's largest
+        value, then (x + 4) / 4; the last frame is left out.
         """
         mel_db = log_mel(padded, lengths, self._mel)[:, :-1]
         peak_db = mel_db.masked_fill(~inside, -torch.inf).amax((1, 2), keepdim=True)
@@ -245,12 +244,9 @@ class WhisperEmotionModel(EmotionModel):
 
 
 def _trimmed(mel: Tensor, inside: Tensor, trim_db: float) -> tuple[Tensor, Tensor]:
-    """`mel` from each clip's first to its last frame within `trim_db` of its loudest.
+    """`mel` from each clip's first to last frame within `trim_db` of its loudest; frames [clips].
 
-    `mel`: float32 [clips, frames, bands], as `_spectrogram` gives it; `inside`: bool [clips,
-    frames, 1], False behind a clip's end; `trim_db`: how far below the loudest frame the speech
-    reaches. Returns [clips, longest, bands], of which what lies behind a clip's frames means
-    nothing, and int64 [clips] on the CPU, the frames that are left.
+    What lies behind a clip's frames, also in what is returned, means nothing.
     """
     power_db = 10 * torch.logsumexp((4 * mel - 4) * math.log(10), 2) / math.log(10)
     power_db = power_db.masked_fill(~inside[..., 0], -torch.inf)

@@ -68,7 +68,7 @@ def dev_ccc(labels: Floats, predictions: NDArray[np.float64]) -> dict[str, float
     """CCC of each dimension over the clips with a label and a prediction; NaN where undefined.
 
     A network that gave no number (inf) for a clip with a label has no CCC at all: it must not be
-    judged by the other clips. Both arrays are [clips, 3], NaN where missing.
+    judged by the other clips. Both arrays are [clips, 3].
     """
     if (np.isinf(predictions) & np.isfinite(labels)).any():
         return dict.fromkeys(DIMENSIONS, math.nan)
@@ -79,8 +79,7 @@ def dev_ccc(labels: Floats, predictions: NDArray[np.float64]) -> dict[str, float
 def dev_uar(classes: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
     """Unweighted average recall over the categories of the dev set; NaN where it has none.
 
-    `classes` has `NO_CATEGORY` for clips with none of the categories; `probabilities`
-    [clips, categories] are NaN and inf as for `dev_ccc`.
+    `probabilities` [clips, categories] are NaN and inf as for `dev_ccc`.
     """
     known = (classes != NO_CATEGORY) & ~np.isnan(probabilities).any(axis=1)
     if not known.any() or np.isinf(probabilities[known]).any():
@@ -90,10 +89,7 @@ def dev_uar(classes: NDArray[np.int64], probabilities: NDArray[np.float64]) -> f
 
 
 def dev_record(ccc: Mapping[str, float] | None, uar: float | None) -> dict[str, Any]:
-    """Dev scores as JSON-ready values, undefined (NaN) ones None.
-
-    The mean is over the dimensions where the CCC is defined.
-    """
+    """Dev scores and the mean CCC as JSON-ready values, undefined (NaN) ones None."""
     known = None if ccc is None else {name: _known(value) for name, value in ccc.items()}
     defined = [value for value in (known or {}).values() if value is not None]
     mean = sum(defined) / len(defined) if defined else None
@@ -147,10 +143,7 @@ class TrainProgress:
         return kept
 
     def end_epoch(self, scores: Mapping[str, Any], *, lr: float, keep_last: bool) -> bool:
-        """Close the epoch under way; returns whether its model is the one to keep.
-
-        Scores are as of `dev_record`; with `keep_last` every epoch replaces the one before.
-        """
+        """Close the epoch under way; returns whether its model is the one to keep."""
         self.epoch += 1
         kept = self._is_best(scores) or keep_last
         self.sums.kept |= kept
@@ -195,10 +188,7 @@ class Saved:
         return TrainProgress.from_dict(self.notes)
 
     def restore(self, learner: Learner) -> None:
-        """Put the state into a learner that was built with the same arguments.
-
-        Raises CheckpointError: the state is damaged, or of another network or optimiser.
-        """
+        """Put the state into a learner built with the same arguments, or raise CheckpointError."""
         try:
             weights, moments, averages = (
                 load(storage.read_bytes(storage.join(self.uri, f"{name}.safetensors")))
@@ -229,7 +219,7 @@ class Saved:
 
 
 def save(output: str, progress: TrainProgress, learner: Learner) -> None:
-    """Write a state and then delete the others. Raises WriteError: disk full, no permission."""
+    """Write a state and then delete the others."""
     uri = _folder(output, progress.step)
     storage.delete(storage.join(uri, _MARK))  # a state of this step that is written again
     for name, tensors in _tensors(learner).items():
@@ -264,10 +254,7 @@ def _tensors(learner: Learner) -> dict[str, dict[str, Tensor]]:
 
 
 def store_model(plan: TrainingPlan, model: EmotionNetwork, *, do_normalize: bool) -> None:
-    """Make `model` the one in the output; a reader finds the old model or the new one.
-
-    Raises WriteError: disk full, no permission.
-    """
+    """Make `model` the one in the output; a reader finds the old model or the new one."""
     model.outputs = replace(model.outputs, trained=tuple(plan.data.trained))
     dtype = torch.float16 if plan.flags.save_dtype == "fp16" else torch.float32
     with tempfile.TemporaryDirectory() as place:

@@ -243,10 +243,7 @@ class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags, Ru
 
 
 def with_recipe(flags: FlagsT, kind: str) -> FlagsT:
-    """The flags with everything left open settled by the recipe of `kind` of network.
-
-    `categories` is settled too: what follows looks at `category_weight` alone.
-    """
+    """The flags with everything left open settled by the recipe of `kind`, `categories` too."""
     recipe = RECIPES[kind] | {"schedule": "constant"}
     left_open = {n: value for n, value in recipe.items() if getattr(flags, n) in (0, "recipe")}
     if flags.categories and not flags.category_weight:

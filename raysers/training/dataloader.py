@@ -45,11 +45,10 @@ _FRONT_EPOCH = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MicroBatch:
-    """Clips of a global batch that are padded and run together.
+    """Clips of a global batch that are padded and run together; the number decides the dropout.
 
-    Its number within the batch decides the dropout. `rows` int64 [clips] are the places of the
-    clips in the batch, `lengths` int64 [clips] their samples, `padded` float32 [clips, samples]
-    the 16 kHz audio on the CPU.
+    `rows` int64 [clips] are their places in the batch, `lengths` int64 [clips] their samples,
+    `padded` float32 [clips, samples] the 16 kHz audio on the CPU.
     """
 
     number: int
@@ -100,8 +99,7 @@ class MicroBatch:
 class Batch:
     """A global batch as one process has it: its own micro-batches, the labels of all clips.
 
-    Labels are float32 [clips, 3], NaN where missing; categories and sexes int64 [clips], -1 where
-    unknown.
+    Labels are float32 [clips, 3], categories and sexes int64 [clips]; NaN and -1 where unknown.
     """
 
     labels: Tensor
@@ -120,10 +118,7 @@ def epoch_order(clips: int, seed: int, epoch: int) -> Indices:
 
 
 def balanced_order(corpora: Indices, seed: int, epoch: int) -> Indices:
-    """As `epoch_order`, with the clips of smaller corpora repeated up to the largest's number.
-
-    `corpora` [clips] numbers the corpus of every clip.
-    """
+    """As `epoch_order`, clips of smaller `corpora` [clips] repeated up to the largest's number."""
     owned = [np.flatnonzero(corpora == corpus) for corpus in np.unique(corpora)]
     most = max(map(len, owned))
     drawn = [np.resize(own[epoch_order(len(own), seed, epoch)], most) for own in owned]
@@ -139,12 +134,11 @@ def global_batches(order: Indices, batch_size: int) -> list[Indices]:
 
 
 def micro_batches(lengths_s: Sequence[float], max_padded_s: float, pieces: int) -> list[Indices]:
-    """Cut one batch by length into micro-batches that are padded and run one at a time.
+    """Cut one batch by length into micro-batches, indices of [clips], the longest clips first.
 
-    Clips are sorted, longest first, and cut so that the costliest micro-batch (clips x longest) is
-    as cheap as that number of them allows. Their number is the smallest that keeps each within
-    `max_padded_s`, and at least `pieces`, as far as there are clips. A clip longer than
-    `max_padded_s` is alone. Returns Indices into the batch, each once, the longest clips first.
+    They are cut so that the costliest (clips x longest) is as cheap as that number of them allows.
+    Their number is the smallest that keeps each within `max_padded_s`, which only a single clip may
+    exceed, and at least `pieces`, as far as there are clips.
     """
     if not len(lengths_s):
         return []
@@ -204,8 +198,7 @@ class SignalCache:
     """Decoded clips of one set of examples, kept as far as they fit into `room_bytes`.
 
     The cache never evicts: with cyclic access, LRU would evict exactly the clip needed next.
-    `failed` says by number why a clip could not be decoded, or is longer than `max_clip_s` or
-    shorter than `min_samples`.
+    `failed` says by number why a clip could not be decoded or does not fit.
     """
 
     def __init__(
@@ -233,8 +226,7 @@ class SignalCache:
         """Every batch with the signals of its clips, decoded while earlier batches are in use.
 
         A signal is None where its clip (of the `numbers` of a batch) cannot be decoded; `prepare`
-        changes the others in the decoding threads. Raises TransientStorageError, CredentialsError:
-        the store fails; not the clips' fault.
+        changes the others in the decoding threads. Raises what fails in the store, not the clips.
         """
         waiting = iter(batches)
         in_flight: deque[tuple[BatchT, float, list[Future[Floats | None]]]] = deque()
@@ -293,10 +285,7 @@ class Step:
 
 
 class TrainLoader:
-    """The steps of a training, with the audio of worker `rank` of `workers` from `signals`.
-
-    `pinned` batches are in page-locked memory, for copies to a GPU.
-    """
+    """The steps of a training, with the audio of worker `rank` of `workers`, `pinned` for a GPU."""
 
     def __init__(
         self, plan: TrainingPlan, signals: SignalCache, rank: int, workers: int, *, pinned: bool

@@ -43,8 +43,7 @@ class TooManyFailed(RaysersError):
 class Examples:
     """Clips by identity; labels float32 [clips, 3] (NaN: none).
 
-    `categories` and `sexes` int64 [clips] are -1 where unknown; `corpora` int64 [clips] numbers
-    their corpora.
+    `categories` and `sexes` int64 [clips] are -1 where unknown; `corpora` number the corpora.
     """
 
     clips: list[Clip]
@@ -68,10 +67,9 @@ class TrainingData:
     """The clips in use: `table` is a labelled manifest whose `split` is train or dev.
 
     `dev` may be empty. `categories` and `sexes` (empty unless trained) are in the order of their
-    numbers; `left_out` counts the clips of train and dev that are not used, by reason; `leakage`
-    has a line for whatever train shares with dev or a test split; `notes` are sentences for the
-    terminal and the card; `trained` names the dimensions that train has labels for, the others
-    have none in dev either.
+    numbers; `left_out` counts unused clips by reason; `leakage` has a line for whatever train
+    shares with dev or a test split; `notes` are sentences for the terminal and the card; `trained`
+    names the dimensions that train has labels for, the others have none in dev either.
     """
 
     table: pa.Table
@@ -107,10 +105,7 @@ class Indexed:
 
 
 def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
-    """The labelled manifest of all the data, before any is left out, and notes for the user.
-
-    Many headers are read on the connected cluster. Raises ConfigError: data that cannot be read.
-    """
+    """The labelled manifest of all the data, before any is left out, and notes for the user."""
     tables, notes = [], dict[str, None]()
     for flag, split in (("data", None), ("train", "train"), ("dev", "dev")):
         uris = getattr(flags, flag)
@@ -137,9 +132,8 @@ def choose(
 ) -> TrainingData:
     """Split, filter and check the clips (and notes about them) that `index_data` has read.
 
-    Clips with fewer than `min_samples` are left out. With categories, a clip may have one alone.
-    Raises ConfigError: data that cannot be used, or that leaks; TooManyFailed: too many clips
-    cannot be used.
+    Clips with fewer than `min_samples` are left out; with categories, one may have nothing else.
+    Raises ConfigError: data that cannot be used, or that leaks; TooManyFailed.
     """
     by_category = flags.categories or flags.category_weight > 0
     dev_needed = flags.keep != "last"

@@ -64,15 +64,13 @@ class Learner:
     """A network in training, and everything that moves with it.
 
     Every process of the group builds one from the same arguments; what differs all the same is
-    replaced by process 0's. `halvings` says how often micro-batches are halved because they did not
-    fit into the memory, `checkpointing` whether activations are computed twice; `warnings` tell of
-    both. `start`: its network is taken over and moved to the device. Heads beside that of the
-    dimensions are dropped: they fit the embeddings as they were; `categories`: to train a head for;
-    none without a weight in the loss; `sexes`: how many there are; without a weight in the loss
-    they have no head; `flags`: with nothing left to a recipe; `total_steps`: of the whole training,
-    for the schedule; `device`: `cpu`, `cuda` or `cuda:N`; `graph_bytes`: room for graphs that are
-    kept between the predictions and the gradients; any number gives the same bits, and a small one
-    costs a second forward pass. Raises ConfigError: nothing is left to train.
+    replaced by process 0's. It takes the network of `start` over, without heads beside that of the
+    dimensions, which fit the embeddings as they were; heads for `categories` and so many `sexes`
+    come with their weight in the loss. Of `graph_bytes`, room for graphs that are kept between the
+    predictions and the gradients, any number gives the same bits, and a small one costs a second
+    forward pass. `halvings` says how often micro-batches are halved for lack of memory,
+    `checkpointing` whether activations are computed twice; `warnings` tell of both. Raises
+    ConfigError: nothing is left to train.
     """
 
     def __init__(
@@ -130,16 +128,14 @@ class Learner:
     def step(self, batch: Batch, *, stop: bool = False) -> StepResult:
         """Learn from a global batch; every process of the group calls it for the same one.
 
-        Clips in no process's micro-batches, and those shorter than `min_samples`, are absent: they
-        count nowhere. A batch with no clip left changes no parameter.
+        Clips in no process's micro-batches, and those shorter than `min_samples`, count nowhere. A
+        batch with no clip left changes no parameter.
 
         A step for which any process lacks memory is made again by all of them: keeping no graphs,
-        then with its micro-batches halved, down to single clips, then with gradient checkpointing.
-        The halves draw dropout of their own. What was needed once stays for the steps that follow.
-
-        With `stop`, this process asks all to stop after this step. Raises MemoryError,
-        TrainingDiverged: all of that is not enough; loss or gradient are not finite. In every
-        process alike, before any parameter changes.
+        then with its micro-batches halved (whose dropout differs), down to single clips, then with
+        gradient checkpointing. What was needed once stays. With `stop`, this process asks all to
+        stop afterwards. Raises MemoryError or TrainingDiverged, in every process, before any
+        parameter changes.
         """
         if not self.model.training:
             self.model.train()
@@ -171,10 +167,9 @@ class Learner:
         self.model.gradient_checkpointing(True)
 
     def predict(self, signals: Sequence[Floats]) -> Floats:
-        """float32 [clips, 3 + categories]: scores and probabilities in evaluation mode.
+        """float32 [clips, 3 + categories]: scores and probabilities, by averaged weights if any.
 
-        By the averaged weights where there are. One forward pass; clips shorter than `min_samples`
-        get NaN. Concerns this process alone.
+        One forward pass of this process alone; clips shorter than `min_samples` get NaN.
         """
         self.model.eval()
         width = _TARGETS + len(self.model.outputs.categories)
@@ -210,8 +205,8 @@ class Learner:
     ) -> tuple[float, float, float, float]:
         """Gradients of the batch, summed over the processes, into `gradients`.
 
-        Returns the loss, the number of clips, and how many processes ran out of memory (then all
-        of it is void) or ask to stop.
+        Returns the loss, the number of clips, and how many processes lacked memory (then all of it
+        is void) or ask to stop.
         """
         self.gradients.clear()
         pieces = [part for piece in pieces for part in piece.halved(self.halvings)]
@@ -359,10 +354,7 @@ def _graph_storages(model: nn.Module) -> Iterator[dict[int, int]]:
 
 
 def available_bytes(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Memory that this process can still get: the machine's, or what its container leaves.
-
-    `cgroups` is where control groups are mounted, version 1 or 2.
-    """
+    """Memory that this process can still get: the machine's, or what its container leaves."""
     left = int(psutil.virtual_memory().available)
     groups: list[Path] = []  # of this process and those around it; a limit of any of them counts
     with suppress(OSError):

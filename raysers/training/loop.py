@@ -100,9 +100,8 @@ def train_loop(
     """Train to the end, from wherever the saved state is.
 
     The plan is the same in every process; `processes_here` counts the training processes on this
-    machine, of any training. Raises TrainingStopped: a callback asked for it; TrainingDiverged,
-    TooManyFailed, OutOfMemory, OutputUnseen: in every process alike; RaysersError: in this process
-    alone.
+    machine, of any training. Raises one of `AGREED` in every process alike; RaysersError in this
+    one.
     """
     record = load_record(plan.output)
     sees = record is not None and record.run_id == plan.run_id
@@ -313,10 +312,7 @@ class _Training:
         optim.wait_for_all()
 
     def _agree_on_failed(self) -> None:
-        """Put together which clips any worker could not decode.
-
-        Raises TooManyFailed: more than `--max-failed` allows; in every worker alike.
-        """
+        """Put together which clips any worker could not decode; TooManyFailed in every worker."""
         data, known, share = self._plan.data, self.progress.failed, self._plan.flags.max_failed
         mine: dict[str, str] = {}
         for signals, examples in ((self._train, data.train), (self._dev, data.dev)):

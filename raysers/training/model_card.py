@@ -72,10 +72,7 @@ class _Markdown(str):
 
 
 def model_card(name: str, training: Mapping[str, Any], metrics: Sequence[Row]) -> str:
-    """The card as Markdown with YAML front matter, of what `training.json` holds.
-
-    `name` is that of the folder; `metrics` is what was measured, the random baseline included.
-    """
+    """The card as Markdown with YAML front matter, of `training.json` and all that was measured."""
     environment = jinja2.Environment(
         finalize=lambda value: value if isinstance(value, _Markdown) else plain(value),
         trim_blocks=True,
@@ -230,9 +227,8 @@ def _licences_table(training: Mapping[str, Any]) -> str:
 
 
 def learning_curve(history: Sequence[Mapping[str, Any]]) -> display.Picture:
-    """CCC by dimension and UAR on the dev set over the training loss, by epoch.
+    """CCC by dimension and UAR on the dev set over the training loss, by epoch, as `png` and `svg`.
 
-    The picture as `png` and `svg`, the same bytes for the same history, one record per epoch.
     Missing and NaN values leave gaps; without any CCC or UAR there is no panel for it.
     """
     return display.picture(lambda: _draw(history))

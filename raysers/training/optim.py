@@ -76,7 +76,7 @@ class Gradients:
     """The gradients of `parameters`, in the network's order, as views into flat `buckets`.
 
     A bucket has at most `bucket_bytes`, unless one parameter is larger. Processes exchange them in
-    `dtype`; None leaves them exact.
+    `dtype`, by default exactly.
     """
 
     def __init__(
@@ -198,8 +198,7 @@ def make_optimiser(
     """The optimiser of `--optimiser`, with the fused kernels of the parameters' device.
 
     adam and sgd (Nesterov momentum .9) add `weight_decay` times the weight to the gradient; adamw
-    decays matrices and kernels only, decoupled from the gradient, and leaves vectors alone,
-    whatever their dimensions: norms, gains and biases.
+    decays matrices and kernels only, not norms, gains and biases, whatever their dimensions.
     """
     if name == "adam":
         return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
@@ -227,8 +226,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 def lr_factor(step: int, total_steps: int, schedule: str, warmup_share: float) -> float:
     """Factor on the learning rate in step `step` of 0..total_steps - 1, above 0 and at most 1.
 
-    It rises in a straight line over `warmup_share` of the steps, then follows `SCHEDULES` towards
-    the step after the last one.
+    It rises straight over `warmup_share` of the steps, then follows `SCHEDULES` towards the end.
     """
     warmup = round(warmup_share * total_steps)
     if step < warmup:

@@ -39,10 +39,7 @@ _LEAST_CATEGORIES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What is known of the network that training starts from, after `InitialModel`.
-
-    `kind` is a key of `RECIPES`; `hub_id` is where its weights came from, if from there.
-    """
+    """The network that training starts from, after `InitialModel`; `kind` is a key of `RECIPES`."""
 
     kind: str
     model_type: str
@@ -62,8 +59,8 @@ class Network:
 class TrainingPlan:
     """A training that can begin or resume, the same for the driver and all workers.
 
-    Its flags have absolute paths, the recipe filled in, and `auto` settled; `settings` is
-    everything that decides the parameters.
+    Its flags are settled, with absolute paths; `settings` is everything that decides the
+    parameters.
     """
 
     flags: TrainingFlags
@@ -150,10 +147,7 @@ def refuse_unknown_model(run: Run) -> None:
 
 
 def start_network(flags: TrainingFlags, backbone: str) -> InitialModel:
-    """The network that training starts from, the same in every process.
-
-    Raises ConfigError, CheckpointError: it cannot be built or trained like that.
-    """
+    """The network that training starts from, the same in every process, or a ConfigError."""
     start = start_model(
         storage.fetch_folder(backbone, "--backbone"),
         seed=flags.seed,
@@ -171,10 +165,7 @@ def start_network(flags: TrainingFlags, backbone: str) -> InitialModel:
 
 
 def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
-    """Build the network here, settle the recipe of its kind, and drop it again.
-
-    Raises ConfigError, CheckpointError: it cannot be built or trained like that.
-    """
+    """Build the network here, settle the recipe of its kind, and drop it again."""
     name = parse_model_name(flags.backbone, "--backbone")
     if name.path is not None and name.alias is None and not name.is_object_store:
         # workers have working folders of their own
@@ -209,10 +200,7 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
 
 
 def is_finished(flags: TrainingFlags, network: Network, run: Run) -> bool:
-    """Whether the output holds the finished result of the same command.
-
-    Raises RefusedError: it was begun with other settings.
-    """
+    """Whether the output holds the result of the same command; RefusedError for that of another."""
     if run.earlier is None:
         return False
     known = {"data_fingerprint": run.earlier.settings.get("data_fingerprint")}
@@ -230,8 +218,7 @@ def make_plan(
 ) -> TrainingPlan:
     """Read the data, or what is `indexed` of them, and settle what the flags leave open.
 
-    Raises ConfigError: the data cannot be used; RefusedError: the output was begun with other
-    settings; TooManyFailed: too many clips cannot be used.
+    Raises ConfigError, TooManyFailed: for the data; RefusedError: begun with other settings.
     """
     if indexed is None:
         table, notes = dataset.index_data(flags)

@@ -51,10 +51,7 @@ _EXPERIMENT, _TAG = "raysers", "raysers.run"
 
 
 def write_results(plan: TrainingPlan, record: RunRecord, progress: TrainProgress) -> dict[str, Any]:
-    """Everything a result folder has besides the model and its predictions.
-
-    Returns the figures for `run.json`.
-    """
+    """Everything a result folder has besides model and predictions; the figures for `run.json`."""
     output, history = plan.output, progress.history
     name = output.rstrip("/").rpartition("/")[2]
     dev_rows, notes = _dev_rows(plan, name)
@@ -343,10 +340,7 @@ def _mlflow_run(
 
 
 def check_tracking(track: str) -> Any:
-    """The package `mlflow` where `--track` asks for it.
-
-    Raises ConfigError: it is not installed, or no server answers.
-    """
+    """The package `mlflow` where `--track` asks for it; ConfigError without it or a server."""
     if track == "none":
         return None
     try:

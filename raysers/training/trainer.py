@@ -104,16 +104,13 @@ def run_training(
 ) -> Outcome:
     """Check, plan, train what is left, conclude; the same settings give the same model anywhere.
 
-    `flags`: of the training; `config`: the flags as the user gave them, for run.json; `on_epoch`:
-    called in this thread with the record of every epoch, those of an interrupted run first; not for
-    a run that is finished. May raise TrainingStopped; `placement`: of the workers; a local one
-    trains in this process, without Ray Train. None asks the cluster for `--workers`;
-    `processes_here`: with a local placement, trainings that share this machine's memory; `indexed`:
-    the data of `flags`, if they have been indexed before; `command`: what to tell readers of the
-    card to run; default: this process's command line. Raises ConfigError: bad flags or data;
-    nothing was written; TooManyFailed: too many clips cannot be used; TrainingStopped: `on_epoch`
-    did; run.json says `stopped`, and the state is kept; RaysersError: the training failed; the same
-    call resumes from its last state.
+    `config` has the flags as the user gave them, for run.json, `command` what the card says to run
+    (default: this process's command line). `on_epoch` is called in this thread with the record of
+    every epoch, those of an interrupted run first, and may raise TrainingStopped: run.json says
+    `stopped`, and the state is kept. With a local `placement` the training is in this process,
+    without Ray Train, beside `processes_here` others; None asks the cluster for `--workers`.
+    `indexed` data are not indexed again. Raises ConfigError or TooManyFailed before anything is
+    written, RaysersError for a failure, after which the same call resumes.
     """
     flags = planning.with_absolute_paths(flags)
     with Run.open("train", flags.output) as run:
@@ -175,8 +172,8 @@ def run_training(
 def _small_workers(network: Network) -> int:
     """Workers for a small network on CPUs alone; 0 lets the cluster choose.
 
-    Threads of one process wait for each other after every operation, which costs small networks
-    a quarter of their speed; processes do so once a step.
+    Threads of one process wait for each other after every operation, which costs small networks a
+    quarter of their speed; processes do so once a step.
     """
     resources = ray.cluster_resources()
     if network.parameters > _SMALL_PARAMETERS or resources.get("GPU", 0):
@@ -272,9 +269,9 @@ def _read_progress(plan: TrainingPlan) -> dict[str, Any]:
 
 
 def _run_worker(config: dict[str, Any]) -> Exception | None:
-    """The training of one of Ray Train's workers; `config` has a reference to the plan.
+    """The training of one of Ray Train's workers, in which `plan` is a reference.
 
-    Returns an error that all workers met: raised, it would make Ray Train start them again.
+    An error that all workers met is returned: raised, it would make Ray Train start them again.
     """
     plan: TrainingPlan = ray.get(config["plan"])
     device = ray.train.torch.get_device()
@@ -289,11 +286,7 @@ def _run_worker(config: dict[str, Any]) -> Exception | None:
 
 
 def _train_on_ray(plan: TrainingPlan, pass_on: PassOn) -> None:
-    """Train with Ray Train until the training is finished.
-
-    Raises TrainingStopped: `pass_on` did; RaysersError: what a worker raised on purpose, or that
-    workers died too often.
-    """
+    """Train with Ray Train to the end; TrainingStopped of `pass_on`, or what ended the workers."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
