@@ -113,10 +113,7 @@ class Identity:
 
 
 def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
-    """Check configuration and files of a model; its weights are checked when they are loaded.
-
-    Raises ConfigError: no such name, or no way to fetch it; CheckpointError: no trustworthy model.
-    """
+    """Check all of a model but its weights, or raise ConfigError or CheckpointError."""
     if name.random:
         config = random_config(name)
         revision, outputs, licence = random_revision(config, RANDOM_SEED), PLAIN, ""

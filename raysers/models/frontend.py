@@ -138,11 +138,11 @@ class MaskedGroupNorm(nn.GroupNorm):
     def fold(
         self, kernel: Tensor, padded: Tensor, frames: Tensor, stride: int
     ) -> tuple[Tensor, Tensor]:
-        """ "Convolve, then normalise" as a linear layer per row: [clips, channels, taps] and biases.
+        """The layers "convolve, then normalise" as one linear layer per row.
 
-        `gamma (w.x - w.mean) / sqrt(w' cov w + eps) + beta`, float32, biased covariance. `kernel`
-        is [channels, taps], `padded` float32 [clips, samples], zero behind each clip, `frames`
-        int64 [clips].
+        Weights [clips, channels, taps] and biases, float32: `gamma (w.x - w.mean) / sqrt(w' cov w +
+        eps) + beta`, biased covariance. `kernel` is [channels, taps], `padded` float32 [clips,
+        samples], zero behind each clip, `frames` int64 [clips].
         """
         taps = kernel.shape[1]
         kernel = kernel.double()

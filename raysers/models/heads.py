@@ -88,21 +88,35 @@ POOLINGS: dict[str, type[MeanPooling | Statistics | AttentiveStatistics]] = {
 
 
 class EmotionHead(nn.Module):
-    """Dense, tanh, projection to the three dimensions (the paper's section 3.2)."""
+    """Dense, tanh, projection to the three dimensions (the paper's section 3.2).
 
-    def __init__(self, embedding_size: int, size: int, dropout: float, std: float) -> None:
+    Other tools save heads like it for categories. Without `tanh` they are projector and classifier
+    of a stock `ForSequenceClassification`, which commute with the mean over frames.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        size: int,
+        dropout: float,
+        std: float,
+        outputs: int = len(DIMENSIONS),
+        *,
+        tanh: bool = True,
+    ) -> None:
         super().__init__()
         self.dense = nn.Linear(embedding_size, size)
         self.dropout = nn.Dropout(dropout)
-        self.out_proj = nn.Linear(size, len(DIMENSIONS))
+        self.out_proj = nn.Linear(size, outputs)
+        self.activation = torch.tanh if tanh else nn.Identity()
         for projection in (self.dense, self.out_proj):
             nn.init.normal_(projection.weight, std=std)
             nn.init.zeros_(projection.bias)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Scores [clips, 3] of embeddings [clips, embedding_size]."""
+        """[clips, outputs] of embeddings [clips, embedding_size]."""
         hidden = self.dropout(embeddings.to(self.dense.weight.dtype))
-        hidden = self.dropout(torch.tanh(self.dense(hidden)))
+        hidden = self.dropout(self.activation(self.dense(hidden)))
         return cast(Tensor, self.out_proj(hidden))
 
 
@@ -118,25 +132,6 @@ class CategoryHead(nn.Linear):
     def scores(self, embeddings: Tensor) -> Tensor:
         """float32 [clips, 3] of embeddings [clips, embedding_size]."""
         return cast(Tensor, self(embeddings).softmax(1) @ self.points)
-
-
-class DenseCategoryHead(nn.Module):
-    """Logits of emotion categories from two layers, as other tools save them.
-
-    With a tanh between them the published emotion head; without, projector and classifier of a
-    stock `ForSequenceClassification`, which commute with the mean over frames.
-    """
-
-    def __init__(self, embedding_size: int, size: int, categories: int, *, tanh: bool) -> None:
-        super().__init__()
-        self.dense = nn.Linear(embedding_size, size)
-        self.out_proj = nn.Linear(size, categories)
-        self.tanh = tanh
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Logits [clips, categories] of embeddings [clips, embedding_size]."""
-        hidden = self.dense(embeddings)
-        return cast(Tensor, self.out_proj(torch.tanh(hidden) if self.tanh else hidden))
 
 
 class Uncertainty(nn.Module):

@@ -60,9 +60,6 @@ class InitialModel:
 
     model: EmotionNetwork
     do_normalize: bool
-    min_samples: int
-    max_samples: int | None
-    embedding_size: int
     name: str
     revision: str
     freeze: str
@@ -136,9 +133,6 @@ def start_model(
     return InitialModel(
         model=model.eval(),
         do_normalize=do_normalize,
-        min_samples=model.min_samples,
-        max_samples=model.max_samples,
-        embedding_size=model.embedding_size,
         name=name,
         revision=revision,
         freeze=freeze,

@@ -38,7 +38,7 @@ from raysers.models.backbones import (
 from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, RANDOM_SEED, WEIGHTS_FILE
 from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.emotion import EmotionModel, EmotionNetwork
-from raysers.models.heads import DenseCategoryHead
+from raysers.models.heads import EmotionHead
 from raysers.models.whisper import WhisperEmotionModel
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
@@ -73,11 +73,6 @@ class LoadedModel:
     name: str
     revision: str
     do_normalize: bool
-
-    @property
-    def hidden_size(self) -> int:
-        """Numbers of an embedding."""
-        return self.model.embedding_size
 
 
 def load_emotion_model(
@@ -130,7 +125,7 @@ def _as_category_head(
             " samples"
         )
     size, categories = dense.shape[0], len(model.outputs.categories)
-    model.categories = DenseCategoryHead(model.embedding_size, size, categories, tanh=tanh)
+    model.categories = EmotionHead(model.embedding_size, size, 0.0, 0.0, categories, tanh=tanh)
     renamed = {
         next((new + k.removeprefix(old) for old, new in names.items() if k.startswith(old)), k): v
         for k, v in tensors.items()

@@ -53,11 +53,6 @@ def dtype_name(requested: str, device: str) -> str:
     return "bf16" if has_bf16 else "fp32"
 
 
-def choose_dtype(requested: str, device: str) -> torch.dtype:
-    """The type torch has for `--dtype`; arguments and errors as of `dtype_name`."""
-    return PRECISIONS[dtype_name(requested, device)]
-
-
 @contextlib.contextmanager
 def exact_convolutions(dtype: torch.dtype) -> Iterator[None]:
     """Keep cuDNN from rounding fp32 convolutions to 10 bits; all else of it stays as it is set."""
@@ -115,7 +110,7 @@ class Scorer:
         threads: int | None = None,
         backend: str = TORCH,
     ) -> None:
-        chosen = choose_dtype("fp32" if backend == ONNX else dtype, device)
+        chosen = PRECISIONS[dtype_name("fp32" if backend == ONNX else dtype, device)]
         if threads is not None:
             torch.set_num_threads(threads)
         self._model = loaded.model
@@ -176,7 +171,7 @@ class Scorer:
         return torch.cuda.stream(self._threads.stream)
 
     def _forward(self, signals: Sequence[Floats]) -> tuple[Tensor, Tensor]:
-        padded, lengths = _pad(signals, pinned=self._device.type == "cuda")
+        padded, lengths = pad(signals, pinned=self._device.type == "cuda")
         padded = padded.to(self._device, non_blocking=True)
         if self._do_normalize:
             padded = normalise(padded, lengths.to(self._device, non_blocking=True))
@@ -293,7 +288,8 @@ def _is_fatal(error: BaseException) -> bool:
     return broken and not is_out_of_memory(error)
 
 
-def _pad(signals: Sequence[Floats], *, pinned: bool) -> tuple[Tensor, Tensor]:
+def pad(signals: Sequence[Floats], *, pinned: bool = False) -> tuple[Tensor, Tensor]:
+    """float32 [clips, samples], zero behind each clip, and int64 [clips], their samples."""
     lengths = [len(signal) for signal in signals]
     padded = torch.zeros((len(signals), max(lengths)), dtype=torch.float32, pin_memory=pinned)
     rows = padded.numpy()

@@ -23,6 +23,7 @@ from torch import Tensor
 from raysers.audio.augment import Augmentation, augment, clip_rng
 from raysers.engine.feed import decode_run
 from raysers.models.frontend import normalise
+from raysers.models.scorer import pad
 from raysers.training.dataset import Examples
 from raysers.training.plan import TrainingPlan
 from raysers.types import SAMPLE_RATE_HZ
@@ -59,10 +60,7 @@ class MicroBatch:
     @classmethod
     def of(cls, number: int, rows: Sequence[int], signals: Sequence[Floats]) -> MicroBatch:
         """Pad signals, at least one."""
-        lengths = torch.tensor([len(signal) for signal in signals])
-        padded = torch.zeros((len(signals), int(lengths.max())))
-        for row, signal in zip(padded.numpy(), signals, strict=True):
-            row[: len(signal)] = signal
+        padded, lengths = pad(signals)
         return cls(number=number, rows=torch.tensor(rows), padded=padded, lengths=lengths)
 
     def pinned(self) -> MicroBatch:

@@ -91,7 +91,7 @@ class Learner:
         self._bytes_per_s = 0.0  # of a graph, by padded seconds; the most so far
         self._lack = ""
         self._dtype = _DTYPES[flags.dtype]
-        self.do_normalize, self.min_samples = start.do_normalize, start.min_samples
+        self.do_normalize, self.min_samples = start.do_normalize, start.model.min_samples
         with self._own_random_numbers():
             torch.manual_seed(flags.seed)
             names = tuple(categories) if flags.category_weight else ()
@@ -101,7 +101,7 @@ class Learner:
             if names:
                 self._heads.append((start.model.categories, flags.category_weight, "categories"))
             if sexes and flags.sex_weight:
-                head = nn.Linear(start.embedding_size, sexes)
+                head = nn.Linear(start.model.embedding_size, sexes)
                 start.model.add_module(SEX_HEAD, head)
                 self._heads.append((head, flags.sex_weight, "sexes"))
         self.model: EmotionNetwork = start.model.to(self.device)

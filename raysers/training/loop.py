@@ -146,7 +146,7 @@ class _Training:
                 examples,
                 pool,
                 max_clip_s=flags.max_clip_s,
-                min_samples=start.min_samples,
+                min_samples=start.model.min_samples,
                 room_bytes=int(_CACHE_SHARE * free_bytes * examples.audio_s / audio_s),
             )
             for examples in (data.train, data.dev)

@@ -173,8 +173,8 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
         place = prefix + storage.absolute(flags.backbone.removeprefix("random:"))
         flags = replace(flags, backbone=place)
     start = start_network(flags, flags.backbone)
-    if start.max_samples is not None:  # longer clips are left out like those of --max-clip-s
-        longest_s = start.max_samples / SAMPLE_RATE_HZ
+    if start.model.max_samples is not None:  # longer clips are left out like those of --max-clip-s
+        longest_s = start.model.max_samples / SAMPLE_RATE_HZ
         flags = replace(flags, max_clip_s=min(flags.max_clip_s, longest_s))
     if getattr(start.model, "layer_weights", None) is not None:  # also those that came with it
         flags = replace(flags, layer_weights=True)
@@ -187,8 +187,8 @@ def inspect(flags: TrainingFlags) -> tuple[TrainingFlags, Network]:
         model_type=model_type,
         load_from=f"{unversioned}@{start.revision}" if pinned else flags.backbone,
         revision=start.revision,
-        min_samples=start.min_samples,
-        embedding_size=start.embedding_size,
+        min_samples=start.model.min_samples,
+        embedding_size=start.model.embedding_size,
         parameters=sum(p.numel() for n, p in parameters.items() if not n.endswith(ADAPTERS)),
         trained=sum(p.numel() for p in parameters.values() if p.requires_grad),
         freeze=start.freeze,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from raysers.models.backbones import BACKBONES, parse_model_name
-from raysers.models.scorer import choose_dtype
+from raysers.models.scorer import PRECISIONS, dtype_name
 from tests.benchmarks.measure import Line, cores, device_name
 
 
@@ -55,7 +55,7 @@ def plain_model(name: str) -> tuple[Plain, str, torch.dtype]:
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
     device = device_name()
-    dtype = choose_dtype("auto", device)
+    dtype = PRECISIONS[dtype_name("auto", device)]
     return Plain(backbone).to(device, dtype).eval(), device, dtype
 
 

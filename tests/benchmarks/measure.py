@@ -120,7 +120,7 @@ def machine() -> Line:
     import ray
     import torch
 
-    from raysers.models.scorer import choose_dtype
+    from raysers.models.scorer import PRECISIONS, dtype_name
 
     device = device_name()
     return {
@@ -131,7 +131,7 @@ def machine() -> Line:
         "torch": torch.__version__,
         "ray": ray.__version__,
         "python": platform.python_version(),
-        "dtype": str(choose_dtype("auto", device)).removeprefix("torch."),
+        "dtype": str(PRECISIONS[dtype_name("auto", device)]).removeprefix("torch."),
         "load_1min": round(os.getloadavg()[0], 2),
     }
 

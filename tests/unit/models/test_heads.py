@@ -71,7 +71,7 @@ def test_attentive_model_scores_alone_as_in_a_batch_after_saving(tmp_path: Path)
     model = small_model("w2v2-b", pooling_mode="attentive")
     save_emotion_model(model, tmp_path)
     loaded = load_emotion_model(str(tmp_path))
-    assert (loaded.hidden_size, loaded.model.pooling_mode) == (96, "attentive")
+    assert (loaded.model.embedding_size, loaded.model.pooling_mode) == (96, "attentive")
     scorer = Scorer(loaded, dtype="fp32", device="cpu", threads=1)
     signals = [speechlike(n, n) for n in (16_000, 400, 9_000)]
     batch = scorer.score(signals)

@@ -52,7 +52,7 @@ def test_a_bare_backbone_saved_by_transformers_is_taken_as_it_is(tmp_path: Path,
     start = start_model(str(save_bare(tmp_path, stock)), seed=5)
     torch.testing.assert_close(backbone_of(start), stock.state_dict(), rtol=0, atol=0)
     assert (start.freeze, start.head_kept, start.do_normalize) == ("cnn", False, True)
-    assert (start.min_samples, start.embedding_size) == (400, 48)
+    assert (start.model.min_samples, start.model.embedding_size) == (400, 48)
     assert not any(p.is_meta for p in start.model.parameters())
     scores, _ = start.model(torch.randn(1, 4_000), torch.tensor([4_000]))
     assert scores.isfinite().all()
@@ -158,7 +158,7 @@ def test_random_models_are_drawn_from_the_seed_alone(tmp_path: Path) -> None:
 
 def test_head_dropout_and_pooling_are_saved(tmp_path: Path) -> None:
     start = start_model("random:tiny", seed=0, head_dropout=0.25, pooling="attentive")
-    assert start.embedding_size == 128
+    assert start.model.embedding_size == 128
     save_emotion_model(start.model, tmp_path)
     again = start_model(str(tmp_path), seed=9, pooling="attentive")
     assert again.head_kept
@@ -207,7 +207,7 @@ def narrow_cnn14(folder: Path) -> None:
 def test_cnn14_starts_from_random_weights_or_its_own_folder(tmp_path: Path) -> None:
     narrow_cnn14(tmp_path)
     start = start_model(f"random:{tmp_path}", seed=0, head_dropout=0.5)
-    assert (start.freeze, start.do_normalize, start.embedding_size) == ("none", False, 16)
+    assert (start.freeze, start.do_normalize, start.model.embedding_size) == ("none", False, 16)
     assert start.model.final_dropout.p == 0.5
     other = start_model(f"random:{tmp_path}", seed=1)
     assert not torch.equal(start.model.fc1.weight, other.model.fc1.weight)

@@ -399,7 +399,7 @@ def test_saved_folder_comes_back_exactly(kind: str, tmp_path: Path) -> None:
     save_emotion_model(model, tmp_path / "saved", do_normalize=False)
     loaded = load_emotion_model(str(tmp_path / "saved"))
     assert not loaded.do_normalize
-    assert loaded.hidden_size == 48
+    assert loaded.model.embedding_size == 48
     expected = model.state_dict()
     got = loaded.model.state_dict()
     assert list(got) == list(expected)

@@ -16,7 +16,7 @@ from torch import Tensor
 from raysers.errors import ClipError, ConfigError, DeviceLost
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import load_emotion_model
-from raysers.models.scorer import Row, Scorer, choose_dtype, dtype_name, score_rows
+from raysers.models.scorer import PRECISIONS, Row, Scorer, dtype_name, score_rows
 from raysers.types import Status
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.models.networks import PlainModel, loaded, small_model, speechlike
@@ -146,9 +146,9 @@ def test_short_and_spoilt_clips_between_good_ones() -> None:
 
 
 def test_choice_of_precision() -> None:
-    assert choose_dtype("fp32", "cpu") is torch.float32
-    assert choose_dtype("bf16", "cpu") is torch.bfloat16
-    assert choose_dtype("fp16", "cuda:0") is torch.float16
+    assert PRECISIONS[dtype_name("fp32", "cpu")] is torch.float32
+    assert PRECISIONS[dtype_name("bf16", "cpu")] is torch.bfloat16
+    assert PRECISIONS[dtype_name("fp16", "cuda:0")] is torch.float16
     assert [dtype_name(name, "cuda") for name in ("fp32", "bf16", "fp16")] == [
         "fp32",
         "bf16",
@@ -157,7 +157,7 @@ def test_choice_of_precision() -> None:
     with pytest.raises(ConfigError, match="needs a GPU"):
         dtype_name("fp16", "cpu")
     with pytest.raises(ConfigError, match="choose from"):
-        choose_dtype("int8", "cpu")
+        dtype_name("int8", "cpu")
 
 
 CPU_FLAGS = Path("/proc/cpuinfo")
@@ -170,7 +170,7 @@ def test_auto_is_bf16_where_the_kernel_says_the_cpu_has_it() -> None:
     flags = CPU_FLAGS.read_text().split()
     has = "avx512_bf16" in flags or "amx_tile" in flags
     assert dtype_name("auto", "cpu") == ("bf16" if has else "fp32")
-    assert choose_dtype("auto", "cpu") is (torch.bfloat16 if has else torch.float32)
+    assert PRECISIONS[dtype_name("auto", "cpu")] is (torch.bfloat16 if has else torch.float32)
 
 
 def test_exact_convolutions_change_nothing_else() -> None:

@@ -150,7 +150,11 @@ def test_training_starts_from_the_encoder_of_any_whisper(tmp_path: Path, model_c
     assert isinstance(start.model, EmotionModel)
     torch.testing.assert_close(start.model.backbone.state_dict(), encoder_of(stock), rtol=0, atol=0)
     assert (start.freeze, start.head_kept, start.do_normalize) == ("cnn", False, False)
-    assert (start.min_samples, start.max_samples, start.embedding_size) == (400, 480_159, 48)
+    assert (start.model.min_samples, start.model.max_samples, start.model.embedding_size) == (
+        400,
+        480_159,
+        48,
+    )
 
 
 def test_bottom_layers_and_the_whole_model_survive_the_folder(tmp_path: Path) -> None:

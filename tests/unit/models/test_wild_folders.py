@@ -161,6 +161,9 @@ def test_a_model_is_checked_as_it_is_loaded_before_its_weights_are_read(folders:
     for name in SCORED:
         loaded = load_emotion_model(str(folders / name))
         found = identify(parse_model_name(str(folders / name)))
-        assert (found.revision, found.embedding_size) == (loaded.revision, loaded.hidden_size)
+        assert (found.revision, found.embedding_size) == (
+            loaded.revision,
+            loaded.model.embedding_size,
+        )
         if not loaded.model.outputs.trained:
             assert found.outputs.columns[0] == "p_angry"
