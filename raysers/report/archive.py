@@ -8,7 +8,6 @@ be rated by hand and read back as labels.
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from raysers.io import storage
 from raysers.io.objects import is_member, is_remote
 from raysers.report.charts import Chart, Exhibit, frame_table, shown, table
 from raysers.report.evidence import Archive, last_part, stream
+from raysers.schemas import PARTS_OF_FILE
 from raysers.types import DIMENSIONS, NS_PER_S, SAMPLE_RATE_HZ, Status
 
 #: Out of domain beyond this: farther from the training speech than 99 % of it.
@@ -300,7 +300,8 @@ def listen_exhibit(archive: Archive, number: int, output: str, audio: AudioMode)
 def _name(row: Mapping[str, Any]) -> str:
     start, end = row["start_ns"] / NS_PER_S, row["end_ns"] / NS_PER_S
     span = f" ({start:.1f} to {end:.1f} s)" if start > 0 else ""
-    return f"{row['folder']}/{last_part(row['file'])}{span}".removeprefix("/")
+    side = "" if pd.isna(row.get("channel")) else f", channel {row['channel']:.0f}"
+    return f"{row['folder']}/{last_part(row['file'])}{side}{span}".removeprefix("/")
 
 
 def chosen(archive: Archive) -> pd.DataFrame:
@@ -389,11 +390,10 @@ def _player(
 
 def ratings_csv(clips: pd.DataFrame) -> bytes:
     """The clips with empty labels, 0 to 1, as `train` and `evaluate` read them."""
-    file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["file", "start", "end", *DIMENSIONS, "why"])
-    for row in clips.to_dict("records"):
-        start, end = row["start_ns"], row["end_ns"]
-        times = [f"{ns / NS_PER_S:.9f}" if end > start else "" for ns in (start, end)]
-        rows.writerow([row["file"], *times, "", "", "", "; ".join(row["why"])])
-    return file.getvalue().encode("utf-8", "surrogateescape")
+    spans = clips[["start_ns", "end_ns"]].set_axis(["start", "end"], axis=1) / NS_PER_S
+    parts = [f.name for f in PARTS_OF_FILE if f.name in clips and clips[f.name].notna().any()]
+    columns = dict.fromkeys(DIMENSIONS, "") | {"why": clips.why.str.join("; ")}
+    rows = clips[["file"]].join(spans.where(spans.end > spans.start))
+    rows = rows.join(clips[parts].astype("Int64")).assign(**columns)
+    text: str = rows.to_csv(index=False, float_format="%.9f", lineterminator="\n")
+    return text.encode("utf-8", "surrogateescape")
