@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raysers.data.corpora.emotions import load_emotion_map
+from raysers.data.corpora import load_emotion_map
 from raysers.evaluation.scores import ccc, per_dimension
 from raysers.models.backbones import TRAINED_FILES, Outputs
 from raysers.models.emotion import EmotionModel

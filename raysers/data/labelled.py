@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.corpora import audformat, cmu_mosi, emodb, emotions, iemocap, msp_podcast
+from raysers.data import corpora
+from raysers.data.corpora import acted, audformat, spontaneous
 from raysers.data.files import Row, csv_records, name_of, rows_to_table
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.data.readers import format_of
@@ -40,8 +41,11 @@ class Corpus(NamedTuple):
 #: Readers by name, in the order in which layouts are recognised: a database comes before the
 #: corpus whose files it may hold.
 CORPORA: Mapping[str, Corpus] = {
-    module.NAME: Corpus(module.recognise, module.read)
-    for module in (audformat, msp_podcast, iemocap, cmu_mosi, emodb)
+    "audformat": Corpus(audformat.recognise, audformat.read),
+    "msp-podcast": Corpus(spontaneous.recognise_podcast, spontaneous.read_podcast),
+    "iemocap": Corpus(acted.recognise_iemocap, acted.read_iemocap),
+    "cmu-mosi": Corpus(spontaneous.recognise_mosi, spontaneous.read_mosi),
+    "emodb": Corpus(acted.recognise_emodb, acted.read_emodb),
 }
 
 
@@ -90,7 +94,7 @@ def read_labelled(
     """
     if corpus not in ("auto", "none", *CORPORA):
         raise ConfigError(f"--corpus {corpus}: choose auto, none, {', '.join(CORPORA)}")
-    mapping = emotions.load_emotion_map(emotion_map) if emotion_map else None
+    mapping = corpora.load_emotion_map(emotion_map) if emotion_map else None
     about_speakers = _Speakers(speakers) if speakers else None
     notes: list[str] = []
     try:
@@ -138,9 +142,9 @@ def _listed(uri: str, corpus: str, notes: list[str]) -> pa.Table:
 
 
 _WORDS: Mapping[str, Callable[[str | None], str | None]] = {
-    "sex": emotions.sex_of,
-    "split": emotions.split_of,
-    "speaker": emotions.speaker_of,
+    "sex": corpora.sex_of,
+    "split": corpora.split_of,
+    "speaker": corpora.speaker_of,
 }
 
 
@@ -198,10 +202,10 @@ def _of_two_sexes(table: pa.Table) -> list[str]:
     return [f"speakers who are female and male: {some(found)}"] if found else []
 
 
-def _mapped(table: pa.Table, mapping: emotions.EmotionMap, name: str, notes: list[str]) -> pa.Table:
+def _mapped(table: pa.Table, mapping: corpora.EmotionMap, name: str, notes: list[str]) -> pa.Table:
     """Missing dimensions taken from the category."""
     coded = table["emotion"].combine_chunks().dictionary_encode()
-    names = [emotions.common_name(word) for word in coded.dictionary.to_pylist()]
+    names = [corpora.common_name(word) for word in coded.dictionary.to_pylist()]
     points = [mapping.get(word) for word in names]
     used = np.zeros(len(table), bool)
     for place, dimension in enumerate(DIMENSIONS):
@@ -210,7 +214,7 @@ def _mapped(table: pa.Table, mapping: emotions.EmotionMap, name: str, notes: lis
         filled = pc.coalesce(column, by_word.take(coded.indices))
         used |= (pc.is_null(column).to_numpy() & pc.is_valid(filled).to_numpy()).astype(bool)
         table = _with(table, dimension, filled)
-    kind = f"map {name}" if name in emotions.EMOTION_MAPS else name
+    kind = f"map {name}" if name in corpora.EMOTION_MAPS else name
     notes.append(f"{int(used.sum()):,} clips take labels from their category by the {kind}")
     if unknown := {w for w, point in zip(names, points, strict=True) if point is None}:
         notes.append(f"categories the {kind} does not have: {', '.join(sorted(unknown))}")
@@ -246,8 +250,8 @@ class _Speakers:
             if len(record) == 1:
                 raise ConfigError(f"--speakers {uri} has no column besides: add sex")
             word = record.get("sex") or record.get("gender") or ""
-            sex = emotions.sex_of(word)
-            fact = {"speaker": emotions.speaker_of(record.get("speaker")), "sex": sex}
+            sex = corpora.sex_of(word)
+            fact = {"speaker": corpora.speaker_of(record.get("speaker")), "sex": sex}
             if word and sex is None:
                 raise ConfigError(f"--speakers {where}: sex is {word!r}: write female or male")
             if file := record.get("file"):

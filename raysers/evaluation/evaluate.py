@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.cli import Models, Output, Uris, as_plain
-from raysers.data.corpora.emotions import speaker_of
+from raysers.data.corpora import speaker_of
 from raysers.data.files import csv_records
 from raysers.data.labelled import read_labelled
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest

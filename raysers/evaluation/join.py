@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raysers.data.corpora.emotions import category_of, common_name
+from raysers.data.corpora import category_of, common_name
 from raysers.data.splits import identities
 from raysers.errors import ConfigError
 from raysers.evaluation.scores import Categories, Floats, Scores

@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
-from raysers.data.corpora.emotions import category_of
+from raysers.data.corpora import category_of
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysers.data import splits
-from raysers.data.corpora.emotions import category_of
+from raysers.data.corpora import category_of
 from raysers.data.manifest import clips_of, fingerprint
 from raysers.data.splits import identities
 from raysers.engine.listing import index_labelled

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from raysers.data.corpora.emotions import EMOTION_MAPS
+from raysers.data.corpora import EMOTION_MAPS
 from raysers.data.manifest import read_manifest
 from raysers.engine.placement import Placement, io_threads, settled_dtype
 from raysers.engine.progress import clips_and_audio, print_pairs, print_warning

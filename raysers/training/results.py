@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.corpora.emotions import common_name, load_emotion_map
+from raysers.data.corpora import common_name, load_emotion_map
 from raysers.engine import output as parts
 from raysers.engine.progress import duration, hours, print_pairs
 from raysers.errors import ConfigError

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from raysers.data import files
 from raysers.data.columnar import READ_FAILURES, TimeColumnError, to_durations
-from raysers.data.corpora.emotions import common_name, sex_of, speaker_of, split_of
+from raysers.data.corpora import common_name, sex_of, speaker_of, split_of
 from raysers.display import some
 from raysers.errors import ConfigError
 from raysers.io import storage

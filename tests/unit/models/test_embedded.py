@@ -12,7 +12,7 @@ import soxr
 import torch
 from safetensors.torch import load_file
 
-from raysers.data.corpora.emotions import load_emotion_map
+from raysers.data.corpora import load_emotion_map
 from raysers.errors import CheckpointError
 from raysers.models import backbones
 from raysers.models.loading import build_network, load_emotion_model, save_emotion_model

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from raysers.data.corpora.cmu_mosi import SPLIT_OF
+from raysers.data.corpora.spontaneous import SPLIT_OF
 from raysers.data.labelled import read_corpus, recognise
 from raysers.errors import ConfigError
 from tests.unit.data.corpora import trees

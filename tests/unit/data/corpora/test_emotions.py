@@ -7,7 +7,7 @@ import typing
 import pytest
 
 from raysers.cli import CorpusName
-from raysers.data.corpora.emotions import (
+from raysers.data.corpora import (
     EMOTION_MAPS,
     common_name,
     load_emotion_map,
