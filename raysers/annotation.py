@@ -23,13 +23,7 @@ from raysers.io import storage
 from raysers.models.backbones import PLAIN, Outputs, parse_model_name
 from raysers.models.checkpoint import identify
 from raysers.run import RunRecord
-from raysers.schemas import (
-    ANNOTATIONS,
-    CLIP_FIELDS,
-    LABEL_FIELDS,
-    with_embeddings,
-    with_outputs,
-)
+from raysers.schemas import ANNOTATIONS, CLIP_FIELDS, LABEL_FIELDS, with_embeddings, with_outputs
 from raysers.types import DIMENSIONS, Status
 
 _SPEAKER = next(field for field in LABEL_FIELDS if field.name == "speaker")
@@ -179,11 +173,7 @@ class Annotator:
         loaded = load_emotion_model(storage.fetch_folder(task.load_from))
         require_revision(task.model, task.revision, loaded.revision)
         self.scorer = Scorer(
-            loaded,
-            dtype=task.dtype,
-            device=task.device,
-            threads=task.threads,
-            backend=task.backend,
+            loaded, dtype=task.dtype, device=task.device, threads=task.threads, backend=task.backend
         )
         self.max_padded_s = task.max_padded_s or auto_padded_s(self.scorer)
         self.provenance: Mapping[str, Any] = {"model": task.model, "model_revision": task.revision}

@@ -1,46 +1,99 @@
-"""Configuration of the jobs: frozen dataclasses, one flag a field, plus `--config FILE`.
+"""Command lines of dataclasses: one flag a field, `--help` from the docstrings of the fields.
 
-A config file gives the same words as a command line, so both go through the same parser; the
-command line wins.
+Words without a flag belong to one field, the positional one, wherever they stand. A flag that is
+given twice keeps its last value. A config file gives the same words as a command line, so both go
+through the same parser; the command line wins.
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
 import inspect
+import itertools
 import json
 import os
-import socket
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from raysers.arguments import Flag, build, flags_of, help_text, split
 from raysers.data.files import load_yaml
 from raysers.errors import ConfigError
 from raysers.io import storage
-from raysers.run import quiet_environment, run_main
 from raysers.types import Status
 
 T = TypeVar("T")
 
+#: Width of help, and where its second column begins.
+_COLUMNS, _INDENT = 80, 24
+#: What help calls a value of a type, and what messages do.
+_PLAIN = {int: ("N", "a whole number"), float: ("X", "a number"), str: ("TEXT", "text")}
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag. Fields set what comes first, as `Annotated[str, Flag("URI", short="-o")]`.
+
+    `choices` are the values that are offered, where they are not all of the type. `words` is how
+    many words follow the flag; -1: any number, which become a tuple.
+    """
+
+    metavar: str = ""
+    short: str = ""
+    choices: tuple[str, ...] = ()
+    hidden: bool = False
+    name: str = ""
+    about: str = ""
+    group: str = ""
+    words: int = 1
+    read: Callable[[str], Any] = str
+    default: Any = ""
+    required: bool = False
+
+    @property
+    def spelled(self) -> str:
+        """The name as it is typed: `--max-failed`."""
+        return "--" + self.name.replace("_", "-")
+
+    def value(self, words: Sequence[str]) -> Any:
+        """What the words after the flag mean; ConfigError if they mean nothing."""
+        if self.words == 0:
+            return True
+        if self.words > 0 and len(words) != self.words:
+            number = "a value" if self.words == 1 else f"{self.words} values"
+            given = " ".join(words) or "none"
+            raise ConfigError(f"{self.spelled} takes {number} ({self.metavar}), not {given}")
+        try:
+            values = tuple(map(self.read, words))
+        except ValueError as error:
+            raise ConfigError(f"{self.spelled} {' '.join(words)}: {error}") from None
+        return values[0] if self.words == 1 else values
+
+
 DEFAULT_MODEL = "raysers-base"
 #: It needs no download.
 DEFAULT_ASR = "moonshine"
-#: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
-CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
 Uris = Annotated[tuple[str, ...], Flag("URI")]
 Models = Annotated[tuple[str, ...], Flag("MODEL")]
 Output = Annotated[str, Flag("URI", short="-o")]
 #: A field that the job sets itself.
 Hidden = Annotated[str, Flag(hidden=True)]
-Retry = Annotated[
-    tuple[Status, ...],
-    Flag("STATUS", choices=tuple(str(status) for status in Status if status is not Status.OK)),
-]
+_FAILURES = tuple(str(status) for status in Status if status is not Status.OK)
+Retry = Annotated[tuple[Status, ...], Flag("STATUS", choices=_FAILURES)]
 
 #: Flags on the first screen of `--help`, of commands that have more than these.
 _FIRST = (
@@ -50,182 +103,190 @@ _FIRST = (
     "dtype", "dry_run", "retry", "extend", "embeddings",
 )  # fmt: skip
 _MOST_FIRST = 12
-_ANSWER_S = 5.0
 _SHARED = "Flags of every command"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListingFlags:
-    """Which audio is processed, and how it becomes clips."""
+def flags_of(config_class: type) -> dict[str, Flag]:
+    """The flags of a dataclass by the names of their fields, in the order of the fields.
 
-    input: Uris
-    """Folders, s3:// prefixes or URLs of audio, tar shards, or a table of clips."""
-    output: Output
-    """Folder or s3:// prefix for the tables; rerun the command to resume there."""
-    segment: Literal["whole", "window", "vad"] = "whole"
-    """How recordings become clips: the whole file, fixed windows, or stretches of speech."""
-    window_s: float = 10.0
-    """Window length in seconds; for vad the longest stretch of speech."""
-    hop_s: float = 10.0
-    """Seconds from one window's start to the next."""
-    min_s: float = 0.5
-    """Shortest last window, or stretch of speech, in seconds."""
-    channel: Literal["mean", "left", "right", "each"] | int = "mean"
-    """Channels of a recording: their mean, one of them (a number counts from 1), or each as
-    separate clips, with a column `channel`."""
-    audio_stream: str = "0"
-    """Audio stream of containers such as MP4 and MKV: a number from 0, or a language (eng) or title
-    as the file names it."""
-    limit: int = 0
-    """Only the first N clips; 0 takes all."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        window = f"above 0 and at most --window-s ({self.window_s:g})"
-        whole = "also --segment window (or vad): whole files are not cut"
-        cut, kind = self.segment != "whole", ListingFlags
-        channel = not isinstance(self.channel, int) or self.channel >= 1
-        hop = 0 < self.hop_s <= self.window_s or self.segment != "window"
-        _check(
-            (bool(self.input), "--input", "nothing", "at least one folder, prefix or manifest"),
-            (bool(self.output), "--output", "nothing", "a folder or an s3:// prefix"),
-            (self.window_s > 0, "--window-s", self.window_s, "a length above 0 seconds"),
-            (hop, "--hop-s", self.hop_s, f"{window}, or audio would be skipped"),
-            (cut or self.window_s == kind.window_s, "--window-s", self.window_s, whole),
-            (cut or self.hop_s == kind.hop_s, "--hop-s", self.hop_s, whole),
-            (cut or self.min_s == kind.min_s, "--min-s", self.min_s, whole),
-            (0 < self.min_s <= self.window_s, "--min-s", self.min_s, window),
-            (channel, "--channel", self.channel, "mean, left, right, each or a number from 1"),
-            (self.limit >= 0, "--limit", self.limit, "0 (all) or more"),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipJobFlags(ListingFlags):
-    """How clips are scored, and what happens to those that cannot be."""
-
-    model: str = DEFAULT_MODEL
-    """Alias, hub id, folder or s3:// prefix of a model, with an optional @revision."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
-    """Precision of the model; auto is bf16 where the hardware has it, else fp32. int8 is for CPUs:
-    faster, and scores differ in the third decimal."""
-    workers: int | Literal["local"] = 0
-    """Model workers; 0 uses every GPU, or every CPU when there is none, also of nodes that join the
-    cluster, and needs no Ray for up to an hour of audio on one machine; `local` scores in this
-    process, without Ray."""
-    decode_processes: int | Literal["auto"] = "auto"
-    """Processes that decode for each worker; 0 decodes in its own threads, auto takes its share of
-    the node's cores beside a GPU, else 0."""
-    max_padded_s: float = 0.0
-    """Padded audio seconds per forward pass; 0 chooses for the device."""
-    shard_s: float = 1800.0
-    """Audio seconds per output file at most; small archives get shorter ones."""
-    dry_run: bool = False
-    """Benchmark the cluster, estimate time and cost, write nothing."""
-    usd_per_hour: float = 0.0
-    """Price of one worker per hour (its machine's, divided by the workers on it)."""
-    max_clip_s: float = 600.0
-    """Longer clips are `too_long` instead of scored; cut recordings with --segment window."""
-    max_failed: float = 0.05
-    """Highest share of rows that are not ok before the job ends with exit code 3."""
-    retry: Retry = ()
-    """When resuming, also score clips with these statuses again."""
-    extend: bool = False
-    """When resuming, also score files that were added to the input since."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        super().check()
-        workers = self.workers == "local" or self.workers >= 0
-        beside = self.decode_processes
-        length = "a length above 0 seconds"
-        _check(
-            (workers, "--workers", self.workers, "0 (automatic), a number, or local"),
-            (beside == "auto" or beside >= 0, "--decode-processes", beside, "auto, or 0 or more"),
-            (self.max_padded_s >= 0, "--max-padded-s", self.max_padded_s, "0 or more seconds"),
-            (self.max_clip_s > 0, "--max-clip-s", self.max_clip_s, length),
-            (self.shard_s > 0, "--shard-s", self.shard_s, length),
-            (0 <= self.max_failed <= 1, "--max-failed", self.max_failed, "a share from 0 to 1"),
-            (self.usd_per_hour >= 0, "--usd-per-hour", self.usd_per_hour, "0 or more"),
-            (not (self.extend and self.limit), "--limit", self.limit, "0 with --extend"),
-            (Status.OK not in self.retry, "--retry", "ok", "statuses of failed clips"),
-        )
-
-
-def _check(*rules: tuple[bool, str, object, str]) -> None:
-    """Raises ConfigError for the first rule that does not hold: (holds, flag, value, what fits)."""
-    for holds, flag, value, wanted in rules:
-        if not holds:
-            raise ConfigError(f"{flag} is {value}: give {wanted}")
-
-
-@dataclass(frozen=True)
-class Command(Generic[T]):
-    """A job with its command line; called with arguments it gives the exit code, see `parse`.
-
-    `run` is the job itself, of `flags`; its docstring is the description in `--help`.
+    They are grouped by the class that declares them; its docstring is the heading.
     """
-
-    run: Callable[[T], int]
-    positional: str
-    about: str = ""
-    recipes: Path | None = None
-    shown: Collection[str] = ()
-
-    @property
-    def flags(self) -> type[T]:
-        """The dataclass of the job's flags."""
-        found: type[T] = get_type_hints(self.run)["flags"]
-        return found
-
-    def __call__(
-        self, argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = ""
-    ) -> int:
-        """Parse and run; `output` is for when none is given."""
-
-        def body() -> int:
-            flags = parse(
-                self.flags,
-                argv,
-                description=self.about or inspect.getdoc(self.run) or "",
-                positional=self.positional,
-                prog=prog,
-                output=output,
-                recipes=self.recipes,
-                shown=self.shown,
-            )
-            if '"s3://' in json.dumps(as_plain(flags)):
-                for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-                    require_answer(name, os.environ.get(name, ""))
-            return self.run(flags)
-
-        quiet_environment()
-        return run_main(body)
+    about, groups = dict[str, str](), dict[str, str]()
+    for one in reversed(config_class.__mro__):
+        if "__annotations__" in vars(one):
+            about |= _field_docs(one)
+            title = (one.__doc__ or "").partition("\n")[0].rstrip(".")
+            groups |= dict.fromkeys(one.__annotations__, title)
+    hints = get_type_hints(config_class, include_extras=True)
+    found = {}
+    for field in fields(config_class):
+        hint, flag = hints[field.name], Flag()
+        if get_origin(hint) is Annotated:
+            hint, flag = get_args(hint)
+        read, words, metavar = _reader(hint, flag.choices)
+        if flag.metavar:
+            metavar = f"{flag.metavar} ..." if words < 0 else flag.metavar
+        found[field.name] = replace(
+            flag,
+            name=field.name,
+            about=about.get(field.name, ""),
+            group=groups[field.name],
+            words=words,
+            read=read,
+            metavar=metavar,
+            default="" if field.default is MISSING else field.default,
+            required=field.default is MISSING,
+        )
+    return found
 
 
-def command(positional: str, **more: Any) -> Callable[[Callable[[T], int]], Command[T]]:
-    """Makes a function of flags the job of a command; words without a flag are `positional`'s."""
-    return lambda run: Command(run, positional, **more)
-
-
-def require_answer(variable: str, address: str) -> None:
-    """Check in seconds that a server listens at the address in a variable of the environment.
-
-    An address without a host and port is not checked here. Raises ConfigError: nothing listens
-    there.
-    """
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    if not parts.hostname or port is None or (parts.scheme != "ray" and getproxies()):
-        return
+def _field_docs(one: type) -> dict[str, str]:
+    """The strings that follow the fields of a class in its source, on one line each."""
     try:
-        socket.create_connection((parts.hostname, port), timeout=_ANSWER_S).close()
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise ConfigError(
-            f"{variable}={address} does not answer ({why}): correct or unset {variable}, or start "
-            "the server"
-        ) from error
+        body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0].body  # type: ignore[attr-defined]
+    except OSError:  # made at run time, or installed without sources
+        return {}
+    found = {}
+    for pair in itertools.pairwise(body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(about))):
+                found[name] = " ".join(about.split())
+    return found
+
+
+def _reader(hint: Any, choices: Collection[str]) -> tuple[Callable[[str], Any], int, str]:
+    """How a word becomes a value of the type, how many words there are, and their name."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        kinds = [_reader(kind, choices) for kind in args if kind is not NoneType]
+        names = " or ".join(name for *_, name in kinds)
+        if len(kinds) == 1:
+            return kinds[0]
+        return (lambda text: _first([read for read, *_ in kinds], text, names)), 1, names
+    if origin is tuple:
+        read, _, metavar = _reader(args[0], choices)
+        if args[-1] is Ellipsis:
+            return read, -1, f"{metavar} ..."
+        return read, len(args), " ".join([metavar] * len(args))
+    if hint is bool:
+        return bool, 0, ""
+    if hint in _PLAIN:
+        metavar, about = _PLAIN[hint]
+        return (lambda text: _first([hint], text, about)), 1, metavar
+    known = {str(one): one for one in args} if origin is Literal else {o.value: o for o in hint}
+    offered = {name: one for name, one in known.items() if not choices or name in choices}
+    return (lambda text: _choice(offered, text)), 1, "|".join(offered)
+
+
+def _first(readers: Sequence[Callable[[str], Any]], text: str, names: str) -> Any:
+    for read in readers:
+        with suppress(ValueError):
+            return read(text)
+    raise ValueError(f"give {names}")
+
+
+def _choice(offered: Mapping[str, Any], text: str) -> Any:
+    if text in offered:
+        return offered[text]
+    raise ValueError(nearest(text, offered) or f"give one of {', '.join(filter(None, offered))}")
+
+
+def nearest(text: str, known: Collection[str]) -> str:
+    """`did you mean 'annotate'?`, or empty when nothing known is like the text."""
+    near = difflib.get_close_matches(text.lower(), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def split(args: Sequence[str], flags: Mapping[str, Flag], positional: str) -> dict[str, list[str]]:
+    """The words of every flag that is given; those without a flag are the `positional` one's.
+
+    Raises ConfigError: an unknown flag, or words that no flag takes.
+    """
+    spelled = {flag.spelled: flag for flag in flags.values()}
+    spelled |= {flag.short: flag for flag in flags.values() if flag.short}
+    found: dict[str, list[str]] = {}
+    words, open_to, left = list[str](), "", 0
+    for arg in args:
+        bare, is_given, value = arg.partition("=")
+        bare = bare[:2] + bare[2:].replace("_", "-")
+        is_flag = arg.startswith("-") and len(arg) > 1 and not (arg[1].isdigit() or arg[1] == ".")
+        if flag := spelled.get(bare):
+            found[flag.name] = [value] if is_given else []
+            open_to, left = flag.name, 0 if is_given else flag.words
+        elif left > 0 or (left < 0 and not is_flag):
+            found[open_to].append(arg)
+            left -= 1
+        elif is_flag:
+            long = "-" + bare if not bare.startswith("--") else bare
+            hint = nearest(long, [one for one in spelled if one.startswith("--")])
+            raise ConfigError(f"{bare} is no flag here: {hint or '--help-all lists them'}")
+        else:
+            words.append(arg)
+    if words and not positional:
+        raise ConfigError(f"{' '.join(words)} belongs to no flag: --help lists them")
+    if words and positional in found:
+        fix = f"give it with {flags[positional].spelled}, or all without"
+        raise ConfigError(f"{' '.join(words)}: {fix}")
+    return found | ({positional: words} if words else {})
+
+
+def build(config_class: type[T], given: Mapping[str, Sequence[str]], prog: str) -> T:
+    """The dataclass of the words that are given.
+
+    Raises ConfigError: a value that cannot be read, or a required flag that is missing.
+    """
+    flags = flags_of(config_class)
+    for name, flag in flags.items():
+        if flag.required and name not in given:
+            about = flag.about.partition(". ")[0].rstrip(".")
+            raise ConfigError(f"{prog} needs {flag.spelled} {flag.metavar}: {about}")
+    return config_class(**{name: flags[name].value(words) for name, words in given.items()})
+
+
+def help_text(
+    prog: str,
+    flags: Collection[Flag],
+    description: str,
+    *,
+    positional: str = "",
+    shown: Collection[str] = (),
+) -> str:
+    """Usage, description (indented lines as they are) and flags, at most 80 columns wide.
+
+    With `shown` only these flags, each with the first sentence of what it does.
+    """
+    place = next((f"[{f.metavar or f.name}] " for f in flags if f.name == positional), "")
+    lines = [f"usage: {prog} {place}[flags]", ""]
+    for part in description.strip().split("\n\n"):
+        lines += part.splitlines() if part.startswith("    ") else textwrap.wrap(part, _COLUMNS)
+        lines.append("")
+    visible, group = [flag for flag in flags if not flag.hidden], ""
+    for flag in visible:
+        if not shown and flag.group != group:
+            group = flag.group
+            lines += ([""] if lines[-1] else []) + textwrap.wrap(f"{group}:", _COLUMNS)
+        if not shown or flag.name in shown:
+            lines += _flag_lines(flag, short=bool(shown))
+    lines += ["", f"{prog} --help-all shows all {len(visible)} flags."] if shown else []
+    return "\n".join(lines)
+
+
+def _flag_lines(flag: Flag, *, short: bool) -> list[str]:
+    about, default, metavar = flag.about, flag.default, flag.metavar
+    if short:
+        about = about.partition(". ")[0].partition("; ")[0].rstrip(".")
+    if flag.words and (default or (default == 0 and not short and "0" not in about)):
+        values = default if isinstance(default, tuple) else (default,)
+        words = (f"{one:g}" if isinstance(one, float) else str(one) for one in values)
+        about += f" (default: {' '.join(words)})"
+    head = f"  {flag.short}, {flag.spelled}" if flag.short else f"  {flag.spelled}"
+    if len(head) + len(metavar) > _COLUMNS - 2:  # a long list of choices belongs to the text
+        about, metavar = f"{about} One of: {metavar.replace('|', ', ')}", ""
+    head = f"{head} {metavar}".rstrip()
+    lines = textwrap.wrap(about, _COLUMNS - _INDENT) or [""]
+    if len(head) < _INDENT - 1:
+        head, lines = f"{head:<{_INDENT}}{lines[0]}", lines[1:]
+    return [head, *(" " * _INDENT + line for line in lines)]
 
 
 def parse(
@@ -234,26 +295,23 @@ def parse(
     *,
     description: str,
     positional: str = "",
-    prog: str | None = None,
+    prog: str = "",
     output: str = "",
     recipes: Path | None = None,
     shown: Collection[str] = (),
 ) -> T:
     """Parse `argv` (default: the process arguments) into the dataclass `config_class`.
 
-    All jobs take more flags than their own: `--config FILE` (YAML, or the `run.json` of an earlier
-    run) gives defaults that the other arguments override; `--requester-pays` sets the environment
-    of this process and, through `cluster.connect`, of its workers. `config_class`: one flag a
-    field; `argv`: flags and values; `description`: shown above the flags by `--help`; `positional`:
-    the field that words without a flag belong to; `prog`: name in usage messages; default: the
-    script's; `output`: of the field `output` when nothing is given; announced when it is used;
-    `recipes`: folder of the config files that `--recipe NAME` knows; None: no such flag; `shown`:
-    fields in `--help`; `--help-all` lists all. Empty: those that most commands have. Raises
-    ConfigError: an argument, config file or recipe that cannot be used; SystemExit: with code 0,
-    after printing help.
+    `--config FILE` (YAML, or the `run.json` of an earlier run) gives defaults that the other
+    arguments override; so does `--recipe NAME`, of the files in `recipes`. `--requester-pays` sets
+    the environment of this process and, through `cluster.connect`, of its workers. Words without a
+    flag belong to the field `positional`. `output` is that field's value when nothing is given.
+    `--help` lists the fields `shown` (none: those that most commands have), `--help-all` all; both
+    exit. Raises ConfigError: an argument, config file or recipe that cannot be used.
     """
     own = flags_of(config_class)
-    flags = {**own, **_shared_flags(recipes)}
+    shipped = {path.stem: str(path) for path in sorted(recipes.glob("*.yaml"))} if recipes else {}
+    flags = {**own, **_shared_flags(shipped)}
     prog = prog or os.path.basename(sys.argv[0])
     given = split(sys.argv[1:] if argv is None else argv, flags, positional)
     if "help" in given or "help_all" in given:
@@ -265,13 +323,12 @@ def parse(
         os.environ[storage.REQUESTER_PAYS] = "1"
     words: dict[str, Sequence[str]] = {"output": [output]} if output else {}
     file = "a file: a YAML file or the run.json of a run"
-    for source, wanted in (("recipe", "a name or a YAML file"), ("config", file)):
-        if source in given and len(given[source]) != 1:
-            raise ConfigError(f"--{source} needs {wanted}")
+    for source, needed in (("recipe", "a name or a YAML file"), ("config", file)):
         if source in given:
+            if len(given[source]) != 1:
+                raise ConfigError(f"--{source} needs {needed}")
             (place,) = given[source]
-            uri = _recipe(place, recipes) if source == "recipe" and recipes else place
-            words |= _file_words(uri, own, f"--{source}")
+            words |= _file_words(place, shipped if source == "recipe" else {}, own, f"--{source}")
     words |= {name: found for name, found in given.items() if name in own}
     parsed = build(config_class, words, prog)
     if output and getattr(parsed, "output", None) == output:
@@ -279,15 +336,15 @@ def parse(
     return parsed
 
 
-def _shared_flags(recipes: Path | None) -> dict[str, Flag]:
+def _shared_flags(shipped: Mapping[str, str]) -> dict[str, Flag]:
     rows = [
         ("config", 1, "FILE", "", "Read flags from a YAML file or the run.json of an earlier run."),
         ("requester_pays", 0, "", "", "Agree to pay for reading requester-pays buckets."),
         ("help", 0, "", "-h", "Show the common flags."),
         ("help_all", 0, "", "", "Show all flags."),
     ]
-    if recipes is not None:
-        about = f"Read flags from a YAML file, or one of {_names(recipes)}."
+    if shipped:
+        about = f"Read flags from a YAML file, or one of {', '.join(shipped)}."
         rows.insert(0, ("recipe", 1, "NAME|FILE", "", about))
     return {
         name: Flag(name=name, words=words, metavar=value, short=short, about=about, group=_SHARED)
@@ -295,22 +352,15 @@ def _shared_flags(recipes: Path | None) -> dict[str, Flag]:
     }
 
 
-def _names(recipes: Path) -> str:
-    return ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
-
-
-def _recipe(name: str, recipes: Path) -> str:
-    """Where the recipe of that name is, or the file itself; ConfigError if it is neither."""
-    shipped = recipes / f"{name}.yaml"
-    if "/" not in name and shipped.is_file():
-        return str(shipped)
-    if "/" in name or name.endswith((".yaml", ".yml", ".json")):
-        return name
-    raise ConfigError(f"--recipe {name}: give one of {_names(recipes)}, or a YAML file")
-
-
-def _file_words(uri: str, flags: Mapping[str, Flag], source: str) -> dict[str, list[str]]:
-    """The words that a command line with the values of a YAML file would have."""
+def _file_words(
+    uri: str, shipped: Mapping[str, str], flags: Mapping[str, Flag], source: str
+) -> dict[str, list[str]]:
+    """The words that a command line with the values of a YAML file, or a recipe, would have."""
+    if shipped and "/" not in uri and not uri.endswith((".yaml", ".yml", ".json")):
+        if uri not in shipped:
+            known = ", ".join(shipped)
+            raise ConfigError(f"--recipe {uri}: give one of {known}, or a YAML file")
+        uri = shipped[uri]
     try:
         document = load_yaml(uri)  # YAML is a superset of JSON, so run.json needs no other parser
     except ConfigError as error:
@@ -325,12 +375,10 @@ def _file_words(uri: str, flags: Mapping[str, Flag], source: str) -> dict[str, l
         if name not in flags:
             known = ", ".join(sorted(flags))
             raise ConfigError(f"{source} {uri}: unknown key {key!r}; known keys: {known}")
-        if isinstance(value, bool):
-            words |= {name: []} if value else {}
-        elif isinstance(value, list | tuple):
-            words |= {name: [*map(str, value)]} if value else {}
-        elif value is not None:
-            words[name] = [str(value)]
+        if value is True:
+            words[name] = []
+        elif value or (value == 0 and value is not False):
+            words[name] = [*map(str, value)] if isinstance(value, list) else [str(value)]
     return words
 
 

@@ -135,8 +135,7 @@ METRICS = pa.schema(
         _text("group", "column the clips are grouped by; empty: all clips"),
         _text("group_value", "value of that column; of model: the other model"),
         _text(
-            "dimension",
-            "arousal, dominance, valence; mean: over several; emotion: the categories",
+            "dimension", "arousal, dominance, valence; mean: over several; emotion: the categories"
         ),
         _text("metric", "name of the metric"),
         _f64("value", "its value; null: undefined"),

@@ -157,11 +157,7 @@ class AudioReader:
         raise _no_samples(start_ns, end_ns, info)
 
     def blocks(
-        self,
-        block_s: float = 30.0,
-        *,
-        zero_nonfinite: bool = False,
-        channel: int | None = None,
+        self, block_s: float = 30.0, *, zero_nonfinite: bool = False, channel: int | None = None
     ) -> Iterator[Floats]:
         """The whole file as consecutive pieces of one continuous 16 kHz signal.
 

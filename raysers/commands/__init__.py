@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from raysers import __version__
-from raysers.arguments import nearest
+
+T = TypeVar("T")
 
 #: By subcommand: its module, where its output goes without -o, and what it does.
 COMMANDS = {
@@ -40,6 +45,58 @@ COMMANDS = {
 }
 _BAD_CONFIG = 2
 _LEAST_PYTHON = (3, 11)
+
+
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """A job with its command line; called with arguments it gives the exit code, see `cli.parse`.
+
+    `run` is the job itself, of `flags`; its docstring is the description in `--help`.
+    """
+
+    run: Callable[[T], int]
+    positional: str
+    about: str = ""
+    recipes: Path | None = None
+    shown: Collection[str] = ()
+
+    @property
+    def flags(self) -> type[T]:
+        """The dataclass of the job's flags."""
+        found: type[T] = get_type_hints(self.run)["flags"]
+        return found
+
+    def __call__(
+        self, argv: Sequence[str] | None = None, *, prog: str = "", output: str = ""
+    ) -> int:
+        """Parse and run; `output` is for when none is given."""
+        from raysers.cli import as_plain, parse  # slower to import than the list of commands
+        from raysers.io import storage
+        from raysers.run import quiet_environment, run_main
+
+        def body() -> int:
+            flags = parse(
+                self.flags,
+                argv,
+                description=self.about or inspect.getdoc(self.run) or "",
+                positional=self.positional,
+                prog=prog,
+                output=output,
+                recipes=self.recipes,
+                shown=self.shown,
+            )
+            if '"s3://' in json.dumps(as_plain(flags)):
+                for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+                    storage.require_answer(name, os.environ.get(name, ""))
+            return self.run(flags)
+
+        quiet_environment()
+        return run_main(body)
+
+
+def command(positional: str, **more: Any) -> Callable[[Callable[[T], int]], Command[T]]:
+    """Makes a function of flags the job of a command; words without a flag are `positional`'s."""
+    return lambda run: Command(run, positional, **more)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +141,7 @@ def _run(name: str, args: Sequence[str], *, prog: str, output: str) -> int:
 
 
 def find(name: str) -> Callable[..., int]:
-    """The subcommand, called with arguments; a `cli.Command`, but for fuse, which has two."""
+    """The subcommand, called with arguments; a `Command`, but for fuse, which has two."""
     module = importlib.import_module(f"raysers.commands.{COMMANDS[name][0]}")
     found: Callable[..., int] = getattr(module, name)
     return found
@@ -96,6 +153,8 @@ def _refuse(message: str) -> int:
 
 
 def _nearest(name: str) -> str:
+    from raysers.cli import nearest
+
     if near := nearest(name, COMMANDS):
         return near
     if os.path.exists(name) or "://" in name:

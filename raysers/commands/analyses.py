@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import Output, Uris, as_plain, command
+from raysers.cli import Output, Uris, as_plain
+from raysers.commands import command
 from raysers.commands.archive import AnnotateFlags, annotate
 from raysers.commands.speech import synthesize
 from raysers.data.manifest import is_whole, manifest_parts, write_manifest

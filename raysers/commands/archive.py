@@ -7,32 +7,29 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pyarrow as pa
 
 from raysers.annotation import AnnotateTask, write_turns
-from raysers.arguments import Flag
-from raysers.cli import (
-    DEFAULT_ASR,
-    ClipJobFlags,
-    CorpusName,
-    Hidden,
-    ListingFlags,
-    as_plain,
-    command,
-)
+from raysers.cli import DEFAULT_ASR, Flag, Hidden, as_plain
+from raysers.commands import command
 from raysers.commands.models import check_dtype
 from raysers.data.manifest import Manifest
 from raysers.engine import listing, progress
 from raysers.engine import output as parts
 from raysers.engine.job import ClipJob
+from raysers.engine.listing import ClipJobFlags, ListingFlags
 from raysers.errors import ConfigError
 from raysers.io import storage
 from raysers.run import Exit, Run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: What `--corpus` takes: the readers of `raysers.data.corpora`, and two ways without naming one.
+CorpusName = Literal["none", "auto", "audformat", "msp-podcast", "iemocap", "cmu-mosi", "emodb"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import DEFAULT_MODEL, Output, as_plain, command
+from raysers.cli import DEFAULT_MODEL, Output, as_plain
+from raysers.commands import command
 from raysers.data.manifest import clips_of
 from raysers.engine import output, progress
 from raysers.engine.job import ClipJob

@@ -16,7 +16,8 @@ import pyarrow as pa
 import soundfile
 import soxr
 
-from raysers.cli import Output, as_plain, command
+from raysers.cli import Output, as_plain
+from raysers.commands import command
 from raysers.commands.archive import annotate
 from raysers.data.manifest import Manifest
 from raysers.engine import output as parts

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from raysers.cli import Command, as_plain, command
+from raysers.cli import as_plain
+from raysers.commands import Command, command
 from raysers.commands.analyses import evaluate, probe
 from raysers.data.manifest import write_manifest
 from raysers.engine import cluster
@@ -148,8 +149,8 @@ FUSE: Mapping[str, tuple[Command[Any], str]] = {
 }
 
 
-def fuse(argv: Sequence[str] | None = None, *, prog: str | None = None, output: str = "") -> int:
-    """Run the command that `argv` names first; see `cli.Command`."""
+def fuse(argv: Sequence[str] | None = None, *, prog: str = "", output: str = "") -> int:
+    """Run the command that `argv` names first; see `commands.Command`."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if name in FUSE:
         run, place = FUSE[name]

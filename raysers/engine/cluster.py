@@ -30,16 +30,10 @@ from ray.autoscaler.sdk import request_resources
 from ray.data.read_api import from_blocks
 from ray.util import metrics
 
-from raysers.cli import require_answer
 from raysers.data.shards import ShardSource
 from raysers.engine.placement import Placement, choose_placement
 from raysers.engine.progress import Monitor, Shards
-from raysers.engine.worker import (
-    ClipTask,
-    ShardResult,
-    ShardWorker,
-    WorkerSettings,
-)
+from raysers.engine.worker import ClipTask, ShardResult, ShardWorker, WorkerSettings
 from raysers.errors import ConfigError, DeviceLost, RaysersError, errors_as_rows, raise_from_rows
 from raysers.io import storage
 from raysers.run import Exit, end_on_sigterm, is_terminated, load_record
@@ -69,7 +63,7 @@ def connect() -> None:
         # Ray warns about its own coming defaults; users can do nothing about them here
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         if address := os.environ.get("RAY_ADDRESS"):
-            require_answer("RAY_ADDRESS", address)  # Ray itself takes a minute to give up
+            storage.require_answer("RAY_ADDRESS", address)  # Ray itself takes a minute to give up
             try:
                 ray.init(logging_level=logging.ERROR, runtime_env=_workers_environment())
             except (ConnectionError, ValueError, RuntimeError) as error:

@@ -23,20 +23,16 @@ from typing import Any
 import pyarrow as pa
 
 from raysers.audio.level import FAULTS
-from raysers.cli import ClipJobFlags, as_plain
+from raysers.cli import as_plain
 from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardSource
 from raysers.data.sources import list_inputs
 from raysers.engine import listing, output, plan, progress
+from raysers.engine.listing import ClipJobFlags
 from raysers.engine.placement import Placement, connecting, here, io_threads
 from raysers.engine.plan import Plan
 from raysers.engine.progress import Shards, Totals
-from raysers.engine.worker import (
-    ClipTask,
-    ShardResult,
-    ShardWorker,
-    WorkerSettings,
-)
+from raysers.engine.worker import ClipTask, ShardResult, ShardWorker, WorkerSettings
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import marks, storage
 from raysers.run import Exit, Run, end_on_sigterm
@@ -308,11 +304,7 @@ def _preload(names: Sequence[str]) -> None:
 
 
 def _scored_here(
-    worker: ShardWorker,
-    source: ShardSource,
-    shards: Sequence[int],
-    reports: Shards,
-    at_a_time: int,
+    worker: ShardWorker, source: ShardSource, shards: Sequence[int], reports: Shards, at_a_time: int
 ) -> Iterator[ShardResult]:
     """Score shards in this process; those in work end early when the caller stops."""
     pool = ThreadPoolExecutor(at_a_time, thread_name_prefix="shard")

@@ -11,15 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.cli import ListingFlags
+from raysers.cli import DEFAULT_MODEL, Output, Retry, Uris
 from raysers.data.manifest import Manifest, collect, is_manifest, read_part, whole_parts
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sorting import in_parts
@@ -40,6 +40,112 @@ _OBJECTS_PER_VAD_TASK = 1
 _BLOCKS_AT_A_TIME = 1000
 #: Up to so much 16-bit audio, finding speech is not worth starting a cluster.
 _LOCAL_VAD_BYTES = 120 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListingFlags:
+    """Which audio is processed, and how it becomes clips."""
+
+    input: Uris
+    """Folders, s3:// prefixes or URLs of audio, tar shards, or a table of clips."""
+    output: Output
+    """Folder or s3:// prefix for the tables; rerun the command to resume there."""
+    segment: Literal["whole", "window", "vad"] = "whole"
+    """How recordings become clips: the whole file, fixed windows, or stretches of speech."""
+    window_s: float = 10.0
+    """Window length in seconds; for vad the longest stretch of speech."""
+    hop_s: float = 10.0
+    """Seconds from one window's start to the next."""
+    min_s: float = 0.5
+    """Shortest last window, or stretch of speech, in seconds."""
+    channel: Literal["mean", "left", "right", "each"] | int = "mean"
+    """Channels of a recording: their mean, one of them (a number counts from 1), or each as
+    separate clips, with a column `channel`."""
+    audio_stream: str = "0"
+    """Audio stream of containers such as MP4 and MKV: a number from 0, or a language (eng) or title
+    as the file names it."""
+    limit: int = 0
+    """Only the first N clips; 0 takes all."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        window = f"above 0 and at most --window-s ({self.window_s:g})"
+        whole = "also --segment window (or vad): whole files are not cut"
+        cut, kind = self.segment != "whole", ListingFlags
+        channel = not isinstance(self.channel, int) or self.channel >= 1
+        hop = 0 < self.hop_s <= self.window_s or self.segment != "window"
+        _check(
+            (bool(self.input), "--input", "nothing", "at least one folder, prefix or manifest"),
+            (bool(self.output), "--output", "nothing", "a folder or an s3:// prefix"),
+            (self.window_s > 0, "--window-s", self.window_s, "a length above 0 seconds"),
+            (hop, "--hop-s", self.hop_s, f"{window}, or audio would be skipped"),
+            (cut or self.window_s == kind.window_s, "--window-s", self.window_s, whole),
+            (cut or self.hop_s == kind.hop_s, "--hop-s", self.hop_s, whole),
+            (cut or self.min_s == kind.min_s, "--min-s", self.min_s, whole),
+            (0 < self.min_s <= self.window_s, "--min-s", self.min_s, window),
+            (channel, "--channel", self.channel, "mean, left, right, each or a number from 1"),
+            (self.limit >= 0, "--limit", self.limit, "0 (all) or more"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipJobFlags(ListingFlags):
+    """How clips are scored, and what happens to those that cannot be."""
+
+    model: str = DEFAULT_MODEL
+    """Alias, hub id, folder or s3:// prefix of a model, with an optional @revision."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    """Precision of the model; auto is bf16 where the hardware has it, else fp32. int8 is for CPUs:
+    faster, and scores differ in the third decimal."""
+    workers: int | Literal["local"] = 0
+    """Model workers; 0 uses every GPU, or every CPU when there is none, also of nodes that join the
+    cluster, and needs no Ray for up to an hour of audio on one machine; `local` scores in this
+    process, without Ray."""
+    decode_processes: int | Literal["auto"] = "auto"
+    """Processes that decode for each worker; 0 decodes in its own threads, auto takes its share of
+    the node's cores beside a GPU, else 0."""
+    max_padded_s: float = 0.0
+    """Padded audio seconds per forward pass; 0 chooses for the device."""
+    shard_s: float = 1800.0
+    """Audio seconds per output file at most; small archives get shorter ones."""
+    dry_run: bool = False
+    """Benchmark the cluster, estimate time and cost, write nothing."""
+    usd_per_hour: float = 0.0
+    """Price of one worker per hour (its machine's, divided by the workers on it)."""
+    max_clip_s: float = 600.0
+    """Longer clips are `too_long` instead of scored; cut recordings with --segment window."""
+    max_failed: float = 0.05
+    """Highest share of rows that are not ok before the job ends with exit code 3."""
+    retry: Retry = ()
+    """When resuming, also score clips with these statuses again."""
+    extend: bool = False
+    """When resuming, also score files that were added to the input since."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        super().check()
+        workers = self.workers == "local" or self.workers >= 0
+        beside = self.decode_processes
+        length = "a length above 0 seconds"
+        _check(
+            (workers, "--workers", self.workers, "0 (automatic), a number, or local"),
+            (beside == "auto" or beside >= 0, "--decode-processes", beside, "auto, or 0 or more"),
+            (self.max_padded_s >= 0, "--max-padded-s", self.max_padded_s, "0 or more seconds"),
+            (self.max_clip_s > 0, "--max-clip-s", self.max_clip_s, length),
+            (self.shard_s > 0, "--shard-s", self.shard_s, length),
+            (0 <= self.max_failed <= 1, "--max-failed", self.max_failed, "a share from 0 to 1"),
+            (self.usd_per_hour >= 0, "--usd-per-hour", self.usd_per_hour, "0 or more"),
+            (not (self.extend and self.limit), "--limit", self.limit, "0 with --extend"),
+            (Status.OK not in self.retry, "--retry", "ok", "statuses of failed clips"),
+        )
+
+
+def _check(*rules: tuple[bool, str, object, str]) -> None:
+    """Raises ConfigError for the first rule that does not hold: (holds, flag, value, what fits)."""
+    for holds, flag, value, wanted in rules:
+        if not holds:
+            raise ConfigError(f"{flag} is {value}: give {wanted}")
+
 
 FlagsT = TypeVar("FlagsT", bound=ListingFlags)
 

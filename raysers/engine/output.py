@@ -172,13 +172,7 @@ def parts_there(output: str, table: str) -> set[str]:
 
 
 def check_rows(
-    output: str,
-    table: str,
-    clips: Manifest,
-    plan: ShardPlan,
-    names: Sequence[str],
-    *,
-    stamp: str,
+    output: str, table: str, clips: Manifest, plan: ShardPlan, names: Sequence[str], *, stamp: str
 ) -> Counter[str]:
     """Rows by status; every clip has to be exactly one row under each variant's name.
 

@@ -84,11 +84,7 @@ def here(*, gpus: bool = True, threads: int | None = None) -> Placement:
         gpus = torch.cuda.is_available()
         processes = max(0, cores // torch.cuda.device_count() - 1) if gpus else 0
     return Placement(
-        workers=1,
-        num_cpus=cpus,
-        num_gpus=1 if gpus else 0,
-        local=True,
-        decode_processes=processes,
+        workers=1, num_cpus=cpus, num_gpus=1 if gpus else 0, local=True, decode_processes=processes
     )
 
 

@@ -23,14 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raysers.cli import ClipJobFlags
 from raysers.data.manifest import Manifest, is_manifest, plain_rows
 from raysers.data.readers import STDIN
 from raysers.data.segments import CARRIED, CLAMPED_NS
 from raysers.data.shards import ShardPlan, plan_shards
 from raysers.data.sources import list_inputs, listed_segments
 from raysers.engine import output
-from raysers.engine.listing import index, inspected, segmenting, warn
+from raysers.engine.listing import ClipJobFlags, index, inspected, segmenting, warn
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
 from raysers.run import Run

@@ -17,12 +17,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from raysers.audio.source import open_regular, retried
-from raysers.errors import (
-    ConditionsUnsupported,
-    ObjectMissing,
-    ObjectUnreadable,
-    WriteError,
-)
+from raysers.errors import ConditionsUnsupported, ObjectMissing, ObjectUnreadable, WriteError
 from raysers.io.objects import Fetched, ObjectInfo, is_shown, suffix_of
 
 Node = TypeVar("Node")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -19,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from raysers.audio.source import AudioSource
 from raysers.errors import (
@@ -316,6 +319,26 @@ def sweep(uri: str) -> None:
     """Removes half-written files from the folder itself; no other process may be writing there."""
     if not is_remote(uri):
         local.sweep(uri)
+
+
+def require_answer(variable: str, address: str) -> None:
+    """Check in seconds that a server listens at the address in a variable of the environment.
+
+    An address without a host and port is not checked here. Raises ConfigError: nothing listens
+    there.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    if not parts.hostname or port is None or (parts.scheme != "ray" and getproxies()):
+        return
+    try:
+        socket.create_connection((parts.hostname, port), timeout=5.0).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ConfigError(
+            f"{variable}={address} does not answer ({why}): correct or unset {variable}, or start "
+            "the server"
+        ) from error
 
 
 def _store(uri: str) -> ModuleType:

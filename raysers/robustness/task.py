@@ -25,10 +25,10 @@ import soundfile as sf
 
 from raysers.annotation import AnnotateTask, Annotator
 from raysers.audio.level import levels
-from raysers.cli import ClipJobFlags
 from raysers.data.manifest import clips_of
 from raysers.engine.feed import Decoded, decode_run
 from raysers.engine.job import ClipJob
+from raysers.engine.listing import ClipJobFlags
 from raysers.engine.placement import Placement
 from raysers.engine.worker import ClipTask
 from raysers.errors import ClipError, ConfigError, RaysersError

@@ -20,9 +20,10 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import ClipJobFlags, as_plain
+from raysers.cli import as_plain
 from raysers.data.manifest import read_manifest
 from raysers.engine.job import ClipJob
+from raysers.engine.listing import ClipJobFlags
 from raysers.engine.placement import Placement, here
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels, write

@@ -20,8 +20,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.arguments import Flag
-from raysers.cli import Output, Uris, as_plain
+from raysers.cli import Flag, Output, Uris, as_plain
 from raysers.data import splits
 from raysers.data.manifest import fingerprint, is_manifest, read_manifest, write_manifest
 from raysers.engine.listing import index_labelled

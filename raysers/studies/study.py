@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from raysers.arguments import nearest
+from raysers.cli import nearest
 from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
 from raysers.evaluation.evaluate import EvaluateFlags

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from raysers.arguments import nearest
+from raysers.cli import nearest
 from raysers.data.files import load_yaml
 from raysers.errors import ConfigError
 from raysers.training.config import FlagsT, TrainingFlags

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import DEFAULT_ASR, DEFAULT_MODEL, ClipJobFlags, Output, Retry, Uris, as_plain
+from raysers.cli import DEFAULT_ASR, DEFAULT_MODEL, Output, Retry, Uris, as_plain
 from raysers.data import splits
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.data.sorting import sort_manifest
 from raysers.engine.cluster import call_on_worker
 from raysers.engine.job import ClipJob
-from raysers.engine.listing import index_labelled
+from raysers.engine.listing import ClipJobFlags, index_labelled
 from raysers.engine.progress import print_warning
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.evaluation.bootstrap import Bootstrap

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.annotation import AnnotateTask, require_revision
-from raysers.cli import ClipJobFlags, Hidden
+from raysers.cli import Hidden
 from raysers.engine import output as parts
 from raysers.engine.feed import micro_batches
+from raysers.engine.listing import ClipJobFlags
 from raysers.engine.placement import Placement
 from raysers.engine.worker import ClipModel, ClipTask, Row, Signal
 from raysers.errors import CheckpointError, ClipError, ConfigError

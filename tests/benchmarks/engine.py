@@ -20,11 +20,11 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from raysers.cli import ClipJobFlags
 from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardSource, plan_shards
 from raysers.engine.feed import Decoded
 from raysers.engine.job import ClipJob
+from raysers.engine.listing import ClipJobFlags
 from raysers.engine.placement import Placement, here
 from raysers.engine.worker import (
     ClipModel,

@@ -39,9 +39,9 @@ def run(shards: int, deaths: int) -> Line:
     Raises:
         RuntimeError: a row is missing, doubled or not ok.
     """
-    from raysers.cli import ClipJobFlags
     from raysers.data.segments import Segmenting
     from raysers.engine.job import ClipJob
+    from raysers.engine.listing import ClipJobFlags
     from raysers.run import load_record
 
     with tempfile.TemporaryDirectory() as name:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from raysers.cli import ClipJobFlags
 from raysers.engine.job import ClipJob
+from raysers.engine.listing import ClipJobFlags
 from tests.cluster.tasks import LevelTask
 
 JOB = "level"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from raysers.cli import ClipJobFlags
 from raysers.engine.job import ClipJob
+from raysers.engine.listing import ClipJobFlags
 from raysers.run import run_main
 from tests.cluster.tasks import LevelTask
 

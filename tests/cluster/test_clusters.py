@@ -18,8 +18,8 @@ import pytest
 import soundfile as sf
 import yaml
 
-from raysers.cli import ClipJobFlags
 from raysers.engine.job import ClipJob
+from raysers.engine.listing import ClipJobFlags
 from raysers.run import load_record
 from tests.cluster.tasks import LevelTask
 from tests.jobs.processes import finish, kill_tree, parts_in, start

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raysers.cli import ClipJobFlags
 from raysers.engine import progress
 from raysers.engine.feed import Decoded
 from raysers.engine.job import ClipJob
+from raysers.engine.listing import ClipJobFlags
 from raysers.engine.worker import ShardWorker
 from raysers.errors import ClipError, RaysersError
 from raysers.io import marks

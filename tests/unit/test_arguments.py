@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from raysers.arguments import Flag, build, flags_of, help_text, split
+from raysers.cli import Flag, build, flags_of, help_text, split
 from raysers.errors import ConfigError
 from raysers.types import Status
 

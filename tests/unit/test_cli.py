@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from raysers.cli import ClipJobFlags, parse
+from raysers.cli import parse
+from raysers.engine.listing import ClipJobFlags
 from raysers.io.storage import REQUESTER_PAYS
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from raysers import __version__, commands
-from raysers.cli import ClipJobFlags, parse
+from raysers.cli import parse
+from raysers.engine.listing import ClipJobFlags
 from raysers.errors import ConfigError
 from tests.places import REPO
 

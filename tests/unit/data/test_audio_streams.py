@@ -14,10 +14,9 @@ import soundfile
 
 import raysers
 from raysers.audio.decode import AudioReader, probe
-from raysers.cli import ClipJobFlags
 from raysers.data.manifest import clips_of, read_manifest, write_manifest
 from raysers.engine.feed import decode_run
-from raysers.engine.listing import index, segmenting
+from raysers.engine.listing import ClipJobFlags, index, segmenting
 from raysers.errors import ClipError, ConfigError, RefusedError
 
 #: Tone, seconds, language and title of each stream.

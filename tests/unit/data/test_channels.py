@@ -10,12 +10,11 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from raysers.cli import ClipJobFlags
 from raysers.data.manifest import clips_of, read_manifest, write_manifest
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sources import list_inputs
 from raysers.engine.feed import decode_run
-from raysers.engine.listing import index, segmenting
+from raysers.engine.listing import ClipJobFlags, index, segmenting
 from raysers.errors import ConfigError
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, (32_000, 3)).astype(np.float32)

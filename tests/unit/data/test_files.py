@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from raysers.cli import ClipJobFlags, parse
+from raysers.cli import parse
 from raysers.data.files import load_yaml, parse_yaml
+from raysers.engine.listing import ClipJobFlags
 from raysers.errors import ConfigError
 
 HOSTILE = {

@@ -12,12 +12,11 @@ import pyarrow as pa
 import pytest
 import soundfile as sf
 
-from raysers.cli import ClipJobFlags
 from raysers.data.manifest import clips_of
 from raysers.data.shards import ShardSource, plan_shards, replace_clips
 from raysers.engine import output
 from raysers.engine.feed import decode_run
-from raysers.engine.listing import index, segmenting
+from raysers.engine.listing import ClipJobFlags, index, segmenting
 from raysers.engine.plan import Plan, with_failed
 from raysers.types import Status
 

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from raysers.cli import CorpusName
+from raysers.commands.archive import CorpusName
 from raysers.data.corpora import (
     EMOTION_MAPS,
     common_name,
