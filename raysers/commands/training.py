@@ -26,7 +26,6 @@ from raysers.training.config import SHOWN, TrainingFlags
 from raysers.training.dataset import TooManyFailed
 from raysers.training.trainer import run_training
 from raysers.tuning import results, sweep
-from raysers.tuning.resources import find_resources
 from raysers.tuning.sweep import TuningFlags
 from raysers.words import fuse_train
 from raysers.words.fusion import FusePredictFlags, FusionTask, prediction_task, require_words
@@ -84,7 +83,7 @@ def tune(flags: TuningFlags) -> int:
         except TooManyFailed as error:
             print(f"error: {error}", file=sys.stderr)
             return Exit.TOO_MANY_FAILED
-        resources = find_resources(planned.trials, flags)
+        resources = sweep.find_resources(planned.trials, flags)
         results.print_plan(planned, resources)
         if flags.dry_run:
             results.print_estimate(planned, resources, clips)

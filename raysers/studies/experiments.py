@@ -37,10 +37,9 @@ from raysers.studies import synthetic
 from raysers.studies.study import RANDOM, Flags, Study
 from raysers.training.config import TrainingFlags
 from raysers.training.trainer import run_training
-from raysers.tuning.resources import TrialResources
 from raysers.tuning.space import SEARCHABLE, coerce
 from raysers.tuning.sweep import command_of
-from raysers.tuning.trials import Report
+from raysers.tuning.trials import Report, TrialResources
 from raysers.words.fuse_train import FuseTrainFlags
 from raysers.words.probe import ProbeFlags
 

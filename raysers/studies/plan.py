@@ -42,7 +42,7 @@ from raysers.studies.experiments import (
 )
 from raysers.studies.study import Study, in_order, read_studies, read_study
 from raysers.training.config import Rule
-from raysers.tuning.resources import TrialFlags
+from raysers.tuning.sweep import TrialFlags
 from raysers.tuning.trials import stored
 from raysers.types import DIMENSIONS
 

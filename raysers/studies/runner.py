@@ -43,9 +43,16 @@ from raysers.studies.experiments import (
 )
 from raysers.studies.plan import Corpora, StudyPlan, load_corpora, missing
 from raysers.training import plan as training_plan
-from raysers.tuning.resources import find_resources, measure_speed
-from raysers.tuning.results import curve_rows
-from raysers.tuning.trials import Trial, TrialRecord, attempt, print_ended, run_trials, stored
+from raysers.tuning.results import curve_rows, measure_speed
+from raysers.tuning.sweep import find_resources
+from raysers.tuning.trials import (
+    Trial,
+    TrialRecord,
+    attempt,
+    print_ended,
+    run_trials,
+    stored,
+)
 from raysers.types import DIMENSIONS
 
 _TABLES_EVERY_S = 30.0

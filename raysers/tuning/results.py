@@ -7,28 +7,38 @@ trial; the card says so.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from raysers import display
+from raysers.data.manifest import write_manifest
 from raysers.engine import output as parts
+from raysers.engine.cluster import get_with_notice
+from raysers.engine.placement import Placement
 from raysers.engine.progress import duration, hours, print_pairs, print_warning
 from raysers.io import marks, storage
 from raysers.schemas import CURVES
 from raysers.training import dataset
+from raysers.training.config import TrainingFlags
+from raysers.training.dataset import Indexed
 from raysers.training.results import Epoch
-from raysers.tuning.resources import TrialResources, measure_speed
+from raysers.training.trainer import run_training
 from raysers.tuning.space import SEARCHABLE, Point, Space
 from raysers.tuning.sweep import Sweep, make_scheduler, point_of
-from raysers.tuning.trials import TrialRecord
+from raysers.tuning.trials import TrialRecord, TrialResources
 from raysers.types import DIMENSIONS
 
 TRIALS_PART, CURVES_PART = "trials/part-00000.parquet", "curves/part-00000.parquet"
@@ -52,6 +62,8 @@ _MEANINGS = (
 )
 _ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _MAX_POINTS_SHOWN = 40
+#: Batches and dev clips of a measurement.
+_BATCHES, _DEV_CLIPS = 3, 32
 
 
 def best_epoch(trial: TrialRecord) -> Epoch | None:
@@ -124,6 +136,37 @@ def print_estimate(sweep: Sweep, resources: TrialResources, clips: pa.Table) -> 
         print_warning("measured with the first backbone only: others take another time")
 
 
+def measure_speed(flags: TrainingFlags, table: pa.Table, resources: TrialResources) -> float:
+    """Audio seconds that one trial trains on per second, over a few batches of real clips.
+
+    Measured where trials train, which may be other machines than this one, with one worker; several
+    workers divide each batch among them, so the speed is multiplied by their number. The flags have
+    the recipe filled in, the clips the splits train and dev.
+    """
+    chosen = []
+    for split, most in (("train", _BATCHES * flags.batch_size), ("dev", _DEV_CLIPS)):
+        own = table.filter(pc.equal(table["split"], split))
+        chosen.append(own.take(list(range(0, len(own), max(1, len(own) // most)))[:most]))
+    one = replace(resources.placement, workers=1, local=True)
+    measure = ray.remote(num_cpus=one.num_cpus, num_gpus=one.num_gpus, max_retries=0)(_speed_here)
+    task = measure.remote(flags, pa.concat_tables(chosen), one)
+    return float(get_with_notice(task, "the place of a trial")) * resources.placement.workers
+
+
+def _speed_here(flags: TrainingFlags, some: pa.Table, placement: Placement) -> float:
+    """Of one epoch in this process."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        manifest = storage.join(folder, "manifest")
+        write_manifest(manifest, some)
+        small = replace(
+            flags, output=storage.join(folder, "out"), epochs=1, front_steps=0, folds=0,
+            train_fraction=1.0, allow_leakage=True,
+        )  # fmt: skip
+        outcome = run_training(small, {}, placement=placement, indexed=Indexed(manifest=manifest))
+        epoch = outcome.history[0]
+        return float(epoch["audio_s"] / max(epoch["wall_s"], 1e-9))
+
+
 def _epochs(sweep: Sweep, trials: int) -> dict[str, float]:
     """Epochs of so many trials together, to the end and as ASHA would leave them."""
     most, reduction = sweep.most_epochs, sweep.flags.asha_reduction
@@ -146,10 +189,7 @@ def on_ended(sweep: Sweep, trial: TrialRecord, trials: Sequence[TrialRecord]) ->
 
 
 def write_trials(trials: Sequence[TrialRecord], sweep: Sweep) -> pa.Table:
-    """Replace the table of trials: a row each, with a column `param_<flag>` per searched flag.
-
-    Raises WriteError: the output cannot be written.
-    """
+    """Replace the table of trials: a row each, with a column `param_<flag>` per searched flag."""
     schema = [pa.field(n, kind, metadata={"meaning": m}) for n, kind, m in _MEANINGS]
     for name in sweep.space.written():
         meaning = {"meaning": f"--{name.replace('_', '-')} of the trial; null: not searched in it"}
@@ -175,15 +215,13 @@ def _row(trial: TrialRecord) -> dict[str, Any]:
         "attempts": trial.attempts,
         "path": f"runs/{trial.name}",
         **{
-            _PARAMETER + name: v if SEARCHABLE[name] in _ARROW else _text(v)
+            # a value without a column type is text
+            _PARAMETER + name: v
+            if SEARCHABLE[name] in _ARROW or v is None or isinstance(v, str)
+            else json.dumps(v)
             for name, v in trial.notes["point"].items()
         },
     }
-
-
-def _text(value: Any) -> str | None:
-    """A value without a column type."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def curve_rows(
@@ -198,24 +236,15 @@ def curve_rows(
 
 
 def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
-    """Write tables, the learning curves and the best model; returns the figures for run.json.
-
-    Raises WriteError: the output cannot be written.
-    """
+    """Write tables, the learning curves and the best model; returns the figures for run.json."""
     output, base = sweep.flags.output, sweep.base
     table = write_trials(trials, sweep)
     rows: list[dict[str, Any]] = []
     for trial in trials:
-        point = trial.notes["point"]
-        key = {
-            "study": output.rstrip("/").rpartition("/")[2],
-            "cell": trial.name,
-            "model": point.get("backbone", base.backbone),
-            "factor": "trial",
-            "factor_value": str(trial.notes["number"]),
-            "seed": point.get("seed", base.seed),
-        }
-        rows += curve_rows(key, trial.history)
+        point, number = trial.notes["point"], str(trial.notes["number"])
+        key = {"study": output.rstrip("/").rpartition("/")[2], "cell": trial.name}
+        key |= {"model": point.get("backbone", base.backbone), "seed": point.get("seed", base.seed)}
+        rows += curve_rows({**key, "factor": "trial", "factor_value": number}, trial.history)
     curves = parts.to_table(rows, CURVES)
     parts.write_part(storage.join(output, CURVES_PART), curves)
     found = importance(trials, sweep.space, sweep.flags.seed)
@@ -226,8 +255,8 @@ def conclude(sweep: Sweep, trials: Sequence[TrialRecord]) -> dict[str, Any]:
             storage.write_atomic(storage.join(output, f"learning_curves.{kind}"), content)
     ranked = _ranked(trials)
     chosen = None
-    if ranked:
-        best, point = ranked[0], ranked[0].notes["point"]
+    for best in ranked[:1]:
+        point = best.notes["point"]
         chosen = {"trial": best.name, "dev_ccc_mean": _score(best), "point": point}
         values = ", ".join(f"{name} {point[name]}" for name in sorted(point))
         _publish(
@@ -284,8 +313,7 @@ def print_outcome(sweep: Sweep, trials: Sequence[TrialRecord], outcome: Mapping[
         pairs["best"] = storage.join(sweep.flags.output, "best")
     pairs["table"] = storage.join(sweep.flags.output, "trials")
     print_pairs("sweep", pairs)
-    failed = [trial for trial in trials if trial.status == "failed"]
-    if failed:
+    if failed := [trial for trial in trials if trial.status == "failed"]:
         first = failed[0]
         print_warning(f"{len(failed)} trials failed; the first is {first.name}: {first.error}")
 
@@ -294,9 +322,7 @@ def importance(trials: Sequence[TrialRecord], space: Space, seed: int) -> dict[s
     """Share of the differences between trials by flag: functional ANOVA (Hutter et al. 2014).
 
     Stopped trials count with what they had reached; flags that not every trial has are left out.
-
-    Returns:
-        `method`; `shares`, a list of `name` and `value` (0..1), the largest first; `note`.
+    `shares` is a list of `name` and `value` (0..1), the largest first.
     """
     found: dict[str, Any] = {"method": "fANOVA", "shares": [], "note": ""}
     used = [trial for trial in trials if trial.status != "failed" and best_epoch(trial)]

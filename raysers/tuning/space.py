@@ -10,7 +10,8 @@ import itertools
 import math
 import re
 import types
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -151,10 +152,7 @@ class Space:
         return self.point(drawn)
 
     def grid(self, seed: int) -> list[dict[str, Any]]:
-        """Every point once, in an order of the seed, so that the first ones are spread out.
-
-        Raises ConfigError: a range without steps, or too many points.
-        """
+        """Every point once, in an order of the seed, so that the first ones are spread out."""
         columns = [flag.listed() for flag in self.flags]
         if (count := math.prod(map(len, columns))) > _MAX_GRID_POINTS:
             raise ConfigError(
@@ -178,6 +176,29 @@ class Space:
         """The configuration of an optuna trial: its `number` and `point`."""
         return {"number": trial.number, "point": self.suggested(trial)}
 
+    def search(self, points: Sequence[Point], seed: int) -> Any:
+        """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) after these points."""
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed,
+                n_startup_trials=0,
+                multivariate=True,  # flags are not independent of each other
+                group=True,  # conditions make spaces of different shape
+                constant_liar=True,  # trials at work are not tried again next door
+            )
+        return OptunaSearch(
+            space=self.numbered,  # which Tune pickles
+            metric="score",
+            mode="max",
+            sampler=sampler,
+            points_to_evaluate=[self.for_optuna(point) for point in points],
+        )
+
     def for_optuna(self, point: Point) -> dict[str, Any]:
         """A point as the parameters of an optuna trial: the inverse of `suggested`."""
         return {
@@ -188,10 +209,7 @@ class Space:
 
 
 def read_space(uri: str, base: FlagsT) -> Space:
-    """Read a space from a YAML file and check its values against the flags they would replace.
-
-    Raises ConfigError: one line with the key, what is wrong with it, and what to write instead.
-    """
+    """Read a space from a YAML file and check its values against the flags they would replace."""
     try:
         document = load_yaml(uri)
     except ConfigError as error:
@@ -305,10 +323,7 @@ def _check(where: str, flag: Parameter, flags: Mapping[str, Parameter], base: Fl
 
 
 def coerce(where: str, hint: Any, value: Any) -> Any:
-    """`value` as a flag of type `hint` holds it; YAML reads `1e-5` as a word: words may be numbers.
-
-    Raises ConfigError: it is of another kind; `where` begins the line.
-    """
+    """`value` as a flag of type `hint` holds it; YAML reads `1e-5` as a word, which may be one."""
     for kind in _kinds(hint):
         if (found := _as_kind(kind, value)) is not _NO:
             return found

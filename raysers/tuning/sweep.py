@@ -8,30 +8,39 @@ is what their records say, so it resumes after any crash, takes more trials late
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
+import ray
 from ray.tune.schedulers import ASHAScheduler
 
 from raysers.cli import as_plain
 from raysers.data.manifest import fingerprint, read_manifest
+from raysers.engine.cluster import place
 from raysers.errors import ConfigError, RaysersError
 from raysers.io import storage
 from raysers.run import Run, RunRecord
 from raysers.training import checkpoint, dataset, plan
-from raysers.training.config import Rule, TrainingFlags, deciding, with_recipe
+from raysers.training.config import Rule, Ruled, TrainingFlags, deciding, with_recipe
 from raysers.training.dataset import Indexed
 from raysers.training.loop import TrainingStopped
 from raysers.training.plan import Network
 from raysers.training.results import Epoch
 from raysers.training.trainer import run_training
-from raysers.tuning.resources import TrialFlags, TrialResources
 from raysers.tuning.space import SEARCHABLE, Point, Space, coerce, read_space
-from raysers.tuning.trials import WORST, Report, Trial, TrialRecord, run_trials, stored
+from raysers.tuning.trials import (
+    WORST,
+    Report,
+    Trial,
+    TrialRecord,
+    TrialResources,
+    choose_resources,
+    run_trials,
+    stored,
+)
 
 JOB = "tune"
 #: Version of what a sweep does with its settings; another one never resumes its trials.
@@ -41,6 +50,40 @@ DEFAULT_TRIALS = 20
 _START = (4, 10)
 #: What of an epoch's record is kept in the trial's.
 _KEPT = ("epoch", "step", "train_loss", "dev_ccc", "dev_ccc_mean", "audio_s", "wall_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialFlags(Ruled):
+    """Many trainings on one cluster."""
+
+    workers_per_trial: int = 1
+    """Workers of each training; one trains without Ray Train, which saves its start."""
+    max_concurrent: int = 0
+    """Trainings at once; 0: as many as the cluster has room for."""
+    retries: int = 1
+    """How often one may fail before it is recorded as failed and the others continue. The same
+    command again tries those whose process died, or that had no hub, package or disk."""
+    usd_per_hour: float = 0.0
+    """With --dry-run: price of the place (CPUs or GPUs) of one training per hour."""
+    dry_run: bool = False
+    """Print what there is to do with a measured estimate of time and cost, and write nothing."""
+
+    def rules(self) -> Iterator[Rule]:
+        """Of these flags."""
+        for name in ("max_concurrent", "retries", "usd_per_hour"):
+            yield getattr(self, name) >= 0, "--" + name.replace("_", "-"), "0 or more"
+        yield self.workers_per_trial >= 1, "--workers-per-trial", "1 or more"
+
+
+def find_resources(trials: int, flags: TrialFlags) -> TrialResources:
+    """As `choose_resources`, on the connected cluster, whose nodes are waited for."""
+    try:
+        place(flags.workers_per_trial)  # waits for them, refuses what the cluster never holds
+    except ConfigError as error:
+        text = str(error).replace("--workers ", "--workers-per-trial ")
+        raise ConfigError(text) from error
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return choose_resources(trials, flags.workers_per_trial, flags.max_concurrent, nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +126,9 @@ class TuningFlags(TrialFlags, TrainingFlags):
 class Sweep:
     """A sweep that can begin or resume.
 
-    Attributes:
-        flags, base: with absolute paths; those of training, which trials start from.
-        points: those known beforehand, by number: all but those that optuna chooses.
-        networks: by backbone as it is given, its place and what it is.
-        settings: everything that decides the trials.
-        earlier: the record of the run that is resumed, if any.
+    `base` are the flags of training which trials start from; `points` those known beforehand, by
+    number: all but those that optuna chooses; `networks` by backbone as it is given, its place and
+    what it is; `settings` all that decides the trials; `earlier` the record to resume, if any.
     """
 
     flags: TuningFlags
@@ -256,33 +296,6 @@ def make_scheduler(flags: TuningFlags, most_epochs: int) -> ASHAScheduler | None
     )
 
 
-def make_search(sweep: Sweep, known: int) -> Any:
-    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) after the known points.
-
-    How many of them have been tried before, `known`, decides what is drawn next.
-    """
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            seed=sweep.flags.seed + 1000 * known,
-            n_startup_trials=0,
-            multivariate=True,  # flags are not independent of each other
-            group=True,  # conditions make spaces of different shape
-            constant_liar=True,  # trials at work are not tried again next door
-        )
-    return OptunaSearch(
-        space=sweep.space.numbered,  # which Tune pickles
-        metric="score",
-        mode="max",
-        sampler=sampler,
-        points_to_evaluate=[sweep.space.for_optuna(point) for point in sweep.points],
-    )
-
-
 def run_sweep(
     sweep: Sweep,
     resources: TrialResources,
@@ -290,8 +303,7 @@ def run_sweep(
 ) -> list[TrialRecord]:
     """Run what is left on the connected cluster; returns how every trial ended, by number.
 
-    `on_ended` gets the record of a trial that has ended, and all so far; it returns words for the
-    trial's line.
+    `on_ended` makes words of the record of a trial that has ended, and of all so far.
     """
     known = {one.path: one for one in sweep.records() if one is not None}
 
@@ -307,6 +319,9 @@ def run_sweep(
         return Trial(name=f"trial-{number:04d}", path=sweep.path(number), call=call, notes=notes)
 
     numbers, scheduler = sweep.left(), make_scheduler(sweep.flags, sweep.most_epochs)
+    search = None
+    if sweep.flags.search == "optuna":  # how many have been tried decides what is drawn next
+        search = sweep.space.search(sweep.points, sweep.flags.seed + 1000 * len(known))
     if numbers:
         run_trials(
             make,
@@ -315,7 +330,7 @@ def run_sweep(
             resources,
             total=sweep.trials,
             retries=sweep.flags.retries,
-            search=make_search(sweep, len(known)) if sweep.flags.search == "optuna" else None,
+            search=search,
             scheduler=scheduler,
             on_ended=ended,
         )

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from ray import tune
 from ray.train import TrainingFailedError
 from ray.tune.schedulers import TrialScheduler
 
+from raysers.engine.placement import Placement, choose_placement, here
 from raysers.engine.progress import LINE_EVERY_S, duration
 from raysers.errors import (
     ConfigError,
@@ -36,7 +37,6 @@ from raysers.errors import (
 from raysers.io import storage
 from raysers.training.dataset import TooManyFailed
 from raysers.training.loop import TrainingStopped
-from raysers.tuning.resources import TrialResources
 
 #: Tune's settings that only the environment takes.
 _ENVIRONMENT = {
@@ -46,26 +46,25 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-#: How long a worker process waits for a stopped trial to leave before it is replaced.
-_LEAVE_S = "60"
 #: Score of a trial without one: a CCC below every other.
 WORST = -1.0
 _DIED = "its worker process died (killed, or out of memory)"
-_MAX_ERROR = 2000
 #: Errors that an immediate retry would repeat, and those that may be gone by the next command.
 _REPEATED = (ConfigError, TooManyFailed, TrainingDiverged)
 _OUTSIDE = (ConfigError, DeviceLost, OSError, StorageError, WriteError)
-
+#: More trials than this on one machine without GPUs take its memory from each other.
+_MAX_ON_A_NODE = 8
+#: Workers that may share a CPU, as `placement.choose_placement` has it.
+_SHARING = 4
 #: Reports an epoch; raises TrainingStopped when the scheduler stops the trial.
 Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A unit of work.
+    """A unit of work: `call` does it in a worker process, after an interruption once more.
 
-    `call` does it in a worker process and returns JSON-ready values; after an interruption it is
-    called again with the same folder `path`. `notes` are JSON-ready values to keep in the record.
+    What it returns, and the `notes` that the record keeps, are JSON-ready values.
     """
 
     name: str
@@ -80,16 +79,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """`trial.json`.
+    """`trial.json`, without the trial's folder `path`, so that a sweep can be moved.
 
-    Attributes:
-        path: the trial's folder; not in the file, so that a sweep can be moved.
-        status: `stopped` is by the scheduler; `failed` is as often as it may.
-        result, history: what its call returned, and the epochs it reported.
-        wall_s: seconds it ran, over attempts that came to an end.
-        attempts, failures: how often it was started, and how often it failed.
-        repeats: whether an immediate retry would fail in the same way.
-        outside: whether the cause lies outside of the trial, so that the next command retries it.
+    `stopped` is by the scheduler, `failed` as often as it may. `result` is what its call returned,
+    `history` the epochs it reported, `wall_s` how long it ran, over attempts that came to an end.
+    `repeats`: an immediate retry would fail in the same way; `outside`: the cause lies outside of
+    the trial, so that the next command retries it.
     """
 
     name: str
@@ -107,9 +102,8 @@ class TrialRecord:
 
     def is_over(self, retries: int) -> bool:
         """Whether this command leaves it as it is."""
-        if self.status == "failed":
-            return self.repeats or self.failures > retries
-        return self.status != "running"
+        may_retry = self.status == "failed" and not self.repeats and self.failures <= retries
+        return self.status != "running" and not may_retry
 
     def is_final(self, retries: int) -> bool:
         """Whether another command leaves it as it is too."""
@@ -129,7 +123,7 @@ class TrialRecord:
         return replace(
             self,
             status="failed",
-            error=(kind + " ".join(str(error).split()))[:_MAX_ERROR],
+            error=(kind + " ".join(str(error).split()))[:2000],
             failures=self.failures + 1,
             repeats=isinstance(error, _REPEATED),
             outside=lost or isinstance(error, _OUTSIDE),
@@ -137,10 +131,7 @@ class TrialRecord:
 
 
 def stored(path: str) -> TrialRecord | None:
-    """The record in the folder `path`, or None when the trial was never started.
-
-    Raises RaysersError: it is damaged.
-    """
+    """The record in the folder `path`, or None when the trial was never started."""
     uri = storage.join(path, "trial.json")
     try:
         values = json.loads(storage.read_bytes(uri))
@@ -152,14 +143,10 @@ def stored(path: str) -> TrialRecord | None:
 
 
 def attempt(trial: Trial, retries: int, report: Report) -> TrialRecord:
-    """Call a trial in this process until it is done or has failed as often as it may.
-
-    Raises TrainingStopped: `report` did; WriteError: the record cannot be written.
-    """
-    record = replace(trial.record(), notes=trial.notes)
+    """Call a trial in this process until it is done or has failed as often as it may."""
+    record = replace(trial.record(), notes=trial.notes, status="running")
     if record.outside:  # counted in one command only
         record = replace(record, failures=0, repeats=False, outside=False)
-    record = replace(record, status="running")
 
     def keep(epoch: Mapping[str, Any]) -> None:
         nonlocal record
@@ -168,8 +155,8 @@ def attempt(trial: Trial, retries: int, report: Report) -> TrialRecord:
         report(epoch)
 
     while not record.is_over(retries):
-        record = replace(record, status="running", error="", repeats=False, history=())
-        record = replace(record, attempts=record.attempts + 1)
+        again = replace(record, status="running", error="", repeats=False, history=())
+        record = replace(again, attempts=record.attempts + 1)
         record.save()
         began_s, stopped = time.monotonic(), None
         try:
@@ -187,6 +174,64 @@ def attempt(trial: Trial, retries: int, report: Report) -> TrialRecord:
     return record
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResources:
+    """Places for `at_once` trials, whose processes reserve `cpus_each` and `gpus_each`.
+
+    A trial with one worker has a local `placement`: it trains in its own process, one of
+    `processes_here` on the same machine. Tune does not reserve what the workers of Ray Train need:
+    with several a trial, `at_once` is what keeps them from taking each other's places.
+    """
+
+    at_once: int
+    cpus_each: float
+    gpus_each: float = 0.0
+    placement: Placement = field(default_factory=lambda: here(threads=1))
+    processes_here: int = 1
+
+    @property
+    def words(self) -> str:
+        """For the user."""
+        threads, workers = self.placement.threads, self.placement.workers
+        each = "a GPU" if self.gpus_each else f"{threads} CPU thread{'s' * (threads > 1)}"
+        each = each if self.placement.local else f"{workers} workers on {self.placement.device}"
+        return f"{self.at_once} at once, each on {each}"
+
+
+def choose_resources(
+    trials: int, each: int, max_concurrent: int, nodes: Sequence[dict[str, float]]
+) -> TrialResources:
+    """Places for trials of `each` so many workers on nodes with these resources."""
+    gpus = sum(min(int(n.get("GPU", 0)), int(n.get("CPU", 0))) for n in nodes)
+    cpus = [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1]
+    # without GPUs, more trials than CPUs share them if asked for
+    most = (gpus if gpus else sum(cpus) * _SHARING) // each
+    if most < 1:
+        raise ConfigError(
+            f"--workers-per-trial {each} does not fit the cluster ({gpus} GPUs, {sum(cpus)} CPUs)"
+        )
+    if max_concurrent > most:
+        raise ConfigError(
+            f"--max-concurrent {max_concurrent} with --workers-per-trial {each} needs more than "
+            f"the cluster has: give at most {most}, or 0 to choose"
+        )
+    fitting = most if gpus else sum(min(c, _MAX_ON_A_NODE) for c in cpus) // each
+    at_once = max(1, min(max_concurrent or fitting, trials))
+    spot = choose_placement(at_once * each, nodes)
+    if each > 1:  # its workers hold the CPUs
+        placement = Placement(workers=each, num_cpus=spot.num_cpus, num_gpus=spot.num_gpus)
+        return TrialResources(at_once=at_once, cpus_each=0, placement=placement)
+    each_of = {"CPU": spot.num_cpus, "GPU": spot.num_gpus}
+    held = [min(node.get(k, 0) / n for k, n in each_of.items() if n) for node in nodes]
+    return TrialResources(
+        at_once=at_once,
+        cpus_each=spot.num_cpus,
+        gpus_each=spot.num_gpus,
+        placement=replace(spot, workers=1, local=True),
+        processes_here=min(at_once, int(max(held))),
+    )
+
+
 def run_trials(
     make: Callable[[Mapping[str, Any]], Trial],
     numbers: list[int],
@@ -200,17 +245,10 @@ def run_trials(
 ) -> None:
     """Run trials on the connected cluster; how each ended is in its record.
 
-    Args:
-        make: the trial of a configuration of Tune, which has its `number`.
-        numbers: of the trials to run, without a search.
-        resources: how many at once, and what each reserves.
-        total: how many there are, those that have ended before too.
-        retries: how often a trial may fail, and how often its process may die.
-        on_ended: called with the record of every trial that ends; returns words for its line.
-        search: of Tune; numbers its configurations from 0 to `total`.
-        scheduler: stops trials by their `epoch` and `score`.
-
-    Raises RaysersError: Tune gave up.
+    `make` gives the trial of a configuration of Tune, which has its `number`: one of `numbers`, or
+    with a `search` 0 to `total` (those that have ended before count too). A trial may fail, and its
+    process may die, `retries` times. `on_ended` gets the record of every trial that ends, and
+    returns words for its line. The `scheduler` stops trials by their `epoch` and `score`.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -258,16 +296,15 @@ def run_trials(
 def _ended(trial: Trial, *, died: bool) -> TrialRecord:
     """The record of a trial that ended, also of one whose process had no time to write it."""
     record = trial.record()
-    if record.status != "running":
-        return record
-    if died:
+    if record.status == "running" and died:
         return replace(record, status="failed", error=_DIED, outside=True)
-    return replace(record, status="stopped")
+    return replace(record, status="stopped") if record.status == "running" else record
 
 
 def _work(config: dict[str, Any], make: Callable[[Mapping[str, Any]], Trial], retries: int) -> None:
     """One trial, in a worker process."""
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _LEAVE_S
+    # how long the process waits for a stopped trial to leave before it is replaced
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
     trial = make(config)
     record = trial.record()
     try:
@@ -344,7 +381,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]
         epochs = {self.make(t.config).name: t.last_result.get("epoch", 0) for t in trials}
         names = (f"{n} (epoch {epochs[n]})" if epochs[n] else n for n in sorted(self.running))
         other = ", ".join(f"{n} {s}" for s, n in sorted(self.ended.items()) if n and s != "done")
-        text = f"{self.ended.total()} of {self.total} ended" + (f" ({other})" if other else "")
+        text = f"{self.ended.total()} of {self.total} ended" + f" ({other})" * bool(other)
         text += f" | at work: {', '.join(names)}"
         if self.walls_s:
             left = (self.total - self.ended.total()) / max(1, self.at_once)

@@ -13,7 +13,7 @@ import ray
 
 from raysers.commands.archive import annotate
 from raysers.commands.training import tune
-from raysers.tuning import resources
+from raysers.tuning import results
 from tests.jobs import processes
 from tests.jobs.conftest import rows_of
 from tests.jobs.voices import write_toy_config, write_voices
@@ -210,7 +210,7 @@ def test_a_dry_run_shows_the_trials_and_their_cost_and_writes_nothing(
     place, command, tmp_path, capsys, ray_session, monkeypatch
 ):
     """It is measured where trials would train, not in this process."""
-    monkeypatch.delattr(resources, "run_training")
+    monkeypatch.delattr(results, "run_training")
     out = tmp_path / "out"
     args = ["--space", str(place / "random.yaml"), "--trials", "4", "--usd-per-hour", "2"]
     args += ["--workers-per-trial", "2"]

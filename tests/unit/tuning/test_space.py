@@ -10,7 +10,6 @@ import pytest
 from raysers.errors import ConfigError
 from raysers.training.config import TrainingFlags
 from raysers.tuning.space import Parameter, Range, Space, read_space
-from raysers.tuning.sweep import Sweep, TuningFlags, make_search
 
 BASE = TrainingFlags(output="/nowhere", data=("/data",))
 
@@ -139,9 +138,7 @@ def score(point) -> float:
 def test_optuna_begins_with_the_known_points_and_finds_better_ones(tmp_path):
     pytest.importorskip("optuna")
     points = [SPACE.random(0, number) for number in range(6)]
-    flags = TuningFlags(output="/nowhere", data=("/data",), space="space.yaml")
-    sweep = Sweep(flags=flags, base=BASE, space=SPACE, points=points, trials=20, networks={})
-    search, scores = make_search(sweep, known=3), []
+    search, scores = SPACE.search(points, seed=3000), []
     for number in range(20):
         config = search.suggest(str(number))
         assert config["number"] == number

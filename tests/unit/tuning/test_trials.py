@@ -11,11 +11,17 @@ import pytest
 
 from raysers.errors import ConfigError, TrainingDiverged
 from raysers.run import Run
-from raysers.tuning.resources import TrialResources, choose_resources
 from raysers.tuning.results import importance
 from raysers.tuning.space import Parameter, Range, Space
 from raysers.tuning.sweep import TuningFlags, make_scheduler
-from raysers.tuning.trials import Trial, TrialRecord, run_trials, stored
+from raysers.tuning.trials import (
+    Trial,
+    TrialRecord,
+    TrialResources,
+    choose_resources,
+    run_trials,
+    stored,
+)
 
 EPOCHS = 3
 FLAGS = TuningFlags(output="/o", data=("/d",), space="s", asha_grace=1, asha_reduction=2)
