@@ -84,6 +84,7 @@ class ListingFlags:
             (cut or self.min_s == kind.min_s, "--min-s", self.min_s, whole),
             (0 < self.min_s <= self.window_s, "--min-s", self.min_s, window),
             (channel, "--channel", self.channel, "mean, left, right, each or a number from 1"),
+            (self.audio_stream.strip() != "", "--audio-stream", "nothing", "a number or a name"),
             (self.limit >= 0, "--limit", self.limit, "0 (all) or more"),
         )
 

@@ -86,6 +86,8 @@ def test_a_manifest_keeps_the_channels(folder: Path, tmp_path: Path) -> None:
     assert channels(manifest) == [("mono", 1, "ok"), ("pair", 1, "ok"), ("pair", 2, "ok")]
     with pytest.raises(ConfigError, match="--channel is 0: give mean, left, right, each"):
         listed(folder, channel=0)
+    with pytest.raises(ConfigError, match="--audio-stream is nothing: give a number or"):
+        listed(folder, audio_stream=" ")
 
 
 def test_speech_is_found_in_each_channel_apart(folder: Path) -> None:
