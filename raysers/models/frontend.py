@@ -40,13 +40,14 @@ class ConvGeometry:
     @property
     def receptive_field_samples(self) -> int:
         """Samples one frame sees (400 for the standard front): the shortest clip that scores."""
-        return self.span_samples(1)
+        return int(self.samples(slice(0, 1)).stop)
 
-    def span_samples(self, frames: int) -> int:
-        """Samples that `frames` consecutive frames see."""
+    def samples(self, frames: slice) -> slice:
+        """The samples that these frames see."""
+        start, count = frames.start * self.hop_samples, frames.stop - frames.start
         for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
-            frames = (frames - 1) * stride + kernel
-        return frames
+            count = (count - 1) * stride + kernel
+        return slice(start, start + count)
 
     def frames(self, samples: _Count, layers: int | None = None) -> _Count:
         """Frames after the first `layers` layers (default: all) of a clip of `samples`."""
@@ -273,7 +274,7 @@ def frames_in_blocks(
         rows_of_blocks.append(
             torch.cat(
                 [
-                    _convolve(extractor, geometry, signal[rows, _samples(geometry, block)], weights)
+                    _convolve(extractor, geometry, signal[rows, geometry.samples(block)], weights)
                     for block in _blocks(geometry.frames(samples), step)
                 ],
                 dim=1,
@@ -306,11 +307,6 @@ def _conv_to_train(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
         return conv_over_frames(conv, hidden)
     windows = hidden.unfold(1, conv.kernel_size[0], conv.stride[0]).flatten(2)
     return functional.linear(windows, conv.weight.flatten(1), conv.bias)
-
-
-def _samples(geometry: ConvGeometry, frames: slice) -> slice:
-    start = frames.start * geometry.hop_samples
-    return slice(start, start + geometry.span_samples(frames.stop - frames.start))
 
 
 def _first_layer(

@@ -50,7 +50,7 @@ Front = Literal["plain", "mel"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InitialModel:
+class InitialModel(loading.LoadedModel):
     """A float32 network on the CPU, in evaluation mode, and what must be known to train it.
 
     `freeze` is what was decided (`cnn`, `backbone` or `none`); `revision` the hub's commit, a hash
@@ -58,10 +58,6 @@ class InitialModel:
     the model; `licence` what the model card's header says, None where there is none.
     """
 
-    model: EmotionNetwork
-    do_normalize: bool
-    name: str
-    revision: str
     freeze: str
     head_kept: bool
     licence: str | None

@@ -15,12 +15,13 @@ there is any, because the model makes words of every noise.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,8 +42,8 @@ _NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ
 #: Without the detector: length of the quiet stretch to cut in, and step of the search, samples.
 _PAUSE_SAMPLES, _STEP_SAMPLES = SAMPLE_RATE_HZ // 5, SAMPLE_RATE_HZ // 50
 
-#: Idle loaded networks: as many as streams were ever open at the same time.
-_idle: list[Any] = []
+#: Idle copies of models, as many as were ever in use at the same time.
+_idle: dict[object, list[Any]] = {}
 
 # importing the package and loading the network change torch's state for the whole process
 _lock = threading.Lock()
@@ -63,7 +64,8 @@ def find_speech(
 
     probabilities: list[float] = []
     samples = 0
-    with _network(package) as network:
+    with _borrowed("silero-vad", package.load_silero_vad) as network:
+        network.reset_states()  # it carries state from window to window
         for window, length in _windows(blocks):
             with torch.inference_mode():  # not around the loop: the stream is the caller's code
                 speech = network(torch.from_numpy(window), SAMPLE_RATE_HZ)
@@ -135,15 +137,16 @@ def _windows(
 
 
 @contextmanager
-def _network(package: Any) -> Iterator[Any]:
-    """A network for one stream alone: it carries state from window to window."""
+def _borrowed(key: object, make: Callable[[], Any]) -> Iterator[Any]:
+    """A copy of a model that no other stream or thread uses meanwhile; idle ones are kept."""
     with _lock:
-        network = _idle.pop() if _idle else package.load_silero_vad()
-    network.reset_states()
+        idle = _idle.setdefault(key, [])
+        copy = idle.pop() if idle else make()
     try:
-        yield network
+        yield copy
     finally:
-        _idle.append(network)
+        with _lock:
+            idle.append(copy)
 
 
 def _package() -> Any:
@@ -184,6 +187,7 @@ _BATCH_S = 60.0
 #: Flag of the library: look at the audio at once, however little it is.
 _NOW = 1
 
+_Options = tuple[tuple[str, str], ...]
 _OPTIONS = (("identify_speakers", "false"), ("return_audio_data", "false"))
 #: No detector: all of the audio is one stretch of speech.
 _MODEL_OPTIONS = (*_OPTIONS, ("vad_threshold", "0"))
@@ -218,7 +222,7 @@ class MoonshineRecogniser:
             f"{checkpoint.content_hash([folder / name for name in _FILES])}"
         )
         self._folder = folder
-        with self._borrowed(_MODEL_OPTIONS), self._borrowed(_DETECTOR_OPTIONS):
+        with self._copy(_MODEL_OPTIONS), self._copy(_DETECTOR_OPTIONS):
             pass  # now, so that a damaged installation is found before anything is written
         self._pool = ThreadPoolExecutor(threads or 1, thread_name_prefix="moonshine")
 
@@ -247,38 +251,23 @@ class MoonshineRecogniser:
         tail += -(lead + len(piece) + tail) % _BLOCK_SAMPLES
         audio = np.pad(piece, (lead, tail)).tolist()
         with (
-            self._borrowed(_DETECTOR_OPTIONS) as detector,
+            self._copy(_DETECTOR_OPTIONS) as detector,
             detector.create_stream(math.inf) as stream,
         ):
             stream.start()
             stream.add_audio(audio, SAMPLE_RATE_HZ)
             if not stream.update_transcription(_NOW).lines:
                 return ""
-        with self._borrowed(_MODEL_OPTIONS) as model:
+        with self._copy(_MODEL_OPTIONS) as model:
             found = model.transcribe_without_streaming(audio, SAMPLE_RATE_HZ)
             return " ".join(line.text for line in found.lines)
 
-    @contextmanager
-    def _borrowed(self, options: tuple[tuple[str, str], ...]) -> Iterator[Any]:
-        """A copy with these options that no other thread uses meanwhile."""
-        key = (self._folder, options)
-        with _copies_lock:
-            idle = _idle_copies.setdefault(key, [])
-            copy = idle.pop() if idle else None
-        copy = copy or _transcriber(*key)
-        try:
-            yield copy
-        finally:
-            with _copies_lock:
-                idle.append(copy)
+    def _copy(self, options: _Options) -> AbstractContextManager[Any]:
+        make = functools.partial(_transcriber, self._folder, options)
+        return _borrowed((self._folder, options), make)
 
 
-#: Idle copies, for the next load of moonshine in this process.
-_idle_copies: dict[tuple[Path, tuple[tuple[str, str], ...]], list[Any]] = {}
-_copies_lock = threading.Lock()
-
-
-def _transcriber(folder: Path, options: tuple[tuple[str, str], ...]) -> Any:
+def _transcriber(folder: Path, options: _Options) -> Any:
     """A copy of the model that lives as long as the process: freeing one crashes the library."""
     from moonshine_voice import ModelArch
     from moonshine_voice.errors import MoonshineError
