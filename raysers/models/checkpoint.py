@@ -112,13 +112,13 @@ class Identity:
     licence: str = ""
 
 
-def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
+def identify(name: ModelName) -> Identity:
     """Check all of a model but its weights, or raise ConfigError or CheckpointError."""
     if name.random:
         config = random_config(name)
         revision, outputs, licence = random_revision(config, RANDOM_SEED), PLAIN, ""
     else:
-        folder = open_folder(name, cache_dir)
+        folder = open_folder(name)
         config = keep_layers(folder.config, name.layers, name.text)
         label_order(config, folder.path)
         revision, outputs = folder.revision, Outputs.from_config(config, folder.path)
@@ -132,22 +132,11 @@ def identify(name: ModelName, cache_dir: str | Path | None = None) -> Identity:
     return Identity(revision=revision, embedding_size=size, outputs=outputs, licence=licence)
 
 
-def open_folder(
-    name: ModelName, cache_dir: str | Path | None = None, flag: str = "--model"
-) -> ModelFolder:
-    """The folder of a speech model, fetched if need be, checked but for its weights.
-
-    Raises ConfigError, which names `flag`: no such weights, or no way to fetch them.
-    """
-    if name.is_object_store:
-        raise ConfigError(f"{name.text}: fetch the folder first and load the local copy")
-    if name.hub_id is not None:
-        path = fetch_snapshot(name.hub_id, name.revision, cache_dir, flag=flag)
-    elif name.path is not None:
-        path = Path(name.path)
-    else:
+def open_folder(name: ModelName, flag: str = "--model") -> ModelFolder:
+    """The folder of a speech model, checked but for its weights; arguments of `local_folder`."""
+    if name.hub_id is None and name.path is None:
         raise ConfigError(f"{name.text} has no trained weights yet: use random:{name.text}")
-    check_folder(path)
+    path = local_folder(name.path, name.hub_id, name.revision, flag)
     config = read_json(path / CONFIG_FILE)
     check_config(config, path)
     return ModelFolder(
@@ -157,6 +146,23 @@ def open_folder(
         do_normalize=read_do_normalize(path, config, assume=True),
         commit=path.name if name.hub_id is not None else None,
     )
+
+
+def local_folder(
+    path: str | None, hub_id: str | None, revision: str | None, flag: str, also: Sequence[str] = ()
+) -> Path:
+    """The folder of a model, fetched from the hub if need be, that is safe to read.
+
+    Raises ConfigError, which names `flag`: no such model, or no way to fetch it.
+    """
+    if hub_id is not None:
+        folder = fetch_snapshot(hub_id, revision, also, flag)
+    elif str(path).startswith("s3://"):
+        raise ConfigError(f"{flag} {path}: fetch the folder first and load the local copy")
+    else:
+        folder = Path(str(path)).expanduser()
+    check_folder(folder)
+    return folder
 
 
 def random_config(name: ModelName) -> dict[str, Any]:
@@ -366,11 +372,7 @@ def content_hash(paths: Iterable[Path]) -> str:
 
 
 def fetch_snapshot(
-    hub_id: str,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    also: Sequence[str] = (),
-    flag: str = "--model",
+    hub_id: str, revision: str | None, also: Sequence[str] = (), flag: str = "--model"
 ) -> Path:
     """The local snapshot of a hub model (`also`: these files too) by its commit, or ConfigError."""
     from huggingface_hub import errors, snapshot_download
@@ -378,9 +380,7 @@ def fetch_snapshot(
     wanted = f"{hub_id}@{revision}" if revision else hub_id
     patterns = [*_HUB_FILES, *also]
     try:
-        folder = snapshot_download(
-            hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=patterns
-        )
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except errors.LocalEntryNotFoundError as error:
         raise ConfigError(
             f"{flag} {wanted} is not in the local cache and the hub cannot be reached: connect once"
@@ -389,4 +389,3 @@ def fetch_snapshot(
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # type: ignore[attr-defined]
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{flag} {wanted} cannot be fetched: {reason}") from error
-    return Path(folder)

@@ -73,7 +73,6 @@ def start_model(
     head_dropout: float | None = None,
     layer_weights: bool = False,
     front: Front = "plain",
-    cache_dir: str | Path | None = None,
 ) -> InitialModel:
     """Build the network that training starts from.
 
@@ -95,7 +94,7 @@ def start_model(
     random = parsed.random or (parsed.path or "").endswith(".json")
     if front == "mel" and not random:
         raise ConfigError(f"--front mel is for random:NAME models, {name} has a trained front")
-    folder = None if random else checkpoint.open_folder(parsed, cache_dir, "--backbone")
+    folder = None if random else checkpoint.open_folder(parsed, "--backbone")
     config = checkpoint.random_config(parsed) if folder is None else folder.config
     if config["model_type"] == CNN14 and (pooling != "masked" or layer_weights):
         flag = "--layer-weights" if layer_weights else f"--pooling {pooling}"

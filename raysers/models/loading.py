@@ -75,9 +75,7 @@ class LoadedModel:
     do_normalize: bool
 
 
-def load_emotion_model(
-    name: ModelName | str, *, cache_dir: str | Path | None = None
-) -> LoadedModel:
+def load_emotion_model(name: ModelName | str) -> LoadedModel:
     """Load a model by what `--model` says, but no folder of an object store.
 
     Raises ConfigError where it cannot be had, CheckpointError where its scores cannot be trusted.
@@ -91,7 +89,7 @@ def load_emotion_model(
             revision=checkpoint.random_revision(config, RANDOM_SEED),
             do_normalize=config["model_type"] not in UNNORMALISED,
         )
-    folder = checkpoint.open_folder(name, cache_dir)
+    folder = checkpoint.open_folder(name)
     order = checkpoint.label_order(folder.config, folder.path)
     config = keep_layers(folder.config, name.layers, name.text)
     model = build_on_meta(config, folder.path, Outputs.from_config(config, folder.path))

@@ -40,22 +40,12 @@ _CODE_KEYS = ("auto_map", "attn_implementation", "_attn_implementation")
 
 
 def open_folder(
-    path: str | None, hub_id: str | None, revision: str | None, flag: str, cache_dir: Any = None
+    path: str | None, hub_id: str | None, revision: str | None, flag: str
 ) -> tuple[Path, str]:
-    """Local folder of a model, and its revision: the hub's commit, or a content hash.
-
-    Raises ConfigError where it cannot be had, CheckpointError where it is not safe to read.
-    """
+    """As `checkpoint.local_folder`, and its revision: the hub's commit, or a content hash."""
+    folder = checkpoint.local_folder(path, hub_id, revision, flag, COMPANIONS)
     if hub_id is not None:
-        folder = checkpoint.fetch_snapshot(hub_id, revision, cache_dir, also=COMPANIONS, flag=flag)
-        checkpoint.check_folder(folder)
         return folder, folder.name
-    folder = Path(str(path)).expanduser()
-    if str(path).startswith("s3://"):
-        raise ConfigError(f"{flag} {path}: fetch the folder first and load the local copy")
-    if not folder.is_dir():
-        raise CheckpointError(f"{flag} {path} does not exist: give a folder")
-    checkpoint.check_folder(folder)
     names = (CONFIG_FILE, PREPROCESSOR_FILE, *COMPANIONS)
     files = [folder / name for name in names if (folder / name).is_file()]
     return folder, checkpoint.content_hash([*files, *checkpoint.weight_paths(folder)])
@@ -202,13 +192,7 @@ class TextEncoder:
     text are read, special ones included. Raises ConfigError, CheckpointError.
     """
 
-    def __init__(
-        self,
-        name: str,
-        pooling: TextPooling = "mean",
-        *,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, name: str, pooling: TextPooling = "mean", *, device: str = "cpu") -> None:
         if pooling not in get_args(TextPooling):
             raise ConfigError(f"--text-pooling {pooling}: choose mean or cls")
         from transformers import AutoModelForMaskedLM

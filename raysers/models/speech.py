@@ -250,10 +250,7 @@ class MoonshineRecogniser:
         lead, tail = round(_LEAD_S * SAMPLE_RATE_HZ), round(_TAIL_S * SAMPLE_RATE_HZ)
         tail += -(lead + len(piece) + tail) % _BLOCK_SAMPLES
         audio = np.pad(piece, (lead, tail)).tolist()
-        with (
-            self._copy(_DETECTOR_OPTIONS) as detector,
-            detector.create_stream(math.inf) as stream,
-        ):
+        with self._copy(_DETECTOR_OPTIONS) as detector, detector.create_stream(math.inf) as stream:
             stream.start()
             stream.add_audio(audio, SAMPLE_RATE_HZ)
             if not stream.update_transcription(_NOW).lines:

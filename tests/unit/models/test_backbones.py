@@ -141,11 +141,12 @@ def test_bad_names_say_what_to_do(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_flag_that_was_given_is_the_one_that_is_named(tmp_path) -> None:
+def test_the_flag_that_was_given_is_the_one_that_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=r"^--backbone 'w2v2-b@'"):
         parse_model_name("w2v2-b@", "--backbone")
     with pytest.raises(ConfigError, match=r"^--text-model owner/none is not in the local cache"):
-        fetch_snapshot("owner/none", None, tmp_path, flag="--text-model")
+        fetch_snapshot("owner/none", None, flag="--text-model")
 
 
 @pytest.mark.parametrize("alias", BACKBONES)

@@ -460,11 +460,12 @@ def hub_cache(root: Path, folder: Path, commit: str) -> None:
 
 
 @pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that refuses connections, at once and on every machine."""
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that refuses connections, at once and on every machine, and an empty cache."""
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -473,7 +474,7 @@ def test_cached_hub_model_loads_without_network(
 ) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     hub_cache(tmp_path / "cache", folder, commit)
-    loaded = load_emotion_model("owner/name", cache_dir=tmp_path / "cache")
+    loaded = load_emotion_model("owner/name")
     assert loaded.revision == commit
     scorer = Scorer(loaded, dtype="fp32", device="cpu")
     np.testing.assert_allclose(
@@ -483,9 +484,9 @@ def test_cached_hub_model_loads_without_network(
 
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ["owner/absent", "msp-dim", "owner/absent@v2"])
-def test_absent_hub_model_is_one_clear_line(name: str, tmp_path: Path) -> None:
+def test_absent_hub_model_is_one_clear_line(name: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot be (reached|fetched)") as caught:
-        load_emotion_model(name, cache_dir=tmp_path)
+        load_emotion_model(name)
     assert "\n" not in str(caught.value)
 
 
