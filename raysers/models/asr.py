@@ -1,9 +1,8 @@
 """Speech recognition by name: signals in, text out.
 
 Decoding is greedy: the likeliest token at every step, nothing sampled or tried twice. The text of a
-clip depends on the clip alone, whatever else is in its batch: where a network's stock forward pass
-would let neighbours in, its clips are computed one at a time. Speech that is not there is an empty
-text, not an error.
+clip depends on the clip alone: networks whose stock forward pass would let neighbours in compute
+one at a time. Speech that is not there is an empty text, not an error.
 """
 
 from __future__ import annotations

@@ -254,7 +254,6 @@ def keep_layers(config: dict[str, Any], layers: int | None, name: str) -> dict[s
 
 
 def _is_place(body: str) -> bool:
-    """Whether it names a folder: spelled like one, or there and not an alias."""
     spelled = body.startswith(("s3://", "/", "./", "../", "~")) or body in (".", "..")
     is_alias = _split_layers(body)[0] in _ALIASES
     return spelled or (bool(body) and not is_alias and os.path.exists(body))

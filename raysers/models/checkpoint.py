@@ -1,8 +1,7 @@
 """Model folders: what they say of themselves, and the guard against what must not be loaded.
 
 Refuses what transformers loads in silence, though its numbers mean nothing: a missing head (random
-there), an unknown key (ignored). Needs no torch, so that a job can check a model before it starts
-workers; weights are checked in `loading`.
+there), an unknown key. Needs no torch, so a job can check a model before it starts workers.
 """
 
 from __future__ import annotations

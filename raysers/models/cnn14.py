@@ -1,9 +1,8 @@
 """CNN14 (Kong et al. 2020, PANNs) on log-mel spectrograms, the paper's baseline (section 3.2).
 
-The variant for speech emotion: linear outputs, dropout after each block only. Activations behind
-a clip's end are set to zero wherever a convolution could carry them back, so a clip's scores are
-its own in any batch. In training, batch norm sees one micro-batch at a time and its running
-statistics are NOT updated by the forward pass: see `collected_statistics`.
+The variant for speech emotion: linear outputs, dropout after each block only. Activations behind a
+clip's end are zero wherever a convolution could carry them back. In training, batch norm sees one
+micro-batch at a time; its running statistics are updated once a step: see `collected_statistics`.
 """
 
 from __future__ import annotations

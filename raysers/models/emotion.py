@@ -242,7 +242,6 @@ class EmotionModel(EmotionNetwork):
         return (self.backbone.feature_extractor,)
 
     def _idle_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that never learn."""
         yield from (p for name, p in self.named_parameters() if name.endswith("k_proj.bias"))
         first = self.backbone.feature_extractor.conv_layers[0].conv
         if has_group_norm(self.backbone.feature_extractor) and first.bias is not None:
@@ -270,7 +269,6 @@ class EmotionModel(EmotionNetwork):
 
     @property
     def _layers(self) -> Any:
-        """The transformer layers, bottom to top."""
         return self.backbone.encoder.layers
 
     def _hidden(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -287,7 +285,6 @@ class EmotionModel(EmotionNetwork):
         return self._encode(hidden, mask), mask
 
     def _features(self, padded: Tensor, lengths: Tensor) -> Tensor:
-        """[clips, frames, channels] of the convolutional front."""
         extractor = self.backbone.feature_extractor
         if torch.onnx.is_in_onnx_export():  # one clip of any length, no padding, no blocks
             return cast(Tensor, extractor(padded).transpose(1, 2))
@@ -333,10 +330,7 @@ class EmotionModel(EmotionNetwork):
 
 
 def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> Any:
-    """WavLM's attention, same numbers, with the mask laid into the position bias beforehand.
-
-    The stock module leaves that to torch, which warns of a mask and a bias of two types.
-    """
+    """WavLM's attention without torch's warning: the mask is laid into the position bias before."""
     if mask is not None:
         padding = ~mask.repeat_interleave(attention.num_heads, 0)[:, None, :]
         bias = bias.masked_fill(padding, -torch.inf)

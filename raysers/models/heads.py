@@ -2,8 +2,7 @@
 
 Only the frames of the clip itself count. The exception is `whole_rows`, a setting for training
 alone: the scripts behind the published models averaged over the padding as well. A loss is one
-number for a whole global batch: its concordance correlation coefficient is not the mean of those of
-its parts.
+number for a whole global batch: its concordance is not the mean of those of its parts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """From a model's name to a network that is ready to be trained: new head, mel front, adapters.
 
-Unlike `load_emotion_model`, which refuses what it cannot score with, this takes a bare
-pre-trained backbone and gives it a new head. What is new comes from the seed alone: the same on
-every worker, whatever torch's generator gave before.
+Unlike `load_emotion_model`, this takes a bare pre-trained backbone and gives it a new head. What is
+new comes from the seed alone: the same on every worker, whatever torch's generator gave before.
 
 The mel front is for small models that start from random weights: the first convolution becomes a
 bank of mel-spaced filters, then the whole front learns to give log-mel frames (no labels needed).
@@ -321,16 +320,13 @@ class _Adapted(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """[out, in], as it is used and stored."""
         return self.base.weight + _SCALE * (self.lora_b @ self.lora_a)
 
     @property
     def bias(self) -> Tensor | None:
-        """[out]."""
         return self.base.bias
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
         return nn.functional.linear(hidden, self.weight, self.bias)
 
 

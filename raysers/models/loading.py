@@ -299,7 +299,6 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: object) ->
 
 
 def _odd_form(value: Tensor) -> str:
-    """What keeps a tensor from being plain numbers of its size; empty if nothing."""
     if value.layout != torch.strided or value.device.type != "cpu":
         return f"{value.layout} on {value.device}"
     if value.dtype not in PLAIN_DTYPES:

@@ -141,8 +141,6 @@ def write_graph(loaded: LoadedModel, path: Path, dtype: str) -> None:
 
 
 class _OneClip(nn.Module):
-    """A network as a function of one clip: normalised, without padding."""
-
     def __init__(self, model: EmotionNetwork, *, do_normalize: bool) -> None:
         super().__init__()
         self._model = model

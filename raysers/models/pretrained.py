@@ -1,10 +1,8 @@
-"""Networks of transformers from model folders of strangers: complete, or refused by name.
+"""Networks of transformers from model folders of strangers, text encoders: complete, or refused.
 
 The stock loader draws what a folder lacks at random and drops what it has no place for, and both
-still yield numbers. Nothing of a folder is executed: no code, no pickle, no kernel of a hub.
-
-Text encoders among them: one vector for what was said in a clip, which does not depend on its
-neighbours in a batch (1e-6 in fp32).
+still yield numbers. Nothing of a folder is executed: no code, no pickle, no kernel of a hub. A text
+encoder's vector does not depend on its neighbours in a batch (1e-6 in fp32).
 """
 
 from __future__ import annotations
@@ -264,7 +262,6 @@ def is_place(name: str) -> bool:
 
 
 def _open_encoder(name: str) -> tuple[Path, str]:
-    """Where the files are, and their revision."""
     if name == MINILM:
         found = importlib.util.find_spec(_MINILM_PACKAGE)  # looked for, never imported
         if found is None or not found.submodule_search_locations:
@@ -293,11 +290,7 @@ def _positions(model: Any) -> int:
 
 
 def _tokenizer(folder: Path, kind: str) -> Any:
-    """The tokenizer in `tokenizer.json` as it stands; without one, that of the vocabulary.
-
-    transformers 5 replaces the rules of `tokenizer.json` with those of its classes, and creates an
-    empty tokenizer where there is no vocabulary.
-    """
+    """That of `tokenizer.json`, whose rules transformers 5 replaces, or else of the vocabulary."""
     import transformers
 
     path = folder / "tokenizer.json"

@@ -250,7 +250,6 @@ def _rows(batch: Scores, untrained: Sequence[int]) -> list[Row | ClipError]:
 
 
 def _misfit(samples: int, scorer: Scorer) -> ClipError | None:
-    """Why a clip of this length has no scores, None if it fits."""
     if samples < scorer.min_samples:
         least = scorer.min_samples
         message = f"{samples} samples at 16 kHz; the model needs at least {least}"

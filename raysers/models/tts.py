@@ -289,7 +289,6 @@ class Program(Engine):
 
 
 def _used(arguments: Sequence[str]) -> set[str]:
-    """Placeholders in the arguments."""
     return set(_PLACEHOLDER.findall(" ".join(arguments)))
 
 
@@ -347,7 +346,6 @@ def _voice_files() -> dict[str, str]:
 
 
 def _installed() -> tuple[Path, Path]:
-    """Paths of the library and of its data folder."""
     if find_spec("espeakng_loader") is None:
         raise ConfigError("speech synthesis needs espeak-ng: pip install raysers[speech]")
     import espeakng_loader

@@ -1,12 +1,10 @@
 """Log-mel spectrograms, and the Whisper family: the encoder of a checkpoint and the emotion head.
 
 Unlike the stock encoder, which takes windows of exactly 30 s, this one runs at a clip's own length:
-log-mel frames of the clip alone and the first positions, nothing padded to 30 s. On a clip of 30 s
-both are the same network.
+log-mel frames of the clip alone and the first positions. On a clip of 30 s both are the same.
 
-The mel scale is Slaney's, with filters of equal area (librosa's default, which the published
-networks of this family were trained on); torchaudio's default, HTK's scale with filters of equal
-height, gives other numbers.
+The mel scale is Slaney's, with filters of equal area (librosa's default); torchaudio's default,
+HTK's scale with filters of equal height, gives other numbers.
 """
 
 from __future__ import annotations

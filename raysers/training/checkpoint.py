@@ -166,7 +166,6 @@ class TrainProgress:
         return kept
 
     def _is_best(self, scores: Mapping[str, Any]) -> bool:
-        """Whether they are above all before, or the first; they are remembered then."""
         first = self.best is None
         score = scores.get("dev_uar") if scores["dev_ccc"] is None else scores["dev_ccc_mean"]
         if score is not None and (self.best is None or score > self.best):

@@ -1,8 +1,4 @@
-"""Flags of training, and the recipes that fill in what the command leaves open.
-
-0 and `recipe` mean "what the recipe of this kind of network says"; `with_recipe` replaces them, so
-that everything behind it, and `run.json`, sees plain numbers only.
-"""
+"""Flags of training, and the recipes that fill in what is left open: 0 and `recipe`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The labelled clips of a training: train, dev, and those that are left out.
-
-Every clip that is not used is counted under its reason; too many of them are refused before
-anything is written.
-"""
+"""The labelled clips of a training: train, dev, and those that are left out, counted by reason."""
 
 from __future__ import annotations
 
@@ -225,7 +221,6 @@ def _numbered(words: Sequence[str | None], names: Sequence[str]) -> NDArray[np.i
 def _label_notes(
     train: NDArray[np.float32], dev: NDArray[np.float32], trained: NDArray[np.bool_]
 ) -> Iterator[str]:
-    """Dimensions that are not trained, and those whose labels never vary."""
     for column, name in enumerate(DIMENSIONS):
         values, dev_values = (part[~np.isnan(part[:, column]), column] for part in (train, dev))
         if not trained[column]:
@@ -243,7 +238,6 @@ def _label_notes(
 def _usable(
     flags: LabelledFlags, table: pa.Table, min_samples: int, *, categories: bool
 ) -> tuple[pa.Table, dict[str, int]]:
-    """The rows to use, and how many are not by reason."""
     unlabelled = np.all(np.isnan(_labels(table)), axis=1)
     if categories:
         unlabelled &= np.array([name is None for name in _emotions(table)], bool)
@@ -276,7 +270,6 @@ def _usable(
 def _require_rows(
     tables: Mapping[str, pa.Table], flags: LabelledFlags, left_out: Mapping[str, int]
 ) -> None:
-    """Refuse splits with too few clips for a CCC after all filters."""
     source = "--train" if flags.train else "--data"
     fixes = {
         "train": "see its split column",

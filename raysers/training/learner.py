@@ -2,11 +2,8 @@
 
 The loss is that of the global batch: predictions are summed into one tensor in every process, the
 loss and its gradient with respect to them are computed there, and each process carries that back
-through its own clips. Gradients are then summed, and every process makes the same step.
-
-The loss needs the predictions alone, so the graphs of all micro-batches need not exist at once:
-those that fit into `graph_bytes` are kept, the others are computed again with the same random
-numbers.
+through its own clips. Gradients are then summed, and every process makes the same step. Graphs that
+do not fit into `graph_bytes` meanwhile are computed again with the same random numbers.
 """
 
 from __future__ import annotations
@@ -189,25 +186,19 @@ class Learner:
             yield self.model
 
     def _long_enough(self, piece: MicroBatch) -> list[MicroBatch]:
-        """The clips that the network can take, if any."""
         fitting = piece.lengths >= self.min_samples
         if fitting.all():
             return [piece]
         return [piece.chosen(fitting, piece.number)] if fitting.any() else []
 
     def _own_random_numbers(self) -> AbstractContextManager[None]:
-        """Leave torch's generators as they were."""
         devices = [self.device] if self.device.type == "cuda" else []
         return torch.random.fork_rng(devices=devices)
 
     def _backward(
         self, batch: Batch, pieces: list[MicroBatch], stop: bool
     ) -> tuple[float, float, float, float]:
-        """Gradients of the batch, summed over the processes, into `gradients`.
-
-        Returns the loss, the number of clips, and how many processes lacked memory (then all of it
-        is void) or ask to stop.
-        """
+        """Summed gradients; the loss, the clips, how many processes lack memory or ask to stop."""
         self.gradients.clear()
         pieces = [part for piece in pieces for part in piece.halved(self.halvings)]
         # scores, logits and presence of the whole batch
@@ -226,7 +217,6 @@ class Learner:
         return found[0], found[1], found[2], found[3]
 
     def _fits(self, compute: Callable[[], None]) -> bool:
-        """Whether there is memory for that."""
         try:
             compute()
         except (RuntimeError, MemoryError) as error:
@@ -323,7 +313,6 @@ class Learner:
                 torch.autograd.backward(graphs.pop(piece.number), slope[rows])
 
     def _move(self, norm: float, lr: float) -> None:
-        """The optimiser's step, and what follows every step."""
         if self.flags.clip_norm:
             self.gradients.clip(norm, self.flags.clip_norm)
         for parameters in self.optimiser.param_groups:

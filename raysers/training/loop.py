@@ -186,13 +186,11 @@ class _Training:
         self._judged_at = self.progress.step + _JUDGED_STEPS
 
     def is_over(self) -> bool:
-        """Whether no further epoch is needed."""
         flags, progress = self._plan.flags, self.progress
         tired = flags.patience and progress.waited >= flags.patience
         return bool(tired) or progress.epoch >= flags.epochs
 
     def run_epoch(self) -> None:
-        """Make the steps that are left of the epoch, score the dev set, save the state."""
         flags, progress = self._plan.flags, self.progress
         stopped = False
         self._callback.on_step(progress, self._loader.total_steps)

@@ -1,9 +1,8 @@
 """The model card and the learning curve beside the weights of a training.
 
 A card only states what the run knows: unknown terms are `unknown`, figures come with their clip
-counts and the random baseline, and a run with leaking splits or shuffled labels says so on top. The
-text is the template `model_card.md.j2`, in which every value is shown as plain text unless it is
-Markdown.
+counts and the random baseline, and a run with leaking splits or shuffled labels says so on top. In
+`model_card.md.j2` every value is shown as plain text unless it is Markdown.
 """
 
 from __future__ import annotations
@@ -66,8 +65,6 @@ _ALWAYS = ("epochs", "batch_size", "lr", "optimiser", "schedule", "loss", "freez
 
 
 class _Markdown(str):
-    """Text that is shown as it is."""
-
     __slots__ = ()
 
 
@@ -131,7 +128,6 @@ def model_card(name: str, training: Mapping[str, Any], metrics: Sequence[Row]) -
 
 
 def _recipe(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The main settings, then whatever is not at its default."""
     defaults = {f.name: f.default for f in fields(TrainingFlags)}
     others = [
         name

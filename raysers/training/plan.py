@@ -1,7 +1,4 @@
-"""What a training has to do, checked before anything is written: network, data, folder, cluster.
-
-The driver builds the network once, only to learn that it can be built and what it is.
-"""
+"""What a training has to do, checked before anything is written: network, data, folder, cluster."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """What a training shows and leaves beside the model: lines, figures, card, curve, full record.
 
-The dev scores come from the model as it was stored, read back and run the way annotate runs it, so
-the card describes the file that users load. The figures of every epoch also go to TensorBoard
-files, written anew from the whole history, and to MLflow if asked for, where a resumed run
-continues its entry: a run that was interrupted shows as one.
+The dev scores come from the model as it was stored, run the way annotate runs it. The figures of
+every epoch also go to TensorBoard files, written anew from the whole history, and to MLflow if
+asked for, where a resumed run continues its entry.
 """
 
 from __future__ import annotations
@@ -129,7 +128,6 @@ def _progress_rows(
 def _document(
     plan: TrainingPlan, record: RunRecord, progress: TrainProgress, rows: Sequence[Row], name: str
 ) -> dict[str, Any]:
-    """`training.json`."""
     data, flags, placement, history = plan.data, plan.flags, plan.placement, progress.history
     texts = ("corpus", "split", "speaker", "language")
     clips = pd.DataFrame({column: _texts(data.table, column) for column in texts})
@@ -295,7 +293,6 @@ def tracked(
 
 
 def _figures(record: Epoch) -> dict[str, float]:
-    """The numbers of an epoch by their name in the trackers, what is unknown left out."""
     found = {f"train/{name}": record[name] for name in ("lr", "audio_hours_per_s")}
     found |= {"train/loss": record["train_loss"], "dev/ccc_mean": record["dev_ccc_mean"]}
     found |= {f"dev/ccc_{name}": value for name, value in (record["dev_ccc"] or {}).items()}

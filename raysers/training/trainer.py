@@ -208,10 +208,7 @@ class _OnRayTrain(Callback):
             self._write(progress)
 
     def on_epoch(self, progress: TrainProgress) -> None:
-        """Write the history; report numbers, with a checkpoint that points to the output.
-
-        A report waits for Ray Train, so short epochs are not all reported.
-        """
+        """Report numbers, too, if the last time is long ago: a report waits for Ray Train."""
         self._write(progress)
         (due, *_) = optim.gather(time.monotonic() - self._reported_s > _REPORT_EVERY_S)
         if not due:
@@ -226,7 +223,6 @@ class _OnRayTrain(Callback):
         self._reported_s = time.monotonic()
 
     def should_stop(self) -> bool:
-        """Whether the driver asked process 0 for it, as far as known."""
         if optim.rank() or time.monotonic() - self._asked_s < _every_s(self._output):
             return False
         self._asked_s = time.monotonic()
@@ -236,7 +232,6 @@ class _OnRayTrain(Callback):
         return False
 
     def should_save(self) -> bool:
-        """Once, when a node with a worker is about to be taken away."""
         self._steps += 1
         if self._is_saved or self._steps % _ASK_EVERY:
             return False
