@@ -42,8 +42,6 @@ _WINDOW_S, _ANY_S = 30.0, 1e6
 #: Whisper's windows per forward pass; more only wait for the longest text among them.
 _WINDOWS = {"cpu": 4, "cuda": 32}
 
-#: Tokens of a piece where the folder does not say: six a second.
-_MOST_TOKENS = 200
 #: What of `generation_config.json` says which texts are possible; how to search for them does not
 #: count, because the search is always greedy.
 _RULES = (
@@ -281,7 +279,7 @@ def _rules(folder: Path, config: Any, language: str) -> Any:
             names = ", ".join(known)
             raise ConfigError(f"--language {language}: give auto, or one of {names}")
         rules["language"] = None if language == "auto" else language
-    given = {"max_length": _MOST_TOKENS}
+    given = {"max_length": 200}  # six tokens a second
     given |= {key: value for key, value in rules.items() if key in _RULES}
     with reading(folder, "its generation_config.json cannot be read"):
         return transformers.GenerationConfig(

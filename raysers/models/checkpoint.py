@@ -39,8 +39,6 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-#: Where weights may be, best first, each also as an index of the files of a split checkpoint.
-_WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 
 #: What is fetched from the hub: never code, never optimiser state.
 _HUB_FILES = (
@@ -317,8 +315,6 @@ def read_do_normalize(folder: Path, config: dict[str, Any], *, assume: bool = Fa
     return flag
 
 
-#: A model card's header is short.
-_CARD_BYTES = 16 << 10
 _LICENCE = re.compile(
     r"\A\ufeff?---\n(?:(?!---).*\n)*?license:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*\n"
 )
@@ -330,7 +326,7 @@ def licence_of(folder: Path) -> str | None:
     if not card.is_file():
         return None
     with card.open("rb") as file:
-        text = file.read(_CARD_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
+        text = file.read(16 << 10).decode("utf-8", "replace").replace("\r\n", "\n")
     match = _LICENCE.match(text)
     return match[1] if match else None
 
@@ -342,7 +338,8 @@ def _preprocessor(folder: Path) -> list[Path]:
 
 def weight_paths(folder: Path) -> list[Path]:
     """The files with the weights, in a fixed order; CheckpointError if there are none to trust."""
-    names = [name + end for name in _WEIGHT_FILES for end in ("", ".index.json")]
+    best_first = (WEIGHTS_FILE, "pytorch_model.bin")
+    names = [name + end for name in best_first for end in ("", ".index.json")]
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise CheckpointError(

@@ -35,11 +35,8 @@ SOUND, WORDS = "sound", "words"
 SOURCES = {"fused": (SOUND, WORDS), "audio": (SOUND,), "text": (WORDS,)}
 #: A dimension with fewer labels is not learned; it scores the middle of the scale.
 LEAST_LABELS = 2
-_MIDDLE = 0.5
 #: Clips scored at a time: beyond, memory grows and speed does not.
 _BLOCK = 8_192
-#: Standard deviation of initial weights, as in the backbones' own heads.
-_INITIAL_SD = 0.02
 #: Numbers that hardly ever change would be blown up by their own scale.
 _LEAST_SD = 1e-5
 #: Published seeds are of this size.
@@ -92,7 +89,7 @@ class FusionHead(nn.Module):
 
     def __init__(self, size: int, dropout: float) -> None:
         super().__init__()
-        self.layers = EmotionHead(size, size, dropout, _INITIAL_SD)
+        self.layers = EmotionHead(size, size, dropout, 0.02)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
 
@@ -111,7 +108,7 @@ class FusionHead(nn.Module):
         """Let dimensions without labels score the middle of the scale, not noise."""
         for place in places:
             self.layers.out_proj.weight[place] = 0.0
-            self.layers.out_proj.bias[place] = _MIDDLE
+            self.layers.out_proj.bias[place] = 0.5
 
 
 def side_by_side(head: str, vectors: Mapping[str, Floats]) -> Floats:

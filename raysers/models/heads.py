@@ -230,8 +230,6 @@ def _whitening(
 #: Added to the denominator of the CCC: constant predictions of constant labels give 0, not NaN.
 _CCC_EPS = 1e-8
 
-#: A coefficient of fewer clips is not defined.
-_LEAST_LABELS_CCC = 2
 
 #: Category of a clip without one.
 NO_CATEGORY = -1
@@ -259,7 +257,7 @@ def ccc_loss(
     covariance = (truth * guess).sum(0) / divisor
     spread = (truth.square() + guess.square()).sum(0) / divisor
     ccc = 2 * covariance / (spread + (truth_mean - guess_mean).square() + _CCC_EPS)
-    return _over_targets(1 - ccc, count >= _LEAST_LABELS_CCC, weights)
+    return _over_targets(1 - ccc, count >= 2, weights)
 
 
 def mse_loss(

@@ -195,9 +195,6 @@ _LEAST_TAPS = 100
 #: Cosine, sine and their negatives: after a ReLU their sum is a band's magnitude.
 _PHASES = 4
 
-#: Range of the bank's centre frequencies.
-_LOW_HZ, _HIGH_HZ = 50.0, 7_800.0
-
 
 def as_mel_bank(model: EmotionNetwork) -> None:
     """Make the first convolution a mel-spaced bank of windowed cosines in four phases, in place.
@@ -282,7 +279,7 @@ def mel_of_frames(
 
 def _mel_spaced(bands: int) -> Tensor:
     """float64 [bands]: centres in Hz, evenly spaced on O'Shaughnessy's scale 2595 lg(1 + f/700)."""
-    low, high = (2595 * math.log10(1 + hz / 700) for hz in (_LOW_HZ, _HIGH_HZ))
+    low, high = (2595 * math.log10(1 + hz / 700) for hz in (50.0, 7_800.0))
     mels = torch.linspace(low, high, bands, dtype=torch.float64)
     return 700 * (10 ** (mels / 2595) - 1)
 
@@ -299,13 +296,8 @@ def _first_convolution(model: EmotionNetwork) -> nn.Conv1d:
     return conv
 
 
-_ADAPTED = ("q_proj", "v_proj")
-
 #: How names of adapters' parameters end; they are no parameters of the stored model.
 ADAPTERS = (".lora_a", ".lora_b")
-
-#: Factor on B A: alpha / rank in the paper's terms.
-_SCALE = 2.0
 
 
 class _Adapted(nn.Module):
@@ -320,7 +312,7 @@ class _Adapted(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.base.weight + _SCALE * (self.lora_b @ self.lora_a)
+        return self.base.weight + 2.0 * (self.lora_b @ self.lora_a)
 
     @property
     def bias(self) -> Tensor | None:
@@ -332,7 +324,7 @@ class _Adapted(nn.Module):
 
 def add_adapters(model: EmotionNetwork, rank: int, seed: int) -> None:
     """Freeze the backbone and give its attention adapters, in place; ConfigError without any."""
-    names = [n for n, _ in model.named_modules() if n.rpartition(".")[2] in _ADAPTED]
+    names = [n for n, _ in model.named_modules() if n.endswith((".q_proj", ".v_proj"))]
     if not names:
         raise ConfigError("--lora: the network has no attention: leave it out")
     model.freeze("backbone")

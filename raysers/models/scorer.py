@@ -32,9 +32,6 @@ Floats = npt.NDArray[np.float32]
 #: Number formats of a backbone, by their names in `--dtype`.
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-#: First CUDA generation (Ampere) with bfloat16 units.
-_BF16_CAPABILITY = (8, 0)
-
 
 def dtype_name(requested: str, device: str) -> str:
     """fp32, bf16 or fp16 for `--dtype`: auto is bf16 where there is hardware; or ConfigError."""
@@ -49,7 +46,7 @@ def dtype_name(requested: str, device: str) -> str:
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         has_bf16 = any(getattr(torch.cpu, probe, bool)() for probe in probes)
     else:
-        has_bf16 = torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
     return "bf16" if has_bf16 else "fp32"
 
 

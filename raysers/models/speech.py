@@ -170,7 +170,6 @@ def _package() -> Any:
 
 MOONSHINE = "moonshine"
 
-_PACKAGE = "moonshine_voice"
 _FILES = ("decoder_model_merged.ort", "encoder_model.ort", "tokenizer.bin")
 
 #: Samples that one frame of the encoder sees: windows of 127, 7 and 3 with steps of 64, 3 and 2.
@@ -181,11 +180,7 @@ _BLOCK_SAMPLES = 512
 _LEAD_S, _TAIL_S = 0.1, 0.4
 #: Longest stretch the library itself would hand to the model.
 _LONGEST_S = 15.0
-#: What a batch holds: nothing is padded to the longest, so only progress is bound to it.
-_BATCH_S = 60.0
 
-#: Flag of the library: look at the audio at once, however little it is.
-_NOW = 1
 
 _Options = tuple[tuple[str, str], ...]
 _OPTIONS = (("identify_speakers", "false"), ("return_audio_data", "false"))
@@ -200,14 +195,14 @@ class MoonshineRecogniser:
 
     name = MOONSHINE
     device = "cpu"
-    max_padded_s = _BATCH_S
+    max_padded_s = 60.0  # nothing is padded: only progress is bound to it
 
     def __init__(self, *, dtype: str = "auto", threads: int | None = None) -> None:
         if dtype != "auto":
             raise ConfigError(
                 f"--dtype {dtype}: moonshine computes in the format of its weights; leave it auto"
             )
-        spec = find_spec(_PACKAGE)
+        spec = find_spec("moonshine_voice")
         if spec is None or spec.origin is None:
             raise ConfigError("--asr moonshine needs a package: pip install 'raysers[asr]'")
         folder = Path(spec.origin).parent / "assets" / "tiny-en"
@@ -253,7 +248,7 @@ class MoonshineRecogniser:
         with self._copy(_DETECTOR_OPTIONS) as detector, detector.create_stream(math.inf) as stream:
             stream.start()
             stream.add_audio(audio, SAMPLE_RATE_HZ)
-            if not stream.update_transcription(_NOW).lines:
+            if not stream.update_transcription(1).lines:  # at once, however little it is
                 return ""
         with self._copy(_MODEL_OPTIONS) as model:
             found = model.transcribe_without_streaming(audio, SAMPLE_RATE_HZ)

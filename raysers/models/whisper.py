@@ -25,9 +25,6 @@ from raysers.models.emotion import EmotionModel
 from raysers.models.frontend import augment_hidden, conv_over_frames, valid
 from raysers.types import SAMPLE_RATE_HZ
 
-#: Least power under the logarithm: nothing is below -100 dB.
-_LEAST_POWER = 1e-10
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MelSettings:
@@ -83,7 +80,7 @@ def mel_of_windows(signal: Tensor, hop_samples: int, settings: MelSettings) -> T
             )
             power = spectrum.real.square() + spectrum.imag.square()
         filters = torch.as_tensor(mel_filters(settings), device=signal.device)
-        return 10 * torch.log10((power.transpose(1, 2) @ filters).clamp_min(_LEAST_POWER))
+        return 10 * torch.log10((power.transpose(1, 2) @ filters).clamp_min(1e-10))
 
 
 def _power_by_convolution(signal: Tensor, hop_samples: int, window: Tensor) -> Tensor:

@@ -36,8 +36,6 @@ Prepare = Callable[[int, Floats], Floats]
 
 #: Keeps the order's random stream apart from others that start from seed and epoch.
 _ORDER_STREAM = 0x0BDE
-#: Halvings of the range in which the best limit for a batch's micro-batches is searched.
-_HALVINGS = 40
 #: Audio seconds decoded ahead of the network.
 _AHEAD_S = 600.0
 #: Epochs of pre-training the front end are numbered from here, so that no other epoch is like them.
@@ -162,7 +160,7 @@ def _cut(longest_first: list[float], limit_s: float) -> list[int]:
 def _even_cut(longest_first: list[float], pieces: int, most_s: float) -> list[int]:
     """Sizes of exactly `pieces` micro-batches, the costliest as cheap as can be."""
     low_s, high_s = 0.0, most_s
-    for _ in range(_HALVINGS):
+    for _ in range(40):  # halvings of the range of limits
         middle_s = (low_s + high_s) / 2
         if len(_cut(longest_first, middle_s)) <= pieces:
             high_s = middle_s

@@ -50,8 +50,6 @@ _LESS = "a lower --max-clip-s, fewer --layers or --freeze backbone need less"
 _CACHE_SHARE = 0.25
 #: Share of the device's free memory for graphs that save a second forward pass.
 _GRAPH_SHARE = {"cpu": 0.25, "cuda": 0.5}
-#: Learning rate of Adam for the front end; the regression is short and forgiving.
-_FRONT_LR = 1e-3
 #: Steps after which the network is judged, and what it may take: seconds, share of a step.
 _JUDGED_STEPS, _EXCHANGE_S, _EXCHANGE_SHARE = 5, 0.05, 0.25
 
@@ -165,9 +163,7 @@ class _Training:
                 (piece.on(device, normalised=start.do_normalize), piece.lengths)
                 for piece in self._loader.front_batches(flags.front_steps)
             )
-            regress_mel(
-                start.model, batches, steps=flags.front_steps, lr=_FRONT_LR, seed=flags.seed
-            )
+            regress_mel(start.model, batches, steps=flags.front_steps, lr=1e-3, seed=flags.seed)
         self._learner = Learner(
             start,
             plan.categories,

@@ -21,13 +21,6 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 
-#: Bytes of a gradient bucket: large enough for full network speed, several in flight at a time.
-_BUCKET_BYTES = 32 << 20
-#: Most bytes that the speed of the network is measured with.
-_PROBE_BYTES = 64 << 20
-#: How many steps weights are averaged evenly before the decay rules (warm start).
-_EMA_WARM = 10
-
 
 def rank() -> int:
     """Which process this is, from 0."""
@@ -83,7 +76,7 @@ class Gradients:
         self,
         parameters: Sequence[nn.Parameter],
         *,
-        bucket_bytes: int = _BUCKET_BYTES,
+        bucket_bytes: int = 32 << 20,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.buckets: list[Tensor] = []
@@ -161,7 +154,7 @@ class Gradients:
         if world_size() == 1:
             return 0.0
         device = self.buckets[0].device
-        probe = torch.zeros(min(self.num_bytes, _PROBE_BYTES), dtype=torch.uint8, device=device)
+        probe = torch.zeros(min(self.num_bytes, 64 << 20), dtype=torch.uint8, device=device)
         sum_([probe[:1]])  # connections are made
         began_s = time.perf_counter()
         sum_([probe])
@@ -250,7 +243,7 @@ class AveragedWeights:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights as they are now."""
-        decay = min(self.decay, self.updates / (self.updates + _EMA_WARM))
+        decay = min(self.decay, self.updates / (self.updates + 10))
         self.updates += 1
         torch._foreach_lerp_(self.averages, [t.detach() for t in self.tensors], 1.0 - decay)
 

@@ -67,20 +67,12 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",  # nodes of a growing cluster take minutes
 }
-#: Failures of Ray Train itself, as of placing workers, after which it gives up (default: never).
-_CONTROLLER_FAILURES = 5
 #: Networks up to this size train faster in several processes than with several threads.
 _SMALL_PARAMETERS = 20_000_000
-#: How long workers get to save their state after a signal to the driver.
-_GRACE_S = 20.0
 #: Shortest time between two reports of epochs to Ray Train.
 _REPORT_EVERY_S = 10.0
-#: Steps between two questions to Ray Train whether a node is about to be taken away.
-_ASK_EVERY = 10
 #: Shortest time between two looks at the files, on disks and in object stores.
 _EVERY_S, _REMOTE_EVERY_S = 0.5, 10.0
-#: Without news for so long, workers may be gone.
-_STALE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +225,7 @@ class _OnRayTrain(Callback):
 
     def should_save(self) -> bool:
         self._steps += 1
-        if self._is_saved or self._steps % _ASK_EVERY:
+        if self._is_saved or self._steps % 10:
             return False
         self._is_saved = ray.train.get_preemption_info() is not None
         return self._is_saved
@@ -303,9 +295,7 @@ def _train_on_ray(plan: TrainingPlan, pass_on: PassOn) -> None:
         run_config=RunConfig(
             name=f"raysers-{uuid.uuid4().hex[:12]}",
             storage_path=folder,
-            failure_config=FailureConfig(
-                max_failures=restarts, controller_failure_limit=_CONTROLLER_FAILURES
-            ),
+            failure_config=FailureConfig(max_failures=restarts, controller_failure_limit=5),
             worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive"}},  # spinning takes cores
         ),
     )
@@ -323,7 +313,7 @@ def _train_on_ray(plan: TrainingPlan, pass_on: PassOn) -> None:
         _follow(plan, fitted, pass_on)
     except (TrainingStopped, SystemExit, KeyboardInterrupt):
         storage.write_atomic(_state_uri(plan.output, "stop"), b"")
-        wait([fitted], _GRACE_S)
+        wait([fitted], 20.0)  # they save their state
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -351,7 +341,7 @@ def _follow(plan: TrainingPlan, fitted: Future[Any], pass_on: PassOn) -> None:
             starts = max(starts, len(found.get("starts", [])))
             pass_on(found.get("history", []), found.get("warnings", []))
             line = live_line(found.get("live", {}), plan.flags.epochs)
-            if polled_s - news_s > _STALE_S:
+            if polled_s - news_s > 30.0:
                 line = f"waiting for workers, no news for {duration(polled_s - news_s)} ({line})"
             if view is not None:
                 view.update(Text(line))
