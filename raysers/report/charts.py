@@ -31,12 +31,7 @@ _NUMBER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the page; the first cell of a row names it.
-
-    Attributes:
-        numeric: which columns hold numbers only.
-        left_out: rows that are not shown.
-    """
+    """A table of the page; the first cell of a row names it, `left_out` rows are not shown."""
 
     caption: str
     columns: Sequence[str]
@@ -83,13 +78,9 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
-    """A figure or table of the paper (`name`), or one of ours.
+    """A figure or table of the paper (`name`), or one of ours; `key` is its anchor, `figure-2`.
 
-    Attributes:
-        key: its anchor, `figure-2`.
-        lead: how to read it.
-        notes: what a reader must know, from the runs.
-        clips: rows of a table of clips to listen to, see `listen`.
+    `lead` is how to read it, `notes` what to know, `clips` a table of clips to listen to.
     """
 
     key: str
@@ -155,15 +146,10 @@ _FEW = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dots:
-    """A dot chart: what is drawn of the metrics, and how.
+    """A dot chart in files named `key`: `rows` makes a frame of `dots` of the metrics.
 
-    Attributes:
-        key: name of its files.
-        rows: metrics -> a frame of `dots`.
-        axis: what the values are.
-        row, series: what these are, in the table's head.
-        limits: the axis covers at least these.
-        at: a reference value, drawn as a dotted line.
+    `axis` is what the values are, `row` and `series` what these are. The axis covers at least
+    `limits`; `at` is a reference value, drawn as a dotted line.
     """
 
     key: str
@@ -207,8 +193,8 @@ def chart(spec: Dots | Lines, frame: pd.DataFrame) -> Chart | None:
     if there.empty or (is_line and there.groupby(["column", "series"]).size().max() < 2):
         return None
     found = found.reindex(columns=[*_MARKS, *(["x"] if is_line else [])])
-    columns = [str(c) for c in (*COLOURS, "mean") if c in set(found.column)]
-    columns = columns if is_line else list(found.column.unique())
+    order = (*COLOURS, "mean") if is_line else found.column.unique()
+    columns = [str(column) for column in order if column in set(found.column)]
     several = found.series.nunique() > 1 or found.series.iloc[0] != ""
     has_paper, has_speakers = bool(found.paper.notna().any()), bool((found.speakers > 0).any())
     rows: list[list[Cell]] = []
@@ -282,7 +268,13 @@ def _draw_dots(drawn: pd.DataFrame, spec: Dots) -> Any:
             if not math.isnan(spec.at):
                 display.guide(axis, spec.at)
             for one in own[own.column == column].itertuples():
-                _mark(axis, one, rows, series, colour, spec.digits)
+                place, count = series.index(one.series), len(series)
+                height = rows.index(one.row) + (place - (count - 1) / 2) * 0.72 / count
+                ink = SOFT if one.row == RANDOM else series_colour(place) if count > 1 else colour
+                display.interval(axis, one.value, (one.low, one.high), height, ink)
+                display.published(axis, one.paper, height)
+                if count == 1:
+                    display.end_label(axis, height, shown(one.value, spec.digits), ink)
         if len(blocks) > 1:
             places[0].annotate(
                 display.short(str(block), 40), (0, 1), xytext=(0, 24), xycoords="axes fraction",
@@ -294,18 +286,6 @@ def _draw_dots(drawn: pd.DataFrame, spec: Dots) -> Any:
         marks = [(s, series_colour(i), "o") for i, s in enumerate(series)] * (len(series) > 1)
         _key(figure, [*marks, *[("the paper", INK, "D")] * bool(drawn.paper.notna().any())])
     return figure
-
-
-def _mark(
-    axis: Any, one: Any, rows: list[str], series: list[str], colour: str, digits: int
-) -> None:
-    place, count = series.index(one.series), len(series)
-    height = rows.index(one.row) + (place - (count - 1) / 2) * 0.72 / count
-    colour = SOFT if one.row == RANDOM else series_colour(place) if count > 1 else colour
-    display.interval(axis, one.value, (one.low, one.high), height, colour)
-    display.published(axis, one.paper, height)
-    if count == 1:
-        display.end_label(axis, height, shown(one.value, digits), colour)
 
 
 def _key(figure: Any, marks: Sequence[tuple[str, str, str]]) -> None:

@@ -39,32 +39,24 @@ def map_charts(found: Evidence) -> Iterator[Chart]:
     if importlib.util.find_spec("sklearn") is None:
         return
     folders = [run.folder for run in (*found.runs, *found.cell_runs)]
-    alone: list[tuple[str, pd.DataFrame]] = []
-    together: list[tuple[str, pd.DataFrame]] = []
+    alone, together = list[tuple[str, pd.DataFrame]](), list[tuple[str, pd.DataFrame]]()
     for run in found.of_job("annotate"):
         if len(clips := read_map(run, folders)) >= FEWEST:
             (together if run.model else alone).append((run.model or run.name, clips))
-    groups = [*([one] for one in alone), *([together] if together else [])]
+    groups = [*([one] for one in alone), *filter(None, [together])]
     for number, maps in enumerate(groups):
         names = ", ".join(name for name, _ in maps)
         known = [n for n in (*_KNOWN, *DIMENSIONS) if any(len(_known(c, n)) for _, c in maps)]
-        rows = [
-            [name, *row]
-            for name, clips in maps
-            for row in neighbours(clips, [n for n in known if n in _KNOWN])
-        ]
+        named = [name for name in known if name in _KNOWN]
+        rows = [[name, *row] for name, clips in maps for row in neighbours(clips, named)]
         key = f"figure-8-{number}" if number else "figure-8"
-        yield Chart(
-            title=names if len(groups) > 1 else "",
-            alt=f"Maps of the embeddings of {names}, {len(maps[0][1]):,} clips, coloured by "
-            f"{', '.join(known)}. The table is about their neighbourhoods.",
-            pictures={key: display.picture(partial(_draw, maps, known))},
-            numbers=table(
-                "Of the ten nearest clips of a group's clips, the share that is of the group",
-                ["model", "known", "group", "clips", "nearest of the same", "by chance"],
-                rows,
-            ),
-        )
+        alt = f"Maps of the embeddings of {names}, {len(maps[0][1]):,} clips, coloured by "
+        alt += f"{', '.join(known)}. The table is about their neighbourhoods."
+        pictures = {key: display.picture(partial(_draw, maps, known))}
+        caption = "Of the ten nearest clips of a group's clips, the share that is of the group"
+        head = ["model", "known", "group", "clips", "nearest of the same", "by chance"]
+        title = names if len(groups) > 1 else ""
+        yield Chart(title, alt, pictures, table(caption, head, rows))
 
 
 def _known(clips: pd.DataFrame, name: str) -> pd.Series:
@@ -119,10 +111,7 @@ def neighbours(clips: pd.DataFrame, known: Sequence[str]) -> Iterator[list[Cell]
 
 
 def places(clips: pd.DataFrame) -> NDArray[np.float64]:
-    """Where each clip is on the plane: [n, 2] in -1..1.
-
-    Needs `FEWEST` clips and scikit-learn (van der Maaten and Hinton 2008).
-    """
+    """Where each clip is on the plane: [n, 2] in -1..1 (van der Maaten and Hinton 2008)."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -131,9 +120,8 @@ def places(clips: pd.DataFrame) -> NDArray[np.float64]:
     parts = min(_COMPONENTS, *centred.shape)
     reduced = PCA(n_components=parts, random_state=_SEED, svd_solver="full").fit_transform(centred)
     perplexity = min(_PERPLEXITY, (len(centred) - 1) / 3)
-    found = TSNE(
-        n_components=2, perplexity=perplexity, init="pca", random_state=_SEED, n_jobs=1
-    ).fit_transform(reduced)
+    plane = TSNE(perplexity=perplexity, init="pca", random_state=_SEED, n_jobs=1)
+    found = plane.fit_transform(reduced)
     found = found - found.mean(axis=0)
     return np.asarray(found / (np.abs(found).max() or 1.0), np.float64)
 
@@ -173,11 +161,10 @@ def _scale(axis: Any, plane: NDArray[np.float64], values: NDArray[np.float64]) -
         return
     edges = np.nanquantile(values, np.linspace(0, 1, len(_STEPS) + 1)[1:-1])
     step = np.searchsorted(edges, values, side="right")
-    low, high = (
-        f"{end}, about {np.nanquantile(values, q):.2f}" for end, q in (("low", 0.1), ("high", 0.9))
-    )
+    low, high = np.nanquantile(values, [0.1, 0.9])
+    names = {0: f"low, about {low:.2f}", len(_STEPS) - 1: f"high, about {high:.2f}"}
     for index, colour in enumerate(_STEPS):
-        name = {0: low, len(_STEPS) - 1: high}.get(index, "")
+        name = names.get(index, "")
         _dots(axis, plane[np.isfinite(values) & (step == index)], colour, name)
 
 

@@ -10,6 +10,7 @@ The same runs give the same bytes; when and by whom the page was made stands in 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -68,10 +69,7 @@ def write_report(
 ) -> tuple[list[str], list[Missing]]:
     """Write the page, its figures, and of archives excerpts of audio and tables to rate.
 
-    Returns:
-        Names of the figures' files, and what is missing.
-
-    Raises WriteError: the output cannot be written.
+    Returns the names of the figures' files, and what is missing.
     """
     archives = read_archives(found)
     sections, excerpts = [], []
@@ -136,15 +134,14 @@ def _remove_stale(folder: str, suffixes: set[str], kept: Collection[str]) -> Non
 
 def _heading(found: Evidence, archives: Sequence[Archive]) -> Mapping[str, str]:
     if archives and not len(found.metrics):
-        names = ", ".join(dict.fromkeys(one.name for one in archives))
-        scale = (
-            "Scores are about 0 to 1: arousal from calm to excited, dominance from weak to strong, "
-            "valence from negative to positive."
-        )
-        return {"title": f"Speech emotion in {names}", "lead": scale}
-    runs = f"{len(found.runs)} run{'s' * (len(found.runs) > 1)}"
-    lead = f"{runs}. Values are shown with 95 % confidence intervals where available."
-    return {"title": "Speech emotion recognition: report of the runs", "lead": lead}
+        title = "Speech emotion in " + ", ".join(dict.fromkeys(one.name for one in archives))
+        lead = "Scores are about 0 to 1: arousal from calm to excited, dominance from weak to "
+        lead += "strong, valence from negative to positive."
+    else:
+        title, runs = "Speech emotion recognition: report of the runs", len(found.runs)
+        lead = f"{runs} run{'s' * (runs > 1)}. "
+        lead += "Values are shown with 95 % confidence intervals where available."
+    return {"title": title, "lead": lead}
 
 
 def _tiles(archives: Sequence[Archive]) -> Iterator[tuple[str, str, str]]:
@@ -283,25 +280,18 @@ def _cost_cells(
     wall: float, workers: Any, device: Any, audio_s: float, device_s: float
 ) -> list[Cell]:
     rate = audio_s / device_s if audio_s and device_s else None
-    said = [str(value) if value else "–" for value in (workers, device)]
-    return [
-        duration(wall) if wall else "–",
-        *said,
-        shown(audio_s / 3600 or None, 2),
-        shown(rate, 1),
-    ]
+    said = [str(value or "–") for value in (duration(wall) if wall else "", workers, device)]
+    return [*said, shown(audio_s / 3600 or None, 2), shown(rate, 1)]
 
 
 def wall_s(run: ReportRun) -> float:
     """From start to end, with the earlier parts of a run that was resumed; 0: not ended."""
     total = 0.0
     for part in (run.record, *run.record.get("history", ())):
-        times = [str(part.get(name)) for name in ("started_at", "finished_at")]
-        try:
+        with contextlib.suppress(ValueError):
+            times = (str(part.get(name)) for name in ("started_at", "finished_at"))
             started, ended = map(datetime.fromisoformat, times)
-        except ValueError:
-            continue
-        total += max((ended - started).total_seconds(), 0.0)
+            total += max((ended - started).total_seconds(), 0.0)
     return total
 
 
@@ -331,14 +321,10 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_safe,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
     )
     environment.filters |= {"cell": _cell, "data_uri": _data_uri}
     return environment
-
-
-def _safe(value: object) -> object:
-    return value if isinstance(value, Markup) else printable(str(value))
 
 
 def _cell(value: Cell) -> str:

@@ -66,15 +66,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How scores are compared.
+    """How scores are compared: a change below the threshold leaves a score unchanged.
 
-    Attributes:
-        threshold: a change below it leaves a score unchanged.
-        rounded: round scores to 2 decimals first, as ser-tests does.
-        by: columns whose values get rows of their own.
-        draws: bootstrap draws; 0: no intervals.
-        seed: of the draws and of the random baseline.
-        tone_snr: what the added tone's SNR is relative to, `peak` (paper) or `rms` (ser-tests).
+    `rounded`: scores are rounded to 2 decimals first, as in ser-tests. Values of the columns `by`
+    get rows as well. `tone_snr` is what the added tone's SNR is relative to, `peak` (paper) or
+    `rms` (ser-tests).
     """
 
     threshold: float = _THRESHOLD
@@ -114,14 +110,9 @@ def robustness_rows(
     """Rows of the metrics table, for the model and for a random one.
 
     Metrics: `robustness_<perturbation>`, and `robustness` for the mean over small perturbations;
-    `mean_each...`, `p95_each...` of the absolute change; `ccc_each...` where there are
-    labels. The dimension `mean` is over the three.
-
-    Args:
-        model: named in the rows.
-        scores: labels (NaN: none) and, by version, predictions of all clips.
-        changes: the perturbations among the versions.
-        how: threshold and intervals.
+    `mean_change_...`, `p95_change_...` of the absolute change; `ccc_change_...` where there are
+    labels. The dimension `mean` is over the three. `scores` have labels (NaN: none) and, by
+    version, predictions of all clips.
     """
 
     def random(version: str, predicted: Floats) -> Floats:
@@ -181,22 +172,20 @@ def _change_rows(
         names, counts = [*names, OVERALL], [*counts, int(clips[small].max())]
         speakers = np.append(speakers, speakers[small].max())
     for i, name in enumerate(names):
-        n, known = np.full(len(_WITH_MEAN), counts[i]), np.full(len(_WITH_MEAN), speakers[i])
-        share = drawn[i, 0]
+        n, known, share = np.full(4, counts[i]), np.full(4, speakers[i]), drawn[i, 0]
+        bounds = share.share_interval(n)
         yield from dimension_rows(
-            cell, model, name, share.value, n, share.share_interval(n),
-            speakers=known, dimensions=_WITH_MEAN,
-        )  # fmt: skip
+            cell, model, name, share.value, n, bounds, speakers=known, dimensions=_WITH_MEAN
+        )
     for i, change in enumerate(changes if model != RANDOM else ()):
         n, known, sizes = np.full(4, counts[i]), np.full(4, speakers[i]), drawn[i, 1]
         for metric, value, bounds in (
-            ("mean", sizes.value, sizes.interval()),
-            ("p95", p95[i], None),
+            (f"mean_change_{change.name}", sizes.value, sizes.interval()),
+            (f"p95_change_{change.name}", p95[i], None),
         ):
             yield from dimension_rows(
-                cell, model, f"{metric}_change_{change.name}", value, n, bounds,
-                speakers=known, dimensions=_WITH_MEAN,
-            )  # fmt: skip
+                cell, model, metric, value, n, bounds, speakers=known, dimensions=_WITH_MEAN
+            )
 
 
 def _ccc_rows(
@@ -211,9 +200,8 @@ def _ccc_rows(
     drawn = draw_metrics(scores, cell, both, how.bootstrap)["ccc"]
     each = drawn[len(after) :] - drawn[: len(after)]
     units = each.units.max(axis=0)
-    mean = Draws(
-        mean_of_defined(each.value, 0), mean_of_defined(each.values, 1), units, stretch(units)
-    )
+    value, values = mean_of_defined(each.value, 0), mean_of_defined(each.values, 1)
+    mean = Draws(value, values, units, stretch(units))
     of = support(scores, cell, (np.isfinite(scores.truth) & there[0])[cell.rows])
     yield from drawn_rows(cell, model, f"ccc_change_{change.name}", mean, *of)
 
@@ -235,10 +223,7 @@ def of_ser_tests() -> set[str]:
 
 
 def ser_tests_share(names: Collection[str], model: str, how: Comparison) -> float:
-    """Mean share unchanged over perturbations, as `ser_tests`.
-
-    NaN beside another threshold, and with the tone where its SNR is not of root mean squares.
-    """
+    """Mean of `ser_tests` over perturbations; NaN beside another threshold or SNR of the tone."""
     if how.threshold != _THRESHOLD or not names or (TONE in names and how.tone_snr != "rms"):
         return NAN
     return fmean(ser_tests(OVERALL, name, model) for name in names)

@@ -36,16 +36,12 @@ class TooShort(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perturbation:
-    """One row of the table.
+    """One row of the table: `function(signal, **parameters)`, by its name in flags and tables.
 
-    Attributes:
-        name: as in flags and result tables.
-        function: `function(signal, **parameters)`; with `drawn` also `rng`, a random generator,
-            with `needs` also `material`.
-        choices: values of every parameter, each as likely as the others.
-        drawn: the function itself draws noise or positions.
-        needs: kind of recording it mixes in, a folder's name; empty: none.
-        against: what its scores are compared with: the clip itself, or another perturbation.
+    `choices` are the values of every parameter, each as likely as the others. A function that is
+    `drawn` also takes `rng` for noise or positions; one that `needs` a kind of recording (a
+    folder's name) also takes `material`. Its scores are compared with the clip itself or `against`
+    another perturbation.
     """
 
     name: str
@@ -176,12 +172,7 @@ _NOISE = {"snr_db": (35, 40, 45)}
 
 #: The paper's eight, then ser-tests' two more.
 PERTURBATIONS = tuple(
-    Perturbation(
-        name=name,
-        function=function,
-        choices=choices,
-        drawn=choices is _NOISE,
-    )
+    Perturbation(name=name, function=function, choices=choices, drawn=choices is _NOISE)
     for name, function, choices in (
         ("additive_tone", additive_tone, _TONES),
         ("append_zeros", append_zeros, _SAMPLES),

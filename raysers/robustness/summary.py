@@ -63,10 +63,7 @@ _ByMetric = dict[str, dict[str, Any]]
 
 
 def report(job: ClipJob, task: RobustnessTask, how: Comparison) -> list[Row]:
-    """Compare the rows of the output, write metrics and picture, print the tables.
-
-    Raises WriteError: the output cannot be written.
-    """
+    """Compare the rows of the output, write metrics and picture, print the tables."""
     output, model = job.run.output, task.scoring.model
     scores = read_scores(output, job.plan, task.variant_names)
     rows = robustness_rows(model, scores, changes_of(task.perturbed), how)
@@ -94,12 +91,10 @@ def print_robustness(rows: pd.DataFrame, model: str, how: Comparison) -> None:
         shares = list(_shares(whole, model, how))
         print_table(title, heads, shares, ["bold" * (s[0] == _ALL_SMALL) for s in shares])
         by = _by_metric(whole)
-        sizes = [
-            [name, *(f"{number(of[d].value)} / {number(by[_P95 + name][d].value)}" for d in of)]
-            for metric, rows_of in by.items()
-            if (name := metric.removeprefix(_SIZE)) != metric
-            for of in [{d: rows_of[d] for d in DIMENSIONS}]
-        ]
+        sizes = []
+        for name in (m.removeprefix(_SIZE) for m in by if m.startswith(_SIZE)):
+            pairs = [(by[_SIZE + name][d].value, by[_P95 + name][d].value) for d in DIMENSIONS]
+            sizes.append([name, *(f"{number(mean)} / {number(p95)}" for mean, p95 in pairs)])
         print_table("absolute change: mean / 95th percentile", ["", *DIMENSIONS], sizes)
         heads = ["", *DIMENSIONS, "ser-tests, mean"]
         print_table("change of CCC", heads, list(_cccs(by, model, how)))
@@ -115,13 +110,8 @@ def _shares(rows: pd.DataFrame, model: str, how: Comparison) -> Iterator[list[st
         small = [n for n in own if n in of_ser_tests()] if name == OVERALL else [name]
         chance = random.get(of[MEAN].metric, {MEAN: None})[MEAN]
         published = ser_tests_share(small, model, how), chance.value if chance else np.nan
-        cells = [number(of[d].value) for d in DIMENSIONS]
-        yield [
-            _ALL_SMALL if name == OVERALL else name,
-            *cells,
-            bounded(of[MEAN]),
-            *map(number, published),
-        ]
+        cells = (*(number(of[d].value) for d in DIMENSIONS), bounded(of[MEAN]))
+        yield [_ALL_SMALL if name == OVERALL else name, *cells, *map(number, published)]
 
 
 def _cccs(by: _ByMetric, model: str, how: Comparison) -> Iterator[list[str]]:
@@ -165,11 +155,9 @@ def reading_notes(
 ) -> Iterator[str]:
     """What a reader should know of the figures of the perturbations `names`."""
     compared = set(rows["metric"])
-    lost = [name for name in names if _SHARE + name not in compared]
-    if lost:
+    if lost := [name for name in names if _SHARE + name not in compared]:
         yield f"no clip could be compared: {', '.join(lost)}"
-    panels = len(_panels(rows))
-    if panels > _MOST_PANELS:
+    if (panels := len(_panels(rows))) > _MOST_PANELS:
         yield f"the picture shows the first {_MOST_PANELS} of {panels} datasets and splits"
     yield f"unchanged: {how.text}; published shares stand beside a threshold of .05 only"
     if TONE in names and how.tone_snr == "peak":
@@ -246,10 +234,7 @@ def changes_of(perturbed: Perturbed) -> list[Change]:
 
 
 def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
-    """Labels of the manifest and predictions by version, in the manifest's order.
-
-    Raises RaysersError: no part is there.
-    """
+    """Labels of the manifest and predictions by version, in the manifest's order."""
     columns = ["clip_id", parts.VARIANT, *DIMENSIONS]
     table = parts.read_all(output, "robustness", len(plan.shards), columns)
     manifest = with_dataset_names(plan.manifest)

@@ -64,6 +64,8 @@ SUITES: Mapping[str, tuple[str, ...]] = {
     "full": tuple(ALL),
 }
 Suite = Literal["paper", "small", "full"]
+#: What is done to the clips unless something else is asked for.
+DEFAULT_SUITE: Suite = "paper"
 #: Kinds of recordings that perturbations mix in, and that they convolve with.
 NOISE_KINDS = tuple(row.needs for row in BACKGROUND if row.needs)
 ROOM_KINDS = tuple(row.needs for row in ROOMS)
@@ -76,8 +78,7 @@ def chosen(
 ) -> tuple[list[Perturbation], list[Perturbation]]:
     """The perturbations of a run, and those of its suite that there is no material for.
 
-    Names count before the suite; `material` are the kinds of recordings that are there. Raises
-    ConfigError: an unknown name, or one without material.
+    Names count before the suite; `material` are the kinds of recordings that are there.
     """
     for name in names:
         if name not in ALL:
@@ -103,18 +104,8 @@ def with_options(
     rows: Iterable[Perturbation], *, tone_snr: Reference, amr: bool
 ) -> list[Perturbation]:
     """The rows with the tone's SNR and the phone's codec as asked for."""
-    fixed: dict[str, dict[str, tuple[Any, ...]]] = {
-        "additive_tone": {"reference": (tone_snr,)},
-        "phone": {"amr": (amr,)},
-    }
-    return [
-        replace(row, choices={**row.choices, **fixed[row.name]}) if row.name in fixed else row
-        for row in rows
-    ]
-
-
-#: What is done to the clips unless something else is asked for.
-DEFAULT_SUITE: Suite = "paper"
+    fixed: dict[str, Any] = {"additive_tone": {"reference": (tone_snr,)}, "phone": {"amr": (amr,)}}
+    return [replace(row, choices={**row.choices, **fixed.get(row.name, {})}) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,37 +239,29 @@ class RobustnessTask(ClipTask):
 
     @classmethod
     def load(cls, flags: RobustnessFlags, earlier: RunRecord | None) -> RobustnessTask:
-        """Check the model and decide what is done to the clips.
-
-        Raises ConfigError: an unknown model or perturbation, one without recordings, or no codec to
-        resume with; CheckpointError: a model that cannot be trusted to score.
-        """
+        """Check the model and decide what is done to the clips; raises as `AnnotateTask.load`."""
         scoring = AnnotateTask.load(flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s)
         noise, noise_mark = listed("--noise-folder", flags.noise_folder)
         rooms, rooms_mark = listed("--impulse-responses", flags.impulse_responses)
         suite = flags.suite or DEFAULT_SUITE
         rows, left_out = chosen(flags.perturbations, suite, {**noise, **rooms})
         used = {row.needs for row in rows} - {""}
-        material = {
-            **usable("--noise-folder", noise, used),
-            **usable("--impulse-responses", rooms, used),
-        }
+        material = usable("--noise-folder", noise, used)
+        material |= usable("--impulse-responses", rooms, used)
         codec = any(row.name == "phone" for row in rows) and _codec(earlier)
         rows = with_options(rows, tone_snr=flags.tone_snr, amr=codec)
+        repeated = {"seed": flags.seed, "repeats": flags.repeats}
         return cls(
             scoring=scoring,
-            perturbed=Perturbed(
-                rows=tuple(rows), seed=flags.seed, repeats=flags.repeats, material=material
-            ),
+            perturbed=Perturbed(rows=tuple(rows), material=material, **repeated),
             left_out=tuple(left_out),
             own_settings={
                 "perturbations": [row.name for row in rows],
                 "tone_snr": flags.tone_snr,
-                "seed": flags.seed,
-                "repeats": flags.repeats,
                 "noise": noise_mark,
                 "impulse_responses": rooms_mark,
                 "amr": codec,
+                **repeated,
             },
         )
 
@@ -316,17 +299,14 @@ class RobustnessTask(ClipTask):
     @property
     def needs_codec(self) -> bool:
         """Whether a variant goes through AMR."""
-        return any(True in row.choices.get("amr", ()) for row in self.perturbed.rows)
+        return bool(self.own_settings.get("amr"))
 
     def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
         """See `ClipTask.placed`."""
         return replace(self, scoring=self.scoring.placed(placement, earlier))
 
     def open(self) -> Annotator:
-        """Load the model on this worker's device.
-
-        Raises RaysersError: the codec the run began with is not installed here.
-        """
+        """Load the model on this worker's device; raises RaysersError: the codec is not there."""
         if self.needs_codec and not has_amr():
             raise RaysersError("the AMR codec (package av) is not installed on every node")
         return self.scoring.open()
@@ -349,8 +329,7 @@ def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
     """Write `count` perturbed clips, each beside the clip as it is, as 24-bit FLAC; their files.
 
     The perturbations take turns, as far as they can be applied; the clips are a choice by their
-    ids, so it is the same every time. A clip beyond full scale is turned down, and its name says by
-    how much. Raises WriteError: the output cannot be written.
+    ids, so it is the same every time. A clip beyond full scale is turned down, as its name says.
     """
     picks = [name for name in perturbed.names if name != CLEAN]
     if not count or not picks:
@@ -361,12 +340,12 @@ def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
     keys = [hashlib.blake2b(i.encode()).digest() for i in good["clip_id"].to_pylist()]
     for row in sorted(range(len(keys)), key=keys.__getitem__):
         (decoded,) = decode_run(clips_of(good.slice(row, 1)), job.flags.max_clip_s)
-        by_name = {one.variant: one for one in perturbed.of(decoded)}
+        by_name = {one.variant: one for one in perturbed.of(decoded) if one.signal is not None}
         turn = len(written) % len(picks)
-        turns = (by_name[name] for name in [*picks[turn:], *picks[:turn]])
-        one = next((variant for variant in turns if variant.signal is not None), None)
-        if one is None:
+        turns = [name for name in [*picks[turn:], *picks[:turn]] if name in by_name]
+        if not turns:
             continue
+        one = by_name[turns[0]]
         stem = re.sub(r"[^\w.-]+", "_", one.clip.file.rpartition("/")[2])[:60]
         stem = f"{len(written) + 1:03d}_{stem}"
         _write_flac(output, f"{stem}_{CLEAN}", by_name[CLEAN])
@@ -378,7 +357,7 @@ def save_audio(job: ClipJob, perturbed: Perturbed, count: int) -> list[str]:
 
 
 def _write_flac(output: str, name: str, one: Decoded) -> str:
-    signal = one.signal if one.signal is not None else np.zeros(0, np.float32)
+    signal = np.asarray(one.signal)
     peak = float(np.abs(signal).max(initial=0.0))
     if peak > 1:
         down_db = 20 * np.log10(peak)
