@@ -202,10 +202,7 @@ def _starts(table: pa.Table) -> list[tuple[str, int]]:
 def measure(
     flags: EvaluateFlags, labels: tuple[pa.Table, list[str]], found: Sequence[Predictions]
 ) -> Report:
-    """Join labels (and notes on them) and predictions by folder, and measure.
-
-    Raises ConfigError: they do not fit together.
-    """
+    """Join labels (and notes on them) and predictions by folder, and measure."""
     found = [with_training_clips(one) for one in found]
     models = pooled(found) if flags.pool else merged(found)
     scores, coverage = join(labels[0], {one.model: one.table for one in models})
@@ -220,13 +217,13 @@ def measure(
     own = [*labels[1], *(note for one in models for note in one.notes)]
     for one in models:
         if leaks := (one.training.get("data") or {}).get("leakage"):
-            leak = f"trained with --allow-leakage ({leaks[0]}): its figures are too good"
-            own.append(f"{one.model} was {leak}")
+            why = f"trained with --allow-leakage ({leaks[0]}): its figures are too good"
+            own.append(f"{one.model} was {why}")
         if one.model.startswith("random:"):
             own.append(f"{one.model} has random weights: its scores mean nothing")
-        if moved := coverage[one.model].moved:
-            where = f"taken for their folder: {', '.join(moved)}"
-            own.append(f"{one.model}: no file is where the labels say; {where}")
+        if moved := ", ".join(coverage[one.model].moved):
+            why = f"no file is where the labels say; taken for their folder: {moved}"
+            own.append(f"{one.model}: {why}")
     tests = correctness_and_fairness(scores, rows)
     return Report(rows=rows, tests=tests, notes=[*own, *notes], coverage=coverage)
 
@@ -234,10 +231,7 @@ def measure(
 def assess(
     scores: Scores, flags: EvaluateFlags, backbones: Mapping[str, str] | None = None
 ) -> tuple[list[Row], list[str]]:
-    """All rows, with the paper's numbers beside them, and notes for the reader.
-
-    `backbones` has, by model, what it was trained from, to find the paper's number.
-    """
+    """All rows, with the paper's numbers beside them, and notes; `backbones` are by model."""
     by, draws, seed = tuple(dict.fromkeys(flags.by)), flags.bootstrap, flags.seed
     bootstrap, both = Bootstrap(draws=draws, seed=seed), with_baseline(scores, seed)
     rows = correctness_rows(both, by=by, draws=draws, seed=seed)

@@ -116,8 +116,7 @@ def with_paper(
 ) -> tuple[list[Row], list[str]]:
     """The rows with `paper` filled in, and notes on what is not comparable.
 
-    `names` has, by model, the backbone it was trained from, where that is known; the paper's name
-    of the model is looked for there as well.
+    The paper's name of a model is also looked for in `names`: by model, its backbone if known.
     """
     models = dict.fromkeys(row.model for row in rows)
     known = {m: paper_model(m) or paper_model((names or {}).get(m, "")) for m in models}
@@ -150,11 +149,11 @@ def _paper(row: Row, name: str, clips: Mapping[tuple[str, str, str], int]) -> fl
     of_home = row.metric == "ccc_drop" and row.group_value == _PAPER_HOME
     if row.group and not (of_sexes or of_home):
         return NAN
-    # means over datasets are of the paper's three
-    needed = theirs if row.dataset == OVER_ALL else {row.dataset, *(["msp-podcast"] * of_home)}
-    ours = {dataset for model, dataset, _ in clips if model == row.model} - {OVER_ALL}
-    if row.dataset == OVER_ALL and ours != set(theirs):
-        return NAN
+    needed = {row.dataset, *(["msp-podcast"] * of_home)}
+    if row.dataset == OVER_ALL:  # means over datasets are of the paper's three
+        needed = {dataset for model, dataset, _ in clips if model == row.model} - {OVER_ALL}
+        if needed != set(theirs):
+            return NAN
     for dataset in needed:
         here = clips.get((row.model, dataset, theirs.get(dataset, {"split": ""})["split"]))
         if here is not None and not same_clips(dataset, here):
@@ -208,9 +207,8 @@ def correctness_and_fairness(scores: Scores, rows: Sequence[Row]) -> pd.DataFram
 def robustness_tests(rows: Sequence[Row]) -> pd.DataFrame:
     """Tests of the rows of a robustness run, but for those of the random model."""
     found = []
-    for row in rows:
-        if row.group or row.model == RANDOM or row.dimension not in DIMENSIONS:
-            continue
+    own = [r for r in rows if not r.group and r.model != RANDOM and r.dimension in DIMENSIONS]
+    for row in own:
         for prefix, metric in (("robustness_", "share_unchanged"), ("ccc_change_", "ccc_change")):
             name = row.metric.removeprefix(prefix)
             if name != row.metric and not name.endswith("_reference"):
@@ -314,12 +312,10 @@ def _balanced(clips: pd.DataFrame, group: str) -> pd.DataFrame:
     Of the smallest group a choice by the clips' identities; of the others the clips whose labels
     are closest to these, each once.
     """
-    groups = [of.sort_values("id") for _, of in clips.groupby(group)]
-    groups.sort(key=len)
-    chosen = groups[0].sample(min(len(groups[0]), _GROUP_CLIPS), random_state=0)
-    wanted = np.sort(chosen["truth"].to_numpy())
-    parts = [chosen]
-    for other in groups[1:]:
+    fewest, *others = sorted((of.sort_values("id") for _, of in clips.groupby(group)), key=len)
+    chosen = fewest.sample(min(len(fewest), _GROUP_CLIPS), random_state=0)
+    wanted, parts = np.sort(chosen["truth"].to_numpy()), [chosen]
+    for other in others:
         free = other.sort_values("truth", kind="stable")
         parts.append(free.iloc[_closest(free["truth"].to_numpy(), wanted)])
     return pd.concat(parts)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ CATEGORY_METRICS = ("uar", "uar_known", "macro_f1", "accuracy", "ece")
 #: Metric of the intervals that a model states.
 COVERAGE = "coverage_90"
 WIDTH, _MOST_GROUPS = 100, 12
+_CELL = ("dataset", "split", "group", "group_value")
 #: Smallest and largest possible value, of metrics whose intervals would reach beyond.
 _LIMITS = (
     dict.fromkeys(("ccc", "pearson"), (-1.0, 1.0))
@@ -79,21 +80,10 @@ def row_of(
     least, most = _LIMITS.get(metric, (-math.inf, math.inf))
     if metric.startswith("mean_change_"):
         least = 0.0
-    low, high = np.clip(np.asarray(bounds, np.float64), least, most)  # NaN for None
-    return Row(
-        model=model,
-        dataset=cell.dataset,
-        split=cell.split,
-        group=cell.group,
-        group_value=cell.group_value,
-        dimension=dimension,
-        metric=metric,
-        value=float(value),
-        ci_low=float(low),
-        ci_high=float(high),
-        n=int(n),
-        speakers=int(speakers),
-    )
+    low, high = np.clip(np.asarray(bounds, np.float64), least, most).tolist()  # NaN for None
+    where: dict[str, Any] = dict(zip(_CELL, cell.key, strict=True))
+    where |= {"model": model, "dimension": dimension, "metric": metric, "value": float(value)}
+    return Row(**where, ci_low=low, ci_high=high, n=int(n), speakers=int(speakers))
 
 
 def dimension_rows(
@@ -251,21 +241,18 @@ def _print_lines(title: str, columns: Sequence[str], lines: _Lines) -> None:
 
 
 def print_table(
-    title: str,
-    heads: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    styles: Sequence[str] = (),
+    title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], styles: Sequence[str] = ()
 ) -> None:
     """Lines of text under their heads, all but the first flush right; nothing without lines."""
     if not lines:
         return
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for place, head in enumerate(heads):
-        justify: Literal["left", "right"] = "right" if place else "left"
-        table.add_column(head, justify=justify, no_wrap=place > 0, overflow="fold")
+    table.add_column(heads[0], overflow="fold")
+    for head in heads[1:]:
+        table.add_column(head, justify="right", no_wrap=True, overflow="fold")
     for line, style in zip_longest(lines, styles):
         table.add_row(*map(visible, line), style=style)
-    report_console().print(table, "")
+    _console().print(table, "")
 
 
 def _speaker_lines(rows: pd.DataFrame) -> Iterator[tuple[str, Mapping[str, str], str]]:
@@ -286,9 +273,9 @@ def _speaker_lines(rows: pd.DataFrame) -> Iterator[tuple[str, Mapping[str, str],
 def print_notes(notes: Sequence[str]) -> None:
     """One line each."""
     for note in notes:
-        report_console().print(f"note: {visible(note)}", style="yellow")
+        _console().print(f"note: {visible(note)}", style="yellow")
 
 
-def report_console() -> Console:
-    """A console of the report's width; long names fold instead of being cut."""
+def _console() -> Console:
+    """Of a fixed width; long names fold instead of being cut."""
     return Console(width=WIDTH, highlight=False, markup=False)

@@ -168,10 +168,7 @@ _MEAN, _SD = 1 / 2, 1 / 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Categories:
-    """A model's emotion categories by their common names, [k].
-
-    `probabilities` are [n, k], and NaN in all of a row: not predicted.
-    """
+    """Common names of emotion categories, [k], and their probabilities, [n, k]; NaN: none."""
 
     names: Sequence[str]
     probabilities: Floats
@@ -287,8 +284,10 @@ def base_subsets(scores: Scores) -> list[Subset]:
 def subsets(scores: Scores, by: Sequence[str] = ()) -> list[Subset]:
     """The subsets of every dataset, then their parts by each of the columns `by`."""
     cells = base_subsets(scores)
-    parts = [part for cell in cells for name in by for part in group_subsets(scores, cell, name)]
-    return [*cells, *parts]
+    return [
+        *cells,
+        *(part for c in cells for name in by for part in group_subsets(scores, c, name)),
+    ]
 
 
 def group_subsets(scores: Scores, cell: Subset, group: str) -> Iterator[Subset]:

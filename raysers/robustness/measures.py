@@ -173,9 +173,9 @@ def _change_rows(
         speakers = np.append(speakers, speakers[small].max())
     for i, name in enumerate(names):
         n, known, share = np.full(4, counts[i]), np.full(4, speakers[i]), drawn[i, 0]
-        bounds = share.share_interval(n)
+        ends = share.share_interval(n)
         yield from dimension_rows(
-            cell, model, name, share.value, n, bounds, speakers=known, dimensions=_WITH_MEAN
+            cell, model, name, share.value, n, ends, speakers=known, dimensions=_WITH_MEAN
         )
     for i, change in enumerate(changes if model != RANDOM else ()):
         n, known, sizes = np.full(4, counts[i]), np.full(4, speakers[i]), drawn[i, 1]
