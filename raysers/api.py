@@ -208,7 +208,7 @@ def evaluate(
         TypeError: an unknown flag.
     """
     from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels
-    from raysers.evaluation.predictions import predictions_of
+    from raysers.evaluation.join import predictions_of
     from raysers.evaluation.rows import to_table
 
     found = []

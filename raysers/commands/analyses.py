@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,14 +22,13 @@ from raysers.engine.progress import print_line
 from raysers.errors import ConfigError
 from raysers.evaluation.evaluate import (
     EvaluateFlags,
-    folder_names,
     labelled_clips,
     measure,
     print_coverage,
     read_labels,
     write,
 )
-from raysers.evaluation.predictions import read_predictions
+from raysers.evaluation.join import read_predictions
 from raysers.evaluation.published import print_tests
 from raysers.evaluation.rows import (
     METRICS_PART,
@@ -49,6 +51,17 @@ from raysers.types import DIMENSIONS
 from raysers.words import probe as probing
 from raysers.words.probe import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, ProbeFlags
 from raysers.words.respoken import GROUP
+
+
+def _folder_names(models: Sequence[str]) -> dict[str, str]:
+    """By model, the name of the folder for its predictions: readable, and no other model's."""
+    last = {m: re.sub(r"[^\w.-]+", "-", m.rstrip("/").rpartition("/")[2]) for m in models}
+    shared = Counter(last.values())
+
+    def digest(model: str) -> str:
+        return hashlib.blake2b(model.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+
+    return {m: name if shared[name] == 1 else f"{name}-{digest(m)}" for m, name in last.items()}
 
 
 @command("predictions")
@@ -75,7 +88,7 @@ def evaluate(flags: EvaluateFlags) -> int:
         run.begin(as_plain(flags), flags.settings)
         if report is None:
             clips = flags.input or (labelled_clips(flags, labels[0], emotions=emotions),)
-            for model, name in folder_names(flags.model).items():
+            for model, name in _folder_names(flags.model).items():
                 place = storage.join(flags.output, "predictions", name)
                 predict(flags, model, clips, place)
                 found.append(read_predictions(place))
@@ -207,7 +220,7 @@ def speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, li
             "respoken": storage.join(flags.output, CLIPS_RESPOKEN),
         }
     models = []
-    for model, name in folder_names(flags.model).items():
+    for model, name in _folder_names(flags.model).items():
         folders = {what: storage.join(flags.output, "scores", name, what) for what in speech}
         for what, place in speech.items():
             codes.append(predict(flags, model, (place,), folders[what]))

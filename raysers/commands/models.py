@@ -178,7 +178,7 @@ def check_dtype(job: ClipJob, clips: int) -> Exit:
     So many clips are spread evenly over the manifest; nothing is written.
     """
     # its pandas and scipy would cost every start half a second
-    from raysers.evaluation.join import dimensions_of
+    from raysers.evaluation.scores import dimensions_of
 
     task, manifest = job.task, job.plan.manifest
     assert isinstance(task, AnnotateTask)

@@ -7,7 +7,6 @@ cross-corpus drops are about the models themselves.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from raysers.data.corpora import speaker_of
 from raysers.data.files import csv_records
 from raysers.data.labelled import read_labelled
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
+from raysers.data.splits import identities
 from raysers.display import model_names
 from raysers.engine import output as parts
 from raysers.engine.listing import index_labelled
@@ -39,18 +39,28 @@ from raysers.evaluation.correctness import (
     fairness_rows,
     speaker_rows,
 )
-from raysers.evaluation.join import COLUMNS, Coverage, join, labelled_only, with_dataset_names
-from raysers.evaluation.predictions import (
+from raysers.evaluation.join import (
+    COLUMNS,
+    TRAINED_ON,
+    Coverage,
     Predictions,
-    backbone_of,
+    document_of,
+    join,
     merged,
     pooled,
-    with_training_clips,
 )
 from raysers.evaluation.published import TESTS_PART, correctness_and_fairness, to_tests, with_paper
 from raysers.evaluation.rows import METRICS_PART, WIDTH, Row, print_table, to_table
-from raysers.evaluation.scores import Scores, base_subsets, subsets, with_baseline
+from raysers.evaluation.scores import (
+    Scores,
+    base_subsets,
+    labelled_only,
+    subsets,
+    with_baseline,
+    with_dataset_names,
+)
 from raysers.io import storage
+from raysers.models.backbones import ASSETS, EMBEDDED, TRAINED_FILES
 from raysers.run import Run
 from raysers.types import DIMENSIONS, Status
 
@@ -245,6 +255,58 @@ def assess(
     return rows, [*_notes(scores, flags, rows), *paper_notes]
 
 
+def backbone_of(one: Predictions) -> str:
+    """The backbone that the whole model was fine-tuned from as the paper did; empty: otherwise.
+
+    Another corpus, other frozen parts, less data or shuffled labels make another model.
+    """
+    config, data = one.training.get("config") or {}, one.training.get("data") or {}
+    changed = (
+        config.get("layers"),
+        config.get("shuffle_labels"),
+        config.get("freeze") in ("backbone", "none"),
+        config.get("train_fraction", 1.0) != 1.0,
+        {row.get("corpus") for row in data.get("splits") or ()} != {_HOME},
+    )
+    return "" if any(changed) else str(config.get("backbone") or "")
+
+
+def with_training_clips(one: Predictions) -> Predictions:
+    """The predictions with the training clips, where a training left its manifest.
+
+    Clips are the same by their id, or by their path below the folder that all clips share. Those of
+    a built-in model and its copies are known by the names of their files, however they are cut or
+    stored.
+    """
+    name = one.model.partition("@")[0]
+    for folder in [str(ASSETS / name)] if name in EMBEDDED else one.places:
+        listed = document_of(folder, TRAINED_FILES)
+        if taught := frozenset(map(str, listed if isinstance(listed, list) else ())):
+            files = pc.cast(one.table["file"], pa.string()).to_pylist()
+            stems = (re.split("[/#]", file)[-1].rpartition(".")[0] for file in files)
+            return _marked(one, pa.array([stem in taught for stem in stems]))
+        place = storage.join(folder, "manifest")
+        if not (document_of(folder, "training.json") and is_manifest(place)):
+            continue
+        clips = read_manifest(place)
+        if "split" in clips.column_names:
+            used = pc.fill_null(pc.equal(clips["split"], "train"), False)
+            pairs = zip(_names(one.table), _names(clips), strict=True)
+            met = [pc.is_in(mine, value_set=known.filter(used)) for mine, known in pairs]
+            return _marked(one, pc.or_(*met))
+    return one
+
+
+def _marked(one: Predictions, met: pa.Array) -> Predictions:
+    return replace(one, table=one.table.append_column(TRAINED_ON, met.cast(pa.float64())))
+
+
+def _names(table: pa.Table) -> tuple[pa.Array, pa.Array]:
+    """Ids and identities of clips."""
+    paths = identities(table.select(["file", "start", "end"]))
+    return pa.array(table["clip_id"].to_pylist(), pa.string()), pa.array(paths, pa.string())
+
+
 def with_training(scores: Scores, rows: Sequence[Row]) -> list[Row]:
     """The rows with how many of their clips the model was trained on."""
     counts: Counter[tuple[str, ...]] = Counter()
@@ -330,14 +392,3 @@ def print_coverage(coverage: Mapping[str, Coverage]) -> None:
         lines.append([name, *(f"{count:,}" for count in counts)])
         styles.append("yellow" * (joined > ok or found.unpredicted > 0))
     print_table("clips", heads, lines, styles)
-
-
-def folder_names(models: Sequence[str]) -> dict[str, str]:
-    """By model, the name of the folder for its predictions: readable, and no other model's."""
-    last = {m: re.sub(r"[^\w.-]+", "-", m.rstrip("/").rpartition("/")[2]) for m in models}
-    shared = Counter(last.values())
-
-    def digest(model: str) -> str:
-        return hashlib.blake2b(model.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
-
-    return {m: name if shared[name] == 1 else f"{name}-{digest(m)}" for m, name in last.items()}

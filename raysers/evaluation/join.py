@@ -1,4 +1,8 @@
-"""Which prediction belongs to which label.
+"""Predictions that other jobs left, and which of them belongs to which label.
+
+A folder of `annotate` has its rows in `annotations`, one of `train` in `predictions`. Who made a
+row stands in the row itself, so one folder is one model; several folders of one model are put
+together when they are about different clips.
 
 A clip is the same when its id is, or else when file, start and end are, and channel and stream
 where both tables have them; an open end, which labels read without headers have, equals the end of
@@ -8,10 +12,12 @@ stands for the other, and `Coverage.moved` says which.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,19 +26,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raysers.data.corpora import category_of, common_name
 from raysers.data.splits import identities
-from raysers.errors import ConfigError
-from raysers.evaluation.scores import Categories, Floats, Scores
+from raysers.engine import output
+from raysers.errors import ConfigError, StorageError
+from raysers.evaluation.scores import (
+    PROBABILITY,
+    Categories,
+    Floats,
+    Scores,
+    categories_of,
+    common_folder,
+    dimensions_of,
+    numbers_of,
+)
+from raysers.io import storage
+from raysers.run import load_record
 from raysers.schemas import PARTS_OF_FILE
 from raysers.types import DIMENSIONS, Status
 
 #: Label columns that describe a clip and may be grouped by.
 COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split", "session")
-#: Optional columns of predictions: prefix of a category's probability, deviations of the scores,
-#: and 1 for clips that the model was trained on, else 0.
-PROBABILITY, DEVIATIONS, TRAINED_ON = "p_", tuple(f"{d}_sd" for d in DIMENSIONS), "trained_on"
+#: Optional columns of predictions: deviations of the scores, and 1 for clips that the model was
+#: trained on, else 0.
+DEVIATIONS, TRAINED_ON = tuple(f"{d}_sd" for d in DIMENSIONS), "trained_on"
 _OPEN_END = _WHOLE = -1
+#: Folders of an output with rows like those of annotations, the first that is there.
+_TABLES = ("annotations", "predictions")
+_NEEDED = ("file", "start", "end", "clip_id", "status", *DIMENSIONS, "model", "model_revision")
+_READERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +80,155 @@ class Coverage:
         return 1 - self.statuses.get(Status.OK, 0) / total if total else 0.0
 
 
-def labelled_only(labels: pa.Table, *, emotions: bool = False) -> pa.Table:
-    """The clips with a label in at least one dimension, or with `emotions` an emotion category."""
-    labelled = np.isfinite(dimensions_of(labels))
-    if emotions and "emotion" in labels.column_names:
-        named = [[category_of(word) is not None] for word in labels["emotion"].to_pylist()]
-        labelled = np.hstack([labelled, np.reshape(named, (len(labels), 1))])
-    return labels.filter(pa.array(labelled.any(axis=1)))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """The rows of one model: what was read, from where, and what the user should know."""
+
+    model: str
+    revision: str
+    folders: tuple[str, ...]
+    table: pa.Table
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_categories(self) -> bool:
+        """Whether the model predicted emotion categories."""
+        return any(name.startswith(PROBABILITY) for name in self.table.column_names)
+
+    @property
+    def places(self) -> list[str]:
+        """Where a model's training may have left its files."""
+        return [*([self.model] if "/" in self.model else []), *self.folders]
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """`training.json` of the model, empty when there is none."""
+        found = (document_of(place, "training.json") for place in self.places)
+        return next((one for one in found if isinstance(one, dict) and one), {})
+
+
+def read_predictions(uri: str) -> Predictions:
+    """The predictions in a run's output, or in a folder of `part-*.parquet`; raises ConfigError."""
+    folders = (*(f"{uri}/{t}" for t in _TABLES), uri)
+    found = next(filter(None, map(storage.list_parts, folders)), [])
+    if not found:
+        raise ConfigError(
+            f"--predictions {uri} has no {' or '.join(_TABLES)} (part-*.parquet): give the output "
+            "folder of annotate or train"
+        )
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = pool.map(_read_part, [part.uri for part in found])
+        table = pa.concat_tables(tables, promote_options="default")
+    read = predictions_of(table, uri)
+    record = load_record(uri)
+    if record is None or record.status.startswith("done"):
+        return read
+    note = f"{uri}: its run has not ended well ({record.status}), predictions may be missing"
+    return replace(read, notes=(note,))
+
+
+def _read_part(uri: str) -> pa.Table:
+    try:
+        table = output.read_part(uri)
+    except StorageError as error:
+        raise ConfigError(f"--predictions: {error}") from error
+    if table is None:
+        raise ConfigError(f"--predictions: {uri} went away while it was read")
+    return _selected(table, uri)
+
+
+def predictions_of(table: pa.Table, uri: str) -> Predictions:
+    """The predictions of one model in a table with the columns of annotations.
+
+    `uri` is where it is from, for messages and where no model is named. Raises ConfigError.
+    """
+    table = _selected(table, uri)
+    if not len(table):
+        raise ConfigError(f"--predictions {uri} has no rows")
+    makers = table.group_by(["model", "model_revision"]).aggregate([]).to_pylist()
+    if len(makers) > 1:
+        names = sorted(f"{m['model']} {m['model_revision']}" for m in makers)
+        raise ConfigError(
+            f"--predictions {uri} has rows of {len(makers)} models ({', '.join(names)}): give one "
+            "folder for each"
+        )
+    model, revision = makers[0]["model"] or uri, makers[0]["model_revision"] or ""
+    return Predictions(model=model, revision=revision, folders=(uri,), table=table)
+
+
+def _selected(table: pa.Table, uri: str) -> pa.Table:
+    if missing := [name for name in _NEEDED if name not in table.column_names]:
+        raise ConfigError(
+            f"--predictions: {uri} holds no predictions, it has no column {', '.join(missing)}"
+        )
+    if "perturbation" in table.column_names:
+        raise ConfigError(f"--predictions: {uri} holds perturbed clips, not predictions of clips")
+    numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    optional = [n for n in numbers if n.startswith(PROBABILITY) or n in DEVIATIONS]
+    parts = [field.name for field in PARTS_OF_FILE if field.name in table.column_names]
+    return table.select([*_NEEDED, *parts, *optional])
+
+
+def merged(found: Sequence[Predictions]) -> list[Predictions]:
+    """One entry a model, with names that tell them apart.
+
+    Folders of the same model and revision are put together when no clip is in two of them;
+    otherwise (another precision, say) each is a separate model, named by its folder.
+    """
+    groups: dict[tuple[str, str], list[Predictions]] = {}
+    for one in found:
+        groups.setdefault((one.model, one.revision), []).append(one)
+    joined: list[Predictions] = []
+    for (model, _), group in groups.items():
+        if _twice(group):
+            joined += [replace(p, model=f"{model} in {p.folders[0]}") for p in group]
+        else:
+            joined.append(_together(model, group))
+    names = [p.model for p in joined]
+    order = [folder for p in found for folder in p.folders]
+    return [
+        p if names.count(p.model) == 1 else replace(p, model=f"{p.model}@{p.revision[:12]}")
+        for p in sorted(joined, key=lambda p: order.index(p.folders[0]))
+    ]
+
+
+def pooled(found: Sequence[Predictions]) -> list[Predictions]:
+    """All folders as one model: the folds of a cross-validation, which share no clip."""
+    if twice := _twice(found):
+        raise ConfigError(
+            f"--pool: {twice:,} predictions are of clips another folder (or row) also predicts: "
+            "the folders of a cross-validation predict each clip once"
+        )
+    names = [p.model for p in found]
+    if len(set(names)) == 1:
+        return [_together(names[0], found)]
+    levels = zip(*(name.split("/") for name in names), strict=False)
+    shared = "/".join(level[0] for level in levels if len(set(level)) == 1)
+    return [_together(f"{shared or names[0]} (pool of {len(found)})", found)]
+
+
+def _twice(found: Sequence[Predictions]) -> int:
+    """Predictions of clips that another one is of."""
+    ids = pa.concat_tables(p.table.select(["clip_id"]) for p in found)["clip_id"]
+    return len(ids) - int(pc.count_distinct(ids).as_py())
+
+
+def _together(name: str, group: Sequence[Predictions]) -> Predictions:
+    return Predictions(
+        model=name,
+        revision=group[0].revision,
+        folders=tuple(folder for p in group for folder in p.folders),
+        table=pa.concat_tables((p.table for p in group), promote_options="default"),
+        notes=tuple(note for p in group for note in p.notes),
+    )
+
+
+def document_of(folder: str, name: str) -> Any:
+    """What a JSON file holds; None where it is not there or cannot be read."""
+    try:
+        return json.loads(storage.read_bytes(storage.join(folder, name)))
+    except (StorageError, ConfigError, ValueError):
+        return None
 
 
 def join(
@@ -74,8 +237,7 @@ def join(
     """Labels beside the predictions of every model, and what did not fit together.
 
     `labels` (`labelled_only`) have `clip_id, file, start, end`, the dimensions and what is known of
-    `COLUMNS`; predictions have the annotations' columns. Raises ConfigError: a model predicted a
-    clip twice, or none of the labelled ones.
+    `COLUMNS`; predictions have the annotations' columns.
     """
     coverage: dict[str, Coverage] = {}
     scores: dict[str, Floats] = {}
@@ -124,7 +286,7 @@ def _aligned(
     status[ok & ~whole] = str(Status.NOT_FINITE)
     joined = match >= 0
     good = joined & (status == str(Status.OK))
-    values = np.hstack([outputs, _numbers(table, (*DEVIATIONS, TRAINED_ON))])
+    values = np.hstack([outputs, numbers_of(table, (*DEVIATIONS, TRAINED_ON))])
     aligned: Floats = np.full((len(labels), values.shape[1]), np.nan)
     aligned[match[good]] = values[good]
     found = int(joined.sum())
@@ -138,22 +300,6 @@ def _aligned(
         moved=moved,
     )
     return said.names, aligned, coverage
-
-
-def categories_of(table: pa.Table) -> Categories:
-    """The emotion categories a model predicted; without names where it predicted none.
-
-    Categories of the same common name add up. Of models put together, one may lack a category of
-    another: it gives that one no probability.
-    """
-    columns = [name for name in table.column_names if name.startswith(PROBABILITY)]
-    common = [common_name(name.removeprefix(PROBABILITY)) for name in columns]
-    names = list(dict.fromkeys(common))
-    values = _numbers(table, columns)
-    unknown = np.isnan(values).all(axis=1, keepdims=True)
-    is_name = np.array([[one == name for name in names] for one in common], float)
-    summed = np.nan_to_num(values) @ is_name.reshape(len(columns), len(names))
-    return Categories(names=names, probabilities=np.where(unknown, np.nan, summed))
 
 
 def _match(
@@ -231,11 +377,14 @@ def _renamed(labelled: list[str], predicted: list[str]) -> tuple[list[str], tupl
     A file is identified by its path below the folder that all labelled files share. Of several
     folders with such paths, those whose names end most like the labels' folder count.
     """
-    home = _common_folder(labelled)
+    home = common_folder(labelled)
     known = {file[len(home) :] for file in labelled}
     roots = [_root(file, known) for file in predicted]
-    likeness = {root: _same_end(root, home) for root in roots if root is not None}
-    best = {root for root, same in likeness.items() if same == max(likeness.values())}
+    ends = {root: root.rstrip("/").split("/")[::-1] for root in roots if root is not None}
+    end = home.rstrip("/").split("/")[::-1]
+    same = {root: len(os.path.commonprefix([own, end])) for root, own in ends.items()}  # noqa: RUF071
+    most = max(same.values(), default=0)
+    best = {root for root, count in same.items() if count == most}
     names = [
         home + file[len(root) :] if root is not None and root in best else file
         for file, root in zip(predicted, roots, strict=True)
@@ -247,39 +396,3 @@ def _root(file: str, known: set[str]) -> str | None:
     """The shortest folder (or none) below which the path is `known`; None: it is not."""
     starts = (0, *(place + 1 for place, letter in enumerate(file) if letter == "/"))
     return next((file[:start] for start in starts if file[start:] in known), None)
-
-
-def _same_end(folder: str, other: str) -> int:
-    """How many folder names two paths have in common at their end."""
-    ends = [path.rstrip("/").split("/")[::-1] for path in (folder, other)]
-    return len(os.path.commonprefix(ends))  # noqa: RUF071  of names
-
-
-def _common_folder(files: list[str]) -> str:
-    """The longest folder all files are in, with its slash; empty when they share none."""
-    shared = os.path.commonprefix([min(files), max(files)])  # noqa: RUF071  cut at a slash
-    return shared[: shared.rfind("/") + 1]
-
-
-def with_dataset_names(table: pa.Table) -> pa.Table:
-    """The table with `corpus` of clips that have none: the folder that all of these clips share."""
-    if "corpus" not in table.column_names:
-        table = table.append_column("corpus", pa.nulls(len(table), pa.string()))
-    known = table["corpus"].to_pylist()
-    files = [file for file, name in zip(table["file"].to_pylist(), known, strict=True) if not name]
-    folder = _common_folder(files).rstrip("/#").rpartition("/")[2] if files else ""
-    named = pa.array([name or folder or None for name in known], pa.string())
-    return table.drop_columns(["corpus"]).append_column("corpus", named)
-
-
-def dimensions_of(table: pa.Table) -> Floats:
-    """Arousal, dominance and valence of every row, [n, 3]; a missing column or value is NaN."""
-    return _numbers(table, DIMENSIONS)
-
-
-def _numbers(table: pa.Table, names: Sequence[str]) -> Floats:
-    out: Floats = np.full((len(table), len(names)), np.nan)
-    for place, name in enumerate(names):
-        if name in table.column_names:
-            out[:, place] = table[name].to_numpy(zero_copy_only=False)
-    return out

@@ -14,16 +14,19 @@ standard deviation 1/6, truncated to 0..1.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
-from raysers.data.corpora import category_of
+from raysers.data.corpora import category_of, common_name
+from raysers.types import DIMENSIONS
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -164,6 +167,8 @@ _MAIN_SPLITS = ("test1", "test", ALL)
 #: Name of the random baseline.
 RANDOM = "random-gaussian"
 _MEAN, _SD = 1 / 2, 1 / 6
+#: Prefix of the columns with the probabilities of emotion categories.
+PROBABILITY = "p_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,3 +328,59 @@ def with_baseline(scores: Scores, seed: int = 0) -> Scores:
     predicted = np.any([np.isfinite(p) for p in scores.predictions.values()], axis=0)
     drawn = np.where(predicted, random_scores(scores.identities, seed), np.nan)
     return replace(scores, predictions={**scores.predictions, RANDOM: drawn})
+
+
+def labelled_only(labels: pa.Table, *, emotions: bool = False) -> pa.Table:
+    """The clips with a label in at least one dimension, or with `emotions` an emotion category."""
+    labelled = np.isfinite(dimensions_of(labels))
+    if emotions and "emotion" in labels.column_names:
+        named = [[category_of(word) is not None] for word in labels["emotion"].to_pylist()]
+        labelled = np.hstack([labelled, np.reshape(named, (len(labels), 1))])
+    return labels.filter(pa.array(labelled.any(axis=1)))
+
+
+def with_dataset_names(table: pa.Table) -> pa.Table:
+    """The table with `corpus` of clips that have none: the folder that all of these clips share."""
+    if "corpus" not in table.column_names:
+        table = table.append_column("corpus", pa.nulls(len(table), pa.string()))
+    known = table["corpus"].to_pylist()
+    files = [file for file, name in zip(table["file"].to_pylist(), known, strict=True) if not name]
+    folder = common_folder(files).rstrip("/#").rpartition("/")[2] if files else ""
+    named = pa.array([name or folder or None for name in known], pa.string())
+    return table.drop_columns(["corpus"]).append_column("corpus", named)
+
+
+def common_folder(files: list[str]) -> str:
+    """The longest folder all files are in, with its slash; empty when they share none."""
+    shared = os.path.commonprefix([min(files), max(files)])  # noqa: RUF071  cut at a slash
+    return shared[: shared.rfind("/") + 1]
+
+
+def dimensions_of(table: pa.Table) -> Floats:
+    """Arousal, dominance and valence of every row, [n, 3]; a missing column or value is NaN."""
+    return numbers_of(table, DIMENSIONS)
+
+
+def numbers_of(table: pa.Table, names: Sequence[str]) -> Floats:
+    """Columns of a table, [n, names]; a missing column or value is NaN."""
+    out: Floats = np.full((len(table), len(names)), np.nan)
+    for place, name in enumerate(names):
+        if name in table.column_names:
+            out[:, place] = table[name].to_numpy(zero_copy_only=False)
+    return out
+
+
+def categories_of(table: pa.Table) -> Categories:
+    """The emotion categories a model predicted; without names where it predicted none.
+
+    Categories of the same common name add up. Of models put together, one may lack a category of
+    another: it gives that one no probability.
+    """
+    columns = [name for name in table.column_names if name.startswith(PROBABILITY)]
+    common = [common_name(name.removeprefix(PROBABILITY)) for name in columns]
+    names = list(dict.fromkeys(common))
+    values = numbers_of(table, columns)
+    unknown = np.isnan(values).all(axis=1, keepdims=True)
+    is_name = np.array([[one == name for name in names] for one in common], float)
+    summed = np.nan_to_num(values) @ is_name.reshape(len(columns), len(names))
+    return Categories(names=names, probabilities=np.where(unknown, np.nan, summed))

@@ -22,7 +22,6 @@ from raysers.engine import output as parts
 from raysers.engine.job import ClipJob
 from raysers.engine.plan import Plan
 from raysers.evaluation.bootstrap import interval_notes
-from raysers.evaluation.join import dimensions_of, with_dataset_names
 from raysers.evaluation.published import TESTS_PART, print_tests, robustness_tests, to_tests
 from raysers.evaluation.rows import (
     METRICS_PART,
@@ -34,7 +33,14 @@ from raysers.evaluation.rows import (
     to_frame,
     to_table,
 )
-from raysers.evaluation.scores import RANDOM, Floats, Scores, base_subsets
+from raysers.evaluation.scores import (
+    RANDOM,
+    Floats,
+    Scores,
+    base_subsets,
+    dimensions_of,
+    with_dataset_names,
+)
 from raysers.io import storage
 from raysers.robustness.measures import (
     CLEAN,

@@ -27,7 +27,7 @@ from raysers.engine.listing import ClipJobFlags
 from raysers.engine.placement import Placement, here
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels, write
-from raysers.evaluation.predictions import read_predictions
+from raysers.evaluation.join import read_predictions
 from raysers.io import storage
 from raysers.models.backbones import CNN14, parse_model_name
 from raysers.robustness.summary import report as report_robustness

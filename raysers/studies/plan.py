@@ -25,7 +25,7 @@ from raysers.data import splits
 from raysers.data.manifest import fingerprint, is_manifest, read_manifest, write_manifest
 from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError, ObjectMissing, RaysersError, RefusedError
-from raysers.evaluation.join import labelled_only
+from raysers.evaluation.scores import labelled_only
 from raysers.io import storage
 from raysers.models.backbones import parse_model_name
 from raysers.run import Run, RunRecord

@@ -18,7 +18,7 @@ from raysers.data.manifest import clips_of, fingerprint
 from raysers.data.splits import identities
 from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError, RaysersError
-from raysers.evaluation.join import dimensions_of
+from raysers.evaluation.scores import dimensions_of
 from raysers.models.heads import NO_CATEGORY
 from raysers.training.config import LabelledFlags, TrainingFlags
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Clip, Status

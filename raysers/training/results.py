@@ -31,9 +31,8 @@ from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import interval_notes
 from raysers.evaluation.correctness import category_rows, correctness_rows
 from raysers.evaluation.evaluate import training_notes, with_training
-from raysers.evaluation.join import categories_of, dimensions_of
 from raysers.evaluation.rows import EMOTION, Row, to_table
-from raysers.evaluation.scores import Scores, subsets, with_baseline
+from raysers.evaluation.scores import Scores, categories_of, dimensions_of, subsets, with_baseline
 from raysers.io import marks, storage
 from raysers.run import RunRecord
 from raysers.training.checkpoint import TrainProgress

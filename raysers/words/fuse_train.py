@@ -26,8 +26,8 @@ from raysers.engine.listing import ClipJobFlags, index_labelled
 from raysers.engine.progress import print_warning
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.evaluation.bootstrap import Bootstrap
-from raysers.evaluation.join import dimensions_of, labelled_only
 from raysers.evaluation.rows import print_metrics, print_notes
+from raysers.evaluation.scores import dimensions_of, labelled_only
 from raysers.io import storage
 from raysers.models.asr import is_moonshine, parse_asr_name
 from raysers.models.backbones import parse_model_name

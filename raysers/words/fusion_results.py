@@ -41,9 +41,9 @@ from raysers.engine import output as parts
 from raysers.errors import RaysersError
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.correctness import comparison_rows, correctness_rows
-from raysers.evaluation.join import COLUMNS, dimensions_of
+from raysers.evaluation.join import COLUMNS
 from raysers.evaluation.rows import METRICS_PART, Row, bounded, number, row_of, to_table
-from raysers.evaluation.scores import ALL, Scores, Subset
+from raysers.evaluation.scores import ALL, Scores, Subset, dimensions_of
 from raysers.io import storage
 from raysers.models.backbones import ASSETS
 from raysers.models.fusion import (

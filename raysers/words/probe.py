@@ -21,7 +21,7 @@ from raysers.engine import output as parts
 from raysers.engine.listing import index_labelled
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.bootstrap import Bootstrap
-from raysers.evaluation.predictions import read_predictions
+from raysers.evaluation.join import read_predictions
 from raysers.evaluation.rows import Row
 from raysers.io import storage
 from raysers.models.tts import NEUTRAL

@@ -11,7 +11,8 @@ import soundfile
 
 from raysers.commands.archive import annotate
 from raysers.commands.models import calibrate
-from raysers.evaluation.predictions import read_predictions, with_training_clips
+from raysers.evaluation.evaluate import with_training_clips
+from raysers.evaluation.join import read_predictions
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import save_emotion_model
 from tests.unit.models.networks import small_model, speechlike

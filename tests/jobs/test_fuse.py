@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from raysers.commands.archive import annotate, transcribe
 from raysers.commands.training import fuse as main
-from raysers.evaluation.predictions import read_predictions
+from raysers.evaluation.join import read_predictions
 from tests.jobs import processes
 from tests.jobs.conftest import comparable, record_of, rows_of
 from tests.unit.models.asr_folders import write_ctc

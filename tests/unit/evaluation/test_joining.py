@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysers.errors import ConfigError
-from raysers.evaluation.join import join, with_dataset_names
-from raysers.evaluation.predictions import Predictions, with_training_clips
+from raysers.evaluation.evaluate import with_training_clips
+from raysers.evaluation.join import Predictions, join
+from raysers.evaluation.scores import with_dataset_names
 from raysers.types import NS_PER_S, clip_id
 
 SPAN = pa.duration("ns")
