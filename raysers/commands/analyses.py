@@ -50,7 +50,7 @@ from raysers.run import Exit, Run, with_absolute_paths
 from raysers.types import DIMENSIONS
 from raysers.words import probe as probing
 from raysers.words.probe import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, ProbeFlags
-from raysers.words.respoken import GROUP
+from raysers.words.spoken import GROUP
 
 
 def _folder_names(models: Sequence[str]) -> dict[str, str]:

@@ -19,15 +19,21 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data import inventory
 from raysers.data.columnar import path_of
+from raysers.data.contents import (
+    INVENTORY,
+    check_tar_name,
+    index_tar,
+    inventory_objects,
+    is_compressed_tar,
+    resolve_members,
+)
 from raysers.data.corpora import audformat
 from raysers.data.files import AUDIO_SUFFIXES, is_file, of_file, rows_to_table
 from raysers.data.manifest import manifest_parts
 from raysers.data.readers import STDIN, format_of
 from raysers.data.sorting import ahead
 from raysers.data.tables import read_clip_table, refuse_missing
-from raysers.data.tar import check_tar_name, index_tar, is_compressed_tar, resolve_members
 from raysers.errors import (
     ClipError,
     ConfigError,
@@ -178,7 +184,7 @@ def _classify(uri: str, *, databases: bool) -> _Input:
             return _Input(kind="table", uri=uri, info=info, parts=tuple(parts))
         if databases and (database := audformat.database_of(uri)):
             return _Input(kind="table", uri=uri, info=info, database=database)
-        if is_folder or uri.rpartition("/")[2] == inventory.NAME:
+        if is_folder or uri.rpartition("/")[2] == INVENTORY:
             return _Input(kind="folder", uri=uri, info=info)
         found = _file(replace(info, uri=uri))
     except ObjectUnreadable as error:
@@ -295,8 +301,8 @@ def _folder(uri: str, notes: list[str]) -> Iterator[pa.Table]:
     left_out: list[tuple[str, str]] = []
 
     def plain() -> Iterator[ObjectInfo]:
-        is_inventory = uri.rpartition("/")[2] == inventory.NAME and not storage.is_folder(uri)
-        of_uri = inventory.inventory_objects if is_inventory else storage.list_objects
+        is_inventory = uri.rpartition("/")[2] == INVENTORY and not storage.is_folder(uri)
+        of_uri = inventory_objects if is_inventory else storage.list_objects
         for info in of_uri(uri, skipped=lambda *one: left_out.append(one)):
             if suffix_of(info.uri) in AUDIO_SUFFIXES:
                 yield info

@@ -32,8 +32,15 @@ from raysers.errors import ConfigError
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import ALL, Floats
 from raysers.types import DIMENSIONS
-from raysers.words.respoken import AGREEMENT, GROUP, LABELS, ORIGINAL, RESPOKEN_CLIP
-from raysers.words.sentiment import SENTIMENTS, by_model
+from raysers.words.spoken import (
+    AGREEMENT,
+    GROUP,
+    LABELS,
+    ORIGINAL,
+    RESPOKEN_CLIP,
+    SENTIMENTS,
+    by_model,
+)
 
 _SIDES = {"low": LOW, "high": HIGH}
 _OF_SENTIMENT = dict(zip(SENTIMENTS, (LOW, BETWEEN, HIGH), strict=True))

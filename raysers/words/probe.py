@@ -35,8 +35,14 @@ from raysers.words.figures import (
     word_cloud,
 )
 from raysers.words.ratings import LEAST, MOST, WORDS, transcribed_row, word_ratings, word_rows
-from raysers.words.respoken import RESPOKEN, respoken_rows, respoken_table
-from raysers.words.sentiment import SENTENCES, check_sentiments, sentiment_rows
+from raysers.words.spoken import (
+    RESPOKEN,
+    SENTENCES,
+    check_sentiments,
+    respoken_rows,
+    respoken_table,
+    sentiment_rows,
+)
 from raysers.words.synthesize import JOB, TABLE, SynthesizeFlags, check
 from raysers.words.texts import recognised_texts, with_recognised
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from raysers.data import tar
-from raysers.data.tar import TarMember, index_tar
+from raysers.data import contents
+from raysers.data.contents import TarMember, index_tar
 from raysers.errors import ConfigError, TransientStorageError
 from raysers.io import storage
 from raysers.types import Status
@@ -159,7 +159,7 @@ def test_compressed_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a tar"):
         index(tmp_path / "text.tar", b"hello " * 1000)
     with pytest.raises(ConfigError, match="rename"):
-        tar.check_tar_name("s3://b/a.tar#1/b.tar")
+        contents.check_tar_name("s3://b/a.tar#1/b.tar")
 
 
 def test_storage_trouble_is_not_damage(s3: Bucket, s3_faults: Faults) -> None:

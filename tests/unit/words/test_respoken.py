@@ -14,7 +14,7 @@ from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.correctness import correctness_rows
 from raysers.evaluation.scores import Scores, ccc
 from raysers.types import DIMENSIONS
-from raysers.words.respoken import (
+from raysers.words.spoken import (
     RESPOKEN,
     respoken_rows,
     respoken_table,

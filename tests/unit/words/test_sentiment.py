@@ -10,7 +10,7 @@ import pytest
 
 from raysers.errors import ConfigError
 from raysers.evaluation.bootstrap import Bootstrap
-from raysers.words.sentiment import SENTENCES, sentiment_rows
+from raysers.words.spoken import SENTENCES, sentiment_rows
 from tests.unit.evaluation.worlds import only
 
 FEW = Bootstrap(draws=200)

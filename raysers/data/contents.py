@@ -1,25 +1,32 @@
-"""Lists the audio inside a tar by reading its headers alone, so members can be read in place.
+"""Lists of what a file holds or names: the audio of a tar, and the objects of an S3 Inventory.
 
-Nothing is unpacked. A member that cannot be used (unsafe name, link, sparse, cut off) becomes a row
-with its status, so no member is lost silently.
+A tar's headers alone are read, so that members can be read in place; nothing is unpacked. A member
+that cannot be used (unsafe name, link, sparse, cut off) becomes a row with its status, so no member
+is lost silently. An inventory is the list that S3 keeps of a bucket, which costs no listing:
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from typing import IO, NamedTuple, cast
+from urllib.parse import unquote_plus
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
 
 from raysers.errors import ConfigError, ObjectMissing
 from raysers.io import objects, storage
-from raysers.io.objects import RangedFile
+from raysers.io.objects import ObjectInfo, RangedFile, is_shown
 from raysers.schemas import MANIFEST
 from raysers.types import Status
 
@@ -274,3 +281,71 @@ def _printable(name: str) -> str:
 
 def _decompress(uri: str) -> str:
     return f"{uri} is compressed, so members cannot be read in place: decompress it to a plain .tar"
+
+
+# S3 Inventory
+
+INVENTORY = "manifest.json"
+_MOST_INVENTORY_BYTES = 64 << 20
+_COLUMNS = ("bucket", "key", "size", "e_tag", "is_latest", "is_delete_marker")
+
+
+def inventory_objects(uri: str, skipped: Callable[[str, str], None]) -> Iterator[ObjectInfo]:
+    """Every object that the inventory of a `manifest.json` names, as `storage.list_objects`.
+
+    Raises:
+        ConfigError: it is no inventory in CSV or Parquet.
+        StorageError: as reading its files.
+    """
+    try:
+        manifest = json.loads(storage.read_bytes(uri, max_bytes=_MOST_INVENTORY_BYTES))
+        bucket = manifest["destinationBucket"].rpartition(":")[2]
+        kind, schema = manifest["fileFormat"].upper(), manifest["fileSchema"]
+        places = [f"s3://{bucket}/{file['key']}" for file in manifest["files"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--input {uri} is no manifest of an S3 Inventory ({error!r})") from error
+    if kind not in ("CSV", "PARQUET"):
+        raise ConfigError(f"--input {uri}: an inventory in {kind}: let S3 write CSV or Parquet")
+    for place in places:
+        try:
+            for rows in _of_csv(place, schema) if kind == "CSV" else _of_parquet(place):
+                yield from _newest(rows, kind == "CSV", skipped)
+        except (pa.ArrowException, OSError, EOFError, KeyError) as error:
+            raise ConfigError(f"--input {uri}: {place} cannot be read: {error}") from error
+
+
+def _of_csv(place: str, schema: str) -> Iterator[pa.RecordBatch]:
+    names = [name.strip() for name in schema.split(",")]
+    known = {name.replace("_", ""): name for name in _COLUMNS}
+    names = [known.get(name.lower(), name) for name in names]
+    options = {
+        "read_options": pa.csv.ReadOptions(column_names=names),
+        "parse_options": pa.csv.ParseOptions(newlines_in_values=True),
+        "convert_options": pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=[name for name in names if name in _COLUMNS],
+        ),
+    }
+    with gzip.open(storage.open_file(place)) as file:
+        yield from pa.csv.open_csv(file, **options)
+
+
+def _of_parquet(place: str) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(storage.open_file(place)) as file:
+        there = [name for name in _COLUMNS if name in file.schema_arrow.names]
+        yield from file.iter_batches(columns=there)
+
+
+def _newest(
+    rows: pa.RecordBatch, is_encoded: bool, skipped: Callable[[str, str], None]
+) -> Iterator[ObjectInfo]:
+    """The newest version of each object of a batch."""
+    for name, wanted in (("is_latest", "true"), ("is_delete_marker", "false")):
+        if name in rows.schema.names:
+            rows = rows.filter(pc.equal(pc.utf8_lower(rows[name].cast(pa.string())), wanted))
+    names = [name for name in _COLUMNS[:4] if name in rows.schema.names]
+    for row in rows.select(names).to_pylist():
+        key = unquote_plus(row["key"]) if is_encoded else row["key"]
+        uri = f"s3://{row['bucket']}/{key}"
+        if not key.endswith("/") and is_shown(key, uri, skipped):
+            yield ObjectInfo(uri, int(row["size"] or 0), (row.get("e_tag") or "").strip('"'))
