@@ -76,8 +76,7 @@ def calibrate(flags: CalibrateFlags) -> int:
 def read_sample(uri: str, task: AnnotateTask) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Embeddings float32 [clips, size] of the scored clips, and a fold of each by its recording.
 
-    Raises:
-        ConfigError: no embeddings there, of another model, or too few.
+    Raises ConfigError: no embeddings there, of another model, or too few.
     """
     record = load_record(uri)
     settings = {} if record is None else record.settings

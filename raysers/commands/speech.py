@@ -103,8 +103,7 @@ def manifest_schema(plan: pa.Table) -> pa.Schema:
 def conclude(run: Run, plan: pa.Table, shards: int, *, wall_s: float, max_failed: float) -> Exit:
     """Check that every text is one row, write the manifest and how it ended, print it.
 
-    Raises:
-        RaysersError: rows are missing or too many.
+    Raises RaysersError: rows are missing or too many.
     """
     output = run.output
     speech = parts.read_all(output, TABLE, shards, MANIFEST.names)

@@ -216,10 +216,8 @@ def parse_ns(text: str, unit_ns: int = NS_PER_S) -> int | None:
     """Nanoseconds of one written time; None for an empty one. `unit_ns` is what a number counts.
 
     Besides plain numbers it reads times such as `1:02.5` (minutes) or `01:02:03,250`, and what
-    pandas reads as a timedelta, such as `0 days 00:00:01` or `PT1.5S`.
-
-    Raises:
-        ValueError: not a time, or a negative one.
+    pandas reads as a timedelta, such as `0 days 00:00:01` or `PT1.5S`. Raises ValueError: not a
+    time, or a negative one.
 
     >>> parse_ns("0 days 00:00:01.500000"), parse_ns("1:02.25"), parse_ns("1e-1"), parse_ns("NaT")
     (1500000000, 62250000000, 100000000, None)
@@ -250,8 +248,7 @@ def parse_ns(text: str, unit_ns: int = NS_PER_S) -> int | None:
 def to_durations(column: pa.ChunkedArray, unit_ns: int = NS_PER_S) -> pa.Array:
     """A column of durations, numbers (of `unit_ns`) or strings (`parse_ns`) as duration[ns].
 
-    Raises:
-        TimeColumnError: a value that is no time, or negative.
+    Raises TimeColumnError: a value that is no time, or negative.
     """
     kind, most = column.type, _MAX_NS
     if pa.types.is_dictionary(kind):

@@ -81,11 +81,8 @@ def index_tar(
 
     Hidden members are skipped as in folders; `skipped` is called with each leftover of macOS. A tar
     that is cut or damaged ends with a separate `truncated` row, whatever its members are; one
-    without members is an `empty` row.
-
-    Raises:
-        ConfigError: compressed, or not a tar at all.
-        StorageError: the tar could not be read.
+    without members is an `empty` row. Raises ConfigError: compressed, or not a tar at all.
+    StorageError: the tar could not be read.
     """
     check_tar_name(info.uri)
     file = storage.open_file(
@@ -293,9 +290,7 @@ _COLUMNS = ("bucket", "key", "size", "e_tag", "is_latest", "is_delete_marker")
 def inventory_objects(uri: str, skipped: Callable[[str, str], None]) -> Iterator[ObjectInfo]:
     """Every object that the inventory of a `manifest.json` names, as `storage.list_objects`.
 
-    Raises:
-        ConfigError: it is no inventory in CSV or Parquet.
-        StorageError: as reading its files.
+    Raises ConfigError: it is no inventory in CSV or Parquet. StorageError: as reading its files.
     """
     try:
         manifest = json.loads(storage.read_bytes(uri, max_bytes=_MOST_INVENTORY_BYTES))

@@ -146,11 +146,9 @@ def delimited(
     The delimiter is the one under which the header has one of the columns `keys`, in any case;
     without keys, a comma. A table with tabs has no quotes, unless its header has. Rows whose cells
     are all empty are left out and counted in `notes`. `data` are the bytes, when they are at hand.
-
-    Raises:
-        ConfigError: empty; more than 2 GiB, 16 MiB in a cell or 1,000 characters in a column name;
-            a row with more or fewer cells than the header; a quote that is not closed, or that is
-            closed so late that its cell holds whole rows. The message names the line.
+    Raises ConfigError: empty; more than 2 GiB, 16 MiB in a cell or 1,000 characters in a column
+    name; a row with more or fewer cells than the header; a quote that is not closed, or that is
+    closed so late that its cell holds whole rows. The message names the line.
     """
     data = storage.read_bytes(uri, max_bytes=_MAX_TABLE_BYTES) if data is None else data
     encoding, notes = _encoding(uri, data), [] if notes is None else notes
@@ -259,9 +257,8 @@ def load_yaml(uri: str) -> Any:
 def parse_yaml(text: str) -> Any:
     """The plain values in `text`, in time and memory proportional to its length.
 
-    Raises:
-        ConfigError: more than 4 MiB, no YAML, a tag, more than 50 levels of nesting, or aliases
-            that expand to more than 200,000 values. Names the line, not the file.
+    Raises ConfigError: more than 4 MiB, no YAML, a tag, more than 50 levels of nesting, or aliases
+    that expand to more than 200,000 values. Names the line, not the file.
     """
     if len(text) > _MAX_YAML_BYTES:
         raise ConfigError(f"more than {_MAX_YAML_BYTES:,} bytes")

@@ -87,10 +87,8 @@ def read_labelled(
 
     `corpus` names the reader of roots; `auto` recognises them by their layout, `none` takes them
     for plain audio. Missing dimensions are taken from the category by `emotion_map`, a name of
-    `EMOTION_MAPS` or a YAML file. `speakers` is a CSV, see `_Speakers`. Errors name `flag`.
-
-    Raises:
-        ConfigError: an input that cannot be used, a label off 0..1, an unknown corpus or map.
+    `EMOTION_MAPS` or a YAML file. `speakers` is a CSV, see `_Speakers`. Errors name `flag`. Raises
+    ConfigError: an input that cannot be used, a label off 0..1, an unknown corpus or map.
     """
     if corpus not in ("auto", "none", *CORPORA):
         raise ConfigError(f"--corpus {corpus}: choose auto, none, {', '.join(CORPORA)}")
@@ -229,10 +227,8 @@ class _Speakers:
     """A CSV with `sex`, and `speaker`, `video` (or `session`) or `file` to find the clips by.
 
     With a file (the end of a clip's path) or a video it may name the `speaker` as well. It
-    overrules the corpus where it says something, and an empty cell says nothing.
-
-    Raises:
-        ConfigError: no column to find clips by, no other column, an unknown sex.
+    overrules the corpus where it says something, and an empty cell says nothing. Raises
+    ConfigError: no column to find clips by, no other column, an unknown sex.
     """
 
     def __init__(self, uri: str) -> None:

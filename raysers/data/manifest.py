@@ -79,8 +79,7 @@ class Manifest:
     def stored(cls, uri: str) -> Manifest:
         """The manifest that `write` left at `uri`.
 
-        Raises:
-            ConfigError: there is none, it was left half-written, or another program wrote it.
+        Raises ConfigError: there is none, it was left half-written, or another program wrote it.
         """
         places = whole_parts(uri)
         with ThreadPoolExecutor(_READ_THREADS) as pool:
@@ -227,8 +226,7 @@ def is_manifest(uri: str) -> bool:
 def whole_parts(uri: str) -> list[str]:
     """`manifest_parts` without those of an extension that was left half-written.
 
-    Raises:
-        ConfigError: there are none, or not all of them.
+    Raises ConfigError: there are none, or not all of them.
     """
     if not (parts := manifest_parts(uri)):
         raise ConfigError(f"{uri} has no manifest (part-*.parquet)")
@@ -245,8 +243,7 @@ def whole_parts(uri: str) -> list[str]:
 def read_manifest(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of the manifest at `uri`, of `columns` or of all that are there.
 
-    Raises:
-        ConfigError: no manifest, or one that was left half-written.
+    Raises ConfigError: no manifest, or one that was left half-written.
     """
     return Manifest.stored(uri).table(columns)
 

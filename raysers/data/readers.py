@@ -57,11 +57,8 @@ def open_table(uri: str, notes: list[str], homes: Sequence[str] = ()) -> columna
     """Opens a table of a known format, see `format_of`.
 
     Messages for the user are added to `notes`. The recordings of an RTTM are looked for in its own
-    folder and in `homes`.
-
-    Raises:
-        ConfigError: it cannot be read as its name says; with the line or row.
-        StorageError: it could not be fetched.
+    folder and in `homes`. Raises ConfigError: it cannot be read as its name says; with the line or
+    row. StorageError: it could not be fetched.
     """
     kind = format_of(uri)
     if kind == ".rttm":

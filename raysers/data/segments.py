@@ -106,11 +106,8 @@ def probe_batch(
     Rows with a start or an end are clips as they are; every other row is a file that `segmenting`
     cuts. Each row gives at least one clip, and each file is opened once, `threads` at a time; one
     with `vad`, which decodes whole files and needs `find_speech`. Its blocks have zeros for NaN and
-    end where a recording is damaged.
-
-    Raises:
-        TransientStorageError, CredentialsError: not the clips' fault.
-        ConfigError: raised by `find_speech`.
+    end where a recording is damaged. Raises TransientStorageError, CredentialsError: not the clips'
+    fault. ConfigError: raised by `find_speech`.
     """
     if segmenting.kind == "vad" and find_speech is None:
         raise ValueError("segmenting by voice activity needs find_speech")
@@ -307,14 +304,11 @@ def windows(
 ) -> list[tuple[int, int]]:
     """(start_ns, end_ns) of windows of `window_s` every `hop_s` over `[0, duration_s)`.
 
-    A window that would pass the end is cut there, and dropped when less than `min_s` is left of
-    it; the first window always stays. The last window is the first that reaches the end: a hop
-    shorter than the window does not repeat ever shorter tails of what that window already holds.
-    Starts are exact multiples of the hop; a hop above `window_s` leaves gaps.
-
-    Raises:
-        ConfigError: a window or hop that is not longer than zero.
-        ValueError: a duration that is negative or not a number.
+    A window that would pass the end is cut there, and dropped when less than `min_s` is left of it;
+    the first window always stays. The last window is the first that reaches the end: a hop shorter
+    than the window does not repeat ever shorter tails of what that window already holds. Starts are
+    exact multiples of the hop; a hop above `window_s` leaves gaps. Raises ConfigError: a window or
+    hop that is not longer than zero. ValueError: a duration that is negative or not a number.
 
     >>> [(a / 1e9, b / 1e9) for a, b in windows(2.5, window_s=1, hop_s=1, min_s=0.5)]
     [(0.0, 1.0), (1.0, 2.0), (2.0, 2.5)]

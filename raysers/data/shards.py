@@ -100,10 +100,8 @@ def plan_shards(manifest: Manifest, *, shard_s: float) -> ShardPlan:
 
     Towards the end of the list they get shorter, a 128th of what is left but a minute at least, so
     that a small archive spreads over workers and no slow one works on when the others are done. An
-    extension is planned by itself: it moves no shard before it.
-
-    Raises:
-        ConfigError: `shard_s` is not positive.
+    extension is planned by itself: it moves no shard before it. Raises ConfigError: `shard_s` is
+    not positive.
     """
     if not shard_s > 0:
         raise ConfigError(f"--shard-s must be more than 0 seconds, got {shard_s}")

@@ -95,9 +95,8 @@ def list_inputs(
         databases: whether an audformat database gives the clips of its tables, not its files.
         files: whether a table of which no file is there is refused.
 
-    Raises:
-        ConfigError: an input that is missing, may not be read, holds no audio, or a bad table.
-        CredentialsError, TransientStorageError: as the store says.
+    Raises ConfigError: an input that is missing, may not be read, holds no audio, or a bad table.
+    CredentialsError, TransientStorageError: as the store says.
     """
     if not uris:
         raise ConfigError("--input names nothing: give folders, tars, audio files or tables")

@@ -82,11 +82,9 @@ def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
 
     Speakers are dealt round robin, sorted by corpus, sex and name, so the sexes are balanced over
     folds; a corpus in which a unit holds both sexes, as IEMOCAP's sessions do, is dealt as a whole.
-    Where speakers share sessions, whole sessions are dealt. Clips of an unknown speaker are
-    trained on; clips of a test split stay there.
-
-    Raises:
-        ConfigError: no speakers, fewer than folds, or an impossible number.
+    Where speakers share sessions, whole sessions are dealt. Clips of an unknown speaker are trained
+    on; clips of a test split stay there. Raises ConfigError: no speakers, fewer than folds, or an
+    impossible number.
     """
     if folds < 2 or not 0 <= fold < folds:
         raise ConfigError(f"--folds {folds}, fold {fold}: give 2 or more, and a fold below that")

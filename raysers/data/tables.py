@@ -64,12 +64,9 @@ def read_clip_table(parts: Sequence[str], homes: Sequence[str] = ()) -> tuple[pa
     Relative files are below the table's own folder. Other names of the time columns are understood
     in pairs (`begin` and `end_ms`, `onset` and `duration`); `gender` is `sex`. The recordings of an
     RTTM are also looked for below `homes`. The second value holds notes for the user: columns that
-    were not used, names that were corrected, labels outside 0..1.
-
-    Raises:
-        ConfigError: no column of files, a bad time, label or name, clips that repeat, with table
-            and row.
-        StorageError: the table could not be read.
+    were not used, names that were corrected, labels outside 0..1. Raises ConfigError: no column of
+    files, a bad time, label or name, clips that repeat, with table and row. StorageError: the table
+    could not be read.
     """
     tables, notes = [], dict[str, None]()
     for uri in parts:

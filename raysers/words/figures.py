@@ -76,7 +76,7 @@ def word_cloud(words: pa.Table) -> Picture:
 def sentiment_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
     """Distribution and mean of the scores by sentiment, model and dimension (10b).
 
-    `table` is like `sentiment.SENTENCES`, `rows` are its `sentiment_rows`.
+    `table` is like `spoken.SENTENCES`, `rows` are its `sentiment_rows`.
     """
     found = _by_key(row for row in rows if row.group == "sentiment")
     lines = []
@@ -100,7 +100,7 @@ def sentiment_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
 def distribution_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
     """Distributions of labels, original and re-spoken scores by model and dimension (10c).
 
-    `table` is of `respoken.RESPOKEN`; all clips are shown, whatever their dataset or split. Means
+    `table` is of `spoken.RESPOKEN`; all clips are shown, whatever their dataset or split. Means
     are shown where `rows` (of `respoken_rows`) have those of all clips.
     """
     mine = [row for row in rows if row.group == GROUP]

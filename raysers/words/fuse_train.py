@@ -270,8 +270,7 @@ def train(flags: FuseTrainFlags) -> int:
 def _task(flags: FuseTrainFlags) -> tuple[FeaturesTask, tuple[str, str]]:
     """The models but for the recogniser, checked, and name and revision of that.
 
-    Raises:
-        ConfigError: a model or table is not there, or does not fit.
+    Raises ConfigError: a model or table is not there, or does not fit.
     """
     model, dtype, asr, made = flags.model, str(flags.dtype), (flags.asr, ""), {}
     if flags.annotation:
@@ -302,8 +301,7 @@ def _settings_of(output: str, job: str, flag: str) -> Any:
 def _labelled(flags: FuseTrainFlags, model: str) -> tuple[pa.Table, list[str], list[str]]:
     """Labelled clips with a split, sorted; what train shares with other splits; warnings.
 
-    Raises:
-        ConfigError: data that cannot be read or used, or that leaks.
+    Raises ConfigError: data that cannot be read or used, or that leaks.
     """
     table, notes = index_labelled(
         flags.data,

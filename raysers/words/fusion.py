@@ -93,9 +93,7 @@ class FusionTask(ClipTask):
     def load(cls, sound: AnnotateTask, text_model: str, pooling: TextPooling) -> Self:
         """The task without a recogniser, its text encoder loaded and checked here.
 
-        Raises:
-            ConfigError: unknown name.
-            CheckpointError: a folder that cannot be trusted.
+        Raises ConfigError: unknown name. CheckpointError: a folder that cannot be trusted.
         """
         if is_place(text_model):
             text_model = storage.absolute(text_model)  # workers have working folders of their own
@@ -111,9 +109,8 @@ class FusionTask(ClipTask):
     def with_recogniser(self, asr: str, *, recognise_all: bool) -> Self:
         """The same with the recogniser `asr` (`manifest`: none), loaded and checked here.
 
-        Raises:
-            ConfigError: unknown name, or none to recognise all clips with.
-            CheckpointError: a folder whose texts cannot be trusted.
+        Raises ConfigError: unknown name, or none to recognise all clips with. CheckpointError: a
+        folder whose texts cannot be trusted.
         """
         if asr != MANIFEST:
             # moonshine has one precision, whatever the acoustic model computes in
@@ -260,8 +257,7 @@ def _rows(model: ClipModel, signals: Sequence[Signal]) -> list[Row | ClipError]:
 def prediction_task(flags: FusePredictFlags) -> FusionTask:
     """The models of a trained fusion, checked to be those it was trained with.
 
-    Raises:
-        ConfigError, CheckpointError: a model is not there, or has changed since.
+    Raises ConfigError, CheckpointError: a model is not there, or has changed since.
     """
     place = storage.absolute(flags.fusion)
     fusion = load_fusion(storage.fetch_folder(place, "--fusion"))
@@ -308,10 +304,7 @@ def joined_rows(
     """The rows of the features pass, from an output of `annotate` and one of `transcribe`.
 
     Transcripts of the clips come first. Clips that are not in the tables, failed there, or have no
-    text, have no row.
-
-    Raises:
-        ConfigError: no clip is in the annotation.
+    text, have no row. Raises ConfigError: no clip is in the annotation.
     """
     found = storage.list_parts(storage.join(annotation, "annotations"))
     tables = [parts.read_part(part.uri) for part in found]

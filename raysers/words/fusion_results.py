@@ -122,8 +122,7 @@ def nothing_to_learn(labels: Any, split: Sequence[str]) -> str:
 def features_of(clips: pa.Table, rows: pa.Table, place: str) -> Features:
     """The vectors of every clip that has them, in an order that survives moving the corpus.
 
-    Raises:
-        RaysersError: none has, or too few of the labelled ones.
+    Raises RaysersError: none has, or too few of the labelled ones.
     """
     rows = rows.filter(pc.equal(rows["status"], str(Status.OK)))
     if not len(rows):
@@ -161,8 +160,7 @@ def write(
 ) -> tuple[list[Row], dict[str, Any]]:
     """Write everything; returns rows of the metrics table, and the outcome with all notes.
 
-    Raises:
-        WriteError: the folder cannot be written.
+    Raises WriteError: the folder cannot be written.
     """
     with tempfile.TemporaryDirectory() as place:
         save_fusion(fusion, place)

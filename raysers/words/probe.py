@@ -195,10 +195,8 @@ def chosen_clips(
     """The clips of a labelled corpus to probe, and notes.
 
     Without `split` those are the test splits, or all clips where there is none; of them the first
-    `limit`, or all if that is 0.
-
-    Raises:
-        ConfigError: the corpus cannot be read, has no such split, or no transcripts.
+    `limit`, or all if that is 0. Raises ConfigError: the corpus cannot be read, has no such split,
+    or no transcripts.
     """
     clips, notes = index_labelled(data, flag="--data")
     for uri in data:

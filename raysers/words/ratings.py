@@ -116,12 +116,9 @@ def word_ratings(
     """Words with enough occurrences and their mean scores, by valence from low to high.
 
     `table` has clips with `clip_id`, `transcript`, `valence` and, where known, `arousal`,
-    `dominance` (0..1, labels or predictions), `speaker`, `status`. The `most` words at each end
-    get a `side` and a `rank`; no word is on both sides. Returns a table of `WORDS`, whatever the
-    order of the rows.
-
-    Raises:
-        ConfigError: no transcripts, or none in a clip with a valence.
+    `dominance` (0..1, labels or predictions), `speaker`, `status`. The `most` words at each end get
+    a `side` and a `rank`; no word is on both sides. Returns a table of `WORDS`, whatever the order
+    of the rows. Raises ConfigError: no transcripts, or none in a clip with a valence.
     """
     clips = _rated_clips(table)
     said = clips.explode("words")

@@ -75,12 +75,10 @@ def sentiment_rows(table: pa.Table, *, dataset: str, bootstrap: Bootstrap) -> li
 
     By `group` "sentiment": `sentiment_mean` of positive, neutral and negative; `mean_shift` of
     "positive - neutral", "negative - neutral", "positive - negative" and of each against all
-    sentences; `bin_proportion_shift_<bin>` of each against all (scores rounded to 2 decimals).
-    By "language", with two or more: `mean_shift` of "de, positive - all" and so on.
-    By "text": `sentence_score`, the mean over voices of the sentences the paper names.
-
-    Raises:
-        ConfigError: a sentiment is none of the three.
+    sentences; `bin_proportion_shift_<bin>` of each against all (scores rounded to 2 decimals). By
+    "language", with two or more: `mean_shift` of "de, positive - all" and so on. By "text":
+    `sentence_score`, the mean over voices of the sentences the paper names. Raises ConfigError: a
+    sentiment is none of the three.
     """
     rows: list[Row] = []
     for model, sentences in by_model(table):
@@ -266,10 +264,7 @@ def respoken_table(
     """Labels and the scores of both versions by model, a table of `RESPOKEN`.
 
     `link` leads from re-spoken clips to originals. Rows that have a `status` and are not ok do not
-    count.
-
-    Raises:
-        ConfigError: no model scored a clip in both versions.
+    count. Raises ConfigError: no model scored a clip in both versions.
     """
     known = _frame(labels)
     tables = []

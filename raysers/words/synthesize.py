@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import soundfile
 
 from raysers.cli import Output, Retry
+from raysers.data.manifest import plain_rows
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.shards import shard_name
 from raysers.engine import output as parts
@@ -173,9 +174,8 @@ class SynthesizeFlags:
 def check(flags: SynthesizeFlags, run: Run) -> tuple[pa.Table, list[str]]:
     """Read the texts, with notes, and check everything the command names; writes nothing.
 
-    Raises:
-        ConfigError: something the user must change.
-        RefusedError: the output of `run` holds speech of other settings.
+    Raises ConfigError: something the user must change. RefusedError: the output of `run` holds
+    speech of other settings.
     """
     flags.check()
     notes: list[str] = []
@@ -241,24 +241,19 @@ def shards_left(output: str, blocks: Sequence[pa.Table], redo: frozenset[str]) -
     return [blocks[i] for i in sorted(left)]
 
 
+@dataclass
 class ShardSpeaker:
     """A worker as Ray Data builds it: a shard's texts in, a row per status out.
 
     With `redo` rows of these statuses are made again; `resumed`: there may be sound files.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        output: str,
-        run_id: str,
-        *,
-        audio_format: str = "wav",
-        redo: frozenset[str] = frozenset(),
-        resumed: bool = False,
-    ) -> None:
-        self.engine, self.output, self.run_id = engine, output, run_id
-        self.audio_format, self.redo, self.resumed = audio_format, redo, resumed
+    engine: Engine
+    output: str
+    run_id: str
+    audio_format: str = "wav"
+    redo: frozenset[str] = frozenset()
+    resumed: bool = False
 
     @errors_as_rows
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -271,7 +266,7 @@ class ShardSpeaker:
         earlier = parts.read_part(uri)
         rows = {
             row["file"]: row
-            for row in ([] if earlier is None else _rows(earlier))
+            for row in ([] if earlier is None else plain_rows(earlier))
             if row["status"] not in self.redo or row["run_id"] == self.run_id
         }
         texts = block.to_pylist()
@@ -325,22 +320,13 @@ class ShardSpeaker:
         if not texts:
             return []
         listed = pa.table({"file": pa.array([text["file"] for text in texts], pa.string())})
-        probed = _rows(probe_batch(listed, Segmenting()))
+        probed = plain_rows(probe_batch(listed, Segmenting()))
         return [self._row(text) | row for text, row in zip(texts, probed, strict=True)]
 
     def _row(self, text: Row) -> Row:
         said = {name: text[name] for name in ("file", "text", "voice", "rate_wpm", "pitch")}
         made = {"tts": self.engine.name, "run_id": self.run_id, "created_at": datetime.now(UTC)}
         return said | made
-
-
-def _rows(table: pa.Table) -> list[Row]:
-    """Rows with their times as whole nanoseconds, for which Python's durations are too coarse."""
-    for name in ("start", "end"):
-        index = table.schema.get_field_index(name)
-        table = table.set_column(index, name, table[name].cast(pa.int64()))
-    rows: list[Row] = table.to_pylist()
-    return rows
 
 
 def worker_pool(workers: int | Literal["local"]) -> tuple[int, float] | None:

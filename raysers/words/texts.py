@@ -45,10 +45,8 @@ def template_names() -> list[str]:
 def template_texts(name: str) -> pa.Table:
     """The sentences of a built-in set.
 
-    Columns: `text`, `sentiment`, and where known `template`, `word`, `slot`, `language`.
-
-    Raises:
-        ConfigError: unknown name.
+    Columns: `text`, `sentiment`, and where known `template`, `word`, `slot`, `language`. Raises
+    ConfigError: unknown name.
     """
     if name not in template_names():
         raise ConfigError(
@@ -66,11 +64,9 @@ def read_texts(uri: str) -> tuple[pa.Table, list[str]]:
     """The texts of a file, table, manifest or output folder (column `text` and others), and notes.
 
     Blank lines and rows without a text are left out, and so are rows that repeat another one in
-    every column. Of an output of `transcribe` the recognised texts are read.
-
-    Raises:
-        ConfigError: nothing there, no column with texts, text that is not UTF-8, bad labels.
-        CredentialsError, TransientStorageError: the store does not answer as it should.
+    every column. Of an output of `transcribe` the recognised texts are read. Raises ConfigError:
+    nothing there, no column with texts, text that is not UTF-8, bad labels. CredentialsError,
+    TransientStorageError: the store does not answer as it should.
     """
     uri = storage.absolute(uri)
     try:

@@ -73,9 +73,8 @@ class TranscribeTask(ClipTask):
     def load(cls, asr: str, *, dtype: str, max_padded_s: float, **how: Any) -> TranscribeTask:
         """Load and check the recogniser here, before anything is written; `how`: other fields.
 
-        Raises:
-            ConfigError: unknown name, or a precision, language or times it does not have.
-            CheckpointError: a folder whose transcripts cannot be trusted.
+        Raises ConfigError: unknown name, or a precision, language or times it does not have.
+        CheckpointError: a folder whose transcripts cannot be trusted.
         """
         pinned = not is_moonshine(asr) and parse_asr_name(asr).hub_id is not None
         if not pinned and not is_moonshine(asr):
@@ -153,11 +152,8 @@ class Transcriber:
 def score_words(job: ClipJob, bootstrap: Bootstrap) -> tuple[list[Row], list[str]] | None:
     """Rows of word errors of a finished run, and notes; None without transcripts in its manifest.
 
-    The metrics table is written and the rates are added to `run.json`.
-
-    Raises:
-        RaysersError: rows or record are gone.
-        WriteError: the table cannot be written.
+    The metrics table is written and the rates are added to `run.json`. Raises RaysersError: rows or
+    record are gone. WriteError: the table cannot be written.
     """
     manifest = job.plan.manifest
     if "transcript" not in manifest.column_names:

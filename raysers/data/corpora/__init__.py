@@ -103,8 +103,7 @@ def category_of(word: str | None) -> str | None:
 def load_emotion_map(name_or_uri: str) -> EmotionMap:
     """A map of `EMOTION_MAPS` by name, or a YAML file of `category: [arousal, dominance, valence]`.
 
-    Raises:
-        ConfigError: neither, or a line of the file that is not three numbers from 0 to 1.
+    Raises ConfigError: neither, or a line of the file that is not three numbers from 0 to 1.
     """
     if name_or_uri in EMOTION_MAPS:
         return EMOTION_MAPS[name_or_uri]

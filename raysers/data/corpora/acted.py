@@ -75,8 +75,7 @@ def recognise_emodb(root: str) -> bool:
 def read_emodb(root: str) -> tuple[list[files.Row], list[str]]:
     """The clips below `root`, which is the unpacked archive or its `wav` folder.
 
-    Raises:
-        ConfigError: no file is named as EmoDB's are.
+    Raises ConfigError: no file is named as EmoDB's are.
     """
     rows: dict[str, files.Row] = {}
     others: list[str] = []
@@ -148,9 +147,8 @@ def recognise_iemocap(root: str) -> bool:
 def read_iemocap(root: str) -> tuple[list[files.Row], list[str]]:
     """The turns of every session there is; labels are (y - 1) / 4.
 
-    Raises:
-        ConfigError: no session, a summary line that cannot be read, a rating far off the scale, or
-            no audio.
+    Raises ConfigError: no session, a summary line that cannot be read, a rating far off the scale,
+    or no audio.
     """
     release = _release(root)
     if release is None:

@@ -108,14 +108,11 @@ def database_of(uri: str) -> tuple[str, str] | None:
 def read(root: str, only: str = "", *, labelled: bool = True) -> tuple[list[files.Row], list[str]]:
     """The clips of the database in `root`, its tables merged by file, start and end.
 
-    Labels are rescaled by their scheme's minimum and maximum to 0..1. The clips are the rows of
-    the table `only`, else of all tables with labels, else (if labels are not needed) of the
-    segmented tables, or of all where there are none.
-
-    Raises:
-        ConfigError: no such table, a table that is missing or in pickle, a column that is missing
-            or out of place, a value its scheme does not allow, a clip in two splits, labels off
-            0..1 without a scheme that says how to rescale them.
+    Labels are rescaled by their scheme's minimum and maximum to 0..1. The clips are the rows of the
+    table `only`, else of all tables with labels, else (if labels are not needed) of the segmented
+    tables, or of all where there are none. Raises ConfigError: no such table, a table that is
+    missing or in pickle, a column that is missing or out of place, a value its scheme does not
+    allow, a clip in two splits, labels off 0..1 without a scheme that says how to rescale them.
     """
     header = _header(root)
     tables = [table for table in header.tables if not table.name.startswith(_NOT_SPEECH)]

@@ -54,8 +54,7 @@ def recognise_podcast(root: str) -> bool:
 def read_podcast(root: str) -> tuple[list[files.Row], list[str]]:
     """Every wav of a release, with its labels where the consensus file has some; (y - 1) / 6.
 
-    Raises:
-        ConfigError: no label folder, consensus file or audio, a missing column, a bad value.
+    Raises ConfigError: no label folder, consensus file or audio, a missing column, a bad value.
     """
     uri = _labels(root)
     if uri is None:
@@ -252,8 +251,7 @@ def recognise_mosi(root: str) -> bool:
 def read_mosi(root: str) -> tuple[list[files.Row], list[str]]:
     """The labelled segments below `root` that have audio.
 
-    Raises:
-        ConfigError: no label table, a bad value or numbering, or no audio that can be decoded.
+    Raises ConfigError: no label table, a bad value or numbering, or no audio that can be decoded.
     """
     table = storage.join(root, _LABEL_CSV)
     opinions = files.first_of(root, _OPINIONS, files.is_file)
