@@ -289,6 +289,13 @@ def _flag_lines(flag: Flag, *, short: bool) -> list[str]:
     return [head, *(" " * _INDENT + line for line in lines)]
 
 
+def check_flags(*rules: tuple[bool, str, object, str]) -> None:
+    """Raises ConfigError for the first rule that does not hold: (holds, flag, value, what fits)."""
+    for holds, flag, value, wanted in rules:
+        if not holds:
+            raise ConfigError(f"{flag} is {value}: give {wanted}")
+
+
 def parse(
     config_class: type[T],
     argv: Sequence[str] | None,

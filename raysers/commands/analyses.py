@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import Output, Uris, as_plain
+from raysers.cli import Output, Uris, as_plain, check_flags
 from raysers.commands import command
 from raysers.commands.archive import AnnotateFlags, annotate
 from raysers.commands.speech import synthesize
@@ -258,10 +258,10 @@ class ReportFlags:
 
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
-        if not self.runs:
-            raise ConfigError("--runs is empty: give the output folders of other jobs")
-        if not self.output:
-            raise ConfigError("--output is empty: give a folder or an s3:// prefix")
+        check_flags(
+            (bool(self.runs), "--runs", "empty", "the output folders of other jobs"),
+            (bool(self.output), "--output", "empty", "a folder or an s3:// prefix"),
+        )
 
 
 @command("runs")

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.cli import DEFAULT_MODEL, Output, Retry, Uris
+from raysers.cli import DEFAULT_MODEL, Output, Retry, Uris, check_flags
 from raysers.data.manifest import Manifest, collect, is_manifest, read_part, whole_parts
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.sorting import in_parts
@@ -74,7 +74,7 @@ class ListingFlags:
         cut, kind = self.segment != "whole", ListingFlags
         channel = not isinstance(self.channel, int) or self.channel >= 1
         hop = 0 < self.hop_s <= self.window_s or self.segment != "window"
-        _check(
+        check_flags(
             (bool(self.input), "--input", "nothing", "at least one folder, prefix or manifest"),
             (bool(self.output), "--output", "nothing", "a folder or an s3:// prefix"),
             (self.window_s > 0, "--window-s", self.window_s, "a length above 0 seconds"),
@@ -128,7 +128,7 @@ class ClipJobFlags(ListingFlags):
         workers = self.workers == "local" or self.workers >= 0
         beside = self.decode_processes
         length = "a length above 0 seconds"
-        _check(
+        check_flags(
             (workers, "--workers", self.workers, "0 (automatic), a number, or local"),
             (beside == "auto" or beside >= 0, "--decode-processes", beside, "auto, or 0 or more"),
             (self.max_padded_s >= 0, "--max-padded-s", self.max_padded_s, "0 or more seconds"),
@@ -139,13 +139,6 @@ class ClipJobFlags(ListingFlags):
             (not (self.extend and self.limit), "--limit", self.limit, "0 with --extend"),
             (Status.OK not in self.retry, "--retry", "ok", "statuses of failed clips"),
         )
-
-
-def _check(*rules: tuple[bool, str, object, str]) -> None:
-    """Raises ConfigError for the first rule that does not hold: (holds, flag, value, what fits)."""
-    for holds, flag, value, wanted in rules:
-        if not holds:
-            raise ConfigError(f"{flag} is {value}: give {wanted}")
 
 
 FlagsT = TypeVar("FlagsT", bound=ListingFlags)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import Models, Output, Uris, as_plain
+from raysers.cli import Models, Output, Uris, as_plain, check_flags
 from raysers.data.manifest import is_whole, manifest_parts, read_manifest
 from raysers.display import Picture
 from raysers.engine import output as parts
@@ -97,22 +97,16 @@ class ProbeFlags:
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
         own_texts = self.texts and self.templates != ProbeFlags.templates
-        for bad, message in (
-            (not self.model, "--model is empty: give at least one model"),
-            (not self.output, "--output is empty: give a folder or an s3:// prefix"),
-            (own_texts, "give either --texts or --templates"),
-            (
-                self.split and not self.data,
-                f"--split {' '.join(self.split)}: it chooses clips of --data, which is missing",
-            ),
-            (self.bootstrap < 0, f"--bootstrap is {self.bootstrap}: give 0 (none) or more draws"),
-            (
-                self.least_occurrences < 1,
-                f"--least-occurrences is {self.least_occurrences}: give 1 or more",
-            ),
-        ):
-            if bad:
-                raise ConfigError(message)
+        of_data = "also --data: it chooses clips of --data"
+        least = self.least_occurrences
+        check_flags(
+            (bool(self.model), "--model", "empty", "at least one model"),
+            (bool(self.output), "--output", "empty", "a folder or an s3:// prefix"),
+            (not own_texts, "--texts", self.texts, "either this or --templates"),
+            (not self.split or bool(self.data), "--split", " ".join(self.split), of_data),
+            (self.bootstrap >= 0, "--bootstrap", self.bootstrap, "0 (none) or more draws"),
+            (least >= 1, "--least-occurrences", least, "1 or more"),
+        )
         self.speech(sentences=True).check()  # limit, workers and voices
 
     def speech(self, *, sentences: bool) -> SynthesizeFlags:

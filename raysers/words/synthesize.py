@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile
 
-from raysers.cli import Output, Retry
+from raysers.cli import Output, Retry, check_flags
 from raysers.data.manifest import plain_rows
 from raysers.data.segments import Segmenting, probe_batch
 from raysers.data.shards import shard_name
@@ -120,27 +120,26 @@ class SynthesizeFlags:
         program = bool(self.tts_command.strip())
         manner = {name: getattr(self, name) for name in ("voice", "rate", "pitch")}
         twice = [name for name, values in manner.items() if len(set(values)) < len(values)]
-        for bad, message in (
-            (not self.output, "--output is empty: give a folder or an s3:// prefix"),
+        if twice:
+            raise ConfigError(f"--{twice[0]} has the same value twice")
+        either = "either --texts FILE or --templates NAME, such as --templates this-is"
+        check_flags(
+            (bool(self.output), "--output", "empty", "a folder or an s3:// prefix"),
+            (bool(self.texts) != bool(self.templates), "--texts", self.texts or "empty", either),
             (
-                bool(self.texts) == bool(self.templates),
-                "give either --texts FILE or --templates NAME, such as --templates this-is",
+                self.tts != "command" or program,
+                "--tts",
+                "command",
+                "the program with --tts-command",
             ),
-            (
-                self.tts == "command" and not program,
-                "--tts command: give the program with --tts-command",
-            ),
-            (self.tts == "gtts" and program, "give either --tts gtts or --tts-command"),
-            (not self.voice, "--voice is empty: give neutral, or a name"),
-            (self.tts_timeout_s <= 0, "--tts-timeout-s: give a time above 0 seconds"),
-            (self.limit < 0, f"--limit is {self.limit}: give 0 (all) or more"),
-            ("-" in str(self.workers), f"--workers is {self.workers}: give 0 (automatic) or more"),
-            (not 0 <= self.max_failed <= 1, f"--max-failed is {self.max_failed}: give 0 to 1"),
-            (Status.OK in self.retry, "--retry ok: give statuses of failed texts"),
-            (bool(twice), f"--{''.join(twice[:1])} has the same value twice"),
-        ):
-            if bad:
-                raise ConfigError(message)
+            (self.tts != "gtts" or not program, "--tts", "gtts", "either this or --tts-command"),
+            (bool(self.voice), "--voice", "empty", "neutral, or a name"),
+            (self.tts_timeout_s > 0, "--tts-timeout-s", self.tts_timeout_s, "a time above 0 s"),
+            (self.limit >= 0, "--limit", self.limit, "0 (all) or more"),
+            ("-" not in str(self.workers), "--workers", self.workers, "0 (automatic) or more"),
+            (0 <= self.max_failed <= 1, "--max-failed", self.max_failed, "0 to 1"),
+            (Status.OK not in self.retry, "--retry", "ok", "statuses of failed texts"),
+        )
 
     @property
     def engine(self) -> Engine:

@@ -49,8 +49,8 @@ _FILE_NAME = re.compile(
     rf"(?P<speaker>{'|'.join(_SEX_OF)})(?P<text>[ab]\d\d)(?P<emotion>[{''.join(_EMOTION_OF)}])"
     r"[a-z]?\.wav"
 )
-#: Clips in the released part of the corpus, which at least this share of listeners recognised.
-_CLIPS, _RECOGNISED_PERCENT = 535, 80.0
+#: Clips in the released part of the corpus.
+_CLIPS = 535
 
 
 def recognise_emodb(root: str) -> bool:
@@ -98,25 +98,7 @@ def read_emodb(root: str) -> tuple[list[files.Row], list[str]]:
         notes.append(f"{root}: not named as EmoDB's files are, left out: {some(others)}")
     if len(rows) != _CLIPS:
         notes.append(f"{root}: {len(rows)} clips of EmoDB, where the released corpus has {_CLIPS}")
-    if doubtful := _doubtful(storage.join(root, "erkennung.txt"), rows):
-        share = f"{_RECOGNISED_PERCENT:g} %"
-        notes.append(f"{root}: recognised by less than {share}: {some(doubtful)} clips")
     return list(rows.values()), notes
-
-
-def _doubtful(uri: str, rows: dict[str, files.Row]) -> list[str]:
-    """Clips that listeners often took for another emotion; the released part has none."""
-    doubtful = []
-    for line_number, line in files.lines_of(uri) if files.is_file(uri) else ():
-        cells = line.split()
-        if (name := next((cell for cell in cells if cell in rows), None)) is None:
-            continue
-        try:
-            percent = float(cells[cells.index(name) + 1].replace(",", "."))
-        except (IndexError, ValueError):
-            raise ConfigError(f"{uri}, line {line_number}: no share of listeners") from None
-        doubtful += [name] if percent < _RECOGNISED_PERCENT else []
-    return doubtful
 
 
 # IEMOCAP
