@@ -29,8 +29,8 @@ import pandas as pd
 import pyarrow as pa
 
 from raysers.annotation import AnnotateTask
-from raysers.audio import sound
 from raysers.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, AudioReader
+from raysers.audio.samples import converted, converted_length, mono, usable
 from raysers.cli import DEFAULT_MODEL
 from raysers.commands.archive import read_rows
 from raysers.engine.placement import here
@@ -264,6 +264,6 @@ def _mono_16k(signal: npt.NDArray[Any], rate_hz: int) -> npt.NDArray[np.float32]
     if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
         raise ClipError(Status.UNSUPPORTED, f"{rate_hz} Hz: give at least {LOWEST_RATE_HZ} Hz")
     samples = np.array(signal, np.float32).reshape(len(signal), -1)
-    samples = sound.usable(samples, 0, (0, len(samples)), rate_hz)
-    pieces = sound.converted([sound.mono(samples)], rate_hz, len(samples))
-    return np.concatenate([*pieces])[: sound.converted_length(len(samples), rate_hz)]
+    samples = usable(samples, 0, (0, len(samples)), rate_hz)
+    pieces = converted([mono(samples)], rate_hz, len(samples))
+    return np.concatenate([*pieces])[: converted_length(len(samples), rate_hz)]

@@ -1,23 +1,5 @@
 """Every error the project raises on purpose.
 
-    RaysersError
-    ├── ConfigError            a flag, file or input the user must change: exit 2, nothing written
-    │   ├── CheckpointError    a model that cannot be trusted to score
-    │   └── RefusedError       the output folder belongs to another run
-    ├── ClipError              why one clip has no scores: a row with its status, never stops a job
-    ├── StorageError           an object store operation failed
-    │   ├── ObjectMissing      not there (404)
-    │   │   └── ObjectUnreadable   there, but no file: a folder, pipe, device, range beyond the end
-    │   ├── ObjectForbidden    access denied (403)
-    │   ├── ObjectChanged      another version than the one that was listed
-    │   ├── CredentialsError   the credentials themselves are bad: stops the job at once
-    │   ├── ConditionsUnsupported  the store has no conditional writes
-    │   └── TransientStorageError  still failing after every retry
-    ├── DeviceLost             the accelerator failed this process, which has to end
-    ├── DecoderDied            a decoding process died, perhaps on a hostile file
-    ├── TrainingDiverged       loss or gradients are not finite: the parameters stay as they were
-    └── WriteError             output cannot be written (disk full, no permission): stops it too
-
 `status_of` maps errors of reading a clip to its row. The lasting failure of one object is a row
 too; `storage.Breaker` stops the job when many objects fail. Storage errors of something that the
 user named on the command line are configuration errors.
@@ -40,11 +22,11 @@ class RaysersError(Exception):
 
 
 class ConfigError(RaysersError):
-    """The user must change something; the message is one line that names it and the fix."""
+    """A flag, file or input must be changed: exit 2, nothing written; one line names the fix."""
 
 
 class CheckpointError(ConfigError):
-    """A model folder that is missing, incomplete or of another layout."""
+    """A model that cannot be trusted: missing, incomplete or of another layout."""
 
 
 class RefusedError(ConfigError):
@@ -52,7 +34,7 @@ class RefusedError(ConfigError):
 
 
 class ClipError(RaysersError):
-    """Why one clip has no scores. Picklable: (status, message)."""
+    """Why one clip has no scores: a row, never the end of a job. Picklable: (status, message)."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(status, message)
@@ -84,7 +66,7 @@ class ObjectChanged(StorageError):
 
 
 class CredentialsError(StorageError):
-    """Credentials are missing, wrong or expired."""
+    """Credentials are missing, wrong or expired: stops the job at once."""
 
 
 class ConditionsUnsupported(StorageError):
@@ -96,7 +78,7 @@ class TransientStorageError(StorageError):
 
 
 class WriteError(RaysersError):
-    """Output could not be written: full disk, read-only folder."""
+    """Output could not be written (full disk, read-only folder): stops the job."""
 
 
 class DeviceLost(RaysersError):

@@ -39,11 +39,10 @@ _CLIP_STREAM = 0xA06
 class Augmentation:
     """What may happen to a clip; the defaults leave it as it is.
 
-    `crop_s`: shortest and longest part to keep, drawn evenly; shorter clips stay whole;
-    `equaliser_db`: largest gain or loss in any of eight mel-spaced bands; `noise_db`: lowest and
-    highest signal-to-noise ratio of added noise, drawn evenly; `noise_share`: share of the clips
-    that get noise, half of them white, half pink; `speed`: factors one of which the clip is played
-    at (1.1: shorter and higher).
+    `crop_s` are the shortest and the longest part to keep, drawn evenly (shorter clips stay whole),
+    `equaliser_db` is the largest gain or loss in any of eight mel-spaced bands. Noise is added to
+    `noise_share` of the clips, half of it white, half pink, at a signal-to-noise ratio within
+    `noise_db`. `speed` are factors of which one is drawn (1.1: shorter and higher).
     """
 
     crop_s: tuple[float, float] | None = None
@@ -78,11 +77,9 @@ def augment(
     min_samples: int = 1,
     max_samples: int | None = None,
 ) -> Floats:
-    """A changed copy of a clip.
+    """A changed copy of a 16 kHz signal, float32 [samples], with random numbers of `clip_rng`.
 
-    `signal`: float32 [samples], 16 kHz, at least one sample, finite; `settings`: what may happen;
-    `rng`: of `clip_rng`; `min_samples`: neither crop nor speed makes a clip shorter than that;
-    `max_samples`: speed makes no clip longer than that. Returns float32 [samples'], a new array.
+    Neither crop nor speed makes it shorter than `min_samples`; speed not longer than `max_samples`.
     """
     changed = _cut_and_play(signal, settings, rng, min_samples, max_samples or sys.maxsize)
     if settings.equaliser_db:
@@ -111,11 +108,7 @@ def equalise(signal: Floats, gains_db: npt.NDArray[np.float64]) -> Floats:
 
 
 def add_noise(signal: Floats, snr_db: float, rng: np.random.Generator, *, pink: bool) -> Floats:
-    """Add stationary noise at exactly `snr_db` below the clip's mean power; silence stays silent.
-
-    `signal`: float32 [samples]; `snr_db`: signal-to-noise ratio; `rng`: of the noise; `pink`: power
-    falls with 1/f; else white.
-    """
+    """Add white or `pink` (1/f) noise `snr_db` below the mean power; silence stays silent."""
     power = _mean_square(signal)
     noise = rng.standard_normal(len(signal), np.float32)
     if pink:

@@ -128,17 +128,15 @@ def untagged(source: Bytes) -> Bytes:
     """
     start = id3_bytes(source)
     if start and source.at(start, 4) in (*_LAYOUTS, b"fLaC", b"OggS", b".snd"):
-        return SplicedBytes(b"", source, start)
+        return SplicedBytes(source, b"", start)
     return source
 
 
 def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
-    """Frames that the header promises, where libsndfile finds `frames`.
+    """Frames that the header of a file without tags promises, where libsndfile finds `frames`.
 
-    Covers WAV (RIFF, RIFX, RF64), Wave64, AIFF, CAF, AU and Ogg. FLAC needs nothing: libsndfile
-    reports its header's count. For MP3 see `streams`. `source`: the file without tags in front;
-    `frames`: what libsndfile believes; `rate_hz`: sample rate, which the positions in Ogg Opus are
-    converted to.
+    Covers WAV (RIFF, RIFX, RF64), Wave64, AIFF, CAF, AU and Ogg, of which Opus counts at 48 kHz and
+    not at `rate_hz`. libsndfile reports the count of a FLAC header. For MP3 see `streams`.
     """
     head = source.at(0, 44)
     size_bytes = int.from_bytes(head[40:44], "little")
@@ -152,7 +150,7 @@ def lengths(source: Bytes, frames: int, rate_hz: int = 0) -> Lengths:
         offset, size = _number(order, head[4:8]), _number(order, head[8:12])
         held = source.size - offset
         if size < held and size and _is_audio(source, offset + size):
-            source = SplicedBytes(head[:8] + b"\xff\xff\xff\xff", source, 12)
+            source = SplicedBytes(source, head[:8] + b"\xff\xff\xff\xff", 12)
         if size in (0, 0xFFFF_FFFF) or size - held <= _SLACK_BYTES:
             return Lengths(frames, frames, source)
         return Lengths(frames, max(frames * size // max(held, 1), frames + 1), source)
@@ -247,7 +245,7 @@ def _resized(
         long = struct.pack("<4sIQQQI", b"ds64", 28, len(about) + 44 + held, held, 0, 0)
         head = b"RF64\xff\xff\xff\xffWAVE" + long + about[4:] + b"data\xff\xff\xff\xff"
     promised = held // frame_bytes if frame_bytes else frames
-    return Lengths(promised, promised, SplicedBytes(head, source, offset))
+    return Lengths(promised, promised, SplicedBytes(source, head, offset))
 
 
 #: `header_fault` of containers that have no chunks to look for.
@@ -310,11 +308,9 @@ def _plain_frame_bytes(fmt: bytes, order: str) -> int:
 
 
 def refusal(source: Bytes, name: str) -> ClipError:
-    """The error for a file that libsndfile would not open.
+    """The error for a file that libsndfile would not open; the name's extension may tell why.
 
-    libsndfile's own reason is not used: it is kept in a variable all threads share. `source`: the
-    bytes of the file; `name`: its name, for headerless audio. Returns `empty`, `unsupported`,
-    `truncated` or `unreadable`.
+    libsndfile's own reason is not used: it is kept in a variable that all threads share.
     """
     if source.size == 0:
         return ClipError(Status.EMPTY, "the file has 0 bytes")

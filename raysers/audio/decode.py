@@ -14,9 +14,19 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from raysers.audio import containers, sound, streams
-from raysers.audio.level import channel_fault
+from raysers.audio import containers, streams
 from raysers.audio.libav import DEMUXERS
+from raysers.audio.samples import (
+    channel_fault,
+    context,
+    converted,
+    converted_length,
+    frames_for,
+    mono,
+    regrouped,
+    to_sample,
+    usable,
+)
 from raysers.audio.sound import AudioInfo, Sound, cut_message, open_sound
 from raysers.audio.source import AudioSource, Bytes, open_bytes
 from raysers.errors import ClipError
@@ -44,8 +54,7 @@ _LONGEST_S = 1_000_000_000
 def probe(source: AudioSource, *, name: str, stream: str | int = 0) -> AudioInfo:
     """What a file holds by its header, also where it is cut; see `AudioReader`.
 
-    Raises ClipError: the file cannot be opened, is empty, or nothing is left of its audio;
-    StorageError: the storage failed otherwise.
+    Raises ClipError where it cannot be opened, is empty, or nothing is left of its audio.
     """
     with AudioReader(source, name=name, stream=stream) as reader:
         info = reader.info
@@ -71,10 +80,9 @@ class AudioReader:
     """An open audio file from which spans are read; not to be shared by threads.
 
     Reads go block by block with their counts checked: where a header promises too much, libsndfile
-    gives short or stale data. `source`: local path or seekable binary file object, which stays
-    open; `name`: file name for messages; its extension only identifies headerless audio; `stream`:
-    the audio stream of a container, by its number from 0, language or title. Raises ClipError: the
-    file cannot be opened (see `probe`), or has no such stream (`unsupported`).
+    gives short or stale data. A file object given as `source` stays open. `name` is for messages
+    and identifies headerless audio; `stream` is the number from 0, language or title of a stream.
+    Raises ClipError: the file cannot be opened, or has no such stream (`unsupported`).
     """
 
     def __init__(self, source: AudioSource, *, name: str, stream: str | int = 0) -> None:
@@ -118,18 +126,17 @@ class AudioReader:
     ) -> Floats:
         """Decode `[start_ns, end_ns)`: that slice of the whole at 16 kHz, in any order of spans.
 
-        `start_ns`: start of the span; `end_ns`: end of the span; None or beyond the file's end: the
-        end of the file; `max_s`: longest span accepted, seconds at 16 kHz; `channel`: from 1; None:
-        the mean of all. Returns float32 samples, shape (n,), n >= 1. Raises ClipError: `empty` (no
-        samples in the span), `too_long`, `truncated` (the header promises audio of the span that
-        the file does not hold), `not_finite`, `unreadable` (the decoder gave up), `unsupported` (no
-        such channel), `out_of_memory`.
+        An end that is None or too late is that of the file. `channel` counts from 1; None is the
+        mean of all. Returns float32 [samples], at least one. Raises ClipError: `empty` (no samples
+        in the span), `too_long` (over `max_s`), `truncated` (the header promises audio of the span
+        that the file does not hold), `not_finite`, `unreadable` (the decoder gave up),
+        `unsupported` (no such channel), `out_of_memory`.
         """
         self._choose(channel)
         info, slack = self.info, self.info.slack_frames
-        total = sound.converted_length(info.promised_frames, info.sample_rate_hz)
-        first = sound.to_sample(start_ns)
-        last = total if end_ns is None else min(sound.to_sample(end_ns), total)
+        total = converted_length(info.promised_frames, info.sample_rate_hz)
+        first = to_sample(start_ns)
+        last = total if end_ns is None else min(to_sample(end_ns), total)
         if end_ns is not None and end_ns > start_ns:
             # shorter than half a sample at 16 kHz is still a sample of audio, not none
             last = min(max(last, first + 1), total)
@@ -144,7 +151,7 @@ class AudioReader:
             raise ClipError(Status.TOO_LONG, message)
         needed = info.promised_frames
         if last < total:
-            needed = min(sound.frames_for(last, info.sample_rate_hz), needed)
+            needed = min(frames_for(last, info.sample_rate_hz), needed)
         if needed > info.frames + slack:
             raise _cut(info)
         try:
@@ -159,12 +166,10 @@ class AudioReader:
     def blocks(
         self, block_s: float = 30.0, *, zero_nonfinite: bool = False, channel: int | None = None
     ) -> Iterator[Floats]:
-        """The whole file as consecutive pieces of one continuous 16 kHz signal.
+        """The whole file at 16 kHz in blocks of `block_s` and a last, shorter one, float32 [samples].
 
-        `block_s`: length of every block but the last, seconds; `zero_nonfinite`: NaN and infinity
-        become zeros in place of an error; `channel`: as of `read`. Yields float32 samples, shape
-        (n,), n >= 1. Raises ClipError: as `read` does, after the part that is there (of FLAC up to
-        a block of the codec less).
+        With `zero_nonfinite`, NaN and infinity become zeros. Raises ClipError as `read` does, after
+        the part that is there (of FLAC up to a block of the codec less).
         """
         self._choose(channel)
         info, size = self.info, max(1, round(block_s * SAMPLE_RATE_HZ))
@@ -182,16 +187,14 @@ class AudioReader:
             except ClipError as error:
                 failure = error  # what came before it is still on its way
 
-        yield from sound.regrouped(
-            sound.converted(native(), info.sample_rate_hz, info.frames), size
-        )
+        yield from regrouped(converted(native(), info.sample_rate_hz, info.frames), size)
         if failure is not None:
             raise failure
         self._end = held
         self._check_decoded(info.promised_frames)
 
     def channel_fault(self) -> str:
-        """What is wrong between the channels of the last span, see `level.channel_fault`."""
+        """What is wrong between the channels of the last span, see `samples.channel_fault`."""
         frames = max(1, self._end - self._start)
         return channel_fault((self._energies / frames).tolist(), self._mix_energy / frames)
 
@@ -207,11 +210,11 @@ class AudioReader:
         rate_hz = info.sample_rate_hz
         if rate_hz == SAMPLE_RATE_HZ and info.channels == 1:
             return self._usable(signal[: self._fill(signal, first)], first, (first, last))
-        start, end, at = sound.context(first, last, rate_hz)
-        span = first * rate_hz // SAMPLE_RATE_HZ, sound.frames_for(last, rate_hz)
+        start, end, at = context(first, last, rate_hz)
+        span = first * rate_hz // SAMPLE_RATE_HZ, frames_for(last, rate_hz)
         blocks = self._native(start, min(end, info.frames), span)
         skip = first - at
-        for piece in sound.converted(blocks, rate_hz, info.frames):
+        for piece in converted(blocks, rate_hz, info.frames):
             kept = piece[skip : skip + signal.size - filled]
             signal[filled : filled + kept.size] = kept
             filled += kept.size
@@ -232,7 +235,7 @@ class AudioReader:
             got = self._fill(block, start)
             if got:
                 block = self._usable(block[:got], start, span)
-                mix = sound.mono(block, self._channel)
+                mix = mono(block, self._channel)
                 if channels > 1 and self._channel is None:
                     self._energies += np.einsum("fc,fc->c", block, block)
                     self._mix_energy += float(np.einsum("f,f->", mix, mix))
@@ -307,7 +310,7 @@ class AudioReader:
     def _usable(self, block: Floats, start: int, span: tuple[int, int]) -> Floats:
         if not self._may_be_unusable:
             return block
-        return sound.usable(block, start, span, self.info.sample_rate_hz)
+        return usable(block, start, span, self.info.sample_rate_hz)
 
     def _fill(self, block: Floats, start: int) -> int:
         """Read frames from `start` on into `block`; returns how many there were."""

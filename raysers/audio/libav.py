@@ -72,11 +72,7 @@ class AvSound:
     """
 
     def __init__(self, av: ModuleType, source: Bytes, label: str, stream: str | int = 0) -> None:
-        """Opens the container and decodes the first packet of a stream; see `AudioReader`.
-
-        Raises ClipError: `truncated`, `unreadable`, `empty` (no audio), `unsupported` (the codec,
-        no such stream).
-        """
+        """Opens the container and decodes the first packet of a stream; errors as `AudioReader`."""
         self._av, self._source, self._demuxer = av, source, DEMUXERS[label]
         self._failure = ""
         self._is_cut = is_cut(source, self._demuxer)

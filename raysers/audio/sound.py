@@ -1,16 +1,12 @@
-"""Reading with libsndfile, mixing, and conversion to 16 kHz with soxr.
-
-Spans of one recording share one grid: whatever is converted begins exactly on a 16 kHz sample.
-"""
+"""Reading with libsndfile, and what the header of a file says."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,22 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
-import soxr
 
 from raysers.audio import containers, libav, streams
 from raysers.audio.containers import KNOWN, named, refusal
 from raysers.audio.libav import AvSound
 from raysers.audio.source import Bytes, Lengths, SplicedBytes
 from raysers.errors import ClipError
-from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
+from raysers.types import Status
 
 Floats = npt.NDArray[np.float32]
-
-#: Context on each side of a span, samples of the lower rate; soxr's HQ filter is shorter.
-_CONTEXT = 512
-
-#: Largest sample accepted, 1 being full scale: beyond, integers were stored as floating point.
-_LARGEST = 8.0
 
 #: Frames decoded and dropped before a span, which depends on them. Vorbis is decoded from the
 #: start: after about one seek in a hundred libsndfile is off by a block.
@@ -60,11 +49,9 @@ class Sound:
     """A file that libsndfile reads in order; frames come back even where a read fails.
 
     `soundfile.SoundFile` seeks around every read: it loses the frames before damage, and takes a
-    fifth more time for a clip of 3 s. `sample_rate_hz`, `channels`, `frames`: by the header;
-    `kind`: container and encoding as libsndfile names them; `preroll`: frames to decode and drop
-    before a span; `restart_frames`: decoding starts anew at multiples of it; 0: never;
-    `slack_frames`: frames a healthy file of this codec may be short of its promise; `stream`:
-    number of the audio stream.
+    fifth more time for a clip of 3 s. `kind` is container and encoding as libsndfile names them.
+    Before a span `preroll` frames are decoded and dropped; decoding starts anew at multiples of
+    `restart_frames` (0: never). `slack_frames` is what a healthy file of the codec may lack.
     """
 
     stream = 0
@@ -146,8 +133,8 @@ class Sound:
 def open_sound(source: Bytes, name: str, stream: str | int = 0) -> tuple[Sound | AvSound, Bytes]:
     """Open `source` at its start, or at the first frame of an MP3 behind something else.
 
-    What libsndfile cannot read is opened with PyAV where that is installed. Returns the open file,
-    and the bytes it reads. Raises ClipError: why it cannot be opened.
+    What libsndfile cannot read is opened with PyAV where that is installed. Also returns the bytes
+    that the sound reads. Raises ClipError: why it cannot be opened.
     """
     head, encoding = source.at(0, 4), source.at(20, 2)
     try:
@@ -161,7 +148,7 @@ def open_sound(source: Bytes, name: str, stream: str | int = 0) -> tuple[Sound |
         start = 0 if is_other else streams.audio_start(source)
         if not start:
             raise refusal(source, name) from error
-        return open_sound(SplicedBytes(b"", source, start), name, stream)
+        return open_sound(SplicedBytes(source, b"", start), name, stream)
     if str(stream) != "0":
         opened.close()
         raise ClipError(Status.UNSUPPORTED, f"no audio stream {str(stream)!r}: the file has 0")
@@ -210,12 +197,10 @@ def _c_streams() -> tuple[Any, int]:
 class AudioInfo:
     """What a file's header says.
 
-    `sample_rate_hz`: frames a second; `channels`: samples a frame; `codec`: container/encoding as
-    libsndfile names them, such as `WAV/PCM_16`; `frames`: frames the file holds (for FLAC: claims
-    to hold, which only decoding can prove); `promised_frames`: frames the header promises; more
-    than `frames` when the file is cut; `duration_s`: length of `frames`, seconds; `slack_frames`:
-    frames a healthy file of this codec may be short of its promise; `note`: why the frames beyond
-    `frames` cannot be read, when they are not just missing; `stream`: number of the audio stream.
+    `codec` is container/encoding as libsndfile names them, such as `WAV/PCM_16`. The file holds
+    `frames`, of `duration_s` (a FLAC file claims them, which only decoding can prove); the header
+    promises `promised_frames`, more when the file is cut. A healthy file of the codec may lack
+    `slack_frames`. `note` is why the others cannot be read, when they are not just missing.
     """
 
     sample_rate_hz: int
@@ -250,116 +235,3 @@ def cut_message(info: AudioInfo, held: int | None = None) -> str:
         f"the header promises {info.length_s:.3f} s, "
         f"the file holds {held / rate_hz:.3f} s: copy or download it again"
     )
-
-
-def mono(block: Floats, channel: int | None = None) -> Floats:
-    """A channel (from 1), or the mean over all, (frames, channels) -> (frames,)."""
-    channels = block.shape[1]
-    if channel is not None:
-        return np.ascontiguousarray(block[:, channel - 1])
-    if channels == 1:
-        return block[:, 0]
-    mono: Floats = block[:, 0] + block[:, 1] if channels == 2 else np.einsum("fc->f", block)
-    mono *= np.float32(1 / channels)
-    return mono
-
-
-def usable(block: Floats, start: int, span: tuple[int, int], rate_hz: int) -> Floats:
-    """Frames `[start, ...)` with NaN, infinite and absurdly large samples outside `span` as zeros.
-
-    `block`: [frames] or [frames, channels], changed in place; `start`: number of the first frame;
-    `span`: frames that must be usable; `rate_hz`: frames a second, for the message. Raises
-    ClipError: `not_finite`, if a sample of `span` is not usable.
-    """
-    if block.size and block.max() <= _LARGEST and block.min() >= -_LARGEST:
-        return block
-    bad: npt.NDArray[np.bool_] = np.logical_not(np.abs(block) <= _LARGEST)  # true for NaN
-    frames = np.asarray(bad if block.ndim == 1 else bad.any(axis=1))
-    within = frames[max(0, span[0] - start) : max(0, span[1] - start)]
-    if within.any():
-        frame = max(span[0], start) + int(within.argmax())
-        worst = float(np.abs(block[frame - start]).max())
-        what = "NaN or infinite samples"
-        if math.isfinite(worst):
-            what = f"samples of {worst:.3g} where full scale is 1 (scale the audio down)"
-        raise ClipError(Status.NOT_FINITE, f"{what}, first at {frame / rate_hz:.3f} s")
-    block[bad] = 0.0
-    return block
-
-
-def to_sample(time_ns: int) -> int:
-    """Index of the 16 kHz sample nearest to a time."""
-    return (time_ns * SAMPLE_RATE_HZ + NS_PER_S // 2) // NS_PER_S
-
-
-def converted_length(frames: int, rate_hz: int) -> int:
-    """Samples at 16 kHz of `frames` at `rate_hz`; at least one for at least one."""
-    return max(1, (2 * frames * SAMPLE_RATE_HZ + rate_hz) // (2 * rate_hz)) if frames > 0 else 0
-
-
-def frames_for(samples: int, rate_hz: int) -> int:
-    """Frames at `rate_hz` that `samples` at 16 kHz cover, with the last one begun."""
-    return -(-samples * rate_hz // SAMPLE_RATE_HZ)
-
-
-def context(start: int, end: int, rate_hz: int) -> tuple[int, int, int]:
-    """Frames to convert for the 16 kHz samples `[start, end)`.
-
-    Returns (first frame, frame after the last, 16 kHz index of the first frame): the first frame
-    lies exactly on a 16 kHz sample, so that all spans share one grid.
-    """
-    if rate_hz == SAMPLE_RATE_HZ:
-        return start, end, start
-    common = math.gcd(rate_hz, SAMPLE_RATE_HZ)
-    margin = _CONTEXT * max(1, -(-SAMPLE_RATE_HZ // rate_hz))
-    units = max(0, start - margin) * common // SAMPLE_RATE_HZ
-    first = units * (rate_hz // common), units * (SAMPLE_RATE_HZ // common)
-    return first[0], frames_for(end + margin, rate_hz), first[1]
-
-
-def converted(blocks: Iterable[Floats], rate_hz: int, frames: int) -> Iterator[Floats]:
-    """Consecutive mono blocks of a file of `frames` as one continuous signal at 16 kHz, in pieces.
-
-    Raises ClipError: `unsupported`, if soxr cannot convert from this rate.
-    """
-    if rate_hz == SAMPLE_RATE_HZ:
-        yield from blocks
-        return
-    if 2 * frames * SAMPLE_RATE_HZ < rate_hz:
-        # less than half a sample at 16 kHz: soxr would give no sample at all
-        yield from (block.mean(keepdims=True) for block in blocks)
-        return
-    stream, held = None, None
-    try:
-        for block in blocks:
-            # one block behind, to know the last one
-            if held is not None:
-                stream = stream or soxr.ResampleStream(
-                    rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ"
-                )
-                yield stream.resample_chunk(held)
-            held = block
-        if held is not None and stream is not None:
-            yield stream.resample_chunk(held, last=True)
-        elif held is not None:
-            # a single block without a stream: the same samples, and a fifth faster for 3 s
-            yield soxr.resample(held, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
-    except (ValueError, RuntimeError) as error:
-        message = f"cannot convert {rate_hz} Hz to {SAMPLE_RATE_HZ} Hz: {error}"
-        raise ClipError(Status.UNSUPPORTED, message) from error
-
-
-def regrouped(pieces: Iterable[Floats], size: int) -> Iterator[Floats]:
-    """The same samples in arrays of `size`, the last one shorter."""
-    block, filled = np.empty(size, np.float32), 0
-    for piece in pieces:
-        while piece.size:
-            taken = piece[: size - filled]
-            block[filled : filled + taken.size] = taken
-            filled += taken.size
-            piece = piece[taken.size :]  # noqa: PLW2901
-            if filled == size:
-                yield block
-                block, filled = np.empty(size, np.float32), 0
-    if filled:
-        yield block[:filled]

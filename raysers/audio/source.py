@@ -56,8 +56,8 @@ _WAITS_S = (0.05, 0.1, 0.2)
 def retried(call: Callable[[], Result], path: str) -> Result:
     """`call()` on a local path, repeated while a network disk is in trouble (EIO, ESTALE).
 
-    Raises ObjectMissing, ObjectForbidden, ObjectUnreadable: what the path is, at once;
-    TransientStorageError: every retry failed; ConfigError: this process has too many files open.
+    Raises ObjectMissing, ObjectForbidden or ObjectUnreadable at once; TransientStorageError after
+    every retry; ConfigError where this process has too many files open.
     """
     for wait_s in (*_WAITS_S, None):
         try:
@@ -187,18 +187,25 @@ class _ObjectBytes(Bytes):
 
 
 class SplicedBytes(Bytes):
-    """`prefix` in front of what `inner` holds from `skip` on."""
+    """What `inner` holds with `new` in place of its bytes `[start, stop)`."""
 
-    def __init__(self, prefix: bytes, inner: Bytes, skip: int) -> None:
-        self._prefix, self._inner, self._skip = prefix, inner, skip
-        self.size = len(prefix) + inner.size - skip
+    def __init__(self, inner: Bytes, new: bytes, stop: int, *, start: int = 0) -> None:
+        self._inner, self._new, self._start, self._stop = inner, new, start, stop
+        self.size = inner.size - (stop - start) + len(new)
         self.handle = Cursor(self)
 
     def at(self, offset: int, count: int) -> bytes:
         """See `Bytes`."""
-        own = self._prefix[offset : offset + count]
-        behind = max(offset - len(self._prefix), 0) + self._skip
-        return own + self._inner.at(behind, count - len(own)) if len(own) < count else own
+        offset = max(offset, 0)
+        data = b""
+        if offset < self._start:
+            data = self._inner.at(offset, min(count, self._start - offset))
+        inside = offset + len(data) - self._start
+        data += self._new[inside : inside + count - len(data)]
+        if len(data) < count:
+            behind = max(inside - len(self._new), 0)
+            data += self._inner.at(self._stop + behind, count - len(data))
+        return data
 
     def check(self) -> None:
         """See `Bytes`."""
@@ -208,24 +215,6 @@ class SplicedBytes(Bytes):
     def close(self) -> None:
         """See `Bytes`."""
         self._inner.close()
-
-
-class PatchedBytes(SplicedBytes):
-    """`inner` with the bytes `new` from `place` on."""
-
-    def __init__(self, inner: Bytes, place: int, new: bytes) -> None:
-        super().__init__(b"", inner, 0)
-        self._place, self._new = place, new
-
-    def at(self, offset: int, count: int) -> bytes:
-        """See `Bytes`."""
-        data = super().at(offset, count)
-        first = max(offset, self._place)
-        last = min(offset + len(data), self._place + len(self._new))
-        if first >= last:
-            return data
-        new = self._new[first - self._place : last - self._place]
-        return data[: first - offset] + new + data[last - offset :]
 
 
 class Cursor:
@@ -259,12 +248,11 @@ class Cursor:
 
 
 class Lengths(NamedTuple):
-    """What a file holds, and what it should hold, in frames.
+    """Frames that can be read, and those that the header, or a better count, promises.
 
-    `frames`: frames that can be read; `promised_frames`: frames by the header, or by a count that
-    is better than the header; `source`: what to open to read them: the file, or the file behind a
-    corrected header; `is_estimate`: `promised_frames` is computed from the size of the file;
-    `note`: why the frames beyond `frames` cannot be read, when they are not just missing.
+    To read them open `source`: the file itself, or behind a corrected header. An estimate is
+    computed from the file's size. `note` is why the others cannot be read, when they are not just
+    missing.
     """
 
     frames: int
@@ -277,8 +265,8 @@ class Lengths(NamedTuple):
 def open_bytes(source: AudioSource) -> Bytes:
     """Open a local path or wrap a file object.
 
-    Raises ClipError: `missing`, `forbidden` or `unreadable` (a folder, a pipe) for a local path;
-    StorageError: any other failure to open a local path.
+    Raises ClipError (`missing`, `forbidden`, `unreadable`) for a local path, StorageError where it
+    fails otherwise.
     """
     if not isinstance(source, str):
         opened = _ObjectBytes(source)

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from raysers.audio.source import Bytes, Lengths, PatchedBytes, SplicedBytes
+from raysers.audio.source import Bytes, Lengths, SplicedBytes
 
 #: MPEG frames an encoder's count may be off by without anything missing: padding and delay.
 MPEG_SLACK_FRAMES = 3 * 1152
@@ -249,10 +249,9 @@ def _is_uniform(source: Bytes, start: int, end: int) -> bool:
 
 
 def _count(source: Bytes, start: int, end: int) -> tuple[int, Frame | None, int]:
-    """Frames from `start` to `end` by their headers; what lies between frames is skipped.
+    """(frames of the first kind, first frame of another kind, samples from there on) by headers.
 
-    Returns (frames of the first kind, the first frame of another kind, samples from there on at the
-    first kind's rate).
+    What lies between frames is skipped; the samples are at the first kind's rate.
     """
     count, offset, data, base, rest_s = 0, start, b"", start, 0.0
     first = changed = None
@@ -285,7 +284,7 @@ def _with_header(source: Bytes, start: int, frame: Frame, count: int) -> Bytes:
     size = (parse_frame(bytes(head)) or frame).size
     info = struct.pack(">4sIII", b"Info", 3, count, source.size - start + size)
     prefix = bytes(head) + bytes(_side_bytes(frame)) + info
-    return SplicedBytes(prefix.ljust(size, b"\0"), source, start)
+    return SplicedBytes(source, prefix.ljust(size, b"\0"), start)
 
 
 def ogg_lengths(source: Bytes, frames: int, rate_hz: int) -> Lengths:
@@ -327,7 +326,8 @@ def _ended(source: Bytes, offset: int, head: bytes, page_bytes: int) -> Bytes:
     change = _crc((_OGG_END, *bytes(page_bytes - 6)), 32, 0x04C1_1DB7)
     crc = struct.pack("<I", int.from_bytes(head[22:26], "little") ^ change)
     flags = bytes([head[5] | _OGG_END])
-    return PatchedBytes(source, offset, head[:5] + flags + head[6:22] + crc + head[26:])
+    new = head[:5] + flags + head[6:22] + crc + head[26:]
+    return SplicedBytes(source, new, offset + len(new), start=offset)
 
 
 def _next_page(tail: bytes, at: int) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader
-from raysers.audio.level import has_hum, levels
+from raysers.audio.samples import has_hum, levels
 from raysers.errors import ClipError, status_of
 from raysers.io import storage
 from raysers.io.objects import is_remote
@@ -58,7 +58,7 @@ _UNKNOWN_S = 60.0
 class Decoded:
     """A clip with its signal (mono float32 at 16 kHz), or with the error that replaced it.
 
-    `faults` are keys of `level.FAULTS`. A variant of a clip has a name, and columns that only its
+    `faults` are keys of `samples.FAULTS`. A variant of a clip has a name, and columns that only its
     row has.
     """
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysers.audio.level import FAULTS
+from raysers.audio.samples import FAULTS
 from raysers.cli import as_plain
 from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardSource

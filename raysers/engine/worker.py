@@ -150,8 +150,8 @@ class ShardResult:
 
     `statuses` and `audio_s` count the part's rows and audio, `scored_s` and `padded_s` what went
     through the model, without and with padding. `model_s` is the wall time of forward passes,
-    `wait_s` that of waiting for audio. `faults` has, by fault (`audio.level.FAULTS`), the clips and
-    one file. The shard was begun at `began_at` (since the epoch); `peak_bytes` are the worker's.
+    `wait_s` that of waiting for audio. `faults` has the clips and one file of each of
+    `samples.FAULTS`. `began_at` is since the epoch; `peak_bytes` are the worker's.
     """
 
     shard: int

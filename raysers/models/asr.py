@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from raysers.audio.level import is_silent
+from raysers.audio.samples import is_silent
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.models import checkpoint
 from raysers.models.backbones import FAMILIES, WHISPER, ModelName, parse_model_name

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.signal
 from numpy.typing import ArrayLike, NDArray
 
-from raysers.audio.level import rms_db
+from raysers.audio.samples import rms_db
 from raysers.types import SAMPLE_RATE_HZ
 from raysers.types import generator as generator_of
 

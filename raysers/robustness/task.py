@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import soundfile as sf
 
 from raysers.annotation import AnnotateTask, Annotator
-from raysers.audio.level import levels
+from raysers.audio.samples import levels
 from raysers.data.manifest import clips_of
 from raysers.engine.feed import Decoded, decode_run
 from raysers.engine.job import ClipJob

@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 
 from raysers.audio.decode import AudioReader
-from raysers.audio.level import has_hum, is_silent, levels, rms_db
+from raysers.audio.samples import has_hum, is_silent, levels, rms_db
 from tests.places import SHARED_DATA, needs_shared
 from tests.unit.audio.sounds import encode, noise
 
