@@ -62,10 +62,9 @@ class AnnotateTask(ClipTask):
 
     `load_from` is the `model`, pinned to the `revision` (a commit or content hash) that was
     checked. `dtype` and `backend` are `auto` until `placed` settles them, device and threads for
-    all workers;
-    `max_padded_s` 0 chooses for the device. With `embeddings` the rows also have the masked mean
-    of the last layer, `hidden_size` numbers. `outputs` is what the model says beside that;
-    dimensions that are not trained stay null.
+    all workers; `max_padded_s` 0 chooses for the device. With `embeddings` the rows also have the
+    masked mean of the last layer, `hidden_size` numbers. `outputs` is what the model says beside
+    that; dimensions that are not trained stay null.
     """
 
     preloads: ClassVar[Sequence[str]] = (
@@ -93,7 +92,7 @@ class AnnotateTask(ClipTask):
     ) -> AnnotateTask:
         """Check the model's configuration and files, before anything is written.
 
-        Raises ConfigError: unknown model; CheckpointError: a model that cannot be trusted to score.
+        Raises ConfigError, and CheckpointError for a model that cannot be trusted to score.
         """
         name = parse_model_name(model)
         if name.path is not None and name.alias is None and not name.random:
@@ -207,11 +206,10 @@ def require_revision(name: str, checked: str, found: str) -> None:
 
 
 def write_turns(where: str, clips: Manifest, rows: Callable[[Sequence[str]], pa.Table]) -> None:
-    """Write the speaker turns of an output: each speaker's scores in the order of time, and means.
+    """Write the speaker turns of the output `where`: scores in the order of time, and means.
 
     They are there where a table of the input names several clips of a recording and who speaks in
-    them, such as an RTTM. `where`: the output; `clips`: its manifest; `rows`: gives columns of its
-    rows.
+    them, such as an RTTM. `rows` gives columns of the output's rows.
     """
     speakers = (part["speaker"] for part in clips.parts(["speaker"]) if part.num_columns)
     if not any(len(column) > column.null_count for column in speakers):

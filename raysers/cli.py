@@ -198,10 +198,7 @@ def nearest(text: str, known: Collection[str]) -> str:
 
 
 def split(args: Sequence[str], flags: Mapping[str, Flag], positional: str) -> dict[str, list[str]]:
-    """The words of every flag that is given; those without a flag are the `positional` one's.
-
-    Raises ConfigError: an unknown flag, or words that no flag takes.
-    """
+    """The words of every flag that is given; those without a flag are the `positional` one's."""
     spelled = {flag.spelled: flag for flag in flags.values()}
     spelled |= {flag.short: flag for flag in flags.values() if flag.short}
     found: dict[str, list[str]] = {}
@@ -231,10 +228,7 @@ def split(args: Sequence[str], flags: Mapping[str, Flag], positional: str) -> di
 
 
 def build(config_class: type[T], given: Mapping[str, Sequence[str]], prog: str) -> T:
-    """The dataclass of the words that are given.
-
-    Raises ConfigError: a value that cannot be read, or a required flag that is missing.
-    """
+    """The dataclass of the words that are given; ConfigError where a required flag is missing."""
     flags = flags_of(config_class)
     for name, flag in flags.items():
         if flag.required and name not in given:

@@ -162,8 +162,8 @@ class Run:
     ) -> RunRecord:
         """Write the record with status `running`; from here on a failure is recorded.
 
-        `config`: the flags as they were given; `settings`: what decides the rows; RefusedError
-        where the folder's have others; `command`: gives the same result; default: this process's
+        `config` are the flags as they were given, `settings` what decides the rows (RefusedError
+        where the folder's have others). `command` gives the same result; default: this process's
         command line.
         """
         self.refuse_other_settings(settings)

@@ -109,8 +109,7 @@ ANNOTATIONS = pa.schema(
 def with_outputs(schema: pa.Schema, categories: Sequence[str], numbers: Sequence[str]) -> pa.Schema:
     """`schema` with a model's other outputs, after arousal, dominance and valence.
 
-    `schema`: `ANNOTATIONS` or a schema built on it; `categories`: emotions of the model; none: no
-    column `emotion`; `numbers`: columns of numbers: `p_*`, `*_sd`, `ood`.
+    `categories` are emotions (none: no column `emotion`), `numbers` columns `p_*`, `*_sd`, `ood`.
     """
     fields = [_text("emotion", "most probable category")] if categories else []
     for name in numbers:

@@ -95,10 +95,10 @@ class Clip:
 def seed_of(
     *names: object, size_bytes: int = 16, byteorder: Literal["big", "little"] = "big"
 ) -> int:
-    """An integer of `size_bytes` bytes from the BLAKE2b digest of `names`, joined by NUL.
+    """An integer of `size_bytes` (1 to 64) from the BLAKE2b digest of `names`, joined by NUL.
 
-    `names`: a seed and what is drawn for, as text; stray bytes of file names are allowed;
-    `size_bytes`: size of the digest, 1 to 64; `byteorder`: how its bytes become an integer.
+    The names are a seed and what is drawn for, as text; stray bytes of file names are allowed.
+    Published results depend on size and byte order: another one is another draw.
 
     >>> seed_of(0, "clip", size_bytes=2) == seed_of("0", "clip", size_bytes=2)
     True

@@ -166,7 +166,7 @@ class AudioReader:
     def blocks(
         self, block_s: float = 30.0, *, zero_nonfinite: bool = False, channel: int | None = None
     ) -> Iterator[Floats]:
-        """The whole file at 16 kHz in blocks of `block_s` and a last, shorter one, float32 [samples].
+        """The whole file at 16 kHz, in blocks [samples] of `block_s` and a last, shorter one.
 
         With `zero_nonfinite`, NaN and infinity become zeros. Raises ClipError as `read` does, after
         the part that is there (of FLAC up to a block of the codec less).

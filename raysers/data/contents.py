@@ -86,7 +86,7 @@ def index_tar(
     """
     check_tar_name(info.uri)
     file = storage.open_file(
-        info.uri, num_bytes=info.num_bytes, whole_bytes=_BLOCK_BYTES, block_bytes=_BLOCK_BYTES
+        info.uri, total_bytes=info.num_bytes, whole_bytes=_BLOCK_BYTES, block_bytes=_BLOCK_BYTES
     )
     if file.read(6).startswith(_COMPRESSED_MAGIC):
         raise ConfigError(_decompress(info.uri))

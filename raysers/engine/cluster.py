@@ -52,11 +52,7 @@ _connecting = threading.Lock()
 
 
 def connect() -> None:
-    """Join the cluster of this job (`RAY_ADDRESS`), or start one on this machine.
-
-    Raises ConfigError: `RAY_ADDRESS` names a cluster that does not answer; RaysersError: Ray does
-    not start on this machine.
-    """
+    """Join the cluster of this job (`RAY_ADDRESS`), or start one on this machine."""
     with _connecting:
         if ray.is_initialized():
             return
@@ -203,7 +199,6 @@ def place(workers: int, *, gpus: bool = True) -> Placement:
 
     With `gpus`, a worker takes a GPU where the cluster has them. A cluster without nodes is asked
     for one and waited for, with a notice. With 0 on a cluster, workers come and go with its nodes.
-    Raises ConfigError: the cluster cannot hold that many workers.
     """
     on_cluster, asked = bool(os.environ.get("RAY_ADDRESS")), False
     deadline = time.monotonic() + _NODES_WAIT_S * on_cluster
@@ -226,9 +221,9 @@ def place(workers: int, *, gpus: bool = True) -> Placement:
 
 
 def call_on_worker(placement: Placement, call: Callable[..., Any], *args: Any) -> Any:
-    """`call(*args)` in a process with a worker's resources; errors as for `get_with_notice`.
+    """`call(*args)` in a process with a worker's resources, spread over the cluster.
 
-    It is spread over the cluster, because the caller's own node may have no room for it.
+    The caller's own node may have no room for it.
     """
     remote = ray.remote(
         num_cpus=placement.num_cpus, num_gpus=placement.num_gpus, scheduling_strategy="SPREAD"
@@ -239,8 +234,7 @@ def call_on_worker(placement: Placement, call: Callable[..., Any], *args: Any) -
 def get_with_notice(ref: Any, waiting_for: str) -> Any:
     """`ray.get`, with a line every now and then about what it waits for.
 
-    Raises RaysersError: what the worker raised on purpose, without what Ray wrapped around it;
-    ray.exceptions.RayError: a bug in the worker.
+    A RaysersError of the worker is raised without what Ray wrapped around it.
     """
     while not ray.wait([ref], timeout=_SAY_EVERY_S)[0]:
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
@@ -344,8 +338,7 @@ def run_shards(
 ) -> Iterator[ShardResult]:
     """Score shards, whose clips workers `read`; results come as they finish, in any order.
 
-    Raises RaysersError: what a worker raised on purpose (credentials, storage, writing);
-    ray.exceptions.RayError: a bug in a worker.
+    Raises RaysersError as a worker did (credentials, storage, writing), RayError for a bug in one.
     """
     blocks = [pa.table({"shard": [shard]}) for shard in shards]
     size = min(placement.workers, len(blocks))

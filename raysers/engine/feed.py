@@ -209,10 +209,9 @@ def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
 
 
 def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
-    """Decode clips of one file; whatever is wrong with the audio becomes the clips' error.
+    """Decode clips of one file; what is wrong with the audio becomes the clips' error.
 
-    Raises TransientStorageError: an outage of the store, see `storage.Breaker`; CredentialsError:
-    the credentials are bad; both stop the job.
+    Raises TransientStorageError for an outage (see `storage.Breaker`), and CredentialsError.
     """
     first = clips[0]
     if first.status != Status.OK:

@@ -63,11 +63,7 @@ class ClipJob:
     @classmethod
     @contextmanager
     def open(cls, flags: ClipJobFlags, name: str, *, table: str) -> Iterator[ClipJob]:
-        """Check the flags, claim the output, and begin to join the cluster if one is needed.
-
-        Raises ConfigError: a flag has an impossible value, or an input is not there; RefusedError:
-        the output belongs to another job or run.
-        """
+        """Check the flags, claim the output, and begin to join the cluster if one is needed."""
         flags = listing.with_absolute_paths(flags)
         with Run.open(name, flags.output, table=table, dry_run=flags.dry_run) as run:
             if run.earlier is None:
@@ -92,8 +88,8 @@ class ClipJob:
         """List the clips, place the workers, settle the task and see what is left.
 
         `manifest` and `placement` are for jobs that have decided these already; `settings` decide
-        the rows besides task and listing. Raises ConfigError: anything the user has to change;
-        RefusedError: the output holds rows of other settings.
+        the rows besides task and listing. Raises RefusedError where the output holds rows of other
+        settings.
         """
         flags, run = self.flags, self.run
         preload = threading.Thread(target=_preload, args=(task.preloads,), daemon=True)
@@ -144,10 +140,9 @@ class ClipJob:
     def execute(self, config: Mapping[str, Any] | None = None, *, share: float = 1.0) -> Exit:
         """Score what is left, check that every clip is exactly one row, write the record.
 
-        `config`: the job's flags for the record; default: all of them; `share`: score so much of
-        what is left, drawn at random, and say what the rest takes. Raises RaysersError: the job
-        failed; the same command resumes; ConfigError: a worker refused the model before anything
-        was scored; what this run had written is removed.
+        `config` is for the record (default: all flags). With a `share`, score so much of what is
+        left, drawn at random, and say what the rest takes. Raises ConfigError where a worker
+        refused the model before anything was scored; what this run had written is removed.
         """
         settings = WorkerSettings(
             output=self.run.output,

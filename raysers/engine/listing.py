@@ -206,11 +206,9 @@ def index(
 ) -> Manifest:
     """The manifest of everything under `inputs`; only the first `limit` clips if above 0.
 
-    Finished manifests among the inputs are taken as they are; nothing of them is inspected again.
-    With `local`, headers are read in this process; None does so when there are few. `only` is a
-    mask of the rows to take. Raises ConfigError: an input that is not there, holds no audio, or is
-    a table that does not fit; CredentialsError, TransientStorageError: the store does not answer as
-    it should.
+    Finished manifests among the inputs are taken as they are. With `local`, headers are read in
+    this process; None does so when there are few. `only` is a mask of the rows to take. Raises
+    ConfigError: an input that is not there, holds no audio, or is a table that does not fit.
     """
     _refuse_cutting(inputs, segmenting)
     finished = [uri for uri in inputs if is_manifest(uri)]
@@ -243,8 +241,7 @@ def index_labelled(
 ) -> tuple[pa.Table, list[str]]:
     """The manifest of labelled inputs, with every label column, and notes for the user.
 
-    Args and errors are those of `read_labelled` and `index`; `segmenting` is for rows without a
-    segment of their own, None leaves files whole.
+    Arguments are those of `read_labelled` and `index`; `segmenting` is for rows without a segment.
     """
     from raysers.data.labelled import read_labelled  # every corpus' reader
 
@@ -290,10 +287,7 @@ def map_blocks(
     local: bool,
     threads: int = 4,
 ) -> Iterator[pa.Table]:
-    """`work` on every block, in threads of this process or in Ray tasks; results in any order.
-
-    Raises RaysersError: what `work` raised.
-    """
+    """`work` on every block, in threads of this process or in Ray tasks; results in any order."""
     blocks = iter(blocks)
     if local:
         with ThreadPoolExecutor(threads) as pool:
@@ -344,10 +338,7 @@ def refuse_unseen_input(manifest: Manifest, local: bool | None = None) -> None:
 def inspected(
     listed: Iterable[pa.Table], segmenting: Segmenting, *, local: bool | None = None
 ) -> Iterator[pa.Table]:
-    """The manifest rows of listed objects, in any order.
-
-    Headers are read in this process (`local`; None: when there are few) or by Ray tasks.
-    """
+    """The manifest rows of listed objects, in any order; for `local` see `index`."""
     vad, objects = segmenting.kind == "vad", 0
 
     def counted() -> Iterator[pa.Table]:

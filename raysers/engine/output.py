@@ -73,10 +73,7 @@ def row_schema(schema: pa.Schema, manifest: Sequence[str]) -> pa.Schema:
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of `schema`; columns a row does not have are null.
-
-    `start_s` and `end_s` are made of `start` and `end`.
-    """
+    """Rows as a table of `schema`, with `start_s` and `end_s`; what a row does not have is null."""
     columns = {f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in schema}
     for name in ("start", "end") if "end_s" in columns else ():
         columns[f"{name}_s"] = pc.divide(columns[name].cast(pa.int64()).cast(pa.float64()), 1e9)
@@ -96,10 +93,7 @@ def replace_rows(earlier: pa.Table, again: pa.Table) -> pa.Table:
 
 
 def write_part(uri: str, table: pa.Table, *, stamp: str = "") -> None:
-    """Write one part atomically; its metadata hold the stamp and the shard.
-
-    Raises WriteError: disk full, no permission.
-    """
+    """Write one part atomically; its metadata hold the stamp and the shard."""
     if stamp:
         table = table.replace_schema_metadata({_STAMP: _stamp_of_part(uri, stamp)})
     sink = pa.BufferOutputStream()
@@ -158,7 +152,7 @@ def read_parts(
 def read_all(
     output: str, table: str, shards: int, columns: Sequence[str], *, stamp: str = ""
 ) -> pa.Table:
-    """Columns of all parts that are there, as one table. Raises RaysersError: none is there."""
+    """Columns of all parts that are there, as one table; RaysersError where none is."""
     found = [part for _, part in read_parts(output, table, range(shards), columns, stamp=stamp)]
     if not found:
         raise RaysersError(f"no part of {table} is in {output}: was it removed?")
@@ -176,8 +170,7 @@ def check_rows(
 ) -> Counter[str]:
     """Rows by status; every clip has to be exactly one row under each variant's name.
 
-    Raises RaysersError: rows are missing or too many, or a part is there that the plan does not
-    name.
+    Raises RaysersError: rows are missing or too many, or there is a part that is not planned.
     """
     columns = ["clip_id", "status"] + ([VARIANT] if tuple(names) != ("",) else [])
     empty = pa.table({name: pa.array([], pa.string()) for name in columns})
@@ -229,7 +222,6 @@ def write_header(
 
     `usage` follows from `licence`, the model's; that of the recordings is not known. audformat
     looks for `db.<table>.parquet`: a local disk gets links of these names to the tables' folders.
-    Raises WriteError: the folder cannot be written.
     """
     columns = {
         name: {f.name: _scheme(f) for f in schema if f.name not in _INDEX}

@@ -89,11 +89,10 @@ def here(*, gpus: bool = True, threads: int | None = None) -> Placement:
 
 
 def choose_placement(workers: int, nodes: Sequence[dict[str, float]]) -> Placement:
-    """Placement on nodes with these resources.
+    """Placement on nodes with these resources; ConfigError where they cannot hold the workers.
 
     One worker per GPU, each with a CPU of its node; else workers of up to eight CPUs, because the
-    compute threads of one process share one copy of the model. Raises ConfigError: the nodes cannot
-    hold that many workers.
+    compute threads of one process share one copy of the model.
     """
     if any(n.get("GPU", 0) >= 1 for n in nodes):
         most = sum(min(int(n.get("GPU", 0)), int(n.get("CPU", 0))) for n in nodes)
@@ -165,10 +164,7 @@ def connecting() -> Future[None]:
 
 
 def settled_dtype(dtype: str, placement: Placement, earlier: RunRecord | None) -> str:
-    """What `--dtype` means to the workers: `auto` as when the output was begun, else by hardware.
-
-    Raises ConfigError: the workers do not compute in this precision.
-    """
+    """What `--dtype` means to workers: `auto` as when the output was begun, else by hardware."""
     if dtype == "auto" and earlier is not None:
         dtype = str(earlier.settings.get("dtype", dtype))
     if dtype not in ("auto", "fp16"):
@@ -243,10 +239,7 @@ class ProcessPool(Executor):
             self._members += [_Member(threads, self) for _ in range(processes)]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run `fn(*args, pool)` in the member with the least to do.
-
-        Raises RaysersError: members die one after another.
-        """
+        """Run `fn(*args, pool)` in the member with the least to do; RaysersError if all die."""
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         call = pickle.dumps((fn, args))

@@ -51,10 +51,9 @@ Row = dict[str, Any]
 class Plan:
     """What a run has to do.
 
-    `clips`: the manifest, every clip of the output; `shards`: how its parts are cut; `todo`:
-    numbers of the shards without a finished part; `settings`: everything that decides the rows;
-    `stamp`: what parts of this run carry; `changed`: rows of clips whose files are otherwise by
-    now, found by `--retry`.
+    `clips` are all clips of the output, cut into `shards`, of which `todo` have no finished part.
+    `settings` are everything that decides the rows, and make the `stamp` of the parts. `changed`
+    are rows of clips whose files are otherwise by now, found by `--retry`.
     """
 
     clips: Manifest
@@ -77,10 +76,7 @@ class Plan:
 def make_plan(
     flags: ClipJobFlags, run: Run, table: str, manifest: Manifest, settings: Mapping[str, Any]
 ) -> Plan:
-    """Cut the manifest into shards and see which are left.
-
-    Raises RefusedError: the output holds rows of other settings.
-    """
+    """Cut the manifest into shards and see which are left; RefusedError for other settings."""
     run.refuse_other_settings(settings)
     shards = plan_shards(manifest, shard_s=flags.shard_s)
     # an extension changes no row before it, so parts keep the stamp of the original list
@@ -110,11 +106,7 @@ def warn_of_new_files(inputs: Sequence[str], clips: Manifest) -> None:
 
 
 def extended(flags: ClipJobFlags, run: Run, clips: Manifest) -> Manifest:
-    """The clips, and those of files that the inputs have got since these were listed.
-
-    Raises ConfigError: as `index`, or the output names channels or streams and the new clips do
-    not.
-    """
+    """The clips, and those of files that the inputs have got since these were listed."""
     local = True if flags.workers == "local" else None
     inputs = [uri for uri in flags.input if uri != STDIN]
     added = index(inputs, segmenting(flags), local=local, only=_known_files(clips))
@@ -149,10 +141,7 @@ def _settle(run: Run, clips: Manifest) -> None:
 
 
 def stored_manifest(run: Run) -> Manifest:
-    """The manifest of the run that is resumed, with extensions that are not in its record yet.
-
-    Raises RaysersError: it is not the one that the run's record names.
-    """
+    """The manifest of the run that is resumed, with extensions that are not in its record yet."""
     assert run.earlier is not None, "nothing is resumed"
     manifest = Manifest.stored(storage.join(run.output, "manifest"))
     if run.earlier.settings.get("manifest") not in manifest.fingerprints:
@@ -170,8 +159,7 @@ def with_failed(plan: Plan, flags: ClipJobFlags, output_uri: str, table: str) ->
     A whole file takes its new length. A segment has the times of its table, held against the file
     as on the first listing. Windows and stretches of speech are scored where the file is still cut
     alike; where it is not, the row says so. Members of a tar and clips of a finished manifest have
-    to be of the version that was listed. Raises ConfigError: a table of the input cannot be read
-    any more.
+    to be of the version that was listed.
     """
     statuses = pa.array(map(str, flags.retry))
     todo, failed = set(plan.todo), set()

@@ -127,8 +127,7 @@ class Totals:
 def live(totals: Totals, refresh: Callable[[], Shards | None]) -> Iterator[None]:
     """Show progress until the block ends: a live line on a terminal, else a line every 10 s.
 
-    `totals`: updated by the caller as shards finish; `refresh`: what workers have reported; None
-    when it cannot be had just now.
+    The caller updates `totals`; `refresh` gives what workers have reported, None where it cannot.
     """
     stop = threading.Event()
     console = Console(stderr=True)

@@ -63,10 +63,7 @@ class ClipModel(Protocol):
     def score(
         self, signals: Sequence[Signal], transcripts: Sequence[str | None]
     ) -> list[Row | ClipError]:
-        """One forward pass over 16 kHz signals with their transcripts, None where unknown.
-
-        Returns per signal its columns, or why it has none.
-        """
+        """Columns, or why there are none, of each 16 kHz signal with its transcript, if known."""
 
 
 class ClipTask(ABC):

@@ -64,7 +64,7 @@ def _stat(uri: str, period: int) -> ObjectInfo:
 def fetch(
     uri: str, offset: int, size: int, *, etag: str = "", total_bytes: int | None = None
 ) -> Fetched:
-    """Up to `size` bytes from `offset`; see `ranged.Fetch`. Errors as `storage.stat`."""
+    """Up to `size` bytes from `offset`; see `objects.Fetch`."""
     about = stat(uri)
     end = min(offset + size, about.num_bytes)
 

@@ -43,11 +43,7 @@ _LOCK = ".raysers-lock"
 
 
 def stat(path: str) -> ObjectInfo:
-    """Size and version mark of a regular file.
-
-    Raises ObjectMissing, ObjectForbidden, TransientStorageError: as the disk says;
-    ObjectUnreadable: a folder, pipe, socket or device.
-    """
+    """Size and version mark of a regular file; errors as `storage.stat`."""
     about = retried(lambda: os.stat(path), path)
     if not stat_module.S_ISREG(about.st_mode):
         raise ObjectUnreadable(f"{path}: not a regular file")
@@ -150,7 +146,7 @@ def crawl(root: Node, expand: Callable[[Node], Page[Node]]) -> Iterator[ObjectIn
 def fetch(
     path: str, offset: int, size: int, *, etag: str = "", total_bytes: int | None = None
 ) -> Fetched:
-    """Up to `size` bytes from `offset`; see `ranged.Fetch`. Errors as `stat`."""
+    """Up to `size` bytes from `offset`; see `objects.Fetch`."""
 
     def read() -> Fetched:
         descriptor, about = open_regular(path)
@@ -168,10 +164,7 @@ def fetch(
 
 
 def write_atomic(path: str, data: bytes) -> None:
-    """Writes through a hidden file beside `path`: readers see the old bytes or the new, never half.
-
-    Raises WriteError: disk full, quota, read-only, no permission.
-    """
+    """Writes through a hidden file beside `path`: readers see the old bytes or the new."""
     _writing(lambda: _write(path, data, os.replace), path)
 
 
@@ -199,7 +192,7 @@ def put_if(path: str, data: bytes, etag: str | None = None) -> str | None:
 
 
 def delete(path: str) -> None:
-    """Removes the file; it need not exist. Errors as `write_atomic`."""
+    """Removes the file; it need not exist."""
 
     def remove() -> None:
         with suppress(FileNotFoundError):

@@ -118,8 +118,8 @@ class Claim:
         """Claim the folder `output` for `job`, making the folder if need be.
 
         Waits up to `expiry_s` when a process of another machine holds it, to see whether that
-        process still renews its claim. Raises RefusedError: another run holds it; the message says
-        which and since when; ConfigError: the folder cannot be written.
+        process still renews its claim. Raises RefusedError where another run holds it, ConfigError
+        where the folder cannot be written.
         """
         uri, owner = storage.join(output, CLAIM_NAME), Owner.this_process(job)
         if not storage.is_remote(output) and os.path.exists(output) and not os.path.isdir(output):
@@ -308,10 +308,7 @@ class Attempt:
 
 
 def begin(output: str, part: str, run_id: str) -> Attempt:
-    """Mark the shard of `part` as begun and return what earlier attempts left.
-
-    Raises WriteError: the mark cannot be written.
-    """
+    """Mark the shard of `part` as begun and return what earlier attempts left."""
     attempt = Attempt(mark_uri(output, part), run_id)
     with suppress(ConditionsUnsupported):  # one round trip to the store instead of two
         if storage.put_if(attempt.uri, attempt._record()) is not None:

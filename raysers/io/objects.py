@@ -214,8 +214,7 @@ class Fetched(NamedTuple):
     def verified(self, uri: str, span: tuple[int, int], etag: str, total_bytes: int | None) -> None:
         """Compares the answer with the (offset, size) asked for and with what is known already.
 
-        Raises ObjectChanged: another version than `etag`; ShortAnswer: bytes are missing, or the
-        object has another size than `total_bytes`.
+        Raises ObjectChanged for another version, ShortAnswer for missing bytes or another size.
         """
         if etag and self.etag and self.etag != etag:
             raise ObjectChanged(f"{uri} changed since it was listed: index again")
@@ -362,8 +361,9 @@ _footers: dict[tuple[str, str], pa.parquet.FileMetaData] = {}
 def open_row(table: str, row: int, file: RangedFile) -> BinaryIO:
     """The audio of a row of the Parquet table that `file` reads, of the version `file.etag`.
 
-    Raises ObjectMissing: no such row, or no audio in it; ObjectUnreadable: no Parquet table with a
-    column of audio; StorageError: as reading the table.
+    A row group is the least that Parquet reads, so the last ones are kept; rows of a shard are
+    neighbours (see `data.shards`), which then costs one reading a group. Raises ObjectMissing (no
+    such row, no audio in it) and ObjectUnreadable (no such column).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -77,12 +77,7 @@ _CONDITION_FAILED = frozenset({"PreconditionFailed", "412", "NoSuchKey", "404"})
 def fetch(
     uri: str, offset: int, size: int, *, etag: str = "", total_bytes: int | None = None
 ) -> Fetched:
-    """Up to `size` bytes from `offset` in one request; see `ranged.Fetch`.
-
-    Raises ObjectMissing, ObjectForbidden, ObjectChanged, CredentialsError: as the store says;
-    StorageError: the store cannot read ranges; TransientStorageError: every retry failed, or
-    brought too few bytes.
-    """
+    """Up to `size` bytes from `offset` in one request; see `objects.Fetch`."""
     bucket, key = _object(uri)
 
     def get() -> Fetched:
@@ -106,13 +101,13 @@ def fetch(
 
 
 def stat(uri: str) -> ObjectInfo:
-    """Size and ETag of an object; errors as for `fetch`."""
+    """Size and ETag of an object."""
     found = fetch(uri, 0, 1)  # a HEAD answer has no body that gives the reason of a refusal
     return ObjectInfo(uri, found.total_bytes, found.etag)
 
 
 def list_page(uri: str, **options: Any) -> Any:
-    """One answer of `list_objects_v2` for the bucket of `uri`; errors as for `fetch`."""
+    """One answer of `list_objects_v2` for the bucket of `uri`."""
     return retried(lambda: client().list_objects_v2(Bucket=split_s3(uri)[0], **options), uri)
 
 
@@ -170,9 +165,9 @@ def list_objects(
 
 
 def _cuts(first: str, seen: str, last: str, prefix: str) -> list[str]:
-    """Where to cut the keys after a page from `first` to `seen`, from `seen` to `last`.
+    """Where to cut the keys from `seen`, the last of a page that begins at `first`, to `last`.
 
-    Cut is where a character that is the same on all of the page changes.
+    That is where a character that is the same on all of the page changes.
     """
     pairs = zip(first, seen, strict=False)
     same = next((at for at, (a, b) in enumerate(pairs) if a != b), len(first))
@@ -191,11 +186,7 @@ def _bare(etag: str) -> str:
 
 
 def write_atomic(uri: str, data: bytes) -> None:
-    """Stores the object in one call, large ones in parts; readers never see half of it.
-
-    Raises WriteError: refused, missing bucket, full; CredentialsError, TransientStorageError: as
-    for `fetch`.
-    """
+    """Stores the object in one call, large ones in parts; readers never see half of it."""
     bucket, key = _object(uri)
 
     def put() -> None:
@@ -234,13 +225,13 @@ def put_if(uri: str, data: bytes, etag: str | None = None) -> str | None:
 
 
 def delete(uri: str) -> None:
-    """Removes the object; it need not exist. Errors as for `write_atomic`."""
+    """Removes the object; it need not exist."""
     bucket, key = _object(uri)
     retried(lambda: client().delete_object(Bucket=bucket, Key=key), uri, writing=True)
 
 
 def retried(call: Callable[[], Result], uri: str, *, writing: bool = False) -> Result:
-    """`call()`, repeated while it fails in a way that may pass; errors as for `fetch`."""
+    """`call()`, repeated while it fails in a way that may pass."""
     settings, started_s = S3Settings.from_environment(), time.monotonic()
     for attempt in count(1):
         try:

@@ -104,11 +104,7 @@ class S3Reader:
         self._reached: set[str] = set()
 
     def get(self, bucket: str, key: str, offset: int, size: int) -> Answer:
-        """At most `size` bytes from `offset` on.
-
-        Raises botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError,;
-        urllib3.exceptions.HTTPError, OSError: no answer, or a refusal.
-        """
+        """At most `size` bytes from `offset` on; errors are those of boto3, urllib3 and the OS."""
         store = self._store(bucket) if _PLAIN_KEY.fullmatch(key) else None
         if store is not None:
             try:

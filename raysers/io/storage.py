@@ -1,7 +1,10 @@
 """Files and objects by one set of names: local paths, `s3://bucket/key`, URLs that fsspec reads.
 
-Every function raises the errors of `raysers.errors`, never `OSError` or boto's; S3 is reached with
-the standard `AWS_*` environment (`AWS_ENDPOINT_URL` for any compatible store), see `S3Settings`.
+Every function raises the errors of `raysers.errors`, never `OSError` or boto's. Reading raises
+ObjectMissing (ObjectUnreadable for a folder, pipe, device or socket) and ObjectForbidden, writing
+WriteError (no permission, no space, no such bucket); both raise CredentialsError and
+TransientStorageError. S3 is reached with the standard `AWS_*` environment (`AWS_ENDPOINT_URL` for
+any compatible store), see `S3Settings`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -37,8 +40,6 @@ from raysers.errors import (
 )
 from raysers.io import local
 from raysers.io.objects import (
-    BLOCK_BYTES,
-    WHOLE_BYTES,
     ObjectInfo,
     RangedFile,
     absolute,
@@ -91,8 +92,7 @@ class Breaker:
     def failed(self, uri: str, error: Exception) -> None:
         """Returns when `error` concerns the object alone and becomes its row; see `status_of`.
 
-        Raises CredentialsError: `error` itself; TransientStorageError: an outage; it names the
-        store and the count.
+        Raises CredentialsError, and TransientStorageError for an outage.
         """
         if isinstance(error, CredentialsError):
             raise error
@@ -120,15 +120,12 @@ def list_objects(
     suffixes: Collection[str] | None = None,
     skipped: Callable[[str, str], None] = lambda reason, path: None,
 ) -> Iterator[ObjectInfo]:
-    """Every file below the folder or prefix `uri`, streamed in no particular order.
+    """Every file below a folder or prefix, of lower-case `suffixes` (.wav), in no particular order.
 
     Hidden names (`.…`, `__MACOSX`) and folder markers are left out. Dangling links, pipes, sockets,
     devices and paths that are too long have 0 bytes and no etag: reading them gives the reason.
-    `uri`: folder or prefix; `suffixes`: lower-case suffixes with their dot to keep; None keeps all;
-    `skipped`: called, in any thread, with a reason and the path of a folder that is not entered, or
-    of a leftover of macOS. Raises ObjectMissing: no such folder, bucket or prefix; ObjectForbidden:
-    it, or a folder in it, may not be listed; CredentialsError, TransientStorageError: as the store
-    says.
+    `skipped` is called, in any thread, with a reason and the path of a folder that is not entered,
+    or of a leftover of macOS.
     """
     uri, kept = absolute(uri), None if suffixes is None else frozenset(suffixes)
     return cast(Iterator[ObjectInfo], _store(uri).list_objects(uri, kept, skipped))
@@ -145,11 +142,7 @@ def list_parts(uri: str) -> list[ObjectInfo]:
 
 
 def stat(uri: str) -> ObjectInfo:
-    """Size and version mark of one file or object.
-
-    Raises ObjectMissing: nothing there; `ObjectUnreadable` for a folder, pipe, device or socket;
-    ObjectForbidden, CredentialsError, TransientStorageError: as the store says.
-    """
+    """Size and version mark of one file or object."""
     return cast(ObjectInfo, _store(uri).stat(uri))
 
 
@@ -165,7 +158,7 @@ def is_folder(uri: str) -> bool:
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
-    """The whole object. Raises StorageError: it is larger than `max_bytes`; else as `stat`."""
+    """The whole object; StorageError where it is larger than `max_bytes`."""
     most = _MAX_READ_BYTES if max_bytes is None else max_bytes
     found = _store(uri).fetch(uri, 0, most)
     if found.total_bytes > most:
@@ -176,25 +169,13 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
 
 
 def read_range(uri: str, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`, fewer at the end of the object; errors as `stat`."""
+    """`size` bytes from `offset`, fewer at the end of the object."""
     return cast(bytes, _store(uri).fetch(uri, offset, size).data)
 
 
-def open_file(
-    uri: str,
-    *,
-    num_bytes: int | None = None,
-    whole_bytes: int = WHOLE_BYTES,
-    block_bytes: int = BLOCK_BYTES,
-) -> RangedFile:
-    """A seekable file over ranged reads, in bounded memory; errors (as `stat`) come from `read`."""
-    return RangedFile(
-        partial(_store(uri).fetch, uri),
-        name=uri,
-        total_bytes=num_bytes,
-        whole_bytes=whole_bytes,
-        block_bytes=block_bytes,
-    )
+def open_file(uri: str, **window: Any) -> RangedFile:
+    """A seekable file over ranged reads, in bounded memory; `window` is that of `RangedFile`."""
+    return RangedFile(partial(_store(uri).fetch, uri), **{"name": uri, **window})
 
 
 def fetch_folder(uri: str, flag: str = "--model") -> str:
@@ -248,45 +229,30 @@ def open_source(
 ) -> AudioSource:
     """What the audio decoder opens: the path of a local file, else a file over ranged reads.
 
-    `uri`: file, object, tar, tar member (`<tar>#<member>`, when its offset is given), or the audio
-    in a row of a Parquet table (`uris.row_uri`); `num_bytes`: size of the object if known (not used
-    for a tar member); `byte_offset`: where a tar member's data start; the source then is that
-    member alone; `byte_size`: length of the member's data; `etag`: version that the object must
-    have; empty takes any; `headers_only`: little of the source will be read, so it is fetched in
-    pieces of 64 KiB. Raises ObjectChanged, ObjectMissing, ObjectForbidden, TransientStorageError:
-    at once for a local file with an etag; else, with CredentialsError, from `read()` and the
-    decoder.
+    `uri` is a file, an object, a tar, the audio in a row of a Parquet table (`objects.row_uri`),
+    or, with a `byte_offset` and `byte_size`, a member of a tar (`<tar>#<member>`); `num_bytes` is
+    the size of an object that is not in a tar. With an `etag`, another version is an error: at once
+    for a local file, else from `read()` and the decoder. `headers_only` fetches pieces of 64 KiB.
     """
     if byte_offset is None and (place := row_of(uri)) is not None:
-        table = open_file(place[0])
-        table.etag = etag  # another version fails
-        return open_row(*place, table)
+        return open_row(*place, open_file(place[0], etag=etag))
     if byte_offset is None and not is_remote(uri):
         if etag and stat(uri).etag != etag:
             raise ObjectChanged(f"{uri} changed since it was listed: index again")
         return uri
     if min(byte_offset or 0, byte_size or 0) < 0:
         raise ObjectUnreadable(f"{uri}: byte_offset {byte_offset}, byte_size {byte_size}")
-    held = uri if byte_offset is None else tar_uri_of(uri)
-    source = RangedFile(
-        partial(_store(held).fetch, held),
-        name=uri,
-        num_bytes=None if byte_offset is None else byte_size,
-        base_bytes=byte_offset or 0,
-        total_bytes=num_bytes if byte_offset is None else None,
-        etag=etag,
-        whole_bytes=_HEADER_BYTES if headers_only else WHOLE_BYTES,
-        block_bytes=_HEADER_BYTES if headers_only else BLOCK_BYTES,
-    )
+    little = {"whole_bytes": _HEADER_BYTES, "block_bytes": _HEADER_BYTES} if headers_only else {}
+    if byte_offset is None:
+        source = open_file(uri, total_bytes=num_bytes, etag=etag, **little)
+    else:
+        window = {"base_bytes": byte_offset, "num_bytes": byte_size, "etag": etag, **little}
+        source = open_file(tar_uri_of(uri), name=uri, **window)
     return cast(BinaryIO, source)
 
 
 def write_atomic(uri: str, data: bytes) -> None:
-    """Writes the whole object; readers see the old one or the new one, never a part.
-
-    Raises WriteError: no permission, no space, read-only, no such bucket; CredentialsError,
-    TransientStorageError: the store's state, not the object's.
-    """
+    """Writes the whole object; readers see the old one or the new one, never a part."""
     _store(uri).write_atomic(uri, data)
 
 
@@ -296,8 +262,8 @@ def put_if(uri: str, data: bytes, etag: str | None = None) -> str | None:
     With an `etag` of `read_versioned`: only if that is still its version. Returns the new version
     mark; None when another object is there, or none at all. Content that is equal counts as written
     by this call, because the answer to a first try may be lost: put something unique into `data`.
-    Raises ConditionsUnsupported: the store refuses the condition (501), or tells no versions apart;
-    WriteError, CredentialsError, TransientStorageError: as `write_atomic`.
+    Raises ConditionsUnsupported where the store refuses the condition (501), or tells no versions
+    apart.
     """
     if etag == "":
         raise ConditionsUnsupported(f"{uri}: the store does not tell versions apart")
@@ -305,13 +271,13 @@ def put_if(uri: str, data: bytes, etag: str | None = None) -> str | None:
 
 
 def read_versioned(uri: str) -> tuple[bytes, str]:
-    """Content and version mark for `put_if`; errors as `read_bytes`."""
+    """Content and version mark for `put_if`."""
     data, _, etag = _store(uri).fetch(uri, 0, _MAX_READ_BYTES)
     return data, etag if is_remote(uri) else local.content_etag(data)
 
 
 def delete(uri: str) -> None:
-    """Removes the object; fine when it is not there. Errors as `write_atomic`."""
+    """Removes the object; fine when it is not there."""
     _store(uri).delete(uri)
 
 
@@ -322,10 +288,9 @@ def sweep(uri: str) -> None:
 
 
 def require_answer(variable: str, address: str) -> None:
-    """Check in seconds that a server listens at the address in a variable of the environment.
+    """Raises ConfigError when no server answers at the address in a variable of the environment.
 
-    An address without a host and port is not checked here. Raises ConfigError: nothing listens
-    there.
+    It takes seconds at most. An address without a host and port is not checked.
     """
     parts = urlsplit(address if "://" in address else f"//{address}")
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -188,7 +188,7 @@ def test_an_answer_is_checked_against_its_own_claim(
     """Every way to hold back bytes and agree with oneself, except about one number."""
     data = os.urandom(1000)
     uri = s3.put("x.wav", data)
-    total = {"num_bytes": 1000} if known == "total" else {}
+    total = {"total_bytes": 1000} if known == "total" else {}
     claims = ["bytes 0-999/1000", "bytes 0-992/1000", "bytes 0-992/*"]
     for claim in [*claims, *(["bytes 0-992/993", ""] if known == "total" else [])]:
         s3_faults.clear()
