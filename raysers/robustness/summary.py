@@ -1,13 +1,19 @@
-"""What a robustness run says at its end: metrics table, picture, tables in the terminal, audio.
+"""What a robustness run says: metrics table, picture, tables in the terminal.
 
-All of it follows from the rows, so the same command on a finished output makes it again, with
+All of it follows from the scores, so the same command on a finished output makes it again, with
 another threshold if asked for. What is printed and drawn is a selection of the metrics table; the
 picture is in the manner of the paper's Figure 3.
+
+The robustness score is the share of clips whose score changed by less than the threshold (Wagner et
+al. 2022, section 3.4; strictly less). It says nothing about being right: a model that ignores its
+input is perfectly robust, so it is read beside the CCC. Published figures, the paper's and
+ser-tests', are of their models on their corpora: they orient, they do not judge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +27,28 @@ from raysers.display import COLOURS, INK, SOFT
 from raysers.engine import output as parts
 from raysers.engine.job import ClipJob
 from raysers.engine.plan import Plan
-from raysers.evaluation.bootstrap import interval_notes
-from raysers.evaluation.published import TESTS_PART, print_tests, robustness_tests, to_tests
+from raysers.evaluation.bootstrap import (
+    Draws,
+    draw,
+    draw_metrics,
+    interval_notes,
+    stretch,
+    support,
+    units_of,
+)
+from raysers.evaluation.published import (
+    TESTS_PART,
+    print_tests,
+    robustness_tests,
+    to_tests,
+)
 from raysers.evaluation.rows import (
     METRICS_PART,
+    NAN,
     Row,
     bounded,
+    dimension_rows,
+    drawn_rows,
     number,
     print_notes,
     print_table,
@@ -37,26 +59,33 @@ from raysers.evaluation.scores import (
     RANDOM,
     Floats,
     Scores,
+    Subset,
     base_subsets,
     dimensions_of,
+    mean_of_defined,
+    random_scores,
+    ratio,
+    subsets,
+    sum_by_unit,
     with_dataset_names,
 )
 from raysers.io import storage
-from raysers.robustness.measures import (
+from raysers.robustness.perturbations import (
     CLEAN,
-    MEAN,
     OVERALL,
     TONE,
     Change,
     Comparison,
     of_ser_tests,
-    robustness_rows,
     ser_tests,
     ser_tests_share,
 )
 from raysers.robustness.task import HARD, Perturbed, RobustnessTask
 from raysers.types import DIMENSIONS
 
+#: Dimension of a row that is the mean of the three.
+MEAN = "mean"
+_WITH_MEAN = (*DIMENSIONS, MEAN)
 _COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split")
 _MOST_GROUPS, _MOST_WITH_BOUNDS = 8, 3
 #: Datasets and splits in one picture.
@@ -260,3 +289,105 @@ def read_scores(output: str, plan: Plan, names: Sequence[str]) -> Scores:
         columns={c: manifest[c].to_pylist() for c in _COLUMNS if c in manifest.column_names}
         | {"identity": identities(manifest)},
     )
+
+
+def robustness_rows(
+    model: str, scores: Scores, changes: Sequence[Change], how: Comparison
+) -> list[Row]:
+    """Rows of the metrics table, for the model and for a random one.
+
+    Metrics: `robustness_<perturbation>`, and `robustness` for the mean over small perturbations;
+    `mean_change_...`, `p95_change_...` of the absolute change; `ccc_change_...` where there are
+    labels. The dimension `mean` is over the three. `scores` have labels (NaN: none) and, by
+    version, predictions of all clips.
+    """
+
+    def random(version: str, predicted: Floats) -> Floats:
+        names = [f"{clip}\0{version}" for clip in scores.identities]
+        return np.where(np.isfinite(predicted), random_scores(names, how.seed), NAN)
+
+    chance = {version: random(version, found) for version, found in scores.predictions.items()}
+    rows: list[Row] = []
+    for name, predictions in ((model, scores.predictions), (RANDOM, chance)):
+        # clean predictions take the place of labels, so that unlabelled clips count as well
+        compared = replace(scores, predictions=predictions).against(CLEAN)
+        for cell in subsets(compared, how.by):
+            rows += _change_rows(name, compared, cell, changes, how)
+    labelled = replace(scores, predictions={CLEAN: scores.predictions[CLEAN]})
+    for cell in subsets(labelled, how.by):
+        for change in changes:
+            rows += _ccc_rows(model, scores, cell, change, how)
+    return rows
+
+
+def _change_rows(
+    model: str, scores: Scores, cell: Subset, changes: Sequence[Change], how: Comparison
+) -> Iterator[Row]:
+    """Shares and sizes of the changes; repeats of a perturbation count like further clips."""
+    unit, units = units_of(scores, cell)
+    # values compared, unchanged, and their size
+    sums = np.zeros((units, len(changes), 3, len(_WITH_MEAN)))
+    compared = np.zeros((len(cell.rows), len(changes)), bool)
+    p95 = np.full((len(changes), len(_WITH_MEAN)), NAN)
+    for i, change in enumerate(changes):
+        before = scores.predictions[change.against][cell.rows]
+        after = np.stack([scores.predictions[name][cell.rows] for name in change.versions])
+        size, unchanged = how.compare(before, after)
+        there = np.isfinite(size)
+        for j, values in enumerate((there, there & unchanged, np.where(there, size, 0.0))):
+            sums[:, i, j, :-1] = sum_by_unit(values.sum(axis=0), unit, units)
+        compared[:, i] = there.any(axis=(0, 2))
+        for d in range(len(_WITH_MEAN)) if model != RANDOM else ():
+            kept = size[there] if d == len(DIMENSIONS) else size[..., d][there[..., d]]
+            p95[i, d] = np.percentile(kept, 95) if kept.size else NAN
+    sums[..., -1] = sums[..., :-1].sum(axis=-1)
+    small = np.array([change.small and change.against == CLEAN for change in changes])
+
+    def figures(sums: Floats) -> Floats:
+        """Share unchanged and mean size, then the mean share over the small, [..., k + 1, 2, 4]."""
+        both = ratio(sums[..., 1:, :], sums[..., :1, :], sums[..., :1, :] > 0)
+        overall = mean_of_defined(both[..., small, :, :], -3)
+        return np.concatenate([both, overall[..., None, :, :]], axis=-3)
+
+    there = sums[:, :, 0, :] > 0
+    there = np.concatenate([there, there[:, small].any(axis=1, keepdims=True)], axis=1)
+    there = np.repeat(there[:, :, None], 2, axis=2)
+    drawn = draw(figures, sums, there, how.bootstrap, *cell.key)
+    clips, speakers = support(scores, cell, compared)
+    names, counts = [f"{OVERALL}_{change.name}" for change in changes], clips.tolist()
+    if small.any():
+        names, counts = [*names, OVERALL], [*counts, int(clips[small].max())]
+        speakers = np.append(speakers, speakers[small].max())
+    for i, name in enumerate(names):
+        n, known, share = np.full(4, counts[i]), np.full(4, speakers[i]), drawn[i, 0]
+        ends = share.share_interval(n)
+        yield from dimension_rows(
+            cell, model, name, share.value, n, ends, speakers=known, dimensions=_WITH_MEAN
+        )
+    for i, change in enumerate(changes if model != RANDOM else ()):
+        n, known, sizes = np.full(4, counts[i]), np.full(4, speakers[i]), drawn[i, 1]
+        for metric, value, bounds in (
+            (f"mean_change_{change.name}", sizes.value, sizes.interval()),
+            (f"p95_change_{change.name}", p95[i], None),
+        ):
+            yield from dimension_rows(
+                cell, model, metric, value, n, bounds, speakers=known, dimensions=_WITH_MEAN
+            )
+
+
+def _ccc_rows(
+    model: str, scores: Scores, cell: Subset, change: Change, how: Comparison
+) -> Iterator[Row]:
+    """CCC of the perturbed clips less that of the same clips as they are."""
+    before = scores.predictions[change.against]
+    after = [scores.predictions[version] for version in change.versions]
+    there = [np.isfinite(before) & np.isfinite(p) for p in after]
+    both = [np.where(t, before, NAN) for t in there]
+    both += [np.where(t, p, NAN) for t, p in zip(there, after, strict=True)]
+    drawn = draw_metrics(scores, cell, both, how.bootstrap)["ccc"]
+    each = drawn[len(after) :] - drawn[: len(after)]
+    units = each.units.max(axis=0)
+    value, values = mean_of_defined(each.value, 0), mean_of_defined(each.values, 1)
+    mean = Draws(value, values, units, stretch(units))
+    of = support(scores, cell, (np.isfinite(scores.truth) & there[0])[cell.rows])
+    yield from drawn_rows(cell, model, f"ccc_change_{change.name}", mean, *of)

@@ -43,9 +43,10 @@ from raysers.robustness.environments import (
     listed,
     usable,
 )
-from raysers.robustness.measures import CLEAN, Comparison
 from raysers.robustness.perturbations import (
+    CLEAN,
     PERTURBATIONS,
+    Comparison,
     Perturbation,
     Reference,
     TooShort,

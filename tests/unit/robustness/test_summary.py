@@ -10,7 +10,8 @@ import pytest
 from scipy import integrate, stats
 
 from raysers.evaluation.scores import RANDOM, Scores
-from raysers.robustness.measures import Change, Comparison, paper_share, robustness_rows
+from raysers.robustness.perturbations import Change, Comparison, paper_share
+from raysers.robustness.summary import robustness_rows
 
 GAIN = Change(name="gain", versions=("gain",), against="clean")
 NO_DRAWS = Comparison(draws=0)
