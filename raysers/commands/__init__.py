@@ -21,11 +21,7 @@ COMMANDS = {
     "annotate": ("archive", "emotions", "emotion scores for every clip of an archive"),
     "read": ("archive", "", "the rows of an output, on the screen or as CSV or Excel"),
     "transcribe": ("archive", "transcripts", "a transcript of every clip"),
-    "index": (
-        "archive",
-        "manifest",
-        "a manifest of clips from folders, tar shards, tables or corpora",
-    ),
+    "index": ("archive", "manifest", "a manifest of clips from folders, tars, tables or corpora"),
     "train": ("training", "model", "fine-tune a speech backbone on labelled clips"),
     "tune": ("training", "sweep", "search the flags of train for the best model"),
     "fuse": ("training", "fusion", "train, or predict with, emotion from audio and text"),
@@ -35,11 +31,7 @@ COMMANDS = {
     "synthesize": ("speech", "speech", "synthetic speech from texts"),
     "study": ("training", "study", "grids of trainings and analyses, as in the paper"),
     "report": ("analyses", "report", "one page with the tables and figures of other outputs"),
-    "calibrate": (
-        "models",
-        "calibrated",
-        "the column ood for any model, from a sample of your speech",
-    ),
+    "calibrate": ("models", "calibrated", "the column ood for any model, from a sample of speech"),
     "export": ("models", "onnx", "a model as an ONNX file, for use without raysers"),
     "demo": ("speech", "", "synthesize a few clips and annotate them, offline"),
 }

@@ -87,13 +87,12 @@ def read_labelled(
 
     `corpus` names the reader of roots; `auto` recognises them by their layout, `none` takes them
     for plain audio. Missing dimensions are taken from the category by `emotion_map`, a name of
-    `EMOTION_MAPS` or a YAML file. `speakers` is a CSV, see `_Speakers`. Errors name `flag`. Raises
-    ConfigError: an input that cannot be used, a label off 0..1, an unknown corpus or map.
+    `EMOTION_MAPS` or a YAML file. `speakers` is a CSV, see `_with_speakers`. Errors name `flag`.
+    Raises ConfigError: an input that cannot be used, a label off 0..1, an unknown corpus or map.
     """
     if corpus not in ("auto", "none", *CORPORA):
         raise ConfigError(f"--corpus {corpus}: choose auto, none, {', '.join(CORPORA)}")
     mapping = corpora.load_emotion_map(emotion_map) if emotion_map else None
-    about_speakers = _Speakers(speakers) if speakers else None
     notes: list[str] = []
     try:
         names = list(dict.fromkeys(map(absolute_input, uris)))
@@ -108,8 +107,8 @@ def read_labelled(
     if not tables:
         raise ConfigError(f"{flag} names nothing: give corpora, tables or manifests")
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
-    if about_speakers is not None:
-        table = about_speakers.applied(table, notes)
+    if speakers:
+        table = _with_speakers(table, speakers, notes)
     notes += _of_two_sexes(table)
     if mapping is not None:
         table = _mapped(table, mapping, emotion_map, notes)
@@ -223,53 +222,47 @@ def _with(table: pa.Table, name: str, column: pa.ChunkedArray | pa.Array) -> pa.
     return table.set_column(table.schema.get_field_index(name), SCHEMA.field(name), column)
 
 
-class _Speakers:
-    """A CSV with `sex`, and `speaker`, `video` (or `session`) or `file` to find the clips by.
+def _with_speakers(table: pa.Table, uri: str, notes: list[str]) -> pa.Table:
+    """The rows with speakers and sexes of a CSV; a note counts them.
 
-    With a file (the end of a clip's path) or a video it may name the `speaker` as well. It
-    overrules the corpus where it says something, and an empty cell says nothing. Raises
-    ConfigError: no column to find clips by, no other column, an unknown sex.
+    It has `sex`, and `speaker`, `video` (or `session`) or `file` (the end of a clip's path) to find
+    the clips by; with a file or a video it may name the `speaker` as well. It overrules the corpus
+    where it says something, and an empty cell says nothing. Raises ConfigError: no column to find
+    clips by, no other column, an unknown sex.
     """
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        #: Facts by the name of a file (with the end of its path), by session, and by speaker.
-        self.files: dict[str, list[tuple[str, Row]]] = {}
-        self.sessions: dict[str, Row] = {}
-        self.speakers: dict[str, Row] = {}
-        keys = ("file", "video", "session", "speaker")
-        for where, record in csv_records(uri, ()):
-            if not set(keys) & set(record):
-                raise ConfigError(
-                    f"--speakers {uri} has no column {' or '.join(keys)}, only {', '.join(record)}"
-                )
-            if len(record) == 1:
-                raise ConfigError(f"--speakers {uri} has no column besides: add sex")
-            word = record.get("sex") or record.get("gender") or ""
-            sex = corpora.sex_of(word)
-            fact = {"speaker": corpora.speaker_of(record.get("speaker")), "sex": sex}
-            if word and sex is None:
-                raise ConfigError(f"--speakers {where}: sex is {word!r}: write female or male")
-            if file := record.get("file"):
-                self.files.setdefault(name_of(file), []).append((f"/{file.lstrip('/')}", fact))
-            elif session := record.get("video") or record.get("session"):
-                self.sessions[session] = fact
-            elif fact["speaker"]:
-                self.speakers[fact["speaker"]] = fact
-
-    def applied(self, table: pa.Table, notes: list[str]) -> pa.Table:
-        """The rows with the speakers and sexes of this table; a note counts them."""
-        rows, count = table.select(["file", "session", "speaker", "sex"]).to_pylist(), 0
-        for row in rows:
-            file = row["file"]
-            named = self.files.get(name_of(file), ())
-            fact = next((fact for end, fact in named if f"/{file}".endswith(end)), None)
-            fact = fact or self.sessions.get(row["session"] or "", {})
-            row["speaker"] = fact.get("speaker") or row["speaker"]
-            known = self.speakers.get(row["speaker"], {})
-            row["sex"] = fact.get("sex") or known.get("sex") or row["sex"]
-            count += bool(fact or known)
-        notes.append(f"--speakers {self.uri} is about {count:,} of {len(table):,} clips")
-        for name in ("speaker", "sex"):
-            table = _with(table, name, pa.array([row[name] for row in rows], pa.string()))
-        return table
+    of_files: dict[str, list[tuple[str, Row]]] = {}  # by name, with the end of the path
+    of_sessions: dict[str, Row] = {}
+    of_speakers: dict[str, Row] = {}
+    keys = ("file", "video", "session", "speaker")
+    for where, record in csv_records(uri, ()):
+        if not set(keys) & set(record):
+            raise ConfigError(
+                f"--speakers {uri} has no column {' or '.join(keys)}, only {', '.join(record)}"
+            )
+        if len(record) == 1:
+            raise ConfigError(f"--speakers {uri} has no column besides: add sex")
+        word = record.get("sex") or record.get("gender") or ""
+        sex = corpora.sex_of(word)
+        fact = {"speaker": corpora.speaker_of(record.get("speaker")), "sex": sex}
+        if word and sex is None:
+            raise ConfigError(f"--speakers {where}: sex is {word!r}: write female or male")
+        if file := record.get("file"):
+            of_files.setdefault(name_of(file), []).append((f"/{file.lstrip('/')}", fact))
+        elif session := record.get("video") or record.get("session"):
+            of_sessions[session] = fact
+        elif fact["speaker"]:
+            of_speakers[fact["speaker"]] = fact
+    rows, count = table.select(["file", "session", "speaker", "sex"]).to_pylist(), 0
+    for row in rows:
+        file = row["file"]
+        named = of_files.get(name_of(file), ())
+        fact = next((fact for end, fact in named if f"/{file}".endswith(end)), {})
+        fact = fact or of_sessions.get(row["session"] or "", {})
+        row["speaker"] = fact.get("speaker") or row["speaker"]
+        known = of_speakers.get(row["speaker"], {})
+        row["sex"] = fact.get("sex") or known.get("sex") or row["sex"]
+        count += bool(fact or known)
+    notes.append(f"--speakers {uri} is about {count:,} of {len(table):,} clips")
+    for name in ("speaker", "sex"):
+        table = _with(table, name, pa.array([row[name] for row in rows], pa.string()))
+    return table

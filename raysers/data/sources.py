@@ -88,15 +88,11 @@ def list_inputs(
     schema `LISTING`, those of tables their label columns too. `status` is set where it is known
     already: tar members that cannot be used. A file that several inputs name comes once.
 
-    Args:
-        uris: folders, prefixes, tars, audio files, tables, audformat databases, patterns with `*`,
-            `?` or `**`, and `-` for a list on standard input; `~` is expanded.
-        notes: warnings are added to it.
-        databases: whether an audformat database gives the clips of its tables, not its files.
-        files: whether a table of which no file is there is refused.
-
-    Raises ConfigError: an input that is missing, may not be read, holds no audio, or a bad table.
-    CredentialsError, TransientStorageError: as the store says.
+    `uris` are folders, prefixes, tars, audio files, tables, audformat databases, patterns with `*`,
+    `?` or `**`, and `-` for a list on standard input; `~` is expanded. Warnings are added to
+    `notes`. With `databases` an audformat database gives the clips of its tables, not its files;
+    with `files` a table of which no file is there is refused. Raises ConfigError: an input that is
+    missing, may not be read, holds no audio, or a bad table; and as the store says.
     """
     if not uris:
         raise ConfigError("--input names nothing: give folders, tars, audio files or tables")

@@ -1,19 +1,14 @@
 """Readers of corpora, and their terms for emotion, sex, split and speaker, mapped to ours.
 
-A term that is not in a table means "not known"; nothing is guessed.
-
-`load_emotion_map` maps categories to arousal, dominance and valence by a documented table.
-
-A mapped label is one point for a whole category: it says nothing about how strongly a clip was
-spoken, so figures against such labels are not comparable with figures against ratings.
+A term that is not in a table means "not known"; nothing is guessed. Emotion maps put categories on
+arousal, dominance and valence: one point for a whole category, which says nothing about how
+strongly a clip was spoken, so figures against such labels do not compare with those of ratings.
 
 "russell-mehrabian" takes the means that Russell and Mehrabian (1977), "Evidence for a three-factor
-theory of emotions", Journal of Research in Personality 11, 273-294, report for the terms angry,
-bored, disgusted, fearful, happy, sad and surprised on pleasure, arousal and dominance from -1 to
-1, here as (x + 1) / 2 with valence for pleasure. The values were checked against several
-independent public transcriptions of their table of 151 terms, which agree on all seven; the paper
-itself was not at hand. Neutral is our own addition: the middle of every scale. Contempt is left
-out, because transcriptions of it differ.
+theory of emotions", Journal of Research in Personality 11, 273-294, report for seven terms on
+pleasure, arousal and dominance from -1 to 1, here as (x + 1) / 2 with valence for pleasure, checked
+against several public transcriptions of their table. Neutral is our own addition: the middle of
+every scale. Contempt is left out, because transcriptions of it differ.
 """
 
 from __future__ import annotations
