@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from io import BytesIO
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from raysers.errors import (
@@ -270,8 +271,8 @@ def open_bytes(source: AudioSource) -> Bytes:
     """
     if not isinstance(source, str):
         opened = _ObjectBytes(source)
-        # what a ranged file fetches with one request
-        if opened.size <= getattr(source, "whole_bytes", 0):
+        # what a ranged file fetches with one request, and what is in memory already
+        if isinstance(source, BytesIO) or opened.size <= getattr(source, "whole_bytes", 0):
             return _in_memory(opened.at(0, opened.size)) or opened
         return opened
     try:
