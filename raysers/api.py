@@ -64,12 +64,10 @@ class Model:
             signal: [frames] or [frames, channels]; floats from -1 to 1, or integers of any width.
             sample_rate_hz: of the signal; other rates than 16 kHz are converted.
 
-        Returns:
-            `arousal`, `dominance`, `valence` (about 0 to 1), and what else the model predicts:
-            `emotion` and `p_*` (probabilities) of categories, `*_sd`, `ood`.
+        Returns `arousal`, `dominance`, `valence` (about 0 to 1), and what else the model predicts:
+        `emotion` and `p_*` (probabilities) of categories, `*_sd`, `ood`.
 
-        Raises:
-            ClipError: no samples, NaN or infinite ones, or an impossible rate.
+        Raises ClipError: no samples, NaN or infinite ones, or an impossible rate.
         """
         (found,) = self._model.score([_mono_16k(np.asarray(signal), sample_rate_hz)])
         if isinstance(found, ClipError):
@@ -106,8 +104,7 @@ def load_model(name: str = DEFAULT_MODEL, *, dtype: str = "auto") -> Model:
 
     `dtype` is `auto` (bf16 where the hardware has it, else fp32), `fp32`, `bf16` or `fp16`.
 
-    Raises:
-        ConfigError: unknown model, or one that cannot be trusted to score.
+    Raises ConfigError: unknown model, or one that cannot be trusted to score.
     """
     quiet_environment()
     task = AnnotateTask.load(name, dtype=dtype, max_padded_s=0.0)
@@ -129,8 +126,7 @@ def decode(
 
     Returns samples [n], float32, the mean of all channels; and their rate, 16,000 Hz.
 
-    Raises:
-        ClipError: the audio is missing, damaged or empty; its `status` says which.
+    Raises ClipError: the audio is missing, damaged or empty; its `status` says which.
     """
     (file,) = _absolute(path)
     end_ns = None if end_s is None else round(end_s * NS_PER_S)
@@ -151,12 +147,9 @@ def annotate(
         output: folder that keeps the table, and continues it; default: a temporary one.
         **flags: other flags of the command, such as `segment="window"`, `workers=2`.
 
-    Returns:
-        One row per clip, whatever happened to it: see its `status` and `error`.
+    Returns one row per clip, whatever happened to it: see its `status` and `error`.
 
-    Raises:
-        ConfigError: something the caller must change.
-        TypeError: an unknown flag.
+    Raises ConfigError: something the caller must change; TypeError: an unknown flag.
     """
     from raysers.commands.archive import AnnotateFlags
     from raysers.commands.archive import annotate as job
@@ -179,8 +172,7 @@ def read(output: str | os.PathLike[str], table: str = "") -> pd.DataFrame:
     `table` is its sub-folder; default: the main table of the job. `start_s` and `end_s`, in
     seconds, stand beside `start` and `end`.
 
-    Raises:
-        ConfigError: no such table is there.
+    Raises ConfigError: no such table is there.
     """
     return read_rows(output, table)
 
@@ -199,13 +191,10 @@ def evaluate(
             a table or the folder of a corpus.
         **flags: other flags of the command, such as `by=("sex",)`, `bootstrap=0`.
 
-    Returns:
-        One value of one metric a row: `model`, `dataset`, `split`, `group`, `group_value`,
-        `dimension`, `metric`, `value`, `ci_low`, `ci_high` (95 %), `n`, `paper`.
+    Returns one value of one metric a row: `model`, `dataset`, `split`, `group`, `group_value`,
+    `dimension`, `metric`, `value`, `ci_low`, `ci_high` (95 %), `n`, `paper`.
 
-    Raises:
-        ConfigError: predictions and labels do not fit together.
-        TypeError: an unknown flag.
+    Raises ConfigError: predictions and labels do not fit together; TypeError: an unknown flag.
     """
     from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels
     from raysers.evaluation.join import predictions_of

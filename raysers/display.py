@@ -108,7 +108,12 @@ def picture(draw: Callable[[], Any]) -> Picture:
         FigureCanvasAgg(figure)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, not again for every format
-        return {kind: _bytes_of(figure, format=kind, **_FORMATS[kind]) for kind in _FORMATS}
+        found = {}
+        for kind, how in _FORMATS.items():
+            file = io.BytesIO()
+            figure.savefig(file, facecolor=PAPER, format=kind, **how)
+            found[kind] = file.getvalue()
+        return found
 
 
 def _make_printable(figure: Any) -> None:
@@ -121,12 +126,6 @@ def _make_printable(figure: Any) -> None:
             axis.set_ticklabels(clean)  # the axis writes its labels anew with every drawing
     for text in figure.findobj(Text):
         text.set_text(printable(text.get_text()))
-
-
-def _bytes_of(figure: Any, **how: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, facecolor=PAPER, **how)
-    return file.getvalue()
 
 
 def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Any:

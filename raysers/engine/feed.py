@@ -16,7 +16,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -167,16 +167,29 @@ def _jobs(
 
     Short files are decoded so fast that handing over each would cost a third of the time.
     """
-    job: list[list[Clip]] = []
-    job_s = 0.0
-    for run_s, run in _runs(clips):
-        if job and (len(job) == most or job_s + run_s > most_s):
-            yield job_s, job
-            job, job_s = [], 0.0
-        job.append(run)
-        job_s += run_s
-    if job:
-        yield job_s, job
+
+    def timed(some: Iterable[Clip]) -> Iterator[tuple[float, Clip]]:
+        return ((clip.duration_s if clip.duration_s >= 0 else _UNKNOWN_S, clip) for clip in some)
+
+    files = (same for _, same in groupby(clips, key=attrgetter(*_OPENED)))
+    runs = chain.from_iterable(_stretches(timed(same), _RUN_S, len(clips)) for same in files)
+    return _stretches(runs, most_s, most)
+
+
+def _stretches(
+    items: Iterable[tuple[float, T]], most_s: float, most: int
+) -> Iterator[tuple[float, list[T]]]:
+    """Neighbours, at most so many, and of so many seconds together unless one alone is longer."""
+    held: list[T] = []
+    held_s = 0.0
+    for own_s, one in items:
+        if held and (len(held) == most or held_s + own_s > most_s):
+            yield held_s, held
+            held, held_s = [], 0.0
+        held.append(one)
+        held_s += own_s
+    if held:
+        yield held_s, held
 
 
 def decode_runs(
@@ -191,21 +204,6 @@ def decode_runs(
     found = pool.map(decode, runs) if pool is not None and apart else map(decode, runs)
     decoded = [one for run in found for one in run]
     return decoded if variants is None else [each for one in decoded for each in variants(one)]
-
-
-def _runs(clips: Iterable[Clip]) -> Iterator[tuple[float, list[Clip]]]:
-    """Stretches of neighbouring clips of one file and status, each with its audio seconds."""
-    for _, same_file in groupby(clips, key=attrgetter(*_OPENED)):
-        run: list[Clip] = []
-        run_s = 0.0
-        for clip in same_file:
-            clip_s = clip.duration_s if clip.duration_s >= 0 else _UNKNOWN_S
-            if run and run_s + clip_s > _RUN_S:
-                yield run_s, run
-                run, run_s = [], 0.0
-            run.append(clip)
-            run_s += clip_s
-        yield run_s, run
 
 
 def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:

@@ -27,7 +27,7 @@ import yaml
 import raysers
 from raysers.data.manifest import Manifest
 from raysers.data.shards import ShardPlan, shard_name
-from raysers.display import plain
+from raysers.display import one_line, plain
 from raysers.errors import ConfigError, ObjectMissing, RaysersError
 from raysers.io import storage
 from raysers.schemas import CLIP_FIELDS, PARTS_OF_FILE
@@ -336,7 +336,7 @@ def write_iceberg(name: str, parts: Sequence[str]) -> int:
                 rows += len(part)
         return rows
     except Exception as error:  # catalogs of all kinds raise errors of their own
-        raise ConfigError(f"--iceberg {name}: {_line(error)}") from error
+        raise ConfigError(f"--iceberg {name}: {one_line(error) or type(error).__name__}") from error
 
 
 def write_delta(place: str, parts: Sequence[str]) -> int:
@@ -357,7 +357,7 @@ def write_delta(place: str, parts: Sequence[str]) -> int:
     try:
         deltalake.write_deltalake(place, reader, mode="overwrite", schema_mode="overwrite")
     except Exception as error:  # its errors and those of its stores have no common class
-        raise ConfigError(f"--delta {place}: {_line(error)}") from error
+        raise ConfigError(f"--delta {place}: {one_line(error) or type(error).__name__}") from error
     return rows
 
 
@@ -372,7 +372,3 @@ def _tables(parts: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
     for uri in parts:
         if (part := read_part(uri, schema.names)) is not None:
             yield part.cast(schema)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -111,6 +111,20 @@ def list_page(uri: str, **options: Any) -> Any:
     return retried(lambda: client().list_objects_v2(Bucket=split_s3(uri)[0], **options), uri)
 
 
+def is_folder(uri: str) -> bool:
+    """Whether a bucket is there, or an object below a prefix."""
+    root = _root(uri)
+    try:
+        return bool(list_page(uri, Prefix=root, MaxKeys=1).get("KeyCount")) or not root
+    except ObjectMissing:
+        return False
+
+
+def _root(uri: str) -> str:
+    key = split_s3(uri)[1].rstrip("/")
+    return f"{key}/" if key else ""
+
+
 class _Keys(NamedTuple):
     """Keys of a prefix: one level of folders, or all of them after `after` up to `last`."""
 
@@ -129,8 +143,7 @@ def list_objects(
     Few folders are listed each on its own. More keys than a page are cut where their first
     characters change, so that a flat prefix is listed in parallel as well.
     """
-    bucket, key = split_s3(uri)
-    root = key + "/" if key else ""
+    bucket, root = split_s3(uri)[0], _root(uri)
     if not list_page(uri, Prefix=root, MaxKeys=1).get("KeyCount") and root:
         raise ObjectMissing(f"{uri}/: no objects with this prefix")
 

@@ -49,7 +49,6 @@ from raysers.io.objects import (
     open_row,
     parent,
     row_of,
-    split_s3,
     suffix_of,
     tar_uri_of,
 )
@@ -148,13 +147,7 @@ def stat(uri: str) -> ObjectInfo:
 
 def is_folder(uri: str) -> bool:
     """Whether `uri` is a local folder, an existing bucket, or a prefix of some object."""
-    if not is_s3(uri):
-        return bool(_store(uri).is_folder(uri))
-    key = split_s3(uri)[1].rstrip("/")
-    with suppress(ObjectMissing):
-        page = _store(uri).list_page(uri, Prefix=f"{key}/" if key else "", MaxKeys=1)
-        return not key or bool(page.get("KeyCount"))
-    return False
+    return bool(_store(uri).is_folder(uri))
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
