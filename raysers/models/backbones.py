@@ -46,7 +46,7 @@ FAMILIES: dict[str, Family] = {
 
 #: Model types whose spectrogram is computed from samples as they are, not normalised clip by clip.
 UNNORMALISED = (CNN14, WHISPER)
-#: Names of the poolings of `heads.POOLINGS`.
+#: The modes of `heads.Pooling`.
 POOLING_NAMES = ("mean", "statistics", "attentive")
 
 

@@ -28,7 +28,7 @@ from raysers.models.frontend import (
     mask_group_norm,
     valid,
 )
-from raysers.models.heads import POOLINGS, CategoryHead, EmotionHead, OutOfDistribution, Uncertainty
+from raysers.models.heads import CategoryHead, EmotionHead, OutOfDistribution, Pooling, Uncertainty
 
 #: How names start in a backbone that was saved by itself.
 _BACKBONE_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
@@ -200,7 +200,7 @@ class EmotionModel(EmotionNetwork):
         weights = nn.Parameter(torch.zeros(len(self._layers) + 1))
         weighted = getattr(self.config, "use_weighted_layer_sum", False)
         self.register_parameter("layer_weights", weights if weighted else None)
-        self.pooling = POOLINGS[self.pooling_mode](size)
+        self.pooling = Pooling(self.pooling_mode, size)
         self.classifier = EmotionHead(
             self.embedding_size, size, self.config.final_dropout, self.config.initializer_range
         )

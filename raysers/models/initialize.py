@@ -36,7 +36,6 @@ from raysers.models.backbones import (
 from raysers.models.checkpoint import PREPROCESSOR_FILE, ModelFolder
 from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.frontend import frames_to_train, valid
-from raysers.models.heads import MeanPooling
 from raysers.models.whisper import MelSettings, mel_of_windows
 from raysers.types import SAMPLE_RATE_HZ
 
@@ -119,7 +118,6 @@ def start_model(
     if front == "mel":
         as_mel_bank(model)
     if pooling == "unmasked" and isinstance(model, EmotionModel):
-        assert isinstance(model.pooling, MeanPooling)
         model.pooling.whole_rows = True
     if freeze == "auto":
         freeze = "none" if folder is None or config["model_type"] == CNN14 else "cnn"

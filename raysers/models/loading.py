@@ -111,11 +111,12 @@ def _as_category_head(
     model: EmotionNetwork, tensors: dict[str, Tensor], where: object
 ) -> dict[str, Tensor]:
     """`tensors` of a classifier under our names, and its head in place of that of `model`."""
-    names = {"classifier.dense.": "categories.dense.", "classifier.out_proj.": _OUT}
     tanh = "classifier.dense.weight" in tensors
+    first, second = ("classifier.dense.", "classifier.out_proj.")
     if not tanh:
-        names = {"projector.": "categories.dense.", "classifier.": _OUT}
-    dense = tensors.get("classifier.dense.weight" if tanh else "projector.weight")
+        first, second = ("projector.", "classifier.")
+    names = {first: "categories.dense.", second: "categories.out_proj."}
+    dense = tensors.get(f"{first}weight")
     if dense is None or dense.ndim != 2 or model.config.model_type in UNNORMALISED:
         raise CheckpointError(
             f"{where}: id2label names categories, and the head is not one that can be used: neither"
@@ -131,10 +132,6 @@ def _as_category_head(
     unused = (key for key in model.state_dict() if key.startswith("classifier."))
     zeros = {k: torch.zeros(model.get_parameter(k).shape, device="cpu") for k in unused}
     return renamed | zeros
-
-
-#: The second layer of a head by other tools.
-_OUT = "categories.out_proj."
 
 
 def save_emotion_model(

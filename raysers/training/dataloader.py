@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -56,14 +56,12 @@ class MicroBatch:
     lengths: Tensor
 
     @classmethod
-    def of(cls, number: int, rows: Sequence[int], signals: Sequence[Floats]) -> MicroBatch:
-        """Pad signals, at least one."""
-        padded, lengths = pad(signals)
+    def of(
+        cls, number: int, rows: Sequence[int], signals: Sequence[Floats], *, pinned: bool = False
+    ) -> MicroBatch:
+        """Pad signals, at least one; `pinned` ones are in page-locked memory."""
+        padded, lengths = pad(signals, pinned=pinned)
         return cls(number=number, rows=torch.tensor(rows), padded=padded, lengths=lengths)
-
-    def pinned(self) -> MicroBatch:
-        """The same in page-locked memory."""
-        return replace(self, padded=self.padded.pin_memory())
 
     def on(self, device: torch.device, *, normalised: bool) -> Tensor:
         """[clips, samples] on the device; `normalised`: zero mean, unit variance per clip."""
@@ -367,8 +365,8 @@ class TrainLoader:
             found = [(int(row), next(rest)) for row in rows]
             decoded = [(row, signal) for row, signal in found if signal is not None]
             if decoded:
-                piece = MicroBatch.of(number, *zip(*decoded, strict=True))
-                pieces.append(piece.pinned() if self._pinned else piece)
+                columns = zip(*decoded, strict=True)
+                pieces.append(MicroBatch.of(number, *columns, pinned=self._pinned))
         train = self._plan.data.train
         labels, categories, sexes = (
             torch.from_numpy(of[step.clips]) for of in (train.labels, train.categories, train.sexes)

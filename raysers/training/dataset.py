@@ -117,7 +117,7 @@ def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
         )
         if split is not None:
             given = table.drop_columns([n for n in ("split",) if n in table.column_names])
-            table = given.append_column("split", pa.array([split] * len(table), pa.string()))
+            table = given.appendcolumn_of("split", pa.array([split] * len(table), pa.string()))
         tables.append(table)
         notes |= dict.fromkeys(found)
     return pa.concat_tables(tables, promote_options="default"), list(notes)
@@ -140,7 +140,7 @@ def choose(
             if not flags.limit:
                 raise
             raise ConfigError(f"{error}, or a --limit above {flags.limit:,} clips") from error
-    if not len(table) or not _column(table, "split").is_valid().to_numpy().any():
+    if not len(table) or not column_of(table, "split").is_valid().to_numpy().any():
         raise ConfigError(
             "--data has no split: give --folds N to split it by speaker, or --train and --dev"
         )
@@ -163,7 +163,7 @@ def choose(
     if flags.shuffle_labels:
         train = splits.shuffle_labels(train, flags.seed)
     names = tuple(sorted({name for name in _emotions(train) if name}))
-    known = {*_column(train, "sex").to_pylist()} if flags.sex_weight else set()
+    known = {*column_of(train, "sex").to_pylist()} if flags.sex_weight else set()
     sexes = tuple(sorted(known - {None, ""}))
     counts = np.isfinite(_labels(train)).sum(axis=0) * (np.asarray(flags.target_weights) > 0)
     trained = counts >= _LEAST_LABELS
@@ -197,17 +197,17 @@ def _examples(
     table: pa.Table, categories: Sequence[str], sexes: Sequence[str], trained: NDArray[np.bool_]
 ) -> Examples:
     """Rows of a labelled manifest, in an order that stays wherever the corpus lies."""
-    table = table.append_column("identity", pa.array(identities(table), pa.string()))
+    table = table.appendcolumn_of("identity", pa.array(identities(table), pa.string()))
     table = table.sort_by("identity")
     labels = _labels(table)
     labels[:, ~trained] = np.nan
-    corpora = [name or "" for name in _column(table, "corpus").to_pylist()]
+    corpora = [name or "" for name in column_of(table, "corpus").to_pylist()]
     return Examples(
         clips=clips_of(table),
         identities=table["identity"].to_pylist(),
         labels=labels,
         categories=_numbered(_emotions(table), categories),
-        sexes=_numbered(_column(table, "sex").to_pylist(), sexes),
+        sexes=_numbered(column_of(table, "sex").to_pylist(), sexes),
         corpora=np.unique(corpora, return_inverse=True)[1].astype(np.int64),
     )
 
@@ -242,7 +242,7 @@ def _usable(
     if categories:
         unlabelled &= np.array([name is None for name in _emotions(table)], bool)
     status = np.array(table["status"].to_pylist(), object)
-    lengths_s = np.array(_column(table, "duration_s").to_pylist(), np.float64)  # None becomes NaN
+    lengths_s = np.array(column_of(table, "duration_s").to_pylist(), np.float64)  # None becomes NaN
     tests = {
         "no label": unlabelled,
         "unknown length": np.isnan(lengths_s),
@@ -292,14 +292,15 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _emotions(table: pa.Table) -> list[str | None]:
-    return [category_of(word) for word in _column(table, "emotion").to_pylist()]
+    return [category_of(word) for word in column_of(table, "emotion").to_pylist()]
 
 
 def _labels(table: pa.Table) -> NDArray[np.float32]:
     return dimensions_of(table).astype(np.float32)
 
 
-def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+def column_of(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column of texts, all null where the table has none."""
     if name in table.column_names:
         return table[name]
     return pa.chunked_array([pa.nulls(len(table), pa.string())])

@@ -37,6 +37,7 @@ from raysers.io import marks, storage
 from raysers.run import RunRecord
 from raysers.training.checkpoint import TrainProgress
 from raysers.training.config import TrainingFlags
+from raysers.training.dataset import column_of
 from raysers.training.loop import PREDICTIONS
 from raysers.training.model_card import learning_curve, model_card
 from raysers.training.plan import TrainingPlan
@@ -76,9 +77,11 @@ def _dev_rows(plan: TrainingPlan, name: str) -> tuple[list[Row], list[str]]:
     predictions = parts.read_part(storage.join(plan.output, PREDICTIONS))
     assert predictions is not None  # the workers have written it
     clip_ids = [clip.clip_id for clip in dev.clips]
-    found = _of_clips(predictions, clip_ids)
-    # with a leak, a clip is in train too
-    known = _of_clips(table.filter(pc.equal(table["split"], "dev")), clip_ids)
+    of_dev = table.filter(pc.equal(table["split"], "dev"))  # with a leak, a clip is in train too
+    found, known = (
+        part.take(pc.index_in(pa.array(clip_ids), part["clip_id"].combine_chunks()))
+        for part in (predictions, of_dev)
+    )
     names = ("speaker", "sex", "corpus", "split", "session", "emotion")
     predicted = categories_of(found)
     scores = Scores(
@@ -94,11 +97,6 @@ def _dev_rows(plan: TrainingPlan, name: str) -> tuple[list[Row], list[str]]:
     rows = [*correctness_rows(with_baseline(scores), by=by), *category_rows(scores, by=by)]
     notes = [*training_notes(scores), *interval_notes(scores, subsets(scores, by))]
     return with_training(scores, rows), notes
-
-
-def _of_clips(table: pa.Table, clip_ids: Sequence[str]) -> pa.Table:
-    """The rows of these clips, in their order."""
-    return table.take(pc.index_in(pa.array(clip_ids), table["clip_id"].combine_chunks()))
 
 
 def _progress_rows(
@@ -129,7 +127,8 @@ def _document(
 ) -> dict[str, Any]:
     data, flags, placement, history = plan.data, plan.flags, plan.placement, progress.history
     texts = ("corpus", "split", "speaker", "language")
-    clips = pd.DataFrame({column: _texts(data.table, column) for column in texts})
+    columns = {name: column_of(data.table, name).fill_null("") for name in texts}
+    clips = pd.DataFrame({name: column.to_pylist() for name, column in columns.items()})
     clips["hours"] = data.table["duration_s"].to_numpy() / 3600
     by_speaker = clips.replace({"speaker": {"": "unknown"}}).groupby(["split", "speaker"]).size()
     speakers: dict[str, dict[str, int]] = {}
@@ -177,11 +176,7 @@ def _document(
             "left_out": dict(data.left_out),
             "notes": list(data.notes),
         },
-        "placement": {
-            "workers": placement.workers,
-            "device": placement.device,
-            "threads": placement.threads,
-        },
+        "placement": {of: getattr(placement, of) for of in ("workers", "device", "threads")},
         "history": history,
         **({"evaluations": progress.evaluations} if flags.eval_steps else {}),
         "failed_clips": progress.failed,
@@ -197,12 +192,6 @@ def _document(
             "training_s": round(sum(epoch["wall_s"] for epoch in history), 1),
         },
     }
-
-
-def _texts(table: pa.Table, name: str) -> list[str]:
-    if name not in table.column_names:
-        return [""] * len(table)
-    return [value or "" for value in table[name].to_pylist()]
 
 
 def print_outcome(output: str, outcome: Mapping[str, Any]) -> None:

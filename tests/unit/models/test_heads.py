@@ -17,10 +17,8 @@ from raysers.models.backbones import Outputs, category_labels
 from raysers.models.emotion import EmotionModel
 from raysers.models.frontend import normalise
 from raysers.models.heads import (
-    AttentiveStatistics,
-    MeanPooling,
     OutOfDistribution,
-    Statistics,
+    Pooling,
     Uncertainty,
 )
 from raysers.models.loading import load_emotion_model, save_emotion_model
@@ -33,7 +31,7 @@ from tests.unit.models.networks import (
 )
 
 
-def written_out(pooling: AttentiveStatistics, frames: np.ndarray) -> np.ndarray:
+def written_out(pooling: Pooling, frames: np.ndarray) -> np.ndarray:
     """Okabe et al. 2018, equations 1 to 6, for one clip [frames, size] in float64."""
     w, b = (getattr(pooling.dense, n).detach().double().numpy() for n in ("weight", "bias"))
     v = pooling.score.weight.detach().double().numpy()[0]
@@ -47,7 +45,7 @@ def written_out(pooling: AttentiveStatistics, frames: np.ndarray) -> np.ndarray:
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=5), st.integers(0, 99))
 def test_attentive_statistics_as_in_the_paper(lengths: list[int], seed: int) -> None:
     torch.manual_seed(seed)
-    pooling = AttentiveStatistics(12)
+    pooling = Pooling("attentive", 12)
     hidden = 3 * torch.randn(len(lengths), max(lengths), 12)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     pooled = pooling(hidden, mask).detach().numpy()
@@ -60,7 +58,7 @@ def test_statistics_are_those_of_a_clips_own_frames() -> None:
     torch.manual_seed(4)
     hidden, lengths = 3 * torch.randn(3, 30, 12) + 2, [30, 7, 1]
     mask = torch.arange(30) < torch.tensor(lengths)[:, None]
-    pooled = Statistics(12)(hidden, mask).numpy()
+    pooled = Pooling("statistics", 12)(hidden, mask).numpy()
     for row, length in enumerate(lengths):
         own = hidden[row, :length].double().numpy()
         expected = np.concatenate((own.mean(0), own.std(0)))
@@ -91,7 +89,7 @@ def test_attentive_model_scores_alone_as_in_a_batch_after_saving(tmp_path: Path)
 def test_unmasked_means_the_padding_too_but_only_in_training() -> None:
     model = small_model("w2v2-L", **NOTHING_RANDOM)
     assert isinstance(model, EmotionModel)
-    assert isinstance(model.pooling, MeanPooling)
+    assert model.pooling.mode == "mean"
     batch = padded_batch([speechlike(n, n) for n in (16_000, 6_000)])
     masked = model.train()(*batch)[1]
     model.pooling.whole_rows = True
