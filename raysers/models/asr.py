@@ -31,17 +31,14 @@ from raysers.models.speech import MOONSHINE, MoonshineRecogniser, speech_windows
 from raysers.types import SAMPLE_RATE_HZ
 
 Floats = npt.NDArray[np.float32]
-
 _HINT = (
     "give moonshine (offline), the hub id of a CTC, Whisper or other speech-to-text model of "
     "transformers (facebook/wav2vec2-base-960h), a folder (./folder) or s3://bucket/prefix"
 )
-
 #: Whisper's windows, and the longest pieces of all that is not batched; longer than any clip.
 _WINDOW_S, _ANY_S = 30.0, 1e6
 #: Whisper's windows per forward pass; more only wait for the longest text among them.
 _WINDOWS = {"cpu": 4, "cuda": 32}
-
 #: What of `generation_config.json` says which texts are possible; how to search for them does not
 #: count, because the search is always greedy.
 _RULES = (
@@ -61,11 +58,10 @@ def load_asr(
     language: str = "",
     timestamps: bool = False,
 ) -> Recogniser:
-    """Load the recogniser `name`: `moonshine`, a hub id with an optional `@REVISION`, or a folder.
+    """Load `moonshine`, or the recogniser of a hub id with an optional `@REVISION`, or of a folder.
 
     `dtype` is auto, fp32, bf16 or fp16 of all but moonshine, `language` one of a multilingual
-    Whisper model, or `auto` for that of each clip; with `timestamps` words have times. Raises
-    ConfigError or CheckpointError where no texts can be trusted.
+    Whisper model, or `auto` for that of each clip; with `timestamps` words have times.
     """
     if is_moonshine(name):
         if language not in ("", "en") or timestamps:
@@ -96,10 +92,7 @@ def parse_asr_name(name: str) -> ModelName:
 
 
 class StockRecogniser:
-    """A CTC or speech-to-text network of transformers with the tokenizer of its folder.
-
-    It is fastest with batches of `max_padded_s` padded seconds.
-    """
+    """A CTC or speech-to-text network of transformers with the tokenizer of its folder."""
 
     def __init__(
         self, name: str, device: str, dtype: str, threads: int | None, language: str, times: bool

@@ -169,16 +169,14 @@ BACKBONES: dict[str, Backbone] = {
 EMBEDDED = ("raysers-base",)
 #: In the folder of an embedded model: names of the files that it was trained on, without suffix.
 TRAINED_FILES = "trained_files.json"
-
 ASSETS = Path(str(resources.files("raysers"))) / "assets"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelName:
-    """A `--model` text, read.
+    """A `--model` text, read: an alias with its `hub_id` or `path`, a hub id, a folder or a prefix.
 
-    `alias` is one of `BACKBONES` or `EMBEDDED`, beside its `hub_id` or `path`, which is a local
-    folder or an `s3://` prefix. `layers` is how many are kept; `random` means seeded weights.
+    `layers` is how many are kept; `random` means seeded weights.
     """
 
     text: str
@@ -267,7 +265,6 @@ def _split_layers(name: str) -> tuple[str, int | None]:
 
 _TRAINED, _CATEGORIES, _POINTS = "trained_dimensions", "categories", "category_points"
 _UNCERTAINTY, _OOD = "uncertainty_heads", "ood_rank"
-
 #: How labels of emotions begin; a classifier without two of them is of sex, language or accent.
 _EMOTIONS = re.compile(
     r"ang|bor|calm|contempt|disg|exci|fea|frus|hap|joy|neu|sad|surp", re.IGNORECASE

@@ -19,18 +19,8 @@ from typing import Any
 
 from raysers.errors import CheckpointError, ConfigError, StorageError
 from raysers.io import storage
-from raysers.models.backbones import (
-    BACKBONES,
-    CNN14,
-    FAMILIES,
-    PLAIN,
-    POOLING_NAMES,
-    WHISPER,
-    ModelName,
-    Outputs,
-    category_labels,
-    keep_layers,
-)
+from raysers.models import backbones
+from raysers.models.backbones import CNN14, FAMILIES, WHISPER, ModelName, Outputs
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 CONFIG_FILE = "config.json"
@@ -38,8 +28,6 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 #: What transformers 5 writes instead, with the feature extractor's settings inside.
 PROCESSOR_FILE = "processor_config.json"
 WEIGHTS_FILE = "model.safetensors"
-
-
 #: What is fetched from the hub: never code, never optimiser state.
 _HUB_FILES = (
     *(CONFIG_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE),
@@ -48,14 +36,12 @@ _HUB_FILES = (
 )
 #: Seed of `random:` models.
 RANDOM_SEED = 0
-
 #: A configuration is a few kilobytes; the largest vocabularies have 40 MB.
 _MOST_JSON_BYTES = 16 << 20
 _MOST_TEXT_BYTES = 256 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".onnx", ".ort")
 #: Suffixes of files that are read from a model folder, by us or by a library.
 _READ = (*_WEIGHTS, ".json", ".jsonl", ".txt", ".model", ".md")
-
 #: Keys that say how large a network is, and what none exceeds.
 _SIZES = re.compile(
     "(size|dim|layers|heads|kernel|stride|groups|embeddings|positions|buckets|distance|bins|bands"
@@ -63,21 +49,17 @@ _SIZES = re.compile(
 )
 _MOST, _MOST_LAYERS, _MOST_TOKENS, _MOST_ENTRIES = 65_536, 256, 1_000_000, 32
 _MOST_PARAMETERS = 4_000_000_000  # the largest speech backbones have 2e9
-
 #: Configuration keys that change what the network computes, and the values we compute.
 _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "add_adapter": (False, None),
     "adapter_attn_dim": (None,),
     "use_weighted_layer_sum": (False, True, None),
     "conv_pos_batch_norm": (False, None),  # it lets padding into the scores
-    "pooling_mode": (*POOLING_NAMES, None),
+    "pooling_mode": (*backbones.POOLING_NAMES, None),
 }
-
 _LABELS = {str(index): name for index, name in enumerate(DIMENSIONS)}
-
 #: The spectrogram every Whisper is trained on, as `preprocessor_config.json` says it.
 WHISPER_FRONT = {"sampling_rate": SAMPLE_RATE_HZ, "hop_length": 160, "n_fft": 400}
-
 #: Families of which every published checkpoint normalises each clip; WavLM's sizes differ.
 _NORMALISED = ("wav2vec2", "hubert", "data2vec-audio")
 
@@ -105,7 +87,7 @@ class Identity:
 
     revision: str
     embedding_size: int
-    outputs: Outputs = PLAIN
+    outputs: Outputs = backbones.PLAIN
     licence: str = ""
 
 
@@ -113,10 +95,10 @@ def identify(name: ModelName) -> Identity:
     """Check all of a model but its weights, or raise ConfigError or CheckpointError."""
     if name.random:
         config = random_config(name)
-        revision, outputs, licence = random_revision(config, RANDOM_SEED), PLAIN, ""
+        revision, outputs, licence = random_revision(config, RANDOM_SEED), backbones.PLAIN, ""
     else:
         folder = open_folder(name)
-        config = keep_layers(folder.config, name.layers, name.text)
+        config = backbones.keep_layers(folder.config, name.layers, name.text)
         label_order(config, folder.path)
         revision, outputs = folder.revision, Outputs.from_config(config, folder.path)
         licence = licence_of(folder.path) or ""
@@ -165,11 +147,11 @@ def local_folder(
 def random_config(name: ModelName) -> dict[str, Any]:
     """The configuration of a model with random weights, by alias, folder or file."""
     if name.path is None:
-        return BACKBONES[str(name.alias)].config(name.layers)
+        return backbones.BACKBONES[str(name.alias)].config(name.layers)
     path = Path(name.path)
     config = read_json(path if path.suffix == ".json" else path / CONFIG_FILE)
     check_config(config, path)
-    return keep_layers(config, name.layers, name.text)
+    return backbones.keep_layers(config, name.layers, name.text)
 
 
 def random_revision(config: dict[str, Any], seed: int) -> str:
@@ -265,10 +247,10 @@ def check_size(parameters: int, where: object) -> None:
 def label_order(config: dict[str, Any], where: object) -> list[int]:
     """Numbers of the outputs that are arousal, dominance, valence; a classifier has none of them.
 
-    Raises CheckpointError for unnamed outputs (`LABEL_0` ...): the order differs between models of
-    the same authors, and a wrong guess would swap two columns of an archive.
+    Raises CheckpointError for unnamed outputs (`LABEL_0` ...), whose order differs between models
+    of the same authors: a wrong guess would swap two columns of an archive.
     """
-    if category_labels(config):
+    if backbones.category_labels(config):
         return []
     found = config.get("id2label")
     names = {str(v).lower(): str(k) for k, v in found.items()} if isinstance(found, dict) else {}
@@ -283,9 +265,8 @@ def label_order(config: dict[str, Any], where: object) -> list[int]:
 def read_do_normalize(folder: Path, config: dict[str, Any], *, assume: bool = False) -> bool:
     """Whether the model of `config` expects each clip at zero mean and unit variance.
 
-    Scores change without an error where this is wrong, so a folder that does not say is refused.
-    With `assume`, one without any preprocessor (as a Trainer leaves it) gets what all published
-    checkpoints of its family have, with a warning. Whisper's files leave out a false.
+    A folder that does not say is refused. With `assume`, one without any preprocessor (as a Trainer
+    leaves it) gets what all published checkpoints of its family have, with a warning.
     """
     kind = config.get("model_type")
     found = _preprocessor(folder)

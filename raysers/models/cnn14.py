@@ -24,7 +24,6 @@ from raysers.types import DIMENSIONS
 #: Share of a step's statistics in the new running statistics, as everywhere in torch.
 _MOMENTUM = 0.1
 _EPS = 1e-5
-
 #: Of the first weights of the output. Scores begin near 0, because a concordance loss is all but
 #: blind to a target whose mean is off by several units, and such a target then learns nothing.
 _OUT_STD = 1e-3
@@ -146,8 +145,8 @@ class ConvBlock(nn.Module):
     def forward(self, hidden: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """[clips, channels, frames, bands] through the block, and the statistics of its norms.
 
-        `frames` int64 [clips]: valid frames that come in. Behind them all is zero, before and
-        after; halving drops the last of an odd number of frames, as it does for a single clip.
+        Behind the valid `frames`, int64 [clips], all is zero, before and after; halving drops the
+        last of an odd number of frames, as it does for a single clip.
         """
         mask = valid(frames, hidden.shape[2])
         hidden, first = self.bn1(self.conv1(hidden.to(self.conv1.weight.dtype)), mask)

@@ -17,17 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raysers.errors import CheckpointError, ConfigError
+from raysers.models import frontend
 from raysers.models.backbones import FAMILIES, PLAIN, Outputs
-from raysers.models.frontend import (
-    ConvGeometry,
-    augment_hidden,
-    conv_over_frames,
-    frames_in_blocks,
-    frames_to_train,
-    has_group_norm,
-    mask_group_norm,
-    valid,
-)
+from raysers.models.frontend import valid
 from raysers.models.heads import CategoryHead, EmotionHead, OutOfDistribution, Pooling, Uncertainty
 
 #: How names start in a backbone that was saved by itself.
@@ -37,10 +29,8 @@ _BACKBONE_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "mas
 class EmotionNetwork(nn.Module, ABC):
     """What loading, scoring and training know of a network: `(padded, lengths) -> scores, ...`.
 
-    `config` is an object with `to_dict()`, the keys of `config.json` that describe the network;
-    `pooling_mode` how frames become an embedding, of `POOLING_NAMES`; `taken` whether a scorer
-    changed the weights in place, so that no other may have the model; `outputs` what it says of a
-    clip beside its embedding, set by `attach`.
+    `config` has the keys of `config.json` by `to_dict()`; `pooling_mode` is one of `POOLING_NAMES`;
+    `taken`: a scorer changed the weights in place, so that no other may have the model.
     """
 
     config: Any
@@ -76,12 +66,11 @@ class EmotionNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Score a batch; a clip's results do not depend on its neighbours.
+        """Score 16 kHz clips, float32 [clips, samples], zero behind each; neighbours do not matter.
 
-        `padded` is float32 [clips, samples], 16 kHz, zero behind each clip; `lengths` int64
-        [clips], from `min_samples` to `max_samples`, on the CPU, to spare a GPU the wait. Returns
-        float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and embeddings [clips,
-        embedding_size].
+        `lengths` int64 [clips], from `min_samples` to `max_samples`, are on the CPU, to spare a GPU
+        the wait. Returns float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and
+        embeddings.
         """
 
     @abstractmethod
@@ -104,8 +93,7 @@ class EmotionNetwork(nn.Module, ABC):
     def attach(self, outputs: Outputs) -> None:
         """Give the network new heads of `outputs`: `categories`, `uncertainty`, `ood`.
 
-        With points, the scores come from the categories, and there is no head for the dimensions.
-        Raises CheckpointError: points for CNN14, which has no such head.
+        With points, the scores come from the categories, in place of the head for the dimensions.
         """
         for name in ("categories", "uncertainty", "ood"):
             self._modules.pop(name, None)
@@ -168,11 +156,11 @@ class EmotionModel(EmotionNetwork):
 
         config = self.config
         self._layerdrop: float = config.layerdrop
-        self.geometry = ConvGeometry(
+        self.geometry = frontend.ConvGeometry(
             kernels=tuple(config.conv_kernel), strides=tuple(config.conv_stride)
         )
         backbone: Any = getattr(transformers, f"{self.family.classes}Model")(config)
-        mask_group_norm(backbone.feature_extractor)
+        frontend.mask_group_norm(backbone.feature_extractor)
         if self.family.prefix == "wavlm":
             for layer in backbone.encoder.layers:
                 attention = layer.attention
@@ -221,9 +209,8 @@ class EmotionModel(EmotionNetwork):
     def freeze(self, part: str) -> None:
         """Keep `cnn` (the convolutional front), `backbone` (all but pooling and head) or `none`.
 
-        Parameters that no score depends on never get a gradient, keys' biases (a softmax cancels
-        them) and a bias before a group norm: theirs is rounding noise, which Adam would turn into
-        full steps.
+        Keys' biases (a softmax cancels them) and a bias before a group norm never get a gradient:
+        theirs is rounding noise, which Adam would turn into full steps.
         """
         parts = {"cnn": self._front, "backbone": (self.backbone,), "none": ()}
         if part not in parts:
@@ -244,7 +231,7 @@ class EmotionModel(EmotionNetwork):
     def _idle_parameters(self) -> Iterator[nn.Parameter]:
         yield from (p for name, p in self.named_parameters() if name.endswith("k_proj.bias"))
         first = self.backbone.feature_extractor.conv_layers[0].conv
-        if has_group_norm(self.backbone.feature_extractor) and first.bias is not None:
+        if frontend.has_group_norm(self.backbone.feature_extractor) and first.bias is not None:
             yield first.bias
 
     def backbone_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -281,7 +268,7 @@ class EmotionModel(EmotionNetwork):
         projected = self.backbone.feature_projection(features)
         hidden = projected if isinstance(projected, Tensor) else projected[0]
         if self.backbone.training:  # SpecAugment, as the authors' fine-tuning had it
-            hidden = augment_hidden(hidden, frames.tolist(), self.backbone)
+            hidden = frontend.augment_hidden(hidden, frames.tolist(), self.backbone)
         return self._encode(hidden, mask), mask
 
     def _features(self, padded: Tensor, lengths: Tensor) -> Tensor:
@@ -289,8 +276,8 @@ class EmotionModel(EmotionNetwork):
         if torch.onnx.is_in_onnx_export():  # one clip of any length, no padding, no blocks
             return cast(Tensor, extractor(padded).transpose(1, 2))
         if extractor.training:
-            return frames_to_train(extractor, self.geometry, padded, lengths)
-        return frames_in_blocks(extractor, self.geometry, padded, lengths)
+            return frontend.frames_to_train(extractor, self.geometry, padded, lengths)
+        return frontend.frames_in_blocks(extractor, self.geometry, padded, lengths)
 
     def _encode(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """[clips, frames, hidden] of the transformer; `mask` is True on valid frames."""
@@ -341,13 +328,12 @@ def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -
 def _positions(embedding: Any, hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Convolutional position embedding of [clips, frames, size].
 
-    data2vec stacks several, so the mask is applied in between: what one puts behind a clip's end,
-    the next would carry back into it.
+    data2vec stacks several: behind a clip's end one leaves what the next would carry back into it.
     """
     stack = getattr(embedding, "layers", None)
     if stack is None:
         frames = hidden.shape[1]  # an even kernel yields one more
-        hidden = conv_over_frames(embedding.conv, hidden)[:, :frames]
+        hidden = frontend.conv_over_frames(embedding.conv, hidden)[:, :frames]
         return cast(Tensor, embedding.activation(hidden))
     hidden = hidden.transpose(1, 2)
     for layer in stack:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _Count = TypeVar("_Count", int, Tensor)
-
 #: Added to the variance of the samples, as the published feature extractor does.
 NORMALISE_EPS = 1e-7
 
@@ -92,10 +91,9 @@ def convolve_once(
     """[rows, frames, channels] of `dtype`: one convolution, rounded to `dtype` at its end only.
 
     float32 input for a shorter `dtype` is split into two numbers of `dtype` each, the second for
-    what the first rounds off. All products then go through one multiplication of `dtype`, which
-    sums in float32: as exact as rounding a float32 result, in a tenth of its time on CPUs. `signal`
-    [rows, samples], `kernel` [1 or rows, channels, taps] and `bias` [1 or rows, channels] are of
-    one type.
+    what the first rounds off. All products go through one multiplication of `dtype`, which sums in
+    float32: as exact as rounding a float32 result, in a tenth of its time on CPUs. `signal` is
+    [rows, samples], `kernel` [1 or rows, channels, taps].
     """
     taps = kernel.shape[2]
     if signal.dtype == dtype:
@@ -163,9 +161,8 @@ class MaskedGroupNorm(nn.GroupNorm):
 def augment_hidden(hidden: Tensor, frames: Sequence[int], backbone: Any) -> Tensor:
     """SpecAugment (Park et al. 2019) on hidden states, as wav2vec 2.0 has it in fine-tuning.
 
-    Spans of `frames` of each clip become the learned vector, spans of channels zeros. The stock
-    function draws from numpy's global generator and fails on clips shorter than a span. Here
-    torch's seed fixes the masks, and such a clip stays as it is. `backbone` is the stock module.
+    Spans of `frames` of each clip become the learned vector, spans of channels zeros. Unlike in the
+    stock function, torch's seed fixes the masks, and a clip shorter than a span stays as it is.
     """
     config = backbone.config
     if not getattr(config, "apply_spec_augment", True):
@@ -199,8 +196,8 @@ def draw_spans(
 ) -> Tensor:
     """Bool [rows, longest]: True within randomly placed spans, which may overlap.
 
-    Row i gets `share * lengths[i] / span` spans, rounded up or down at random, at least `least`
-    and at most what fits side by side: none where `lengths[i] < span`.
+    Row i gets `share * lengths[i] / span` spans, rounded up or down at random, at least `least` and
+    at most what fits side by side.
     """
     mask = torch.zeros(len(lengths), longest, dtype=torch.bool)
     for row, length in enumerate(lengths):
@@ -216,8 +213,6 @@ def draw_spans(
 #: wide frames a second: on CPUs four seconds stay in the cache (a third faster than a whole
 #: batch), on GPUs the bound is only there to keep long recordings small.
 _CPU_CHUNK_SAMPLES = 4 * 16_000
-
-
 _GPU_CHUNK_SAMPLES = 240 * 16_000
 
 
@@ -284,10 +279,9 @@ def frames_in_blocks(
 
 
 def conv_over_frames(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
-    """`conv` over the frames of [rows, frames, channels].
+    """`conv` over the frames of [rows, frames, channels], as that of an image one pixel high.
 
-    As the convolution of an image one pixel high, which takes channels last as they are; the stock
-    `Conv1d` of a transposed tensor needs up to twice the time on CPUs.
+    It takes channels last as they are; `Conv1d` needs up to twice the time on CPUs.
     """
     image = hidden[:, None].permute(0, 3, 1, 2)  # [rows, channels, 1, frames], a view
     (stride,), (padding,) = conv.stride, cast(tuple[int], conv.padding)
@@ -300,8 +294,7 @@ def conv_over_frames(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
 def _conv_to_train(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
     """As `conv_over_frames`, without padding and groups, made to be differentiated.
 
-    On CPUs a product of matrices: oneDNN compiles kernels for every new length, and those for the
-    gradient take up to four times as long.
+    On CPUs a product of matrices: oneDNN's kernels for the gradient take up to four times as long.
     """
     if hidden.device.type != "cpu":
         return conv_over_frames(conv, hidden)
@@ -314,8 +307,8 @@ def _first_layer(
 ) -> tuple[Tensor, Tensor]:
     """First layer as linear weights [1 or clips, channels, taps] and biases, norm folded in.
 
-    A folded norm stays in float32 whatever the backbone's precision: weights and bias then cancel
-    each other (an offset or a rumble the norm takes out), which rounding either would spoil.
+    A folded norm stays in float32: weights and bias then cancel each other (an offset or a rumble
+    the norm takes out), which rounding either would spoil.
     """
     layer = extractor.conv_layers[0]
     kernel, bias = layer.conv.weight[:, 0], layer.conv.bias

@@ -28,7 +28,6 @@ from raysers.models.heads import EmotionHead, ccc_loss
 from raysers.types import DIMENSIONS, seed_of
 
 Floats = npt.NDArray[np.float32]
-
 MODEL_TYPE = "raysers-fusion"
 #: Inputs of a head: which vectors are side by side, in this order.
 SOUND, WORDS = "sound", "words"
@@ -120,8 +119,8 @@ def side_by_side(head: str, vectors: Mapping[str, Floats]) -> Floats:
 class FusionConfig:
     """What a fusion was trained on: models and revisions, sizes of their vectors, dropout.
 
-    `asr` recognised the text of clips without a transcript (`manifest`: there were none, and no
-    `asr_revision`), or of all clips with `recognise_all`.
+    `asr` recognised the text of clips without a transcript (`manifest`: there were none), or of all
+    clips with `recognise_all`.
     """
 
     acoustic_model: str

@@ -200,11 +200,8 @@ def _whitening(
 
 #: Added to the denominator of the CCC: constant predictions of constant labels give 0, not NaN.
 _CCC_EPS = 1e-8
-
-
 #: Category of a clip without one.
 NO_CATEGORY = -1
-
 Loss = Callable[[Tensor, Tensor, Sequence[float]], Tensor]
 
 

@@ -24,15 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raysers.errors import CheckpointError, ConfigError
-from raysers.models import checkpoint, loading
-from raysers.models.backbones import (
-    CNN14,
-    UNNORMALISED,
-    ModelName,
-    Outputs,
-    keep_layers,
-    parse_model_name,
-)
+from raysers.models import backbones, checkpoint, loading
+from raysers.models.backbones import CNN14, ModelName, Outputs
 from raysers.models.checkpoint import PREPROCESSOR_FILE, ModelFolder
 from raysers.models.emotion import EmotionModel, EmotionNetwork
 from raysers.models.frontend import frames_to_train, valid
@@ -41,7 +34,6 @@ from raysers.types import SAMPLE_RATE_HZ
 
 #: Weights of `EmotionNetwork.attach`.
 _SIDE_HEADS = ("categories.", "uncertainty.", "ood.")
-
 Freeze = Literal["auto", "cnn", "backbone", "none"]
 Pooling = Literal["masked", "unmasked", "statistics", "attentive"]
 Front = Literal["plain", "mel"]
@@ -51,9 +43,8 @@ Front = Literal["plain", "mel"]
 class InitialModel(loading.LoadedModel):
     """A float32 network on the CPU, in evaluation mode, and what must be known to train it.
 
-    `freeze` is what was decided (`cnn`, `backbone` or `none`); `revision` the hub's commit, a hash
-    of the folder's files, or `random-<seed>-<hash>`; `head_kept` whether a trained head came with
-    the model; `licence` what the model card's header says, None where there is none.
+    `freeze` is what was decided (`cnn`, `backbone` or `none`); `head_kept` whether a trained head
+    came with the model; `licence` what the model card's header says.
     """
 
     freeze: str
@@ -82,7 +73,7 @@ def start_model(
     `front` `mel` starts the first convolution as a mel bank (random weights only). Raises
     ConfigError, CheckpointError.
     """
-    parsed = parse_model_name(name, "--backbone")
+    parsed = backbones.parse_model_name(name, "--backbone")
     if head_dropout is not None and not 0 <= head_dropout < 1:
         raise ConfigError(f"--head-dropout {head_dropout} must be at least 0 and below 1")
     if None not in (parsed.layers, layers) and parsed.layers != layers:
@@ -97,7 +88,7 @@ def start_model(
     if config["model_type"] == CNN14 and (pooling != "masked" or layer_weights):
         flag = "--layer-weights" if layer_weights else f"--pooling {pooling}"
         raise ConfigError(f"{flag}: cnn14 has no transformer layers, and its own pooling")
-    config = keep_layers(config, layers, name) | {
+    config = backbones.keep_layers(config, layers, name) | {
         "pooling_mode": "mean" if pooling in ("masked", "unmasked") else pooling
     }
     if layer_weights:
@@ -137,7 +128,7 @@ def _normalises(name: ModelName, config: dict[str, Any]) -> bool:
     """What a folder says whose network is taken without its weights, else by its family."""
     if name.path is not None and (Path(name.path) / PREPROCESSOR_FILE).is_file():
         return checkpoint.read_do_normalize(Path(name.path), config)
-    return config["model_type"] not in UNNORMALISED
+    return config["model_type"] not in backbones.UNNORMALISED
 
 
 def _trained(
@@ -189,7 +180,6 @@ def is_head(key: str) -> bool:
 
 #: A shorter window (6.25 ms) cannot tell the low mel bands apart.
 _LEAST_TAPS = 100
-
 #: Cosine, sine and their negatives: after a ReLU their sum is a band's magnitude.
 _PHASES = 4
 

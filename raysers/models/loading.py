@@ -22,19 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raysers.errors import CheckpointError, RaysersError
-from raysers.models import checkpoint
-from raysers.models.backbones import (
-    CNN14,
-    FAMILIES,
-    PLAIN,
-    UNNORMALISED,
-    WHISPER,
-    ModelName,
-    Outputs,
-    category_labels,
-    keep_layers,
-    parse_model_name,
-)
+from raysers.models import backbones, checkpoint
+from raysers.models.backbones import CNN14, FAMILIES, UNNORMALISED, WHISPER, ModelName, Outputs
 from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, RANDOM_SEED, WEIGHTS_FILE
 from raysers.models.cnn14 import Cnn14, Cnn14Config
 from raysers.models.emotion import EmotionModel, EmotionNetwork
@@ -44,21 +33,17 @@ from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 #: Number formats that convert to float32 as they are; smaller ones need scales kept elsewhere.
 PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
 #: Parts of pre-training that a checkpoint may carry along and that never touch the scores.
 _HARMLESS = re.compile(
     r"(quantizer|project_hid|project_q|lm_head)\.|.*\bmasked_spec_embed$|.*\bnum_batches_tracked$"
 )
-
 #: Keys a network may have besides those its configuration class declares: some families' heads.
 _OUR_KEYS = {"apply_spec_augment", "final_dropout", "trim_db", "peak_level", "final_norm"}
 _TOKEN_KEYS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
-
 #: What wrappers around a network write before its names.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 #: Spellings of weight norm before parametrizations (torch < 2.1), and ours.
 _WEIGHT_NORM = {"weight_g": "original0", "weight_v": "original1"}
-
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -80,7 +65,7 @@ def load_emotion_model(name: ModelName | str) -> LoadedModel:
 
     Raises ConfigError where it cannot be had, CheckpointError where its scores cannot be trusted.
     """
-    name = parse_model_name(name) if isinstance(name, str) else name
+    name = backbones.parse_model_name(name) if isinstance(name, str) else name
     if name.random:
         config = checkpoint.random_config(name)
         return LoadedModel(
@@ -91,10 +76,10 @@ def load_emotion_model(name: ModelName | str) -> LoadedModel:
         )
     folder = checkpoint.open_folder(name)
     order = checkpoint.label_order(folder.config, folder.path)
-    config = keep_layers(folder.config, name.layers, name.text)
+    config = backbones.keep_layers(folder.config, name.layers, name.text)
     model = build_on_meta(config, folder.path, Outputs.from_config(config, folder.path))
     tensors = keep_bottom(read_weights(folder.weights), name.layers)
-    if category_labels(config):
+    if backbones.category_labels(config):
         with torch.device("meta"):
             tensors = _as_category_head(model, tensors, folder.path)
     load_weights(model, tensors, folder.path)
@@ -183,7 +168,7 @@ def build_network(config: dict[str, Any], where: object) -> EmotionNetwork:
 
 
 def build_on_meta(
-    config: dict[str, Any], where: object, outputs: Outputs = PLAIN
+    config: dict[str, Any], where: object, outputs: Outputs = backbones.PLAIN
 ) -> EmotionNetwork:
     """The network with its heads, shapes alone, of a size that networks have."""
     with torch.device("meta"):
@@ -264,7 +249,6 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: object) ->
     """Put `weights` into `model` as float32, each in its place and none left over.
 
     Only SpecAugment's `masked_spec_embed` may be missing (used in training alone) and is zero then.
-    Raises CheckpointError naming the keys that do not fit.
     """
     expected = model.state_dict()
     given = {k if k in expected else k.removeprefix("model."): v for k, v in weights.items()}

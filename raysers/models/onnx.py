@@ -33,16 +33,13 @@ from raysers.models.loading import LoadedModel
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ
 
 Floats = npt.NDArray[np.float32]
-
 TORCH, ONNX = "torch", "onnxruntime"
 #: Names of the graph's input and outputs.
 SIGNAL, HIDDEN_STATES, LOGITS = "signal", "hidden_states", "logits"
-
 #: Longer clips are left to torch, whose attention stores no frames x frames table.
 MAX_SAMPLES = 30 * SAMPLE_RATE_HZ
 #: A graph is one protobuf message, which holds 2 GiB.
 MAX_PARAMETERS = 500_000_000
-
 _PACKAGES = ("onnx", "onnxruntime")
 #: Length of the clip that is traced; the graph takes any.
 _TRACED_SAMPLES = 2 * SAMPLE_RATE_HZ

@@ -32,7 +32,6 @@ COMPANIONS = (
     "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model",
     "normalizer.json", "generation_config.json", PROCESSOR_FILE,
 )  # fmt: skip
-
 #: Keys of a configuration that choose code rather than a network.
 _CODE_KEYS = ("auto_map", "attn_implementation", "_attn_implementation")
 
@@ -168,23 +167,18 @@ def reading(folder: Path, failure: str) -> Iterator[None]:
 
 Floats = npt.NDArray[np.float32]
 TextPooling = Literal["mean", "cls"]
-
 #: The encoder inside the package of that name: real BERT weights without a model hub.
 MINILM = "minilm"
-
 #: Padded tokens of one forward pass, where caches and padding cost least.
 _TOKENS_PER_PASS = {"cpu": 2_048, "cuda": 65_536}
-
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class TextEncoder:
-    """A text encoder on its device.
+    """A text encoder on its device: `minilm`, a folder, or a hub id with an optional `@REVISION`.
 
-    `name` is `minilm`, a local folder, or a hub id with an optional `@REVISION`. `pooling` makes
-    one vector of the tokens: `mean` over all of them, or `cls`, the first one. `max_tokens` of a
-    text are read, special ones included. Raises ConfigError, CheckpointError.
+    `pooling` makes one vector of the tokens: `mean` over all of them, or `cls`, the first one.
+    `max_tokens` of a text are read, special ones included.
     """
 
     def __init__(self, name: str, pooling: TextPooling = "mean", *, device: str = "cpu") -> None:

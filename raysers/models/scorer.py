@@ -28,7 +28,6 @@ from raysers.models.onnx import MAX_SAMPLES, ONNX, TORCH, OnnxModel, fits
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
 
 Floats = npt.NDArray[np.float32]
-
 #: Number formats of a backbone, by their names in `--dtype`.
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -181,9 +180,9 @@ def score_rows(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | ClipErro
     """A `Row` of each 16 kHz mono float32 clip, or why there is none.
 
     Out of memory halves the batch, down to single clips (`out_of_memory`). After any other error
-    the clips of the batch are tried one by one; those that fail again are a `model_error`, and so
-    are clips whose scores are not numbers. Raises DeviceLost: the accelerator is broken for good,
-    the process has to end; and the project's own errors.
+    the clips of the batch are tried one by one; those that fail again, or whose scores are not
+    numbers, are a `model_error`. Raises DeviceLost: the process has to end; and the project's own
+    errors.
     """
     misfits = [_misfit(len(signal), scorer) for signal in signals]
     fitting = [signal for signal, misfit in zip(signals, misfits, strict=True) if misfit is None]

@@ -36,15 +36,11 @@ from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Status
 
 #: Samples of one decision at 16 kHz; the network accepts no other number.
 _WINDOW_SAMPLES = 512
-
 _NS_PER_SAMPLE = NS_PER_S // SAMPLE_RATE_HZ
-
 #: Without the detector: length of the quiet stretch to cut in, and step of the search, samples.
 _PAUSE_SAMPLES, _STEP_SAMPLES = SAMPLE_RATE_HZ // 5, SAMPLE_RATE_HZ // 50
-
 #: Idle copies of models, as many as were ever in use at the same time.
 _idle: dict[object, list[Any]] = {}
-
 # importing the package and loading the network change torch's state for the whole process
 _lock = threading.Lock()
 
@@ -90,8 +86,7 @@ def speech_windows(signal: npt.NDArray[np.float32], longest_s: float) -> list[An
     """A clip in windows of `longest_s` at most, views that are each but the last cut in a pause.
 
     The pause is the longest stretch without speech in the last third, or without the detector (or
-    without a pause) the quietest fifth of a second. The cut depends on the clip alone. Windows
-    neither overlap nor leave anything out, so that their texts are the text of the clip.
+    without a pause) the quietest fifth of a second. The windows' texts are the text of the clip.
     """
     longest, start, windows = round(longest_s * SAMPLE_RATE_HZ), 0, []
     if len(signal) <= longest:
@@ -169,9 +164,7 @@ def _package() -> Any:
 
 
 MOONSHINE = "moonshine"
-
 _FILES = ("decoder_model_merged.ort", "encoder_model.ort", "tokenizer.bin")
-
 #: Samples that one frame of the encoder sees: windows of 127, 7 and 3 with steps of 64, 3 and 2.
 _MIN_SAMPLES = 895
 #: The library takes whole blocks of this size only.
@@ -180,8 +173,6 @@ _BLOCK_SAMPLES = 512
 _LEAD_S, _TAIL_S = 0.1, 0.4
 #: Longest stretch the library itself would hand to the model.
 _LONGEST_S = 15.0
-
-
 _Options = tuple[tuple[str, str], ...]
 _OPTIONS = (("identify_speakers", "false"), ("return_audio_data", "false"))
 #: No detector: all of the audio is one stretch of speech.

@@ -36,7 +36,6 @@ from raysers.errors import ClipError, ConfigError
 from raysers.types import Status, seed_of
 
 Floats = npt.NDArray[np.float32]
-
 #: Longest text of one call; about a quarter of an hour of speech, 80 MB of samples.
 MAX_CHARACTERS = 20_000
 #: Voice names with a meaning: the plain voice of the text's language, and one drawn for each text.
@@ -193,10 +192,9 @@ class Gtts(Engine):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program(Engine):
-    """Any program that writes a sound file.
+    """Any program that writes a sound file, with placeholders in braces among its arguments.
 
-    `arguments` are the program and its arguments, with placeholders in braces; it is started in
-    `folder`, and killed, with what it started, after `timeout_s`.
+    It is started in `folder`, and killed, with what it started, after `timeout_s`.
     """
 
     defaults: ClassVar[tuple[int | None, int | None]] = (None, None)

@@ -114,10 +114,8 @@ def mel_filters(settings: MelSettings) -> npt.NDArray[np.float32]:
 
 #: Of the 16 kHz spectrogram that every Whisper is trained on.
 _WINDOW_SAMPLES, _HOP_SAMPLES = 400, 160
-
 #: How far below a clip's loudest value its spectrogram reaches, in dB.
 _RANGE_DB = 80.0
-
 #: Spectral frames per position, the stride of the second convolution.
 _STRIDE = 2
 

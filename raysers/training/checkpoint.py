@@ -105,9 +105,8 @@ def _known(value: float) -> float | None:
 class TrainProgress:
     """How far a training is: all of its state except tensors.
 
-    Steps and epochs done; the highest dev score (mean CCC, or UAR where no dimension is trained)
-    and the epochs since then; sums over the epoch under way; records of the epochs done and of
-    `--eval-steps`; why clips could not be decoded, by clip id; warnings for the user.
+    `best` is the highest dev score (mean CCC, or UAR where no dimension is trained), `waited` the
+    epochs since then; `failed` says why clips could not be decoded, by clip id.
     """
 
     step: int = 0

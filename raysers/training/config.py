@@ -11,14 +11,11 @@ from raysers.cli import Output, Uris
 from raysers.errors import ConfigError
 
 FlagsT = TypeVar("FlagsT", bound="TrainingFlags")
-
 #: What each kind of network is trained with: the paper's section 3.1, and CNN14's own.
 RECIPES: dict[str, dict[str, Any]] = {
     "transformer": {"epochs": 5, "batch_size": 32, "lr": 1e-4, "optimiser": "adam"},
     "cnn14": {"epochs": 60, "batch_size": 64, "lr": 1e-2, "optimiser": "sgd"},
 }
-
-
 #: Whether it holds, its flag, and what to give instead.
 Rule = tuple[bool, str, str]
 
@@ -252,13 +249,11 @@ _AT_LEAST_0 = (
     "weight_decay", "clip_norm", "category_weight", "sex_weight", "patience", "eval_steps",
     "equaliser_db", "seed", "workers", "max_padded_s", "checkpoint_steps", "max_restarts",
 )  # fmt: skip
-
 #: Flags that `--help` shows; recipes and config files hold the others.
 SHOWN = (
     "data", "train", "dev", "emotion_map", "speakers", "folds", "fold", "limit", "backbone",
     "freeze", "categories", "epochs", "batch_size", "lr", "output", "seed", "workers", "dtype",
 )  # fmt: skip
-
 #: Flags that do not decide the parameters: where, how fast, how patient, how much memory; and
 #: `categories`, which `category_weight` settles.
 _FREE = {

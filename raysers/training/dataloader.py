@@ -33,7 +33,6 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 #: (number of the clip, its signal) -> the input of the network
 Prepare = Callable[[int, Floats], Floats]
-
 #: Keeps the order's random stream apart from others that start from seed and epoch.
 _ORDER_STREAM = 0x0BDE
 #: Audio seconds decoded ahead of the network.
@@ -220,7 +219,7 @@ class SignalCache:
         """Every batch with the signals of its clips, decoded while earlier batches are in use.
 
         A signal is None where its clip (of the `numbers` of a batch) cannot be decoded; `prepare`
-        changes the others in the decoding threads. Raises what fails in the store, not the clips.
+        changes the others in the decoding threads.
         """
         waiting = iter(batches)
         in_flight: deque[tuple[BatchT, float, list[Future[Floats | None]]]] = deque()

@@ -64,8 +64,7 @@ class TrainingData:
 
     `dev` may be empty. `categories` and `sexes` (empty unless trained) are in the order of their
     numbers; `left_out` counts unused clips by reason; `leakage` has a line for whatever train
-    shares with dev or a test split; `notes` are sentences for the terminal and the card; `trained`
-    names the dimensions that train has labels for, the others have none in dev either.
+    shares with dev or a test split; `trained` names the dimensions that have labels.
     """
 
     table: pa.Table

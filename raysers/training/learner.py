@@ -47,10 +47,7 @@ _CGROUP_FILES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """Loss of the global batch before the step, learning rate, and whether a process asks to stop.
-
-    The same in every process.
-    """
+    """Loss of the global batch before the step, learning rate, whether a process asks to stop."""
 
     loss: float
     lr: float

@@ -38,10 +38,8 @@ from raysers.types import DIMENSIONS, Clip, Status
 
 #: 16 kHz signals of any lengths -> float32 [clips, outputs]
 Predict = Callable[[Sequence[Floats]], Floats]
-
 #: Takes all records of epochs and all warnings so far.
 PassOn = Callable[[Sequence[Mapping[str, Any]], Sequence[str]], None]
-
 #: The dev rows by the stored model, below the output.
 PREDICTIONS = "predictions/part-00000.parquet"
 #: What to do about a lack of memory, when single clips with checkpointing need too much.

@@ -48,14 +48,12 @@ _DATA_LICENCES = {
     "cmu-mosi": "cc-by-nc-4.0 as its audformat edition states",
     "emodb": "cc0-1.0",
 }
-
 #: Measures as the table of results names them, and as the hub does.
 _NAMES = {
     "ccc": "CCC", "mae": "MAE", "pearson": "Pearson", "uar": "UAR",
     "uar_known": "UAR of known categories", "macro_f1": "macro F1", "ece": "calibration error",
 }  # fmt: skip
 _HUB_NAMES = {"ccc": "ccc", "uar": "recall"}
-
 #: Settings that are told elsewhere on the card, or that say nothing about the model.
 _NOT_RECIPE = {
     "data", "train", "dev", "corpus", "speakers", "limit", "seed", "backbone", "allow_leakage",

@@ -217,10 +217,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def lr_factor(step: int, total_steps: int, schedule: str, warmup_share: float) -> float:
-    """Factor on the learning rate in step `step` of 0..total_steps - 1, above 0 and at most 1.
-
-    It rises straight over `warmup_share` of the steps, then follows `SCHEDULES` towards the end.
-    """
+    """Factor on the learning rate in step `step` of 0..total_steps - 1, above 0 and at most 1."""
     warmup = round(warmup_share * total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)

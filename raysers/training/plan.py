@@ -24,7 +24,6 @@ from raysers.types import SAMPLE_RATE_HZ
 
 #: Version of what a training does with its settings; another one never resumes from a state.
 TRAINING_VERSION = 3
-
 #: `--max-padded-s 0`: what CPUs' caches like, and what training the large models leaves of a GPU
 #: of 24 GB. The same on every machine, because the micro-batches decide the dropout.
 _PADDED_S = {"cpu": 16.0, "cuda": 60.0}
@@ -54,11 +53,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """A training that can begin or resume, the same for the driver and all workers.
-
-    Its flags are settled, with absolute paths; `settings` is everything that decides the
-    parameters.
-    """
+    """A training that can begin or resume, the same for the driver and all workers."""
 
     flags: TrainingFlags
     network: Network

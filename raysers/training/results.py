@@ -43,7 +43,6 @@ from raysers.training.model_card import learning_curve, model_card
 from raysers.training.plan import TrainingPlan
 
 Epoch = Mapping[str, Any]
-
 METRICS = "metrics/part-00000.parquet"
 #: Experiment in MLflow, and the tag by which a run of ours is found again.
 _EXPERIMENT, _TAG = "raysers", "raysers.run"

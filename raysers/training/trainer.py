@@ -43,22 +43,14 @@ from raysers.engine.progress import LINE_EVERY_S, duration
 from raysers.errors import RaysersError, StorageError
 from raysers.io import storage
 from raysers.run import Run
-from raysers.training import checkpoint, optim
+from raysers.training import checkpoint, optim, results
 from raysers.training import plan as planning
 from raysers.training.checkpoint import TrainProgress
 from raysers.training.config import TrainingFlags
 from raysers.training.dataset import Indexed
 from raysers.training.loop import AGREED, Callback, PassOn, TrainingStopped, train_loop
 from raysers.training.plan import LEAST_PIECES, Network, TrainingPlan
-from raysers.training.results import (
-    Epoch,
-    check_tracking,
-    epoch_line,
-    live_line,
-    print_outcome,
-    tracked,
-    write_results,
-)
+from raysers.training.results import Epoch
 
 #: Ray Train's settings that only the environment takes.
 _ENVIRONMENT = {
@@ -107,7 +99,7 @@ def run_training(
     flags = planning.with_absolute_paths(flags)
     with Run.open("train", flags.output) as run:
         planning.refuse_unknown_model(run)
-        check_tracking(flags.track)
+        results.check_tracking(flags.track)
         settled, network = planning.inspect(flags)
         if planning.is_finished(settled, network, run):
             print(f"train: the model in {run.output} is finished, nothing was left to do")
@@ -127,7 +119,7 @@ def run_training(
         try:
             for epoch, listen in product(progress.history, listeners):
                 listen(epoch)
-            with tracked(plan.flags, record, progress.history) as track:
+            with results.tracked(plan.flags, record, progress.history) as track:
                 known, warned = len(progress.history), 0
 
                 def pass_on(history: Sequence[Epoch], warnings: Sequence[str]) -> None:
@@ -138,7 +130,7 @@ def run_training(
                     for epoch in history[known:]:
                         known += 1
                         run.verify()
-                        print(epoch_line(epoch, plan.flags.epochs), flush=True)
+                        print(results.epoch_line(epoch, plan.flags.epochs), flush=True)
                         for listen in (track, *listeners):
                             listen(epoch)
 
@@ -151,18 +143,18 @@ def run_training(
                     raise RaysersError(f"the state in {run.output} was changed from outside")
                 progress = saved.progress
                 pass_on(progress.history, progress.warnings)
-                figures = write_results(plan, record, progress)
+                figures = results.write_results(plan, record, progress)
         except TrainingStopped as stopped:
             run.finish("stopped", {"reason": str(stopped)})
             raise
         run.finish("done", figures)
         checkpoint.clear(run.output)  # not before: a failure until here must find it
-        print_outcome(run.output, figures)
+        results.print_outcome(run.output, figures)
         return Outcome(figures=figures, history=progress.history, trained=True)
 
 
 def _small_workers(network: Network) -> int:
-    """Workers for a small network on CPUs alone; 0 lets the cluster choose.
+    """Workers for a small network on CPUs; 0 lets the cluster choose.
 
     Threads of one process wait for each other after every operation, which costs small networks a
     quarter of their speed; processes do so once a step.
@@ -340,7 +332,7 @@ def _follow(plan: TrainingPlan, fitted: Future[Any], pass_on: PassOn) -> None:
                 print(f"workers died and were started again after step {step}", file=sys.stderr)
             starts = max(starts, len(found.get("starts", [])))
             pass_on(found.get("history", []), found.get("warnings", []))
-            line = live_line(found.get("live", {}), plan.flags.epochs)
+            line = results.live_line(found.get("live", {}), plan.flags.epochs)
             if polled_s - news_s > 30.0:
                 line = f"waiting for workers, no news for {duration(polled_s - news_s)} ({line})"
             if view is not None:
