@@ -220,7 +220,9 @@ class Cnn14(EmotionNetwork):
                 hidden, sums = block(hidden, frames)
             frames = frames // 2 if block.halve else frames
             collected.append(sums)
-        self._collect(torch.cat(collected))
+        if self.training and torch.is_grad_enabled():
+            seen = torch.cat(collected).detach()
+            self._sums = seen if self._sums is None else self._sums + seen
         with torch.autocast(hidden.device.type, enabled=False):
             by_frame = hidden.float().mean(3)  # [clips, channels, frames], zero behind a clip
             embeddings = by_frame.sum(2) / frames[:, None]
@@ -261,7 +263,3 @@ class Cnn14(EmotionNetwork):
 
     def _sizes(self) -> list[int]:
         return [1 + 2 * len(norm.weight) for norm in self._norms()]
-
-    def _collect(self, sums: Tensor) -> None:
-        if self.training and torch.is_grad_enabled():
-            self._sums = sums.detach() if self._sums is None else self._sums + sums.detach()

@@ -11,7 +11,7 @@ because the folded form is slow to differentiate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -212,8 +212,7 @@ def draw_spans(
 #: Samples of audio (rows x length) that go through the front at once. Its first layers hold 3,200
 #: wide frames a second: on CPUs four seconds stay in the cache (a third faster than a whole
 #: batch), on GPUs the bound is only there to keep long recordings small.
-_CPU_CHUNK_SAMPLES = 4 * 16_000
-_GPU_CHUNK_SAMPLES = 240 * 16_000
+_CHUNK_SAMPLES = {"cpu": 4 * 16_000, "cuda": 240 * 16_000}
 
 
 def mask_group_norm(extractor: Any) -> None:
@@ -238,7 +237,7 @@ def frames_to_train(
 
     `extractor` is the stock front after `mask_group_norm`; `padded` is zero behind each clip.
     """
-    first, *others = extractor.conv_layers
+    first = extractor.conv_layers[0]
     kernel, bias = first.conv.weight[:, 0], first.conv.bias
     if bias is None or has_group_norm(extractor):  # a bias in front of the norm cancels out
         bias = kernel.new_zeros(kernel.shape[0])
@@ -248,33 +247,37 @@ def frames_to_train(
         if has_group_norm(extractor):
             frames = geometry.frames(lengths.to(padded.device), layers=1)
             hidden = first.layer_norm.over_frames(hidden, frames)
-    hidden = _norm_and_activation(first, hidden)
-    for layer in others:
-        hidden = _norm_and_activation(layer, _conv_to_train(layer.conv, hidden))
-    return hidden
+    return _further(extractor, hidden, _conv_to_train)
 
 
 def frames_in_blocks(
     extractor: Any, geometry: ConvGeometry, padded: Tensor, lengths: Tensor
 ) -> Tensor:
     """As `frames_to_train`, block by block: frames f0..f1 depend on their own samples only."""
-    kernel, bias = _first_layer(extractor, geometry, padded, lengths)
+    first = extractor.conv_layers[0]
+    kernel, bias = first.conv.weight[:, 0], first.conv.bias
+    if has_group_norm(extractor):
+        # float32 in any precision: weights and bias cancel each other (an offset or a rumble the
+        # norm takes out), which rounding either would spoil
+        frames = geometry.frames(lengths.to(padded.device), layers=1)
+        kernel, bias = first.layer_norm.fold(kernel, padded, frames, geometry.strides[0])
+    else:  # one row for all clips
+        bias = kernel.new_zeros(kernel.shape[0]) if bias is None else bias
+        kernel, bias = kernel[None], bias[None]
     signal = padded.to(kernel.dtype)
     clips, samples = signal.shape
-    chunk = _CPU_CHUNK_SAMPLES if signal.device.type == "cpu" else _GPU_CHUNK_SAMPLES
+    chunk = _CHUNK_SAMPLES[signal.device.type]
     rows_of_blocks = []
     for rows in _blocks(clips, max(1, chunk // samples)):
         step = max(1, chunk // ((rows.stop - rows.start) * geometry.hop_samples))
         weights = (kernel, bias) if kernel.shape[0] == 1 else (kernel[rows], bias[rows])
-        rows_of_blocks.append(
-            torch.cat(
-                [
-                    _convolve(extractor, geometry, signal[rows, geometry.samples(block)], weights)
-                    for block in _blocks(geometry.frames(samples), step)
-                ],
-                dim=1,
-            )
-        )
+        blocks = []
+        for block in _blocks(geometry.frames(samples), step):
+            part, stride = signal[rows, geometry.samples(block)], geometry.strides[0]
+            with torch.autocast(signal.device.type, enabled=False):  # large numbers cancel
+                hidden = convolve_once(part, *weights, stride, first.conv.weight.dtype)
+            blocks.append(_further(extractor, hidden, conv_over_frames))
+        rows_of_blocks.append(torch.cat(blocks, dim=1))
     return torch.cat(rows_of_blocks)
 
 
@@ -302,45 +305,18 @@ def _conv_to_train(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
     return functional.linear(windows, conv.weight.flatten(1), conv.bias)
 
 
-def _first_layer(
-    extractor: Any, geometry: ConvGeometry, padded: Tensor, lengths: Tensor
-) -> tuple[Tensor, Tensor]:
-    """First layer as linear weights [1 or clips, channels, taps] and biases, norm folded in.
-
-    A folded norm stays in float32: weights and bias then cancel each other (an offset or a rumble
-    the norm takes out), which rounding either would spoil.
-    """
-    layer = extractor.conv_layers[0]
-    kernel, bias = layer.conv.weight[:, 0], layer.conv.bias
-    if has_group_norm(extractor):
-        frames = geometry.frames(lengths.to(padded.device), layers=1)
-        folded: tuple[Tensor, Tensor] = layer.layer_norm.fold(
-            kernel, padded, frames, geometry.strides[0]
-        )
-        return folded
-    bias = kernel.new_zeros(kernel.shape[0]) if bias is None else bias
-    return kernel[None], bias[None]
-
-
-def _convolve(
-    extractor: Any, geometry: ConvGeometry, signal: Tensor, weights: tuple[Tensor, Tensor]
+def _further(
+    extractor: Any, hidden: Tensor, convolve: Callable[[nn.Conv1d, Tensor], Tensor]
 ) -> Tensor:
-    """[rows, frames, channels] of [rows, samples] through all convolutions."""
-    first, *others = extractor.conv_layers
-    with torch.autocast(signal.device.type, enabled=False):  # a folded norm cancels large numbers
-        hidden = convolve_once(signal, *weights, geometry.strides[0], first.conv.weight.dtype)
-    hidden = _norm_and_activation(first, hidden)
-    for layer in others:
-        hidden = _norm_and_activation(layer, conv_over_frames(layer.conv, hidden))
+    """[rows, frames, channels] behind all layers from what the first convolution made of it.
+
+    Behind that a group norm is already dealt with.
+    """
+    for number, layer in enumerate(extractor.conv_layers):
+        hidden = convolve(layer.conv, hidden) if number else hidden
+        norm = getattr(layer, "layer_norm", None)
+        hidden = layer.activation(norm(hidden) if isinstance(norm, nn.LayerNorm) else hidden)
     return hidden
-
-
-def _norm_and_activation(layer: Any, hidden: Tensor) -> Tensor:
-    """What follows a convolution, on [..., channels]; a group norm is already dealt with."""
-    norm = getattr(layer, "layer_norm", None)
-    if isinstance(norm, nn.LayerNorm):
-        hidden = norm(hidden)
-    return cast(Tensor, layer.activation(hidden))
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:

@@ -219,9 +219,10 @@ def _score_or_split(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | Cli
         raise
     except Exception as error:  # the row boundary: a clip's error fails that clip only
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        if _is_fatal(error):
-            raise DeviceLost(f"{scorer.device} is lost to this process: {message}") from error
         if not is_out_of_memory(error):
+            # every later call would fail as well
+            if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+                raise DeviceLost(f"{scorer.device} is lost to this process: {message}") from error
             status = Status.MODEL_ERROR
     # outside the handler: its traceback would keep the failed batch's tensors alive
     if len(signals) == 1:
@@ -275,12 +276,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         words in text for words in _OUT_OF_MEMORY
     )
-
-
-def _is_fatal(error: BaseException) -> bool:
-    """Whether the accelerator is lost to this process: every later call would fail as well."""
-    broken = isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
-    return broken and not is_out_of_memory(error)
 
 
 def pad(signals: Sequence[Floats], *, pinned: bool = False) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,7 @@ def index_data(flags: LabelledFlags) -> tuple[pa.Table, list[str]]:
         )
         if split is not None:
             given = table.drop_columns([n for n in ("split",) if n in table.column_names])
-            table = given.appendcolumn_of("split", pa.array([split] * len(table), pa.string()))
+            table = given.append_column("split", pa.array([split] * len(table), pa.string()))
         tables.append(table)
         notes |= dict.fromkeys(found)
     return pa.concat_tables(tables, promote_options="default"), list(notes)
@@ -196,7 +196,7 @@ def _examples(
     table: pa.Table, categories: Sequence[str], sexes: Sequence[str], trained: NDArray[np.bool_]
 ) -> Examples:
     """Rows of a labelled manifest, in an order that stays wherever the corpus lies."""
-    table = table.appendcolumn_of("identity", pa.array(identities(table), pa.string()))
+    table = table.append_column("identity", pa.array(identities(table), pa.string()))
     table = table.sort_by("identity")
     labels = _labels(table)
     labels[:, ~trained] = np.nan

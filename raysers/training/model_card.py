@@ -151,7 +151,7 @@ def _front_matter(
             metric_value=round(float(row.value), 4),
         )
         for row in metrics
-        if row.metric in _HUB_NAMES and not row.group and not _is_baseline(row)
+        if row.metric in _HUB_NAMES and not row.group and row.model != RANDOM
         if math.isfinite(row.value)
     ]
     network, data = training["network"], training["data"]
@@ -175,14 +175,14 @@ def _results_table(rows: Sequence[Row]) -> str:
 
     The random baseline is shown for whole splits only: in groups it is the same, but noisier.
     """
-    rows = [row for row in rows if not (row.group and _is_baseline(row))]
+    rows = [row for row in rows if not (row.group and row.model == RANDOM)]
     named = dict.fromkeys(row.dimension for row in rows)
     columns = [d for d in DIMENSIONS if d in named] + [d for d in named if d not in DIMENSIONS]
     lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         group = f"{row.group} {row.group_value}" if row.group else "all"
         measure = _NAMES.get(row.metric, row.metric.replace("_", " "))
-        measure += ", random baseline" if _is_baseline(row) else ""
+        measure += ", random baseline" if row.model == RANDOM else ""
         measure += f", {row.trained_on:,} of these clips trained on" if row.trained_on else ""
         key = (f"{row.dataset} {row.split}", group, measure)
         lines.setdefault(key, {})[row.dimension] = row
@@ -201,10 +201,6 @@ def _cell(row: Row | None) -> str:
     has_interval = math.isfinite(row.ci_low) and math.isfinite(row.ci_high)
     interval = f" [{row.ci_low:.3f}, {row.ci_high:.3f}]" if has_interval else ""
     return f"{row.value:.3f}{interval}"
-
-
-def _is_baseline(row: Row) -> bool:
-    return row.model == RANDOM
 
 
 def _licences_table(training: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,7 @@ def _number(value: float | None, unknown: str = "-") -> str:
 @contextmanager
 def tracked(
     flags: TrainingFlags, record: RunRecord, history: Sequence[Epoch]
-) -> Iterator[Callable[[Epoch], None]]:
+) -> Iterator[Sequence[Callable[[Epoch], None]]]:
     """What to call with the record of every further epoch; `history` is behind the run.
 
     Writes `OUTPUT/tensorboard`; on S3 the file is sent again after every epoch.
@@ -263,16 +263,11 @@ def tracked(
     for epoch in history:
         write(epoch)
     try:
-        if flags.track == "none":
-            yield write
-        else:
-            with _mlflow_run(flags.output, record, history) as log:
-
-                def write_and_log(epoch: Epoch) -> None:
-                    write(epoch)
-                    log(epoch)
-
-                yield write_and_log
+        with ExitStack() as stack:
+            trackers: list[Callable[[Epoch], None]] = [write]
+            if flags.track != "none":
+                trackers.append(stack.enter_context(_mlflow_run(flags.output, record, history)))
+            yield trackers
     finally:
         writer.close()
         if folder != target:

@@ -119,7 +119,7 @@ def run_training(
         try:
             for epoch, listen in product(progress.history, listeners):
                 listen(epoch)
-            with results.tracked(plan.flags, record, progress.history) as track:
+            with results.tracked(plan.flags, record, progress.history) as trackers:
                 known, warned = len(progress.history), 0
 
                 def pass_on(history: Sequence[Epoch], warnings: Sequence[str]) -> None:
@@ -131,7 +131,7 @@ def run_training(
                         known += 1
                         run.verify()
                         print(results.epoch_line(epoch, plan.flags.epochs), flush=True)
-                        for listen in (track, *listeners):
+                        for listen in (*trackers, *listeners):
                             listen(epoch)
 
                 if placement.local:
