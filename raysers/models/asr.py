@@ -39,8 +39,7 @@ _HINT = (
 _WINDOW_S, _ANY_S = 30.0, 1e6
 #: Whisper's windows per forward pass; more only wait for the longest text among them.
 _WINDOWS = {"cpu": 4, "cuda": 32}
-#: What of `generation_config.json` says which texts are possible; how to search for them does not
-#: count, because the search is always greedy.
+#: What of `generation_config.json` says which texts are possible, not how to search for them.
 _RULES = (
     "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "prev_sot_token_id",
     "no_timestamps_token_id", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids",

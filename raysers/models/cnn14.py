@@ -24,8 +24,7 @@ from raysers.types import DIMENSIONS
 #: Share of a step's statistics in the new running statistics, as everywhere in torch.
 _MOMENTUM = 0.1
 _EPS = 1e-5
-#: Of the first weights of the output. Scores begin near 0, because a concordance loss is all but
-#: blind to a target whose mean is off by several units, and such a target then learns nothing.
+#: Scores begin near 0, because a concordance loss is all but blind to targets far off.
 _OUT_STD = 1e-3
 
 

@@ -209,9 +209,8 @@ def draw_spans(
     return mask
 
 
-#: Samples of audio (rows x length) that go through the front at once. Its first layers hold 3,200
-#: wide frames a second: on CPUs four seconds stay in the cache (a third faster than a whole
-#: batch), on GPUs the bound is only there to keep long recordings small.
+#: Samples of audio (rows x length) that go through the front at once: on CPUs four seconds stay in
+#: the cache (a third faster than a whole batch), on GPUs only long recordings need a bound.
 _CHUNK_SAMPLES = {"cpu": 4 * 16_000, "cuda": 240 * 16_000}
 
 

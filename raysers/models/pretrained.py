@@ -25,8 +25,7 @@ from raysers.errors import CheckpointError, ConfigError, RaysersError
 from raysers.models import checkpoint, loading
 from raysers.models.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE
 
-#: Files beside the weights and the configuration that decide what a network is fed and what its
-#: outputs mean.
+#: Files beside weights and configuration that decide what a network is fed or its outputs mean.
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model",
@@ -108,10 +107,8 @@ def load_pretrained(folder: Path, *autos: str, inside: bool = False) -> Any:
             output_loading_info=True,
         )
     prefix, parts = f"{network.base_model_prefix}.", dict(network.named_children())
-    unused = (
-        "masked_spec_embed",
-        *(["pooler.dense.weight", "pooler.dense.bias"] if inside else []),
-    )
+    pooler = ("pooler.dense.weight", "pooler.dense.bias") if inside else ()
+    unused = ("masked_spec_embed", *pooler)
     counters = ("position_ids", "token_type_ids", "num_batches_tracked")
     problems = {
         "weights are missing": [k for k in info["missing_keys"] if not k.endswith(unused)],

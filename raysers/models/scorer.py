@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +66,7 @@ def exact_convolutions(dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """One clip's result: scores float32 [3] in the order of `DIMENSIONS`, embedding [hidden].
 
     `extras` are the numbers of `Outputs.columns`. Scores of untrained dimensions are NaN.
@@ -78,8 +77,7 @@ class Row:
     extras: Floats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
+class Scores(NamedTuple):
     """A batch's results: scores [clips, 3], embeddings [clips, hidden], extras [clips, n]."""
 
     scores: Floats
@@ -198,8 +196,7 @@ def auto_padded_s(scorer: Scorer) -> float:
     return max(_CPU_PADDED_S, min(_MOST_PADDED_S, free_bytes * _FREE_SHARE / _BYTES_PER_S))
 
 
-#: CPUs with two cores reach their best from 4 s (large models) or 8 s (tiny ones) to about 16 s;
-#: beyond, padding and cache misses cost 5 to 15 %.
+#: Two cores are fastest with 4 s (large models) or 8 s (tiny ones) to 16 s; more costs 5 to 15 %.
 _CPU_PADDED_S = 12.0
 #: Beyond this a GPU is busy anyway, and results would only come in bigger lumps.
 _MOST_PADDED_S = 960.0
@@ -237,12 +234,11 @@ def _score_or_split(scorer: Scorer, signals: Sequence[Floats]) -> list[Row | Cli
 def _rows(batch: Scores, untrained: Sequence[int]) -> list[Row | ClipError]:
     finite = np.isfinite(np.concatenate((batch.scores, batch.extras), 1))
     finite[:, untrained] = True
-    results = zip(batch.scores, batch.embeddings, batch.extras, finite, strict=True)
     return [
-        Row(scores=scores, embedding=embedding, extras=extras)
+        Row(*row)
         if good.all()
         else ClipError(Status.MODEL_ERROR, "the model's scores are not finite numbers")
-        for scores, embedding, extras, good in results
+        for *row, good in zip(*batch, finite, strict=True)
     ]
 
 

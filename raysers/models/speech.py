@@ -15,7 +15,6 @@ there is any, because the model makes words of every noise.
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import sys
 import threading
@@ -246,8 +245,7 @@ class MoonshineRecogniser:
             return " ".join(line.text for line in found.lines)
 
     def _copy(self, options: _Options) -> AbstractContextManager[Any]:
-        make = functools.partial(_transcriber, self._folder, options)
-        return _borrowed((self._folder, options), make)
+        return _borrowed((self._folder, options), lambda: _transcriber(self._folder, options))
 
 
 def _transcriber(folder: Path, options: _Options) -> Any:

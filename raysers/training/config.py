@@ -208,8 +208,7 @@ class TrainingFlags(AugmentFlags, LearningFlags, NetworkFlags, LabelledFlags, Ru
         for name in _AT_LEAST_0:
             yield getattr(self, name) >= 0, f"--{name.replace('_', '-')}", "0 or more"
         yield self.max_clip_s > self.min_clip_s, "--max-clip-s", "more than --min-clip-s"
-        dropout = self.head_dropout or 0.0
-        yield 0 <= dropout < 1, "--head-dropout", "a share from 0 to below 1"
+        yield 0 <= (self.head_dropout or 0) < 1, "--head-dropout", "a share from 0 to below 1"
         mel_only = self.front == "mel" or self.front_steps == 0
         yield mel_only, "--front-steps", "also --front mel"
         adapted = not self.lora or self.freeze in ("auto", "backbone")
@@ -254,8 +253,7 @@ SHOWN = (
     "data", "train", "dev", "emotion_map", "speakers", "folds", "fold", "limit", "backbone",
     "freeze", "categories", "epochs", "batch_size", "lr", "output", "seed", "workers", "dtype",
 )  # fmt: skip
-#: Flags that do not decide the parameters: where, how fast, how patient, how much memory; and
-#: `categories`, which `category_weight` settles.
+#: Flags that do not decide the parameters; `categories` is settled by `category_weight`.
 _FREE = {
     "output", "workers", "track", "checkpoint_steps", "max_restarts", "max_failed", "accumulate",
     "gradient_checkpointing", "categories",

@@ -12,8 +12,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -45,8 +45,7 @@ _CGROUP_FILES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
+class StepResult(NamedTuple):
     """Loss of the global batch before the step, learning rate, whether a process asks to stop."""
 
     loss: float
