@@ -143,10 +143,7 @@ class StockRecogniser:
         self._least_padded_s = _WINDOW_S if whisper else 1 / SAMPLE_RATE_HZ
 
     def transcribe(self, signals: Sequence[Floats]) -> list[dict[str, Any] | ClipError]:
-        """`text` of each 16 kHz mono signal in [-1, 1], or why it has none; never raises for one.
-
-        Where asked for also `language`, and `words` with their times in the signal.
-        """
+        """`text`, and `language` and `words` if asked for, of 16 kHz mono signals, or why none."""
         cut = [self._pieces(signal) for signal in signals]
         pieces = [piece for parts in cut for _, piece in parts]
         longest_s = max((len(piece) / SAMPLE_RATE_HZ for piece in pieces), default=0.0)

@@ -266,7 +266,7 @@ def read_do_normalize(folder: Path, config: dict[str, Any], *, assume: bool = Fa
     """Whether the model of `config` expects each clip at zero mean and unit variance.
 
     A folder that does not say is refused. With `assume`, one without any preprocessor (as a Trainer
-    leaves it) gets what all published checkpoints of its family have, with a warning.
+    leaves it) gets what all published checkpoints of its family have.
     """
     kind = config.get("model_type")
     found = _preprocessor(folder)

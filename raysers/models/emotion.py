@@ -68,9 +68,8 @@ class EmotionNetwork(nn.Module, ABC):
     def forward(self, padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Score 16 kHz clips, float32 [clips, samples], zero behind each; neighbours do not matter.
 
-        `lengths` int64 [clips], from `min_samples` to `max_samples`, are on the CPU, to spare a GPU
-        the wait. Returns float32 scores [clips, 3] in the order of `DIMENSIONS`, about 0..1, and
-        embeddings.
+        `lengths` int64 [clips] are on the CPU, to spare a GPU the wait. Returns float32 scores
+        [clips, 3] in the order of `DIMENSIONS`, about 0..1, and embeddings [clips, embedding_size].
         """
 
     @abstractmethod
@@ -293,11 +292,7 @@ class EmotionModel(EmotionNetwork):
         return self._through_layers(hidden, keys, encoder.layer_norm if stable else None)
 
     def _through_layers(self, hidden: Tensor, keys: Tensor | None, norm: Any) -> Tensor:
-        """[clips, frames, hidden] behind the layers and `norm`.
-
-        With `layer_weights` the sum of what each layer takes and of the result (Yang et al. 2021,
-        SUPERB).
-        """
+        """[clips, frames, hidden] behind the layers and `norm`, or the weighted sum (SUPERB)."""
         along = {"position_bias": None} if self.family.prefix == "wavlm" else {}
         states = []
         for number, layer in enumerate(self._layers):

@@ -61,11 +61,10 @@ def valid(lengths: Tensor, longest: int) -> Tensor:
 
 
 def normalise(padded: Tensor, lengths: Tensor) -> Tensor:
-    """Zero mean and unit population variance of each row's first `lengths[i]` samples.
+    """Zero mean and unit population variance of each row's first `lengths[i]` samples, then 0.
 
-    `padded` is float32 [clips, samples]; what lies behind a row's length becomes 0. Equals the
-    published feature extractor (eps 1e-7 inside the root); sums are in float64, so that a constant
-    offset cannot drown the speech.
+    Equals the published feature extractor (eps 1e-7 inside the root); sums are in float64, so that
+    a constant offset cannot drown the speech. `padded` is float32 [clips, samples].
     """
     mask = valid(lengths, padded.shape[1])
     count = lengths[:, None]
@@ -90,10 +89,10 @@ def convolve_once(
 ) -> Tensor:
     """[rows, frames, channels] of `dtype`: one convolution, rounded to `dtype` at its end only.
 
-    float32 input for a shorter `dtype` is split into two numbers of `dtype` each, the second for
-    what the first rounds off. All products go through one multiplication of `dtype`, which sums in
-    float32: as exact as rounding a float32 result, in a tenth of its time on CPUs. `signal` is
-    [rows, samples], `kernel` [1 or rows, channels, taps].
+    float32 input for a shorter `dtype` is split into two numbers of `dtype` each. All products go
+    through one multiplication of `dtype`, which sums in float32: as exact as rounding a float32
+    result, in a tenth of its time on CPUs. `signal` is [rows, samples], `kernel` [1 or rows,
+    channels, taps].
     """
     taps = kernel.shape[2]
     if signal.dtype == dtype:
@@ -116,10 +115,10 @@ def _two_parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 class MaskedGroupNorm(nn.GroupNorm):
     """Group norm, one group a channel, whose statistics leave out each row's padding.
 
-    Training applies it as it is, scoring with the bias-free convolution in front of it: mean and
-    variance of a linear layer's output follow exactly from mean and covariance of its input
-    windows, so both become one small linear layer per clip, and the widest tensor of the whole
-    network is never stored unnormalised.
+    Training applies it as it is, scoring with the bias-free convolution in front of it, as one
+    small linear layer per clip: mean and variance of a linear layer's output follow exactly from
+    mean and covariance of its input windows. So the widest tensor of all is never stored
+    unnormalised.
     """
 
     def over_frames(self, hidden: Tensor, frames: Tensor) -> Tensor:
@@ -140,8 +139,8 @@ class MaskedGroupNorm(nn.GroupNorm):
         """The layers "convolve, then normalise" as one linear layer per row.
 
         Weights [clips, channels, taps] and biases, float32: `gamma (w.x - w.mean) / sqrt(w' cov w +
-        eps) + beta`, biased covariance. `kernel` is [channels, taps], `padded` float32 [clips,
-        samples], zero behind each clip, `frames` int64 [clips].
+        eps) + beta`. `kernel` is [channels, taps], `padded` float32 [clips, samples], zero behind
+        each clip.
         """
         taps = kernel.shape[1]
         kernel = kernel.double()

@@ -221,8 +221,8 @@ def train_head(
 ) -> tuple[FusionHead, list[EpochOfHead]]:
     """The head of the epoch with the best mean dev CCC, and all epochs; or TrainingDiverged.
 
-    `name` goes into the seed. Clips of `train` without any label are left out, and a dimension with
-    fewer than `LEAST_LABELS` always gets the middle of the scale.
+    Clips of `train` without any label are left out, and a dimension with fewer than `LEAST_LABELS`
+    always gets the middle of the scale.
     """
     labelled = np.isfinite(train.labels).any(axis=1)
     values, labels = (torch.from_numpy(one[labelled]).to(device) for one in train)

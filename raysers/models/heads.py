@@ -58,10 +58,10 @@ class Pooling(nn.Module):
 
 
 class EmotionHead(nn.Module):
-    """Dense, tanh, projection to the three dimensions (the paper's section 3.2).
+    """Dense, tanh, projection to the three dimensions (the paper's section 3.2) or to categories.
 
-    Other tools save heads like it for categories. Without `tanh` they are projector and classifier
-    of a stock `ForSequenceClassification`, which commute with the mean over frames.
+    Without `tanh` it is the head of a stock `ForSequenceClassification`, which commutes with the
+    mean.
     """
 
     def __init__(

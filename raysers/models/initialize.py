@@ -67,11 +67,9 @@ def start_model(
 
     `name` is an alias, a hub id, a local folder (a bare backbone, its pre-training model, or a
     fine-tuned one whose head is kept), or `random:` and an alias, a folder or a `config.json`: then
-    all weights come from `seed`. `freeze` is by default `none` for random weights and `cnn` for
-    trained ones; pooling `unmasked` averages over padding too, in training only; `head_dropout`
-    replaces the configuration's; `layer_weights` learns a weighted sum of all layers' states;
-    `front` `mel` starts the first convolution as a mel bank (random weights only). Raises
-    ConfigError, CheckpointError.
+    all weights come from `seed`. By default `freeze` is `none` for random weights and `cnn` for
+    trained ones; pooling `unmasked` averages over padding too, in training only; `layer_weights`
+    learns a weighted sum of all layers' states; `front` `mel` needs random weights.
     """
     parsed = backbones.parse_model_name(name, "--backbone")
     if head_dropout is not None and not 0 <= head_dropout < 1:
@@ -221,8 +219,7 @@ def regress_mel(
 
     Targets are windows of 32 ms around the centre of what each frame sees, standardised per band by
     the first batch. Only the front changes, even where it is frozen otherwise. `batches` are those
-    of training, on the model's device, padded with their lengths, of which `steps` are taken; `lr`
-    is Adam's. Returns the mean squared error of each step, in variances of a band.
+    of training, on the model's device. Returns the mean squared error of each step, in variances.
     """
     front = _emotion_model(model).backbone.feature_extractor
     geometry, settings = _emotion_model(model).geometry, MelSettings()

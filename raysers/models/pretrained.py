@@ -51,8 +51,7 @@ def load_pretrained(folder: Path, *autos: str, inside: bool = False) -> Any:
     """The network of a folder with every weight in its place: float32, on the CPU, for inference.
 
     The first of transformers' Auto classes `autos` that knows the kind is used. With `inside`, the
-    folder may hold a larger network around this one, whose pooler may be missing. Raises
-    CheckpointError for weights or numbers that no such network has.
+    folder may hold a larger network around this one, whose pooler may be missing.
     """
     import transformers
 

@@ -88,11 +88,10 @@ class Scores(NamedTuple):
 class Scorer:
     """A loaded model on its device, ready for batches; ConfigError where that cannot be.
 
-    It takes the model over: precision, device and folded weights change in place, so that a second
-    copy never exists. `dtype` (auto, fp32, bf16, fp16) is that of the backbone; pooling and head
-    stay in fp32. `threads` are those of this process on CPUs; None leaves torch's setting. With the
-    `backend` ONNX Runtime (fp32, int8) torch scores models too large for one file and clips longer
-    than `onnx.MAX_SAMPLES`, in fp32.
+    It takes the model over: precision, device and folded weights change in place. `dtype` (auto,
+    fp32, bf16, fp16) is that of the backbone; pooling and head stay in fp32. `threads` are those of
+    this process on CPUs. With the `backend` ONNX Runtime (fp32, int8) torch scores models too large
+    for one file and clips longer than `onnx.MAX_SAMPLES`, in fp32.
     """
 
     def __init__(

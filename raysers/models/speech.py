@@ -84,8 +84,8 @@ def pauses_by() -> str:
 def speech_windows(signal: npt.NDArray[np.float32], longest_s: float) -> list[Any]:
     """A clip in windows of `longest_s` at most, views that are each but the last cut in a pause.
 
-    The pause is the longest stretch without speech in the last third, or without the detector (or
-    without a pause) the quietest fifth of a second. The windows' texts are the text of the clip.
+    The pause is the longest stretch without speech in the last third, else the quietest fifth of a
+    second. The windows' texts are the text of the clip.
     """
     longest, start, windows = round(longest_s * SAMPLE_RATE_HZ), 0, []
     if len(signal) <= longest:

@@ -51,7 +51,7 @@ class MelSettings:
 def log_mel(padded: Tensor, lengths: Tensor, settings: MelSettings) -> Tensor:
     """float32 [clips, frames, bands] in dB re 1, at least -100.
 
-    Frames are centred on their sample; each clip of `lengths`, more than half a window, is mirrored
+    Frames are centred on their sample, from 0 on; each clip, longer than half a window, is mirrored
     at its own ends. Frames behind `settings.frames(lengths)` mean nothing.
     """
     half = settings.window_samples // 2

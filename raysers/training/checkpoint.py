@@ -65,10 +65,9 @@ class Sums:
 
 
 def dev_ccc(labels: Floats, predictions: NDArray[np.float64]) -> dict[str, float]:
-    """CCC of each dimension over the clips with a label and a prediction; NaN where undefined.
+    """CCC of each dimension over the clips [clips, 3] with a label and a prediction, else NaN.
 
-    A network that gave no number (inf) for a clip with a label has no CCC at all: it must not be
-    judged by the other clips. Both arrays are [clips, 3].
+    A network that gave no number (inf) for a labelled clip must not be judged by the other clips.
     """
     if (np.isinf(predictions) & np.isfinite(labels)).any():
         return dict.fromkeys(DIMENSIONS, math.nan)

@@ -45,8 +45,8 @@ _FRONT_EPOCH = 1 << 20
 class MicroBatch:
     """Clips of a global batch that are padded and run together; the number decides the dropout.
 
-    `rows` int64 [clips] are their places in the batch, `lengths` int64 [clips] their samples,
-    `padded` float32 [clips, samples] the 16 kHz audio on the CPU.
+    `rows` int64 [clips] are their places in the batch, `lengths` their samples, `padded` float32
+    [clips, samples] the 16 kHz audio on the CPU.
     """
 
     number: int

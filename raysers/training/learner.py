@@ -54,16 +54,14 @@ class StepResult(NamedTuple):
 
 
 class Learner:
-    """A network in training, and everything that moves with it.
+    """A network in training, and everything that moves with it, the same in every process.
 
-    Every process of the group builds one from the same arguments; what differs all the same is
-    replaced by process 0's. It takes the network of `start` over, without heads beside that of the
-    dimensions, which fit the embeddings as they were; heads for `categories` and so many `sexes`
-    come with their weight in the loss. Of `graph_bytes`, room for graphs that are kept between the
-    predictions and the gradients, any number gives the same bits, and a small one costs a second
-    forward pass. `halvings` says how often micro-batches are halved for lack of memory,
-    `checkpointing` whether activations are computed twice; `warnings` tell of both. Raises
-    ConfigError: nothing is left to train.
+    It takes the network of `start` over, without heads beside that of the dimensions, which fit the
+    embeddings as they were; heads for `categories` and so many `sexes` come with their weight in
+    the loss. Of `graph_bytes`, room for graphs that are kept between the predictions and the
+    gradients, any number gives the same bits, and a small one costs a second forward pass.
+    `halvings` and `checkpointing` say what was done for lack of memory, `warnings` tell of it.
+    Raises ConfigError: nothing is left to train.
     """
 
     def __init__(
@@ -122,9 +120,7 @@ class Learner:
         """Learn from a global batch; every process of the group calls it for the same one.
 
         Clips in no process's micro-batches, and those shorter than `min_samples`, count nowhere. A
-        batch with no clip left changes no parameter.
-
-        A step for which any process lacks memory is made again by all of them: keeping no graphs,
+        step for which any process lacks memory is made again by all of them: keeping no graphs,
         then with its micro-batches halved (whose dropout differs), down to single clips, then with
         gradient checkpointing. What was needed once stays. With `stop`, this process asks all to
         stop afterwards. Raises MemoryError or TrainingDiverged, in every process, before any

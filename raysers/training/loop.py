@@ -93,11 +93,9 @@ class Callback:
 def train_loop(
     plan: TrainingPlan, callback: Callback, device: str | torch.device, processes_here: int
 ) -> None:
-    """Train to the end, from wherever the saved state is.
+    """Train to the end, from wherever the saved state is, beside `processes_here` others.
 
-    The plan is the same in every process; `processes_here` counts the training processes on this
-    machine, of any training. Raises one of `AGREED` in every process alike; RaysersError in this
-    one.
+    Raises one of `AGREED` in every process alike; RaysersError in this one.
     """
     record = load_record(plan.output)
     sees = record is not None and record.run_id == plan.run_id

@@ -112,10 +112,7 @@ class Gradients:
 
     @contextmanager
     def last_pass(self) -> Iterator[None]:
-        """Within, a bucket's sum starts as soon as its gradients and all later ones are there.
-
-        For the last backward pass of a step: the sums overlap it.
-        """
+        """Within a step's last backward pass: sums start when their gradients are all there."""
         self._is_last_pass = True
         try:
             yield

@@ -88,13 +88,11 @@ def run_training(
 ) -> Outcome:
     """Check, plan, train what is left, conclude; the same settings give the same model anywhere.
 
-    `config` has the flags as the user gave them, for run.json, `command` what the card says to run
-    (default: this process's command line). `on_epoch` is called in this thread with the record of
-    every epoch, those of an interrupted run first, and may raise TrainingStopped: run.json says
-    `stopped`, and the state is kept. With a local `placement` the training is in this process,
-    without Ray Train, beside `processes_here` others; None asks the cluster for `--workers`.
-    `indexed` data are not indexed again. Raises ConfigError or TooManyFailed before anything is
-    written, RaysersError for a failure, after which the same call resumes.
+    `config` has the flags as the user gave them, for run.json, `command` what the card says to run.
+    `on_epoch` is called in this thread with the record of every epoch, those of an interrupted run
+    first, and may raise TrainingStopped; the state is kept. With a local `placement` the training
+    is in this process, without Ray Train, beside `processes_here` others; None asks the cluster for
+    `--workers`. `indexed` data are not indexed again. After an error the same call resumes.
     """
     flags = planning.with_absolute_paths(flags)
     with Run.open("train", flags.output) as run:
@@ -248,10 +246,7 @@ def _read_progress(plan: TrainingPlan) -> dict[str, Any]:
 
 
 def _run_worker(config: dict[str, Any]) -> Exception | None:
-    """The training of one of Ray Train's workers, in which `plan` is a reference.
-
-    An error that all workers met is returned: raised, it would make Ray Train start them again.
-    """
+    """The training of a worker of Ray Train; returns what all met, lest it starts them again."""
     plan: TrainingPlan = ray.get(config["plan"])
     device = ray.train.torch.get_device()
     if device.type == "cuda":
