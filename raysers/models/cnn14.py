@@ -7,7 +7,7 @@ micro-batch at a time; its running statistics are updated once a step: see `coll
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -59,8 +59,7 @@ class Cnn14Config:
 
     def to_dict(self) -> dict[str, Any]:
         """All keys, as JSON has them."""
-        keys = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return keys | {"widths": list(self.widths)}
+        return asdict(self) | {"widths": list(self.widths)}
 
     def mel(self) -> MelSettings:
         """The spectrogram that goes in."""

@@ -109,10 +109,10 @@ class Scorer:
         self._model = loaded.model
         if self._model.taken:
             raise ConfigError(f"model {loaded.name} already has a scorer; load it again")
-        self._device = _usable(device)
+        self.device = _usable(device)
         self._model.taken = True
         _fold_weight_norm(self._model)
-        self._model.eval().requires_grad_(False).to(self._device)
+        self._model.eval().requires_grad_(False).to(self.device)
         self._model.cast(chosen)
         self._dtype = chosen
         self._threads = threading.local()
@@ -126,11 +126,6 @@ class Scorer:
         self.max_samples = self._model.max_samples
         trained = self._model.outputs.trained
         self.untrained = [i for i, name in enumerate(DIMENSIONS) if name not in trained]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self._device
 
     @torch.inference_mode()
     def score(self, signals: Sequence[Floats]) -> Scores:
@@ -156,18 +151,18 @@ class Scorer:
 
     def _own_stream(self) -> contextlib.AbstractContextManager[object]:
         """On a GPU each thread's batches are copied and computed beside those of the others."""
-        if self._device.type != "cuda":
+        if self.device.type != "cuda":
             return contextlib.nullcontext()
         if not hasattr(self._threads, "stream"):
-            torch.cuda.synchronize(self._device)  # the weights are there, whatever brought them
-            self._threads.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize(self.device)  # the weights are there, whatever brought them
+            self._threads.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._threads.stream)
 
     def _forward(self, signals: Sequence[Floats]) -> tuple[Tensor, Tensor]:
-        padded, lengths = pad(signals, pinned=self._device.type == "cuda")
-        padded = padded.to(self._device, non_blocking=True)
+        padded, lengths = pad(signals, pinned=self.device.type == "cuda")
+        padded = padded.to(self.device, non_blocking=True)
         if self._do_normalize:
-            padded = normalise(padded, lengths.to(self._device, non_blocking=True))
+            padded = normalise(padded, lengths.to(self.device, non_blocking=True))
         with exact_convolutions(self._dtype):
             scores, embeddings = self._model(padded, lengths)
         return scores, embeddings

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysers.engine import output as parts
+from raysers.engine.placement import io_threads
 from raysers.errors import RaysersError, TrainingDiverged
 from raysers.io import storage
 from raysers.models.backbones import Outputs
@@ -36,8 +37,6 @@ from raysers.training.learner import Learner, StepResult, available_bytes
 from raysers.training.plan import TrainingPlan, start_network
 from raysers.types import DIMENSIONS, Clip, Status
 
-#: 16 kHz signals of any lengths -> float32 [clips, outputs]
-Predict = Callable[[Sequence[Floats]], Floats]
 #: Takes all records of epochs and all warnings so far.
 PassOn = Callable[[Sequence[Mapping[str, Any]], Sequence[str]], None]
 #: The dev rows by the stored model, below the output.
@@ -106,7 +105,9 @@ def train_loop(
             "s3:// or a shared disk"
         )
     torch.set_num_threads(plan.placement.threads)
-    pool = ThreadPoolExecutor(plan.io_threads, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(
+        io_threads(plan.data.table, plan.placement), thread_name_prefix="decode"
+    )
     try:
         training = _Training(plan, callback, torch.device(device), processes_here, pool)
         while not training.is_over():
@@ -251,7 +252,9 @@ class _Training:
         except MemoryError as error:
             raise OutOfMemory(f"out of memory ({_first_line(error)}): {_LESS}") from error
 
-    def _predict_all(self, predict: Predict, outputs: int) -> NDArray[np.float64]:
+    def _predict_all(
+        self, predict: Callable[[Sequence[Floats]], Floats], outputs: int
+    ) -> NDArray[np.float64]:
         """Predictions [clips, outputs] of all dev clips; every process has to call it.
 
         NaN where a clip could not be decoded, infinite where the network gave no number.

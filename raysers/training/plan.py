@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from raysers.data.corpora import EMOTION_MAPS
 from raysers.data.manifest import read_manifest
-from raysers.engine.placement import Placement, io_threads, settled_dtype
+from raysers.engine.placement import Placement, settled_dtype
 from raysers.engine.progress import clips_and_audio, print_pairs, print_warning
 from raysers.errors import ConfigError, ObjectMissing, RefusedError
 from raysers.io import storage
@@ -76,11 +76,6 @@ class TrainingPlan:
     def pieces(self) -> int:
         """Least micro-batches of a batch, whatever the number of workers now."""
         return int(self.settings.get("pieces", LEAST_PIECES))
-
-    @property
-    def io_threads(self) -> int:
-        """Threads of a worker that fetch and decode."""
-        return io_threads(self.data.table, self.placement)
 
     def print(self, earlier: RunRecord | None, steps_done: int) -> None:
         """Data, network and way of training; and everything worth a warning."""
