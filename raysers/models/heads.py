@@ -95,9 +95,7 @@ class CategoryHead(nn.Linear):
 
     def __init__(self, embedding_size: int, points: Tensor, categories: int) -> None:
         super().__init__(embedding_size, categories)
-        self.register_buffer("points", points, persistent=False)
-
-    points: Tensor
+        self.points = nn.Buffer(points, persistent=False)
 
     def scores(self, embeddings: Tensor) -> Tensor:
         """float32 [clips, 3] of embeddings [clips, embedding_size]."""
@@ -113,17 +111,13 @@ class Uncertainty(nn.Module):
     speakers that the heads were not trained on, so that 90 % of the labels lie within 1.645 sd.
     """
 
-    floor: Tensor
-    scale: Tensor
-    points: Tensor
-
     def __init__(self, embedding_size: int, heads: int, points: Tensor) -> None:
         super().__init__()
         self.size = len(points) or len(DIMENSIONS)
         self.heads = nn.Linear(embedding_size, heads * self.size)
-        self.register_buffer("points", points, persistent=False)
-        self.register_buffer("floor", torch.zeros(len(DIMENSIONS)))
-        self.register_buffer("scale", torch.ones(len(DIMENSIONS)))
+        self.points = nn.Buffer(points, persistent=False)
+        self.floor = nn.Buffer(torch.zeros(len(DIMENSIONS)))
+        self.scale = nn.Buffer(torch.ones(len(DIMENSIONS)))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """float32 [clips, 3] of embeddings [clips, embedding_size]."""
@@ -144,17 +138,12 @@ class OutOfDistribution(nn.Module):
     percentile of unseen speakers' speech, so ordinary speech is below .5.
     """
 
-    mean: Tensor
-    whiten: Tensor
-    middle: Tensor
-    width: Tensor
-
     def __init__(self, embedding_size: int, rank: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(embedding_size))
-        self.register_buffer("whiten", torch.zeros(rank, embedding_size))
-        self.register_buffer("middle", torch.zeros(1))
-        self.register_buffer("width", torch.ones(1))
+        self.mean = nn.Buffer(torch.zeros(embedding_size))
+        self.whiten = nn.Buffer(torch.zeros(rank, embedding_size))
+        self.middle = nn.Buffer(torch.zeros(1))
+        self.width = nn.Buffer(torch.ones(1))
 
     def distance(self, embeddings: Tensor) -> Tensor:
         """float32 [clips] of embeddings [clips, embedding_size]."""
