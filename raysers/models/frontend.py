@@ -1,11 +1,9 @@
 """Samples to frames, padding kept out of every statistic, and the masks of training (SpecAugment).
 
 The stock recipe (attention mask, masked mean) is not enough for models whose first layer has a
-group norm: its statistics run over the whole padded row, so they need the mask as well.
-
-There are two ways to the same convolutions. Scoring folds the group norm into the first convolution
-and works block by block, so that an hour fits into memory; training computes layer by layer,
-because the folded form is slow to differentiate.
+group norm: its statistics run over the whole padded row, so they need the mask as well. Scoring
+folds the norm into the first convolution and works block by block, so that an hour fits into
+memory; training computes layer by layer, because the folded form is slow to differentiate.
 """
 
 from __future__ import annotations

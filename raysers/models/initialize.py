@@ -1,12 +1,12 @@
 """From a model's name to a network that is ready to be trained: new head, mel front, adapters.
 
 Unlike `load_emotion_model`, this takes a bare pre-trained backbone and gives it a new head. What is
-new comes from the seed alone: the same on every worker, whatever torch's generator gave before.
+new comes from the seed alone, whatever torch's generator gave before.
 
-The mel front is for small models that start from random weights: the first convolution becomes a
-bank of mel-spaced filters, then the whole front learns to give log-mel frames (no labels needed).
-Adapters (LoRA, Hu et al. 2021, arXiv:2106.09685): queries and values are computed with `W + 2 B A`,
-of which A [rank, in] and B [out, rank] are trained. Both leave a standard network to be stored.
+The mel front is for small models from random weights: the first convolution becomes a bank of
+mel-spaced filters, then the whole front learns to give log-mel frames (no labels needed). Adapters
+(LoRA, Hu et al. 2021, arXiv:2106.09685): queries and values are computed with `W + 2 B A`, of which
+A [rank, in] and B [out, rank] are trained. Both leave a standard network to be stored.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Nothing that comes with a checkpoint is executed, and nothing is converted or filled in before its
 form and shape are known: a weights file of a kilobyte can ask for a terabyte (by compression, by
-tensors whose strides are zero). So tensors are read lazily and assigned to a network that is built
-without memory; `from_pretrained` would convert them first.
+strides of zero). So tensors are assigned to a network that is built without memory.
 """
 
 from __future__ import annotations

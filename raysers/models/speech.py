@@ -1,15 +1,13 @@
 """Two speech packages that bring their weights along, so that they work offline.
 
-silero-vad (extra `vad`) says where speech is in a recording of any length. It sees 512 samples at a
-time and only its probabilities are kept (one number per 32 ms), so ten hours take no more memory
-than ten seconds; block borders leave no trace in the result. Importing this module is cheap: torch
-and the packages come with the first use.
+silero-vad (extra `vad`) says where speech is. Only its probabilities are kept (one number per
+32 ms), so ten hours take no more memory than ten seconds; block borders leave no trace. Importing
+this module is cheap: torch and the packages come with the first use.
 
 Moonshine (tiny, English, extra `asr`) says what was said. The library's own way to cut a recording
 is switched off: it remembers the clip before, loses short words and cuts sentences in two. The
-model gets whole clips instead, with a little silence around them; only what is longer than 15 s is
-cut. The library's detector of speech, in a separate stream for every clip, only decides whether
-there is any, because the model makes words of every noise.
+model gets whole clips, with a little silence around them; only what is longer than 15 s is cut. The
+library's detector only decides whether there is speech: the model makes words of every noise.
 """
 
 from __future__ import annotations

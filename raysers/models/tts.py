@@ -1,9 +1,8 @@
 """Text to speech with espeak-ng, gTTS, or any program that writes a sound file.
 
-espeak-ng keeps state in its library's globals that none of its calls resets (oscillator phase,
-noise, flutter), so every call speaks from a fresh image of the library, with both of its random
-generators seeded. A program is started directly, never through a shell, so nothing in a text can
-become a command.
+espeak-ng keeps state in globals that none of its calls resets (oscillator phase, noise, flutter),
+so every call speaks from a fresh image of the library, with both of its random generators seeded. A
+program is started directly, never through a shell, so nothing in a text can become a command.
 """
 
 from __future__ import annotations

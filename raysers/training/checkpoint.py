@@ -1,8 +1,7 @@
 """What a training stores while it runs: the best model, and its state.
 
 A state, `OUTPUT/state/<step>/`, is whole or absent, locally and on S3: `state.json` is written last
-and deleted first, so a folder without it does not count; an older state goes only after the new one
-is complete. One state is always there once one was written.
+and deleted first, and an older state goes only after the new one is complete.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """From gradients to a step: sums over the processes, optimisers, schedules, averaged weights.
 
-The collective functions do nothing outside of a process group. Every process of a group must make
-the same calls in the same order.
-
-Gradients live in a few large buffers of which each parameter's `grad` is a view. A parameter that
-a step did not use has a gradient of zero, not none: whether one worker used it must not matter.
+The collective functions do nothing outside of a process group, in which every process must make the
+same calls in the same order. Gradients live in a few large buckets of which each parameter's `grad`
+is a view; without use it is zero, not none: whether one worker used it must not matter.
 """
 
 from __future__ import annotations

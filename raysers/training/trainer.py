@@ -1,9 +1,9 @@
 """One training from its flags to its model folder: what the train job does, and a trial of a sweep.
 
-The folder decides what is left: a finished training is only read, an interrupted one resumes. Ray
-Train runs the loop in its process groups and starts dead workers again; a trial calls the same loop
-in its own process. On Ray, process 0 writes `OUTPUT/state/progress.json`, which the driver reads:
-it outlives dead workers. The driver asks the workers to stop by a file beside it.
+The folder decides what is left. Ray Train runs the loop in its process groups and starts dead
+workers again; a trial calls the same loop in its own process. On Ray, process 0 writes
+`OUTPUT/state/progress.json`, which the driver reads: it outlives dead workers. The driver asks the
+workers to stop by a file beside it.
 """
 
 from __future__ import annotations
