@@ -130,10 +130,7 @@ def open_folder(name: ModelName, flag: str = "--model") -> ModelFolder:
 def local_folder(
     path: str | None, hub_id: str | None, revision: str | None, flag: str, also: Sequence[str] = ()
 ) -> Path:
-    """The folder of a model, fetched from the hub if need be, that is safe to read.
-
-    Raises ConfigError, which names `flag`: no such model, or no way to fetch it.
-    """
+    """The folder of a model, fetched from the hub if need be, or ConfigError naming `flag`."""
     if hub_id is not None:
         folder = fetch_snapshot(hub_id, revision, also, flag)
     elif str(path).startswith("s3://"):

@@ -155,11 +155,7 @@ class ConvBlock(nn.Module):
 
 
 class Cnn14(EmotionNetwork):
-    """CNN14 with three linear outputs.
-
-    An embedding, float32 [clips, widths[-1]], is the mean over mel bands, then over time, of the
-    last block (the paper's footnote 4).
-    """
+    """CNN14; an embedding is the mean over mel bands, then time, of the last block (footnote 4)."""
 
     def __init__(self, config: Cnn14Config) -> None:
         super().__init__()
@@ -235,11 +231,7 @@ class Cnn14(EmotionNetwork):
         self._checkpointing = on
 
     def collected_statistics(self) -> Tensor | None:
-        """Per norm: count, sums of x - m and of (x - m)^2, m the running mean.
-
-        Passes without gradient are not counted, so a first look at the predictions counts no clip
-        twice.
-        """
+        """Per norm: count, sums of x - m and (x - m)^2, m the running mean; with gradient only."""
         if self._sums is None:
             device = self.out.weight.device
             return torch.zeros(sum(self._sizes()), dtype=torch.float64, device=device)

@@ -77,11 +77,7 @@ class EmotionNetwork(nn.Module, ABC):
         """Let the bulk of the network compute in `dtype`; pooling and head stay in float32."""
 
     def freeze(self, part: str) -> None:
-        """Keep `cnn`, `backbone` or `none` of the network as it is in training, or ConfigError.
-
-        It gets no gradient, and stays in evaluation mode after `train()`. Replaces what an earlier
-        call froze.
-        """
+        """Keep `cnn`, `backbone` or `none` without gradient, in evaluation mode; or ConfigError."""
         if part != "none":
             kind = self.config.model_type
             raise ConfigError(f"--freeze {part}: {kind} has no pre-trained part; use --freeze none")
@@ -90,10 +86,7 @@ class EmotionNetwork(nn.Module, ABC):
         """Whether training keeps a layer's input only and computes the rest again for gradients."""
 
     def attach(self, outputs: Outputs) -> None:
-        """Give the network new heads of `outputs`: `categories`, `uncertainty`, `ood`.
-
-        With points, the scores come from the categories, in place of the head for the dimensions.
-        """
+        """Give the network new heads of `outputs`; with points, none for the dimensions."""
         for name in ("categories", "uncertainty", "ood"):
             self._modules.pop(name, None)
         self.outputs = outputs
@@ -122,15 +115,11 @@ class EmotionNetwork(nn.Module, ABC):
         return torch.cat(parts, 1)
 
     def collected_statistics(self) -> Tensor | None:
-        """What the training passes since the last `apply_statistics` saw; None without statistics.
-
-        A float64 vector of fixed length: hand the sum of all workers' to `apply_statistics` of
-        each.
-        """
+        """Float64 sums of what training passes saw, to be added over all workers; None without."""
         return None
 
     def apply_statistics(self, sums: Tensor) -> None:
-        """Update running statistics from the sums over all workers, once an optimiser step."""
+        """Update running statistics from these sums, once an optimiser step."""
 
 
 class EmotionModel(EmotionNetwork):

@@ -84,10 +84,7 @@ class OnnxModel:
 
 @contextlib.contextmanager
 def cached_graph(loaded: LoadedModel, dtype: str) -> Iterator[Path]:
-    """The model's graph as a file, exported unless `~/.cache/raysers/onnx` holds it.
-
-    Where that cannot be written, the file is temporary and gone after the block.
-    """
+    """The model's graph as a file, exported unless it is in `~/.cache/raysers/onnx` or the like."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(root) / "raysers" / "onnx"
     graph = cache / f"{_key(loaded)}-{dtype}.onnx"

@@ -212,9 +212,9 @@ class TextEncoder:
         self._model = model.to(self._device, torch.float32)
 
     def encode(self, texts: Sequence[str], *, tokens_per_pass: int | None = None) -> Floats:
-        """A vector per text, float32 [texts, hidden_size], in their order; of an empty text zeros.
+        """A vector per text, float32 [texts, hidden_size], in their order.
 
-        An encoder with special tokens has their vector there. None chooses `tokens_per_pass`.
+        An empty text has that of the special tokens, or zeros. None chooses `tokens_per_pass`.
         """
         place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         ids = [self._ids(text) for text in place]  # read speech repeats itself

@@ -190,8 +190,8 @@ def assign(lengths_s: Sequence[float], cut: Sequence[Indices], workers: int) -> 
 class SignalCache:
     """Decoded clips of one set of examples, kept as far as they fit into `room_bytes`.
 
-    The cache never evicts: with cyclic access, LRU would evict exactly the clip needed next.
-    `failed` says by number why a clip could not be decoded or does not fit.
+    Nothing is evicted: with cyclic access, LRU would evict exactly the clip needed next. `failed`
+    says why a clip could not be decoded or does not fit.
     """
 
     def __init__(

@@ -217,10 +217,7 @@ def _licences_table(training: Mapping[str, Any]) -> str:
 
 
 def learning_curve(history: Sequence[Mapping[str, Any]]) -> display.Picture:
-    """CCC by dimension and UAR on the dev set over the training loss, by epoch, as `png` and `svg`.
-
-    Missing and NaN values leave gaps; without any CCC or UAR there is no panel for it.
-    """
+    """Dev CCC and UAR over the training loss, by epoch, as `png` and `svg`; gaps where unknown."""
     return display.picture(lambda: _draw(history))
 
 
