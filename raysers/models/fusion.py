@@ -114,10 +114,9 @@ def side_by_side(head: str, vectors: Mapping[str, Floats]) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusionConfig:
-    """What a fusion was trained on: models and revisions, sizes of their vectors, dropout.
+    """What a fusion was trained on; `asr` recognised the text of clips without a transcript.
 
-    `asr` recognised the text of clips without a transcript (`manifest`: there were none), or of all
-    clips with `recognise_all`.
+    It is `manifest` where there were none; with `recognise_all` it recognised that of all clips.
     """
 
     acoustic_model: str

@@ -26,9 +26,8 @@ _LEAST_VARIANCE = 1e-6
 class Pooling(nn.Module):
     """Mean over the frames of a clip, beside it their standard deviation but for `mean`.
 
-    `attentive` weighs the frames (Okabe et al. 2018, equations 3 to 6) by a softmax over
-    `v' tanh(W h + b)`, without the scalar offset of equation 3, which the softmax does not see.
-    With `whole_rows`, in training alone, `mean` is over all frames of the padded batch.
+    `attentive` weighs the frames by a softmax over `v' tanh(W h + b)` (Okabe et al. 2018, equations
+    3 to 6). With `whole_rows`, in training alone, `mean` is over all frames of the padded batch.
     """
 
     def __init__(self, mode: str, size: int) -> None:
@@ -105,10 +104,10 @@ class CategoryHead(nn.Linear):
 class Uncertainty(nn.Module):
     """Standard deviations of the scores, from heads trained on different speakers.
 
-    sd = sqrt(floor^2 + scale^2 * variance). The variance of a clip is that of the heads' scores;
-    where these are means of `points` [outputs, 3], it is that of the points under all heads'
-    probabilities (Lakshminarayanan et al. 2017, section 2.4). `floor` and `scale` are fitted on
-    speakers that the heads were not trained on, so that 90 % of the labels lie within 1.645 sd.
+    sd = sqrt(floor^2 + scale^2 * variance). The variance is that of the heads' scores; where these
+    are means of `points`, that of the points under all heads' probabilities (Lakshminarayanan et
+    al. 2017, section 2.4). `floor` and `scale` are fitted on unseen speakers, so that 90 % of the
+    labels lie within 1.645 sd.
     """
 
     def __init__(self, embedding_size: int, heads: int, points: Tensor) -> None:
@@ -161,8 +160,7 @@ def fit_distance(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Tensors of an `OutOfDistribution` head for speech like `embeddings` [clips, embedding_size].
 
-    What is ordinary is measured on each of `folds`, int [clips], by a fit on the others. `rank` is
-    below the number of clips outside of any fold.
+    What is ordinary is measured on each of `folds`, int [clips], by a fit on the others.
     """
     places = []
     for fold in np.unique(folds):
@@ -200,8 +198,7 @@ def ccc_loss(
     """Weighted mean over the targets of `1 - CCC` (Wagner et al. 2022, section 3.1), a scalar.
 
     `CCC = 2 cov / (var + var + (mean - mean)^2)` with population moments (Lin 1989), over the clips
-    that have the label; targets with fewer than two labels are left out, and without any it is 0.
-    `predictions` and `labels` (NaN where missing) are [clips, targets].
+    that have the label (not NaN), [clips, targets]; targets with fewer than two are left out.
     """
     known = ~labels.isnan()
     count = known.sum(0)

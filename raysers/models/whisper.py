@@ -123,13 +123,11 @@ _STRIDE = 2
 class WhisperEmotionModel(EmotionModel):
     """Speech to arousal, dominance, valence on a Whisper encoder.
 
-    Clips go in as they are (`do_normalize` false), as in the published preprocessing. Three keys of
-    the configuration, none of which a stock checkpoint has, change the network:
+    Clips go in as they are (`do_normalize` false). Three keys of the configuration, none of which a
+    stock checkpoint has, change the network:
 
-    - `trim_db`: frames before and after the speech, more than this below the loudest frame, are
-      left out, so that silence around a clip changes nothing;
-    - `peak_level`: the spectrogram is moved so that its largest value is this, so that the level of
-      a recording changes nothing;
+    - `trim_db`: frames around the speech, this far below the loudest one, are left out;
+    - `peak_level`: the spectrogram's largest value is moved here, so that levels change nothing;
     - `final_norm` false: no layer norm after the last layer, whose weights fit the full depth.
     """
 

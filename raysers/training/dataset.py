@@ -37,10 +37,7 @@ class TooManyFailed(RaysersError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """Clips by identity; labels float32 [clips, 3] (NaN: none).
-
-    `categories` and `sexes` int64 [clips] are -1 where unknown; `corpora` number the corpora.
-    """
+    """Clips by identity; labels float32 [clips, 3] (NaN: none), others int64 [clips] (-1: none)."""
 
     clips: list[Clip]
     identities: Sequence[str]

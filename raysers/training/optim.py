@@ -185,8 +185,8 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """The optimiser of `--optimiser`, with the fused kernels of the parameters' device.
 
-    adam and sgd (Nesterov momentum .9) add `weight_decay` times the weight to the gradient; adamw
-    decays matrices and kernels only, not norms, gains and biases, whatever their dimensions.
+    adam and sgd (Nesterov momentum .9) add the decay to the gradient; adamw decays matrices and
+    kernels only, not norms, gains and biases, whatever their dimensions.
     """
     if name == "adam":
         return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)

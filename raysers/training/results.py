@@ -240,10 +240,7 @@ def _number(value: float | None, unknown: str = "-") -> str:
 def tracked(
     flags: TrainingFlags, record: RunRecord, history: Sequence[Epoch]
 ) -> Iterator[Sequence[Callable[[Epoch], None]]]:
-    """What to call with the record of every further epoch; `history` is behind the run.
-
-    Writes `OUTPUT/tensorboard`; on S3 the file is sent again after every epoch.
-    """
+    """What to call with every further epoch's record; writes `OUTPUT/tensorboard`, on S3 anew."""
     from tensorboardX import SummaryWriter
 
     target = storage.join(flags.output, "tensorboard")
