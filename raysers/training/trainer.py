@@ -246,7 +246,7 @@ def _read_progress(plan: TrainingPlan) -> dict[str, Any]:
 
 
 def _run_worker(config: dict[str, Any]) -> Exception | None:
-    """The training of a worker of Ray Train; returns what all met, lest it starts them again."""
+    """Train in a worker; an error that all met is returned: raised, it would restart them."""
     plan: TrainingPlan = ray.get(config["plan"])
     device = ray.train.torch.get_device()
     if device.type == "cuda":
