@@ -84,7 +84,7 @@ class OnnxModel:
 
 @contextlib.contextmanager
 def cached_graph(loaded: LoadedModel, dtype: str) -> Iterator[Path]:
-    """The model's graph as a file, exported unless it is in `~/.cache/raysers/onnx` or the like."""
+    """The model's graph as a file, exported unless the cache (`~/.cache/raysers/onnx`) has it."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(root) / "raysers" / "onnx"
     graph = cache / f"{_key(loaded)}-{dtype}.onnx"
