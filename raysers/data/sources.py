@@ -19,15 +19,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysers.data import contents
 from raysers.data.columnar import path_of
-from raysers.data.contents import (
-    INVENTORY,
-    check_tar_name,
-    index_tar,
-    inventory_objects,
-    is_compressed_tar,
-    resolve_members,
-)
 from raysers.data.corpora import audformat
 from raysers.data.files import AUDIO_SUFFIXES, is_file, of_file, rows_to_table
 from raysers.data.manifest import manifest_parts
@@ -161,8 +154,8 @@ def _file(info: ObjectInfo) -> _Input | None:
     uri = info.uri
     if format_of(uri):
         return _Input(kind="table", uri=uri, info=info, parts=(uri,))
-    if suffix_of(uri) == ".tar" or is_compressed_tar(uri):
-        check_tar_name(uri)
+    if suffix_of(uri) == ".tar" or contents.is_compressed_tar(uri):
+        contents.check_tar_name(uri)
         return _Input(kind="tar", uri=uri, info=info)
     is_audio = suffix_of(uri) in AUDIO_SUFFIXES
     return _Input(kind="audio", uri=uri, info=info) if is_audio else None
@@ -179,7 +172,7 @@ def _classify(uri: str, *, databases: bool) -> _Input:
             return _Input(kind="table", uri=uri, info=info, parts=tuple(parts))
         if databases and (database := audformat.database_of(uri)):
             return _Input(kind="table", uri=uri, info=info, database=database)
-        if is_folder or uri.rpartition("/")[2] == INVENTORY:
+        if is_folder or uri.rpartition("/")[2] == contents.INVENTORY:
             return _Input(kind="folder", uri=uri, info=info)
         found = _file(replace(info, uri=uri))
     except ObjectUnreadable as error:
@@ -267,7 +260,7 @@ def _tables(
                 rows, warnings = audformat.read(*one.database, labelled=False)
                 clips = rows_to_table(rows)
             notes += warnings
-            clips = resolve_members(clips, suffixes=AUDIO_SUFFIXES)
+            clips = contents.resolve_members(clips, suffixes=AUDIO_SUFFIXES)
         if not len(clips):
             raise ConfigError(f"--input {one.uri}: the table has no rows")
         for start in range(0, len(clips), _BATCH_ROWS):
@@ -296,12 +289,12 @@ def _folder(uri: str, notes: list[str]) -> Iterator[pa.Table]:
     left_out: list[tuple[str, str]] = []
 
     def plain() -> Iterator[ObjectInfo]:
-        is_inventory = uri.rpartition("/")[2] == INVENTORY and not storage.is_folder(uri)
-        of_uri = inventory_objects if is_inventory else storage.list_objects
+        is_inventory = uri.rpartition("/")[2] == contents.INVENTORY and not storage.is_folder(uri)
+        of_uri = contents.inventory_objects if is_inventory else storage.list_objects
         for info in of_uri(uri, skipped=lambda *one: left_out.append(one)):
             if suffix_of(info.uri) in AUDIO_SUFFIXES:
                 yield info
-            elif suffix_of(info.uri) == ".tar" or is_compressed_tar(info.uri):
+            elif suffix_of(info.uri) == ".tar" or contents.is_compressed_tar(info.uri):
                 tars.append(info)
             else:
                 skipped[suffix_of(info.uri)] += 1
@@ -331,7 +324,9 @@ def _tars(tars: Sequence[_Input], notes: list[str]) -> Iterator[pa.Table]:
 
 def _tar(info: ObjectInfo, *, left_out: list[tuple[str, str]], in_folder: bool) -> pa.Table:
     """Members of a tar; one in a folder that cannot be listed is one row with its status."""
-    members = index_tar(info, suffixes=AUDIO_SUFFIXES, skipped=lambda *one: left_out.append(one))
+    members = contents.index_tar(
+        info, suffixes=AUDIO_SUFFIXES, skipped=lambda *one: left_out.append(one)
+    )
     batches, known = [LISTING.empty_table()], dict.fromkeys(("status", "error"))
     try:
         with nullcontext() if in_folder else _named(info.uri):

@@ -20,13 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.columnar import (
-    EMPTY_WORDS,
-    FILE_COLUMNS,
-    READ_FAILURES,
-    TimeColumnError,
-    to_durations,
-)
+from raysers.data import columnar
 from raysers.data.files import is_file
 from raysers.data.readers import STDIN, format_of, open_table
 from raysers.errors import ConfigError
@@ -157,7 +151,7 @@ def _first_row(mask: pa.ChunkedArray | pa.Array) -> int | None:
 
 def _columns(uri: str, names: Sequence[str], notes: list[str]) -> _Columns:
     """Our columns by those of the table; ConfigError where they are ambiguous."""
-    files = [name for name in names if name.lower() in FILE_COLUMNS]
+    files = [name for name in names if name.lower() in columnar.FILE_COLUMNS]
     files = [name for name in files if name == "file"] or files
     if not files:
         near = difflib.get_close_matches("file", names, n=1)
@@ -214,8 +208,8 @@ def _times(uri: str, columns: _Columns, table: pa.Table) -> tuple[pa.Array, pa.A
         if role in columns and role in table.column_names:
             source, unit_ns = columns[role]
             try:
-                times[role] = to_durations(table[role], unit_ns).cast(pa.int64())
-            except TimeColumnError as error:
+                times[role] = columnar.to_durations(table[role], unit_ns).cast(pa.int64())
+            except columnar.TimeColumnError as error:
                 raise ConfigError(f"{uri}, row {error.row + 1}: {source} {error}") from error
     start, end, duration = times.values()
     if "duration" in columns and "end" in columns:
@@ -286,7 +280,7 @@ def _cast(uri: str, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray
         return _strings(uri, column, field.name)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         text = pc.utf8_trim_whitespace(column)
-        says_nothing = pc.is_in(pc.utf8_lower(text), pa.array(EMPTY_WORDS, text.type))
+        says_nothing = pc.is_in(pc.utf8_lower(text), pa.array(columnar.EMPTY_WORDS, text.type))
         column = pc.if_else(says_nothing, None, text)
         if pa.types.is_floating(field.type):
             column = pc.replace_substring_regex(column, r"^([+-]?\d*),(\d+)$", r"\1.\2")
@@ -323,7 +317,7 @@ def _check_unique(uri: str, clips: pa.Table) -> None:
 def _reading(uri: str, read: Callable[[], Result]) -> Result:
     try:
         return read()
-    except READ_FAILURES as error:
+    except columnar.READ_FAILURES as error:
         raise ConfigError(f"{uri} cannot be read as a table: {_first_line(error)}") from error
 
 

@@ -10,46 +10,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from raysers.display import (
-    BETWEEN,
-    HIGH,
-    INK,
-    LOW,
-    SMALL_PT,
-    SOFT,
-    TITLE_PT,
-    Picture,
-    guide,
-    interval,
-    model_names,
-    new_figure,
-    panel_title,
-    picture,
-    value_grid,
-    word_colour,
-)
+from raysers import display
 from raysers.errors import ConfigError
 from raysers.evaluation.rows import Row
 from raysers.evaluation.scores import ALL, Floats
 from raysers.types import DIMENSIONS
-from raysers.words.spoken import (
-    AGREEMENT,
-    GROUP,
-    LABELS,
-    ORIGINAL,
-    RESPOKEN_CLIP,
-    SENTIMENTS,
-    by_model,
-)
+from raysers.words import spoken
 
-_SIDES = {"low": LOW, "high": HIGH}
-_OF_SENTIMENT = dict(zip(SENTIMENTS, (LOW, BETWEEN, HIGH), strict=True))
-_OF_SPEECH = {LABELS: ("", SOFT), ORIGINAL: ("_original", HIGH), RESPOKEN_CLIP: ("_respoken", LOW)}
+_SIDES = {"low": display.LOW, "high": display.HIGH}
+_OF_SENTIMENT = dict(
+    zip(spoken.SENTIMENTS, (display.LOW, display.BETWEEN, display.HIGH), strict=True)
+)
+_OF_SPEECH = {
+    spoken.LABELS: ("", display.SOFT),
+    spoken.ORIGINAL: ("_original", display.HIGH),
+    spoken.RESPOKEN_CLIP: ("_respoken", display.LOW),
+}
 #: Group value of a CCC: colour and name.
 _MARKS = {
-    ORIGINAL: (HIGH, "original with labels"),
-    RESPOKEN_CLIP: (LOW, "re-spoken with labels"),
-    AGREEMENT: (INK, "re-spoken with original scores"),
+    spoken.ORIGINAL: (display.HIGH, "original with labels"),
+    spoken.RESPOKEN_CLIP: (display.LOW, "re-spoken with labels"),
+    spoken.AGREEMENT: (display.INK, "re-spoken with original scores"),
 }
 _CLOUD_PX = (840, 768)
 _PANEL_IN, _EDGES_IN, _CLOUD_IN = 1.95, 0.8, 4.0
@@ -64,23 +45,23 @@ def require_wordcloud() -> None:
         )
 
 
-def word_cloud(words: pa.Table) -> Picture:
+def word_cloud(words: pa.Table) -> display.Picture:
     """Clouds of the words of both sides of a `ratings.WORDS` table; empty without words.
 
     The size shows the distance from the corpus mean.
     """
     sides = _sides(words)
-    return picture(lambda: _draw_clouds(sides)) if sides else {}
+    return display.picture(lambda: _draw_clouds(sides)) if sides else {}
 
 
-def sentiment_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
+def sentiment_figure(table: pa.Table, rows: Sequence[Row]) -> display.Picture:
     """Distribution and mean of the scores by sentiment, model and dimension (10b).
 
     `table` is like `spoken.SENTENCES`, `rows` are its `sentiment_rows`.
     """
     found = _by_key(row for row in rows if row.group == "sentiment")
     lines = []
-    for model, frame in by_model(table):
+    for model, frame in spoken.by_model(table):
         spreads = {
             d: [
                 _Spread(
@@ -89,21 +70,21 @@ def sentiment_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
                     frame.loc[frame["sentiment"] == s, d].to_numpy(np.float64),
                     found.get((model, name, "sentiment_mean", d)),
                 )
-                for s, name in enumerate(SENTIMENTS)
+                for s, name in enumerate(spoken.SENTIMENTS)
             ]
             for d in DIMENSIONS
         }
         lines.append((model, f"{len(frame):,} sentences", spreads))
-    return picture(lambda: _draw_spreads(lines)) if lines else {}
+    return display.picture(lambda: _draw_spreads(lines)) if lines else {}
 
 
-def distribution_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
+def distribution_figure(table: pa.Table, rows: Sequence[Row]) -> display.Picture:
     """Distributions of labels, original and re-spoken scores by model and dimension (10c).
 
     `table` is of `spoken.RESPOKEN`; all clips are shown, whatever their dataset or split. Means
     are shown where `rows` (of `respoken_rows`) have those of all clips.
     """
-    mine = [row for row in rows if row.group == GROUP]
+    mine = [row for row in rows if row.group == spoken.GROUP]
     alone = len({row.split for row in mine}) == 1
     whole = [row for row in mine if alone or row.split == ALL]
     found = _by_key(whole if len({row.dataset for row in mine}) == 1 else ())
@@ -122,16 +103,16 @@ def distribution_figure(table: pa.Table, rows: Sequence[Row]) -> Picture:
                 for name, (suffix, colour) in _OF_SPEECH.items()
             ]
         lines.append((str(model), f"{len(own):,} clips", spreads))
-    return picture(lambda: _draw_spreads(lines)) if lines else {}
+    return display.picture(lambda: _draw_spreads(lines)) if lines else {}
 
 
-def ccc_figure(rows: Sequence[Row]) -> Picture:
+def ccc_figure(rows: Sequence[Row]) -> display.Picture:
     """CCC with the labels before and after re-speaking, and of one with the other (11).
 
     `rows` are those of `respoken_rows`; each dataset and split has its panels.
     """
-    shown = [row for row in rows if row.group == GROUP and row.metric == "ccc"]
-    return picture(lambda: _draw_ccc(shown)) if shown else {}
+    shown = [row for row in rows if row.group == spoken.GROUP and row.metric == "ccc"]
+    return display.picture(lambda: _draw_ccc(shown)) if shown else {}
 
 
 class _Spread(NamedTuple):
@@ -159,12 +140,12 @@ def _draw_clouds(sides: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     from wordcloud import WordCloud
 
     font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    figure = new_figure(_CLOUD_IN)
+    figure = display.new_figure(_CLOUD_IN)
     panels = figure.subplots(1, len(sides), squeeze=False)[0]
     for axis, (side, rows) in zip(panels, sides.items(), strict=True):
         distances = {row["word"]: abs(row["valence"] - row["corpus_valence"]) for row in rows}
         least = 0.08 * max(distances.values()) or 1.0  # legible beside the heaviest word
-        colour = word_colour(_SIDES[side])
+        colour = display.word_colour(_SIDES[side])
         cloud = WordCloud(
             font_path=str(font), width=_CLOUD_PX[0], height=_CLOUD_PX[1], margin=8,
             prefer_horizontal=1.0, relative_scaling=0.6, min_font_size=2, max_font_size=132,
@@ -173,18 +154,18 @@ def _draw_clouds(sides: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         ).generate_from_frequencies({w: max(d, least) for w, d in distances.items()})  # fmt: skip
         axis.imshow(cloud.to_array(), interpolation="bilinear")
         axis.set_axis_off()
-        panel_title(axis, f"{side}est valence: {len(rows)} words", colour=colour)
+        display.panel_title(axis, f"{side}est valence: {len(rows)} words", colour=colour)
     caption = "size: distance from the mean valence of all clips"
-    figure.supxlabel(caption, color=SOFT, fontsize=SMALL_PT)
+    figure.supxlabel(caption, color=display.SOFT, fontsize=display.SMALL_PT)
     return figure
 
 
 def _panels(height_in: float, lines: int) -> tuple[Any, Any]:
     """A figure and its panels [lines, 3], a column for each dimension."""
-    figure = new_figure(height_in)
+    figure = display.new_figure(height_in)
     panels = figure.subplots(lines, len(DIMENSIONS), squeeze=False, sharey=True, sharex=True)
     for axis, dimension in zip(panels[0], DIMENSIONS, strict=True):
-        axis.set_title(dimension, fontsize=TITLE_PT, pad=22)
+        axis.set_title(dimension, fontsize=display.TITLE_PT, pad=22)
     return figure, panels
 
 
@@ -192,13 +173,13 @@ def _note(axis: Any, text: str) -> None:
     """Soft text over the left end of a panel; it may extend over the next one."""
     axis.annotate(
         text, (0, 1), xytext=(0, 5), xycoords="axes fraction", textcoords="offset points",
-        color=SOFT, fontsize=SMALL_PT, annotation_clip=False,
+        color=display.SOFT, fontsize=display.SMALL_PT, annotation_clip=False,
     ).set_in_layout(False)  # fmt: skip
 
 
 def _draw_spreads(lines: Sequence[tuple[str, str, Mapping[str, Sequence[_Spread]]]]) -> Any:
     figure, panels = _panels(_PANEL_IN * len(lines) + _EDGES_IN, len(lines))
-    names = model_names([model for model, _, _ in lines])
+    names = display.model_names([model for model, _, _ in lines])
     for row, (model, count, spreads) in zip(panels, lines, strict=True):
         for axis, found in zip(row, spreads.values(), strict=True):
             for y, spread in enumerate(found):
@@ -214,10 +195,12 @@ def _draw_spreads(lines: Sequence[tuple[str, str, Mapping[str, Sequence[_Spread]
             axis.set_ylim(len(found) - 0.55, -0.7)
             labels = axis.set_yticks(range(len(found)), [spread.name for spread in found])
             for label, spread in zip(labels, found, strict=True):
-                label.label1.set_color(word_colour(spread.colour))
-            value_grid(axis, "x", most=5)
+                label.label1.set_color(display.word_colour(spread.colour))
+            display.value_grid(axis, "x", most=5)
         _note(row[0], f"{names[model]}, {count}")
-    figure.supxlabel("score; dots: means with 95 % intervals", color=SOFT, fontsize=SMALL_PT)
+    figure.supxlabel(
+        "score; dots: means with 95 % intervals", color=display.SOFT, fontsize=display.SMALL_PT
+    )
     return figure
 
 
@@ -225,7 +208,7 @@ def _draw_ccc(rows: Sequence[Row]) -> Any:
     from matplotlib.lines import Line2D
 
     cells = list(dict.fromkeys((row.dataset, row.split) for row in rows))
-    names = model_names(list(dict.fromkeys(row.model for row in rows)), 24)
+    names = display.model_names(list(dict.fromkeys(row.model for row in rows)), 24)
     each_in = max(1.0, 0.75 * len(names)) + 0.55
     figure, panels = _panels(each_in * len(cells) + _EDGES_IN, len(cells))
     for line, cell in zip(panels, cells, strict=True):
@@ -236,11 +219,11 @@ def _draw_ccc(rows: Sequence[Row]) -> Any:
                     offset = 0.24 * (list(_MARKS).index(row.group_value) - 1)
                     at = list(names).index(row.model) + offset
                     _draw_value(axis, row, at, _MARKS[row.group_value][0])
-            guide(axis, 0.0)
-            axis.set_yticks(range(len(names)), list(names.values()), color=INK)
+            display.guide(axis, 0.0)
+            axis.set_yticks(range(len(names)), list(names.values()), color=display.INK)
             axis.set_ylim(len(names) - 0.45, -0.55)
             axis.set_xlim(right=1.15)
-            value_grid(axis, "x", most=4)
+            display.value_grid(axis, "x", most=4)
         _note(line[0], f"{cell[0]} {cell[1]}, {max(row.n for row in mine):,} clips")
     handles = [
         Line2D([], [], marker="o", color=colour, linewidth=1.6, ms=5, mec="white", label=text)
@@ -248,19 +231,19 @@ def _draw_ccc(rows: Sequence[Row]) -> Any:
     ]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False,
-        fontsize=SMALL_PT, labelcolor="linecolor", title="CCC with 95 % intervals",
-        title_fontproperties={"size": SMALL_PT},
+        fontsize=display.SMALL_PT, labelcolor="linecolor", title="CCC with 95 % intervals",
+        title_fontproperties={"size": display.SMALL_PT},
     )  # fmt: skip
     return figure
 
 
 def _draw_value(axis: Any, row: Row, y: float, colour: str) -> None:
     """A value with its interval, and its number to the right."""
-    interval(axis, row.value, (row.ci_low, row.ci_high), y, colour)
+    display.interval(axis, row.value, (row.ci_low, row.ci_high), y, colour)
     if row.value == row.value:
         end = row.ci_high if row.ci_high == row.ci_high else row.value
         text = f"{row.value:.2f}".replace("0.", ".", 1).replace("-", "−")
         axis.annotate(
             text, (end, y), xytext=(5, 0), textcoords="offset points", va="center",
-            color=word_colour(colour), fontsize=SMALL_PT, annotation_clip=False,
+            color=display.word_colour(colour), fontsize=display.SMALL_PT, annotation_clip=False,
         )  # fmt: skip

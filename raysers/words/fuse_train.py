@@ -41,14 +41,7 @@ from raysers.models.fusion import (
 from raysers.models.pretrained import TextPooling
 from raysers.run import Exit, Run, load_record, with_absolute_paths
 from raysers.types import DIMENSIONS
-from raysers.words import fusion_results
-from raysers.words.fusion import (
-    MANIFEST,
-    FeaturesTask,
-    joined_rows,
-    require_words,
-    without_words,
-)
+from raysers.words import fusion, fusion_results
 from raysers.words.fusion_results import DEV, TRAIN, features_of, nothing_to_learn, verdict
 from raysers.words.texts import fingerprint
 
@@ -141,7 +134,7 @@ class FuseTrainFlags(HeadSettings):
     @property
     def clips(self) -> ClipJobFlags:
         """The pass over the clips."""
-        place = storage.join(self.output, FeaturesTask.table)
+        place = storage.join(self.output, fusion.FeaturesTask.table)
         names = ["model", "dtype", "workers", "max_padded_s", "max_clip_s", "max_failed", "retry",
                  "dry_run", "limit"]  # fmt: skip
         own = {name: getattr(self, name) for name in names}
@@ -164,7 +157,7 @@ def train(flags: FuseTrainFlags) -> int:
     """
     flags = with_absolute_paths(flags, "data", "annotation", "transcripts")
     # checked even where no clip needs it, because the fusion passes it on to `predict`
-    is_model = flags.asr != MANIFEST and not is_moonshine(flags.asr)
+    is_model = flags.asr != fusion.MANIFEST and not is_moonshine(flags.asr)
     if is_model and parse_asr_name(flags.asr).hub_id is None:
         flags = replace(flags, asr=storage.absolute(flags.asr))
     job: ClipJob | None
@@ -172,7 +165,7 @@ def train(flags: FuseTrainFlags) -> int:
         Run.open(JOB, flags.output, dry_run=flags.dry_run) as run,
         nullcontext()
         if flags.annotation
-        else ClipJob.open(flags.clips, FEATURES_JOB, table=FeaturesTask.table) as job,
+        else ClipJob.open(flags.clips, FEATURES_JOB, table=fusion.FeaturesTask.table) as job,
     ):
         if run.earlier is None:
             with suppress(ObjectMissing):
@@ -182,16 +175,16 @@ def train(flags: FuseTrainFlags) -> int:
                 )
         task, asr = _task(flags)
         clips, leakage, notes = _labelled(flags, task.sound.model)
-        lacking = len(clips) if flags.recognise_all else len(without_words(clips))
+        lacking = len(clips) if flags.recognise_all else len(fusion.without_words(clips))
         if job is None and lacking and not flags.transcripts:
             raise ConfigError(
                 f"--annotation: {lacking:,} of {len(clips):,} clips have no transcript: give "
                 "--transcripts, an output of transcribe"
             )
         if job is not None:
-            if flags.asr == MANIFEST:
-                require_words(clips)
-            if lacking or flags.asr == MANIFEST:  # else it need not even be there
+            if flags.asr == fusion.MANIFEST:
+                fusion.require_words(clips)
+            if lacking or flags.asr == fusion.MANIFEST:  # else it need not even be there
                 task = task.with_recogniser(flags.asr, recognise_all=flags.recognise_all)
                 asr = (task.asr.asr, task.asr.revision) if task.asr else asr
             spoken = not flags.recognise_all and "transcript" in clips.column_names
@@ -215,7 +208,7 @@ def train(flags: FuseTrainFlags) -> int:
         record = run.begin(as_plain(flags), settings)
         code = Exit.DONE
         if job is None:
-            rows = joined_rows(task, clips, flags.annotation, flags.transcripts, asr[0])
+            rows = fusion.joined_rows(task, clips, flags.annotation, flags.transcripts, asr[0])
             if 1 - len(rows) / len(clips) > flags.max_failed:
                 code = Exit.TOO_MANY_FAILED
                 print_warning(f"only {len(rows):,} of {len(clips):,} clips are in --annotation")
@@ -267,7 +260,7 @@ def train(flags: FuseTrainFlags) -> int:
     return code
 
 
-def _task(flags: FuseTrainFlags) -> tuple[FeaturesTask, tuple[str, str]]:
+def _task(flags: FuseTrainFlags) -> tuple[fusion.FeaturesTask, tuple[str, str]]:
     """The models but for the recogniser, checked, and name and revision of that.
 
     Raises ConfigError: a model or table is not there, or does not fit.
@@ -287,7 +280,7 @@ def _task(flags: FuseTrainFlags) -> tuple[FeaturesTask, tuple[str, str]]:
     sound = AnnotateTask.load(model, dtype=dtype, max_padded_s=flags.max_padded_s, embeddings=True)
     if made.get("model_revision", sound.revision) != sound.revision:
         raise ConfigError(f"--annotation: {model} has changed since: annotate again")
-    task = FeaturesTask.load(sound, flags.text_model, flags.text_pooling)
+    task = fusion.FeaturesTask.load(sound, flags.text_model, flags.text_pooling)
     return replace(task, recognise_all=flags.recognise_all), asr
 
 

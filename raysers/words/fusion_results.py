@@ -23,20 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysers import display
 from raysers.data.splits import identities
-from raysers.display import (
-    COLOURS,
-    fenced,
-    guide,
-    interval,
-    name_rows,
-    new_figure,
-    one_line,
-    panel_title,
-    picture,
-    plain,
-    value_grid,
-)
 from raysers.engine import output as parts
 from raysers.errors import RaysersError
 from raysers.evaluation.bootstrap import Bootstrap
@@ -188,7 +176,7 @@ def write(
     metrics = to_table([*rows, *_epoch_rows(history, features)], record.run_id)
     parts.write_part(storage.join(output, METRICS_PART), metrics)
     if shown := _judged_by(differences(rows)):
-        for kind, content in picture(lambda: _draw(shown)).items():
+        for kind, content in display.picture(lambda: _draw(shown)).items():
             storage.write_atomic(storage.join(output, f"differences.{kind}"), content)
     best = {name: best_epoch(epochs) for name, epochs in history.items()}
     outcome: dict[str, Any] = {
@@ -317,18 +305,20 @@ def _draw(rows: Sequence[Row]) -> Any:
     """CCC of fused scores minus CCC of the others, a panel for each dimension."""
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     lines = [(d, other) for d in datasets for other in (ACOUSTIC, AUDIO_HEAD, TEXT_HEAD)]
-    figure = new_figure(0.95 + 0.3 * len(lines))
+    figure = display.new_figure(0.95 + 0.3 * len(lines))
     there = [name for name in DIMENSIONS if name in {row.dimension for row in rows}]
     panels = figure.subplots(1, len(there), sharex=True, sharey=True, squeeze=False)[0]
     for axis, dimension in zip(panels, there, strict=True):
-        panel_title(axis, dimension)
-        guide(axis, 0.0)
+        display.panel_title(axis, dimension)
+        display.guide(axis, 0.0)
         for row in rows:
             if row.dimension == dimension:
                 at = lines.index((row.dataset, row.group_value))
-                interval(axis, row.value, (row.ci_low, row.ci_high), at, COLOURS[dimension])
-        value_grid(axis, "x", most=4)
-    name_rows(panels[0], [f"{d}: {o}" if len(datasets) > 1 else o for d, o in lines])
+                display.interval(
+                    axis, row.value, (row.ci_low, row.ci_high), at, display.COLOURS[dimension]
+                )
+        display.value_grid(axis, "x", most=4)
+    display.name_rows(panels[0], [f"{d}: {o}" if len(datasets) > 1 else o for d, o in lines])
     split = rows[0].split
     figure.supxlabel(f"CCC fused - CCC of the other, {split} clips; lines are 95 % intervals")
     return figure
@@ -340,10 +330,10 @@ def fusion_card(rows: Sequence[Row], **facts: Any) -> str:
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
     )
     environment.filters |= {
-        "plain": plain,
+        "plain": display.plain,
         "number": number,
-        "line": lambda cells: "| " + " | ".join(map(plain, cells)) + " |",
-        "code": lambda text: fenced(one_line(text), "sh"),
+        "line": lambda cells: "| " + " | ".join(map(display.plain, cells)) + " |",
+        "code": lambda text: display.fenced(display.one_line(text), "sh"),
     }
     template = environment.from_string((ASSETS / "fusion_card.md.j2").read_text("utf-8"))
     return template.render(

@@ -27,22 +27,8 @@ from raysers.io import storage
 from raysers.models.tts import NEUTRAL
 from raysers.run import Run
 from raysers.types import DIMENSIONS
-from raysers.words.figures import (
-    ccc_figure,
-    distribution_figure,
-    require_wordcloud,
-    sentiment_figure,
-    word_cloud,
-)
+from raysers.words import figures, spoken
 from raysers.words.ratings import LEAST, MOST, WORDS, transcribed_row, word_ratings, word_rows
-from raysers.words.spoken import (
-    RESPOKEN,
-    SENTENCES,
-    check_sentiments,
-    respoken_rows,
-    respoken_table,
-    sentiment_rows,
-)
 from raysers.words.synthesize import JOB, TABLE, SynthesizeFlags, check
 from raysers.words.texts import recognised_texts, with_recognised
 
@@ -168,7 +154,7 @@ def planned_sentences(flags: ProbeFlags) -> pa.Table:
         table, _ = check(speech, run)
     if "sentiment" not in table.column_names:
         raise ConfigError(f"--texts {flags.texts} has no column 'sentiment' to compare by")
-    check_sentiments(table["sentiment"].to_pylist())
+    spoken.check_sentiments(table["sentiment"].to_pylist())
     return table
 
 
@@ -176,7 +162,7 @@ def planned_clips(flags: ProbeFlags) -> tuple[pa.Table | None, list[str]]:
     """The clips of --data to probe, as an earlier run or `chosen_clips` takes them, and notes."""
     if not flags.data:
         return None, ["no --data: words of a corpus are not rated, no test set is spoken again"]
-    require_wordcloud()
+    figures.require_wordcloud()
     place = storage.join(flags.output, CORPUS)
     if is_whole(manifest_parts(place)):
         return read_manifest(place), []
@@ -231,22 +217,23 @@ def measure(
 
 def _sentences(flags: ProbeFlags, models: Sequence[Scored], how: Bootstrap, run_id: str) -> Part:
     """Scores of the spoken sentences by their sentiment (Figure 10b)."""
-    spoken = _spoken(storage.join(flags.output, SENTENCES_SPOKEN))
-    columns = (spoken[name].to_pylist() for name in ("voice", "rate_wpm", "pitch"))
+    speech = _spoken(storage.join(flags.output, SENTENCES_SPOKEN))
+    columns = (speech[name].to_pylist() for name in ("voice", "rate_wpm", "pitch"))
     # voice with its rate and pitch: what sentences have to share to be compared
     variants = [" ".join(str(p) for p in v if p is not None) for v in zip(*columns, strict=True)]
-    own = {"text": spoken["transcript"], "voice": pa.array([v or None for v in variants])}
+    own = {"text": speech["transcript"], "voice": pa.array([v or None for v in variants])}
     tables = []
     for one in models:
-        scored = _with_scores(spoken, _scores(one.sentences))
+        scored = _with_scores(speech, _scores(one.sentences))
         known = {name: scored[name] for name in scored.column_names} | own
         known |= {"model": pa.array([one.model] * len(scored))}
         known |= {"run_id": pa.array([run_id] * len(scored), pa.string())}
-        filled = [known.get(f.name, pa.nulls(len(scored))).cast(f.type) for f in SENTENCES]
-        tables.append(pa.table(filled, schema=SENTENCES))
+        filled = [known.get(f.name, pa.nulls(len(scored))).cast(f.type) for f in spoken.SENTENCES]
+        tables.append(pa.table(filled, schema=spoken.SENTENCES))
     table = pa.concat_tables(tables)
-    rows = sentiment_rows(table, dataset=flags.sentences, bootstrap=how)
-    return Part(rows=rows, table=table, pictures={"sentiment": sentiment_figure(table, rows)})
+    rows = spoken.sentiment_rows(table, dataset=flags.sentences, bootstrap=how)
+    picture = figures.sentiment_figure(table, rows)
+    return Part(rows=rows, table=table, pictures={"sentiment": picture})
 
 
 def _words(
@@ -277,7 +264,7 @@ def _words(
         tables.append(found)
         if not len(found):
             notes.append(f"words: none occurs {least} times or more (--least-occurrences)")
-        pictures[f"words-{name}"] = word_cloud(found)
+        pictures[f"words-{name}"] = figures.word_cloud(found)
     notes = list(dict.fromkeys(notes))
     return Part(rows=rows, table=pa.concat_tables(tables), pictures=pictures, notes=notes)
 
@@ -286,10 +273,10 @@ def _respoken(
     output: str, clips: pa.Table, models: Sequence[Scored], how: Bootstrap, run_id: str
 ) -> Part:
     """Scores of the re-spoken clips beside those of the originals and the labels (10c, 11)."""
-    spoken = _spoken(storage.join(output, CLIPS_RESPOKEN))
-    ids = (spoken[name].to_pylist() for name in ("clip_id", "source_clip_id"))
+    speech = _spoken(storage.join(output, CLIPS_RESPOKEN))
+    ids = (speech[name].to_pylist() for name in ("clip_id", "source_clip_id"))
     try:
-        table = respoken_table(
+        table = spoken.respoken_table(
             clips,
             {one.model: _scores(one.clips) for one in models},
             {one.model: _scores(one.respoken) for one in models},
@@ -297,11 +284,11 @@ def _respoken(
             run_id,
         )
     except ConfigError as error:  # all clips of one side failed; their rows say why
-        return Part(rows=[], table=RESPOKEN.empty_table(), notes=(str(error),))
-    rows = respoken_rows(table, clips, how)
+        return Part(rows=[], table=spoken.RESPOKEN.empty_table(), notes=(str(error),))
+    rows = spoken.respoken_rows(table, clips, how)
     pictures = {
-        "respoken-distribution": distribution_figure(table, rows),
-        "respoken-ccc": ccc_figure(rows),
+        "respoken-distribution": figures.distribution_figure(table, rows),
+        "respoken-ccc": figures.ccc_figure(rows),
     }
     return Part(rows=rows, table=table, pictures=pictures)
 
