@@ -151,11 +151,11 @@ def by_factor(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
     """Figures 7 and 9: CCC by model, once for each value of what the study varies."""
     found = over_seeds(_ccc(metrics[(metrics.study == study) & (metrics.model != RANDOM)]))
     found = dots(found, found.model, found.factor_value)
-    arms = found[found.value.notna()].groupby(["block", "row"]).series.nunique()
-    if not (arms > 1).any() and found.series.nunique() > 1:
+    known = found.series.where(found.value.notna())
+    several = known.groupby([found.block, found.row]).transform("nunique") > 1
+    if not several.any() and found.series.nunique() > 1:
         return found  # models that differ in it, instead of models with and without
-    place = pd.MultiIndex.from_frame(found[["block", "row"]])
-    return found[arms.reindex(place, fill_value=0).to_numpy() > 1]
+    return found[several]
 
 
 def over_numbers(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
@@ -170,8 +170,7 @@ def over_numbers(metrics: pd.DataFrame, study: str) -> pd.DataFrame:
         {"column": found.dimension, "series": series, "x": found.factor_value.map(number_in),
          "value": found.value, "low": found.ci_low, "high": found.ci_high, "n": found.seeds}
     )  # fmt: skip
-    points = points.dropna(subset="x")
-    return points.sort_values(["column", "series", "x"], ignore_index=True)
+    return points.dropna(subset="x").sort_values(["column", "series", "x"], ignore_index=True)
 
 
 def number_in(text: str) -> float:

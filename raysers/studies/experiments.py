@@ -24,7 +24,6 @@ from raysers.cli import as_plain
 from raysers.data.manifest import read_manifest
 from raysers.engine.job import ClipJob
 from raysers.engine.listing import ClipJobFlags
-from raysers.engine.placement import Placement, here
 from raysers.errors import ConfigError, RaysersError
 from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels, write
 from raysers.evaluation.join import read_predictions
@@ -198,25 +197,20 @@ class Place:
     """Where the experiments of a study are, and how they run.
 
     `in_domain` is the corpus others are compared with, if any; `workers` are of each training;
-    `scorers` of analyses on the whole cluster; `resources` are None before the cluster is known.
+    `scorers` of analyses on the whole cluster; `resources` are a process before that is known.
     """
 
     output: str
     in_domain: str = ""
     workers: int = 1
     scorers: int | Literal["local"] = 0
-    resources: TrialResources | None = None
+    resources: TrialResources = field(
+        default_factory=lambda: TrialResources(at_once=1, cpus_each=1)
+    )
 
     def uri(self, run: str) -> str:
         """Folder of an experiment."""
         return storage.join(self.output, "runs", run)
-
-    @property
-    def placement(self) -> Placement:
-        """Where clips are scored: by workers of the trial, or in its own process."""
-        if self.resources is None:
-            return here(threads=1)
-        return self.resources.placement
 
 
 def training_uri(output: str) -> str:
@@ -258,14 +252,14 @@ def training_flags(run: Experiment, place: Place) -> TrainingFlags:
 
 
 def _train(run: Experiment, place: Place, report: Report) -> dict[str, Any]:
-    flags, resources = training_flags(run, place), place.resources
+    flags = training_flags(run, place)
     began_s = time.monotonic()
     outcome = run_training(
         flags,
         as_plain(flags),
         on_epoch=lambda epoch: report({k: epoch[k] for k in ("epoch", "dev_ccc", "dev_ccc_mean")}),
-        placement=resources.placement if resources else here(threads=1),
-        processes_here=resources.processes_here if resources else 1,
+        placement=place.resources.placement,
+        processes_here=place.resources.processes_here,
         command=command_of(flags),
     )
     epochs_s = sum(float(epoch["wall_s"]) for epoch in outcome.history)
@@ -305,7 +299,7 @@ def _annotate_with(model: str, output: str, place: Place, *, embeddings: bool) -
         task = AnnotateTask.load(
             flags.model, dtype=flags.dtype, max_padded_s=flags.max_padded_s, embeddings=embeddings
         )
-        job.prepare(task, placement=place.placement)
+        job.prepare(task, placement=place.resources.placement)
         _require_done(job.execute({**as_plain(flags), "embeddings": embeddings}), output)
     return _took(output)
 
@@ -329,7 +323,7 @@ def _robustness(run: Experiment, place: Place, _: Report) -> dict[str, Any]:
     )
     with ClipJob.open(flags, "robustness", table=RobustnessTask.table) as job:
         task = RobustnessTask.load(flags, job.run.earlier)
-        job.prepare(task, placement=place.placement)
+        job.prepare(task, placement=place.resources.placement)
         _require_done(job.execute(), flags.output)
         report_robustness(job, task, flags.comparison)
     return _took(flags.output)
