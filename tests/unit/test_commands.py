@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raysers import __version__, commands
 from raysers.cli import parse
+from raysers.commands.models import deviations
 from raysers.engine.listing import ClipJobFlags
 from raysers.errors import ConfigError
 from tests.places import REPO
@@ -110,3 +112,15 @@ def test_a_reader_that_leaves_the_pipe_is_no_bug():
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def test_deviations_of_a_precision_by_hand():
+    nan = float("nan")
+    reference = np.array([[0.0, 0.5, nan], [1.0, 0.5, nan], [2.0, nan, nan]])
+    chosen = np.array([[0.0, 0.7, nan], [1.0, 0.4, nan], [1.0, 0.5, nan]])
+    labels = np.array([[0.0, nan, 1.0], [1.0, nan, 1.0], [2.0, nan, 1.0]])
+    assert deviations(chosen, reference, labels) == {
+        # 2 x 1 / (2 + 2/3 + 3 x (1/3)^2) = 2/3
+        "arousal": "mean 0.33333, p95 0.90000, max 1.00000; CCC 1.0000 to 0.6667 (-0.3333)",
+        "dominance": "mean 0.15000, p95 0.19500, max 0.20000",
+    }
