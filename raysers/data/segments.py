@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from raysers.audio import decode
 from raysers.audio.decode import AudioInfo, AudioReader, AudioSource, cut_message
 from raysers.data.manifest import plain_rows
-from raysers.errors import ClipError, ConfigError, StorageError, status_of
+from raysers.errors import ClipError, ConfigError, StorageError
 from raysers.io import storage
 from raysers.io.objects import RangedFile
 from raysers.schemas import AUDIO_STREAM, CHANNEL, LABEL_FIELDS, MANIFEST, OBJECTS, PARTS_OF_FILE
@@ -172,9 +172,7 @@ def _inspect(rows: Sequence[Row], segmenting: Segmenting, find_speech: FindSpeec
             speech = {c: _speech(source, row["file"], stream, find_speech, c) for c in channels}
         _BREAKER.succeeded(row["file"])
     except Exception as error:  # one unforeseen file must not stop a million others
-        if (failed := status_of(error)) is None:
-            raise
-        _BREAKER.failed(row["file"], error)
+        failed = _BREAKER.failed(row["file"], error)
         if isinstance(error, StorageError):
             source = None
     # tables have no size and etag

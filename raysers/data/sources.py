@@ -34,7 +34,6 @@ from raysers.errors import (
     ObjectMissing,
     ObjectUnreadable,
     StorageError,
-    status_of,
 )
 from raysers.io import storage
 from raysers.io.objects import ObjectInfo, suffix_of
@@ -339,10 +338,9 @@ def _tar(info: ObjectInfo, *, left_out: list[tuple[str, str]], in_folder: bool) 
             raise
         failure = ClipError(Status.UNSUPPORTED, str(error))
     except StorageError as error:
-        if (found := status_of(error)) is None or not in_folder:
+        if not in_folder:
             raise
-        _BREAKER.failed(info.uri, error)
-        failure = found
+        failure = _BREAKER.failed(info.uri, error)
     else:
         if not in_folder and not any(map(len, batches)):
             raise ConfigError(

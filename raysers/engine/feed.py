@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from raysers.audio.decode import AudioReader
 from raysers.audio.samples import has_hum, levels
-from raysers.errors import ClipError, status_of
+from raysers.errors import ClipError
 from raysers.io import storage
 from raysers.io.objects import is_remote
 from raysers.types import SAMPLE_RATE_HZ, Clip, Status
@@ -225,7 +225,7 @@ def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
         with AudioReader(source, name=first.file, stream=first.audio_stream or 0) as reader:
             return [_read(reader, clip, max_clip_s) for clip in clips]
     except Exception as error:
-        failure = _failure(first, error)
+        failure = _BREAKER.failed(first.file, error)
         return [Decoded(clip=clip, error=failure) for clip in clips]
 
 
@@ -233,7 +233,7 @@ def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
     try:
         signal = reader.read(clip.start_ns, clip.end_ns, max_s=max_clip_s, channel=clip.channel)
     except Exception as error:
-        return Decoded(clip=clip, error=_failure(clip, error))
+        return Decoded(clip=clip, error=_BREAKER.failed(clip.file, error))
     _BREAKER.succeeded(clip.file)
     level = levels(signal)
     faults = (reader.channel_fault(), "hum" if has_hum(signal) else "")
@@ -244,14 +244,6 @@ def _read(reader: AudioReader, clip: Clip, max_clip_s: float) -> Decoded:
         clipped_ratio=level.clipped_ratio,
         faults=tuple(filter(None, faults)),
     )
-
-
-def _failure(clip: Clip, error: Exception) -> ClipError:
-    """The error for the clip's row; `error` is raised again when it has to stop the job."""
-    if (failure := status_of(error)) is None:
-        raise error
-    _BREAKER.failed(clip.file, error)
-    return failure
 
 
 def micro_batches(

@@ -28,15 +28,16 @@ from urllib.request import getproxies
 
 from raysers.audio.source import AudioSource
 from raysers.errors import (
+    ClipError,
     ConditionsUnsupported,
     ConfigError,
-    CredentialsError,
     ObjectChanged,
     ObjectForbidden,
     ObjectMissing,
     ObjectUnreadable,
     StorageError,
     TransientStorageError,
+    status_of,
 )
 from raysers.io import local
 from raysers.io.objects import (
@@ -88,16 +89,17 @@ class Breaker:
             self._failed_s.pop(uri, None)
             self._read_s.append(self._clock())
 
-    def failed(self, uri: str, error: Exception) -> None:
-        """Returns when `error` concerns the object alone and becomes its row; see `status_of`.
+    def failed(self, uri: str, error: Exception) -> ClipError:
+        """The error for the row of `uri`, by `status_of`.
 
-        Raises CredentialsError, and TransientStorageError for an outage.
+        Raises `error` itself where that stops the job, and TransientStorageError for an outage.
         """
-        if isinstance(error, CredentialsError):
+        if (failure := status_of(error)) is None:
             raise error
         definite = (ObjectMissing, ObjectForbidden, ObjectChanged)
         if not isinstance(error, StorageError) or isinstance(error, definite):
-            return self.succeeded(uri)
+            self.succeeded(uri)
+            return failure
         with self._lock:
             now_s = self._clock()
             recent = {u: s for u, s in self._failed_s.items() if now_s - s <= self._window_s}
@@ -110,7 +112,7 @@ class Breaker:
                 f"storage outage: of {store} {failed} objects failed and {read} were read "
                 f"within {self._window_s:.0f} s; the last error: {error}"
             ) from error
-        return None
+        return failure
 
 
 def list_objects(

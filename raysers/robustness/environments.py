@@ -31,7 +31,7 @@ from raysers.data.manifest import clips_of, fingerprint
 from raysers.data.segments import Segmenting
 from raysers.engine.listing import has_cluster, index, map_blocks
 from raysers.engine.progress import print_warning
-from raysers.errors import ClipError, ConfigError, RaysersError, status_of
+from raysers.errors import ClipError, ConfigError, RaysersError
 from raysers.io import storage
 from raysers.robustness.perturbations import Perturbation, Signal, highpass
 from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Clip, Status
@@ -161,9 +161,7 @@ def decoded_once(item: Clip) -> Clip:
         with _open(item) as reader:
             samples = sum(len(block) for block in reader.blocks())
     except Exception as error:
-        if (failure := status_of(error)) is None:
-            raise
-        _BREAKER.failed(item.file, error)
+        failure = _BREAKER.failed(item.file, error)
         return replace(item, status=failure.status, error=failure.message)
     _BREAKER.succeeded(item.file)
     # the tail of a header's promise may hold nothing to read
