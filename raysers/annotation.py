@@ -90,10 +90,7 @@ class AnnotateTask(ClipTask):
     def load(
         cls, model: str, *, dtype: str, max_padded_s: float, embeddings: bool = False
     ) -> AnnotateTask:
-        """Check the model's configuration and files, before anything is written.
-
-        Raises ConfigError, and CheckpointError for a model that cannot be trusted to score.
-        """
+        """Check the model's configuration and files, before anything is written."""
         name = parse_model_name(model)
         if name.path is not None and name.alias is None and not name.random:
             model = storage.absolute(model)  # workers have working folders of their own

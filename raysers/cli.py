@@ -107,10 +107,7 @@ _SHARED = "Flags of every command"
 
 
 def flags_of(config_class: type) -> dict[str, Flag]:
-    """The flags of a dataclass by the names of their fields, in the order of the fields.
-
-    They are grouped by the class that declares them; its docstring is the heading.
-    """
+    """The flags of a dataclass by the names of its fields, grouped by the declaring class."""
     about, groups = dict[str, str](), dict[str, str]()
     for one in reversed(config_class.__mro__):
         if "__annotations__" in vars(one):

@@ -239,7 +239,7 @@ def absolute_output(output: str) -> str:
 def with_absolute_paths(flags: FlagsT, *places: str) -> FlagsT:
     """The flags, checked, with `output` and these places the same in every process of the cluster.
 
-    A place is a path, several, or empty. Raises ConfigError: a flag has an impossible value.
+    A place is a path, several, or empty.
     """
     flags.check()
     changes: dict[str, Any] = {"output": absolute_output(flags.output)}

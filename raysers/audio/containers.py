@@ -213,10 +213,7 @@ def _is_placeholder(size: int, offset: int) -> bool:
 
 
 def _is_audio(source: Bytes, end: int) -> bool:
-    """Whether what follows the counted samples from `end` on is more of them.
-
-    Else it is another chunk, a tag, padding, or nothing.
-    """
+    """Whether more samples follow the counted ones from `end` on, and no chunk, tag or padding."""
     rest = source.size - end
     if rest <= _SLACK_BYTES:
         return False

@@ -52,10 +52,7 @@ _LONGEST_S = 1_000_000_000
 
 
 def probe(source: AudioSource, *, name: str, stream: str | int = 0) -> AudioInfo:
-    """What a file holds by its header, also where it is cut; see `AudioReader`.
-
-    Raises ClipError where it cannot be opened, is empty, or nothing is left of its audio.
-    """
+    """What a file holds by its header, also where it is cut; ClipError where there is no audio."""
     with AudioReader(source, name=name, stream=stream) as reader:
         info = reader.info
     if info.frames == 0:
@@ -222,10 +219,7 @@ class AudioReader:
         return signal[:filled]
 
     def _native(self, start: int, end: int, span: tuple[int, int]) -> Iterator[Floats]:
-        """Frames `[start, end)`, or as many as there are, as mono blocks at the file's own rate.
-
-        Raises ClipError: `not_finite` within the frames `span`; outside they become zeros.
-        """
+        """Frames `[start, end)`, or as many as there are, as mono blocks at the file's own rate."""
         channels, self._start, self._end = self.info.channels, start, start
         self._energies, self._mix_energy = np.zeros(channels), 0.0
         most = max(1, _BLOCK_SAMPLES // channels)

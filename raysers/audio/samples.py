@@ -127,10 +127,7 @@ def context(start: int, end: int, rate_hz: int) -> tuple[int, int, int]:
 
 
 def converted(blocks: Iterable[Floats], rate_hz: int, frames: int) -> Iterator[Floats]:
-    """Consecutive mono blocks of a file of `frames` as one continuous signal at 16 kHz, in pieces.
-
-    Raises ClipError (`unsupported`) where soxr cannot convert from this rate.
-    """
+    """Mono blocks of a file of `frames` as one continuous signal at 16 kHz, in pieces."""
     if rate_hz == SAMPLE_RATE_HZ:
         yield from blocks
         return

@@ -264,11 +264,7 @@ class Lengths(NamedTuple):
 
 
 def open_bytes(source: AudioSource) -> Bytes:
-    """Open a local path or wrap a file object.
-
-    Raises ClipError (`missing`, `forbidden`, `unreadable`) for a local path, StorageError where it
-    fails otherwise.
-    """
+    """Open a local path, with ClipErrors for what cannot be opened, or wrap a file object."""
     if not isinstance(source, str):
         opened = _ObjectBytes(source)
         # what a ranged file fetches with one request, and what is in memory already

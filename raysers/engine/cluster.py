@@ -221,10 +221,7 @@ def place(workers: int, *, gpus: bool = True) -> Placement:
 
 
 def call_on_worker(placement: Placement, call: Callable[..., Any], *args: Any) -> Any:
-    """`call(*args)` in a process with a worker's resources, spread over the cluster.
-
-    The caller's own node may have no room for it.
-    """
+    """`call(*args)` in a process with a worker's resources, on any node that has room for it."""
     remote = ray.remote(
         num_cpus=placement.num_cpus, num_gpus=placement.num_gpus, scheduling_strategy="SPREAD"
     )(call)
@@ -336,10 +333,7 @@ def run_shards(
     placement: Placement,
     monitor: Any,
 ) -> Iterator[ShardResult]:
-    """Score shards, whose clips workers `read`; results come as they finish, in any order.
-
-    Raises RaysersError as a worker did (credentials, storage, writing), RayError for a bug in one.
-    """
+    """Score shards, whose clips workers `read`; results come as they finish, in any order."""
     blocks = [pa.table({"shard": [shard]}) for shard in shards]
     size = min(placement.workers, len(blocks))
     most_starts = _FAILED_STARTS * max(placement.workers, _JOINING * placement.elastic)

@@ -207,10 +207,7 @@ def decode_runs(
 
 
 def decode_run(clips: Sequence[Clip], max_clip_s: float) -> list[Decoded]:
-    """Decode clips of one file; what is wrong with the audio becomes the clips' error.
-
-    Raises TransientStorageError for an outage (see `storage.Breaker`), and CredentialsError.
-    """
+    """Decode clips of one file; what is wrong with the audio becomes the clips' error."""
     first = clips[0]
     if first.status != Status.OK:
         return [Decoded(clip=c, error=ClipError(c.status, c.error)) for c in clips]

@@ -239,7 +239,7 @@ def _where(clips: Manifest, name: str, values: Collection[str]) -> pa.Table:
 
 
 def _given_end(end: int | None, ends: Collection[int | None]) -> int | None:
-    """The end that a table gave a clip of the end `end`; `_NOT_GIVEN` where it gave none.
+    """The end that a table gave a clip that ends at `end`; `_NOT_GIVEN` where it gave none.
 
     An open end and one just behind the file's end are in the manifest as the end of the file.
     """

@@ -51,10 +51,9 @@ _STRETCH = 32
 
 
 class ClipModel(Protocol):
-    """A loaded model as the worker uses it.
+    """A loaded model; `max_padded_s` is the most clips x longest, in seconds, of one forward pass.
 
-    `max_padded_s` is the largest clips x longest, in seconds, of one forward pass; `provenance` are
-    columns of every row, scored or not.
+    `provenance` are columns of every row, scored or not.
     """
 
     max_padded_s: float

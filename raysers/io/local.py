@@ -123,10 +123,7 @@ def list_objects(
 
 
 def crawl(root: Node, expand: Callable[[Node], Page[Node]]) -> Iterator[ObjectInfo]:
-    """Every object below `root`, from at most `_THREADS` pages at a time.
-
-    The first error of any thread is raised here; closing the iterator ends the threads.
-    """
+    """Every object below `root`, from at most `_THREADS` pages at a time; first error raised."""
     # last in, first out: depth first keeps the waiting list short
     nodes, running = [root], set[Future[Page[Node]]]()
     pool = ThreadPoolExecutor(_THREADS)

@@ -42,8 +42,8 @@ _S3_NAMES = frozenset({"s3", "s3a", "s3n"})
 class ObjectInfo:
     """One file or object.
 
-    `etag` marks its version: the store's ETag without quotes, or `<mtime ns>-<size>` of a local
-    file; empty when unknown, as for a dangling link.
+    `etag` is its version: the store's ETag without quotes, of a local file `<mtime ns>-<size>`;
+    empty when unknown, as for a dangling link.
     """
 
     uri: str
@@ -74,10 +74,7 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 
 def absolute(uri: str) -> str:
-    """The one spelling of `uri`: absolute local path, or `s3://bucket/key` without a final slash.
-
-    Raises ConfigError: a scheme that nothing here reads.
-    """
+    """The one spelling of `uri`: an absolute path, or a URI without a final slash."""
     if not uri:
         raise ConfigError("an empty path was given: name a local path or an s3:// URI")
     scheme = _SCHEME.match(uri)
@@ -212,10 +209,7 @@ class Fetched(NamedTuple):
     etag: str
 
     def verified(self, uri: str, span: tuple[int, int], etag: str, total_bytes: int | None) -> None:
-        """Compares the answer with the (offset, size) asked for and with what is known already.
-
-        Raises ObjectChanged for another version, ShortAnswer for missing bytes or another size.
-        """
+        """Raises ObjectChanged (another version) or ShortAnswer (missing bytes, another size)."""
         if etag and self.etag and self.etag != etag:
             raise ObjectChanged(f"{uri} changed since it was listed: index again")
         if total_bytes is not None and self.total_bytes != total_bytes:

@@ -174,10 +174,7 @@ def open_file(uri: str, **window: Any) -> RangedFile:
 
 
 def fetch_folder(uri: str, flag: str = "--model") -> str:
-    """The model folder `uri` itself, or for an `s3://` prefix the local folder it is copied to.
-
-    Raises ConfigError: nothing there, it may not be read, or no room for it; it names `flag`.
-    """
+    """The model folder `uri`, or the local copy of an `s3://` prefix; ConfigErrors name `flag`."""
     if not is_remote(uri):
         return uri
     try:
@@ -283,10 +280,7 @@ def sweep(uri: str) -> None:
 
 
 def require_answer(variable: str, address: str) -> None:
-    """Raises ConfigError when no server answers at the address in a variable of the environment.
-
-    It takes seconds at most. An address without a host and port is not checked.
-    """
+    """Raises ConfigError where no server answers at the host and port that a variable names."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     if not parts.hostname or port is None or (parts.scheme != "ray" and getproxies()):
