@@ -268,7 +268,7 @@ def open_bytes(source: AudioSource) -> Bytes:
     if not isinstance(source, str):
         opened = _ObjectBytes(source)
         # what a ranged file fetches with one request, and what is in memory already
-        if isinstance(source, BytesIO) or opened.size <= getattr(source, "whole_bytes", 0):
+        if type(source) is BytesIO or opened.size <= getattr(source, "whole_bytes", 0):
             return _in_memory(opened.at(0, opened.size)) or opened
         return opened
     try:
