@@ -114,12 +114,11 @@ def batch_of(signals: Sequence[np.ndarray], max_padded_s: float, *, pinned: bool
     """All clips as one global batch."""
     cut = micro_batches([len(s) / RATE_HZ for s in signals], max_padded_s, 4)
     pieces = [
-        MicroBatch.of(number, rows.tolist(), [signals[row] for row in rows])
+        MicroBatch.of(number, rows.tolist(), [signals[row] for row in rows], pinned=pinned)
         for number, rows in enumerate(cut)
     ]
     labels = torch.from_numpy(np.random.default_rng(1).random((len(signals), 3), np.float32))
     unknown = torch.full((len(signals),), -1)
-    pieces = [piece.pinned() if pinned else piece for piece in pieces]
     return Batch(labels=labels, categories=unknown, pieces=pieces)
 
 
