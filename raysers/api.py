@@ -58,16 +58,12 @@ class Model:
         self._model = task.open()
 
     def score(self, signal: npt.ArrayLike, sample_rate_hz: int) -> dict[str, Any]:
-        """Scores of one clip.
+        """Scores of one clip, [frames] or [frames, channels], at any sample rate.
 
-        Args:
-            signal: [frames] or [frames, channels]; floats from -1 to 1, or integers of any width.
-            sample_rate_hz: of the signal; other rates than 16 kHz are converted.
-
-        Returns `arousal`, `dominance`, `valence` (about 0 to 1), and what else the model predicts:
-        `emotion` and `p_*` (probabilities) of categories, `*_sd`, `ood`.
-
-        Raises ClipError: no samples, NaN or infinite ones, or an impossible rate.
+        The signal is floats from -1 to 1, or integers of any width. Returns `arousal`, `dominance`,
+        `valence` (about 0 to 1), and what else the model predicts: `emotion` and `p_*`
+        (probabilities) of categories, `*_sd`, `ood`. Raises ClipError: no samples, NaN or infinite
+        ones, or an impossible rate.
         """
         (found,) = self._model.score([_mono_16k(np.asarray(signal), sample_rate_hz)])
         if isinstance(found, ClipError):
@@ -102,9 +98,8 @@ class Model:
 def load_model(name: str = DEFAULT_MODEL, *, dtype: str = "auto") -> Model:
     """Load a model by alias, hub id, folder or s3:// prefix, with an optional @revision.
 
-    `dtype` is `auto` (bf16 where the hardware has it, else fp32), `fp32`, `bf16` or `fp16`.
-
-    Raises ConfigError: unknown model, or one that cannot be trusted to score.
+    `dtype` is `auto` (bf16 where the hardware has it, else fp32), `fp32`, `bf16` or `fp16`. Raises
+    ConfigError: unknown model, or one that cannot be trusted to score.
     """
     quiet_environment()
     task = AnnotateTask.load(name, dtype=dtype, max_padded_s=0.0)
@@ -122,11 +117,9 @@ def decode(
 ) -> tuple[npt.NDArray[np.float32], int]:
     """Decode a file or URL (from `start_s` to `end_s`) as the models take it.
 
-    `audio_stream` is the number, from 0, language or title of a stream of a container.
-
-    Returns samples [n], float32, the mean of all channels; and their rate, 16,000 Hz.
-
-    Raises ClipError: the audio is missing, damaged or empty; its `status` says which.
+    `audio_stream` is the number, from 0, language or title of a stream of a container. Returns
+    samples [n], float32, the mean of all channels; and their rate, 16,000 Hz. Raises ClipError: the
+    audio is missing, damaged or empty; its `status` says which.
     """
     (file,) = _absolute(path)
     end_ns = None if end_s is None else round(end_s * NS_PER_S)
@@ -170,9 +163,7 @@ def read(output: str | os.PathLike[str], table: str = "") -> pd.DataFrame:
     """All rows of a table in the output folder of a job (or of a folder of parts itself).
 
     `table` is its sub-folder; default: the main table of the job. `start_s` and `end_s`, in
-    seconds, stand beside `start` and `end`.
-
-    Raises ConfigError: no such table is there.
+    seconds, stand beside `start` and `end`. Raises ConfigError: no such table is there.
     """
     return read_rows(output, table)
 

@@ -186,7 +186,10 @@ def _sized(source: Bytes, frames: int, layout: Layout) -> Lengths:
         if is_riff and _is_audio(source, offset + size):
             return _resized(source, fmt, order, offset, frames, frame_bytes)
         return same
-    if _is_placeholder(size, offset):
+    # what writers to a pipe leave in the header, such as 2 GiB less a header
+    nearest = min(abs(size - limit) for limit in (1 << 31, 1 << 32))
+    is_round = size >= 10**9 and size % 10**6 == 0
+    if size <= 0 or nearest <= max(1 << 16, offset) or is_round:
         if frame_bytes and held > frames * frame_bytes + _SLACK_BYTES and order == "<":
             return _resized(source, fmt, order, offset, frames, frame_bytes)
         return same
@@ -204,12 +207,6 @@ def _sized(source: Bytes, frames: int, layout: Layout) -> Lengths:
         # about as many frames a byte as in the part that is there
         promised = frames * (size - layout.preamble) // (held - layout.preamble)
     return Lengths(frames, max(promised, frames + 1), source)
-
-
-def _is_placeholder(size: int, offset: int) -> bool:
-    """Whether a size is what writers to a pipe leave in the header, such as 2 GiB less a header."""
-    nearest = min(abs(size - limit) for limit in (1 << 31, 1 << 32))
-    return size <= 0 or nearest <= max(1 << 16, offset) or (size >= 10**9 and size % 10**6 == 0)
 
 
 def _is_audio(source: Bytes, end: int) -> bool:
