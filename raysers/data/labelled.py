@@ -21,6 +21,7 @@ from raysers.data.files import Row, csv_records, name_of, rows_to_table
 from raysers.data.manifest import is_manifest, read_manifest
 from raysers.data.readers import format_of
 from raysers.data.sources import absolute_input, list_inputs
+from raysers.data.splits import with_labels
 from raysers.display import some
 from raysers.errors import ConfigError
 from raysers.io import storage
@@ -210,16 +211,12 @@ def _mapped(table: pa.Table, mapping: corpora.EmotionMap, name: str, notes: list
         column = table[dimension]
         filled = pc.coalesce(column, by_word.take(coded.indices))
         used |= (pc.is_null(column).to_numpy() & pc.is_valid(filled).to_numpy()).astype(bool)
-        table = _with(table, dimension, filled)
+        table = with_labels(table, dimension, filled)
     kind = f"map {name}" if name in corpora.EMOTION_MAPS else name
     notes.append(f"{int(used.sum()):,} clips take labels from their category by the {kind}")
     if unknown := {w for w, point in zip(names, points, strict=True) if point is None}:
         notes.append(f"categories the {kind} does not have: {', '.join(sorted(unknown))}")
     return table
-
-
-def _with(table: pa.Table, name: str, column: pa.ChunkedArray | pa.Array) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), SCHEMA.field(name), column)
 
 
 def _with_speakers(table: pa.Table, uri: str, notes: list[str]) -> pa.Table:
@@ -264,5 +261,5 @@ def _with_speakers(table: pa.Table, uri: str, notes: list[str]) -> pa.Table:
         count += bool(fact or known)
     notes.append(f"--speakers {uri} is about {count:,} of {len(table):,} clips")
     for name in ("speaker", "sex"):
-        table = _with(table, name, pa.array([row[name] for row in rows], pa.string()))
+        table = with_labels(table, name, pa.array([row[name] for row in rows], pa.string()))
     return table

@@ -106,7 +106,7 @@ def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
         raise ConfigError(f"--folds {folds}: fold {fold} {empty}, {known}: {fix}")
     for row in open_rows:
         splits[row] = _DEV if row in dev else _TRAIN
-    return _with(table, "split", pa.array(splits, pa.string()))
+    return with_labels(table, "split", pa.array(splits, pa.string()))
 
 
 def _units(table: pa.Table, rows: Sequence[int]) -> dict[Group, list[int]]:
@@ -188,7 +188,7 @@ def shuffle_labels(table: pa.Table, seed: int) -> pa.Table:
     source[receivers] = _by_hash(table, seed)
     for name in (*DIMENSIONS, "emotion"):
         if name in table.column_names:
-            table = _with(table, name, table[name].take(pa.array(source)))
+            table = with_labels(table, name, table[name].take(pa.array(source)))
     return table
 
 
@@ -222,7 +222,8 @@ def _texts(table: pa.Table, name: str) -> list[str | None]:
     return list(table[name].to_pylist())
 
 
-def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+def with_labels(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with a column of labels in place of the one it has."""
     field = next(field for field in LABEL_FIELDS if field.name == name)
     if name not in table.column_names:
         return table.append_column(field, column)
