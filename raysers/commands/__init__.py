@@ -24,7 +24,7 @@ COMMANDS = {
     "index": ("archive", "manifest", "a manifest of clips from folders, tars, tables or corpora"),
     "train": ("training", "model", "fine-tune a speech backbone on labelled clips"),
     "tune": ("training", "sweep", "search the flags of train for the best model"),
-    "fuse": ("training", "fusion", "train, or predict with, emotion from audio and text"),
+    "fuse": ("fusion", "fusion", "train, or predict with, emotion from audio and text"),
     "evaluate": ("analyses", "evaluation", "compare predictions with labels, with intervals"),
     "robustness": ("analyses", "robustness", "how much scores change under noise, telephone, ..."),
     "probe": ("analyses", "probe", "how much a model depends on linguistic content"),
@@ -63,6 +63,7 @@ class Command(Generic[T]):
     ) -> int:
         """Parse and run; `output` is for when none is given."""
         from raysers.cli import as_plain, parse  # slower to import than the list of commands
+        from raysers.errors import ConfigError
         from raysers.io import storage
         from raysers.run import quiet_environment, run_main
 
@@ -80,7 +81,10 @@ class Command(Generic[T]):
             if '"s3://' in json.dumps(as_plain(flags)):
                 for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
                     storage.require_answer(name, os.environ.get(name, ""))
-            return self.run(flags)
+            try:
+                return self.run(flags)
+            except ModuleNotFoundError as error:
+                raise ConfigError(_no_package(error)) from error
 
         quiet_environment()
         return run_main(body)
@@ -123,13 +127,17 @@ def _run(name: str, args: Sequence[str], *, prog: str, output: str) -> int:
     try:
         run = find(name)
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("raysers"):
-            raise
-        return _refuse(
-            f"{sys.executable} has no package {error.name}: use the Python that raysers is "
-            "installed in (after make setup: .venv/bin/python), or install it with this one"
-        )
+        return _refuse(_no_package(error))
     return run(args, prog=prog, output=output)
+
+
+def _no_package(error: ModuleNotFoundError) -> str:
+    if (error.name or "").startswith("raysers"):
+        raise error
+    return (
+        f"{sys.executable} has no package {error.name}: use the Python that raysers is installed "
+        "in (after make setup: .venv/bin/python), or install it with this one"
+    )
 
 
 def find(name: str) -> Callable[..., int]:

@@ -1,34 +1,27 @@
-"""Commands that train: one model, a sweep, a fusion with text, and whole studies."""
+"""Commands that train one model, a sweep, or the models of a study.
+
+What they run takes seconds to import, so that `--help` and mistakes do not wait for it.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysers.cli import as_plain
-from raysers.commands import Command, command
-from raysers.commands.analyses import evaluate, probe
-from raysers.data.manifest import write_manifest
-from raysers.engine import cluster
-from raysers.engine.job import ClipJob
-from raysers.errors import ConfigError, RaysersError
-from raysers.evaluation.rows import print_notes
+from raysers.commands import command
+from raysers.errors import RaysersError
 from raysers.io import storage
 from raysers.models.backbones import ASSETS
-from raysers.run import Exit, Run, run_main, with_absolute_paths
-from raysers.studies import plan, runner
-from raysers.studies.experiments import Experiment, Place, analysis_flags
-from raysers.studies.plan import StudyFlags
-from raysers.training import plan as training_plan
+from raysers.run import Exit, Run, with_absolute_paths
+from raysers.studies.flags import StudyFlags
 from raysers.training.config import SHOWN, TrainingFlags
-from raysers.training.dataset import TooManyFailed
-from raysers.training.trainer import run_training
-from raysers.tuning import results, sweep
-from raysers.tuning.sweep import TuningFlags
-from raysers.words import fuse_train
-from raysers.words.fusion import FusePredictFlags, FusionTask, prediction_task, require_words
+from raysers.tuning.flags import TuningFlags
+
+if TYPE_CHECKING:
+    from raysers.studies.experiments import Experiment, Place
 
 
 @command("data", recipes=ASSETS / "recipes", shown=SHOWN)
@@ -44,6 +37,9 @@ def train(flags: TrainingFlags) -> int:
 
     Result: OUTPUT is a model folder for annotate, with a card, figures and the dev predictions.
     """
+    from raysers.training.dataset import TooManyFailed
+    from raysers.training.trainer import run_training
+
     try:
         run_training(flags, as_plain(flags))
         return Exit.DONE
@@ -74,7 +70,13 @@ def tune(flags: TuningFlags) -> int:
 
     Result: OUTPUT/trials, a table with a row per trial; OUTPUT/best, a model folder for annotate.
     """
-    config, flags = as_plain(flags), training_plan.with_absolute_paths(flags)
+    from raysers.data.manifest import write_manifest
+    from raysers.engine import cluster
+    from raysers.training import plan
+    from raysers.training.dataset import TooManyFailed
+    from raysers.tuning import results, sweep
+
+    config, flags = as_plain(flags), plan.with_absolute_paths(flags)
     with Run.open(sweep.JOB, flags.output, dry_run=flags.dry_run) as run:
         planned = sweep.make_sweep(flags)
         cluster.connect()
@@ -107,71 +109,6 @@ def tune(flags: TuningFlags) -> int:
         return code
 
 
-_FUSE = r"""Emotion from audio and text: heads on a frozen speech and a frozen text model.
-
-    raysers fuse train /corpora/MSP-Podcast --model s3://bucket/msp-dim \
-        --text-model bert-base-uncased --asr moonshine -o s3://bucket/msp-fused
-    raysers fuse predict s3://bucket/calls --fusion s3://bucket/msp-fused \
-        -o s3://bucket/calls-fused
-
-Each clip is decoded once; the encoders' vectors are kept in OUTPUT/features, and
-heads train on them in seconds. Transcripts of the data are used where it has
-them. `--recipe paper` trains the heads as the paper does. Rerunning the command
-resumes.
-
-Result: train leaves a fusion with card, figures and predictions, and ends with a
-line on whether text helps; predict leaves OUTPUT/annotations/part-*.parquet with
-texts and scores of all heads.
-"""
-
-
-@command("input", about=_FUSE)
-def fuse_predict(flags: FusePredictFlags) -> int:
-    """Check, plan, score what is left, conclude; returns the exit code."""
-    with ClipJob.open(flags, "fuse-predict", table=FusionTask.table) as job:
-        task = prediction_task(flags)
-        job.prepare(task)
-        if task.asr is None:
-            require_words(job.plan.manifest)
-        if flags.dry_run:
-            return job.estimate()
-        return job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
-
-
-#: By the word after fuse: its command, and the folder of the results.
-FUSE: Mapping[str, tuple[Command[Any], str]] = {
-    "train": (
-        Command(fuse_train.train, "data", _FUSE, recipes=ASSETS / "recipes" / "fusion"),
-        "fusion",
-    ),
-    "predict": (fuse_predict, "emotions"),
-}
-
-
-def fuse(argv: Sequence[str] | None = None, *, prog: str = "", output: str = "") -> int:
-    """Run the command that `argv` names first; see `commands.Command`."""
-    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
-    if name in FUSE:
-        run, place = FUSE[name]
-        return run(rest, prog=prog and f"{prog} {name}", output=output and place)
-
-    def no_command() -> int:
-        if name in ("-h", "--help"):
-            print(f"{_FUSE}\nHelp on a command: fuse {{{','.join(FUSE)}}} --help")
-            return Exit.DONE
-        raise ConfigError(f"{name!r} is no command of fuse: give {' or '.join(FUSE)}")
-
-    return run_main(no_command)
-
-
-#: Jobs that take the whole cluster.
-_ANALYSES: Mapping[str, Callable[[Any], int]] = {
-    "evaluate": evaluate.run,
-    "fuse": fuse_train.train,
-    "probe": probe.run,
-}
-
-
 @command("study")
 def study(flags: StudyFlags) -> int:
     r"""The paper's experiments as grids of trainings and of analyses of the trained models.
@@ -187,6 +124,10 @@ def study(flags: StudyFlags) -> int:
     Result: OUTPUT/cells, metrics, curves (tables) and OUTPUT/runs/NAME, the output of every run
     as its own job writes it. raysers report OUTPUT draws the figures.
     """
+    from raysers.engine import cluster
+    from raysers.evaluation.rows import print_notes
+    from raysers.studies import plan, runner
+
     config, flags = as_plain(flags), with_absolute_paths(flags, "data", "speakers")
     with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
         planned = plan.make_plan(flags, run)
@@ -210,9 +151,18 @@ def study(flags: StudyFlags) -> int:
 
 
 def _analyse(run: Experiment, place: Place) -> Mapping[str, Any]:
+    from raysers.commands.analyses import evaluate, probe
+    from raysers.studies.experiments import analysis_flags
+    from raysers.words import fuse_train
+
     flags = analysis_flags(run, place)
     flags.check()
-    code = _ANALYSES[run.job](flags)
+    jobs: Mapping[str, Callable[[Any], int]] = {
+        "evaluate": evaluate.run,
+        "fuse": fuse_train.train,
+        "probe": probe.run,
+    }
+    code = jobs[run.job](flags)
     if code != Exit.DONE:
         raise RaysersError(f"{run.job} ended with exit code {code}: see {place.uri(run.name)}")
     return {}

@@ -3,7 +3,7 @@
 Clips come out in the order they were asked for. Neighbouring clips of one recording share one open
 reader, so a long recording cut into windows is opened once per stretch, not once per window.
 
-It is done in threads of the model's process, or in processes beside it (`processes`), whose signals
+It is done in threads of the model's process, or in processes beside it (`placement`), whose signals
 come back in shared memory.
 """
 

@@ -14,7 +14,7 @@ import soundfile as sf
 from safetensors.numpy import load_file
 
 from raysers.commands.archive import annotate, transcribe
-from raysers.commands.training import fuse as main
+from raysers.commands.fusion import fuse as main
 from raysers.evaluation.join import read_predictions
 from tests.jobs import processes
 from tests.jobs.conftest import comparable, record_of, rows_of

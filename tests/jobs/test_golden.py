@@ -31,12 +31,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysers.commands import training
 from raysers.commands.analyses import evaluate, probe, report, robustness
 from raysers.commands.archive import annotate, index, transcribe
+from raysers.commands.fusion import fuse
 from raysers.commands.speech import synthesize
-from raysers.commands.training import fuse, study, train, tune
+from raysers.commands.training import study, train, tune
 from raysers.engine.placement import here
+from raysers.training import trainer
 from raysers.training.trainer import run_training
 from tests import s3
 from tests.jobs.golden_inputs import put_talk, write_inputs
@@ -50,7 +51,7 @@ PLACE = "s3://golden"
 def train_here(args: list[str]) -> int:
     """Train in this process, which gives the same bytes as Ray Train's workers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "run_training", partial(run_training, placement=here(threads=1)))
+        patch.setattr(trainer, "run_training", partial(run_training, placement=here(threads=1)))
         return train(args)
 
 

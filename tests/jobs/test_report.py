@@ -18,7 +18,7 @@ import soundfile as sf
 from raysers.commands import find
 from raysers.commands.analyses import evaluate
 from raysers.commands.analyses import report as main
-from raysers.commands.training import FUSE
+from raysers.commands.fusion import FUSE
 from raysers.data.labelled import read_labelled
 from raysers.report.figures import CHARTS, paper_document
 from raysers.schemas import ANNOTATIONS

@@ -20,11 +20,11 @@ import soundfile as sf
 from safetensors.numpy import load_file
 
 from raysers.cli import as_plain, parse
-from raysers.commands import training
 from raysers.commands.archive import annotate
 from raysers.commands.training import train
 from raysers.engine.placement import here
 from raysers.evaluation.scores import ccc
+from raysers.training import trainer
 from raysers.training.config import TrainingFlags
 from raysers.training.loop import TrainingStopped
 from raysers.training.trainer import run_training
@@ -321,7 +321,7 @@ def test_too_many_clips_that_cannot_be_decoded_end_with_exit_3(place, command, r
 def test_a_loss_that_is_not_a_number_ends_with_exit_1_and_names_the_step(
     place, command, capsys, monkeypatch
 ):
-    monkeypatch.setattr(training, "run_training", partial(run_training, placement=here(threads=1)))
+    monkeypatch.setattr(trainer, "run_training", partial(run_training, placement=here(threads=1)))
     args = [*command, "--output", str(place / "diverged"), "--lr", "1e30", "--optimiser", "sgd"]
     assert train(args) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from raysers.commands import training
 from raysers.commands.training import train
 from raysers.engine.placement import here
 from raysers.models.loading import load_emotion_model
+from raysers.training import trainer
 from raysers.training.trainer import run_training
 from tests.jobs.voices import MEL_FRONT, write_toy_config, write_voices
 
@@ -24,7 +24,7 @@ def test_a_model_for_shipping_goes_to_s3_and_to_mlflow(s3, tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     table, config = write_voices(tmp_path / "voices"), write_toy_config(tmp_path, **MEL_FRONT)
-    monkeypatch.setattr(training, "run_training", partial(run_training, placement=here(threads=1)))
+    monkeypatch.setattr(trainer, "run_training", partial(run_training, placement=here(threads=1)))
     args = (
         "--train", table, "--backbone", f"random:{config}", "--output", f"{s3.uri}/model",
         "--keep", "last", "--save-dtype", "fp16", "--track", "mlflow", "--epochs", 2,

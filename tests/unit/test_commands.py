@@ -53,10 +53,11 @@ def test_help_fits_80_columns_and_first_one_screen(job, capsys):
     assert len(shown["--help"].splitlines()) <= 45
 
 
-def test_help_of_a_job_is_quick_and_small():
+@pytest.mark.parametrize("job", ["annotate", "transcribe", "train", "study"])
+def test_help_of_a_job_is_quick_and_small(job):
     code = (
         "import sys, time; begun = time.process_time()\n"
-        "from raysers.commands import main; main(['annotate', '--help'])\n"
+        f"from raysers.commands import main; main(['{job}', '--help'])\n"
         "print(time.process_time() - begun, file=sys.stderr)\n"
         "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
         "print(status['VmHWM'].split()[0], file=sys.stderr)"
@@ -94,6 +95,19 @@ def test_a_python_without_the_dependencies_says_so_in_one_line():
     assert done.returncode == 2
     assert line.startswith(f"error: {sys.executable} has no package ")
     assert ".venv/bin/python" in line
+
+
+@pytest.mark.parametrize("job", ["annotate", "train"])
+def test_a_python_without_torch_says_so_before_anything_is_written(job, tmp_path):
+    (tmp_path / "a.wav").touch()
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from raysers.commands import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = python("-c", code, job, str(tmp_path), "-o", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {sys.executable} has no package torch")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_old_python_says_so_in_one_line(monkeypatch, capsys):

@@ -16,7 +16,7 @@ from ray.autoscaler._private import util as autoscaler
 from ray.autoscaler._private.kuberay import autoscaling_config
 
 from raysers.commands import COMMANDS, find
-from raysers.commands.training import FUSE
+from raysers.commands.fusion import FUSE
 from raysers.engine.placement import choose_placement
 from tests.places import REPO
 

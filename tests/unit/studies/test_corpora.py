@@ -9,7 +9,8 @@ from raysers.data.labelled import SCHEMA
 from raysers.data.splits import leaks
 from raysers.errors import ConfigError
 from raysers.run import Run
-from raysers.studies.plan import StudyFlags, arrange, make_plan, missing
+from raysers.studies.flags import StudyFlags
+from raysers.studies.plan import arrange, make_plan, missing
 
 TEN = {f"f{i}": "female" for i in range(5)} | {f"m{i}": "male" for i in range(5)}
 

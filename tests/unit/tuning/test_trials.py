@@ -11,9 +11,10 @@ import pytest
 
 from raysers.errors import ConfigError, TrainingDiverged
 from raysers.run import Run
+from raysers.tuning.flags import TuningFlags
 from raysers.tuning.results import importance
 from raysers.tuning.space import Parameter, Range, Space
-from raysers.tuning.sweep import TuningFlags, make_scheduler
+from raysers.tuning.sweep import make_scheduler
 from raysers.tuning.trials import (
     Trial,
     TrialRecord,
