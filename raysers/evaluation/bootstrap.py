@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
-from scipy.stats import beta
+from scipy.special import betaincinv, stdtrit
 
 from raysers.evaluation.scores import (
     NOTHING,
@@ -176,8 +175,8 @@ def share_interval(
         worth = np.where(np.isfinite(worth), worth, clips)
         worth = worth * (stdtrit(clips - 1, 0.975) / stdtrit(count - 1, 0.975)) ** 2
         hits = share * worth
-        least = np.where(share > 0, beta.ppf(0.025, hits, worth - hits + 1), 0.0)
-        most = np.where(share < 1, beta.ppf(0.975, hits + 1, worth - hits), 1.0)
+        least = np.where(share > 0, betaincinv(hits, worth - hits + 1, 0.025), 0.0)
+        most = np.where(share < 1, betaincinv(hits + 1, worth - hits, 0.975), 1.0)
     there = np.isfinite(low) & np.isfinite(share)
     return np.where(there, least, np.nan), np.where(there, most, np.nan)
 

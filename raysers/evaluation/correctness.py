@@ -26,8 +26,8 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from raysers.evaluation.bootstrap import (
     MOST_UNITS,
@@ -393,6 +393,7 @@ def _agreement(scores: Scores, cell: Subset, rows: list[Row]) -> Iterator[Row]:
             mine, theirs = (means.get((model, dimension), {}) for model in (one, other))
             both = sorted(set(mine) & set(theirs))
             if len(both) >= _FEWEST_RANKED:
-                value = pearson(*(rankdata([of[k] for k in both]) for of in (mine, theirs)))
+                ranks = (pd.Series([of[k] for k in both]).rank() for of in (mine, theirs))
+                value = pearson(*(rank.to_numpy() for rank in ranks))
                 where = replace(cell, group="model", group_value=other)
                 yield row_of(where, one, "speaker_spearman", value, len(both), dimension=dimension)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import scipy.signal
+import scipy  # its signal package is slow to import, and is loaded when a clip is changed
 import soxr
 from numpy.typing import ArrayLike, NDArray
 

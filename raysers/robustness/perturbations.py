@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
-import scipy.signal
+import scipy  # its signal package is slow to import, and is loaded when a clip is changed
 from numpy.typing import ArrayLike, NDArray
 
 from raysers.audio.samples import rms_db
