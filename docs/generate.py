@@ -14,6 +14,10 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))  # the package beside it, not one that is installed
 from raysers import schemas
 from raysers.commands import COMMANDS, find
+from raysers.tuning.results import TRIALS
+from raysers.words.ratings import WORDS
+from raysers.words.spoken import RESPOKEN, SENTENCES
+from raysers.words.synthesize import SPEECH
 
 #: One value of the columns whose meaning alone does not show it.
 EXAMPLES = {
@@ -70,6 +74,9 @@ def schema_page() -> str:
     tables = (
         ("annotations", "raysers annotate: one row per clip.", schemas.ANNOTATIONS),
         ("annotations, by model", "What some models add, and `--embeddings`.", extras),
+        ("timelines", "raysers annotate of tables with speaker turns: one row per turn.", schemas.TIMELINES),
+        ("speakers", "The same: one row per speaker of a file; means weigh turns by their length.",
+         schemas.SPEAKERS),
         ("manifest", "raysers index, and every job over clips: what there is.", schemas.MANIFEST),
         ("labels", "Columns a manifest has besides, where they are known.", pa.schema(schemas.LABEL_FIELDS)),
         ("transcripts", "raysers transcribe.", _without(schemas.TRANSCRIPTS, schemas.ANNOTATIONS)),
@@ -77,6 +84,14 @@ def schema_page() -> str:
          "annotations and", _without(schemas.ROBUSTNESS, schemas.ANNOTATIONS)),
         ("fuse predict", "The columns of annotations and", _without(schemas.FUSED, schemas.ANNOTATIONS)),
         ("metrics", "raysers evaluate, train, robustness, transcribe, probe: one value per row.", schemas.METRICS),
+        ("tests", "raysers evaluate and robustness: one test of ser-tests per row.", schemas.TESTS),
+        ("speech", "raysers synthesize: one row per text and voice, with the columns of the manifest and",
+         _without(SPEECH, schemas.MANIFEST)),
+        ("sentences", "raysers probe: one row per sentence, voice and model.", SENTENCES),
+        ("words", "raysers probe --data: one row per rated word.", WORDS),
+        ("respoken", "raysers probe --data: one row per clip and model.", RESPOKEN),
+        ("trials", "raysers tune: one row per trial, and a column `param_FLAG` for each flag of the space.",
+         TRIALS),
         ("cells", "raysers study: one row per run.", pa.schema([*new.values()])),
         ("curves", "raysers study and tune: one value per row.", _without(schemas.CURVES, schemas.CELLS)),
     )  # fmt: skip

@@ -23,37 +23,18 @@ from raysers.io import storage
 from raysers.models.backbones import PLAIN, Outputs, parse_model_name
 from raysers.models.checkpoint import identify
 from raysers.run import RunRecord
-from raysers.schemas import ANNOTATIONS, CLIP_FIELDS, LABEL_FIELDS, with_embeddings, with_outputs
+from raysers.schemas import (
+    ANNOTATIONS,
+    CLIP_FIELDS,
+    SPEAKERS,
+    TIMELINES,
+    with_embeddings,
+    with_outputs,
+)
 from raysers.types import DIMENSIONS, Status
-
-_SPEAKER = next(field for field in LABEL_FIELDS if field.name == "speaker")
-_SCORES = tuple(ANNOTATIONS.field(name) for name in DIMENSIONS)
 
 #: Columns of the rows that timelines are made of.
 _COLUMNS = (*(f.name for f in CLIP_FIELDS), "status", *DIMENSIONS, "duration_s")
-
-#: A turn a row, by file, speaker and start.
-TIMELINES = pa.schema(
-    [
-        *CLIP_FIELDS[:1],
-        _SPEAKER,
-        *CLIP_FIELDS[1:],
-        ANNOTATIONS.field("status"),
-        *_SCORES,
-        ANNOTATIONS.field("duration_s"),
-    ]
-)
-
-#: A speaker of a file a row; means weigh each turn by its length.
-SPEAKERS = pa.schema(
-    [
-        *CLIP_FIELDS[:1],
-        _SPEAKER,
-        pa.field("turns", pa.int64(), metadata={"meaning": "turns with scores"}),
-        pa.field("speech_s", pa.float64(), metadata={"meaning": "their length", "unit": "s"}),
-        *_SCORES,
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

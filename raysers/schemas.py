@@ -193,6 +193,27 @@ def _named(names: str, schema: pa.Schema = ANNOTATIONS) -> tuple[pa.Field, ...]:
 
 _MAKER_FIELDS = _named("model model_revision run_id created_at")
 
+#: A speaker turn a row, by file, speaker and start.
+TIMELINES = pa.schema(
+    [
+        *CLIP_FIELDS[:1],
+        *LABEL_FIELDS[:1],
+        *CLIP_FIELDS[1:],
+        *_named("status arousal dominance valence duration_s", ANNOTATIONS),
+    ]
+)
+
+#: A speaker of a file a row; means weigh each turn by its length.
+SPEAKERS = pa.schema(
+    [
+        *CLIP_FIELDS[:1],
+        *LABEL_FIELDS[:1],
+        _i64("turns", "turns with scores"),
+        _f64("speech_s", "their length", "s"),
+        *_named("arousal dominance valence", ANNOTATIONS),
+    ]
+)
+
 #: The text of every clip.
 TRANSCRIPTS = pa.schema(
     [

@@ -47,7 +47,7 @@ _NOT_PUBLISHED = ("state/", "tensorboard/", "trial.json", marks.CLAIM_NAME)
 #: Fewer trials than this say nothing about several flags.
 _MIN_TRIALS, _FEW_TRIALS = 6, 20
 _PARAMETER = "param_"
-_MEANINGS = (
+_COLUMNS = (
     ("trial", pa.string(), "name of the trial"),
     ("number", pa.int64(), "of the trial, from 0; with the seed it decides a random point"),
     ("status", pa.string(), "done, stopped (early, by ASHA) or failed"),
@@ -60,6 +60,8 @@ _MEANINGS = (
     ("attempts", pa.int64(), "how often it was started"),
     ("path", pa.string(), "its folder, relative to the output"),
 )
+#: Trials, one a row; a column for each flag that is searched follows.
+TRIALS = pa.schema([pa.field(n, kind, metadata={"meaning": m}) for n, kind, m in _COLUMNS])
 _ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _MAX_POINTS_SHOWN = 40
 #: Batches and dev clips of a measurement.
@@ -190,12 +192,12 @@ def on_ended(sweep: Sweep, trial: TrialRecord, trials: Sequence[TrialRecord]) ->
 
 def write_trials(trials: Sequence[TrialRecord], sweep: Sweep) -> pa.Table:
     """Replace the table of trials: a row each, with a column `param_<flag>` per searched flag."""
-    schema = [pa.field(n, kind, metadata={"meaning": m}) for n, kind, m in _MEANINGS]
+    schema = TRIALS
     for name in sweep.space.written():
         meaning = {"meaning": f"--{name.replace('_', '-')} of the trial; null: not searched in it"}
         kind = _ARROW.get(SEARCHABLE[name], pa.string())
-        schema.append(pa.field(_PARAMETER + name, kind, metadata=meaning))
-    table = parts.to_table(list(map(_row, trials)), pa.schema(schema))
+        schema = schema.append(pa.field(_PARAMETER + name, kind, metadata=meaning))
+    table = parts.to_table(list(map(_row, trials)), schema)
     parts.write_part(storage.join(sweep.flags.output, TRIALS_PART), table)
     return table
 
