@@ -23,18 +23,8 @@ from raysers.io import storage
 from raysers.models.backbones import PLAIN, Outputs, parse_model_name
 from raysers.models.checkpoint import identify
 from raysers.run import RunRecord
-from raysers.schemas import (
-    ANNOTATIONS,
-    CLIP_FIELDS,
-    SPEAKERS,
-    TIMELINES,
-    with_embeddings,
-    with_outputs,
-)
+from raysers.schemas import ANNOTATIONS, SPEAKERS, TIMELINES, with_embeddings, with_outputs
 from raysers.types import DIMENSIONS, Status
-
-#: Columns of the rows that timelines are made of.
-_COLUMNS = (*(f.name for f in CLIP_FIELDS), "status", *DIMENSIONS, "duration_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +183,9 @@ def write_turns(where: str, clips: Manifest, rows: Callable[[Sequence[str]], pa.
     if not any(len(column) > column.null_count for column in speakers):
         return
     known = clips.table(["clip_id", "speaker"])
-    found = rows(_COLUMNS).join(
-        known.filter(pc.is_valid(known["speaker"])), "clip_id", join_type="inner"
-    )
+    known = known.filter(pc.is_valid(known["speaker"]))
+    columns = [name for name in TIMELINES.names if name != "speaker"]
+    found = rows(columns).join(known, "clip_id", join_type="inner")
     if len(found) == pc.count_distinct(found["file"]).as_py():
         return  # whole files
     found = found.select(TIMELINES.names).cast(TIMELINES)
@@ -208,8 +198,8 @@ def write_turns(where: str, clips: Manifest, rows: Callable[[Sequence[str]], pa.
     groups = scored.group_by(["file", "speaker"], use_threads=False).aggregate(sums)
     speech_s = groups["duration_s_sum"]
     means = [pc.divide(groups[f"{name}_s_sum"], speech_s) for name in DIMENSIONS]
-    columns = [groups["file"], groups["speaker"], groups["clip_id_count"], speech_s, *means]
-    means_of = pa.table(columns, names=SPEAKERS.names).cast(SPEAKERS)
+    values = [groups["file"], groups["speaker"], groups["clip_id_count"], speech_s, *means]
+    means_of = pa.table(values, names=SPEAKERS.names).cast(SPEAKERS)
     for name, table in (("timelines", found), ("speakers", means_of)):
         output.write_part(output.part_uri(where, name, 0), table)
     progress.print_line(f"speakers: {len(means_of):,} in {storage.join(where, 'speakers')}")
