@@ -373,10 +373,12 @@ def _file_words(
         if name not in flags:
             known = ", ".join(sorted(flags))
             raise ConfigError(f"{source} {uri}: unknown key {key!r}; known keys: {known}")
-        if value is True:
+        if isinstance(value, list):
+            words |= {name: [*map(str, value)]} if value else {}
+        elif value is True:
             words[name] = []
-        elif value or (value == 0 and value is not False):
-            words[name] = [*map(str, value)] if isinstance(value, list) else [str(value)]
+        elif value is not None and value is not False:
+            words[name] = [str(value)]
     return words
 
 

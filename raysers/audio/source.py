@@ -32,6 +32,8 @@ Result = TypeVar("Result")
 #: A local path, or a seekable binary file object (a ranged object of a store, BytesIO).
 AudioSource = str | BinaryIO
 
+#: Bytes in memory up to this size are copied to a file there.
+_COPIED_BYTES = 8 << 20
 #: Read at once at the start of a local file: holds the header of nearly every file.
 HEAD_BYTES = 4096
 
@@ -267,8 +269,9 @@ def open_bytes(source: AudioSource) -> Bytes:
     """Open a local path, with ClipErrors for what cannot be opened, or wrap a file object."""
     if not isinstance(source, str):
         opened = _ObjectBytes(source)
-        # what a ranged file fetches with one request, and what is in memory already
-        if type(source) is BytesIO or opened.size <= getattr(source, "whole_bytes", 0):
+        # what a ranged file fetches with one request, or a small file that is in memory already
+        most_bytes = _COPIED_BYTES if type(source) is BytesIO else 0
+        if opened.size <= getattr(source, "whole_bytes", most_bytes):
             return _in_memory(opened.at(0, opened.size)) or opened
         return opened
     try:

@@ -25,3 +25,12 @@ def test_shared_flags_stand_anywhere_and_the_command_line_wins(tmp_path, monkeyp
     config.write_text("output: elsewhere")
     given = ["--input", "a", "--config", str(config)]
     assert parse(ClipJobFlags, given, description="", output="emotions").output == "elsewhere"
+
+
+def test_an_empty_value_in_a_file_is_a_value(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text('audio-stream: ""\nmodel: null\nretry: []\nextend: false')
+    given = ["--input", "a", "-o", "b", "--config", str(config)]
+    flags = parse(ClipJobFlags, given, description="")
+    assert flags.audio_stream == ""  # and not the default, 0
+    assert (flags.model, flags.retry, flags.extend) == ("raysers-base", (), False)
