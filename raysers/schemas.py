@@ -5,7 +5,7 @@ The first columns are audformat's (`file`, `start`, `end`), so any table opens t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pyarrow as pa
 
@@ -63,6 +63,12 @@ CHANNEL = _i32("channel", "channel of the file, from 1; null: the mean of all")
 AUDIO_STREAM = _i32("audio_stream", "audio stream of the file, from 0; null: the first")
 #: What else than a span a clip may be of.
 PARTS_OF_FILE = (CHANNEL, AUDIO_STREAM)
+
+
+def parts_of_file(names: Collection[str]) -> list[str]:
+    """Columns of `PARTS_OF_FILE` that are among these names."""
+    return [field.name for field in PARTS_OF_FILE if field.name in names]
+
 
 MANIFEST = pa.schema(
     [

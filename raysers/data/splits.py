@@ -10,14 +10,14 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysers.errors import ConfigError
-from raysers.schemas import LABEL_FIELDS
+from raysers.schemas import LABEL_FIELDS, PARTS_OF_FILE
 from raysers.types import DIMENSIONS, clip_id, seed_of
 
 _TRAIN, _DEV, _TEST = "train", "dev", "test"
@@ -59,10 +59,10 @@ def identities(table: pa.Table) -> list[str]:
     The draws of a training follow from these and not from `clip_id`, which holds the whole path, so
     that the same seed gives the same training wherever a copy of the corpus lies. The folder (or
     tar) is the deepest one that holds all rows of the corpus; rows of no known corpus are taken as
-    one. The table has `file`, `start`, `end` and perhaps `corpus`, and no clip twice.
+    one. The table has `file`, `start`, `end`, perhaps `corpus`, channel, stream, and no clip twice.
     """
     files = table["file"].to_pylist()
-    corpora = [corpus or "" for corpus in _texts(table, "corpus")]
+    corpora = [corpus or "" for corpus in _values(table, "corpus")]
     of_corpus: dict[str, list[str]] = defaultdict(list)
     for corpus, file in zip(corpora, files, strict=True):
         of_corpus[corpus].append(file)
@@ -71,9 +71,10 @@ def identities(table: pa.Table) -> list[str]:
         shared = os.path.commonprefix([min(found), max(found)])  # noqa: RUF071  cut at a slash
         skip[corpus] = max(shared.rfind("/"), shared.rfind("#")) + 1
     spans = (table[name].cast(pa.int64()).to_pylist() for name in ("start", "end"))
+    parts = (_values(table, field.name) for field in PARTS_OF_FILE)
     return [
-        clip_id(f"{corpus}\0{file[skip[corpus] :]}", start or 0, end)
-        for corpus, file, start, end in zip(corpora, files, *spans, strict=True)
+        clip_id(f"{corpus}\0{file[skip[corpus] :]}", start or 0, *rest)
+        for corpus, file, start, *rest in zip(corpora, files, *spans, *parts, strict=True)
     ]
 
 
@@ -88,7 +89,7 @@ def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
     """
     if folds < 2 or not 0 <= fold < folds:
         raise ConfigError(f"--folds {folds}, fold {fold}: give 2 or more, and a fold below that")
-    splits, sexes = _texts(table, "split"), _texts(table, "sex")
+    splits, sexes = _values(table, "split"), _values(table, "sex")
     open_rows = [row for row, split in enumerate(splits) if not (split or "").startswith(_TEST)]
     units = _units(table, open_rows)
     sex_of = {unit: {sexes[row] or "" for row in rows} for unit, rows in units.items()}
@@ -143,7 +144,7 @@ def leaks(table: pa.Table) -> list[Leak]:
     labels = [name for name in (*DIMENSIONS, "emotion") if name in table.column_names]
     values = table.select(labels).to_pylist() if labels else [{"any": 1}] * len(table)
     labelled = [any(value is not None for value in row.values()) for row in values]
-    rows = zip(_texts(table, "split"), _groups(table), _texts(table, "file"), strict=True)
+    rows = zip(_values(table, "split"), _groups(table), _values(table, "file"), strict=True)
     for judged, (split, groups, file) in zip(labelled, rows, strict=True):
         if not split or not judged:  # clips without labels evaluate nothing
             continue
@@ -200,7 +201,7 @@ def _by_hash(table: pa.Table, seed: int) -> NDArray[np.int64]:
 
 def _groups(table: pa.Table) -> Iterator[list[Group]]:
     """The groups of each row."""
-    columns = (_texts(table, name) for name in ("corpus", "speaker", "session"))
+    columns = (_values(table, name) for name in ("corpus", "speaker", "session"))
     for named, speaker, session in zip(*columns, strict=True):
         corpus = named or ""
         kinds = _GROUPS.get(corpus, _USUAL_GROUPS)
@@ -216,7 +217,7 @@ def _groups(table: pa.Table) -> Iterator[list[Group]]:
         ]
 
 
-def _texts(table: pa.Table, name: str) -> list[str | None]:
+def _values(table: pa.Table, name: str) -> list[Any]:
     if name not in table.column_names:
         return [None] * len(table)
     return list(table[name].to_pylist())

@@ -62,6 +62,7 @@ from raysers.evaluation.scores import (
 from raysers.io import storage
 from raysers.models.backbones import ASSETS, EMBEDDED, TRAINED_FILES
 from raysers.run import Run
+from raysers.schemas import parts_of_file
 from raysers.types import DIMENSIONS, Status
 
 #: Flags that change nothing in the rows.
@@ -203,10 +204,12 @@ def labelled_clips(flags: EvaluateFlags, labels: pa.Table, *, emotions: bool) ->
     return place
 
 
-def _starts(table: pa.Table) -> list[tuple[str, int]]:
-    """Where clips start; where they end may be unknown until their headers are read."""
-    starts = pc.fill_null(table["start"].cast(pa.int64()), 0).to_pylist()
-    return sorted(zip(table["file"].to_pylist(), starts, strict=True))
+def _starts(table: pa.Table) -> list[tuple[Any, ...]]:
+    """What clips are of; where they end may be unknown until their headers are read."""
+    starts = pc.fill_null(table["start"].cast(pa.int64()), 0)
+    parts = [pc.fill_null(table[name], 0) for name in parts_of_file(table.column_names)]
+    columns = [column.to_pylist() for column in (table["file"], starts, *parts)]
+    return sorted(zip(*columns, strict=True))
 
 
 def measure(
@@ -303,7 +306,7 @@ def _marked(one: Predictions, met: pa.Array) -> Predictions:
 
 def _names(table: pa.Table) -> tuple[pa.Array, pa.Array]:
     """Ids and identities of clips."""
-    paths = identities(table.select(["file", "start", "end"]))
+    paths = identities(table.select(["file", "start", "end", *parts_of_file(table.column_names)]))
     return pa.array(table["clip_id"].to_pylist(), pa.string()), pa.array(paths, pa.string())
 
 

@@ -5,7 +5,7 @@ row stands in the row itself, so one folder is one model; several folders of one
 together when they are about different clips.
 
 A clip is the same when its id is, or else when file, start and end are, and channel and stream
-where both tables have them; an open end, which labels read without headers have, equals the end of
+where the labels have them; an open end, which labels read without headers have, equals the end of
 the file. Only when no file is the same, the corpus may have been moved in between: then one folder
 stands for the other, and `Coverage.moved` says which.
 """
@@ -41,7 +41,7 @@ from raysers.evaluation.scores import (
 )
 from raysers.io import storage
 from raysers.run import load_record
-from raysers.schemas import PARTS_OF_FILE
+from raysers.schemas import parts_of_file
 from raysers.types import DIMENSIONS, Status
 
 #: Label columns that describe a clip and may be grouped by.
@@ -49,7 +49,7 @@ COLUMNS = ("speaker", "sex", "language", "emotion", "corpus", "split", "session"
 #: Optional columns of predictions: deviations of the scores, and 1 for clips that the model was
 #: trained on, else 0.
 DEVIATIONS, TRAINED_ON = tuple(f"{d}_sd" for d in DIMENSIONS), "trained_on"
-_OPEN_END = _WHOLE = -1
+_OPEN_END = -1
 #: Folders of an output with rows like those of annotations, the first that is there.
 _TABLES = ("annotations", "predictions")
 _NEEDED = ("file", "start", "end", "clip_id", "status", *DIMENSIONS, "model", "model_revision")
@@ -165,8 +165,7 @@ def _selected(table: pa.Table, uri: str) -> pa.Table:
         raise ConfigError(f"--predictions: {uri} holds perturbed clips, not predictions of clips")
     numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     optional = [n for n in numbers if n.startswith(PROBABILITY) or n in DEVIATIONS]
-    parts = [field.name for field in PARTS_OF_FILE if field.name in table.column_names]
-    return table.select([*_NEEDED, *parts, *optional])
+    return table.select([*_NEEDED, *parts_of_file(table.column_names), *optional])
 
 
 def merged(found: Sequence[Predictions]) -> list[Predictions]:
@@ -311,34 +310,35 @@ def _match(
     free, rest = np.setdiff1d(np.arange(len(labels)), match), np.flatnonzero(match < 0)
     moved: tuple[str, ...] = ()
     if len(free) and len(rest):
-        shared = {*labels.column_names} & {*table.column_names}
-        parts = [field.name for field in PARTS_OF_FILE if field.name in shared]
+        parts = parts_of_file(labels.column_names)
         labelled, predicted = _stretches(labels, free, parts), _stretches(table, rest, parts)
         if len(rest) == len(table) and not predicted["file"].isin(labelled["file"]).any():
             names, moved = _renamed(labels["file"].to_pylist(), predicted["file"].tolist())
             predicted["file"] = names
         match[rest] = _same_stretch(labelled, predicted, parts)
+    apart = parts_of_file({*labels.column_names} ^ {*table.column_names})
+    hint = f" (only one of the two has a column {' or '.join(apart)})" if apart else ""
     found, times = np.unique(match[match >= 0], return_counts=True)
     if len(table) and not len(found):
         first = [t["file"][0].as_py() if len(t) else "nothing" for t in (table, labels)]
         raise ConfigError(
             f"--labels: none of the {len(table):,} clips that {model} predicted is among the "
             f"{len(labels):,} labelled ones (predicted: {first[0]}; labelled: {first[1]}): give "
-            "the labels of the same files"
+            f"the labels of the same files{hint}"
         )
     if (times > 1).any():
         twice = labels["file"][int(found[times > 1][0])].as_py()
         raise ConfigError(
             f"--predictions: {model} predicted {int((times > 1).sum()):,} labelled clips more than "
-            f"once (first: {twice}): each clip must be predicted once; labels of single channels "
-            "have a column channel"
+            f"once (first: {twice}): each clip must be predicted once{hint}"
         )
     return match, int((match[rest] >= 0).sum()), moved
 
 
 def _stretches(table: pa.Table, rows: NDArray[np.intp], parts: Sequence[str]) -> pd.DataFrame:
     """File, start and end in ns, `parts`, `row`, and whether nothing begins later."""
-    part = table.select(["file", "start", "end", *parts]).take(rows)
+    present = [name for name in parts if name in table.column_names]
+    part = table.select(["file", "start", "end", *present]).take(rows)
     start, end = (part[name].cast(pa.int64()) for name in ("start", "end"))
     frame = pd.DataFrame(
         {
@@ -346,10 +346,12 @@ def _stretches(table: pa.Table, rows: NDArray[np.intp], parts: Sequence[str]) ->
             "start": pc.fill_null(start, 0).to_numpy(),
             "end": pc.fill_null(end, _OPEN_END).to_numpy(),
             "row": rows,
-            **{name: pc.fill_null(part[name], _WHOLE).to_numpy() for name in parts},
+            **dict.fromkeys(parts, 0),  # the mean of all channels, and the first stream
+            **{name: pc.fill_null(part[name], 0).to_numpy() for name in present},
         }
     )
-    return frame.assign(last=frame["start"] == frame.groupby("file")["start"].transform("max"))
+    latest = frame.groupby(["file", *parts])["start"].transform("max")
+    return frame.assign(last=frame["start"] == latest)
 
 
 def _same_stretch(

@@ -301,7 +301,8 @@ def _name(row: Mapping[str, Any]) -> str:
     start, end = row["start_ns"] / NS_PER_S, row["end_ns"] / NS_PER_S
     span = f" ({start:.1f} to {end:.1f} s)" if start > 0 else ""
     side = "" if pd.isna(row.get("channel")) else f", channel {row['channel']:.0f}"
-    return f"{row['folder']}/{last_part(row['file'])}{side}{span}".removeprefix("/")
+    stream = f", stream {row['audio_stream']:.0f}" if row.get("audio_stream", 0) > 0 else ""
+    return f"{row['folder']}/{last_part(row['file'])}{stream}{side}{span}".removeprefix("/")
 
 
 def chosen(archive: Archive) -> pd.DataFrame:

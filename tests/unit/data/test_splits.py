@@ -271,6 +271,17 @@ def test_moving_a_corpus_changes_no_identity(names, before, after):
     assert spans_of(*(after + name for name in names)) == known
 
 
+def test_channels_are_clips_of_their_own_and_no_stream_is_the_first():
+    files = pa.array(["/a/1.wav"] * 4)
+    spans = {name: pa.nulls(4, pa.duration("ns")) for name in ("start", "end")}
+    table = pa.table({"file": files, **spans, "channel": [None, 1, 2, 2]})
+    assert len(set(identities(table))) == 3
+    assert identities(table)[0] == identities(table.drop_columns(["channel"]))[0]
+    streams = identities(table.append_column("audio_stream", pa.array([0, 0, 0, 1])))
+    assert streams[:3] == identities(table)[:3]
+    assert len(set(streams)) == 4
+
+
 def test_each_corpus_has_its_own_folder():
     files = ("/a/x/1.wav", "/a/x/2.wav", "/b/1.wav", "/b/2.wav")
     corpora = ["one", "one", None, None]

@@ -90,22 +90,48 @@ def test_a_prediction_stands_beside_the_label_of_its_clip(labels, predicted, exp
     assert (found.unlabelled, found.unpredicted) == (len(predicted) - count, len(labels) - count)
 
 
+def parts(channels=None, streams=None) -> dict[str, pa.Array]:
+    """Columns of channels and streams, those that are given."""
+    given = {"channel": channels, "audio_stream": streams}
+    return {name: pa.array(of, pa.int32()) for name, of in given.items() if of is not None}
+
+
+def other_ids(clips) -> pa.Array:
+    """Ids as of another list of the same clips."""
+    return pa.array([f"other {number}" for number in range(len(clips))], pa.string())
+
+
 def test_channels_and_streams_have_labels_of_their_own():
     clips = [("/a/1.wav", 0, None)] * 4 + [("/a/2.wav", 0, None)]
-    parts = {"channel": [1, 1, 2, 2, None], "audio_stream": [0, 1, 0, 1, None]}
-    order = [3, 0, 4, 2, 1]
-    predicted = {name: pa.array([of[i] for i in order], pa.int32()) for name, of in parts.items()}
-    ends = [(file, start, 2) for file, start, _ in clips]
+    channels, streams, order = [1, 1, 2, 2, None], [None, 1, 0, 1, None], [3, 0, 4, 2, 1]
+    written = [streams[i] or 0 for i in order]  # no stream is the first one
     values, found = joined(
+        table(clips, **parts(channels, streams) | {"clip_id": pa.array(list("abcde"))}),
         table(
-            clips, clip_id=list("abcde"), **{n: pa.array(of, pa.int32()) for n, of in parts.items()}
-        ),
-        table(
-            [ends[i] for i in order], [i / 10 for i in order], clip_id=list("vwxyz"), **predicted
+            [(*clips[i][:2], 2) for i in order],
+            [i / 10 for i in order],
+            **parts([channels[i] for i in order], written) | {"clip_id": other_ids(order)},
         ),
     )
     assert values == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert found.unlabelled == found.unpredicted == 0
+
+
+def test_an_open_label_ends_with_its_channel():
+    labels = [("/a/1.wav", 0, None), ("/a/1.wav", 5, 9)]
+    predicted = [("/a/1.wav", 0, 10), ("/a/1.wav", 5, 9)]
+    ids = {"clip_id": other_ids(predicted)}
+    values, _ = joined(table(labels, **parts([1, 2])), table(predicted, **parts([1, 2]) | ids))
+    assert values == pytest.approx([0, 0.1])
+
+
+def test_scores_of_the_mean_are_not_those_of_a_channel():
+    labels = table([("/a/1.wav", 0, 2)] * 2, **parts([1, 2]) | {"clip_id": pa.array(["a", "b"])})
+    with pytest.raises(ConfigError, match="only one of the two has a column channel"):
+        joined(labels, table([("/a/1.wav", 0, 2)]))
+    both = table([("/a/1.wav", 0, 2)] * 2, **parts([1, 2]) | {"clip_id": pa.array(["a", "b"])})
+    with pytest.raises(ConfigError, match="only one of the two has a column channel"):
+        joined(table([("/a/1.wav", 0, 2), ("/a/2.wav", 0, 2)]), both)
 
 
 def test_of_several_folders_the_one_named_like_the_labels_is_theirs_and_is_told():

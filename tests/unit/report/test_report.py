@@ -314,7 +314,9 @@ def test_clips_to_listen_to_are_the_ends_the_failed_and_a_sample_of_all(archive)
     assert {*table[0]} == {"file", "start", "end", *DIMENSIONS, "why"}
     telephone = clips.assign(channel=np.arange(len(clips)) % 2 + 1.0, audio_stream=np.nan)
     sides = csv.DictReader(io.StringIO(ratings_csv(telephone).decode()))
+    sides = list(sides)
     assert [row["channel"] for row in sides][:3] == ["1", "2", "1"]
+    assert "audio_stream" not in sides[0]
     shuffled = archive.clips.sample(frac=1, random_state=0).reset_index(drop=True)
     again = chosen(Archive(run=archive.run, clips=shuffled, numbers=archive.numbers))
     sampled = again.why.map(lambda why: "random sample" in why)
