@@ -132,7 +132,8 @@ def _run(name: str, args: Sequence[str], *, prog: str, output: str) -> int:
 
 
 def _no_package(error: ModuleNotFoundError) -> str:
-    if (error.name or "").startswith("raysers"):
+    # one without a name is another error in disguise, of a lazy import or of a worker
+    if not error.name or error.name.startswith("raysers"):
         raise error
     return (
         f"{sys.executable} has no package {error.name}: use the Python that raysers is installed "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,10 @@ def python(*args: str, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
 def test_every_job_is_a_subcommand_and_a_script():
     assert all(callable(commands.find(name)) for name in commands.COMMANDS)
     assert set(commands.COMMANDS) == {path.stem for path in (REPO / "jobs").glob("*.py")}
+    made = re.compile(r"^@command\(.*\)\ndef (\w+)", re.MULTILINE)
+    files = (REPO / "raysers/commands").glob("*.py")
+    names = {name for file in files for name in made.findall(file.read_text())}
+    assert names - {"fuse_predict"} | {"fuse"} == set(commands.COMMANDS)
 
 
 def test_help_and_version_import_nothing_heavy():
@@ -95,6 +100,14 @@ def test_a_python_without_the_dependencies_says_so_in_one_line():
     assert done.returncode == 2
     assert line.startswith(f"error: {sys.executable} has no package ")
     assert ".venv/bin/python" in line
+
+
+def test_only_a_package_that_is_named_is_called_missing():
+    def broken(flags: ClipJobFlags) -> int:
+        raise ModuleNotFoundError("operator torchvision::nms does not exist")  # as lazy imports do
+
+    job = commands.Command(broken, "input")
+    assert job(["a", "-o", "b"]) == 1
 
 
 @pytest.mark.parametrize("job", ["annotate", "train"])
