@@ -88,12 +88,13 @@ def read_labelled(
 
     `corpus` names the reader of roots; `auto` recognises them by their layout, `none` takes them
     for plain audio. Missing dimensions are taken from the category by `emotion_map`, a name of
-    `EMOTION_MAPS` or a YAML file. `speakers` is a CSV, see `_with_speakers`. Errors name `flag`.
+    `EMOTION_MAPS` or a YAML file. `speakers` is a CSV, see `_facts_in`. Errors name `flag`.
     Raises ConfigError: an input that cannot be used, a label off 0..1, an unknown corpus or map.
     """
     if corpus not in ("auto", "none", *CORPORA):
         raise ConfigError(f"--corpus {corpus}: choose auto, none, {', '.join(CORPORA)}")
     mapping = corpora.load_emotion_map(emotion_map) if emotion_map else None
+    facts = _facts_in(speakers) if speakers else None
     notes: list[str] = []
     try:
         names = list(dict.fromkeys(map(absolute_input, uris)))
@@ -108,8 +109,8 @@ def read_labelled(
     if not tables:
         raise ConfigError(f"{flag} names nothing: give corpora, tables or manifests")
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
-    if speakers:
-        table = _with_speakers(table, speakers, notes)
+    if facts is not None:
+        table = _with_facts(table, facts, speakers, notes)
     notes += _of_two_sexes(table)
     if mapping is not None:
         table = _mapped(table, mapping, emotion_map, notes)
@@ -219,17 +220,23 @@ def _mapped(table: pa.Table, mapping: corpora.EmotionMap, name: str, notes: list
     return table
 
 
-def _with_speakers(table: pa.Table, uri: str, notes: list[str]) -> pa.Table:
-    """The rows with speakers and sexes of a CSV; a note counts them.
+class _Facts(NamedTuple):
+    """Speakers and sexes in a CSV; those of files are by name, with the end of the path."""
+
+    files: dict[str, list[tuple[str, Row]]]
+    sessions: dict[str, Row]
+    speakers: dict[str, Row]
+
+
+def _facts_in(uri: str) -> _Facts:
+    """What a CSV says of speakers.
 
     It has `sex`, and `speaker`, `video` (or `session`) or `file` (the end of a clip's path) to find
     the clips by; with a file or a video it may name the `speaker` as well. It overrules the corpus
     where it says something, and an empty cell says nothing. Raises ConfigError: no column to find
     clips by, no other column, an unknown sex.
     """
-    of_files: dict[str, list[tuple[str, Row]]] = {}  # by name, with the end of the path
-    of_sessions: dict[str, Row] = {}
-    of_speakers: dict[str, Row] = {}
+    facts = _Facts({}, {}, {})
     keys = ("file", "video", "session", "speaker")
     for where, record in csv_records(uri, ()):
         if not set(keys) & set(record):
@@ -244,19 +251,24 @@ def _with_speakers(table: pa.Table, uri: str, notes: list[str]) -> pa.Table:
         if word and sex is None:
             raise ConfigError(f"--speakers {where}: sex is {word!r}: write female or male")
         if file := record.get("file"):
-            of_files.setdefault(name_of(file), []).append((f"/{file.lstrip('/')}", fact))
+            facts.files.setdefault(name_of(file), []).append((f"/{file.lstrip('/')}", fact))
         elif session := record.get("video") or record.get("session"):
-            of_sessions[session] = fact
+            facts.sessions[session] = fact
         elif fact["speaker"]:
-            of_speakers[fact["speaker"]] = fact
+            facts.speakers[fact["speaker"]] = fact
+    return facts
+
+
+def _with_facts(table: pa.Table, facts: _Facts, uri: str, notes: list[str]) -> pa.Table:
+    """The rows with the speakers and sexes of the CSV `uri`; a note counts them."""
     rows, count = table.select(["file", "session", "speaker", "sex"]).to_pylist(), 0
     for row in rows:
         file = row["file"]
-        named = of_files.get(name_of(file), ())
+        named = facts.files.get(name_of(file), ())
         fact = next((fact for end, fact in named if f"/{file}".endswith(end)), {})
-        fact = fact or of_sessions.get(row["session"] or "", {})
+        fact = fact or facts.sessions.get(row["session"] or "", {})
         row["speaker"] = fact.get("speaker") or row["speaker"]
-        known = of_speakers.get(row["speaker"], {})
+        known = facts.speakers.get(row["speaker"], {})
         row["sex"] = fact.get("sex") or known.get("sex") or row["sex"]
         count += bool(fact or known)
     notes.append(f"--speakers {uri} is about {count:,} of {len(table):,} clips")

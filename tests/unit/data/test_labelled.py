@@ -143,8 +143,8 @@ def test_speakers_from_a_table_by_video_by_speaker_and_by_file(tmp_path):
         ("video,sex\nv,man\nw,horse\n", "line 3: sex is 'horse'"),
     ):
         bad = trees.text(tmp_path / "bad.csv", content)
-        with pytest.raises(ConfigError, match=message):
-            read_labelled([str(root)], speakers=str(bad))
+        with pytest.raises(ConfigError, match=message):  # before any input is looked at
+            read_labelled([str(tmp_path / "nowhere")], speakers=str(bad))
 
 
 def test_a_root_that_is_missing_or_a_file_is_said_to_be(tmp_path):
