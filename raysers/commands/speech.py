@@ -19,7 +19,7 @@ import soxr
 from raysers.cli import Output, as_plain
 from raysers.commands import command
 from raysers.commands.archive import annotate
-from raysers.data.manifest import Manifest
+from raysers.data.manifest import Manifest, is_whole, manifest_parts, read_manifest
 from raysers.engine import output as parts
 from raysers.engine import progress
 from raysers.errors import ConfigError, RaysersError, WriteError
@@ -119,7 +119,9 @@ def conclude(run: Run, plan: pa.Table, shards: int, *, wall_s: float, max_failed
     columns = [known[field.name].cast(field.type) for field in schema]
     table = pa.table(columns, schema=schema)
     manifest = Manifest.of(table)
-    manifest.write(storage.join(output, "manifest"))
+    written = is_whole(manifest_parts(output))
+    if not written or read_manifest(output, schema.names) != manifest.table(schema.names):
+        manifest.write(storage.join(output, "manifest"))
     marks.tidy(output)
     statuses = progress.count_statuses(table)
     failed = 1 - statuses.get(Status.OK, 0) / len(table)

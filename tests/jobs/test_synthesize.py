@@ -93,6 +93,13 @@ def test_other_settings_in_the_same_folder_are_refused(spoken, capsys, change, m
     assert message in capsys.readouterr().err
 
 
+def test_the_same_command_again_leaves_the_manifest_as_it_is(spoken):
+    (manifest,) = (spoken / "out" / "manifest").iterdir()
+    before = manifest.stat().st_mtime_ns
+    assert run("--texts", spoken / "texts.csv", "--output", spoken / "out") == 3
+    assert manifest.stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
