@@ -108,7 +108,7 @@ class StockRecogniser:
         self._tokenizer = _tokenizer(folder, stock, spells_all=is_ctc)
         self._is_ctc, self._times, self._language = is_ctc, times, language
         self._frame_samples = getattr(config, "inputs_to_logits_ratio", 0)
-        rules = None if is_ctc else _rules(folder, config, language)
+        rules = None if is_ctc else _rules(folder, language)
         changed = ("add_adapter", "conv_pos_batch_norm")  # not in the emotion models' pass
         exact = is_ctc and config.model_type in FAMILIES
         exact = exact and not any(getattr(config, key, False) for key in changed)
@@ -138,7 +138,7 @@ class StockRecogniser:
             do_normalize=exact and bool(extractor.do_normalize),
         )
         self._scorer = Scorer(loaded, dtype=dtype, device=device, threads=threads)
-        windows = _WINDOWS[self._scorer.device.type]
+        windows = _WINDOWS.get(self._scorer.device.type, _WINDOWS["cuda"])
         self.max_padded_s = windows * _WINDOW_S if whisper else auto_padded_s(self._scorer)
         self._least_padded_s = _WINDOW_S if whisper else 1 / SAMPLE_RATE_HZ
 
@@ -255,7 +255,7 @@ def _tokenizer(folder: Path, stock: Any, *, spells_all: bool) -> Any:
     return tokenizer
 
 
-def _rules(folder: Path, config: Any, language: str) -> Any:
+def _rules(folder: Path, language: str) -> Any:
     """The folder's rules for a greedy search, never a translation; ConfigError for the language."""
     import transformers
 

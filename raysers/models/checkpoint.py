@@ -83,7 +83,7 @@ class ModelFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a job knows of a model before any worker loads it, as in `LoadedModel`."""
+    """What a job knows of a model before any worker loads it."""
 
     revision: str
     embedding_size: int
@@ -112,7 +112,7 @@ def identify(name: ModelName) -> Identity:
 
 
 def open_folder(name: ModelName, flag: str = "--model") -> ModelFolder:
-    """The folder of a speech model, checked but for its weights; arguments of `local_folder`."""
+    """The folder of a speech model, checked but for its weights."""
     if name.hub_id is None and name.path is None:
         raise ConfigError(f"{name.text} has no trained weights yet: use random:{name.text}")
     path = local_folder(name.path, name.hub_id, name.revision, flag)
@@ -137,6 +137,8 @@ def local_folder(
         raise ConfigError(f"{flag} {path}: fetch the folder first and load the local copy")
     else:
         folder = Path(str(path)).expanduser()
+        if not folder.is_dir():
+            raise CheckpointError(f"{flag} {path} does not exist: give a folder")
     check_folder(folder)
     return folder
 

@@ -231,7 +231,7 @@ class Cnn14(EmotionNetwork):
         self._checkpointing = on
 
     def collected_statistics(self) -> Tensor | None:
-        """Per norm, of passes with gradient: count, sums of x - m and (x - m)^2, m the mean."""
+        """Per norm, of passes with gradient: count, sums of x - m, (x - m)^2 (m: running mean)."""
         if self._sums is None:
             device = self.out.weight.device
             return torch.zeros(sum(self._sizes()), dtype=torch.float64, device=device)

@@ -262,7 +262,7 @@ def frames_in_blocks(
         kernel, bias = kernel[None], bias[None]
     signal = padded.to(kernel.dtype)
     clips, samples = signal.shape
-    chunk = _CHUNK_SAMPLES[signal.device.type]
+    chunk = _CHUNK_SAMPLES.get(signal.device.type, _CHUNK_SAMPLES["cuda"])
     rows_of_blocks = []
     for rows in _blocks(clips, max(1, chunk // samples)):
         step = max(1, chunk // ((rows.stop - rows.start) * geometry.hop_samples))

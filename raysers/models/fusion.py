@@ -81,7 +81,7 @@ class EpochOfHead(NamedTuple):
 
 
 class FusionHead(nn.Module):
-    """Two layers as wide as the input, standardised vectors (Wagner et al. 2022, section 4.8)."""
+    """Standardises its vectors; a hidden layer as wide as they are (Wagner et al. 2022, 4.8)."""
 
     def __init__(self, size: int, dropout: float) -> None:
         super().__init__()

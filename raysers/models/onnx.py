@@ -54,7 +54,8 @@ def backend_of(dtype: str, device: str) -> str:
     """What computes a precision on a device: ONNX Runtime on CPUs where it is installed, or torch.
 
     Measured on one core in fp32, x real time, torch with batches against ONNX Runtime: w2v2-b-2 5
-    and 8, whisper-base-2 38 and 68, cnn14 5 and 15, tiny 107 and 215. Raises ConfigError for int8.
+    and 8, whisper-base-2 38 and 68, cnn14 5 and 15, tiny 107 and 215. Raises ConfigError for int8
+    on a GPU or without ONNX Runtime.
     """
     on_cpu = device.startswith("cpu")
     if dtype == "int8" and not on_cpu:

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,7 +58,7 @@ def find_speech(
 
     probabilities: list[float] = []
     samples = 0
-    with _borrowed("silero-vad", package.load_silero_vad) as network:
+    with _borrowed("silero-vad", partial(_detector, package)) as network:
         network.reset_states()  # it carries state from window to window
         for window, length in _windows(blocks):
             with torch.inference_mode():  # not around the loop: the stream is the caller's code
@@ -133,12 +134,18 @@ def _borrowed(key: object, make: Callable[[], Any]) -> Iterator[Any]:
     """A copy of a model that no other stream or thread uses meanwhile; idle ones are kept."""
     with _lock:
         idle = _idle.setdefault(key, [])
-        copy = idle.pop() if idle else make()
+        copy = idle.pop() if idle else None
+    copy = make() if copy is None else copy  # others return theirs meanwhile
     try:
         yield copy
     finally:
         with _lock:
             idle.append(copy)
+
+
+def _detector(package: Any) -> Any:
+    with _lock:
+        return package.load_silero_vad()
 
 
 def _package() -> Any:
