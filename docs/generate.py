@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ EXAMPLES = {
     "model_revision": "4a5ad3f3", "run_id": "b9e2f1c07a5d4e33", "created_at": "2026-01-31 12:00:00",
     "sample_rate_hz": "16000", "channels": "1", "codec": "WAV/PCM_16", "num_bytes": "60844",
     "etag": "9b2cf535f27731c9", "byte_offset": "512", "byte_size": "60844", "speaker": "03",
-    "sex": "female", "language": "deu", "split": "test1", "transcript": "hello there",
+    "sex": "female", "language": "de", "split": "test1", "transcript": "hello there",
     "corpus": "emodb", "session": "Ses01", "dataset": "emodb", "group": "sex",
     "group_value": "female", "dimension": "valence", "metric": "ccc", "value": "0.571",
     "ci_low": "0.445", "ci_high": "0.657", "n": "535", "paper": "0.638",
@@ -85,7 +85,7 @@ def schema_page() -> str:
         ("fuse predict", "The columns of annotations and", _without(schemas.FUSED, schemas.ANNOTATIONS)),
         ("metrics", "raysers evaluate, train, robustness, transcribe, probe: one value per row.", schemas.METRICS),
         ("tests", "raysers evaluate and robustness: one test of ser-tests per row.", schemas.TESTS),
-        ("speech", "raysers synthesize: one row per text and voice, with the columns of the manifest and",
+        ("speech", "raysers synthesize: one row per text, voice, rate and pitch, with the columns of the manifest and",
          _without(SPEECH, schemas.MANIFEST)),
         ("sentences", "raysers probe: one row per sentence, voice and model.", SENTENCES),
         ("words", "raysers probe --data: one row per rated word.", WORDS),
@@ -113,7 +113,8 @@ def schema_page() -> str:
             "",
             "| column | type | unit or range | meaning | example |",
         ]
-        lines += ["|---|---|---|---|---|", *_rows(schema)]
+        other = ("status",) if name == "trials" else ()
+        lines += ["|---|---|---|---|---|", *_rows(schema, other)]
     return "\n".join(lines) + "\n"
 
 
@@ -121,11 +122,12 @@ def _without(schema: pa.Schema, known: pa.Schema) -> pa.Schema:
     return pa.schema([field for field in schema if field.name not in known.names])
 
 
-def _rows(schema: Iterable[pa.Field]) -> Iterable[str]:
+def _rows(schema: Iterable[pa.Field], other: Collection[str]) -> Iterable[str]:
+    """Lines of the fields, those in `other` without an example: they mean something else here."""
     for field in schema:
         notes = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
         kind = _TYPES.get(str(field.type), str(field.type).split("<")[0].replace("fixed_size_", ""))
-        example = EXAMPLES.get(field.name, "")
+        example = "" if field.name in other else EXAMPLES.get(field.name, "")
         shown = f"`{example}`" if example else ""
         yield f"| `{field.name}` | {kind} | {notes.get('unit', '')} | {_plain(notes['meaning'])} | {shown} |"
 

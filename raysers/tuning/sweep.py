@@ -261,10 +261,10 @@ def run_sweep(
         return Trial(name=f"trial-{number:04d}", path=sweep.path(number), call=call, notes=notes)
 
     numbers, scheduler = sweep.left(), make_scheduler(sweep.flags, sweep.most_epochs)
-    search = None
-    if sweep.flags.search == "optuna":  # how many have been tried decides what is drawn next
-        search = sweep.space.search(sweep.points, sweep.flags.seed + 1000 * len(known))
     if numbers:
+        search = None
+        if sweep.flags.search == "optuna":  # how many have been tried decides what is drawn next
+            search = sweep.space.search(sweep.points, sweep.flags.seed + 1000 * len(known))
         run_trials(
             make,
             # ASHA compares the epochs of trials that ended before too

@@ -392,7 +392,7 @@ def _binned(values: Floats) -> Floats:
 
 
 def _mean_sd_distance(sums: Floats) -> dict[str, Floats]:
-    """Of sums of `_columns` [..., 3 sides, 3, 13]; `sd` is the population's."""
+    """Of sums of `_binned` [..., 3 sides, 3, 13]; `sd` is the population's."""
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = sums[..., 1] / sums[..., 0]
         variance = np.maximum(sums[..., 2] / sums[..., 0] - mean**2, 0)

@@ -7,8 +7,9 @@ strongly a clip was spoken, so figures against such labels do not compare with t
 "russell-mehrabian" takes the means that Russell and Mehrabian (1977), "Evidence for a three-factor
 theory of emotions", Journal of Research in Personality 11, 273-294, report for seven terms on
 pleasure, arousal and dominance from -1 to 1, here as (x + 1) / 2 with valence for pleasure, checked
-against several public transcriptions of their table. Neutral is our own addition: the middle of
-every scale. Contempt is left out, because transcriptions of it differ.
+against several public transcriptions of their table; the paper itself was not at hand. Neutral is
+our own addition: the middle of every scale. Contempt is left out, because transcriptions of it
+differ.
 """
 
 from __future__ import annotations
