@@ -39,8 +39,8 @@ Floats = npt.NDArray[np.float32]
 #: Rates outside are damaged headers: no audio is recorded at them.
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
 
-#: Samples of all channels read at once (1 MiB).
-_BLOCK_SAMPLES = 1 << 18
+#: Samples of all channels read at once (1 MiB), and of a span that is read as a whole (4 MiB).
+_BLOCK_SAMPLES, _SHORT_SAMPLES = 1 << 18, 1 << 20
 
 #: More frames a byte than any encoder makes of silence: FLAC packs 65,535 into 11 bytes, Opus about
 #: 2,000 into one, but leaves gaps out; of all others MPEG layer II does best, with 48.
@@ -209,7 +209,9 @@ class AudioReader:
             return self._usable(signal[: self._fill(signal, first)], first, (first, last))
         start, end, at = context(first, last, rate_hz)
         span = first * rate_hz // SAMPLE_RATE_HZ, frames_for(last, rate_hz)
-        blocks = self._native(start, min(end, info.frames), span)
+        end = min(end, info.frames)
+        is_short = (end - start) * info.channels <= _SHORT_SAMPLES
+        blocks = self._native(start, end, span, _SHORT_SAMPLES if is_short else _BLOCK_SAMPLES)
         skip = first - at
         for piece in converted(blocks, rate_hz, info.frames):
             kept = piece[skip : skip + signal.size - filled]
@@ -218,11 +220,13 @@ class AudioReader:
             skip = max(0, skip - piece.size)
         return signal[:filled]
 
-    def _native(self, start: int, end: int, span: tuple[int, int]) -> Iterator[Floats]:
+    def _native(
+        self, start: int, end: int, span: tuple[int, int], most_samples: int = _BLOCK_SAMPLES
+    ) -> Iterator[Floats]:
         """Frames `[start, end)`, or as many as there are, as mono blocks at the file's own rate."""
         channels, self._start, self._end = self.info.channels, start, start
         self._energies, self._mix_energy = np.zeros(channels), 0.0
-        most = max(1, _BLOCK_SAMPLES // channels)
+        most = max(1, most_samples // channels)
         while start < end:
             wanted = min(most, end - start)
             block = np.empty((wanted, channels), np.float32)

@@ -4,6 +4,7 @@ import io
 import os
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import numpy as np
 import pytest
@@ -29,6 +30,40 @@ def reference(data: bytes) -> np.ndarray:
 def test_whole_file_is_soundfile_then_mean_then_one_shot_soxr(fmt, subtype, rate_hz, channels):
     data = encode(noise(2.3, rate_hz, channels), rate_hz, fmt, subtype)
     np.testing.assert_allclose(decode(io.BytesIO(data), name="x"), reference(data), atol=1e-6)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_flac_has_the_samples_that_libsndfile_reads(subtype, channels):
+    for frames in (16, 4095, 60_001):
+        data = encode(noise(frames / 16000, 16000, channels), 16000, "FLAC", subtype)
+        expected = sf.read(io.BytesIO(data), dtype="float32", always_2d=True)[0]
+        with AudioReader(io.BytesIO(data), name="x") as reader:
+            for channel in range(channels):
+                got = reader.read(max_s=10, channel=channel + 1)
+                np.testing.assert_array_equal(got, expected[:, channel])
+
+
+def test_damaged_flac_is_whole_or_an_error():
+    whole = encode(noise(1.5, 16000, 2), 16000, "FLAC", "PCM_16")
+    expected, header, rng = decode(io.BytesIO(whole), name="x"), whole.index(b"\xff\xf8"), Random(1)
+    errors = 0
+    for _ in range(300):
+        data, at = bytearray(whole), rng.randrange(header, len(whole))
+        kind = rng.choice(["flip", "cut", "insert"])
+        if kind == "flip":
+            data[at] ^= rng.randrange(1, 256)
+        elif kind == "cut":
+            del data[at:]
+        else:
+            data[at:at] = rng.randbytes(rng.choice([1, 100, 5000]))
+        try:
+            got = decode(io.BytesIO(data), name="x")
+        except ClipError:
+            errors += 1
+        else:
+            np.testing.assert_array_equal(got, expected)
+    assert errors > 200
 
 
 @pytest.mark.parametrize(("fmt", "subtype", "rate_hz"), FORMATS)
