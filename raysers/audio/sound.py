@@ -18,7 +18,7 @@ import soundfile
 from raysers.audio import containers, libav, streams
 from raysers.audio.containers import KNOWN, named, refusal
 from raysers.audio.libav import AvSound
-from raysers.audio.source import Bytes, Lengths, SplicedBytes
+from raysers.audio.source import HEAD_BYTES, Bytes, Lengths, SplicedBytes
 from raysers.errors import ClipError
 from raysers.types import Status
 
@@ -44,8 +44,7 @@ _READ_AHEAD_BYTES = 1 << 14
 
 #: A FLAC file up to this size is decoded with dr_flac.
 _MOST_FLAC_BYTES = 1 << 24
-#: A FLAC file begins so, and with the number of channels less one in bits 4 to 6 of byte 20.
-_FLAC_STARTS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
+_FLAC_STARTS = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
 
 #: Frames of the blocks in which a stream of unknown length is counted.
 _COUNTED_FRAMES = 1 << 12
@@ -64,7 +63,8 @@ class Sound:
     `restart_frames` (0: never). `slack_frames` is what a healthy file of the codec may lack.
     """
 
-    stream = 0
+    stream, has_moved = 0, False  # the second by `lengths`
+    _file: Any
 
     def __init__(self, source: Bytes) -> None:
         """Raises `soundfile.SoundFileError`, without a reason: it may be another thread's."""
@@ -76,8 +76,7 @@ class Sound:
             file = _snd.sf_open_virtual(self._io, _snd.SFM_READ, info, _ffi.NULL)
         if file == _ffi.NULL:
             raise soundfile.SoundFileError("libsndfile cannot open it")
-        self._file, self._source = _ffi.gc(file, _snd.sf_close), source
-        self._is_at_end = False  # dr_flac has decoded all
+        self._file = _ffi.gc(file, _snd.sf_close)
         self.sample_rate_hz = int(info.samplerate)
         self.channels, self.frames = int(info.channels), int(info.frames)
         if info.format not in _KINDS:  # the names are looked up in a long table
@@ -85,7 +84,6 @@ class Sound:
             container, subtype = (soundfile._format_str(info.format & mask) for mask in masks)
             _KINDS[info.format] = container, subtype
         self.kind = _KINDS[info.format]
-        self.has_moved = False  # by `lengths`
         subtype = self.kind[1]
         self.preroll = next((n for key, n in _PREROLL.items() if subtype.startswith(key)), 0)
         self.restart_frames = libav.RESTART_S * self.sample_rate_hz if subtype == "OPUS" else 0
@@ -113,7 +111,7 @@ class Sound:
 
     def goes_on(self, source: Bytes, frames: int) -> bool:
         """Whether audio follows the `frames` that the file counts, once all were decoded."""
-        return not self._is_at_end and streams.goes_on(source, self.kind[0], frames)
+        return streams.goes_on(source, self.kind[0], frames)
 
     def lengths(self, source: Bytes) -> Lengths:
         """Frames that can be read and that the header promises, judged by the file's bytes.
@@ -132,36 +130,83 @@ class Sound:
 
     def seek(self, frame: int) -> bool:
         """Go to a frame; False when libsndfile cannot."""
-        self._is_at_end = False
         return bool(_snd.sf_seek(self._file, frame, os.SEEK_SET) == frame)
 
     def read_into(self, block: Floats) -> int:
         """Fill `block` [frames] or [frames, channels]; returns how many frames there were."""
-        if self._is_at_end:
-            return 0
-        if self.kind[0] == "FLAC" and len(block) == self.frames and self._read_flac(block):
-            self._is_at_end = True
-            return len(block)
         with _quiet() if self.kind[1].startswith("MPEG") else nullcontext():
             data = _ffi.from_buffer("float[]", block)
             return int(_snd.sf_readf_float(self._file, data, len(block)))
 
-    def _read_flac(self, block: Floats) -> bool:
-        """Whether dr_flac decodes the whole file into `block`, and nothing follows.
 
-        It takes half of libsndfile's time and gives the same samples, but leaves damaged frames
-        out: such a file is libsndfile's, which tells where the damage is.
-        """
-        source = self._source
-        if miniaudio is None or not isinstance(source.handle, int):
-            return False
-        if source.size > _MOST_FLAC_BYTES:
-            return False
-        data, lib, ffi = source.at(0, source.size), miniaudio.lib, miniaudio.ffi
-        # dr_flac writes as many channels as this header says
-        if not data.startswith(_FLAC_STARTS) or (data[20] >> 1 & 7) + 1 != self.channels:
-            return False
-        if data.find(b"fLaC", 4) > 0:  # a second file behind the first, perhaps
+class FlacSound(Sound):
+    """A FLAC file that dr_flac decodes whole, in half of libsndfile's time, to the same samples.
+
+    Parts of it are read with libsndfile, and so are damaged files: dr_flac leaves damage out.
+    """
+
+    preroll = restart_frames = slack_frames = 0
+
+    def __init__(self, source: Bytes) -> None:
+        about = int.from_bytes(source.at(18, 8), "big")
+        self.sample_rate_hz, self.channels = about >> 44, (about >> 41 & 7) + 1
+        self.kind, self.frames = ("FLAC", f"PCM_{(about >> 36 & 31) + 1}"), about & (1 << 36) - 1
+        self._source, self._is_read = source, False  # whether dr_flac has read all of it
+
+    @classmethod
+    def of(cls, source: Bytes) -> FlacSound | None:
+        """The file; None if it is long, or its header is not as that of most."""
+        if miniaudio is None or source.size > _MOST_FLAC_BYTES:
+            return None
+        if source.at(0, 8) not in _FLAC_STARTS or not isinstance(source.handle, int):
+            return None
+        sound, at, kind = cls(source), 4, 0
+        while kind < 0x80 and at < HEAD_BYTES:  # the last block of the header has this bit
+            head = source.at(at, 4).ljust(4, b"\xff")
+            kind, at = head[0], at + 4 + int.from_bytes(head[1:], "big")
+        is_whole = kind >= 0x80 and source.at(at, 2) in (b"\xff\xf8", b"\xff\xf9")
+        is_usual = sound.sample_rate_hz and sound.frames and sound.kind[1] in ("PCM_16", "PCM_24")
+        return sound if is_whole and is_usual else None
+
+    @functools.cached_property
+    def _file(self) -> Any:
+        try:
+            return Sound(self._source)._file
+        except soundfile.SoundFileError as error:
+            raise refusal(self._source, "") from error
+
+    def close(self) -> None:
+        """See `Sound`."""
+        if "_file" in vars(self):
+            super().close()
+
+    @property
+    def is_damaged(self) -> bool:
+        """See `Sound`."""
+        return not self._is_read and super().is_damaged
+
+    def goes_on(self, source: Bytes, frames: int) -> bool:
+        """See `Sound`."""
+        return not self._is_read and super().goes_on(source, frames)
+
+    def seek(self, frame: int) -> bool:
+        """See `Sound`."""
+        self._is_read = False
+        return super().seek(frame)
+
+    def read_into(self, block: Floats) -> int:
+        """See `Sound`."""
+        if self._is_read:
+            return 0
+        self._is_read = len(block) == self.frames and self._read_whole(block)
+        return len(block) if self._is_read else super().read_into(block)
+
+    def _read_whole(self, block: Floats) -> bool:
+        """Whether dr_flac decodes all frames, and no other."""
+        data, lib, ffi = self._source.at(0, self._source.size), miniaudio.lib, miniaudio.ffi
+        # it writes as many channels as these bytes say, whatever the file said when it was opened,
+        # and passes over a second file behind this one
+        if data[:26] != self._source.at(0, 26) or data.rfind(b"fLaC") > 0:
             return False
         flac = lib.ma_dr_flac_open_memory(ffi.from_buffer(data), len(data), ffi.NULL)
         if flac == ffi.NULL:
@@ -183,7 +228,7 @@ def open_sound(source: Bytes, name: str, stream: str | int = 0) -> tuple[Sound |
     head, encoding = source.at(0, 4), source.at(20, 2)
     try:
         with nullcontext() if head in KNOWN and encoding not in _MPEG_TAGS else _quiet():
-            opened = Sound(source)
+            opened = FlacSound.of(source) or Sound(source)
     except soundfile.SoundFileError as error:
         source.check()
         if (label := containers.av_label(source)) and (av := libav.library()):
