@@ -35,7 +35,7 @@ AudioSource = str | BinaryIO
 #: Bytes in memory up to this size are copied to a file there.
 _COPIED_BYTES = 8 << 20
 #: Read at once at the start of a local file: holds the header of nearly every file.
-HEAD_BYTES = 4096
+HEAD_BYTES = 1 << 16
 
 _NO_SUCH_FILE = (ObjectMissing, "no such file")
 _NO_PERMISSION = (ObjectForbidden, "no permission to read the file")
