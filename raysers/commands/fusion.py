@@ -1,4 +1,4 @@
-"""The two commands of fuse: train, and predict."""
+"""The two commands of fuse: train, and predict; what they run takes seconds to import."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from raysers.engine.job import ClipJob
 from raysers.errors import ConfigError
 from raysers.models.backbones import ASSETS
 from raysers.run import Exit, run_main
-from raysers.words import fuse_train
-from raysers.words.fusion import FusePredictFlags, FusionTask, prediction_task, require_words
+from raysers.words.flags import FusePredictFlags, FuseTrainFlags
 
 _FUSE = r"""Emotion from audio and text: heads on a frozen speech and a frozen text model.
 
@@ -36,6 +35,8 @@ texts and scores of all heads.
 @command("input", about=_FUSE)
 def fuse_predict(flags: FusePredictFlags) -> int:
     """Check, plan, score what is left, conclude; returns the exit code."""
+    from raysers.words.fusion import FusionTask, prediction_task, require_words
+
     with ClipJob.open(flags, "fuse-predict", table=FusionTask.table) as job:
         task = prediction_task(flags)
         job.prepare(task)
@@ -46,12 +47,17 @@ def fuse_predict(flags: FusePredictFlags) -> int:
         return job.execute({k: v for k, v in as_plain(job.flags).items() if k != "model"})
 
 
+@command("data", about=_FUSE, recipes=ASSETS / "recipes" / "fusion")
+def fuse_train(flags: FuseTrainFlags) -> int:
+    """See `words.fuse_train.train`."""
+    from raysers.words.fuse_train import train
+
+    return train(flags)
+
+
 #: By the word after fuse: its command, and the folder of the results.
 FUSE: Mapping[str, tuple[Command[Any], str]] = {
-    "train": (
-        Command(fuse_train.train, "data", _FUSE, recipes=ASSETS / "recipes" / "fusion"),
-        "fusion",
-    ),
+    "train": (fuse_train, "fusion"),
     "predict": (fuse_predict, "emotions"),
 }
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -162,7 +162,6 @@ def reading(folder: Path, failure: str) -> Iterator[None]:
 
 
 Floats = npt.NDArray[np.float32]
-TextPooling = Literal["mean", "cls"]
 #: The encoder inside the package of that name: real BERT weights without a model hub.
 MINILM = "minilm"
 #: Padded tokens of one forward pass, where caches and padding cost least.
@@ -177,8 +176,8 @@ class TextEncoder:
     `max_tokens` of a text are read, special ones included.
     """
 
-    def __init__(self, name: str, pooling: TextPooling = "mean", *, device: str = "cpu") -> None:
-        if pooling not in get_args(TextPooling):
+    def __init__(self, name: str, pooling: str = "mean", *, device: str = "cpu") -> None:
+        if pooling not in ("mean", "cls"):
             raise ConfigError(f"--text-pooling {pooling}: choose mean or cls")
         from transformers import AutoModelForMaskedLM
 

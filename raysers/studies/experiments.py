@@ -39,7 +39,7 @@ from raysers.training.trainer import run_training
 from raysers.tuning.space import SEARCHABLE, coerce
 from raysers.tuning.sweep import command_of
 from raysers.tuning.trials import Report, TrialResources
-from raysers.words.fuse_train import FuseTrainFlags
+from raysers.words.flags import FuseTrainFlags
 from raysers.words.probe import ProbeFlags
 
 #: Folders of a trained model with its scores of the evaluation clips, and what they are worth.

@@ -22,7 +22,7 @@ from raysers.models.backbones import ASSETS
 from raysers.report.evidence import PAPER_STUDIES
 from raysers.robustness.task import RobustnessFlags, chosen
 from raysers.tuning.space import SEARCHABLE, coerce
-from raysers.words.fuse_train import FuseTrainFlags
+from raysers.words.flags import FuseTrainFlags
 from raysers.words.probe import ProbeFlags
 
 #: Stands for `PAPER_STUDIES`.

@@ -2,29 +2,35 @@
 
 The vectors come from one pass over the clips, in a folder with a record and a manifest like any
 job's, so an interrupted pass resumes; or from an annotation with embeddings and a transcript table
-(`--annotation`, `--transcripts`), which several trainings can share.
+(`--annotation`, `--transcripts`), which several trainings can share. The same vectors, labels and
+settings give the same head: order and dropout follow from the seed and the epoch, on one thread.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, fields, replace
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from torch import Tensor
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import DEFAULT_ASR, DEFAULT_MODEL, Output, Retry, Uris, as_plain
+from raysers.cli import DEFAULT_MODEL, as_plain
 from raysers.data import splits
 from raysers.data.manifest import is_manifest, read_manifest, write_manifest
 from raysers.data.sorting import sort_manifest
 from raysers.engine.cluster import call_on_worker
 from raysers.engine.job import ClipJob
-from raysers.engine.listing import ClipJobFlags, index_labelled
+from raysers.engine.listing import index_labelled
 from raysers.engine.progress import print_warning
-from raysers.errors import ConfigError, ObjectMissing, RefusedError
+from raysers.errors import ConfigError, ObjectMissing, RefusedError, TrainingDiverged
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.rows import print_metrics, print_notes
 from raysers.evaluation.scores import dimensions_of, labelled_only
@@ -32,122 +38,34 @@ from raysers.io import storage
 from raysers.models.asr import is_moonshine, parse_asr_name
 from raysers.models.backbones import parse_model_name
 from raysers.models.fusion import (
+    LEAST_LABELS,
     SOURCES,
     Fusion,
     FusionConfig,
-    HeadSettings,
-    train_head,
+    FusionHead,
+    Vectors,
 )
-from raysers.models.pretrained import TextPooling
+from raysers.models.heads import ccc_loss
 from raysers.run import Exit, Run, load_record, with_absolute_paths
-from raysers.types import DIMENSIONS
+from raysers.types import DIMENSIONS, seed_of
 from raysers.words import fusion, fusion_results
-from raysers.words.fusion_results import DEV, TRAIN, features_of, nothing_to_learn, verdict
+from raysers.words.flags import FuseTrainFlags, HeadSettings
+from raysers.words.fusion_results import (
+    DEV,
+    TRAIN,
+    EpochOfHead,
+    best_epoch,
+    features_of,
+    nothing_to_learn,
+    verdict,
+)
 from raysers.words.texts import fingerprint
 
 JOB, FEATURES_JOB = "fuse-train", "fuse-features"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FuseTrainFlags(HeadSettings):
-    """Flags of `raysers fuse train`."""
-
-    data: Uris
-    """Labelled data with a `split` (train, dev, and best test): manifests, tables, corpora."""
-    output: Output
-    """Folder or s3:// prefix for the fusion; rerun the command to resume there."""
-    model: str = DEFAULT_MODEL
-    """Fine-tuned acoustic model, frozen: alias, hub id, folder or s3:// prefix."""
-    text_model: str = "bert-base-uncased"
-    """Text encoder of BERT's kind, frozen: `minilm`, a hub id, folder or s3:// prefix."""
-    text_pooling: TextPooling = "mean"
-    """How the tokens' vectors become one: their mean, or the first one."""
-    asr: str = DEFAULT_ASR
-    """Recogniser of clips without a transcript; `manifest`: every clip has one."""
-    recognise_all: bool = False
-    """Recognise clips that have a transcript, too, as an archive's clips will be."""
-    annotation: str = ""
-    """Output of `annotate --embeddings` of the same clips: its vectors and its model are used, and
-    no audio is read."""
-    transcripts: str = ""
-    """Beside --annotation, an output of `transcribe`: texts of clips without a transcript, of all
-    clips with --recognise-all."""
-    corpus: str = "auto"
-    """Layout of the data: auto recognises it, none takes folders for plain audio."""
-    emotion_map: str = ""
-    """Takes missing labels from the emotion category: `russell-mehrabian`, or a YAML file."""
-    speakers: str = ""
-    """CSV with `speaker`, or `video` (the session), and `sex`, for data that does not say."""
-    folds: int = 0
-    """Split by speaker into N folds instead of by the data's own splits."""
-    fold: int = 0
-    """Which of the --folds is kept apart as dev, from 0."""
-    new_speakers: bool = False
-    """Only clips of speakers that the acoustic model, an output of `raysers train`, was not trained
-    on: on these its vectors are as good as they will be on an archive. Best with --folds."""
-    allow_leakage: bool = False
-    """Train although speakers or sessions are in several splits; the results are marked."""
-    limit: int = 0
-    """Only the first N clips of the data; 0 takes all."""
-    bootstrap: int = 1000
-    """Draws behind the intervals; 0 leaves them out."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of acoustic model and recogniser; auto is bf16 where the hardware has it."""
-    workers: int | Literal["local"] = 0
-    """Workers of the encoders; 0 uses every GPU, or every CPU when there is none; `local` works in
-    this process, without Ray."""
-    max_padded_s: float = 0.0
-    """Padded audio seconds per forward pass; 0 chooses for the device."""
-    max_clip_s: float = 600.0
-    """Longer clips are left out."""
-    max_failed: float = 0.05
-    """Highest share of clips without vectors before the job ends with exit code 3."""
-    retry: Retry = ()
-    """When resuming, also process clips with these statuses again, such as unreadable."""
-    dry_run: bool = False
-    """Print what the encoders have to do, with a measured estimate, and write nothing."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        fold = f"a number from 0 to {max(self.folds - 1, 0)} (--folds is {self.folds})"
-        sized = self.batch_size == 0 or self.batch_size >= 2
-        for name, good, valid in (
-            ("data", bool(self.data), "labelled clips with a split"),
-            ("output", bool(self.output), "a folder or an s3:// prefix"),
-            ("transcripts", not self.transcripts or bool(self.annotation), "also --annotation"),
-            ("folds", self.folds == 0 or self.folds >= 2, "2 or more (0: the data's own splits)"),
-            ("fold", 0 <= self.fold < max(self.folds, 1), fold),
-            ("epochs", 1 <= self.epochs <= 100, "1 to 100 passes"),
-            ("batch_size", sized, "0 (automatic), or 2 or more: one clip has no correlation"),
-            ("lr", self.lr > 0, "a rate above 0"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("dropout", 0 <= self.dropout < 1, "a share from 0 to below 1"),
-            ("patience", self.patience >= 0, "0 (never) or more epochs"),
-            ("seed", self.seed >= 0, "0 or more"),
-            ("bootstrap", self.bootstrap >= 0, "0 (none) or more draws"),
-        ):
-            if not good:
-                flag = "--" + name.replace("_", "-")
-                raise ConfigError(f"{flag} is {getattr(self, name)}: give {valid}")
-        self.clips.check()
-
-    @property
-    def clips(self) -> ClipJobFlags:
-        """The pass over the clips."""
-        place = storage.join(self.output, fusion.FeaturesTask.table)
-        names = ["model", "dtype", "workers", "max_padded_s", "max_clip_s", "max_failed", "retry",
-                 "dry_run", "limit"]  # fmt: skip
-        own = {name: getattr(self, name) for name in names}
-        return ClipJobFlags(input=self.data, output=place, **own)
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """Every flag that decides the heads, beyond the vectors they are trained on."""
-        optional = ("schedule", "new_speakers", "annotation", "transcripts")
-        names = [field.name for field in fields(HeadSettings) if field.name != "schedule"]
-        names += ["bootstrap", "folds", "fold", "allow_leakage"]
-        names += [n for n in optional if getattr(self, n) != getattr(FuseTrainFlags, n)]
-        return {name: getattr(self, name) for name in names}
+#: Numbers that hardly ever change would be blown up by their own scale.
+_LEAST_SD = 1e-5
+#: Published seeds are of this size.
+_SEED_BYTES = 7
 
 
 def train(flags: FuseTrainFlags) -> int:
@@ -348,3 +266,73 @@ def _speakers_of(model: str) -> set[str]:
     if not {"split", "speaker"} <= set(clips.column_names):
         return set()
     return set(clips.filter(pc.equal(clips["split"], TRAIN))["speaker"].to_pylist()) - {None, ""}
+
+
+def train_head(
+    name: str, train: Vectors, dev: Vectors, settings: HeadSettings, device: str = "cpu"
+) -> tuple[FusionHead, list[EpochOfHead]]:
+    """The head of the epoch with the best mean dev CCC, and all epochs; or TrainingDiverged.
+
+    Clips of `train` without any label are left out, and a dimension with fewer than `LEAST_LABELS`
+    always gets the middle of the scale.
+    """
+    labelled = np.isfinite(train.labels).any(axis=1)
+    values, labels = (torch.from_numpy(one[labelled]).to(device) for one in train)
+    dev_values, dev_labels = (torch.from_numpy(one).to(device) for one in dev)
+    counts = (~labels.isnan()).sum(0).tolist()
+    unlabelled = [place for place, count in enumerate(counts) if count < LEAST_LABELS]
+    size = settings.batch_size or min(max(len(values) // 16, 16), 256)
+    # batches of nearly equal size: a rest of two clips has no correlation
+    steps = max(1, round(len(values) / size))
+    history: list[EpochOfHead] = []
+    with _alone(seed_of(name, settings.seed, 0, size_bytes=_SEED_BYTES)):
+        head = FusionHead(values.shape[1], settings.dropout).to(device)
+        spread = values.double().std(0, unbiased=False)
+        head.mean.copy_(values.double().mean(0))
+        head.scale.copy_(torch.where(spread > _LEAST_SD, spread, 1.0))
+        optimiser = torch.optim.AdamW(
+            head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        head.silence(unlabelled)
+        kept: dict[str, Tensor] = {}
+        for epoch in range(1, settings.epochs + 1):
+            torch.manual_seed(seed_of(name, settings.seed, epoch, size_bytes=_SEED_BYTES))
+            if settings.schedule == "linear":
+                for group in optimiser.param_groups:
+                    group["lr"] = settings.lr * (1 - (epoch - 1) / settings.epochs)
+            losses = []
+            head.train()
+            for part in torch.randperm(len(values)).tensor_split(steps):
+                loss = ccc_loss(head(values[part]), labels[part])
+                if not torch.isfinite(loss):
+                    raise TrainingDiverged(
+                        "the loss of a head is not a finite number: give a smaller --lr"
+                    )
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+                optimiser.step()
+                losses.append(loss.item())
+            with torch.no_grad():
+                ccc = 1.0 - ccc_loss(head.eval()(dev_values).double(), dev_labels).item()
+            history.append(EpochOfHead(epoch, float(np.mean(losses)), ccc))
+            best = best_epoch(history).epoch
+            if best == epoch:
+                kept = copy.deepcopy(head.state_dict())
+            if settings.patience and epoch - best >= settings.patience:
+                break
+    head.load_state_dict(kept)
+    head.silence(unlabelled)  # weight decay has moved them
+    return head.cpu().eval(), history
+
+
+@contextmanager
+def _alone(seed: int) -> Iterator[None]:
+    """Torch's own generator at `seed` and one thread; both are given back as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -18,21 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.annotation import AnnotateTask, require_revision
-from raysers.cli import Hidden
 from raysers.engine import output as parts
 from raysers.engine.feed import micro_batches
-from raysers.engine.listing import ClipJobFlags
 from raysers.engine.placement import Placement
 from raysers.engine.worker import ClipModel, ClipTask, Row, Signal
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.io import storage
 from raysers.models.asr import is_moonshine
 from raysers.models.fusion import SOUND, WORDS, load_fusion
-from raysers.models.pretrained import TextEncoder, TextPooling, is_place
+from raysers.models.pretrained import TextEncoder, is_place
 from raysers.models.speech import pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
+from raysers.words.flags import FEATURES, FusePredictFlags
 from raysers.words.texts import recognised_texts
 from raysers.words.transcribe import TranscribeTask
 
@@ -45,27 +44,6 @@ SUFFIXES = {"fused": "", "audio": "_audio", "text": "_text"}
 _AT_ONCE_S = 120.0
 #: Revision of a model of the hub; those of folders are shorter.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusePredictFlags(ClipJobFlags):
-    """Flags of `raysers fuse predict`."""
-
-    model: Hidden = ""
-    fusion: str
-    """Output of `fuse train`: a folder or s3:// prefix."""
-    asr: str = ""
-    """Recogniser of clips without a transcript in the input; default: as in training."""
-    recognise_all: bool = False
-    """Recognise clips that have a transcript, too."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        super().check()
-        if not self.fusion:
-            raise ConfigError("--fusion is empty: give the output of fuse train")
-        if self.model:
-            raise ConfigError(f"--model {self.model}: the acoustic model is that of --fusion")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +60,7 @@ class FusionTask(ClipTask):
     text_model: str
     text_revision: str
     text_size: int
-    text_pooling: TextPooling
+    text_pooling: str
     asr: TranscribeTask | None = None
     recognise_all: bool = False
     fusion: str = ""
@@ -90,7 +68,7 @@ class FusionTask(ClipTask):
     device: str = "cpu"
 
     @classmethod
-    def load(cls, sound: AnnotateTask, text_model: str, pooling: TextPooling) -> Self:
+    def load(cls, sound: AnnotateTask, text_model: str, pooling: str) -> Self:
         """The task without a recogniser, its text encoder loaded and checked here.
 
         Raises ConfigError: unknown name. CheckpointError: a folder that cannot be trusted.
@@ -178,7 +156,7 @@ class FusionTask(ClipTask):
 class FeaturesTask(FusionTask):
     """The same without trained heads: yields the vectors that heads are trained on."""
 
-    table: ClassVar[str] = "features"
+    table: ClassVar[str] = FEATURES
 
 
 class FusionWorker:
@@ -268,8 +246,8 @@ def prediction_task(flags: FusePredictFlags) -> FusionTask:
         max_padded_s=flags.max_padded_s,
         embeddings=True,
     )
-    pooling: TextPooling = "cls" if config.text_pooling == "cls" else "mean"
-    task = FusionTask.load(sound, pinned(config.text_model, config.text_revision), pooling)
+    text_model = pinned(config.text_model, config.text_revision)
+    task = FusionTask.load(sound, text_model, config.text_pooling)
     for role, name, was, now in (
         ("acoustic model", config.acoustic_model, config.acoustic_revision, sound.revision),
         ("text model", config.text_model, config.text_revision, task.text_revision),

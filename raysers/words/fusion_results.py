@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -38,10 +38,8 @@ from raysers.models.fusion import (
     LEAST_LABELS,
     SOUND,
     WORDS,
-    EpochOfHead,
     Fusion,
     Vectors,
-    best_epoch,
     load_fusion,
     save_fusion,
     side_by_side,
@@ -55,6 +53,15 @@ TRAIN, DEV = "train", "dev"
 #: Names of the contestants, the fused one first; `model` and `group_value` of the rows.
 FUSED, ACOUSTIC, AUDIO_HEAD, TEXT_HEAD = "fused", "acoustic model", "audio head", "text head"
 _OF_HEAD = {"fused": FUSED, "audio": AUDIO_HEAD, "text": TEXT_HEAD}
+
+
+class EpochOfHead(NamedTuple):
+    """Mean loss of an epoch's steps, and CCC over the whole dev set."""
+
+    epoch: int
+    train_loss: float
+    dev_ccc: float
+
 
 Floats = npt.NDArray[np.float32]
 History = Mapping[str, Sequence[EpochOfHead]]
@@ -250,6 +257,11 @@ def _notes(features: Features) -> Iterator[str]:
         yield f"too few train labels for {', '.join(untrained)}: not trained, the scores are null"
     if not any(split.startswith("test") for split in set(features.split)):
         yield "there is no test split: the dev clips that chose the epochs are the ones reported"
+
+
+def best_epoch(history: Sequence[EpochOfHead]) -> EpochOfHead:
+    """The epoch that was kept: the first of those with the highest dev CCC."""
+    return max(history, key=lambda one: (one.dev_ccc, -one.epoch))
 
 
 def fusion_rows(scores: Scores, bootstrap: Bootstrap) -> list[Row]:

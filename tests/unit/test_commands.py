@@ -30,7 +30,7 @@ def test_every_job_is_a_subcommand_and_a_script():
     made = re.compile(r"^@command\(.*\)\ndef (\w+)", re.MULTILINE)
     files = (REPO / "raysers/commands").glob("*.py")
     names = {name for file in files for name in made.findall(file.read_text())}
-    assert names - {"fuse_predict"} | {"fuse"} == set(commands.COMMANDS)
+    assert names - {"fuse_train", "fuse_predict"} | {"fuse"} == set(commands.COMMANDS)
 
 
 def test_help_and_version_import_nothing_heavy():
@@ -58,11 +58,13 @@ def test_help_fits_80_columns_and_first_one_screen(job, capsys):
     assert len(shown["--help"].splitlines()) <= 45
 
 
-@pytest.mark.parametrize("job", ["annotate", "transcribe", "train", "study"])
+@pytest.mark.parametrize(
+    "job", ["annotate", "transcribe", "train", "study", "fuse train", "fuse predict"]
+)
 def test_help_of_a_job_is_quick_and_small(job):
     code = (
         "import sys, time; begun = time.process_time()\n"
-        f"from raysers.commands import main; main(['{job}', '--help'])\n"
+        f"from raysers.commands import main; main([*'{job}'.split(), '--help'])\n"
         "print(time.process_time() - begun, file=sys.stderr)\n"
         "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
         "print(status['VmHWM'].split()[0], file=sys.stderr)"

@@ -18,15 +18,15 @@ from raysers.models.fusion import (
     WORDS,
     Fusion,
     FusionConfig,
-    HeadSettings,
     Vectors,
-    best_epoch,
     load_fusion,
     save_fusion,
     side_by_side,
-    train_head,
 )
 from raysers.models.pretrained import TextEncoder
+from raysers.words.flags import HeadSettings
+from raysers.words.fuse_train import train_head
+from raysers.words.fusion_results import best_epoch
 from tests.places import SHARED_DATA, needs_shared
 
 QUICK = HeadSettings(epochs=30, batch_size=32, lr=3e-3, dropout=0.1)

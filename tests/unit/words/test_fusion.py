@@ -8,13 +8,14 @@ import pytest
 
 from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.scores import Scores
-from raysers.models.fusion import EpochOfHead, FusionConfig
+from raysers.models.fusion import FusionConfig
 from raysers.words.fusion import pinned
 from raysers.words.fusion_results import (
     ACOUSTIC,
     AUDIO_HEAD,
     FUSED,
     TEXT_HEAD,
+    EpochOfHead,
     differences,
     fusion_card,
     fusion_rows,
