@@ -213,7 +213,8 @@ class Run:
             text = f"{type(error).__name__}: {error}"[:_MAX_ERROR]
             with suppress(RaysersError):  # the disk may be what failed
                 self.finish("interrupted" if stopped else "failed", {"error": text})
-        if isinstance(error, ConfigError):  # no longer the command's fault
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        if missing or isinstance(error, ConfigError):  # no longer the command's fault
             raise RaysersError(str(error)) from error
 
     def _release(self) -> None:

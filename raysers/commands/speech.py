@@ -55,7 +55,7 @@ def synthesize(flags: SynthesizeFlags) -> int:
     Result: OUTPUT/audio/*.wav and OUTPUT/manifest, one row per text, voice, rate and pitch,
     with the text as `transcript` and every other column of the texts beside it.
     """
-    flags = with_absolute_paths(flags)
+    flags = with_absolute_paths(flags, "texts")
     with Run.open(JOB, flags.output, table=TABLE, dry_run=flags.dry_run) as run:
         table, notes = check(flags, run)
         pool = synthesis.worker_pool(flags.workers)

@@ -86,6 +86,7 @@ class Engine:
 
     def check(self, voices: Sequence[str], rates: Sequence[int], pitches: Sequence[int]) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
+        _installed()
         for voice in voices:
             if voice not in (NEUTRAL, RANDOM):
                 _voice_file(f"--voice {voice}", voice)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -143,6 +144,9 @@ def settings_of(flags: ProbeFlags) -> dict[str, Any]:
     tasks = [AnnotateTask.load(model, dtype=flags.dtype, max_padded_s=0) for model in flags.model]
     if len({task.model for task in tasks}) < len(tasks):
         raise ConfigError("--model has the same model twice")
+    for name in ("torch", "transformers", "matplotlib"):  # first used when the run has begun
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     deciding = {k: v for k, v in as_plain(flags).items() if k not in _NOT_DECIDING}
     return {**deciding, "model_revisions": [task.revision for task in tasks]}
 

@@ -112,16 +112,30 @@ def test_only_a_package_that_is_named_is_called_missing():
     assert job(["a", "-o", "b"]) == 1
 
 
-@pytest.mark.parametrize("job", ["annotate", "train"])
-def test_a_python_without_torch_says_so_before_anything_is_written(job, tmp_path):
+@pytest.mark.parametrize(
+    ("package", "job"),
+    [
+        ("torch", "annotate"),
+        ("torch", "train"),
+        ("torch", "probe"),
+        ("transformers", "probe"),
+        ("matplotlib", "probe"),
+        ("espeakng_loader", "probe"),
+        ("espeakng_loader", "synthesize"),
+    ],
+)
+def test_a_python_without_a_package_says_so_before_anything_is_written(package, job, tmp_path):
     (tmp_path / "a.wav").touch()
+    given = {"probe": ["raysers-base"], "synthesize": ["--templates", "this-is"]}
     code = (
-        "import sys; sys.modules['torch'] = None\n"
+        f"import sys; sys.modules['{package}'] = None\n"
         "from raysers.commands import main; sys.exit(main(sys.argv[1:]))"
     )
-    done = python("-c", code, job, str(tmp_path), "-o", str(tmp_path / "out"))
+    inputs = given.get(job, [str(tmp_path)])
+    done = python("-c", code, job, *inputs, "-o", str(tmp_path / "out"))
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {sys.executable} has no package torch")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert ("[speech]" if package == "espeakng_loader" else f"has no package {package}") in line
     assert not (tmp_path / "out").exists()
 
 

@@ -16,6 +16,7 @@ from raysers.run import Run, load_record
         (None, None, "running"),
         (ValueError("a bug"), ValueError, "failed"),
         (ConfigError("refused by a worker"), RaysersError, "failed"),
+        (ModuleNotFoundError("no module named av", name="av"), RaysersError, "failed"),
         (KeyboardInterrupt(), KeyboardInterrupt, "interrupted"),
         (SystemExit(143), SystemExit, "interrupted"),
     ],
