@@ -18,6 +18,7 @@ from raysers.tuning.results import TRIALS
 from raysers.words.ratings import WORDS
 from raysers.words.spoken import RESPOKEN, SENTENCES
 from raysers.words.synthesize import SPEECH
+from raysers.words.transcribe import LANGUAGE, TIMES
 
 #: One value of the columns whose meaning alone does not show it.
 EXAMPLES = {
@@ -79,11 +80,13 @@ def schema_page() -> str:
          schemas.SPEAKERS),
         ("manifest", "raysers index, and every job over clips: what there is.", schemas.MANIFEST),
         ("labels", "Columns a manifest has besides, where they are known.", pa.schema(schemas.LABEL_FIELDS)),
-        ("transcripts", "raysers transcribe.", _without(schemas.TRANSCRIPTS, schemas.ANNOTATIONS)),
+        ("transcripts", "raysers transcribe: one row per clip, with the columns of annotations that are not scores and "
+         "levels, `language` with `--language`, `words` with `--timestamps`, and",
+         _without(pa.schema([*schemas.TRANSCRIPTS, LANGUAGE, TIMES]), schemas.ANNOTATIONS)),
         ("robustness", "raysers robustness: one row per clip and perturbation, with the columns of "
          "annotations and", _without(schemas.ROBUSTNESS, schemas.ANNOTATIONS)),
-        ("fuse predict", "The columns of annotations and", _without(schemas.FUSED, schemas.ANNOTATIONS)),
-        ("metrics", "raysers evaluate, train, robustness, transcribe, probe: one value per row.", schemas.METRICS),
+        ("fuse predict", "Also `predictions` of raysers fuse train: the columns of annotations and", _without(schemas.FUSED, schemas.ANNOTATIONS)),
+        ("metrics", "raysers evaluate, train, fuse train, robustness, transcribe, probe: one value per row.", schemas.METRICS),
         ("tests", "raysers evaluate and robustness: one test of ser-tests per row.", schemas.TESTS),
         ("speech", "raysers synthesize: one row per text, voice, rate and pitch, with the columns of the manifest and",
          _without(SPEECH, schemas.MANIFEST)),

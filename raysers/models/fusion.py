@@ -136,7 +136,9 @@ def load_fusion(folder: str | Path) -> Fusion:
     """Read a folder that `save_fusion` wrote; CheckpointError where it is not to be trusted."""
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"--fusion {folder} has no {CONFIG_FILE}: give the output of fuse train")
+        raise CheckpointError(
+            f"--fusion {folder} has no {CONFIG_FILE}: give the output of fuse train"
+        )
     checkpoint.check_folder(folder)
     content = checkpoint.read_json(folder / CONFIG_FILE)
     if content.get("model_type") != MODEL_TYPE:

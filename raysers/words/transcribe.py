@@ -44,8 +44,9 @@ GROUPS = ("language", "sex")
 _WORDS, _SUBSTITUTED, _DELETED, _INSERTED, _CHARACTERS, _CHARACTER_ERRORS = range(6)
 _MOST_LINES = 24
 _WORD = pa.struct([("word", pa.string()), ("start_s", pa.float32()), ("end_s", pa.float32())])
-_LANGUAGE = pa.field("language", pa.string(), metadata={"meaning": "language recognised in"})
-_TIMES = pa.field("words", pa.list_(_WORD), metadata={"meaning": "words with their times"})
+#: Columns beside `TRANSCRIPTS`, with --language and with --timestamps.
+LANGUAGE = pa.field("language", pa.string(), metadata={"meaning": "language recognised in"})
+TIMES = pa.field("words", pa.list_(_WORD), metadata={"meaning": "words with their times"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,7 @@ class TranscribeTask(ClipTask):
         """Columns of the output."""
         # how long a clip is, because progress and speed are counted from the finished rows
         fields = [*TRANSCRIPTS, ANNOTATIONS.field("duration_s")]
-        return pa.schema(fields + [_LANGUAGE] * bool(self.language) + [_TIMES] * self.timestamps)
+        return pa.schema(fields + [LANGUAGE] * bool(self.language) + [TIMES] * self.timestamps)
 
     @property
     def settings(self) -> dict[str, Any]:
