@@ -172,7 +172,7 @@ def _reader(hint: Any, choices: Collection[str]) -> tuple[Callable[[str], Any], 
         return (lambda text: _first([hint], text, about)), 1, metavar
     known = {str(one): one for one in args} if origin is Literal else {o.value: o for o in hint}
     offered = {name: one for name, one in known.items() if not choices or name in choices}
-    return (lambda text: _choice(offered, text)), 1, "|".join(offered)
+    return (lambda text: _choice(offered, text)), 1, "|".join(filter(None, offered))
 
 
 def _first(readers: Sequence[Callable[[str], Any]], text: str, names: str) -> Any:

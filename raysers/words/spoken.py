@@ -268,10 +268,8 @@ def respoken_table(
     """
     known = _frame(labels)
     tables = []
-    for model in originals:
-        if model not in respoken:
-            continue
-        again = _scored(respoken[model]).dropna()
+    for model, spoken in respoken.items():
+        again = _scored(spoken).dropna()
         again = again.groupby(again.index.map(lambda clip: link.get(clip, ""))).mean()
         both = _scored(originals[model]).join(again, how="inner", rsuffix="_respoken")
         both = known.join(both, how="inner", rsuffix="_original").sort_index()
@@ -281,10 +279,7 @@ def respoken_table(
         both = both.dropna(how="all", subset=[f"{name}_respoken" for name in DIMENSIONS])
         tables.append(both.rename_axis("clip_id").reset_index().assign(model=model, run_id=run_id))
     if not sum(map(len, tables)):
-        raise ConfigError(
-            f"no clip has scores of both its original and its re-spoken speech (models with "
-            f"originals: {sorted(originals)}; with re-spoken clips: {sorted(respoken)})"
-        )
+        raise ConfigError("no clip has scores of both its original and its re-spoken speech")
     return pa.Table.from_pandas(pd.concat(tables), RESPOKEN, preserve_index=False)
 
 

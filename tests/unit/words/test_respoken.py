@@ -73,7 +73,7 @@ def test_clips_are_linked_and_voices_averaged():
         status=["ok", "ok", "ok", "model_error", "too_short", "ok"],
     )
     link = {f"{clip}-{voice}": clip for clip in "xyz" for voice in "12"} | {"stray": "elsewhere"}
-    found = respoken_table(labels, {"m": original, "other": original}, {"m": again}, link, "run")
+    found = respoken_table(labels, {"m": original}, {"m": again}, link, "run")
     assert found.schema.equals(RESPOKEN)
     assert found["clip_id"].to_pylist() == ["x", "y"]  # z failed when it was re-spoken
     for column, values in (
@@ -89,8 +89,6 @@ def test_nothing_in_common_is_refused():
     labels = scored(["x"], [0.1])
     with pytest.raises(ConfigError, match="no clip has scores of both"):
         respoken_table(labels, {"m": labels}, {"m": scored(["r"], [0.2])}, {"r": "elsewhere"})
-    with pytest.raises(ConfigError, match="no clip has scores of both"):
-        respoken_table(labels, {"m": labels}, {"n": labels}, {"x": "x"})
 
 
 def test_both_sides_have_the_ccc_that_an_evaluation_gives_them(world):
