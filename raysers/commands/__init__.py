@@ -26,7 +26,7 @@ COMMANDS = {
     "tune": ("training", "sweep", "search the flags of train for the best model"),
     "fuse": ("fusion", "fusion", "train, or predict with, emotion from audio and text"),
     "evaluate": ("analyses", "evaluation", "compare predictions with labels, with intervals"),
-    "robustness": ("analyses", "robustness", "how much scores change under noise, telephone, rooms"),
+    "robustness": ("analyses", "robustness", "how scores change in noise, rooms, on the phone"),
     "probe": ("analyses", "probe", "how much a model depends on linguistic content"),
     "synthesize": ("speech", "speech", "synthetic speech from texts"),
     "study": ("training", "study", "grids of trainings and analyses, as in the paper"),

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +26,7 @@ from raysers.data.sorting import in_parts
 from raysers.data.sources import LISTING, absolute_input, list_inputs
 from raysers.engine.progress import LINE_EVERY_S
 from raysers.errors import ConfigError
+from raysers.io import storage
 from raysers.run import absolute_output
 from raysers.schemas import MANIFEST
 from raysers.types import Status
@@ -45,6 +46,9 @@ _LOCAL_VAD_BYTES = 120 << 20
 @dataclass(frozen=True, kw_only=True)
 class ListingFlags:
     """Which audio is processed, and how it becomes clips."""
+
+    #: Fields besides input and output that are places.
+    places: ClassVar[Sequence[str]] = ()
 
     input: Uris
     """Folders, s3:// prefixes or URLs of audio, tar shards, or a table of clips."""
@@ -154,8 +158,10 @@ def has_cluster() -> bool:
 def with_absolute_paths(flags: FlagsT) -> FlagsT:
     """The flags, checked (ConfigError), with places that every process of the cluster knows."""
     flags.check()
-    places = tuple(map(absolute_input, flags.input))
-    return replace(flags, input=places, output=absolute_output(flags.output))
+    inputs = tuple(map(absolute_input, flags.input))
+    given = ((name, getattr(flags, name)) for name in flags.places)
+    places: dict[str, Any] = {name: storage.absolute(value) for name, value in given if value}
+    return replace(flags, input=inputs, output=absolute_output(flags.output), **places)
 
 
 def listing_settings(flags: ListingFlags) -> dict[str, Any]:

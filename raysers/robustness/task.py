@@ -113,6 +113,8 @@ def with_options(
 class RobustnessFlags(ClipJobFlags):
     """Flags of this job."""
 
+    places: ClassVar[Sequence[str]] = ("noise_folder", "impulse_responses")
+
     perturbations: tuple[str, ...] = ()
     """Only these, by name, in place of a suite."""
     suite: Literal["", "paper", "small", "full"] = ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from raysers.cli import DEFAULT_ASR, DEFAULT_MODEL, Hidden, Output, Retry, Uris
 from raysers.engine.listing import ClipJobFlags
@@ -141,6 +142,8 @@ class FuseTrainFlags(HeadSettings):
 @dataclass(frozen=True, kw_only=True)
 class FusePredictFlags(ClipJobFlags):
     """Flags of `raysers fuse predict`."""
+
+    places: ClassVar[Sequence[str]] = ("fusion",)
 
     model: Hidden = ""
     fusion: str

@@ -188,8 +188,8 @@ def chosen_clips(
     known = sorted(set(clips["split"].to_pylist()) - {None})
     chosen = list(split) or [name for name in known if name.startswith("test")]
     if unknown := [name for name in chosen if name not in known]:
-        has = ", ".join(known) or "none"
-        raise ConfigError(f"--split {unknown[0]}: the data have no such split, but {has}")
+        has = f"no such split, but {', '.join(known)}" if known else "no splits"
+        raise ConfigError(f"--split {unknown[0]}: the data have {has}")
     if chosen:
         clips = clips.filter(pc.is_in(clips["split"], pa.array(chosen)))
     clips = clips.slice(0, limit or None)

@@ -13,8 +13,10 @@ import pytest
 from raysers import __version__, commands
 from raysers.cli import parse
 from raysers.commands.models import deviations
-from raysers.engine.listing import ClipJobFlags
+from raysers.engine.listing import ClipJobFlags, with_absolute_paths
 from raysers.errors import ConfigError
+from raysers.robustness.task import RobustnessFlags
+from raysers.words.flags import FusePredictFlags
 from tests.places import REPO
 
 
@@ -89,6 +91,18 @@ def test_words_without_a_flag_are_the_input(argv, inputs, output, capsys):
     flags = parse(ClipJobFlags, argv, description="", positional="input", output="emotions")
     assert (flags.input, flags.output) == (inputs, output)
     assert ("output: ./emotions" in capsys.readouterr().out) == (output == "emotions")
+
+
+@pytest.mark.parametrize(
+    ("kind", "places"),
+    [
+        (FusePredictFlags, {"fusion": "f"}),
+        (RobustnessFlags, {"suite": "full", "noise_folder": "n", "impulse_responses": "r"}),
+    ],
+)
+def test_a_run_is_repeated_from_any_folder(kind, places):
+    found = with_absolute_paths(kind(input=("in",), output="out", **places))
+    assert all(getattr(found, name) == str(Path.cwd() / places[name]) for name in kind.places)
 
 
 def test_a_command_line_without_output_is_refused_by_the_scripts():

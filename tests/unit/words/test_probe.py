@@ -76,7 +76,7 @@ def test_recognised_texts_stand_in_for_transcripts(corpus, tmp_path):
     ("splits", "transcripts", "asked", "message"),
     [
         (["test"], ["a"], ["dev"], "--split dev: the data have no such split, but test"),
-        ([None], ["a"], ["dev"], "but none"),
+        ([None], ["a"], ["dev"], "the data have no splits"),
         (["test", "test"], [None, " "], [], "none of the 2 clips has a transcript"),
         (["test", "train"], [None, "a"], [], "none of the 1 clips has a transcript"),
     ],
