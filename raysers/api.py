@@ -187,7 +187,8 @@ def evaluate(
 
     Raises ConfigError: predictions and labels do not fit together; TypeError: an unknown flag.
     """
-    from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels
+    from raysers.evaluation.evaluate import measure, read_labels
+    from raysers.evaluation.flags import EvaluateFlags
     from raysers.evaluation.join import predictions_of
     from raysers.evaluation.rows import to_table
 

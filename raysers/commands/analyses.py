@@ -1,4 +1,7 @@
-"""Commands that analyse models and their outputs: evaluate, robustness, probe and report."""
+"""Commands that analyse models and their outputs: evaluate, robustness, probe and report.
+
+What they run takes a second to import, so that `--help` and mistakes do not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Literal
 
 from raysers.annotation import AnnotateTask
 from raysers.cli import Output, Uris, as_plain, check_flags
@@ -20,37 +22,18 @@ from raysers.engine import output as parts
 from raysers.engine.job import ClipJob
 from raysers.engine.progress import print_line
 from raysers.errors import ConfigError
-from raysers.evaluation.evaluate import (
-    EvaluateFlags,
-    labelled_clips,
-    measure,
-    print_coverage,
-    read_labels,
-    write,
-)
-from raysers.evaluation.join import read_predictions
-from raysers.evaluation.published import print_tests
-from raysers.evaluation.rows import (
-    METRICS_PART,
-    Row,
-    bounded,
-    number,
-    print_metrics,
-    print_notes,
-    print_table,
-    to_table,
-)
+from raysers.evaluation.flags import EvaluateFlags
 from raysers.io import storage
-from raysers.report.archive import AudioMode
-from raysers.report.evidence import read_evidence
-from raysers.report.report import PAGE, write_report
-from raysers.robustness import summary
 from raysers.robustness.task import RobustnessFlags, RobustnessTask, save_audio
 from raysers.run import Exit, Run, with_absolute_paths
 from raysers.types import DIMENSIONS
-from raysers.words import probe as probing
-from raysers.words.probe import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, ProbeFlags
-from raysers.words.spoken import GROUP
+from raysers.words.flags import CLIPS, CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, ProbeFlags
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raysers.evaluation.rows import Row
+    from raysers.words.probe import Scored
 
 
 def _folder_names(models: Sequence[str]) -> dict[str, str]:
@@ -76,6 +59,17 @@ def evaluate(flags: EvaluateFlags) -> int:
     Result: EVALUATED/metrics/part-00000.parquet, one value a row with its 95 % interval, and
     EVALUATED/tests, the pass-or-fail tests of ser-tests with their thresholds; printed too.
     """
+    from raysers.evaluation.evaluate import (
+        labelled_clips,
+        measure,
+        print_coverage,
+        read_labels,
+        write,
+    )
+    from raysers.evaluation.join import read_predictions
+    from raysers.evaluation.published import print_tests
+    from raysers.evaluation.rows import print_metrics, print_notes
+
     flags = with_absolute_paths(flags, "labels", "predictions", "input")
     with Run.open("evaluate", flags.output, table="metrics") as run:
         run.refuse_other_settings(flags.settings)
@@ -133,6 +127,8 @@ def robustness(flags: RobustnessFlags) -> int:
     Result: OUTPUT/robustness/part-*.parquet, one row per clip and perturbation; the share of clips
     left unchanged in OUTPUT/metrics and OUTPUT/robustness.png.
     """
+    from raysers.robustness import summary
+
     with ClipJob.open(flags, "robustness", table=RobustnessTask.table) as job:
         task = RobustnessTask.load(flags, job.run.earlier)
         job.prepare(task)
@@ -141,7 +137,7 @@ def robustness(flags: RobustnessFlags) -> int:
         if flags.dry_run:
             return job.estimate()
         code = job.execute()
-        summary.report(job, task, flags.comparison)
+        summary.report(job, task, flags)
         save_audio(job, task.perturbed, flags.save_audio)
         return code
 
@@ -151,7 +147,7 @@ _PRINTED = (
     ("word", ("word_mean",), "words by mean valence"),
     ("sentiment", ("sentiment_mean", "mean_shift"), "scores by sentiment of the words"),
     ("text", ("sentence_score",), "the paper's sentences"),
-    (GROUP, ("ccc",), "CCC of original and re-spoken clips"),
+    ("speech", ("ccc",), "CCC of original and re-spoken clips"),
 )
 _ENDS = 10
 
@@ -170,6 +166,9 @@ def probe(flags: ProbeFlags) -> int:
 
     Result: OUTPUT/metrics, words, sentences, respoken (tables), and pictures of each (PNG and SVG).
     """
+    from raysers.evaluation.rows import METRICS_PART, print_notes, to_table
+    from raysers.words import probe as probing
+
     flags = with_absolute_paths(flags, "data", "texts")
     with Run.open("probe", flags.output, table="metrics", dry_run=flags.dry_run) as run:
         settings = probing.settings_of(flags)
@@ -205,12 +204,15 @@ def probe(flags: ProbeFlags) -> int:
     return code
 
 
-def speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, list[probing.Scored]]:
+def speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, list[Scored]]:
     """Every sub-folder, each by its own job; the worst exit code, and where the scores are."""
+    from raysers.evaluation.join import read_predictions
+    from raysers.words.probe import Scored, transcribed
+
     codes = [synthesize.run(flags.speech(sentences=True))]
     speech = {"sentences": storage.join(flags.output, SENTENCES_SPOKEN)}
     if clips is not None:
-        for name, manifest in ((CORPUS, clips), (CLIPS, probing.transcribed(clips))):
+        for name, manifest in ((CORPUS, clips), (CLIPS, transcribed(clips))):
             place = storage.join(flags.output, name)
             if not is_whole(manifest_parts(place)):
                 write_manifest(place, manifest)
@@ -225,12 +227,14 @@ def speak_and_score(flags: ProbeFlags, clips: pa.Table | None) -> tuple[Exit, li
         for what, place in speech.items():
             codes.append(predict(flags, model, (place,), folders[what]))
         known_as = read_predictions(folders["sentences"]).model
-        models.append(probing.Scored(model=known_as, name=name, **folders))
+        models.append(Scored(model=known_as, name=name, **folders))
     return Exit(max(codes)), models
 
 
 def print_probe(rows: Sequence[Row]) -> None:
     """Words of both ends, scores by sentiment, the paper's sentences, CCC after re-speaking."""
+    from raysers.evaluation.rows import bounded, number, print_table
+
     for group, metrics, title in _PRINTED:
         own = [row for row in rows if row.group == group and row.metric in metrics]
         for key in dict.fromkeys((row.model, row.dataset, row.split) for row in own):
@@ -253,7 +257,7 @@ class ReportFlags:
     """Output folders of the other jobs; each is known by its run.json."""
     output: Output
     """Folder or s3:// prefix for the page and its figures."""
-    audio: AudioMode = "copy"
+    audio: Literal["copy", "link", "none"] = "copy"
     """Audio of the clips to listen to: short excerpts beside the page, links to the files, none."""
 
     def check(self) -> None:
@@ -278,6 +282,9 @@ def report(flags: ReportFlags) -> int:
     Result: REPORT/index.html, its figures in REPORT/figures as SVG and PNG; of archives excerpts of
     audio in REPORT/audio, and REPORT/rate.csv, a table of clips to rate by hand.
     """
+    from raysers.report.evidence import read_evidence
+    from raysers.report.report import PAGE, write_report
+
     flags = with_absolute_paths(flags, "runs")
     runs, output = flags.runs, flags.output
     if output in runs:

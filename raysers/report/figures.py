@@ -46,7 +46,7 @@ from raysers.report.evidence import (
     over_seeds,
     own_studies,
 )
-from raysers.robustness.perturbations import paper_share
+from raysers.robustness.comparison import paper_share
 from raysers.types import DIMENSIONS
 
 _INTERVAL = "with its 95 % interval"

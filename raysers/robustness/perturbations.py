@@ -1,7 +1,5 @@
 """Small changes of a clip that should not change how it is scored, as functions and as a table.
 
-Also how scores are compared, and how much they changed in publications.
-
 The eight of Wagner et al. 2022 (section 3.4) and two more of the authors' later test suite,
 ser-tests. The paper's additive tone has its SNR against the peak of the clip, ser-tests' against
 its RMS, which is 12 to 18 dB less noise for speech; the paper's "1 %" of clipping is .1 %.
@@ -13,10 +11,9 @@ that what was drawn is known even where it cannot be applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -24,10 +21,6 @@ import scipy  # its signal package is slow to import, and is loaded when a clip 
 from numpy.typing import ArrayLike, NDArray
 
 from raysers.audio.samples import rms_db
-from raysers.evaluation.bootstrap import Bootstrap
-from raysers.evaluation.published import asset, paper_model, paper_numbers
-from raysers.evaluation.rows import NAN
-from raysers.evaluation.scores import Floats
 from raysers.types import SAMPLE_RATE_HZ
 from raysers.types import generator as generator_of
 
@@ -37,10 +30,6 @@ Reference = Literal["peak", "rms"]
 _TURN, _MOST_COARSE = 2 * np.pi / SAMPLE_RATE_HZ, 40 * SAMPLE_RATE_HZ
 #: Predictions of the clips as they are.
 CLEAN = "clean"
-#: Change below which both publications count a score as unchanged.
-_THRESHOLD, _DECIMALS = 0.05, 2
-#: The perturbation that the two define apart, and metric that is the mean of perturbations.
-TONE, OVERALL = "additive_tone", "robustness"
 
 
 class TooShort(ValueError):
@@ -231,97 +220,3 @@ def _filtered(signal: ArrayLike, kind: str, cutoff_hz: float, order: int) -> Sig
     x = _mono(signal)
     b, a = _coefficients(kind, cutoff_hz, order)
     return np.asarray(scipy.signal.lfilter(b, a, x)).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """A perturbation: its repeats among the predictions, and those they are compared with.
-
-    `small` perturbations count towards the mean.
-    """
-
-    name: str
-    versions: tuple[str, ...]
-    against: str
-    small: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """How scores are compared: a change below the threshold leaves a score unchanged.
-
-    `rounded`: scores are rounded to 2 decimals first, as in ser-tests. Values of the columns `by`
-    get rows as well. `tone_snr` is what the added tone's SNR is relative to, `peak` (paper) or
-    `rms` (ser-tests).
-    """
-
-    threshold: float = _THRESHOLD
-    rounded: bool = False
-    by: Sequence[str] = ("sex", "language", "emotion")
-    draws: int = 1000
-    seed: int = 0
-    tone_snr: str = "peak"
-
-    @property
-    def text(self) -> str:
-        """When a score counts as unchanged, in words."""
-        rounding = f", scores rounded to {_DECIMALS} decimals" if self.rounded else ""
-        return f"changed by less than {self.threshold:g}{rounding}"
-
-    @property
-    def bootstrap(self) -> Bootstrap:
-        """Draws behind the intervals."""
-        return Bootstrap(draws=self.draws, seed=self.seed)
-
-    def compare(self, before: Floats, after: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """Sizes of the changes, and which are below the threshold; a NaN is not.
-
-        Rounded scores are compared as whole hundredths: .50 - .45 is less than .05 in binary.
-        """
-        scale = 10**_DECIMALS if self.rounded else 1
-        before, after = (np.asarray(x, np.float64) * scale for x in (before, after))
-        if self.rounded:
-            size: Floats = np.abs(np.rint(after) - np.rint(before))
-            return size / scale, size < round(self.threshold * scale, 9)
-        return np.abs(after - before), np.abs(after - before) < self.threshold
-
-
-def paper_share(name: str) -> float:
-    """The paper's mean share unchanged of a model or perturbation (section 4.5); NaN: not stated.
-
-    Over its three corpora and the dimensions, and its eight perturbations or its models.
-    """
-    theirs = asset("robustness_numbers")["paper"]
-    known = theirs["perturbations"] | theirs["models"]
-    return float(known.get(name, known.get(paper_model(name), NAN)))
-
-
-def of_ser_tests() -> set[str]:
-    """Names of ser-tests' small changes: the paper's eight and two more."""
-    perturbations = asset("robustness_numbers")["paper"]["perturbations"]
-    return {*perturbations, "crop_end", "prepend_zeros"}
-
-
-def ser_tests_share(names: Collection[str], model: str, how: Comparison) -> float:
-    """Mean of `ser_tests` over perturbations; NaN beside another threshold or SNR of the tone."""
-    if how.threshold != _THRESHOLD or not names or (TONE in names and how.tone_snr != "rms"):
-        return NAN
-    return fmean(ser_tests(OVERALL, name, model) for name in names)
-
-
-def ser_tests(metric: str, perturbation: str, model: str = "") -> float:
-    """Mean over ser-tests' corpora and dimensions; NaN when it has no such test.
-
-    Of the model, or where ser-tests does not have it (or it is empty) of the paper's eight;
-    `metric` is `robustness` (share unchanged, scores rounded to 2 decimals) or `ccc_change`.
-    """
-    mine = paper_model(model) if model else ""
-    wanted = {mine} if mine else set(paper_numbers().models.values())
-    values = [
-        value
-        for row in asset("robustness_numbers")["ser_tests"]
-        if (row["metric"], row["perturbation"]) == (metric, perturbation)
-        for name, value in row["models"].items()
-        if name in wanted
-    ]
-    return fmean(values) if values else NAN

@@ -70,8 +70,7 @@ from raysers.evaluation.scores import (
     with_dataset_names,
 )
 from raysers.io import storage
-from raysers.robustness.perturbations import (
-    CLEAN,
+from raysers.robustness.comparison import (
     OVERALL,
     TONE,
     Change,
@@ -80,7 +79,8 @@ from raysers.robustness.perturbations import (
     ser_tests,
     ser_tests_share,
 )
-from raysers.robustness.task import HARD, Perturbed, RobustnessTask
+from raysers.robustness.perturbations import CLEAN
+from raysers.robustness.task import HARD, Perturbed, RobustnessFlags, RobustnessTask
 from raysers.types import DIMENSIONS
 
 #: Dimension of a row that is the mean of the three.
@@ -97,9 +97,15 @@ _OFFSETS = (-0.22, 0.0, 0.22)
 _ByMetric = dict[str, dict[str, Any]]
 
 
-def report(job: ClipJob, task: RobustnessTask, how: Comparison) -> list[Row]:
+def report(job: ClipJob, task: RobustnessTask, flags: RobustnessFlags) -> list[Row]:
     """Compare the rows of the output, write metrics and picture, print the tables."""
     output, model = job.run.output, task.scoring.model
+    how = Comparison(
+        threshold=flags.threshold,
+        rounded=flags.round_scores,
+        seed=flags.seed,
+        tone_snr=flags.tone_snr,
+    )
     scores = read_scores(output, job.plan, task.variant_names)
     rows = robustness_rows(model, scores, changes_of(task.perturbed), how)
     parts.write_part(storage.join(output, METRICS_PART), to_table(rows, job.run.run_id))

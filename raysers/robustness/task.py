@@ -46,7 +46,6 @@ from raysers.robustness.environments import (
 from raysers.robustness.perturbations import (
     CLEAN,
     PERTURBATIONS,
-    Comparison,
     Perturbation,
     Reference,
     TooShort,
@@ -162,16 +161,6 @@ class RobustnessFlags(ClipJobFlags):
         ):
             if given and not used:
                 raise ConfigError(f"{flag} {given} is used by nothing in this run: {fix}")
-
-    @property
-    def comparison(self) -> Comparison:
-        """When a score counts as unchanged."""
-        return Comparison(
-            threshold=self.threshold,
-            rounded=self.round_scores,
-            seed=self.seed,
-            tone_snr=self.tone_snr,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,8 @@ from raysers.data.manifest import read_manifest
 from raysers.engine.job import ClipJob
 from raysers.engine.listing import ClipJobFlags
 from raysers.errors import ConfigError, RaysersError
-from raysers.evaluation.evaluate import EvaluateFlags, measure, read_labels, write
+from raysers.evaluation.evaluate import measure, read_labels, write
+from raysers.evaluation.flags import EvaluateFlags
 from raysers.evaluation.join import read_predictions
 from raysers.io import storage
 from raysers.models.backbones import CNN14, parse_model_name
@@ -39,8 +40,7 @@ from raysers.training.trainer import run_training
 from raysers.tuning.space import SEARCHABLE, coerce
 from raysers.tuning.sweep import command_of
 from raysers.tuning.trials import Report, TrialResources
-from raysers.words.flags import FuseTrainFlags
-from raysers.words.probe import ProbeFlags
+from raysers.words.flags import FuseTrainFlags, ProbeFlags
 
 #: Folders of a trained model with its scores of the evaluation clips, and what they are worth.
 SCORED, MEASURED = "judged", "evaluated"
@@ -325,7 +325,7 @@ def _robustness(run: Experiment, place: Place, _: Report) -> dict[str, Any]:
         task = RobustnessTask.load(flags, job.run.earlier)
         job.prepare(task, placement=place.resources.placement)
         _require_done(job.execute(), flags.output)
-        report_robustness(job, task, flags.comparison)
+        report_robustness(job, task, flags)
     return _took(flags.output)
 
 

@@ -16,14 +16,13 @@ import yaml
 from raysers.cli import nearest
 from raysers.data.files import parse_yaml
 from raysers.errors import ConfigError, StorageError
-from raysers.evaluation.evaluate import EvaluateFlags
+from raysers.evaluation.flags import EvaluateFlags
 from raysers.io import storage
 from raysers.models.backbones import ASSETS
 from raysers.report.evidence import PAPER_STUDIES
 from raysers.robustness.task import RobustnessFlags, chosen
 from raysers.tuning.space import SEARCHABLE, coerce
-from raysers.words.flags import FuseTrainFlags
-from raysers.words.probe import ProbeFlags
+from raysers.words.flags import FuseTrainFlags, ProbeFlags
 
 #: Stands for `PAPER_STUDIES`.
 PAPER = "paper"

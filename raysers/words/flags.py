@@ -1,4 +1,4 @@
-"""Flags of the two commands of fuse, apart from what these run, which takes seconds to import."""
+"""Flags of fuse and of the probe, apart from what these run, which takes seconds to import."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from raysers.cli import DEFAULT_ASR, DEFAULT_MODEL, Hidden, Output, Retry, Uris
+from raysers.cli import DEFAULT_ASR, DEFAULT_MODEL, Hidden, Models, Output, Retry, Uris, check_flags
 from raysers.engine.listing import ClipJobFlags
 from raysers.errors import ConfigError
 from raysers.io import storage
+from raysers.models.tts import NEUTRAL
+from raysers.words.synthesize import SynthesizeFlags
 
+#: Sub-folders of the output of a probe.
+CORPUS, CLIPS = "corpus", "clips"
+SENTENCES_SPOKEN, CLIPS_RESPOKEN = "synthesised/sentences", "synthesised/transcripts"
 #: Folder of the vectors, in the output of a training, and their table.
 FEATURES = "features"
 
@@ -160,3 +165,83 @@ class FusePredictFlags(ClipJobFlags):
             raise ConfigError("--fusion is empty: give the output of fuse train")
         if self.model:
             raise ConfigError(f"--model {self.model}: the acoustic model is that of --fusion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFlags:
+    """Flags of this job."""
+
+    model: Models
+    """Models to compare, such as one that was fine-tuned and one that was not."""
+    output: Output
+    """Folder or s3:// prefix for speech, scores, tables and pictures."""
+    data: Uris = ()
+    """Labelled corpus with transcripts: manifests, tables, corpus folders (`raysers index` has
+    --emotion-map for corpora with categories only), or an output of `raysers transcribe`."""
+    split: tuple[str, ...] = ()
+    """Splits of --data; when left out, those for testing, or all clips when none is."""
+    templates: tuple[str, ...] = ("this-is",)
+    """Sentences of known sentiment, as `raysers synthesize` takes them."""
+    texts: str = ""
+    """In place of --templates: a table with the columns text and sentiment."""
+    tts: Literal["espeak", "gtts", "command"] = "espeak"
+    """Speech synthesizer, as `raysers synthesize` takes it."""
+    tts_command: str = ""
+    """Program and arguments, as `raysers synthesize` takes them."""
+    voice: tuple[str, ...] = (NEUTRAL,)
+    """Voices; each sentence and clip is spoken by all of them."""
+    seed: int = 0
+    """Of the bootstrap, and of random voices."""
+    bootstrap: int = 1000
+    """Draws behind the intervals; 0 leaves them out."""
+    least_occurrences: int = 10
+    """Occurrences a word needs to be rated."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the models."""
+    limit: int = 0
+    """Only the first N sentences and the first N clips; 0 takes all."""
+    workers: int | Literal["local"] = 0
+    """Model workers; 0 uses every GPU, or every CPU when there is none; `local` works in this
+    process, without Ray."""
+    dry_run: bool = False
+    """Print how much there is to speak and to score, and write nothing."""
+    max_failed: float = 0.05
+    """Highest share of failed rows of any step before the job ends with exit code 3."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the first flag with an impossible value."""
+        own_texts = self.texts and self.templates != ProbeFlags.templates
+        of_data = "also --data: it chooses clips of --data"
+        least = self.least_occurrences
+        check_flags(
+            (bool(self.model), "--model", "empty", "at least one model"),
+            (bool(self.output), "--output", "empty", "a folder or an s3:// prefix"),
+            (not own_texts, "--texts", self.texts, "either this or --templates"),
+            (not self.split or bool(self.data), "--split", " ".join(self.split), of_data),
+            (self.bootstrap >= 0, "--bootstrap", self.bootstrap, "0 (none) or more draws"),
+            (least >= 1, "--least-occurrences", least, "1 or more"),
+        )
+        self.speech(sentences=True).check()  # limit, workers and voices
+
+    def speech(self, *, sentences: bool) -> SynthesizeFlags:
+        """How the sentences, or else the transcripts of the clips, are spoken."""
+        texts = self.texts if sentences else storage.join(self.output, CLIPS)
+        return SynthesizeFlags(
+            texts=texts,
+            templates=() if texts else self.templates,
+            output=storage.join(self.output, SENTENCES_SPOKEN if sentences else CLIPS_RESPOKEN),
+            tts=self.tts,
+            tts_command=self.tts_command,
+            voice=self.voice,
+            seed=self.seed,
+            limit=self.limit if sentences else 0,
+            workers=self.workers,
+            dry_run=self.dry_run,
+            max_failed=self.max_failed,
+        )
+
+    @property
+    def sentences(self) -> str:
+        """Name of the sentences in the tables."""
+        named = self.texts.rpartition("/")[2].partition(".")[0]
+        return named if self.texts else "+".join(self.templates)

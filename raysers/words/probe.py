@@ -7,15 +7,14 @@ output, so rerunning the command makes tables and figures again without scoring 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysers.annotation import AnnotateTask
-from raysers.cli import Models, Output, Uris, as_plain, check_flags
+from raysers.cli import as_plain
 from raysers.data.manifest import is_whole, manifest_parts, read_manifest
 from raysers.display import Picture
 from raysers.engine import output as parts
@@ -25,99 +24,16 @@ from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.join import read_predictions
 from raysers.evaluation.rows import Row
 from raysers.io import storage
-from raysers.models.tts import NEUTRAL
 from raysers.run import Run
 from raysers.types import DIMENSIONS
 from raysers.words import figures, spoken
-from raysers.words.ratings import LEAST, MOST, WORDS, transcribed_row, word_ratings, word_rows
-from raysers.words.synthesize import JOB, TABLE, SynthesizeFlags, check
+from raysers.words.flags import CLIPS_RESPOKEN, CORPUS, SENTENCES_SPOKEN, ProbeFlags
+from raysers.words.ratings import MOST, WORDS, transcribed_row, word_ratings, word_rows
+from raysers.words.synthesize import JOB, TABLE, check
 from raysers.words.texts import recognised_texts, with_recognised
 
-#: Sub-folders of the output.
-CORPUS, CLIPS = "corpus", "clips"
-SENTENCES_SPOKEN, CLIPS_RESPOKEN = "synthesised/sentences", "synthesised/transcripts"
 #: Flags that change nothing in the tables.
 _NOT_DECIDING = ("output", "workers", "max_failed", "dry_run")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeFlags:
-    """Flags of this job."""
-
-    model: Models
-    """Models to compare, such as one that was fine-tuned and one that was not."""
-    output: Output
-    """Folder or s3:// prefix for speech, scores, tables and pictures."""
-    data: Uris = ()
-    """Labelled corpus with transcripts: manifests, tables, corpus folders (`raysers index` has
-    --emotion-map for corpora with categories only), or an output of `raysers transcribe`."""
-    split: tuple[str, ...] = ()
-    """Splits of --data; when left out, those for testing, or all clips when none is."""
-    templates: tuple[str, ...] = ("this-is",)
-    """Sentences of known sentiment, as `raysers synthesize` takes them."""
-    texts: str = ""
-    """In place of --templates: a table with the columns text and sentiment."""
-    tts: Literal["espeak", "gtts", "command"] = "espeak"
-    """Speech synthesizer, as `raysers synthesize` takes it."""
-    tts_command: str = ""
-    """Program and arguments, as `raysers synthesize` takes them."""
-    voice: tuple[str, ...] = (NEUTRAL,)
-    """Voices; each sentence and clip is spoken by all of them."""
-    seed: int = 0
-    """Of the bootstrap, and of random voices."""
-    bootstrap: int = 1000
-    """Draws behind the intervals; 0 leaves them out."""
-    least_occurrences: int = LEAST
-    """Occurrences a word needs to be rated."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the models."""
-    limit: int = 0
-    """Only the first N sentences and the first N clips; 0 takes all."""
-    workers: int | Literal["local"] = 0
-    """Model workers; 0 uses every GPU, or every CPU when there is none; `local` works in this
-    process, without Ray."""
-    dry_run: bool = False
-    """Print how much there is to speak and to score, and write nothing."""
-    max_failed: float = 0.05
-    """Highest share of failed rows of any step before the job ends with exit code 3."""
-
-    def check(self) -> None:
-        """Raises ConfigError naming the first flag with an impossible value."""
-        own_texts = self.texts and self.templates != ProbeFlags.templates
-        of_data = "also --data: it chooses clips of --data"
-        least = self.least_occurrences
-        check_flags(
-            (bool(self.model), "--model", "empty", "at least one model"),
-            (bool(self.output), "--output", "empty", "a folder or an s3:// prefix"),
-            (not own_texts, "--texts", self.texts, "either this or --templates"),
-            (not self.split or bool(self.data), "--split", " ".join(self.split), of_data),
-            (self.bootstrap >= 0, "--bootstrap", self.bootstrap, "0 (none) or more draws"),
-            (least >= 1, "--least-occurrences", least, "1 or more"),
-        )
-        self.speech(sentences=True).check()  # limit, workers and voices
-
-    def speech(self, *, sentences: bool) -> SynthesizeFlags:
-        """How the sentences, or else the transcripts of the clips, are spoken."""
-        texts = self.texts if sentences else storage.join(self.output, CLIPS)
-        return SynthesizeFlags(
-            texts=texts,
-            templates=() if texts else self.templates,
-            output=storage.join(self.output, SENTENCES_SPOKEN if sentences else CLIPS_RESPOKEN),
-            tts=self.tts,
-            tts_command=self.tts_command,
-            voice=self.voice,
-            seed=self.seed,
-            limit=self.limit if sentences else 0,
-            workers=self.workers,
-            dry_run=self.dry_run,
-            max_failed=self.max_failed,
-        )
-
-    @property
-    def sentences(self) -> str:
-        """Name of the sentences in the tables."""
-        named = self.texts.rpartition("/")[2].partition(".")[0]
-        return named if self.texts else "+".join(self.templates)
 
 
 class Scored(NamedTuple):

@@ -22,8 +22,8 @@ from raysers.evaluation.rows import NAN, Row, row_of
 from raysers.evaluation.scores import Subset
 from raysers.types import DIMENSIONS, Status, generator
 
-#: Section 5.3: occurrences a word needs, and how many words of each end are shown.
-LEAST, MOST = 10, 50
+#: Section 5.3: how many words of each end are shown.
+MOST = 50
 #: Clips of the paper's test-1 with a transcript.
 _PAPER_TRANSCRIBED = ("msp-podcast", "test1", 0.55)
 #: Interval columns of a dimension; those of valence, by which words are ranked, have plain names.
@@ -108,7 +108,7 @@ def word_ratings(
     table: pa.Table,
     *,
     source: str = "labels",
-    least: int = LEAST,
+    least: int,
     most: int = MOST,
     bootstrap: Bootstrap,
     run_id: str = "",

@@ -97,7 +97,8 @@ def _require(code: int) -> None:
 def _robustness(folder: str, count: int) -> None:
     """The metrics of the paper's eight perturbations."""
     from raysers.evaluation.scores import Scores
-    from raysers.robustness.perturbations import CLEAN, Change, Comparison
+    from raysers.robustness.comparison import Change, Comparison
+    from raysers.robustness.perturbations import CLEAN
     from raysers.robustness.summary import robustness_rows
     from raysers.robustness.task import SUITES
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import integrate, stats
 
 from raysers.evaluation.scores import RANDOM, Scores
-from raysers.robustness.perturbations import Change, Comparison, paper_share
+from raysers.robustness.comparison import Change, Comparison, paper_share
 from raysers.robustness.summary import robustness_rows
 
 GAIN = Change(name="gain", versions=("gain",), against="clean")

@@ -114,6 +114,6 @@ def test_intervals_draw_speakers_with_all_their_clips():
 
 def test_missing_transcripts_or_labels_are_refused():
     with pytest.raises(ConfigError, match="column transcript"):
-        word_ratings(pa.table({"valence": [0.5]}), bootstrap=FEW)
+        word_ratings(pa.table({"valence": [0.5]}), least=1, bootstrap=FEW)
     with pytest.raises(ConfigError, match="1 of 2 clips have words"):
-        word_ratings(corpus([("hello", math.nan), ("😀", 0.4)]), bootstrap=FEW)
+        word_ratings(corpus([("hello", math.nan), ("😀", 0.4)]), least=1, bootstrap=FEW)
