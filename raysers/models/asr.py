@@ -62,7 +62,7 @@ def load_asr(
     `dtype` is auto, fp32, bf16 or fp16 of all but moonshine, `language` one of a multilingual
     Whisper model, or `auto` for that of each clip; with `timestamps` words have times.
     """
-    if is_moonshine(name):
+    if name == MOONSHINE:
         if language not in ("", "en") or timestamps:
             raise ConfigError(
                 "--asr moonshine is English and has no times of words: leave --language and "
@@ -70,11 +70,6 @@ def load_asr(
             )
         return MoonshineRecogniser(dtype=dtype, threads=threads)
     return StockRecogniser(name, device, dtype, threads, language, timestamps)
-
-
-def is_moonshine(name: str) -> bool:
-    """Whether `--asr` means the recogniser that comes as a package with its weights."""
-    return name == MOONSHINE
 
 
 def parse_asr_name(name: str) -> ModelName:

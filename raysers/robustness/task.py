@@ -25,6 +25,7 @@ import soundfile as sf
 
 from raysers.annotation import AnnotateTask, Annotator
 from raysers.audio.samples import levels
+from raysers.cli import check_flags
 from raysers.data.manifest import clips_of
 from raysers.engine.feed import Decoded, decode_run
 from raysers.engine.job import ClipJob
@@ -141,13 +142,12 @@ class RobustnessFlags(ClipJobFlags):
         noise = NOISE_KINDS if self.noise_folder else ()
         rooms = ROOM_KINDS if self.impulse_responses else ()
         rows, _ = chosen(self.perturbations, self.suite or DEFAULT_SUITE, (*noise, *rooms))
-        for flag, value, good, wanted in (
-            ("--repeats", self.repeats, self.repeats >= 1, "1 or more"),
-            ("--threshold", self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1"),
-            ("--save-audio", self.save_audio, self.save_audio >= 0, "0 or more clips"),
-        ):
-            if not good:
-                raise ConfigError(f"{flag} is {value}: give {wanted}")
+        threshold = 0 < self.threshold <= 1
+        check_flags(
+            (self.repeats >= 1, "--repeats", self.repeats, "1 or more"),
+            (threshold, "--threshold", self.threshold, "above 0 and at most 1"),
+            (self.save_audio >= 0, "--save-audio", self.save_audio, "0 or more clips"),
+        )
         has_tone = any(row.name == "additive_tone" for row in rows)
         needs = {row.needs for row in rows}
         uses = "give --suite full, or a perturbation that uses it:"

@@ -103,26 +103,26 @@ class FuseTrainFlags(HeadSettings):
 
     def check(self) -> None:
         """Raises ConfigError naming the first flag with an impossible value."""
+        texts = not self.transcripts or bool(self.annotation)
+        folds = self.folds == 0 or self.folds >= 2
         fold = f"a number from 0 to {max(self.folds - 1, 0)} (--folds is {self.folds})"
-        sized = self.batch_size == 0 or self.batch_size >= 2
-        for name, good, valid in (
-            ("data", bool(self.data), "labelled clips with a split"),
-            ("output", bool(self.output), "a folder or an s3:// prefix"),
-            ("transcripts", not self.transcripts or bool(self.annotation), "also --annotation"),
-            ("folds", self.folds == 0 or self.folds >= 2, "2 or more (0: the data's own splits)"),
-            ("fold", 0 <= self.fold < max(self.folds, 1), fold),
-            ("epochs", 1 <= self.epochs <= 100, "1 to 100 passes"),
-            ("batch_size", sized, "0 (automatic), or 2 or more: one clip has no correlation"),
-            ("lr", self.lr > 0, "a rate above 0"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("dropout", 0 <= self.dropout < 1, "a share from 0 to below 1"),
-            ("patience", self.patience >= 0, "0 (never) or more epochs"),
-            ("seed", self.seed >= 0, "0 or more"),
-            ("bootstrap", self.bootstrap >= 0, "0 (none) or more draws"),
-        ):
-            if not good:
-                flag = "--" + name.replace("_", "-")
-                raise ConfigError(f"{flag} is {getattr(self, name)}: give {valid}")
+        size = self.batch_size == 0 or self.batch_size >= 2
+        sizes = "0 (automatic), or 2 or more: one clip has no correlation"
+        check_flags(
+            (bool(self.data), "--data", "empty", "labelled clips with a split"),
+            (bool(self.output), "--output", "empty", "a folder or an s3:// prefix"),
+            (texts, "--transcripts", self.transcripts, "also --annotation"),
+            (folds, "--folds", self.folds, "2 or more (0: the data's own splits)"),
+            (0 <= self.fold < max(self.folds, 1), "--fold", self.fold, fold),
+            (1 <= self.epochs <= 100, "--epochs", self.epochs, "1 to 100 passes"),
+            (size, "--batch-size", self.batch_size, sizes),
+            (self.lr > 0, "--lr", self.lr, "a rate above 0"),
+            (self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more"),
+            (0 <= self.dropout < 1, "--dropout", self.dropout, "a share from 0 to below 1"),
+            (self.patience >= 0, "--patience", self.patience, "0 (never) or more epochs"),
+            (self.seed >= 0, "--seed", self.seed, "0 or more"),
+            (self.bootstrap >= 0, "--bootstrap", self.bootstrap, "0 (none) or more draws"),
+        )
         self.clips.check()
 
     @property

@@ -35,7 +35,7 @@ from raysers.evaluation.bootstrap import Bootstrap
 from raysers.evaluation.rows import print_metrics, print_notes
 from raysers.evaluation.scores import dimensions_of, labelled_only
 from raysers.io import storage
-from raysers.models.asr import is_moonshine, parse_asr_name
+from raysers.models.asr import parse_asr_name
 from raysers.models.backbones import parse_model_name
 from raysers.models.fusion import (
     LEAST_LABELS,
@@ -46,6 +46,7 @@ from raysers.models.fusion import (
     Vectors,
 )
 from raysers.models.heads import ccc_loss
+from raysers.models.speech import MOONSHINE
 from raysers.run import Exit, Run, load_record, with_absolute_paths
 from raysers.types import DIMENSIONS, seed_of
 from raysers.words import fusion, fusion_results
@@ -73,9 +74,9 @@ def train(flags: FuseTrainFlags) -> int:
 
     With too many failed clips the heads are trained on the others, and the exit code is 3.
     """
-    flags = with_absolute_paths(flags, "data", "annotation", "transcripts")
+    flags = with_absolute_paths(flags, "data", "annotation", "transcripts", "speakers")
     # checked even where no clip needs it, because the fusion passes it on to `predict`
-    is_model = flags.asr != fusion.MANIFEST and not is_moonshine(flags.asr)
+    is_model = flags.asr not in (fusion.MANIFEST, MOONSHINE)
     if is_model and parse_asr_name(flags.asr).hub_id is None:
         flags = replace(flags, asr=storage.absolute(flags.asr))
     job: ClipJob | None

@@ -24,10 +24,9 @@ from raysers.engine.placement import Placement
 from raysers.engine.worker import ClipModel, ClipTask, Row, Signal
 from raysers.errors import CheckpointError, ClipError, ConfigError
 from raysers.io import storage
-from raysers.models.asr import is_moonshine
 from raysers.models.fusion import SOUND, WORDS, load_fusion
 from raysers.models.pretrained import TextEncoder, is_place
-from raysers.models.speech import pauses_by
+from raysers.models.speech import MOONSHINE, pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import FUSED, with_embeddings
 from raysers.types import DIMENSIONS, SAMPLE_RATE_HZ, Status
@@ -92,7 +91,7 @@ class FusionTask(ClipTask):
         """
         if asr != MANIFEST:
             # moonshine has one precision, whatever the acoustic model computes in
-            dtype = "auto" if is_moonshine(asr) else self.sound.dtype
+            dtype = "auto" if asr == MOONSHINE else self.sound.dtype
             task = TranscribeTask.load(asr, dtype=dtype, max_padded_s=0)
             return replace(self, asr=task, recognise_all=recognise_all)
         if recognise_all:

@@ -31,8 +31,8 @@ from raysers.evaluation.bootstrap import Bootstrap, drawn_counts, interval
 from raysers.evaluation.rows import METRICS_PART, NAN, Row, print_table, row_of, to_table
 from raysers.evaluation.scores import Floats, Scores, Subset, base_subsets, group_subsets
 from raysers.io import storage
-from raysers.models.asr import Recogniser, is_moonshine, load_asr, parse_asr_name
-from raysers.models.speech import pauses_by
+from raysers.models.asr import Recogniser, load_asr, parse_asr_name
+from raysers.models.speech import MOONSHINE, pauses_by
 from raysers.run import RunRecord
 from raysers.schemas import ANNOTATIONS, TRANSCRIPTS
 from raysers.types import DIMENSIONS, Status
@@ -77,11 +77,11 @@ class TranscribeTask(ClipTask):
         Raises ConfigError: unknown name, or a precision, language or times it does not have.
         CheckpointError: a folder whose transcripts cannot be trusted.
         """
-        pinned = not is_moonshine(asr) and parse_asr_name(asr).hub_id is not None
-        if not pinned and not is_moonshine(asr):
+        pinned = asr != MOONSHINE and parse_asr_name(asr).hub_id is not None
+        if not pinned and asr != MOONSHINE:
             asr = storage.absolute(asr)  # workers have working folders of their own
         # fp16 is for the workers' GPUs, which this process need not have; moonshine never takes it
-        checked_in = "auto" if dtype == "fp16" and not is_moonshine(asr) else dtype
+        checked_in = "auto" if dtype == "fp16" and asr != MOONSHINE else dtype
         place = storage.fetch_folder(asr, "--asr")
         revision = load_asr(place, dtype=checked_in, threads=1, **how).revision
         return cls(
@@ -110,13 +110,13 @@ class TranscribeTask(ClipTask):
 
     @property
     def uses_gpus(self) -> bool:
-        """Moonshine computes on CPUs only."""
-        return not is_moonshine(self.asr)
+        """Moonshine, the recogniser that comes as a package, computes on CPUs only."""
+        return self.asr != MOONSHINE
 
     def placed(self, placement: Placement, earlier: RunRecord | None) -> Self:
         """See `ClipTask.placed`."""
         settled = replace(self, device=placement.device, threads=placement.threads)
-        if is_moonshine(self.asr):
+        if self.asr == MOONSHINE:
             return settled
         return replace(settled, dtype=settled_dtype(self.dtype, placement, earlier))
 
