@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysers.audio import decode
@@ -122,18 +123,21 @@ def probe_batch(
     with ThreadPoolExecutor(1 if speech else threads) as pool:
         found = pool.map(lambda rows: _inspect(rows, segmenting, speech), rows_of.values())
         files = dict(zip(rows_of, found, strict=True))
-    rows, taken = [], []
+    rows, taken, whole = [], [], []
     for index, (key, row) in enumerate(zip(keys, listed, strict=True)):
         for channel in _channels(row, files[key].info, segmenting):
-            for cut in _cuts(row, files[key], segmenting, channel):
-                rows.append(_row(row, files[key], cut, channel))
-                taken.append(index)
+            cuts = _cuts(row, files[key], segmenting, channel)
+            rows += [_row(row, files[key], cut, channel) for cut in cuts]
+            taken += [index] * len(cuts)
+            whole += [len(cuts) == 1] * len(cuts)
     chosen = {CHANNEL: segmenting.channel != "mean", AUDIO_STREAM: segmenting.audio_stream != "0"}
     parts = [field for field in chosen if chosen[field] or field.name in batch.schema.names]
     table = pa.Table.from_pylist(rows, pa.schema([*MANIFEST, *parts]))
     for field in (*LABEL_FIELDS, CARRIED):
         if field.name in batch.schema.names:
             column = batch.column(field.name).take(pa.array(taken, pa.int64()))
+            if field.name == "transcript":  # which words are in which part is not known
+                column = pc.if_else(pa.array(whole, pa.bool_()), column, None)
             table = table.append_column(field, column)
     return table
 

@@ -100,11 +100,11 @@ def fold_splits(table: pa.Table, folds: int, fold: int) -> pa.Table:
     dealt = chain.from_iterable(hands.values())
     dev = {row for rank, unit in enumerate(dealt) if rank % folds == fold for row in units[unit]}
     if not dev or len(dev) == len(open_rows):
-        known = f"only {len(units)} speakers or sessions are known" if units else "no speaker is"
-        known = "only one speaker or session is known" if len(units) == 1 else known
+        count = f"only {len(units)} speakers or sessions are" if units else "no speaker is"
+        count = "only one speaker or session is" if len(units) == 1 else count
         empty = "is empty" if not dev else "leaves no train clips"
         fix = "give fewer folds" if len(units) > 1 else "give data of several known speakers"
-        raise ConfigError(f"--folds {folds}: fold {fold} {empty}, {known}: {fix}")
+        raise ConfigError(f"--folds {folds}: fold {fold} {empty}, {count} known: {fix}")
     for row in open_rows:
         splits[row] = _DEV if row in dev else _TRAIN
     return with_labels(table, "split", pa.array(splits, pa.string()))

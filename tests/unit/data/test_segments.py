@@ -85,6 +85,16 @@ def test_whole_files_and_windows(tmp_path: Path) -> None:
             Segmenting(**bad)  # type: ignore[arg-type]
 
 
+def test_windows_do_not_have_the_transcript_of_the_whole_recording(tmp_path: Path) -> None:
+    table = tmp_path / "clips.csv"
+    names = [wav(tmp_path / f"{seconds}.wav", seconds).name for seconds in (1, 3)]
+    rows = "".join(f"{name},hello,a\n" for name in names)
+    table.write_text(f"file,transcript,speaker\n{rows}")
+    found = index(table, segmenting=Segmenting(kind="window", window_s=2, hop_s=2))
+    assert found["transcript"].to_pylist() == ["hello", None, None]
+    assert found["speaker"].to_pylist() == ["a"] * 3
+
+
 def test_truncated_file_whole_and_in_windows(tmp_path: Path) -> None:
     truncated(tmp_path / "a.wav", 10, 3.5)
     assert spans(index(tmp_path)) == [(0, 3_500_000_000, "truncated")]

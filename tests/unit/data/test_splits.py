@@ -99,7 +99,7 @@ def test_every_fold_gets_speakers_and_the_sexes_are_spread(women: int, men: int,
 
 
 def test_folds_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="fold 0 is empty, no speaker is"):
+    with pytest.raises(ConfigError, match="fold 0 is empty, no speaker is known"):
         fold_splits(clips(("x", None, None, None, None)), 2, 0)
     two = clips(("x", "a", None, "male", None), ("x", "b", None, "male", None))
     with pytest.raises(ConfigError, match="fold 2 is empty, only 2 speakers"):
