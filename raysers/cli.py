@@ -43,6 +43,9 @@ _COLUMNS, _INDENT = 80, 24
 #: What help calls a value of a type, and what messages do.
 _PLAIN = {int: ("N", "a whole number"), float: ("X", "a number"), str: ("TEXT", "text")}
 
+#: What seeds and arrays cannot hold.
+_TOO_LARGE = 2**63
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:
@@ -178,7 +181,11 @@ def _reader(hint: Any, choices: Collection[str]) -> tuple[Callable[[str], Any], 
 def _first(readers: Sequence[Callable[[str], Any]], text: str, names: str) -> Any:
     for read in readers:
         with suppress(ValueError):
-            return read(text)
+            value = read(text)
+            if isinstance(value, int | float) and not abs(value) < _TOO_LARGE:  # not NaN either
+                names += " below 2**63"
+                break
+            return value
     raise ValueError(f"give {names}")
 
 

@@ -93,4 +93,9 @@ def test_a_sample_of_another_model_or_without_embeddings_is_refused(
     assert "--sample" in capsys.readouterr().err
     assert run(model, tmp_path / "nothing", tmp_path / "x") == 2
     assert "has no embeddings" in capsys.readouterr().err
+    soundfile.write(tmp_path / "long.wav", speechlike(60 * 9_600, 1), 16_000)
+    windows = ("--embeddings", "--segment", "window", "--window-s", "0.6", "--hop-s", "0.6")
+    score(tmp_path / "long.wav", tmp_path / "windows", model, *windows)
+    assert run(model, tmp_path / "windows", tmp_path / "x") == 2
+    assert "is of one recording" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
