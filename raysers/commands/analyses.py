@@ -76,10 +76,11 @@ def evaluate(flags: EvaluateFlags) -> int:
     Result: EVALUATED/metrics/part-00000.parquet, one value a row with its 95 % interval, and
     EVALUATED/tests, the pass-or-fail tests of ser-tests with their thresholds; printed too.
     """
-    flags = with_absolute_paths(flags, "labels", "predictions", "input")
+    places = ("labels", "predictions", "input", "speakers", "emotion_map")
+    flags = with_absolute_paths(flags, *places)
     with Run.open("evaluate", flags.output, table="metrics") as run:
         run.refuse_other_settings(flags.settings)
-        found = [read_predictions(uri) for uri in flags.predictions]
+        found = [read_predictions(uri) for uri in dict.fromkeys(flags.predictions)]
         tasks = [AnnotateTask.load(m, dtype=flags.dtype, max_padded_s=0) for m in flags.model]
         emotions = any(one.has_categories for one in found)
         emotions = emotions or any(task.outputs.categories for task in tasks)
