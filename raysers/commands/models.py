@@ -109,6 +109,7 @@ def write_model(
     """The model with a distance fitted to `embeddings` [clips, size], as a folder."""
     import torch
 
+    from raysers.models.checkpoint import open_folder
     from raysers.models.heads import OutOfDistribution, fit_distance
     from raysers.models.loading import load_emotion_model, save_emotion_model
 
@@ -121,9 +122,14 @@ def write_model(
     model.ood.load_state_dict({name: torch.from_numpy(v).float() for name, v in found.items()})
     model.outputs = replace(model.outputs, ood_rank=rank)
     save_emotion_model(model, folder, do_normalize=loaded.do_normalize)
-    for kept in ("LICENSE*", TRAINED_FILES) if name.path else ():
-        for file in Path(str(name.path)).glob(kept):
+    if name.random:
+        return
+    source = open_folder(name).path
+    for kept in ("README.md", "LICENSE*", TRAINED_FILES):  # the card names the licence
+        for file in source.glob(kept):
             shutil.copy(file, folder)
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write(f"\n`ood` was fitted to {len(embeddings):,} clips by raysers calibrate.\n")
 
 
 #: Class and version that `audonnx.load` looks for in the first line.
