@@ -12,6 +12,7 @@ import difflib
 import inspect
 import itertools
 import json
+import math
 import os
 import sys
 import textwrap
@@ -182,10 +183,10 @@ def _first(readers: Sequence[Callable[[str], Any]], text: str, names: str) -> An
     for read in readers:
         with suppress(ValueError):
             value = read(text)
-            if isinstance(value, int | float) and not abs(value) < _TOO_LARGE:  # not NaN either
+            if isinstance(value, int) and abs(value) >= _TOO_LARGE:
                 names += " below 2**63"
-                break
-            return value
+            elif not isinstance(value, float) or math.isfinite(value):
+                return value
     raise ValueError(f"give {names}")
 
 
