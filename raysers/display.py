@@ -192,8 +192,7 @@ def dot(axis: Any, value: float, at: float, colour: str, along: str = "x", **how
 def published(axis: Any, value: float, at: float, marker: str = "D") -> None:
     """The hollow mark of a published value."""
     if not math.isnan(value):
-        style = {"mfc": "none", "mec": INK, "mew": 1.1, "ms": 6, "marker": marker, "zorder": 3}
-        dot(axis, value, at, INK, **style)
+        dot(axis, value, at, INK, mfc="none", mec=INK, mew=1.1, ms=6, marker=marker, zorder=3)
 
 
 def line(axis: Any, x: Sequence[float], y: Sequence[float], colour: str, **how: Any) -> None:
