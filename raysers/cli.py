@@ -12,6 +12,7 @@ import difflib
 import inspect
 import itertools
 import json
+import math
 import os
 import sys
 import textwrap
@@ -42,6 +43,9 @@ T = TypeVar("T")
 _COLUMNS, _INDENT = 80, 24
 #: What help calls a value of a type, and what messages do.
 _PLAIN = {int: ("N", "a whole number"), float: ("X", "a number"), str: ("TEXT", "text")}
+
+#: What seeds and arrays cannot hold.
+_TOO_LARGE = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,11 @@ def _reader(hint: Any, choices: Collection[str]) -> tuple[Callable[[str], Any], 
 def _first(readers: Sequence[Callable[[str], Any]], text: str, names: str) -> Any:
     for read in readers:
         with suppress(ValueError):
-            return read(text)
+            value = read(text)
+            if isinstance(value, int) and abs(value) >= _TOO_LARGE:
+                names += " below 2**63"
+            elif not isinstance(value, float) or math.isfinite(value):
+                return value
     raise ValueError(f"give {names}")
 
 

@@ -168,22 +168,18 @@ def name_rows(axis: Any, names: Sequence[str]) -> None:
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
-def guide(axis: Any, at: float, along: str = "x") -> None:
-    """A dotted line at a reference value: chance, zero, the kept epoch."""
-    line = axis.axvline if along == "x" else axis.axhline
-    line(at, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+def guide(axis: Any, at: float) -> None:
+    """A dotted upright line at a reference value: chance, zero, the kept epoch."""
+    axis.axvline(at, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
 
 
-def interval(
-    axis: Any, value: float, bounds: tuple[float, float], at: float, colour: str, along: str = "x"
-) -> None:
-    """A dot at `value` (NaN draws nothing) with its interval; NaN bounds leave the dot alone."""
+def interval(axis: Any, value: float, bounds: tuple[float, float], at: float, colour: str) -> None:
+    """A dot at `value` (NaN draws nothing) with its level interval; NaN bounds leave it alone."""
     if math.isnan(value):
         return
     if not any(map(math.isnan, bounds)):
-        line = axis.hlines if along == "x" else axis.vlines
-        line(at, *bounds, color=colour, linewidth=INTERVAL_PT, zorder=2)
-    dot(axis, value, at, colour, along=along)
+        axis.hlines(at, *bounds, color=colour, linewidth=INTERVAL_PT, zorder=2)
+    dot(axis, value, at, colour)
 
 
 def dot(axis: Any, value: float, at: float, colour: str, along: str = "x", **how: Any) -> None:
@@ -193,11 +189,10 @@ def dot(axis: Any, value: float, at: float, colour: str, along: str = "x", **how
     axis.plot([x], [y], linestyle="", color=colour, clip_on=False, **style)
 
 
-def published(axis: Any, value: float, at: float, along: str = "x", marker: str = "D") -> None:
+def published(axis: Any, value: float, at: float, marker: str = "D") -> None:
     """The hollow mark of a published value."""
     if not math.isnan(value):
-        style = {"mfc": "none", "mec": INK, "mew": 1.1, "ms": 6, "marker": marker, "zorder": 3}
-        dot(axis, value, at, INK, along, **style)
+        dot(axis, value, at, INK, mfc="none", mec=INK, mew=1.1, ms=6, marker=marker, zorder=3)
 
 
 def line(axis: Any, x: Sequence[float], y: Sequence[float], colour: str, **how: Any) -> None:

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import raysers
+from raysers.data.corpora import EMOTION_MAPS
 from raysers.display import one_line, with_packages
 from raysers.errors import (
     ConfigError,
@@ -42,6 +43,8 @@ _VERSIONED = (
     "ray", "torch", "transformers", "onnxruntime", "soundfile", "soxr", "pyarrow", "numpy",
 )  # fmt: skip
 _MAX_ERROR = 2000
+#: What `--emotion-map` takes beside files.
+_MAP_NAMES = ("auto", "none", *EMOTION_MAPS)
 #: Where Ray unpacks what `ray job submit --working-dir` sends.
 _RAY_PACKAGES = "runtime_resources"
 
@@ -240,7 +243,7 @@ def absolute_output(output: str) -> str:
 def with_absolute_paths(flags: FlagsT, *places: str) -> FlagsT:
     """The flags, checked, with `output` and these places the same in every process of the cluster.
 
-    A place is a path, several, or empty.
+    A place is a path, several, or empty; `emotion_map` may be a name.
     """
     flags.check()
     changes: dict[str, Any] = {"output": absolute_output(flags.output)}
@@ -248,7 +251,7 @@ def with_absolute_paths(flags: FlagsT, *places: str) -> FlagsT:
         value = getattr(flags, name)
         if isinstance(value, tuple):
             changes[name] = tuple(map(storage.absolute, value))
-        elif value:
+        elif value and not (name == "emotion_map" and value in _MAP_NAMES):
             changes[name] = storage.absolute(value)
     return replace(flags, **changes)
 

@@ -70,10 +70,11 @@ def evaluate(flags: EvaluateFlags) -> int:
     from raysers.evaluation.published import print_tests
     from raysers.evaluation.rows import print_metrics, print_notes
 
-    flags = with_absolute_paths(flags, "labels", "predictions", "input")
+    places = ("labels", "predictions", "input", "speakers", "emotion_map")
+    flags = with_absolute_paths(flags, *places)
     with Run.open("evaluate", flags.output, table="metrics") as run:
         run.refuse_other_settings(flags.settings)
-        found = [read_predictions(uri) for uri in flags.predictions]
+        found = [read_predictions(uri) for uri in dict.fromkeys(flags.predictions)]
         tasks = [AnnotateTask.load(m, dtype=flags.dtype, max_padded_s=0) for m in flags.model]
         emotions = any(one.has_categories for one in found)
         emotions = emotions or any(task.outputs.categories for task in tasks)

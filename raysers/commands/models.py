@@ -60,8 +60,9 @@ def calibrate(flags: CalibrateFlags) -> int:
     0..1, where .5 is beyond 99 % of the sample.
     """
     task = AnnotateTask.load(flags.model, dtype="fp32", max_padded_s=0)
-    embeddings, folds = read_sample(storage.absolute(flags.sample), task)
-    settings = {"model": task.model, "model_revision": task.revision, "sample": flags.sample}
+    sample = storage.absolute(flags.sample)
+    embeddings, folds = read_sample(sample, task)
+    settings = {"model": task.model, "model_revision": task.revision, "sample": sample}
     with Run.open("calibrate", flags.output) as run, tempfile.TemporaryDirectory() as folder:
         run.refuse_other_settings(settings)
         run.begin(as_plain(flags), settings)
@@ -76,7 +77,7 @@ def calibrate(flags: CalibrateFlags) -> int:
 def read_sample(uri: str, task: AnnotateTask) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Embeddings float32 [clips, size] of the scored clips, and a fold of each by its recording.
 
-    Raises ConfigError: no embeddings there, of another model, or too few.
+    Raises ConfigError: no embeddings there, of another model, too few, or of one recording.
     """
     record = load_record(uri)
     settings = {} if record is None else record.settings
@@ -94,6 +95,8 @@ def read_sample(uri: str, task: AnnotateTask) -> tuple[NDArray[np.float32], NDAr
         raise ConfigError(f"--sample {uri} has {rows.num_rows} clips; {_LEAST_CLIPS} are needed")
     embeddings = rows["embedding"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
     folds = [seed_of("calibrate", file) % _FOLDS for file in rows["file"].to_pylist()]
+    if len(set(folds)) == 1:
+        raise ConfigError(f"--sample {uri} is of one recording, or too few: give clips of many")
     return embeddings, np.array(folds)
 
 
@@ -106,6 +109,7 @@ def write_model(
     """The model with a distance fitted to `embeddings` [clips, size], as a folder."""
     import torch
 
+    from raysers.models.checkpoint import open_folder
     from raysers.models.heads import OutOfDistribution, fit_distance
     from raysers.models.loading import load_emotion_model, save_emotion_model
 
@@ -118,9 +122,14 @@ def write_model(
     model.ood.load_state_dict({name: torch.from_numpy(v).float() for name, v in found.items()})
     model.outputs = replace(model.outputs, ood_rank=rank)
     save_emotion_model(model, folder, do_normalize=loaded.do_normalize)
-    for kept in ("LICENSE*", TRAINED_FILES) if name.path else ():
-        for file in Path(str(name.path)).glob(kept):
+    if name.random:
+        return
+    source = open_folder(name).path
+    for kept in ("README.md", "LICENSE*", TRAINED_FILES):  # the card names the licence
+        for file in source.glob(kept):
             shutil.copy(file, folder)
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write(f"\n`ood` was fitted to {len(embeddings):,} clips by raysers calibrate.\n")
 
 
 #: Class and version that `audonnx.load` looks for in the first line.

@@ -17,7 +17,7 @@ from raysers.io import storage
 from raysers.models.backbones import ASSETS
 from raysers.run import Exit, Run, with_absolute_paths
 from raysers.studies.flags import StudyFlags
-from raysers.training.config import SHOWN, TrainingFlags
+from raysers.training.config import PLACES, SHOWN, TrainingFlags
 from raysers.tuning.flags import TuningFlags
 
 if TYPE_CHECKING:
@@ -72,11 +72,10 @@ def tune(flags: TuningFlags) -> int:
     """
     from raysers.data.manifest import write_manifest
     from raysers.engine import cluster
-    from raysers.training import plan
     from raysers.training.dataset import TooManyFailed
     from raysers.tuning import results, sweep
 
-    config, flags = as_plain(flags), plan.with_absolute_paths(flags)
+    config, flags = as_plain(flags), with_absolute_paths(flags, *PLACES)
     with Run.open(sweep.JOB, flags.output, dry_run=flags.dry_run) as run:
         planned = sweep.make_sweep(flags)
         cluster.connect()
@@ -128,7 +127,8 @@ def study(flags: StudyFlags) -> int:
     from raysers.evaluation.rows import print_notes
     from raysers.studies import plan, runner
 
-    config, flags = as_plain(flags), with_absolute_paths(flags, "data", "speakers")
+    config = as_plain(flags)
+    flags = with_absolute_paths(flags, "data", "speakers", "emotion_map")
     with Run.open(plan.JOB, flags.output, dry_run=flags.dry_run) as run:
         planned = plan.make_plan(flags, run)
         cluster.connect()

@@ -382,8 +382,8 @@ def print_tests(frame: pd.DataFrame) -> None:
             lines.append([names[str(model)]])
             for test, parts in of.groupby("test", sort=False):
                 by = parts.groupby("dimension")["passed"].agg(["sum", "size"])
-                cells = (f"{by['sum'].get(d, 0)} of {by['size'].get(d, 0)}" for d in dimensions)
-                lines.append([f"  {str(test).replace('_', ' ')}", *cells])
+                passed = by.astype(str).agg(" of ".join, axis=1).reindex(dimensions, fill_value="")
+                lines.append([f"  {str(test).replace('_', ' ')}", *passed])
             styles += ["bold"] + [""] * (len(lines) - len(styles) - 1)
         title = f"tests of ser-tests passed, {dataset} {split} (scores: table tests)"
         print_table(title, ["", *dimensions], lines, styles)

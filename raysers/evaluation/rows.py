@@ -153,13 +153,12 @@ _Lines = list[tuple[str, Mapping[str, str], str]]  # name, cells, style
 def number(value: float) -> str:
     """Three digits without the zero before the point; a dash where undefined.
 
-    >>> number(-0.0456), number(1.0), number(float("nan"))
-    ('-.046', '1.000', '-')
+    >>> number(-0.0456), number(1.0), number(-0.0001), number(float("nan"))
+    ('-.046', '1.000', '.000', '-')
     """
     if math.isnan(value):
         return "-"
-    text = f"{value:.3f}"
-    text = "0.000" if text == "-0.000" else text
+    text = f"{value:z.3f}"
     return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
 
 

@@ -72,8 +72,6 @@ def start_model(
     learns a weighted sum of all layers' states; `front` `mel` needs random weights.
     """
     parsed = backbones.parse_model_name(name, "--backbone")
-    if head_dropout is not None and not 0 <= head_dropout < 1:
-        raise ConfigError(f"--head-dropout {head_dropout} must be at least 0 and below 1")
     if None not in (parsed.layers, layers) and parsed.layers != layers:
         raise ConfigError(f"--layers {layers}: {name} says {parsed.layers} layers; drop one")
     layers = parsed.layers if layers is None else layers

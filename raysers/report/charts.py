@@ -122,9 +122,7 @@ def shown(value: float | None, digits: int = 3) -> str:
     """
     if value is None or math.isnan(value):
         return "\N{EN DASH}"
-    text = f"{value:,.{digits}f}"
-    sign = "\N{MINUS SIGN}" if float(text.replace(",", "")) else ""
-    return text.replace("-", sign)
+    return f"{value:z,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def with_bounds(mark: Mapping[str, Any]) -> str:

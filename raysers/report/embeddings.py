@@ -162,7 +162,8 @@ def _scale(axis: Any, plane: NDArray[np.float64], values: NDArray[np.float64]) -
     edges = np.nanquantile(values, np.linspace(0, 1, len(_STEPS) + 1)[1:-1])
     step = np.searchsorted(edges, values, side="right")
     low, high = np.nanquantile(values, [0.1, 0.9])
-    names = {0: f"low, about {low:.2f}", len(_STEPS) - 1: f"high, about {high:.2f}"}
+    used = step[np.isfinite(values)]  # equal values may leave the outer steps empty
+    names = {used.min(): f"low, about {low:.2f}", used.max(): f"high, about {high:.2f}"}
     for index, colour in enumerate(_STEPS):
         name = names.get(index, "")
         _dots(axis, plane[np.isfinite(values) & (step == index)], colour, name)

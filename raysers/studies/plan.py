@@ -163,17 +163,21 @@ def load_corpora(plan: StudyPlan, folder: str) -> Corpora:
             )
         return corpora
     found, firsts, notes = read_corpora(flags)
+    made: list[synthetic.Corpus] = []
     if flags.scale == "small" and len(flags.data) < 2:  # at least two corpora
         made = [synthetic.HOME] if flags.data else [synthetic.HOME, synthetic.CROSS_CORPUS]
+    names = [*found, *(one.name for one in made)]
+    home = list(flags.in_domain) or firsts or [synthetic.HOME.name]
+    if unknown := [name for name in home if name not in names]:
+        raise ConfigError(f"--in-domain {unknown[0]}: the corpora are {', '.join(names)}")
+    if made:
+        if given := [name for name in home if name in found]:
+            arrange(found, given, notes, flags.limit)  # refused before anything is written
         found |= synthetic.make_speech(made, folder)
-        firsts = firsts or [synthetic.HOME.name]
         notes.append(
             f"{', '.join(one.name for one in made)}: spoken by espeak-ng with invented emotions; "
             "figures prove that the way works, nothing about emotion in voices"
         )
-    home = list(flags.in_domain) or firsts
-    if unknown := [name for name in home if name not in found]:
-        raise ConfigError(f"--in-domain {unknown[0]}: the corpora are {', '.join(found)}")
     return arrange(found, home, notes, flags.limit)
 
 

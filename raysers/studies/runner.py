@@ -99,7 +99,7 @@ def run_all(
             write_tables(plan.grid, place)
             written_s = time.monotonic()
         score = record.result.get("dev_ccc_mean")
-        return f"dev CCC {score:.3f}" if isinstance(score, float) else ""
+        return f"dev CCC {score:z.3f}" if isinstance(score, float) else ""
 
     def trial(run: Experiment) -> Trial:
         in_trial = run.job in IN_TRIALS

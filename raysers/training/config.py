@@ -253,6 +253,8 @@ SHOWN = (
     "data", "train", "dev", "emotion_map", "speakers", "folds", "fold", "limit", "backbone",
     "freeze", "categories", "epochs", "batch_size", "lr", "output", "seed", "workers", "dtype",
 )  # fmt: skip
+#: Flags that name files or folders.
+PLACES = ("data", "train", "dev", "speakers", "emotion_map")
 #: Flags that do not decide the parameters; `categories` is settled by `category_weight`.
 _FREE = {
     "output", "workers", "track", "checkpoint_steps", "max_restarts", "max_failed", "accumulate",

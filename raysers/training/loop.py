@@ -246,9 +246,8 @@ class _Training:
         try:
             return self._learner.step(batch, stop=stop)
         except TrainingDiverged as error:
-            raise TrainingDiverged(
-                f"epoch {self.progress.epoch + 1}, {error}; the last good model stays in the output"
-            ) from error
+            kept = "; the last good model stays in the output" * bool(self.progress.history)
+            raise TrainingDiverged(f"epoch {self.progress.epoch + 1}, {error}{kept}") from error
         except MemoryError as error:
             raise OutOfMemory(f"out of memory ({_first_line(error)}): {_LESS}") from error
 

@@ -199,8 +199,8 @@ def _cell(row: Row | None) -> str:
     if row is None or not math.isfinite(row.value):
         return "–"
     has_interval = math.isfinite(row.ci_low) and math.isfinite(row.ci_high)
-    interval = f" [{row.ci_low:.3f}, {row.ci_high:.3f}]" if has_interval else ""
-    return f"{row.value:.3f}{interval}"
+    interval = f" [{row.ci_low:z.3f}, {row.ci_high:z.3f}]" if has_interval else ""
+    return f"{row.value:z.3f}{interval}"
 
 
 def _licences_table(training: Mapping[str, Any]) -> str:
@@ -252,7 +252,7 @@ def _draw(history: Sequence[Mapping[str, Any]]) -> Any:
             if np.isfinite(at_kept) and curves is lines:
                 display.dot(axis, at_kept, kept, colour, along="y", ms=6.5, mew=1.2)
             shown = at_kept if np.isfinite(at_kept) else known[-1]
-            labels[f"{name} {shown:.2f}"] = (float(known[-1]), colour)
+            labels[f"{name} {shown:z.2f}"] = (float(known[-1]), colour)
         low, high = axis.get_ylim()
         axis.set_ylim(min(low, 0.0), 1.0 if curves is lines else max(high, 0.0))
         display.value_grid(axis)

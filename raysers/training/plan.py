@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from raysers.data.corpora import EMOTION_MAPS
 from raysers.data.manifest import read_manifest
 from raysers.engine.placement import Placement, settled_dtype
 from raysers.engine.progress import clips_and_audio, print_pairs, print_warning
@@ -16,9 +15,8 @@ from raysers.io import storage
 from raysers.models.backbones import CNN14, Outputs, parse_model_name
 from raysers.models.initialize import ADAPTERS, InitialModel, add_adapters, start_model
 from raysers.run import Run, RunRecord
-from raysers.run import with_absolute_paths as absolute_flags
 from raysers.training import dataset
-from raysers.training.config import FlagsT, TrainingFlags, deciding, with_recipe
+from raysers.training.config import TrainingFlags, deciding, with_recipe
 from raysers.training.dataset import Indexed, TrainingData
 from raysers.types import SAMPLE_RATE_HZ
 
@@ -114,13 +112,6 @@ class TrainingPlan:
             warnings.append("--shuffle-labels: a control, the model means nothing")
         for warning in warnings:
             print_warning(warning)
-
-
-def with_absolute_paths(flags: FlagsT) -> FlagsT:
-    """As `run.with_absolute_paths`; an emotion map may be a name."""
-    is_file = flags.emotion_map not in EMOTION_MAPS
-    places = ("data", "train", "dev", "speakers", *["emotion_map"] * is_file)
-    return absolute_flags(flags, *places)
 
 
 def refuse_unknown_model(run: Run) -> None:

@@ -233,7 +233,7 @@ def epoch_line(record: Epoch, epochs: int) -> str:
 
 
 def _number(value: float | None, unknown: str = "-") -> str:
-    return unknown if value is None or math.isnan(value) else f"{value:.3f}"
+    return unknown if value is None or math.isnan(value) else f"{value:z.3f}"
 
 
 @contextmanager

@@ -42,11 +42,11 @@ from raysers.engine.placement import Placement
 from raysers.engine.progress import LINE_EVERY_S, duration
 from raysers.errors import RaysersError, StorageError
 from raysers.io import storage
-from raysers.run import Run
+from raysers.run import Run, with_absolute_paths
 from raysers.training import checkpoint, optim, results
 from raysers.training import plan as planning
 from raysers.training.checkpoint import TrainProgress
-from raysers.training.config import TrainingFlags
+from raysers.training.config import PLACES, TrainingFlags
 from raysers.training.dataset import Indexed
 from raysers.training.loop import AGREED, Callback, PassOn, TrainingStopped, train_loop
 from raysers.training.plan import LEAST_PIECES, Network, TrainingPlan
@@ -94,7 +94,7 @@ def run_training(
     is in this process, without Ray Train, beside `processes_here` others; None asks the cluster for
     `--workers`. `indexed` data are not indexed again. After an error the same call resumes.
     """
-    flags = planning.with_absolute_paths(flags)
+    flags = with_absolute_paths(flags, *PLACES)
     with Run.open("train", flags.output) as run:
         planning.refuse_unknown_model(run)
         results.check_tracking(flags.track)

@@ -87,7 +87,7 @@ def describe(trial: TrialRecord) -> str:
     words = told(trial.notes["point"])
     if best := best_epoch(trial):
         where = f"at epoch {best['epoch']} of {len(trial.history)}"
-        words = f"dev CCC {best['dev_ccc_mean']:.3f} {where}, {words}"
+        words = f"dev CCC {best['dev_ccc_mean']:z.3f} {where}, {words}"
     return words
 
 
@@ -365,7 +365,8 @@ def _draw_curves(trials: pd.DataFrame, means: pd.DataFrame) -> Any:
         rest = display.BLUE if trial in done else display.SOFT
         colour = display.VERMILION if is_best else rest
         width, alpha = (2.2, 1.0) if is_best else (0.9, 0.55)
-        display.line(panel, curve["epoch"], curve["ccc"], colour, linewidth=width, alpha=alpha)
+        style = {"linewidth": width, "alpha": alpha, "marker": "o" if len(curve) == 1 else None}
+        display.line(panel, curve["epoch"], curve["ccc"], colour, markersize=3, **style)
         if is_best:
             display.end_label(panel, curve["ccc"].iloc[-1], str(trial), colour)
     panel.set_xlim(1, max(means["epoch"].max(), 1.5))

@@ -357,7 +357,7 @@ def _as_kind(kind: Any, value: Any) -> Any:
         except ValueError:
             return _NO
         whole = number.is_integer()  # NaN is not
-        return number if kind is float and number == number else int(number) if whole else _NO
+        return number if kind is float and math.isfinite(number) else int(number) if whole else _NO
     return value if type(value) is kind else _NO
 
 

@@ -74,7 +74,8 @@ def train(flags: FuseTrainFlags) -> int:
 
     With too many failed clips the heads are trained on the others, and the exit code is 3.
     """
-    flags = with_absolute_paths(flags, "data", "annotation", "transcripts", "speakers")
+    places = ("data", "annotation", "transcripts", "speakers", "emotion_map")
+    flags = with_absolute_paths(flags, *places)
     # checked even where no clip needs it, because the fusion passes it on to `predict`
     is_model = flags.asr not in (fusion.MANIFEST, MOONSHINE)
     if is_model and parse_asr_name(flags.asr).hub_id is None:

@@ -13,6 +13,7 @@ from raysers.commands.archive import annotate
 from raysers.commands.models import calibrate
 from raysers.evaluation.evaluate import with_training_clips
 from raysers.evaluation.join import read_predictions
+from raysers.models.checkpoint import licence_of
 from raysers.models.emotion import EmotionModel
 from raysers.models.loading import save_emotion_model
 from tests.unit.models.networks import small_model, speechlike
@@ -82,6 +83,7 @@ def test_a_copy_of_the_built_in_model_knows_what_it_was_trained_on(tmp_path: Pat
     assert found["trained_on"].to_pylist() == is_seen
     assert sum(is_seen) == 1
     assert (copy / "LICENSE-whisper").is_file()
+    assert licence_of(copy) == "apache-2.0"
 
 
 def test_a_sample_of_another_model_or_without_embeddings_is_refused(
@@ -93,4 +95,9 @@ def test_a_sample_of_another_model_or_without_embeddings_is_refused(
     assert "--sample" in capsys.readouterr().err
     assert run(model, tmp_path / "nothing", tmp_path / "x") == 2
     assert "has no embeddings" in capsys.readouterr().err
+    soundfile.write(tmp_path / "long.wav", speechlike(60 * 9_600, 1), 16_000)
+    windows = ("--embeddings", "--segment", "window", "--window-s", "0.6", "--hop-s", "0.6")
+    score(tmp_path / "long.wav", tmp_path / "windows", model, *windows)
+    assert run(model, tmp_path / "windows", tmp_path / "x") == 2
+    assert "is of one recording" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -163,6 +163,17 @@ def test_the_same_command_replaces_its_result_and_another_is_refused(
     assert (out / "run.json").read_text() == before
 
 
+def test_a_record_repeats_the_run_from_any_folder(labels, good, tmp_path, monkeypatch):
+    (tmp_path / "speakers.csv").write_text("speaker,pitch_hz\nspk1,200\nspk2,120\n")
+    (tmp_path / "map.yaml").write_text("anger: [0.9, 0.8, 0.2]\n")
+    monkeypatch.chdir(tmp_path)
+    more = ("--speakers", "speakers.csv", "--emotion-map", "map.yaml")
+    assert run(good.name, good.name, "--labels", "corpus/labels.csv", "-o", "out", *more) == 0
+    assert {row["model"] for row in metrics_of(tmp_path / "out")} == {"good", "random-gaussian"}
+    monkeypatch.chdir("/")
+    assert run("--config", tmp_path / "out" / "run.json") == 0
+
+
 def test_failed_and_missing_predictions_are_counted(labels, tmp_path, capsys):
     some = write_predictions(tmp_path / "p", GOOD, clips=range(100), failed=range(10))
     out = tmp_path / "out"

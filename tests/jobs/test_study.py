@@ -179,3 +179,17 @@ def test_a_dry_run_measures_the_cost_and_writes_nothing(command, tmp_path, capsy
     for words in ("USD", "evaluate, not estimated", "of audio", "cannot be measured"):
         assert words in said
     assert not (tmp_path / "new").exists()
+
+
+def test_corpora_that_cannot_be_used_are_refused_before_speech_is_made(
+    place, tmp_path, capsys, ray_session
+):
+    rows = [{**row, "speaker": "one", "split": ""} for row in read_table(write_voices(place / "1"))]
+    small = ["seeds", "--scale", "small", "--output", str(tmp_path / "new")]
+    for more, said in (
+        (["--in-domain", "nowhere"], "--in-domain nowhere"),
+        (["--data", str(write_table(place / "1" / "one.csv", rows))], "only one speaker"),
+    ):
+        assert study([*small, *more]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()

@@ -66,7 +66,7 @@ def draw():
     axis.set_ylim(0, 1)
     display.panel_title(axis, "costs $5 and $6")
     display.line(axis, [0, 1], [0.2, 0.8], display.BLUE)
-    display.interval(axis, 0.5, (0.4, 0.6), 0.5, display.GREEN, along="y")
+    display.interval(axis, 0.5, (0.4, 0.6), 0.5, display.GREEN)
     display.axis_name(axis, "a name that is much longer than the panel it belongs to")
     display.end_labels(axis, {"a": (0.8, display.BLUE), "b": (0.8, display.GREEN)})
     return figure

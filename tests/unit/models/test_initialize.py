@@ -232,7 +232,6 @@ def break_weights(folder: Path) -> None:
 
 REFUSED: list[tuple[str, Callable[[Path], Any] | None, str, dict[str, Any]]] = [
     ("fetch the folder", None, "s3://bucket/model", {}),
-    ("head-dropout", None, "random:tiny", {"head_dropout": 1.0}),
     ("--front mel is for random", write_checkpoint, "", {"front": "mel"}),
     ("at least 100 taps", None, "random:tiny", {"front": "mel"}),
     ("on samples", narrow_cnn14, "random:", {"front": "mel"}),

@@ -13,12 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from raysers import display
 from raysers.errors import ConfigError
 from raysers.evaluation.scores import RANDOM
 from raysers.report import figures
 from raysers.report.archive import archive_exhibits, chosen, covered_s, ratings_csv
 from raysers.report.charts import Dots, chart
-from raysers.report.embeddings import neighbours, places, read_map
+from raysers.report.embeddings import _scale, neighbours, places, read_map
 from raysers.report.evidence import (
     Archive,
     Evidence,
@@ -321,3 +322,10 @@ def test_clips_to_listen_to_are_the_ends_the_failed_and_a_sample_of_all(archive)
     again = chosen(Archive(run=archive.run, clips=shuffled, numbers=archive.numbers))
     sampled = again.why.map(lambda why: "random sample" in why)
     assert set(again.clip_id[sampled]) == by_reason["random sample"]
+
+
+def test_both_ends_of_a_scale_are_named_where_many_values_are_equal():
+    axis = display.new_figure(2.0).subplots()
+    _scale(axis, np.zeros((8, 2)), np.array([0.2, 0.2, 0.2, 0.2, 0.5, 0.9, 0.9, np.nan]))
+    names = axis.get_legend_handles_labels()[1]
+    assert names == ["low, about 0.20", "high, about 0.90"]

@@ -54,7 +54,7 @@ SPLITS = [
 TRAINING = {
     "command": ["jobs/train.py", "--data", "my  data"],
     "settings": deciding(TrainingFlags(output="o", data=("d",), backbone=BACKBONE)),
-    "versions": {"torch": "2.13.0"},
+    "versions": {"torch": "2.13.0", "ray": "2.60.0"},
     "seed": 3,
     "network": {
         "model_type": "wav2vec2", "parameters": 697_123, "trained": 690_000, "embedding_size": 9,
@@ -106,6 +106,7 @@ def cells(card):
 
 
 def test_the_hub_reads_the_front_matter_and_its_results():
+    assert "Versions: torch 2.13.0, ray 2.60.0." in card_of()
     data = ModelCard(card_of()).data
     assert (data.license, data.language, data.base_model) == ("unknown", ["de"], BACKBONE)
     # what the hub would show as code to load it puts a random head on the backbone

@@ -57,6 +57,7 @@ def test_bad_spaces_are_refused_in_one_line_with_the_way_out(tmp_path):
         ("lr: uniform(1)", "two numbers"),
         ("lr: __import__('os').system('true')", "neither a value nor a range"),
         ("lr: uniform(-1, 1)", "0 or more"),
+        ("lr: [.inf, 0.1]", "inf does not fit: give a number"),
         ("layers: loguniform(2, 12)", "write logint(2, 12)"),
         ("optimiser: [adam, addam]", "one of recipe, adam, adamw, sgd"),
         ("freeze: []", "empty"),
