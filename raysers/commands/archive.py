@@ -159,7 +159,7 @@ def annotate(flags: AnnotateFlags) -> int:
         if flags.dry_run:
             return job.estimate()
         code = job.execute(share=flags.share)
-        write_turns(job.run.output, job.plan.clips, job.rows)
+        write_turns(job)
         return code
 
 
