@@ -7,15 +7,15 @@ revision that was checked.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysers.data.manifest import Manifest
 from raysers.engine import output, progress
+from raysers.engine.job import ClipJob
 from raysers.engine.placement import Placement, settled_backend, settled_dtype
 from raysers.engine.worker import ClipTask, Signal
 from raysers.errors import CheckpointError, ClipError
@@ -173,19 +173,20 @@ def require_revision(name: str, checked: str, found: str) -> None:
         )
 
 
-def write_turns(where: str, clips: Manifest, rows: Callable[[Sequence[str]], pa.Table]) -> None:
-    """Write the speaker turns of the output `where`: scores in the order of time, and means.
+def write_turns(job: ClipJob) -> None:
+    """Write the speaker turns of a job's output: scores in the order of time, and means.
 
     They are there where a table of the input names several clips of a recording and who speaks in
-    them, such as an RTTM. `rows` gives columns of the output's rows.
+    them, such as an RTTM.
     """
+    where, clips = job.run.output, job.plan.clips
     speakers = (part["speaker"] for part in clips.parts(["speaker"]) if part.num_columns)
     if not any(len(column) > column.null_count for column in speakers):
         return
     known = clips.table(["clip_id", "speaker"])
     known = known.filter(pc.is_valid(known["speaker"]))
     columns = [name for name in TIMELINES.names if name != "speaker"]
-    found = rows(columns).join(known, "clip_id", join_type="inner")
+    found = job.rows(columns).join(known, "clip_id", join_type="inner")
     if len(found) == pc.count_distinct(found["file"]).as_py():
         return  # whole files
     found = found.select(TIMELINES.names).cast(TIMELINES)
@@ -202,4 +203,5 @@ def write_turns(where: str, clips: Manifest, rows: Callable[[Sequence[str]], pa.
     means_of = pa.table(values, names=SPEAKERS.names).cast(SPEAKERS)
     for name, table in (("timelines", found), ("speakers", means_of)):
         output.write_part(output.part_uri(where, name, 0), table)
+    job.write_header(timelines=TIMELINES, speakers=SPEAKERS)
     progress.print_line(f"speakers: {len(means_of):,} in {storage.join(where, 'speakers')}")

@@ -31,17 +31,18 @@ import pyarrow as pa
 from raysers.annotation import AnnotateTask
 from raysers.audio.decode import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, AudioReader
 from raysers.audio.samples import converted, converted_length, mono, usable
-from raysers.cli import DEFAULT_MODEL
+from raysers.cli import DEFAULT_MODEL, from_values
 from raysers.commands.archive import read_rows
 from raysers.engine.placement import here
 from raysers.engine.worker import score_stream
-from raysers.errors import ClipError, ConfigError
+from raysers.errors import ClipError, ConfigError, StorageError, status_of
 from raysers.io import storage
 from raysers.run import quiet_environment
-from raysers.types import NS_PER_S, SAMPLE_RATE_HZ, Clip, Status
+from raysers.types import DIMENSIONS, NS_PER_S, SAMPLE_RATE_HZ, Clip, Status
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
+_MEASURED = ("file", "status", "error", "duration_s", "rms_db", "clipped_ratio")
 _LONGEST_S = 600.0
 _READERS = 8
 
@@ -56,6 +57,8 @@ class Model:
         self.name = task.model
         self.revision = task.revision
         self._model = task.open()
+        extras = [0.0] * len(task.outputs.columns)
+        self._columns = (*_MEASURED, *task.outputs.row([0.0] * len(DIMENSIONS), extras))
 
     def score(self, signal: npt.ArrayLike, sample_rate_hz: int) -> dict[str, Any]:
         """Scores of one clip, [frames] or [frames, channels], at any sample rate.
@@ -92,17 +95,17 @@ class Model:
                     "clipped_ratio": one.clipped_ratio,
                     **(found if isinstance(found, dict) else {}),
                 }
-        return pd.DataFrame([rows[clip.clip_id] for clip in clips])
+        return pd.DataFrame([rows[clip.clip_id] for clip in clips], columns=self._columns)
 
 
-def load_model(name: str = DEFAULT_MODEL, *, dtype: str = "auto") -> Model:
+def load_model(name: str | os.PathLike[str] = DEFAULT_MODEL, *, dtype: str = "auto") -> Model:
     """Load a model by alias, hub id, folder or s3:// prefix, with an optional @revision.
 
     `dtype` is `auto` (bf16 where the hardware has it, else fp32), `fp32`, `bf16` or `fp16`. Raises
     ConfigError: unknown model, or one that cannot be trusted to score.
     """
     quiet_environment()
-    task = AnnotateTask.load(name, dtype=dtype, max_padded_s=0.0)
+    task = AnnotateTask.load(os.fspath(name), dtype=dtype, max_padded_s=0.0)
     for note in task.notes:
         warnings.warn(note, stacklevel=2)
     return Model(task.placed(here(), None))
@@ -123,12 +126,21 @@ def decode(
     """
     (file,) = _absolute(path)
     end_ns = None if end_s is None else round(end_s * NS_PER_S)
-    with AudioReader(storage.open_source(file), name=file, stream=audio_stream) as reader:
-        return reader.read(round(start_s * NS_PER_S), end_ns, max_s=np.inf), SAMPLE_RATE_HZ
+    try:
+        with AudioReader(storage.open_source(file), name=file, stream=audio_stream) as reader:
+            return reader.read(round(start_s * NS_PER_S), end_ns, max_s=np.inf), SAMPLE_RATE_HZ
+    except StorageError as error:
+        if failure := status_of(error):
+            raise failure from error
+        raise
 
 
 def annotate(
-    paths: Paths, model: str = DEFAULT_MODEL, *, output: str | None = None, **flags: Any
+    paths: Paths,
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    **flags: Any,
 ) -> pd.DataFrame:
     """Score all clips of folders, files or manifests, as the command `raysers annotate` does.
 
@@ -147,15 +159,16 @@ def annotate(
     from raysers.commands.archive import AnnotateFlags
     from raysers.commands.archive import annotate as job
 
-    if flags.get("dry_run"):
-        raise ConfigError("dry_run gives no rows: use the command raysers annotate --dry-run")
+    for name in ("dry_run", "check_dtype"):
+        if flags.get(name):
+            command = f"raysers annotate --{name.replace('_', '-')}"
+            raise ConfigError(f"{name} gives no rows: use the command {command}")
     quiet_environment()
     with contextlib.ExitStack() as stack:
         place = output or stack.enter_context(tempfile.TemporaryDirectory(prefix="raysers-"))
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        job.run(
-            AnnotateFlags(input=tuple(_absolute(paths)), output=str(place), model=model, **flags)
-        )
+        given = {"input": _absolute(paths), "output": place, "model": model, **flags}
+        job.run(from_values(AnnotateFlags, given, "annotate"))
         return read(place, "annotations")
 
 
@@ -200,7 +213,8 @@ def evaluate(
         models = predictions.groupby("model") if "model" in predictions else [("", predictions)]
         found += [predictions_of(_arrow(frame), str(name)) for name, frame in models]
     with _as_places(labels) as places:
-        made = EvaluateFlags(labels=places, output="-", predictions=("-",), **flags)
+        given = {"labels": places, "output": "-", "predictions": "-", **flags}
+        made = from_values(EvaluateFlags, given, "evaluate")
         made.check()
         emotions = any(one.has_categories for one in found)
         report = measure(made, read_labels(made, emotions=emotions), found)

@@ -75,12 +75,12 @@ class Flag:
 
     def value(self, words: Sequence[str]) -> Any:
         """What the words after the flag mean; ConfigError if they mean nothing."""
+        if self.words >= 0 and len(words) != self.words:
+            number = {0: "no value", 1: "a value"}.get(self.words, f"{self.words} values")
+            number += f" ({self.metavar})" if self.words else ""
+            raise ConfigError(f"{self.spelled} takes {number}, not {' '.join(words) or 'none'}")
         if self.words == 0:
             return True
-        if self.words > 0 and len(words) != self.words:
-            number = "a value" if self.words == 1 else f"{self.words} values"
-            given = " ".join(words) or "none"
-            raise ConfigError(f"{self.spelled} takes {number} ({self.metavar}), not {given}")
         try:
             values = tuple(map(self.read, words))
         except ValueError as error:
@@ -242,6 +242,25 @@ def build(config_class: type[T], given: Mapping[str, Sequence[str]], prog: str) 
     return config_class(**{name: flags[name].value(words) for name, words in given.items()})
 
 
+def from_values(config_class: type[T], values: Mapping[str, Any], prog: str) -> T:
+    """The dataclass of Python values, read as a command line; TypeError for an unknown name."""
+    if unknown := sorted(values.keys() - flags_of(config_class).keys()):
+        raise TypeError(f"{prog} has no flag {', '.join(unknown)}")
+    return build(config_class, _words(values), prog)
+
+
+def _words(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What a command line says of the values; None and empty lists are defaults."""
+    words: dict[str, list[str]] = {}
+    for name, value in values.items():
+        if value is True:
+            words[name] = []
+        elif value is not None and value is not False and value not in ([], ()):
+            several = value if isinstance(value, list | tuple) else [value]
+            words[name] = [*map(str, several)]
+    return words
+
+
 def help_text(
     prog: str,
     flags: Collection[Flag],
@@ -375,19 +394,11 @@ def _file_words(
         document = document.get("config")
     if not isinstance(document, dict):
         raise ConfigError(f"{source} {uri} holds no mapping of flags to values")
-    words: dict[str, list[str]] = {}
-    for key, value in document.items():
-        name = str(key).replace("-", "_")
-        if name not in flags:
-            known = ", ".join(sorted(flags))
-            raise ConfigError(f"{source} {uri}: unknown key {key!r}; known keys: {known}")
-        if isinstance(value, list):
-            words |= {name: [*map(str, value)]} if value else {}
-        elif value is True:
-            words[name] = []
-        elif value is not None and value is not False:
-            words[name] = [str(value)]
-    return words
+    values = {str(key).replace("-", "_"): value for key, value in document.items()}
+    if unknown := sorted(values.keys() - flags.keys()):
+        known = ", ".join(sorted(flags))
+        raise ConfigError(f"{source} {uri}: unknown key {unknown[0]!r}; known keys: {known}")
+    return _words(values)
 
 
 def as_plain(config: Any) -> dict[str, Any]:

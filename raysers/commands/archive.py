@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
 
@@ -159,7 +159,7 @@ def annotate(flags: AnnotateFlags) -> int:
         if flags.dry_run:
             return job.estimate()
         code = job.execute(share=flags.share)
-        write_turns(job.run.output, job.plan.clips, job.rows)
+        write_turns(job)
         return code
 
 
@@ -310,18 +310,22 @@ def read(flags: ReadFlags) -> int:
     plain = frame.drop(columns=[name for name in ("start", "end") if name in frame])
     for name in plain.select_dtypes("datetimetz"):
         plain[name] = plain[name].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
-    try:
-        if flags.csv:
-            plain.to_csv(flags.csv, index=False)
-        if flags.xlsx:
-            _write_sheet(plain, flags.xlsx)
-    except OSError as error:
-        place = error.filename or flags.csv or flags.xlsx
-        raise ConfigError(f"{place}: {error.strerror}") from error
+    for flag, place in (("--csv", flags.csv), ("--xlsx", flags.xlsx)):
+        if storage.is_remote(place):
+            raise ConfigError(f"{flag} {place}: give a file on this machine")
+        try:
+            if place and flag == "--csv":
+                plain.to_csv(place, index=False)
+            elif place:
+                _write_sheet(plain, place)
+        except (OSError, ValueError) as error:  # a suffix that is none of Excel's is a ValueError
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{flag} {place}: {why}") from error
     files = " and ".join(filter(None, (flags.csv, flags.xlsx)))
-    if not files:
+    if not files and flags.rows:
         shown = [name for name in plain if plain[name].notna().any() and name not in _LONG]
-        print(plain[shown].head(flags.rows).round(3).to_string(index=False))
+        first = plain[shown].head(flags.rows)
+        print(first.to_string(index=False, float_format="{:.3f}".format))
     where = f" in {files}" if files else ""
     print(f"{len(plain):,} rows, {len(plain.columns)} columns{where}")
     return Exit.DONE
@@ -331,12 +335,17 @@ def _write_sheet(frame: pd.DataFrame, file: str) -> None:
     if len(frame) >= _SHEET_ROWS:
         raise ConfigError(f"--xlsx: {len(frame):,} rows are more than a sheet holds: give --csv")
     try:
-        import openpyxl  # noqa: F401
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE as UNFIT
     except ImportError as error:
         raise ConfigError("--xlsx needs openpyxl: pip install 'raysers[tables]'") from error
-    # text that a spreadsheet would take for a formula stays text
-    safe = frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] == "=" else cell)
-    safe.to_excel(file, index=False)
+
+    def safe(cell: Any) -> Any:
+        """Text that a spreadsheet would take for a formula, or cannot hold, as text it can."""
+        if not isinstance(cell, str):
+            return cell
+        return ("'" if cell[:1] == "=" else "") + UNFIT.sub("\N{REPLACEMENT CHARACTER}", cell)
+
+    frame.map(safe).to_excel(file, index=False)
 
 
 def _push(source: str, name: str) -> int:

@@ -192,6 +192,14 @@ class ClipJob:
         where, table, shards = self.run.output, self.task.table, len(self.plan.shards)
         return output.read_all(where, table, shards, columns, stamp=self.plan.stamp)
 
+    def write_header(self, **more: pa.Schema) -> None:
+        """Write `db.yaml` and the card, of manifest, rows and `more` tables."""
+        listed = self.plan.clips.part(0).schema
+        rows = output.row_schema(self.task.schema, listed.names)
+        schemas = {"manifest": listed, self.task.table: rows, **more}
+        about = f"{self.run.job} of {', '.join(self.flags.input)}"
+        output.write_header(self.run.output, schemas, description=about, licence=self.task.licence)
+
     def _place(self, audio_s: float, *, gpus: bool) -> Placement:
         workers = self.flags.workers
         if workers == "local":
@@ -213,11 +221,7 @@ class ClipJob:
         where, clips = self.run.output, self.plan.clips
         if self.run.earlier is None or len(clips.firsts) > 1:
             clips.write(storage.join(where, "manifest"))
-        listed = clips.part(0).schema
-        rows = output.row_schema(self.task.schema, listed.names)
-        schemas = {"manifest": listed, self.task.table: rows}
-        about = f"{self.run.job} of {', '.join(self.flags.input)}"
-        output.write_header(where, schemas, description=about, licence=self.task.licence)
+        self.write_header()
         self.run.begin(config, self.plan.settings)
 
     def _watch(

@@ -197,6 +197,8 @@ def segmenting(flags: ListingFlags) -> Segmenting:
 
 def list_clips(flags: ListingFlags, *, local: bool | None = None) -> Manifest:
     """The manifest of the input; see `index` and `refuse_unseen_input`."""
+    if flags.output in flags.input:  # later commands would read its manifest, and no new file
+        raise ConfigError(f"--output {flags.output} is an --input, too: choose another folder")
     manifest = index(flags.input, segmenting(flags), limit=flags.limit, local=local)
     refuse_unseen_input(manifest, local)
     return manifest

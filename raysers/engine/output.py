@@ -219,10 +219,12 @@ def write_header(
 
     `usage` follows from `licence`, the model's; that of the recordings is not known. audformat
     looks for `db.<table>.parquet`: a local disk gets links of these names to the tables' folders.
+    A table that is not of clips is in the README alone.
     """
     columns = {
         name: {f.name: _scheme(f) for f in schema if f.name not in _INDEX}
         for name, schema in tables.items()
+        if _INDEX.issubset(schema.names)
     }
     header: dict[str, Any] = {
         "name": "raysers",
@@ -244,7 +246,7 @@ def write_header(
     card = _card(tables, description, licence)
     storage.write_atomic(storage.join(output, "README.md"), card.encode())
     if not storage.is_remote(output):
-        for name in tables:
+        for name in columns:
             _link(Path(output) / f"db.{name}.parquet", name)
 
 

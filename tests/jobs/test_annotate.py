@@ -127,6 +127,11 @@ def test_turns_have_timelines_and_means_by_speaker(archive, checkpoint, tmp_path
     ]  # fmt: skip
     first, second = (row["arousal"] for row in timeline[:2])
     assert speakers[0]["arousal"] == pytest.approx((first * 1.0 + second * 1.5) / 2.5, abs=1e-6)
+    card = (out / "README.md").read_text()
+    assert all(f"{name}/part-*.parquet" in card for name in ("timelines", "speakers"))
+    db = audformat.Database.load(out)
+    assert list(db["timelines"].get()["clip_id"]) == [row["clip_id"] for row in timeline]
+    assert set(db.tables) == {"annotations", "manifest", "timelines"}
 
 
 def test_files_that_were_added_are_named_at_every_resume(

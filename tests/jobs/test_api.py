@@ -76,6 +76,8 @@ def test_files_are_rows_in_their_order_and_failures_say_why(model, emodb_files, 
     assert frame[DIMENSIONS].iloc[[0, 3]].to_numpy() == pytest.approx(expected[[1, 0]], abs=1e-4)
     assert frame[DIMENSIONS].iloc[[1, 2]].isna().all(axis=None)
     assert [bool(text) for text in frame["error"]] == [False, True, True, False]
+    for some in ([], [broken]):  # the columns are those of the model
+        assert list(model.score_files(some).columns) == list(frame.columns)
 
 
 @pytest.mark.parametrize("kind", ["int16", "int32", "uint8", "float64"])
@@ -116,8 +118,17 @@ def test_decode_is_mono_at_16_khz_and_a_span_is_a_slice_of_it(tmp_path):
     assert signal == pytest.approx(ramp / 4, abs=1e-7)
     part, _ = raysers.decode(str(tmp_path / "a.wav"), start_s=0.5, end_s=1.5)
     assert part == pytest.approx(ramp[8_000:24_000] / 4, abs=1e-7)
-    with pytest.raises(ClipError):
-        raysers.decode(tmp_path / "none.wav")
+    for name in ("none.wav", "t.parquet#00000007", "shard.tar#a.wav"):
+        with pytest.raises(ClipError) as refused:
+            raysers.decode(tmp_path / name)
+        assert refused.value.status == "missing"
+
+
+def test_decode_of_a_bucket_refuses_as_of_a_folder(s3):
+    for uri in (f"{s3.uri}/none.wav", "s3://no-such-bucket-here/a.wav"):
+        with pytest.raises(ClipError) as refused:
+            raysers.decode(uri)
+        assert refused.value.status == "missing"
 
 
 def test_annotate_gives_the_rows_that_its_output_holds(annotated, emodb_files, expected):
@@ -150,11 +161,26 @@ def test_annotate_refuses_what_the_command_refuses(emodb_files):
     for flags, error, words in (
         ({"window": 3}, TypeError, "window"),
         ({"limit": -1}, ConfigError, "--limit"),
+        ({"limit": "three"}, ConfigError, "--limit"),
+        ({"workers": "many"}, ConfigError, "--workers"),
+        ({"retry": "mising"}, ConfigError, "did you mean 'missing'"),
+        ({"extend": "no"}, ConfigError, "--extend takes no value"),
         ({"dry_run": True}, ConfigError, "--dry-run"),
+        ({"check_dtype": 2}, ConfigError, "--check-dtype"),
         ({"model": "no/such/folder"}, ConfigError, "no/such/folder"),
     ):
         with pytest.raises(error, match=words):
             raysers.annotate(emodb_files[0], **flags)
+
+
+def test_values_of_flags_mean_what_they_do_on_the_command_line(checkpoint, tmp_path, emodb_files):
+    audio = tmp_path / "a.wav"
+    audio.write_bytes(b"")
+    given = {"output": tmp_path / "out", "shard_s": "600", "max_failed": 1}
+    assert raysers.annotate(audio, checkpoint[0], **given)["status"][0] == "empty"
+    audio.write_bytes(Path(emodb_files[0]).read_bytes())
+    frame = raysers.annotate(audio, checkpoint[0], **given, retry="empty")
+    assert frame["status"][0] == "ok"
 
 
 def test_read_takes_any_table_of_an_output_here_and_in_a_bucket(annotated, s3):

@@ -37,6 +37,7 @@ MISTAKES = {
     "annotate audio --limit 3.5": "--limit 3.5: give a whole number",
     "annotate audio --max-failed 5": "--max-failed is 5.0: give a share from 0 to 1",
     "annotate audio --dtype int4": "--dtype int4: did you mean 'int8'?",
+    "annotate audio --extend=no": "--extend takes no value, not no",
     "annotate audio --usd-per-hour -2": "--usd-per-hour is -2.0: give 0 or more",
     "fuse audio": "'audio' is no command of fuse: give train or predict",
     # config files
@@ -50,6 +51,8 @@ MISTAKES = {
     "annotate notes": "no audio",
     "annotate s3:/bucket/calls": "s3:/bucket/calls",
     "annotate audio -o bad.yaml/out": "bad.yaml/out",
+    "annotate audio -o ./audio/": "audio is an --input, too: choose another folder",
+    "index audio -o audio": "audio is an --input, too: choose another folder",
     "annotate audio -o other": "holds a run of 'index'",
     "annotate names.csv": "file",
     "index audio --corpus emodb": "no file is named as EmoDB's are",

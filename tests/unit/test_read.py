@@ -76,6 +76,36 @@ def test_excel_holds_every_row_and_no_formula(made, tmp_path):
     assert {cell.data_type for row in rows for cell in row} <= {"s", "n", "inlineStr"}
 
 
+@pytest.mark.parametrize(
+    ("flag", "place"),
+    [("--csv", "no/such/a.csv"), ("--csv", "s3://b/a.csv"), ("--xlsx", "s3://b/a.xlsx"),
+     ("--xlsx", "a.foo"), ("--csv", "out"), ("--xlsx", "no/such/a.xlsx")],
+)  # fmt: skip
+def test_a_place_that_cannot_be_written_is_one_line(
+    made, flag, place, capsys, tmp_path, monkeypatch
+):
+    pytest.importorskip("openpyxl")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert commands.main(["read", made, flag, place]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {flag} {place}: ")
+    assert not line.endswith("None")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_sheet_holds_rows_with_control_characters(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    row = {**ROWS[1], "error": "a\x01b\x1b[0m"}
+    part = output.to_table([row], ANNOTATIONS)
+    output.write_part(output.part_uri(str(tmp_path), "annotations", 0), part)
+    run(str(tmp_path), "--xlsx", str(tmp_path / "rows.xlsx"))
+    head, (*cells,) = openpyxl.load_workbook(tmp_path / "rows.xlsx").active.iter_rows(
+        values_only=True
+    )
+    assert cells[head.index("error")] == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[0m"
+
+
 def test_iceberg_tables_hold_the_rows_of_the_last_call(made, tmp_path, monkeypatch):
     """In a real catalog, in SQLite, read again by PyIceberg."""
     catalog = pytest.importorskip("pyiceberg.catalog")
@@ -109,6 +139,8 @@ def test_first_rows_are_printed(made, capsys):
     assert "a.wav" in text
     assert "=cmd" not in text
     assert "clip_id" not in text
+    run(made, "--rows", "0")
+    assert capsys.readouterr().out.startswith("2 rows")
 
 
 def test_duckdb_reads_the_parts(made):
