@@ -43,9 +43,8 @@ T = TypeVar("T")
 _COLUMNS, _INDENT = 80, 24
 #: What help calls a value of a type, and what messages do.
 _PLAIN = {int: ("N", "a whole number"), float: ("X", "a number"), str: ("TEXT", "text")}
-
-#: What seeds and arrays cannot hold.
-_TOO_LARGE = 2**63
+#: Numbers are smaller: seeds and arrays hold no larger ones.
+_LIMITS = {int: 2**63, float: math.inf}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +182,9 @@ def _first(readers: Sequence[Callable[[str], Any]], text: str, names: str) -> An
     for read in readers:
         with suppress(ValueError):
             value = read(text)
-            if isinstance(value, int) and abs(value) >= _TOO_LARGE:
-                names += " below 2**63"
-            elif not isinstance(value, float) or math.isfinite(value):
+            if not isinstance(value, int | float) or abs(value) < _LIMITS[type(value)]:
                 return value
+            names += " below 2**63" * isinstance(value, int)
     raise ValueError(f"give {names}")
 
 
@@ -256,8 +254,7 @@ def _words(values: Mapping[str, Any]) -> dict[str, list[str]]:
         if value is True:
             words[name] = []
         elif value is not None and value is not False and value not in ([], ()):
-            several = value if isinstance(value, list | tuple) else [value]
-            words[name] = [*map(str, several)]
+            words[name] = [*map(str, value if isinstance(value, list | tuple) else [value])]
     return words
 
 
@@ -329,10 +326,9 @@ def parse(
 
     `--config FILE` (YAML, or the `run.json` of an earlier run) gives defaults that the other
     arguments override; so does `--recipe NAME`, of the files in `recipes`. `--requester-pays` sets
-    the environment of this process and, through `cluster.connect`, of its workers. Words without a
-    flag belong to the field `positional`. `output` is that field's value when nothing is given.
-    `--help` lists the fields `shown` (none: those that most commands have), `--help-all` all; both
-    exit. Raises ConfigError: an argument, config file or recipe that cannot be used.
+    the environment of this process, which its workers get. Words without a flag belong to the field
+    `positional`. `output` is that field's value when nothing is given. `--help` lists the fields
+    `shown` (none: those that most commands have), `--help-all` all; both exit. Raises ConfigError.
     """
     own = flags_of(config_class)
     shipped = {path.stem: str(path) for path in sorted(recipes.glob("*.yaml"))} if recipes else {}
@@ -352,8 +348,7 @@ def parse(
         if source in given:
             if len(given[source]) != 1:
                 raise ConfigError(f"--{source} needs {needed}")
-            (place,) = given[source]
-            words |= _file_words(place, shipped if source == "recipe" else {}, own, f"--{source}")
+            words |= _file_words(given[source][0], shipped, own, f"--{source}")
     words |= {name: found for name, found in given.items() if name in own}
     parsed = build(config_class, words, prog)
     if output and getattr(parsed, "output", None) == output:
@@ -381,10 +376,9 @@ def _file_words(
     uri: str, shipped: Mapping[str, str], flags: Mapping[str, Flag], source: str
 ) -> dict[str, list[str]]:
     """The words that a command line with the values of a YAML file, or a recipe, would have."""
-    if shipped and "/" not in uri and not uri.endswith((".yaml", ".yml", ".json")):
+    if source == "--recipe" and "/" not in uri and not uri.endswith((".yaml", ".yml", ".json")):
         if uri not in shipped:
-            known = ", ".join(shipped)
-            raise ConfigError(f"--recipe {uri}: give one of {known}, or a YAML file")
+            raise ConfigError(f"--recipe {uri}: give one of {', '.join(shipped)}, or a YAML file")
         uri = shipped[uri]
     try:
         document = load_yaml(uri)  # YAML is a superset of JSON, so run.json needs no other parser
@@ -403,5 +397,4 @@ def _file_words(
 
 def as_plain(config: Any) -> dict[str, Any]:
     """The config as JSON-ready values, for `run.json`."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
-    return plain
+    return dict(json.loads(json.dumps(asdict(config), default=str)))
