@@ -176,15 +176,13 @@ def require_revision(name: str, checked: str, found: str) -> None:
 def write_turns(job: ClipJob) -> None:
     """Write the speaker turns of a job's output: scores in the order of time, and means.
 
-    They are there where a table of the input names several clips of a recording and who speaks in
-    them, such as an RTTM.
+    They are there where a table of the input names parts of recordings and who speaks in them.
     """
     where, clips = job.run.output, job.plan.clips
     speakers = (part["speaker"] for part in clips.parts(["speaker"]) if part.num_columns)
     if not any(len(column) > column.null_count for column in speakers):
         return
-    known = clips.table(["clip_id", "speaker"])
-    known = known.filter(pc.is_valid(known["speaker"]))
+    known = clips.table(["clip_id", "speaker"]).filter(pc.field("speaker").is_valid())
     columns = [name for name in TIMELINES.names if name != "speaker"]
     found = job.rows(columns).join(known, "clip_id", join_type="inner")
     if len(found) == pc.count_distinct(found["file"]).as_py():

@@ -55,8 +55,7 @@ class ClipJob:
     placement: Placement
 
     def __init__(self, flags: ClipJobFlags, run: Run) -> None:
-        self.flags = flags
-        self.run = run
+        self.flags, self.run = flags, run
         self._began_at = time.time()
         self._connected: Future[None] | None = None
 
@@ -95,10 +94,9 @@ class ClipJob:
         preload = threading.Thread(target=_preload, args=(task.preloads,), daemon=True)
         if self._connected is None:  # the model may be needed in this process
             preload.start()
-        decisive: dict[str, Any] = {"rows_version": listing.ROWS_VERSION}
         clips = None if manifest is None else Manifest.of(manifest)
-        if clips is None:
-            decisive = listing.listing_settings(flags)
+        own: dict[str, Any] = {"rows_version": listing.ROWS_VERSION}
+        decisive = own if clips is not None else listing.listing_settings(flags)
         decisive |= {"shard_s": flags.shard_s, "max_clip_s": flags.max_clip_s, **(settings or {})}
         if run.earlier is not None:
             before = run.earlier.settings

@@ -36,12 +36,7 @@ from raysers.evaluation.bootstrap import (
     support,
     units_of,
 )
-from raysers.evaluation.published import (
-    TESTS_PART,
-    print_tests,
-    robustness_tests,
-    to_tests,
-)
+from raysers.evaluation.published import TESTS_PART, print_tests, robustness_tests, to_tests
 from raysers.evaluation.rows import (
     METRICS_PART,
     NAN,
@@ -81,6 +76,7 @@ from raysers.robustness.comparison import (
 )
 from raysers.robustness.perturbations import CLEAN
 from raysers.robustness.task import HARD, Perturbed, RobustnessFlags, RobustnessTask
+from raysers.schemas import METRICS, TESTS
 from raysers.types import DIMENSIONS
 
 #: Dimension of a row that is the mean of the three.
@@ -111,6 +107,7 @@ def report(job: ClipJob, task: RobustnessTask, flags: RobustnessFlags) -> list[R
     parts.write_part(storage.join(output, METRICS_PART), to_table(rows, job.run.run_id))
     tests = robustness_tests(rows)
     parts.write_part(storage.join(output, TESTS_PART), to_tests(tests, job.run.run_id))
+    job.write_header(metrics=METRICS, tests=TESTS)
     frame = to_frame(rows)
     for suffix, data in robustness_figure(frame, model, how).items():
         storage.write_atomic(storage.join(output, f"robustness.{suffix}"), data)

@@ -34,7 +34,7 @@ from raysers.io import storage
 from raysers.models.asr import Recogniser, load_asr, parse_asr_name
 from raysers.models.speech import MOONSHINE, pauses_by
 from raysers.run import RunRecord
-from raysers.schemas import ANNOTATIONS, TRANSCRIPTS
+from raysers.schemas import ANNOTATIONS, METRICS, TRANSCRIPTS
 from raysers.types import DIMENSIONS, Status
 from raysers.words.ratings import plain_character
 
@@ -178,6 +178,7 @@ def score_words(job: ClipJob, bootstrap: Bootstrap) -> tuple[list[Row], list[str
     found = word_error_rows(model, ids, said, recognised, columns, bootstrap)
     metrics = storage.join(job.run.output, METRICS_PART)
     parts.write_part(metrics, to_table(found, record.run_id))
+    job.write_header(metrics=METRICS)
     outcome = {**(record.outcome or {}), "word_errors": overall(found)}
     job.run.finish(record.status, outcome)
     return found, list(_notes(said, recognised, columns))

@@ -133,6 +133,8 @@ def test_workers_shard_size_and_an_interruption_change_nothing(calm, checkpoint,
 def test_the_summary_says_what_the_rows_say(calm, few):
     rows = table_of(calm)
     clean = {r["clip_id"]: r["arousal"] for r in rows if r["perturbation"] == "clean"}
+    card = (Path(calm) / "README.md").read_text()
+    assert all(f"{name}/part-*.parquet" in card for name in ("robustness", "metrics", "tests"))
     metrics = metrics_of(calm)
     (model,) = {r["model"] for r in rows}
     for name in SUITES["paper"]:

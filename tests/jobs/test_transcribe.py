@@ -95,6 +95,7 @@ def test_wild_transcripts_survive_and_are_scored(finished, manifest):
     kept = {r["file"]: r["transcript"] for r in rows_of(out, "manifest")}
     given = pq.read_table(manifest).to_pylist()
     assert {r["file"]: r["transcript"] for r in given} == kept
+    assert "metrics/part-*.parquet" in (Path(out) / "README.md").read_text()
     metrics = {r["metric"]: r for r in rows_of(out, "metrics")}
     assert set(metrics) == {"wer", "cer", "substitutions", "deletions", "insertions", "words"}
     known = [r for r in given if r["transcript"] is not None]
