@@ -389,7 +389,7 @@ def _file_words(
     if not isinstance(document, dict):
         raise ConfigError(f"{source} {uri} holds no mapping of flags to values")
     values = {str(key).replace("-", "_"): value for key, value in document.items()}
-    if unknown := sorted(values.keys() - flags.keys()):
+    if unknown := [key for key in document if str(key).replace("-", "_") not in flags]:
         known = ", ".join(sorted(flags))
         raise ConfigError(f"{source} {uri}: unknown key {unknown[0]!r}; known keys: {known}")
     return _words(values)
