@@ -121,7 +121,10 @@ def _watch_ray() -> None:
     def watch() -> None:
         lost = "Ray stopped on this machine (its raylet died, perhaps for lack of memory)"
         answered_s = time.monotonic()
+        # without the raylet, its agent is no longer below this process, and may take a minute to end
+        below = psutil.Process().children(recursive=True)
         while not ended.poll(1000 * _ASK_HEAD_S):
+            below = psutil.Process().children(recursive=True)
             with suppress(OSError):
                 socket.create_connection((host.strip("[]"), int(port)), _ASK_HEAD_S).close()
                 answered_s = time.monotonic()
@@ -134,7 +137,7 @@ def _watch_ray() -> None:
         print(
             f"error: {lost}: the same command resumes where it stopped", file=sys.stderr, flush=True
         )
-        for process in psutil.Process().children(recursive=True):
+        for process in {*below, *psutil.Process().children(recursive=True)}:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         os._exit(Exit.FAILED)
