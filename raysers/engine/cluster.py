@@ -121,7 +121,7 @@ def _watch_ray() -> None:
     def watch() -> None:
         lost = "Ray stopped on this machine (its raylet died, perhaps for lack of memory)"
         answered_s = time.monotonic()
-        # without the raylet, its agent is no longer below this process, and may take a minute to end
+        # without the raylet, its agent is not below this process, and may take a minute to end
         below = psutil.Process().children(recursive=True)
         while not ended.poll(1000 * _ASK_HEAD_S):
             below = psutil.Process().children(recursive=True)
